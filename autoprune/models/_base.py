@@ -1,0 +1,96 @@
+"""What the rest of autoprune needs to know about a network, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Batch = Mapping[str, Any]
+"""One batch of images with their labels, already on the device; opaque outside its adapter."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Detection accuracy.
+
+    Attributes:
+        map50: mean average precision at IoU 0.5, in [0, 1].
+        map50_95: mean average precision over IoU 0.5 to 0.95, in [0, 1].
+    """
+
+    map50: float
+    map50_95: float
+
+
+class Adapter(ABC):
+    """A dense network with its task: data, loss, metric, checkpoint format.
+
+    Attributes:
+        name: short name for people, e.g. ``yolov8n``.
+        module: the dense network; float32, eval mode, on ``device``. Never modified by anyone.
+        device: where modules and batches live.
+        image_size: height and width of the square input, in pixels.
+        free_outputs: keys of a training-mode output dictionary whose tensors may change
+            their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
+    """
+
+    name: str
+    module: nn.Module
+    device: torch.device
+    image_size: int
+    free_outputs: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def example(self, batch: int = 2) -> torch.Tensor:
+        """Return an example input of shape (batch, 3, image_size, image_size), float32, on the device."""
+
+    @abstractmethod
+    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+        """Return ``images`` images of a split, chosen by the seed, as batches held on the device.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            images: how many; fewer are returned where the split holds fewer.
+            batch: images per batch (the last may hold fewer).
+            seed: the choice is a function of the split's files and this.
+
+        Raises:
+            DataError: the split is missing, has no readable image or no labels.
+        """
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """Return the input tensor of a batch, shape (B, 3, image_size, image_size)."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the training loss, a scalar averaged over the batch's images.
+
+        ``module`` is in train mode (batch statistics); whether gradients flow is the caller's choice.
+        """
+
+    @abstractmethod
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
+        """Measure the accuracy of an eval-mode module on held batches."""
+
+    @abstractmethod
+    def validate(self, module: nn.Module) -> Accuracy:
+        """Measure the accuracy on the validation split, as the network's own tool reports it."""
+
+    @abstractmethod
+    def deployable(self, module: nn.Module) -> nn.Module:
+        """Return a new module as it will be exported: fused, eval mode, head included, NMS excluded."""
+
+    @abstractmethod
+    def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Write a stock checkpoint atomically; ``notes`` (plain JSON values) travel inside it."""
+
+    @abstractmethod
+    def checkpoint_size(self, module: nn.Module) -> int:
+        """Return the size in bytes of the checkpoint that ``save`` would write."""
