@@ -1,0 +1,118 @@
+"""Budgets met by construction: which allocations hold them, and the projection onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.budget import format_amount
+from autoprune.cost._base import Cost
+from autoprune.errors import BudgetUnreachableError
+from autoprune.space import Counts, Space
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One cost with the most it may be.
+
+    Attributes:
+        cost: the cost.
+        limit: in the cost's unit.
+    """
+
+    cost: Cost
+    limit: float
+
+
+class Constraint:
+    """All limits that an allocation of a space must hold.
+
+    Raises:
+        BudgetUnreachableError: even the narrowest allocation exceeds a limit.
+    """
+
+    def __init__(self, space: Space, ceilings: Sequence[Ceiling]) -> None:
+        self.space = space
+        self.ceilings = tuple(ceilings)
+        for ceiling in self.ceilings:
+            lowest = float(ceiling.cost(space.lower))
+            if lowest > ceiling.limit:
+                metric = ceiling.cost.metric
+                raise BudgetUnreachableError(
+                    f"The budget {metric}={format_amount(metric, ceiling.limit)} is out of reach: with every unit at "
+                    f"its lower bound the network still needs {format_amount(metric, lowest)}; ask for more than that, "
+                    "lower --min-keep, or use a smaller image size"
+                )
+
+    def costs(self, counts: Counts) -> dict[str, float]:
+        """Return every limited cost of one allocation, by metric."""
+        return {ceiling.cost.metric: float(ceiling.cost(counts)) for ceiling in self.ceilings}
+
+    def load(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Return the largest share cost / limit over all limits, shape () or (candidates,); at most 1 holds."""
+        shares = [np.asarray(ceiling.cost(counts)) / ceiling.limit for ceiling in self.ceilings]
+        return np.asarray(np.max(shares, axis=0)) if shares else np.zeros(np.shape(counts)[:-1])
+
+    def holds(self, counts: Counts) -> bool:
+        """Return whether one allocation holds every limit."""
+        return bool(self.load(counts) <= 1)
+
+    def project(self, log_ratios: npt.NDArray[np.float64]) -> Counts:
+        """Scale keep ratios by one common factor onto the budget, round, and give back what rounding left.
+
+        Args:
+            log_ratios: the wish, natural logarithm of a keep ratio per unit, shape (units,); only differences
+                between units matter.
+
+        Returns:
+            Counts that hold every limit, shape (units,); no unit can be widened by a step without breaking one.
+        """
+        space = self.space
+        wish = np.asarray(log_ratios, dtype=np.float64)
+
+        def scaled(shift: float) -> Counts:
+            return space.round_down(np.exp(np.minimum(wish + shift, 0.0)))
+
+        low, high = float(np.log(1e-4) - wish.max()), float(-wish.min())
+        if self.holds(scaled(high)):
+            return self.fill(scaled(high), wish)
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.holds(scaled(middle)) else (low, middle)
+        return self.fill(scaled(low), wish + low)
+
+    def fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
+        """Widen units step by step while every limit holds, those furthest below their wish first."""
+        space, counts = self.space, counts.copy()
+        open_units = set(range(len(space)))
+        while open_units:
+            missing = log_ratios - np.log(space.ratios(counts))
+            unit = max(open_units, key=lambda index: (missing[index], -index))
+            wider = space.next_up(counts, unit)
+            if wider is None:
+                open_units.discard(unit)
+                continue
+            before, counts[unit] = counts[unit], wider
+            if not self.holds(counts):
+                counts[unit] = before
+                open_units.discard(unit)
+        return counts
+
+    def cap(self, decided: Counts, unit: int) -> int:
+        """Return the widest choice of a unit that leaves the budget reachable (AMC's rule, He et al. 2018, Alg. 1).
+
+        Args:
+            decided: counts of the units before ``unit``, with every later unit at its lower bound, shape (units,).
+            unit: the unit to decide.
+
+        Returns:
+            The cap on the *rounded* cost: with this count and all later units at their lower bounds every limit holds.
+        """
+        choices = self.space.choices[unit]
+        trial = np.repeat(decided[None, :], len(choices), axis=0)
+        trial[:, unit] = choices
+        fitting = np.flatnonzero(self.load(trial) <= 1)
+        return int(choices[fitting[-1]]) if len(fitting) else int(choices[0])

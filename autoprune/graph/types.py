@@ -1,0 +1,135 @@
+"""What the analysis of a network finds: channel groups, units, axes and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+class LayerKind(Enum):
+    """What a layer computes, as far as its cost is concerned."""
+
+    CONV = "conv"
+    DEPTHWISE = "depthwise"
+    TRANSPOSED = "transposed conv"
+    LINEAR = "linear"
+    NORM = "norm"
+    POOL = "pool"
+    UPSAMPLE = "upsample"
+    ELEMENTWISE = "elementwise"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together, index by index.
+
+    Attributes:
+        name: the first layer that produces them.
+        offset: global number of the first channel; the group's channels are ``offset … offset + size - 1``.
+        size: number of channels in the dense network.
+        pinned: why no channel may be removed, or None.
+    """
+
+    name: str
+    offset: int
+    size: int
+    pinned: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Groups that keep the same number of channels: one decision of the search.
+
+    Attributes:
+        name: the first producing layer, e.g. ``model.2.cv1``.
+        width: channels of each group in the dense network.
+        groups: indices into ``ChannelGraph.groups``; every group keeps the same number.
+    """
+
+    name: str
+    width: int
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation, with what its cost depends on.
+
+    Attributes:
+        name: path of the module that runs it.
+        kind: what it computes.
+        in_axis: index into ``ChannelGraph.axes`` of the input's channels.
+        out_axis: the same for the output.
+        kernel: kernel height and width.
+        stride: vertical and horizontal stride.
+        in_hw: height and width of the input.
+        out_hw: height and width of the output.
+        groups: convolution groups of the dense layer (a depthwise one has as many as channels).
+    """
+
+    name: str
+    kind: LayerKind
+    in_axis: int
+    out_axis: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    in_hw: tuple[int, int] = (1, 1)
+    out_hw: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class WidthAttribute:
+    """A plain number on a module that repeats a channel count, e.g. ``C2f.c``.
+
+    Attributes:
+        module: path of the module.
+        attribute: its name.
+        axis: index into ``ChannelGraph.axes`` of the channels that it counts.
+    """
+
+    module: str
+    attribute: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """The channel groups of a network and where they live.
+
+    Attributes:
+        groups: all groups, pinned ones too; their channels are numbered without gaps.
+        units: what may be decided, in the order of the forward pass; no pinned group is in any.
+        axes: per axis, the global channel number at each position; tensors share axes.
+        tensors: state-dict name → ((dimension, axis), …); absent tensors never change.
+        layers: operations that cost something, in the order of the forward pass.
+        attributes: plain numbers to be kept in step.
+        uncounted: operations whose cost no layer describes, with how often each occurs.
+    """
+
+    groups: tuple[Group, ...]
+    units: tuple[Unit, ...]
+    axes: tuple[Ids, ...]
+    tensors: Mapping[str, tuple[tuple[int, int], ...]]
+    layers: tuple[Layer, ...]
+    attributes: tuple[WidthAttribute, ...]
+    uncounted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels over all groups."""
+        return sum(group.size for group in self.groups)
+
+    def pin(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """Return the graph with the named units pinned, each for its reason."""
+        pinned = {index: reasons[unit.name] for unit in self.units if unit.name in reasons for index in unit.groups}
+        groups = tuple(
+            replace(group, pinned=pinned.get(index, group.pinned)) for index, group in enumerate(self.groups)
+        )
+        return replace(self, groups=groups, units=tuple(unit for unit in self.units if unit.name not in reasons))
