@@ -1,0 +1,53 @@
+"""What every test shares: a private place for settings and caches, two threads, no network.
+
+The environment is set when this file is imported, before anything imports torch or ultralytics,
+so that child processes inherit it too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SCRATCH = Path(tempfile.mkdtemp(prefix="autoprune-tests-"))
+
+os.environ.update(
+    YOLO_CONFIG_DIR=str(_SCRATCH / "ultralytics"),  # ultralytics writes a settings file on import
+    YOLO_OFFLINE="true",
+    YOLO_AUTOINSTALL="false",
+    AUTOPRUNE_CACHE=str(_SCRATCH / "cache"),
+    OMP_NUM_THREADS="2",
+)
+(_SCRATCH / "ultralytics").mkdir()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    """Undo what the last test did to torch's thread count: ultralytics' trainer lowers it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root folder."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and detectors beside the project; the test is skipped without it."""
+    folder = _ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder}, which is absent")
+    return folder
