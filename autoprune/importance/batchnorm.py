@@ -1,0 +1,29 @@
+"""The batch norm criterion: a channel matters as much as its scale γ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from autoprune.errors import ModelError
+from autoprune.graph import ChannelGraph
+from autoprune.importance._base import Importance
+
+
+class BatchNormImportance(Importance):
+    """|γ| of the batch norms of a group (Liu et al., "Network Slimming", ICCV 2017, section 3)."""
+
+    name = "bn"
+
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[tuple[int, torch.Tensor]]:
+        scales = [
+            (axis, child.weight.abs())
+            for path, child in module.named_modules()
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine
+            for _, axis in graph.tensors.get(f"{path}.weight", ())
+        ]
+        if not scales:
+            raise ModelError("The criterion bn needs batch norm layers and this network has none; use --criterion l1")
+        return scales
