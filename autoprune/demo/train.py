@@ -1,0 +1,135 @@
+"""Trains the demo detector again: `python -m autoprune.demo.train [--out FILE] [--epochs N]`.
+
+Stock Ultralytics, from scratch, on a CPU, on the data set that `shapes_dataset()` draws. The file
+that comes with autoprune was made by this module; the last line that it prints tells the score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
+
+_ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
+_EPOCHS = 75
+_THREADS = 2
+
+# What the run that trained the weights leaves in a checkpoint about the machine it ran on.
+_MACHINE_KEYS = ("project", "name", "save_dir", "device", "workers", "exist_ok")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, write the weights, print the score on the validation images."""
+    parser = argparse.ArgumentParser(prog="python -m autoprune.demo.train", description="Train the demo detector.")
+    parser.add_argument("--out", type=Path, default=demo_weights(), help="where to write the weights (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="passes over the training images (%(default)s)")
+    options = parser.parse_args(arguments)
+    with _quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="autoprune-demo-") as folder:
+        data = shapes_dataset()
+        trained = _train(data, epochs=options.epochs, folder=Path(folder))
+        _write(_clean(trained), options.out)
+        map50, map50_95 = _score(options.out, data, folder=Path(folder))
+    size = options.out.stat().st_size
+    print(f"{options.out}: {size / 1e6:.2f} MB, mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")  # noqa: T201
+
+
+@contextmanager
+def _quiet_ultralytics() -> Iterator[None]:
+    """Keep Ultralytics away from the user's settings file and from the network; import it inside only."""
+    with tempfile.TemporaryDirectory(prefix="autoprune-yolo-") as folder:
+        os.environ.setdefault("YOLO_CONFIG_DIR", folder)
+        os.environ.setdefault("YOLO_OFFLINE", "true")
+        from ultralytics.data import utils
+
+        utils.check_font = lambda font: None  # would download a font for plots, and none are made
+        yield
+
+
+def _train(data: Path, *, epochs: int, folder: Path) -> Path:
+    """Train from scratch; returns the last checkpoint as Ultralytics wrote it."""
+    import torch
+    from ultralytics import YOLO
+
+    model = YOLO(str(_ARCHITECTURE))
+    # Ultralytics allows itself one thread less than there are; set after it has chosen its device.
+    model.add_callback("on_pretrain_routine_start", lambda trainer: torch.set_num_threads(_THREADS))
+    model.train(
+        data=str(data),
+        imgsz=DEMO_IMAGE_SIZE,
+        epochs=epochs,
+        batch=8,
+        nbs=8,
+        optimizer="AdamW",
+        lr0=0.003,
+        lrf=0.01,
+        cos_lr=True,
+        momentum=0.9,
+        weight_decay=0.0005,
+        warmup_epochs=2.0,
+        close_mosaic=max(1, epochs // 4),
+        flipud=0.5,
+        seed=0,
+        deterministic=True,
+        device="cpu",
+        amp=False,
+        pretrained=False,
+        val=False,
+        plots=False,
+        project=str(folder),
+        name="train",
+        exist_ok=True,
+    )
+    return folder / "train" / "weights" / "last.pt"
+
+
+def _clean(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint without optimizer, dates, and anything about the machine it was made on."""
+    from ultralytics.utils.torch_utils import strip_optimizer
+
+    stripped = strip_optimizer(checkpoint)
+    model = stripped["model"]
+    arguments = _portable(stripped["train_args"])
+    model.args = _portable(model.args)
+    model.yaml = {**model.yaml, "yaml_file": _ARCHITECTURE.name}
+    kept = ("epoch", "best_fitness", "ema", "updates", "optimizer", "version", "license", "docs")
+    return {**{key: stripped[key] for key in kept}, "model": model, "train_args": arguments}
+
+
+def _portable(arguments: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in arguments.items() if key not in _MACHINE_KEYS}
+    return {**kept, "data": "shapes.yaml", "model": _ARCHITECTURE.name}
+
+
+def _write(checkpoint: dict[str, Any], out: Path) -> None:
+    """Write so that `out` is either the old file or the whole new one."""
+    import torch
+
+    buffer = io.BytesIO()  # torch would write a file's name into it
+    torch.save(checkpoint, buffer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(buffer.getvalue())
+    os.chmod(name, 0o644)
+    os.replace(name, out)
+
+
+def _score(weights: Path, data: Path, *, folder: Path) -> tuple[float, float]:
+    """mAP50 and mAP50-95 on the validation images, by Ultralytics' own `val`."""
+    from ultralytics import YOLO
+
+    result = YOLO(str(weights)).val(
+        data=str(data), imgsz=DEMO_IMAGE_SIZE, device="cpu", plots=False, verbose=False, project=str(folder), name="val"
+    )
+    return float(result.box.map50), float(result.box.map)
+
+
+if __name__ == "__main__":
+    main()
