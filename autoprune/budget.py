@@ -1,0 +1,180 @@
+"""Budgets as people write them: ``latency=8ms``, ``latency=60%``, ``flops=4.2G``, ``params=1.5M``, ``size=3MB``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from autoprune.errors import BudgetError
+
+METRICS = ("latency", "flops", "params", "size")
+"""What can be limited. Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes."""
+
+_COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
+_BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
+_BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
+_TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
+_UNITS = {"latency": _TIME_UNITS, "flops": _COUNT_UNITS, "params": _COUNT_UNITS, "size": _BYTE_UNITS}
+_EXAMPLES = {
+    "latency": "8ms, 0.008s, 8000us or 60%",
+    "flops": "4.2G, 900M or 50%",
+    "params": "1.5M, 900K or 50%",
+    "size": "3MB, 900KB, 2MiB or 50%",
+}
+_AMOUNT = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*(?P<unit>[^\W\d_]*|%)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that one metric of the pruned network may be.
+
+    Attributes:
+        metric: one of ``METRICS``.
+        requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
+        value: in the metric's own unit, or the share of the dense network's value, in (0, 1], where ``relative``.
+        relative: whether the value is a share of the dense network's.
+    """
+
+    metric: str
+    requested: str
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Read one limit.
+
+        Raises:
+            BudgetError: unknown metric, no or unknown unit, not a number, not above zero, above 100%.
+        """
+        requested = text.strip()
+        metric, equals, amount = (part.strip() for part in requested.partition("="))
+        if not equals:
+            raise BudgetError(f"A budget reads METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got {requested!r}")
+        metric = metric.lower()
+        if metric not in METRICS:
+            raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r} in {requested!r}")
+        match = _AMOUNT.fullmatch(amount)
+        if match is None:
+            raise _malformed(metric, requested, f"{amount!r} is not a number with a unit")
+        number, unit = Decimal(match["number"]), match["unit"].lower()
+        if number <= 0:
+            raise _malformed(metric, requested, "the amount must be above zero")
+        if unit == "%":
+            if number > 100:
+                raise _malformed(metric, requested, "a share of the dense network must lie in (0, 100] percent")
+            return cls(metric, requested, _finite(number / 100, metric, requested), relative=True)
+        scale = _scale(metric, requested, unit)
+        if not unit and number < 1:
+            raise _malformed(metric, requested, f"a share is written in percent: {metric}={number * 100:f}%")
+        return cls(metric, requested, _finite(number * scale, metric, requested), relative=False)
+
+    def resolve(self, dense: float) -> float:
+        """Return the limit in the metric's unit.
+
+        Args:
+            dense: the dense network's value in the metric's unit.
+
+        Raises:
+            BudgetError: the dense value is not a positive number, so that a share of it means nothing.
+        """
+        if not (math.isfinite(dense) and dense > 0):
+            raise BudgetError(f"The dense network's {self.metric} must be a positive number, got {dense}")
+        return self.value * dense if self.relative else self.value
+
+    def __str__(self) -> str:
+        return self.requested
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One or more limits that hold together, at most one for each metric.
+
+    Attributes:
+        limits: in the order they were given.
+
+    Raises:
+        BudgetError: no limit, or two for the same metric.
+    """
+
+    limits: tuple[Limit, ...]
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise BudgetError("A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none")
+        first: dict[str, Limit] = {}
+        for limit in self.limits:
+            if limit.metric in first:
+                raise BudgetError(
+                    f"A budget limits each metric once, got {first[limit.metric]} and {limit}; keep the one you mean"
+                )
+            first[limit.metric] = limit
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Budget:
+        """Read limits, e.g. ``["latency=8ms", "flops=50%"]``.
+
+        Raises:
+            BudgetError: a limit is malformed, there is none, or two limit the same metric.
+        """
+        return cls(tuple(Limit.parse(text) for text in texts))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts the limits were read from; ``Budget.parse(budget.texts) == budget``."""
+        return tuple(limit.requested for limit in self.limits)
+
+    def __iter__(self) -> Iterator[Limit]:
+        return iter(self.limits)
+
+    def __len__(self) -> int:
+        return len(self.limits)
+
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
+
+
+def format_amount(metric: str, value: float) -> str:
+    """Return an amount as people read it: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``.
+
+    Args:
+        metric: one of ``METRICS``.
+        value: in the metric's unit: milliseconds, FLOPs, parameters, bytes.
+
+    Raises:
+        BudgetError: unknown metric.
+    """
+    if metric not in METRICS:
+        raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r}")
+    if metric == "latency":
+        return f"{value:.2f} ms" if not 0 < abs(value) < 1 else f"{value:.3f} ms"
+    suffix = "B" if metric == "size" else ""
+    for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        below = round(
+            abs(value) / (factor / 1e3), 2 if factor > 1e3 else 0
+        )  # as the next smaller prefix would print it
+        if below >= 1e3 and math.isfinite(value):
+            return f"{value / factor:.2f} {prefix}{suffix}"
+    return f"{value:.0f} {suffix}".rstrip()
+
+
+def _scale(metric: str, requested: str, unit: str) -> Decimal:
+    units = _UNITS[metric]
+    if unit in units:
+        return Decimal(units[unit])
+    reason = f"unknown unit {unit!r}" if unit else "the unit is missing"
+    raise _malformed(metric, requested, reason)
+
+
+def _finite(value: Decimal, metric: str, requested: str) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise _malformed(metric, requested, "the amount is too large or too small to be represented")
+    return number
+
+
+def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
+    return BudgetError(f"The budget {requested!r} cannot be read: {reason}; write {metric}= with {_EXAMPLES[metric]}")

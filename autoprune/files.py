@@ -1,0 +1,77 @@
+"""Writing files so that a reader never sees half of one, and saying clearly why a write failed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from autoprune.errors import RunError
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space on that disk, or choose another place with --out",
+    errno.EDQUOT: "free some of your disk quota, or choose another place with --out",
+    errno.EACCES: "choose a place that you may write to with --out",
+    errno.EPERM: "choose a place that you may write to with --out",
+    errno.EROFS: "choose a place that you may write to with --out",
+    errno.ENOENT: "its folder does not exist",
+}
+
+
+@contextmanager
+def saying_why(path: Path, action: str = "written") -> Iterator[None]:
+    """Turn an operating system error of the block into a ``RunError`` that names the file and the way out.
+
+    Args:
+        path: the file that the block reads or writes.
+        action: what the block does to the file, as a participle.
+
+    Raises:
+        RunError: the block raised an ``OSError``: disk full, not permitted, no such folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hint = _WAYS_OUT.get(error.errno or 0)
+        raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
+
+    The content goes to a temporary file beside the target, reaches the disk, and is renamed over the target.
+
+    Args:
+        path: the file to write; its folder must exist.
+        content: all of it; text is written as UTF-8 with the line ends it has.
+
+    Raises:
+        RunError: the file cannot be written; the old one, if any, is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with saying_why(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of a folder durable, where the system allows it."""
+    with suppress(OSError):  # Windows cannot open a folder; some network disks cannot sync one
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

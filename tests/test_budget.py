@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoprune.budget import METRICS, Budget, Limit, format_amount
+from autoprune.errors import BudgetError
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "value"),
+    [
+        ("latency=8ms", "latency", 8.0),
+        ("latency=0.008s", "latency", 8.0),
+        ("latency=8000us", "latency", 8.0),
+        ("latency=8000\u00b5s", "latency", 8.0),
+        ("latency=8000\u03bcs", "latency", 8.0),
+        ("latency=.5ms", "latency", 0.5),
+        ("latency=5.ms", "latency", 5.0),
+        ("flops=4.2G", "flops", 4.2e9),
+        ("flops=900M", "flops", 9e8),
+        ("flops=4.2e9", "flops", 4.2e9),
+        ("flops=1.1T", "flops", 1.1e12),
+        ("params=1.5M", "params", 1.5e6),
+        ("params=1500000", "params", 1.5e6),
+        ("params=900k", "params", 9e5),
+        ("size=3MB", "size", 3e6),
+        ("size=900KB", "size", 9e5),
+        ("size=512B", "size", 512.0),
+        ("size=2MiB", "size", 2 * 2**20),
+        (" Latency = 8 MS ", "latency", 8.0),
+    ],
+)
+def test_absolute_limits_are_read_exactly(text: str, metric: str, value: float) -> None:
+    limit = Limit.parse(text)
+    assert (limit.metric, limit.value, limit.relative) == (metric, value, False)
+    assert limit.requested == text.strip()
+    assert limit.resolve(1.0) == value
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("percent", "share"), [("60%", 0.6), ("100%", 1.0), ("0.5 %", 0.005)])
+def test_percentages_are_shares_of_the_dense_network(metric: str, percent: str, share: float) -> None:
+    limit = Limit.parse(f"{metric}={percent}")
+    assert (limit.value, limit.relative) == (share, True)
+    assert limit.resolve(250.0) == share * 250.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "METRIC=AMOUNT"),
+        ("8ms", "METRIC=AMOUNT"),
+        ("latency:8ms", "METRIC=AMOUNT"),
+        ("=8ms", "one of latency, flops, params, size, got ''"),
+        ("speed=8ms", "one of latency, flops, params, size, got 'speed'"),
+        ("latency=8", "the unit is missing"),
+        ("size=3", "the unit is missing"),
+        ("latency=8min", "unknown unit 'min'"),
+        ("flops=4.2GB", "unknown unit 'gb'"),
+        ("params=3MB", "unknown unit 'mb'"),
+        ("size=3M", "unknown unit 'm'"),
+        ("latency=", "'' is not a number"),
+        ("latency=ms", "'ms' is not a number"),
+        ("latency=nanms", "'nanms' is not a number"),
+        ("latency=nan", "'nan' is not a number"),
+        ("latency=infms", "'infms' is not a number"),
+        ("latency=8ms9", "'8ms9' is not a number"),
+        ("latency=1,5ms", "'1,5ms' is not a number"),
+        ("latency=8ms,flops=50%", "is not a number"),
+        ("latency=0ms", "above zero"),
+        ("latency=-1ms", "above zero"),
+        ("flops=0%", "above zero"),
+        ("flops=-5%", "above zero"),
+        ("flops=101%", r"\(0, 100\]"),
+        ("flops=0.5", "flops=50.0%"),
+        ("params=.25", "params=25.00%"),
+        ("latency=1e400ms", "too large or too small"),
+        ("latency=1e-400ms", "too large or too small"),
+        ("latency=1e9999999999ms", "is not a number"),
+    ],
+)
+def test_malformed_limits_say_what_is_wrong_and_what_would_be_right(text: str, said: str) -> None:
+    with pytest.raises(BudgetError, match=said) as caught:
+        Limit.parse(text)
+    assert "\n" not in str(caught.value)
+    assert repr(text.strip()) in str(caught.value)
+
+
+def test_a_budget_keeps_its_limits_in_order() -> None:
+    budget = Budget.parse(["latency=8ms", "flops=50%"])
+    assert [limit.metric for limit in budget] == ["latency", "flops"]
+    assert (len(budget), str(budget)) == (2, "latency=8ms, flops=50%")
+
+
+@pytest.mark.parametrize("second", ["latency=8ms", "latency=7ms", "latency=60%"])
+def test_a_metric_is_limited_once(second: str) -> None:
+    with pytest.raises(BudgetError, match=f"each metric once, got latency=8ms and {second}"):
+        Budget.parse(["latency=8ms", "flops=50%", second])
+
+
+def test_an_empty_budget_is_refused() -> None:
+    with pytest.raises(BudgetError, match="at least one limit"):
+        Budget.parse([])
+
+
+@pytest.mark.parametrize("dense", [math.nan, math.inf, 0.0, -1.0])
+def test_a_share_of_nothing_is_refused(dense: float) -> None:
+    with pytest.raises(BudgetError, match="positive number"):
+        Limit.parse("flops=50%").resolve(dense)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("latency", 8.0, "8.00 ms"),
+        ("latency", 0.125, "0.125 ms"),
+        ("latency", 1234.5, "1234.50 ms"),
+        ("flops", 4.2e9, "4.20 G"),
+        ("flops", 1.1e12, "1.10 T"),
+        ("params", 1.5e6, "1.50 M"),
+        ("params", 999_999, "1.00 M"),
+        ("params", 999, "999"),
+        ("params", 0, "0"),
+        ("size", 3e6, "3.00 MB"),
+        ("size", 9e5, "900.00 KB"),
+        ("size", 512, "512 B"),
+        ("flops", math.nan, "nan"),
+        ("size", math.inf, "inf B"),
+    ],
+)
+def test_amounts_read_well(metric: str, value: float, text: str) -> None:
+    assert format_amount(metric, value) == text
+
+
+def test_formatting_an_unknown_metric_is_refused() -> None:
+    with pytest.raises(BudgetError, match="got 'speed'"):
+        format_amount("speed", 1.0)
+
+
+_UNITS = {
+    "latency": ["ms", "s", "us", "%"],
+    "flops": ["K", "M", "G", "T", "%"],
+    "params": ["K", "M", "G", "%"],
+    "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
+}
+texts = st.sampled_from(METRICS).flatmap(
+    lambda metric: st.builds(
+        "{}={}{}".format,
+        st.just(metric),
+        st.decimals(min_value="0.001", max_value=100, places=3).map(str),
+        st.sampled_from(_UNITS[metric]),
+    )
+)
+
+
+@given(texts)
+def test_reading_the_requested_text_again_gives_the_same_limit(text: str) -> None:
+    limit = Limit.parse(text)
+    assert Limit.parse(limit.requested) == limit
+    assert limit.value > 0
+    assert limit.relative == text.endswith("%")
+
+
+@given(st.lists(texts, min_size=1, max_size=4, unique_by=lambda text: text.split("=")[0]))
+def test_a_budget_round_trips_through_its_texts(lines: list[str]) -> None:
+    budget = Budget.parse(lines)
+    assert Budget.parse(budget.texts) == budget
+
+
+@given(st.sampled_from(["flops", "params", "size"]), st.floats(min_value=1, max_value=1e15))
+def test_a_formatted_amount_is_read_back_within_its_two_decimals(metric: str, value: float) -> None:
+    text = format_amount(metric, value)
+    assert Limit.parse(f"{metric}={text}").value == pytest.approx(value, rel=0.5)
+    if value >= 1e3:
+        assert Limit.parse(f"{metric}={text}").value == pytest.approx(value, rel=0.0051)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused_by_a_budget_error(text: str) -> None:
+    try:
+        limit = Limit.parse(text)
+    except BudgetError:
+        return
+    assert limit.value > 0

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import RunError
+from autoprune.files import write_atomic
+
+
+def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_atomic(target, "µ\nx\r\n")
+    assert target.read_bytes() == "µ\nx\r\n".encode()
+    write_atomic(target, b"\x00\xff")
+    assert target.read_bytes() == b"\x00\xff"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = tmp_path / "a.txt"
+    write_atomic(target, "old")
+    monkeypatch.setattr(os, "fsync", full) if step == "fsync" else monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunError, match=r"a\.txt cannot be written: No space left on device; free some space"):
+        write_atomic(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "a.txt", "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nowhere/a\.txt cannot be written: .*; its folder does not exist"):
+        write_atomic(tmp_path / "nowhere" / "a.txt", "x")
+
+
+def test_the_mode_of_a_new_file_follows_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
