@@ -1,0 +1,280 @@
+"""The record of everything that a run found out: append-only, durable, replayed by a resume.
+
+One JSON object per line: ``{"kind": ..., "key": ..., "value": ..., "crc": "8 hex digits"}``; the first line is the
+header. A record is on the disk when ``append`` returns, so whatever a strategy was told survives ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from autoprune.errors import RunError
+from autoprune.files import saying_why, sync_folder
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+"""What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
+
+_SCHEMA = 1
+_HEADER = "header"
+_FLOAT = "$float"
+
+
+class JournalWarning(UserWarning):
+    """A journal ended in a record that was cut off, and the record was dropped."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that a run found out.
+
+    Attributes:
+        kind: what sort of thing, e.g. ``evaluation``.
+        key: what it is about, e.g. an allocation.
+        value: what was found; never null.
+    """
+
+    kind: str
+    key: Any
+    value: Any
+
+
+class Journal:
+    """The journal of one run, open for one process at a time. A context manager; ``close`` lets go of the file.
+
+    Attributes:
+        path: the file.
+        header: what ``create`` was given; the caller checks that it fits what is being resumed.
+    """
+
+    def __init__(self, path: Path, descriptor: int, header: Any, records: Sequence[Record]) -> None:
+        """Use ``create`` or ``open``."""
+        self.path = path
+        self.header: Any = header
+        self._descriptor: int | None = descriptor
+        self._records: dict[str, list[Record]] = {}
+        self._values: dict[tuple[str, str], Any] = {}
+        for record in records:
+            self._keep(record)
+
+    @classmethod
+    def create(cls, path: Path, header: Mapping[str, JSON]) -> Journal:
+        """Begin a journal.
+
+        Raises:
+            RunError: the file exists already or cannot be written.
+        """
+        if path.exists():
+            raise RunError(f"{path} exists already; resume that run with --resume or choose another folder with --out")
+        with saying_why(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+        try:
+            _lock(descriptor, path)
+            line = _line(_HEADER, _SCHEMA, header)
+            _write(descriptor, line, path)
+            sync_folder(path.parent)
+        except BaseException:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return cls(path, descriptor, _record(line).value, ())
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Read a journal and go on with it.
+
+        A last record that was cut off is dropped with a ``JournalWarning``, and the file is cut to what is whole.
+
+        Raises:
+            RunError: the file is missing, is not a journal, is broken before its last record, or is in use.
+        """
+        if not path.is_file():
+            raise RunError(f"{path.parent} is not a run: it has no {path.name}")
+        with saying_why(path, "opened"):
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _BINARY)
+        try:
+            _lock(descriptor, path)
+            with saying_why(path, "read"):
+                data = path.read_bytes()
+            records, whole = _read(data, path)
+            if whole < len(data):
+                with saying_why(path):
+                    os.ftruncate(descriptor, whole)
+                    os.fsync(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, records[0].value, records[1:])
+
+    def append(self, kind: str, key: JSON, value: JSON) -> None:
+        """Keep a record; it is on the disk when this returns, or not at all when this raises.
+
+        Args:
+            kind: what sort of thing.
+            key: what it is about; the last record of the same kind and key is the one that ``lookup`` finds.
+            value: what was found; not None, which is how ``lookup`` says that there is nothing.
+
+        Raises:
+            RunError: the journal is closed or cannot be written.
+            TypeError: the value is None, or a key or value is not JSON.
+        """
+        if value is None:
+            raise TypeError("A journal's value must not be None: that is what a lookup returns for what is absent")
+        if kind == _HEADER:
+            raise TypeError(f"{_HEADER!r} is the kind of a journal's first line only")
+        if self._descriptor is None:
+            raise RunError(f"{self.path} is closed; open it again to go on")
+        line = _line(kind, key, value)
+        _write(self._descriptor, line, self.path)
+        self._keep(_record(line))
+
+    def lookup(self, kind: str, key: JSON) -> Any:
+        """Return the value of the last record of this kind and key, or None; not to be modified."""
+        return self._values.get((kind, _text(key)))
+
+    def records(self, kind: str) -> tuple[Record, ...]:
+        """Return all records of a kind, in the order they were appended."""
+        return tuple(self._records.get(kind, ()))
+
+    def close(self) -> None:
+        """Let go of the file, so that another process may resume the run. A second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self, record: Record) -> None:
+        self._records.setdefault(record.kind, []).append(record)
+        self._values[record.kind, _text(record.key)] = record.value
+
+
+# -- one line --------------------------------------------------------------------------------------
+
+
+def _line(kind: str, key: JSON, value: JSON) -> bytes:
+    body = {"kind": kind, "key": _encode(key), "value": _encode(value)}
+    return (json.dumps({**body, "crc": _checksum(body)}, allow_nan=False) + "\n").encode("ascii")
+
+
+def _record(line: bytes) -> Record:
+    """Read one line. Raises ValueError where it is not what ``_line`` wrote."""
+    body = json.loads(line.decode("ascii"))
+    if not isinstance(body, dict) or set(body) != {"kind", "key", "value", "crc"}:
+        raise ValueError("not a record")
+    if body.pop("crc") != _checksum(body):
+        raise ValueError("wrong checksum")
+    return Record(body["kind"], _decode(body["key"]), _decode(body["value"]))
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(_canonical(body)):08x}"
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _text(key: JSON) -> str:
+    return _canonical(_encode(key)).decode("ascii")
+
+
+def _encode(value: JSON) -> Any:
+    """Return plain JSON: what is not finite becomes ``{"$float": "nan"}``, other keys in ``$`` get one ``$`` more."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"A journal keeps JSON, whose names are strings, got {value!r}")
+        return {f"${name}" if name.startswith("$") else name: _encode(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {name[1:] if name.startswith("$") else name: _decode(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _read(data: bytes, path: Path) -> tuple[list[Record], int]:
+    """Return all whole records and how many bytes they take."""
+    lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+    tail = data[sum(map(len, lines)) :]
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_record(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            if number < len(lines) or tail:
+                raise RunError(
+                    f"{path} is broken at line {number} ({error}): what follows cannot be trusted; "
+                    "restore the file from a copy or start the run again"
+                ) from error
+            tail = line
+    if not records or records[0].kind != _HEADER:
+        raise RunError(f"{path} does not begin with a journal's header: the run was killed at its start, or it is none")
+    if records[0].key != _SCHEMA:
+        raise RunError(f"{path} has the schema version {records[0].key!r}, this autoprune reads {_SCHEMA}")
+    if tail:
+        warnings.warn(
+            f"{path}: the last record was cut off ({len(tail)} bytes) and is dropped", JournalWarning, stacklevel=4
+        )
+    return records, len(data) - len(tail)
+
+
+def _write(descriptor: int, line: bytes, path: Path) -> None:
+    """Write a line and wait until it is on the disk; after a failure the file is as before."""
+    with saying_why(path):
+        before = os.fstat(descriptor).st_size
+        try:
+            rest = line
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(descriptor, before)
+            raise
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Take the file for this process until it is closed or the process ends; Windows goes without."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(f"{path} is in use by another process; wait for it or stop it, then resume") from error
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror}): do not resume it twice", JournalWarning, stacklevel=4
+        )
