@@ -1,0 +1,40 @@
+"""Networks as the rest of autoprune sees them: one adapter per family of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from autoprune.models._base import Adapter
+
+__all__ = ["open_adapter"]
+
+
+def open_adapter(
+    weights: Path,
+    *,
+    data: Path | None = None,
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+    trust: bool = False,
+) -> Adapter:
+    """Open a checkpoint with the adapter of its family (today: Ultralytics').
+
+    Args:
+        weights: the checkpoint.
+        data: the data set's description; without one only the network can be used.
+        image_size: square input size in pixels; the checkpoint's own if None.
+        device: where to compute.
+        trust: allow the checkpoint to run code; see `UltralyticsAdapter.load`.
+
+    Raises:
+        ModelError: the checkpoint cannot be used.
+        DataError: the data set is missing or malformed, or does not fit the network.
+        DeviceError: the device is unknown or not there.
+    """
+    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+
+    return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)

@@ -1,0 +1,140 @@
+"""Ultralytics, imported and called without its side effects.
+
+Importing Ultralytics writes a settings file, asks the network whether it is there, sets environment
+variables (``OMP_NUM_THREADS=1`` among them), print options, OpenCV's thread count and warning
+filters, and replaces ``torch.save`` and ``PIL.Image.open``. Calling it prints, installs missing
+packages by pip, and reports to loggers and analytics. This module keeps all of that from the
+program that uses autoprune:
+
+* On import it imports Ultralytics once, offline, without automatic installs, and with a private
+  folder for its settings (a copy of the user's, so that e.g. ``datasets_dir`` keeps its meaning,
+  but with ``sync`` and all logger integrations off), and puts the global state back afterwards.
+  A user's own ``YOLO_CONFIG_DIR`` is respected. Where the program imported Ultralytics first,
+  its settings are the program's own affair and stay as they are.
+* `quiet` silences Ultralytics' logger and progress bars and keeps its changes of thread counts
+  from leaking, around each call that autoprune makes.
+* `child_environment` hands the same precautions to processes that Ultralytics starts (DDP).
+
+Modules of autoprune take what they need of Ultralytics from `autoprune.models.ultralytics.stock`,
+which imports this module first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import torch
+
+_INTEGRATIONS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+_PRECAUTIONS = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+
+
+def _user_settings() -> dict[str, object]:
+    """Read the settings that Ultralytics would use, without creating or changing the file."""
+    if sys.platform == "win32":
+        base = Path.home() / "AppData" / "Roaming"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    try:
+        settings = json.loads((base / "Ultralytics" / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _private_folder() -> Path:
+    """Make a folder with the user's settings minus everything that reaches out; gone when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="autoprune-ultralytics-"))
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    settings = {**_user_settings(), "sync": False, "api_key": "", **dict.fromkeys(_INTEGRATIONS, False)}
+    (folder / "Ultralytics").mkdir()
+    (folder / "Ultralytics" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, then put the whole environment back as it was."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _global_state_kept() -> Iterator[None]:
+    """Put back the process-wide settings that importing Ultralytics replaces."""
+    printing, cv2_threads = np.get_printoptions(), cv2.getNumThreads()
+    tensors = dict(vars(torch._tensor_str.PRINT_OPTS))
+    save, image_open = torch.save, PIL.Image.open
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        vars(torch._tensor_str.PRINT_OPTS).update(tensors)
+        np.set_printoptions(**printing)
+        cv2.setNumThreads(cv2_threads)
+        torch.save, PIL.Image.open = save, image_open
+
+
+def _import_once() -> Path | None:
+    """Import Ultralytics with all precautions; return the private settings folder, if one was made."""
+    if "ultralytics" in sys.modules:
+        return None
+    folder = None if os.environ.get("YOLO_CONFIG_DIR") else _private_folder()
+    precautions = dict(_PRECAUTIONS) if folder is None else {**_PRECAUTIONS, "YOLO_CONFIG_DIR": str(folder)}
+    loud = os.environ.get("YOLO_VERBOSE") is None
+    with _environment(precautions), _global_state_kept():
+        import ultralytics.utils
+
+    if loud:  # quiet was for the import alone: the program's own use of Ultralytics prints as ever
+        ultralytics.utils.VERBOSE = True
+        ultralytics.utils.set_logging(verbose=True)
+    return folder
+
+
+_FOLDER = _import_once()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Ultralytics (messages and progress bars), and keep its thread counts from leaking."""
+    logger = logging.getLogger("ultralytics")
+    level, threads, cv2_threads = logger.level, torch.get_num_threads(), cv2.getNumThreads()
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if cv2.getNumThreads() != cv2_threads:
+            cv2.setNumThreads(cv2_threads)
+
+
+@contextmanager
+def child_environment() -> Iterator[None]:
+    """Give child processes that import Ultralytics themselves the same precautions."""
+    folder = {} if _FOLDER is None else {"YOLO_CONFIG_DIR": str(_FOLDER)}
+    with _environment({**_PRECAUTIONS, **folder}):
+        yield

@@ -1,0 +1,5 @@
+"""Adapter of Ultralytics' YOLO detectors (YOLOv3 to YOLO26)."""
+
+from autoprune.models.ultralytics.adapter import UltralyticsAdapter
+
+__all__ = ["UltralyticsAdapter"]

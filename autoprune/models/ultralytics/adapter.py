@@ -1,0 +1,327 @@
+"""The adapter of Ultralytics' YOLO detectors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.errors import DataError, ModelError
+from autoprune.models._base import Accuracy, Adapter, Batch
+from autoprune.models._device import resolve_device
+from autoprune.models.ultralytics import data as data_sets
+from autoprune.models.ultralytics import metrics, stock
+from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
+
+TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
+"""Network classes that are supported, with Ultralytics' name of their task.
+
+Everything else that differs between tasks comes from Ultralytics: the data set (`LabelledImages` takes the
+task), the loss (the network's own ``init_criterion``) and the metric (`metrics`, one validator per task).
+"""
+
+_VALIDATION_BATCH = 16
+
+
+class UltralyticsAdapter(Adapter):
+    """A YOLO detector from a stock Ultralytics checkpoint, with its data set.
+
+    Build one with `UltralyticsAdapter.load`.
+
+    Attributes:
+        data: the data set, or None where none was given.
+        train_args: the settings that the dense network was trained with, all of Ultralytics' keys.
+        notes: what an earlier run of autoprune noted in the checkpoint.
+        skipped: images that could not be read so far, each with the reason; one entry per image.
+    """
+
+    free_outputs = frozenset({"feats"})
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        train_args: Mapping[str, Any],
+        data: DataSet | None,
+        image_size: int,
+        device: torch.device,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.image_size = image_size
+        self.data = data
+        self.train_args = train_args
+        self.notes = notes or {}
+        self.module = _prepared(module, train_args).to(device)
+        self.task = TASKS[type(module)]
+        self._criterion = self.module.init_criterion()  # type: ignore[operator]
+        self._skipped: dict[str, str] = {}
+        self._validation: list[Label] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        weights: Path,
+        *,
+        data: Path | None = None,
+        image_size: int | None = None,
+        device: str | torch.device = "cpu",
+        trust: bool = False,
+    ) -> UltralyticsAdapter:
+        """Load a trained detector and, if given, its data set.
+
+        Args:
+            weights: the ``.pt`` file that Ultralytics' training wrote.
+            data: the data set's YAML file; without one, every method that needs images raises ``DataError``.
+            image_size: square input size in pixels; the size that the network was trained at if None.
+            device: where to compute, e.g. ``cpu`` or ``cuda:0``.
+            trust: allow the checkpoint to name classes outside Ultralytics and torch (runs code from the file).
+
+        Raises:
+            ModelError: the checkpoint is missing, corrupt, refused by the safe loader, or no supported detector;
+                or the image size does not suit the network.
+            DataError: the data set is missing or malformed, or its classes are not the network's.
+            DeviceError: the device is unknown or not there.
+        """
+        target = resolve_device(device)
+        checkpoint = read_checkpoint(weights, trust=trust)
+        _check_task(weights, checkpoint.module)
+        size = _image_size(checkpoint.module, image_size, checkpoint.train_args)
+        data_set = None
+        if data is not None:
+            data_set = data_sets.read_data_set(data)
+            _check_classes(weights, checkpoint.module, data_set)
+        return cls(
+            checkpoint.module,
+            name=_name(checkpoint.module, weights),
+            train_args=checkpoint.train_args,
+            data=data_set,
+            image_size=size,
+            device=target,
+            notes=checkpoint.notes,
+        )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Images that could not be read so far, as ``path: reason``."""
+        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
+
+    def example(self, batch: int = 2) -> torch.Tensor:
+        """Return an input of uniform noise, the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(batch, 3, self.image_size, self.image_size, generator=generator).to(self.device)
+
+    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+        """Return letterboxed, unaugmented images of a split as batches held on the device.
+
+        The files of the split, sorted, are put in an order drawn from ``seed``; the first ``images`` of
+        them that can be read are returned in that order. The others are named in `skipped`.
+        """
+        if images < 1 or batch < 1:
+            raise DataError(f"images and batch must be positive, got {images} and {batch}")
+        data = self._data()
+        files = data.files(split)
+        order = np.random.default_rng(seed).permutation(len(files))
+        with stock.quiet(), data_sets.random_state_kept():
+            samples = list(islice(self._samples(data, [files[index] for index in order]), images))
+            self._check_samples(samples, data, split)
+            chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
+            return [data_sets.to_batch(chunk, self.device) for chunk in chunks]
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """Return the images of a batch."""
+        images: torch.Tensor = batch["img"]
+        return images
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the network's own training loss per image.
+
+        The sum of Ultralytics' box, class and distribution terms with the gains of the dense training, each
+        normalised over the batch as Ultralytics does; Ultralytics multiplies by the batch size, this does not.
+        End-to-end heads (YOLOv10, YOLO26) give their combined loss, with the weights of the training's start.
+
+        The criterion is the dense network's: it depends on nothing that pruning changes, so any pruned
+        module of the same family can be passed, and nothing is attached to it.
+        """
+        predictions = module(batch["img"])
+        total, _ = self._criterion(predictions, batch)
+        loss: torch.Tensor = total.sum() / len(batch["img"])
+        return loss
+
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
+        """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
+        objects = max(
+            (int(batch["batch_idx"].int().bincount().max()) for batch in batches if len(batch["cls"])), default=0
+        )
+        return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
+
+    def validate(self, module: nn.Module) -> Accuracy:
+        """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.
+
+        Like the stock command it batches images of similar shape and pads each batch to its own rectangle,
+        so the figure is the one that ``YOLO(...).val(imgsz=...)`` reports, not that of `accuracy`.
+        """
+        labels = self._validation_labels()
+        objects = max(len(label["cls"]) for label in labels)
+        images = LabelledImages(
+            labels,
+            data=self._data(),
+            image_size=self.image_size,
+            task=self.task,
+            rectangular=_VALIDATION_BATCH,
+            stride=max(_stride(self.module), 32),
+        )
+        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+            images,
+            batch_size=_VALIDATION_BATCH,
+            collate_fn=list,
+            num_workers=0 if self.device.type == "cpu" else min(4, torch.get_num_threads()),
+        )
+        batches = (data_sets.to_batch(samples, self.device) for samples in loader)
+        with data_sets.random_state_kept():
+            return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
+
+    def deployable(self, module: nn.Module) -> nn.Module:
+        """Return a fused copy in eval mode without gradients, as Ultralytics exports it."""
+        copy: Any = deepcopy(module).eval().requires_grad_(False)
+        with stock.quiet():
+            copy.fuse(verbose=False)
+        fused: nn.Module = copy
+        return fused
+
+    def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Write a stock checkpoint that ``YOLO(path)`` opens without autoprune installed.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        write_checkpoint(module, path, train_args=self._recorded_args(), notes=notes)
+
+    def checkpoint_size(self, module: nn.Module) -> int:
+        """Return the size in bytes of the checkpoint without notes."""
+        return len(checkpoint_bytes(module, train_args=self._recorded_args()))
+
+    def _recorded_args(self) -> dict[str, Any]:
+        return {**self.train_args, "task": self.task, "imgsz": self.image_size}
+
+    def _data(self) -> DataSet:
+        if self.data is None:
+            raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
+        return self.data
+
+    def _samples(self, data: DataSet, files: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Yield the readable images of these files with their labels; note the others as skipped."""
+        for file in files:
+            label = data_sets.verified(file, data, self.task)
+            if isinstance(label, str):
+                self._skipped[file] = label
+                continue
+            one = LabelledImages([label], data=data, image_size=self.image_size, task=self.task)
+            try:
+                yield one[0]
+            except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
+                self._skipped[file] = str(error)
+
+    def _check_samples(self, samples: Sequence[Mapping[str, Any]], data: DataSet, split: str) -> None:
+        if not samples:
+            first = self.skipped[0] if self._skipped else ""
+            raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
+        if not any(len(sample["cls"]) for sample in samples):
+            expected = stock.img2label_paths([samples[0]["im_file"]])[0]
+            raise DataError(
+                f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
+                f"labels are text files such as {expected}"
+            )
+
+    def _validation_labels(self) -> list[Label]:
+        """Verify the validation split once, and keep its labels."""
+        if self._validation is None:
+            data = self._data()
+            found = []
+            with stock.quiet():
+                for file in data.files("val"):
+                    label = data_sets.verified(file, data, self.task)
+                    if isinstance(label, str):
+                        self._skipped[file] = label
+                    else:
+                        found.append(label)
+            self._check_samples([{"im_file": x["im_file"], "cls": x["cls"]} for x in found], data, "val")
+            self._validation = found
+        return self._validation
+
+
+def _prepared(module: nn.Module, train_args: Mapping[str, Any]) -> nn.Module:
+    """Put a loaded network into the form that training, loss and gradients need."""
+    network: Any = module.float().eval()
+    with stock.quiet():
+        network.args = stock.get_cfg(dict(train_args))  # the loss reads its gains as attributes
+    network.criterion = None
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
+    prepared: nn.Module = network
+    return prepared
+
+
+def _stride(module: nn.Module) -> int:
+    stride: Any = module.stride
+    return int(stride.max())
+
+
+def _check_task(weights: Path, module: nn.Module) -> None:
+    if type(module) in TASKS:
+        return
+    kind = type(module).__name__
+    raise ModelError(
+        f"{weights} holds a {kind}, and only detectors of the YOLOv3 to YOLO26 families "
+        f"({', '.join(sorted(cls.__name__ for cls in TASKS))}) are supported"
+    )
+
+
+def _image_size(module: nn.Module, asked: int | None, train_args: Mapping[str, Any]) -> int:
+    stride = _stride(module)
+    if asked is None:
+        trained = train_args.get("imgsz")
+        asked = max(trained) if isinstance(trained, (list, tuple)) else int(trained or 640)
+        return max(stride, -(-asked // stride) * stride)  # rounded up, as Ultralytics does itself
+    if asked < 1 or asked % stride:
+        near = max(1, round(asked / stride)) * stride
+        raise ModelError(
+            f"the image size must be a positive multiple of the network's stride {stride}, got {asked}; try {near}"
+        )
+    return asked
+
+
+def _check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
+    head: Any = module.model[-1]  # type: ignore[index]
+    if head.nc != len(data.names):
+        raise DataError(f"{weights} detects {head.nc} classes, but {data.file} names {len(data.names)}")
+    names: Any = module.names
+    known = tuple(str(names[index]) for index in range(head.nc))
+    if known != data.names and sorted(known) == sorted(data.names):
+        raise DataError(
+            f"{data.file} lists the classes in another order than {weights}: {list(data.names)}, not {list(known)}"
+        )
+
+
+def _name(module: nn.Module, weights: Path) -> str:
+    """Name the architecture, e.g. ``yolov8n``, from the YAML that the network was built from."""
+    described: Any = getattr(module, "yaml", None) or {}
+    stem = Path(str(described.get("yaml_file") or "")).stem
+    scale = str(described.get("scale") or "")
+    if not stem:
+        return weights.stem
+    return (
+        stem
+        if not scale or re.match(rf"yolo[ve]?\d+{scale}", stem)
+        else re.sub(r"^(yolo[ve]?\d+)", rf"\g<1>{scale}", stem)
+    )
