@@ -1,0 +1,312 @@
+"""Policies: an allocation with its provenance, as a JSON file that a person reads and edits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from autoprune.errors import PolicyError
+from autoprune.fields import Fields, parse_strictly, pretty
+from autoprune.files import write_atomic
+
+SCHEMA_VERSION = 1
+_RATIO_DIGITS = 6
+_LAYERS_NAMED = 5
+
+
+class CostKind(Enum):
+    """How a cost became known."""
+
+    PREDICTED = "predicted"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class PolicyUnit:
+    """What one unit keeps.
+
+    Attributes:
+        name: the unit, named after its first producing layer.
+        channels: how many it has in the dense network.
+        keep: how many stay, 1 to ``channels``. This is what counts; the ratio follows from it.
+
+    Raises:
+        PolicyError: ``keep`` is out of range.
+    """
+
+    name: str
+    channels: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise PolicyError(f"{self.name} must have at least 1 channel, got {self.channels}")
+        if not 1 <= self.keep <= self.channels:
+            raise PolicyError(f"{self.name} must keep 1 to {self.channels} channels, got keep {self.keep}")
+
+    @property
+    def ratio(self) -> float:
+        """Keep ratio, kept / original channels, in (0, 1]."""
+        return self.keep / self.channels
+
+
+@dataclass(frozen=True)
+class PolicyModel:
+    """Which network a policy is for.
+
+    Attributes:
+        name: for people, e.g. ``yolov8n``.
+        layers: output channels of the dense network's prunable layers, by layer name.
+    """
+
+    name: str
+    layers: Mapping[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted layer names and widths: equal for equal architectures, whatever the weights."""
+        return hashlib.sha256(json.dumps(sorted(self.layers.items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PolicyCost:
+    """What the policy's network costs under one metric.
+
+    Attributes:
+        value: in ``unit``.
+        unit: FLOPs, parameters, bytes, milliseconds.
+        kind: whether the value was predicted or measured.
+    """
+
+    value: float
+    unit: str
+    kind: CostKind
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a policy came from.
+
+    Attributes:
+        autoprune: the version that made it.
+        command: the command line that made it.
+        strategy: the search strategy, e.g. ``ppo``.
+        seed: its seed.
+        evaluations: how many candidates it was allowed.
+        created: when, ISO 8601 with time zone.
+    """
+
+    autoprune: str
+    command: str
+    strategy: str
+    seed: int
+    evaluations: int
+    created: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An allocation with all that is needed to apply it to any weights of the same architecture.
+
+    Attributes:
+        model: the network it is for.
+        criterion: the importance criterion that says which channels stay.
+        round_to: the widths' common divisor in the search.
+        units: what each unit keeps, in the order of the forward pass.
+        budget: the limits it was made for, as texts.
+        costs: by metric.
+        score: the evaluation's score, or None where it was not scored.
+        provenance: where it came from.
+
+    Raises:
+        PolicyError: two units of one name, a number that is not finite, or a ``round_to`` below 1.
+    """
+
+    model: PolicyModel
+    criterion: str
+    round_to: int
+    units: tuple[PolicyUnit, ...]
+    budget: tuple[str, ...]
+    costs: Mapping[str, PolicyCost]
+    score: float | None
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for unit in self.units:
+            if unit.name in seen:
+                raise PolicyError(f"A policy names every unit once, got {unit.name} twice")
+            seen.add(unit.name)
+        if self.round_to < 1:
+            raise PolicyError(f"round_to must be at least 1, got {self.round_to}")
+        for name, value in [("score", self.score), *((metric, cost.value) for metric, cost in self.costs.items())]:
+            if value is not None and not math.isfinite(value):
+                raise PolicyError(f"A policy's numbers must be finite, got {name} {value}")
+
+    @property
+    def keep(self) -> dict[str, int]:
+        """Kept channels by unit name, in the order of the forward pass."""
+        return {unit.name: unit.keep for unit in self.units}
+
+    def check(self, names_and_widths: Mapping[str, int]) -> None:
+        """Make sure that the policy fits a model.
+
+        Args:
+            names_and_widths: output channels of the model's prunable layers, by layer name, as in ``model.layers``.
+
+        Raises:
+            PolicyError: the layers differ; the message names the first of them.
+        """
+        ours, theirs = self.model.layers, names_and_widths
+        differences = [
+            f"{name} ({_width(ours.get(name))} in the policy, {_width(theirs.get(name))} in the model)"
+            for name in [*ours, *(name for name in theirs if name not in ours)]
+            if ours.get(name) != theirs.get(name)
+        ]
+        if differences:
+            more = len(differences) - _LAYERS_NAMED
+            raise PolicyError(
+                f"The policy was made for {self.model.name} and does not fit this model: "
+                + ", ".join(differences[:_LAYERS_NAMED])
+                + (f" and {more} more layers differ" if more > 0 else "")
+                + "; apply it to weights of the architecture it was made for"
+            )
+
+    def to_json(self) -> str:
+        """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
+        model = {"name": self.model.name, "fingerprint": self.model.fingerprint}
+        layers = pretty(dict(self.model.layers), indent="    ")
+        entries = {
+            "schema_version": str(SCHEMA_VERSION),
+            "model": pretty(model, indent="  ").removesuffix("\n  }") + f',\n    "layers": {layers}\n  }}',
+            "criterion": json.dumps(self.criterion),
+            "round_to": str(self.round_to),
+            "units": pretty([{**vars(unit), "ratio": _rounded(unit)} for unit in self.units], indent="  "),
+            "budget": json.dumps(self.budget),
+            "costs": pretty({name: {**vars(cost), "kind": cost.kind.value} for name, cost in self.costs.items()}, "  "),
+            "score": json.dumps(self.score),
+            "provenance": pretty(vars(self.provenance), indent="  "),
+        }
+        return "{\n" + ",\n".join(f'  "{name}": {value}' for name, value in entries.items()) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """Read what ``to_json`` wrote, or a person's edit of it.
+
+        Raises:
+            PolicyError: not JSON (the message has line and column), another schema version, an entry that is unknown,
+                missing, of the wrong type or out of range, or a ratio that does not belong to its ``keep``.
+        """
+        try:
+            return _policy(Fields(parse_strictly(text), "the policy"))
+        except ValueError as error:
+            raise PolicyError(str(error)) from error
+
+    def save(self, path: Path | str) -> None:
+        """Write the policy as a JSON file, whole or not at all.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        write_atomic(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Policy:
+        """Read a policy file.
+
+        Raises:
+            PolicyError: it cannot be read, or is not a policy; the message begins with the path.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"{path} is not a policy: it is not a text in UTF-8") from error
+        try:
+            return cls.from_json(text)
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from error
+
+
+def _policy(fields: Fields) -> Policy:
+    version = fields.integer("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version}, this autoprune reads {SCHEMA_VERSION}")
+    policy = Policy(
+        model=_model(fields.inner("model")),
+        criterion=fields.text("criterion"),
+        round_to=fields.integer("round_to"),
+        units=tuple(_unit(unit) for unit in fields.objects("units")),
+        budget=fields.texts("budget"),
+        costs=_costs(fields.inner("costs")),
+        score=None if fields.absent("score") else fields.number("score"),
+        provenance=_provenance(fields.inner("provenance")),
+    )
+    fields.end()
+    return policy
+
+
+def _model(fields: Fields) -> PolicyModel:
+    layers = fields.inner("layers")
+    model = PolicyModel(fields.text("name"), {name: layers.integer(name) for name in layers.names()})
+    fingerprint = fields.text("fingerprint")
+    fields.end()
+    if fingerprint != model.fingerprint:
+        raise ValueError(
+            "model: fingerprint does not belong to layers; both describe the model and are not to be edited"
+        )
+    return model
+
+
+def _unit(fields: Fields) -> PolicyUnit:
+    unit = PolicyUnit(fields.text("name"), fields.integer("channels"), fields.integer("keep"))
+    if "ratio" in fields:  # may be left out: it follows from keep
+        ratio = fields.number("ratio")
+        if abs(ratio - unit.ratio) > 0.5001 * 10**-_RATIO_DIGITS:
+            wanted = round(min(max(ratio, 0.0), 2.0) * unit.channels)
+            hint = f" or set keep to {wanted}" if 1 <= wanted <= unit.channels else ""
+            raise ValueError(
+                f"{unit.name} keeps {unit.keep} of {unit.channels} channels, a ratio of {_rounded(unit)}, "
+                f"but its ratio says {ratio}: keep is what counts, so correct or remove ratio{hint}"
+            )
+    fields.end()
+    return unit
+
+
+def _costs(fields: Fields) -> dict[str, PolicyCost]:
+    costs = {}
+    for metric in fields.names():
+        entry = fields.inner(metric)
+        kind = entry.text("kind")
+        if kind not in {known.value for known in CostKind}:
+            raise ValueError(f"costs: {metric} must be of kind predicted or measured, got {kind!r}")
+        costs[metric] = PolicyCost(entry.number("value"), entry.text("unit"), CostKind(kind))
+        entry.end()
+    return costs
+
+
+def _provenance(fields: Fields) -> Provenance:
+    provenance = Provenance(
+        autoprune=fields.text("autoprune"),
+        command=fields.text("command"),
+        strategy=fields.text("strategy"),
+        seed=fields.integer("seed"),
+        evaluations=fields.integer("evaluations"),
+        created=fields.text("created"),
+    )
+    fields.end()
+    return provenance
+
+
+def _rounded(unit: PolicyUnit) -> float:
+    return round(unit.ratio, _RATIO_DIGITS)
+
+
+def _width(channels: int | None) -> str:
+    return "absent" if channels is None else str(channels)
