@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SCRATCH = Path(tempfile.mkdtemp(prefix="autoprune-tests-"))
@@ -25,6 +26,9 @@ os.environ.update(
     OMP_NUM_THREADS="2",
 )
 (_SCRATCH / "ultralytics").mkdir()
+
+settings.register_profile("autoprune", deadline=None)  # a busy machine is no failure
+settings.load_profile("autoprune")
 
 
 def pytest_unconfigure() -> None:

@@ -1,0 +1,242 @@
+"""Command line and YAML file → configuration. What the command line says wins over the file, wherever it stands."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from autoprune import __version__
+from autoprune.config import COMMANDS, ApplyConfig, Config, option, to_yaml
+from autoprune.errors import BudgetError, ConfigError, RunError
+from autoprune.files import write_atomic
+
+CONFIG_FILE = "config.yaml"
+"""The file of a run folder that keeps what the run was told."""
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "true or false"}
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands; it raises ``argparse.ArgumentError`` instead of leaving."""
+    description = "Prune a trained YOLO detector until it holds a FLOPs, parameter, size or measured latency budget."
+    parser = ArgumentParser(prog="autoprune", description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, kind in COMMANDS.items():
+        docs = parse_docstring(kind.__doc__ or "")
+        helps = {param.arg_name: " ".join((param.description or "").split()) for param in docs.params}
+        command = ArgumentParser(description=docs.short_description, exit_on_error=False, allow_abbrev=False)
+        command.add_argument("--config", action="config", metavar="FILE", help="a YAML file of these options")
+        for item, hint in _hints(kind).items():
+            _add_option(command, _field(kind, item), hint, helps[item])
+        commands.add_subcommand(name, command, help=docs.short_description)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Config]:
+    """Return the command and its configuration.
+
+    With ``--resume RUN`` the configuration is the one kept in the run folder, with ``resume`` and ``out`` set to it.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Raises:
+        ConfigError: an option or the file breaks a rule; the message is one sentence.
+        BudgetError: a limit is malformed.
+        RunError: the folder to resume is not a run.
+        SystemExit: ``--help``, ``--version`` or ``--print_config`` was given and is answered.
+    """
+    run = _run_to_resume(argv)
+    if run is not None:
+        return argv[0], _resumed(argv[0], run)
+    command, config = _parse(argv)
+    if getattr(config, "resume", None) is not None:
+        raise ConfigError("resume belongs on the command line, not into a configuration file")
+    return command, config
+
+
+def load(command: str, path: Path) -> Config:
+    """Return the configuration that a YAML file describes.
+
+    Raises:
+        ConfigError: the file cannot be read or breaks a rule; the message names it.
+        BudgetError: a limit is malformed.
+    """
+    try:
+        return _parse([command, f"--config={path}"])[1]
+    except (ConfigError, BudgetError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def save(config: Config, folder: Path) -> Path:
+    """Keep a configuration in a run folder, for people and for ``--resume``; returns the file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = folder / CONFIG_FILE
+    write_atomic(path, to_yaml(config))
+    return path
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+def _hints(kind: type[Config]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _field(kind: type[Config], name: str) -> Field[Any]:
+    return next(item for item in fields(kind) if item.name == name)
+
+
+def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) -> None:
+    """Add one field. Enums are offered by their values, tuples of texts as an option to repeat."""
+    default = None if item.default is MISSING else item.default
+    if hint is bool:
+        parser.add_argument(option(item.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        choices = Literal[tuple(member.value for member in hint)]  # type: ignore[valid-type]
+        parser.add_argument(option(item.name), type=choices, default=item.default.value, help=text)
+    elif hint == tuple[str, ...]:
+        parser.add_argument(option(item.name), type=list[str], default=[], metavar="LIMIT", help=text)
+    else:
+        metavar = _METAVARS[_base(hint)]
+        required = item.default is MISSING
+        parser.add_argument(
+            option(item.name), type=hint, default=default, required=required, metavar=metavar, help=text
+        )
+
+
+def _base(hint: Any) -> Any:
+    """Return T for ``T | None``, and any other hint as it is."""
+    return next((member for member in get_args(hint) if member is not type(None)), hint)
+
+
+# -- parsing ---------------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, Config]:
+    try:
+        parsed = build_parser().parse_args(_tidy(argv))
+    except argparse.ArgumentError as error:
+        raise ConfigError(_one_sentence(str(error), argv)) from error
+    command = str(parsed.command)
+    return command, _config(COMMANDS[command], parsed[command])
+
+
+def _config(kind: type[Config], parsed: Namespace) -> Config:
+    values: dict[str, Any] = {}
+    for name, hint in _hints(kind).items():
+        value = parsed[name]
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            value = hint(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _tidy(argv: Sequence[str]) -> list[str]:
+    """Put ``--config`` first, so that the file never wins, and gather repeated ``--budget`` into one list."""
+    if not argv or argv[0] not in COMMANDS:
+        return list(argv)
+    gathered: dict[str, list[str]] = {"--config": [], "--budget": []}
+    rest: list[str] = []
+    words = iter(argv[1:])
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in gathered:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "--")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"{name} needs a value")
+        gathered[name].append(value)
+    for file in gathered["--config"]:
+        if not Path(file).is_file():
+            raise ConfigError(f"The configuration file {file} does not exist")
+    budgets = [f"--budget={json.dumps(gathered['--budget'])}"] if gathered["--budget"] else []
+    return [argv[0], *(f"--config={file}" for file in gathered["--config"]), *rest, *budgets]
+
+
+def _run_to_resume(argv: Sequence[str]) -> Path | None:
+    """Return the folder after ``--resume``, which must be the only option."""
+    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] is ApplyConfig:
+        return None
+    words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
+    if "--resume" not in words or {"-h", "--help"} & set(words):
+        return None
+    at = words.index("--resume")
+    others = [word for word in words[:at] + words[at + 2 :] if word.startswith("-")]
+    if others or len(words) != 2:
+        raise ConfigError(
+            "--resume RUN stands alone, the run knows its other options"
+            + (f"; remove {', '.join(others)}" if others else f", got {' '.join(words)}")
+        )
+    return Path(words[at + 1])
+
+
+def _resumed(command: str, run: Path) -> Config:
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
+    config = load(command, path)
+    if isinstance(config, ApplyConfig):
+        raise ConfigError("apply has nothing to resume")
+    return replace(config, resume=run, out=run)
+
+
+# -- saying what is wrong --------------------------------------------------------------------------
+
+
+def _one_sentence(message: str, argv: Sequence[str]) -> str:
+    """Turn jsonargparse's report into one sentence that names the option, the rule and the value."""
+    if not argv or argv[0] not in COMMANDS:
+        got = argv[0] if argv else "none"
+        return f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {got}"
+    command, text = argv[0], " ".join(message.split())
+    hints = _hints(COMMANDS[command])
+    if found := re.match(r'Parser key "(\w+)": .*?(?:Got|Given) value: (.*)$', text):
+        return f"{option(found[1])} must be {_expected(hints.get(found[1]))}, got {found[2]}"
+    if found := re.match(r"unrecognized arguments: (\S+)", text):
+        return _unknown(found[1], command, [option(name) for name in hints])
+    if found := re.match(r".*does not accept option '([\w.-]+)'", text):
+        return _unknown(found[1], command, list(hints))
+    if found := re.match(r"the following arguments are required: (.*)$", text):
+        missing = [option(name.removeprefix(f"{command}.")) for name in found[1].split(", ")]
+        return f"{command} needs {' and '.join(missing)}"
+    if found := re.match(r"argument (--[\w-]+).*: expected one argument", text):
+        return f"{found[1]} needs a value"
+    if found := re.match(r"argument (--[\w-]+)/(--[\w-]+): ignored explicit argument", text):
+        return f"{found[1]} takes no value: write {found[1]} or {found[2]}"
+    if found := re.match(r"Value not boolean: (.*)\.$", text):
+        return f"A flag in the configuration file must be true or false, got {found[1]}"
+    if re.match(r"Problems parsing config|Unexpected config", text):
+        return f"The configuration file must be YAML that maps options to values: {text}"
+    return text
+
+
+def _unknown(word: str, command: str, known: Sequence[str]) -> str:
+    name = word.split("=")[0]
+    close = difflib.get_close_matches(name, [*known, "--config"], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
+    return f"{name} is not an option of autoprune {command}; {hint}"
+
+
+def _expected(hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(member.value for member in hint)
+    if hint == tuple[str, ...]:
+        return "a list of texts"
+    return _EXPECTED.get(_base(hint), "of another type")

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune import __version__
+from autoprune.arguments import parse, save
+from autoprune.config import Agent, ApplyConfig, SearchConfig, TrainConfig
+from autoprune.errors import AutopruneError, ConfigError, RunError
+
+TOGETHER = "the weights and the data set they were trained on go together"
+
+
+def search(*argv: str) -> SearchConfig:
+    command, config = parse(["search", *argv])
+    assert command == "search"
+    assert isinstance(config, SearchConfig)
+    return config
+
+
+def test_the_main_job_needs_only_a_budget() -> None:
+    assert search("--budget", "latency=8ms") == SearchConfig(budget=("latency=8ms",))
+
+
+def test_the_commands_of_the_readme_are_understood() -> None:
+    line = "--model best.pt --data d.yaml --imgsz 320 --budget flops=50% --episodes 200 --finetune-epochs 20 --seed 0"
+    assert search(*line.split()) == SearchConfig(
+        model=Path("best.pt"), data=Path("d.yaml"), imgsz=320, budget=("flops=50%",), episodes=200, finetune_epochs=20
+    )
+    line = "train --policy p.json --model m.pt --data d.yaml --imgsz 320 --epochs 3"
+    assert parse(line.split()) == (
+        "train",
+        TrainConfig(policy=Path("p.json"), model=Path("m.pt"), data=Path("d.yaml"), imgsz=320, epochs=3),
+    )
+    line = "apply --policy p.json --model m.pt --out o"
+    assert parse(line.split()) == (
+        "apply",
+        ApplyConfig(policy=Path("p.json"), model=Path("m.pt"), out=Path("o")),
+    )
+
+
+def test_budgets_repeat_in_both_spellings() -> None:
+    assert search("--budget", "latency=8ms", "--seed", "1", "--budget=flops=50%").budget == ("latency=8ms", "flops=50%")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path: Path, first: bool) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("budget: [flops=50%, size=3MB]\nseed: 3\nagent: sac\nmin_keep: 0.25\ntensorboard: false\n")
+    own = ["--seed", "4", "--budget", "latency=8ms"]
+    config = search(*(["--config", str(file), *own] if first else [*own, f"--config={file}"]))
+    assert (config.seed, config.budget) == (4, ("latency=8ms",))
+    assert (config.agent, config.min_keep, config.tensorboard) == (Agent.SAC, 0.25, False)
+
+
+def test_flags_switch_on_and_off() -> None:
+    config = search("--budget", "flops=50%", "--trust-checkpoint", "--no-tensorboard")
+    assert (config.trust_checkpoint, config.tensorboard) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["123", "true", "1e3", "[a]", "a: b", "a #x"])
+def test_a_path_is_taken_as_it_is(name: str) -> None:
+    assert search("--budget", "flops=50%", "--out", name).out == Path(name)
+
+
+def test_null_takes_back_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("budget: [flops=50%]\nepisodes: 3\nout: here\n")
+    config = search("--config", str(file), "--episodes", "null", "--out", "null")
+    assert (config.episodes, config.out) == (None, None)
+
+
+def test_the_configuration_can_be_printed_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["search", "--budget", "flops=50%", "--agent", "td3", "--print_config"])
+    assert not caught.value.code
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert search("--config", str(file)) == SearchConfig(budget=("flops=50%",), agent=Agent.TD3)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["search", "--help"], ["apply", "-h"], ["--version"]])
+def test_help_is_answered_on_the_screen(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(argv)
+    assert not caught.value.code
+    said = capsys.readouterr().out
+    assert (__version__ if argv == ["--version"] else "usage: autoprune") in said
+
+
+def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["search", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--finetune-epochs N",
+        "repeat the option to combine limits",
+        "widths are multiples of this",
+        "latency=60%",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "The first word must be a command (search, apply, train) or --help or --version, got none"),
+        ("serach", "The first word must be a command (search, apply, train) or --help or --version, got serach"),
+        ("search --episods 3", "--episods is not an option of autoprune search; did you mean --episodes?"),
+        ("search --min_keep 1", "--min_keep is not an option of autoprune search; did you mean --min-keep?"),
+        ("search --xyzzy", "--xyzzy is not an option of autoprune search; see autoprune search --help"),
+        ("search extra --budget flops=50%", "extra is not an option of autoprune search; see autoprune search --help"),
+        ("search --budget", "--budget needs a value"),
+        ("search --budget --seed 3", "--budget needs a value"),
+        ("search --out", "--out needs a value"),
+        ("search --episodes many", "--episodes must be a whole number, got many"),
+        ("search --episodes 1.5", "--episodes must be a whole number, got 1.5"),
+        ("search --min-keep half", "--min-keep must be a number, got half"),
+        ("search --agent a2c", "--agent must be one of ppo, ddpg, td3, sac, got a2c"),
+        ("search --tensorboard=maybe", "--tensorboard takes no value: write --tensorboard or --no-tensorboard"),
+        ("search --config nowhere.yaml", "The configuration file nowhere.yaml does not exist"),
+        ("search --budget speed=3", "A budget limits one of latency, flops, params, size, got 'speed' in 'speed=3'"),
+        ("search", "A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none"),
+        ("search --budget flops=50% --model a.pt", f"--model needs --data: {TOGETHER}"),
+        ("apply", "apply needs --policy and --model"),
+        ("train --policy p.json", "train needs --model and --data"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_in_one_sentence(line: str, said: str) -> None:
+    with pytest.raises(AutopruneError) as caught:
+        parse(line.split())
+    assert str(caught.value) == said
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("min_kep: 0.3\n", "min_kep is not an option of autoprune search; did you mean min_keep?"),
+        ("model:\n  name: x\n", "--model must be a path"),
+        ("budget: flops=50%\n", "--budget must be a list of texts, got flops=50%"),
+        ("agent: 3\n", "--agent must be one of ppo, ddpg, td3, sac, got 3"),
+        ("episodes: 1.5\n", "--episodes must be a whole number, got 1.5"),
+        ("trust_checkpoint: 7\n", "A flag in the configuration file must be true or false, got 7"),
+        ("a: [\n", "The configuration file must be YAML that maps options to values: "),
+        ("- a\n", "The configuration file must be YAML that maps options to values: "),
+        ("", "The configuration file must be YAML that maps options to values: "),
+        ("budget: [flops=50%]\nresume: runs/x\n", "resume belongs on the command line, not into a configuration file"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(AutopruneError) as caught:
+        search("--config", str(file))
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_is_configured_as_it_was(tmp_path: Path) -> None:
+    save(SearchConfig(budget=("flops=50%",), seed=7, out=tmp_path), tmp_path)
+    expected = SearchConfig(budget=("flops=50%",), seed=7, out=tmp_path, resume=tmp_path)
+    assert search("--resume", str(tmp_path)) == expected
+    assert search(f"--resume={tmp_path}") == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["--resume RUN --seed 3", "--seed=3 --resume RUN", "--config c.yaml --resume=RUN", "--resume"]
+)
+def test_resume_stands_alone(tmp_path: Path, line: str) -> None:
+    save(SearchConfig(budget=("flops=50%",)), tmp_path)
+    with pytest.raises(ConfigError, match="--resume RUN stands alone"):
+        search(*line.replace("RUN", str(tmp_path)).split())
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is not a run that can be resumed: it has no config\.yaml"):
+        search("--resume", str(tmp_path))
+    with pytest.raises(ConfigError, match="--resume is not an option of autoprune apply"):
+        parse(["apply", "--policy", "p", "--model", "m", "--resume", str(tmp_path)])

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.arguments import load, save
+from autoprune.config import (
+    COMMANDS,
+    Agent,
+    ApplyConfig,
+    Config,
+    Criterion,
+    Precision,
+    Rule,
+    SearchConfig,
+    TrainConfig,
+    option,
+    to_yaml,
+)
+from autoprune.errors import BudgetError, ConfigError, RunError
+
+SEARCH = SearchConfig(budget=("flops=50%",))
+APPLY = ApplyConfig(policy=Path("policy.json"), model=Path("best.pt"))
+TRAIN = TrainConfig(policy=Path("policy.json"), model=Path("best.pt"), data=Path("data.yaml"))
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    assert (SEARCH.agent, SEARCH.rule, SEARCH.criterion) == (Agent.PPO, Rule.PROJECTED, Criterion.L1)
+    assert (SEARCH.round_to, SEARCH.min_keep, SEARCH.images, SEARCH.finalists, SEARCH.lr_scale) == (8, 0.1, 60, 5, 0.1)
+    assert (SEARCH.model, SEARCH.data, SEARCH.episodes, SEARCH.finetune_epochs) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values())
+def test_every_field_is_documented(kind: type[Config]) -> None:
+    assert kind.__doc__ is not None
+    for item in fields(kind):
+        assert f"\n        {item.name}: " in kind.__doc__
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"imgsz": 0}, "--imgsz must be a multiple of 32 of at least 32, got 0"),
+    ({"imgsz": 100}, "--imgsz must be a multiple of 32 of at least 32, got 100"),
+    ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ({"device": "cuda:"}, "--device must be"),
+    ({"batch": 0}, "--batch must be a whole number of at least 1, got 0"),
+    ({"threads": 0}, "--threads must be a whole number of at least 1, got 0"),
+    ({"seed": -1}, "--seed must be a whole number of at least 0, got -1"),
+    ({"images": 0}, "--images must be"),
+    ({"epochs": 0}, "--epochs must be"),
+    ({"round_to": 0}, "--round-to must be"),
+    ({"finalists": 0}, "--finalists must be"),
+    ({"episodes": 0}, "--episodes must be"),
+    ({"finetune_epochs": -1}, "--finetune-epochs must be a whole number of at least 0, got -1"),
+    ({"min_keep": 0.0}, r"--min-keep must lie in \(0, 1\], got 0.0"),
+    ({"min_keep": 1.5}, r"--min-keep must lie in \(0, 1\], got 1.5"),
+    ({"min_keep": float("nan")}, r"--min-keep must lie in \(0, 1\], got nan"),
+    ({"lr_scale": 0.0}, r"--lr-scale must lie in \(0, 1\], got 0.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "said"),
+    [
+        (config, change, said)
+        for config in (SEARCH, APPLY, TRAIN)
+        for change, said in MISTAKES
+        if set(change) <= {item.name for item in fields(config)}
+    ],
+)
+def test_a_value_out_of_range_is_named(config: Config, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        replace(config, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"precision": Precision.FP16, "device": "cpu"}, "--precision fp16 needs a GPU, got --device cpu"),
+        ({"model": Path("best.pt")}, "--model needs --data"),
+        ({"data": Path("data.yaml")}, "--data needs --model"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        replace(SEARCH, **change)
+
+
+@pytest.mark.parametrize("budget", [(), ("latency=8",), ("flops=50%", "flops=40%")])
+def test_a_search_needs_a_budget_that_makes_sense(budget: tuple[str, ...]) -> None:
+    with pytest.raises(BudgetError):
+        SearchConfig(budget=budget)
+
+
+paths = st.sampled_from(["a.pt", "runs/x", "with space/and: colon", "#hash", "123", "true", "null", "1e3", "µ", "~"])
+searches = st.builds(
+    SearchConfig,
+    budget=st.sampled_from([("flops=50%",), ("latency=8ms", "size=3MB")]),
+    imgsz=st.none() | st.integers(1, 40).map(lambda n: 32 * n),
+    agent=st.sampled_from(Agent),
+    rule=st.sampled_from(Rule),
+    criterion=st.sampled_from(Criterion),
+    precision=st.sampled_from(Precision),
+    episodes=st.none() | st.integers(1),
+    min_keep=st.floats(0, 1, exclude_min=True),
+    lr_scale=st.floats(0, 1, exclude_min=True),
+    finetune_epochs=st.none() | st.integers(0),
+    seed=st.integers(0),
+    device=st.sampled_from(["auto", "cuda", "cuda:1"]),
+    out=st.none() | paths.map(Path),
+    trust_checkpoint=st.booleans(),
+    tensorboard=st.booleans(),
+)
+
+
+def absolute(config: Config) -> Config:
+    changes = {item.name: getattr(config, item.name) for item in fields(config)}
+    changes = {name: value.absolute() for name, value in changes.items() if isinstance(value, Path)}
+    return replace(config, **changes)
+
+
+@settings(max_examples=30)
+@given(searches)
+def test_a_search_written_as_yaml_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
+    path = save(config, tmp_path_factory.mktemp("run"))
+    assert path.name == "config.yaml"
+    assert load("search", path) == absolute(config)
+
+
+@pytest.mark.parametrize(("command", "config"), [("apply", APPLY), ("train", TRAIN)])
+def test_other_configurations_are_read_back_equal(tmp_path: Path, command: str, config: Config) -> None:
+    assert load(command, save(config, tmp_path)) == absolute(config)
+
+
+def test_how_a_run_goes_on_is_not_part_of_what_it_is() -> None:
+    assert to_yaml(replace(SEARCH, resume=Path("runs/search-1"))) == to_yaml(SEARCH)
+
+
+def test_a_configuration_that_cannot_be_written_or_read_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nowhere/config\.yaml cannot be written"):
+        save(SEARCH, tmp_path / "nowhere")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("budget: [speed=8]\n")
+    with pytest.raises(BudgetError, match=r"bad\.yaml: A budget limits one of"):
+        load("search", bad)
+    bad.write_text("seed: -1\nbudget: [flops=50%]\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: --seed must be"):
+        load("search", bad)
+
+
+def test_options_are_spelled_with_dashes() -> None:
+    assert option("min_keep") == "--min-keep"
