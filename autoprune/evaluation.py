@@ -69,6 +69,7 @@ class Evaluator:
         batch: images per batch; halved when the device runs out of memory.
         seed: chooses the images.
         journal: where every evaluation is durable before it is told.
+        kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
     """
 
@@ -80,6 +81,7 @@ class Evaluator:
     batch: int
     seed: int
     journal: Journal
+    kind: str = "evaluation"
     notify: Callable[[str], None] = lambda note: None
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
@@ -100,12 +102,12 @@ class Evaluator:
         if allocation in self._known:
             self.counts.cache_hits += 1
             return self._known[allocation]
-        found = self.journal.lookup("evaluation", list(allocation))
+        found = self.journal.lookup(self.kind, list(allocation))
         if found is None:
             start = time.perf_counter()
             score = self._score(allocation)
             found = {"score": score, "seconds": time.perf_counter() - start}
-            self.journal.append("evaluation", list(allocation), found)
+            self.journal.append(self.kind, list(allocation), found)
         evaluation = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
         self.counts.seconds += evaluation.seconds
         self._known[allocation] = evaluation
@@ -127,11 +129,11 @@ class Evaluator:
         return total / images
 
     def _dense_loss(self) -> float:
-        found = self.journal.lookup("dense", self.batch)
+        found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
             dense = tuple(unit.width for unit in self.space.units)
             found = {"loss": self._retrying(lambda: self._loss(self.materialise(dense)))}
-            self.journal.append("dense", self.batch, found)
+            self.journal.append(f"{self.kind} dense", self.batch, found)
         loss = float(found["loss"])
         if not math.isfinite(loss) or loss <= 0:
             raise ModelError(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoprune.errors import PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
 from autoprune.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 SCHEMA_VERSION = 1
 _RATIO_DIGITS = 6
@@ -176,6 +181,44 @@ class Policy:
                 + (f" and {more} more layers differ" if more > 0 else "")
                 + "; apply it to weights of the architecture it was made for"
             )
+
+    def apply(
+        self,
+        module: nn.Module,
+        *,
+        example: torch.Tensor | None = None,
+        free_outputs: Collection[str] = frozenset({"feats"}),
+    ) -> nn.Module:
+        """Return a new network that keeps what the policy says; batch norm is not recalibrated.
+
+        For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model)``.
+
+        Args:
+            module: a network of the architecture that the policy is for, with any weights; it is not modified.
+            example: an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
+            free_outputs: keys of a training output whose tensors may change their channel count (Ultralytics' own).
+
+        Raises:
+            PolicyError: the policy is for another architecture, or names an unknown criterion.
+            ModelError: the network cannot be analysed.
+        """
+        import torch
+
+        from autoprune.importance import CRITERIA
+        from autoprune.proof import analyse
+        from autoprune.space import Space
+        from autoprune.surgery import Surgeon
+
+        if self.criterion not in CRITERIA:
+            raise PolicyError(f"A policy's criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
+        parameter = next(module.parameters())
+        if example is None:
+            example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
+        graph = analyse(module, example, free_outputs=free_outputs)
+        space = Space(graph, round_to=1, min_keep=1e-6)
+        self.check({unit.name: unit.width for unit in space.units})
+        order = CRITERIA[self.criterion]().order(module, graph)
+        return Surgeon(module, graph).materialise(space.kept_channels(space.from_names(self.keep), order))
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""

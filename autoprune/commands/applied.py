@@ -1,0 +1,87 @@
+"""A policy applied to weights: what ``apply`` and ``train`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune import __version__
+from autoprune.commands.network import Network, open_network
+from autoprune.commands.screen import Screen
+from autoprune.commands.stages import Stage, stage_rows
+from autoprune.config import ApplyConfig, TrainConfig
+from autoprune.errors import PolicyError
+from autoprune.evaluation import recalibrate
+from autoprune.importance import CRITERIA
+from autoprune.models._base import Accuracy
+from autoprune.policy import Policy
+from autoprune.space import Allocation
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A network with the allocation that a policy gives it.
+
+    Attributes:
+        network: the dense network.
+        policy: the policy.
+        allocation: kept channels per unit.
+        module: the pruned network; batch norm recalibrated where there were images.
+    """
+
+    network: Network
+    policy: Policy
+    allocation: Allocation
+    module: nn.Module
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What travels inside the checkpoints."""
+        return {"autoprune": __version__, "budget": list(self.policy.budget), "keep": dict(self.policy.keep)}
+
+    def stage(self, module: nn.Module, allocation: Allocation, *, validate: bool) -> Stage:
+        """Return accuracy (on the validation split, if asked) and costs in closed form; latency is not measured."""
+        accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
+        return Stage.of(accuracy, costs, None)
+
+    def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:
+        """Show the stages side by side."""
+        header, rows = stage_rows(stages)
+        screen.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
+
+
+def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: int) -> Applied:
+    """Load policy and weights, prune, and recalibrate batch norm where the configuration names a data set.
+
+    Raises:
+        PolicyError: the policy does not fit the network.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy = Policy.load(config.policy)
+    if policy.criterion not in CRITERIA:
+        raise PolicyError(f"A policy's criterion must be one of {', '.join(CRITERIA)}, got {policy.criterion!r}")
+    network = open_network(
+        config.model,
+        data=config.data,
+        image_size=config.imgsz,
+        device=config.device,
+        trust=config.trust_checkpoint,
+        criterion=policy.criterion,
+        screen=screen,
+    )
+    policy.check(network.described.layers)
+    allocation = network.space.from_names(policy.keep)
+    module = network.surgeon.materialise(network.space.kept_channels(allocation, network.order))
+    if config.data is not None:
+        batches = network.adapter.batches("train", images=images, batch=config.batch, seed=config.seed)
+        for skipped in network.adapter.skipped:
+            screen.warn(f"Skipped {skipped}")
+        recalibrate(module, [network.adapter.inputs(batch) for batch in batches])
+    return Applied(network, policy, allocation, module)

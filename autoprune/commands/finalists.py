@@ -1,0 +1,119 @@
+"""From the best candidates of a search to the one that ships: measured whole, compared by mAP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoprune.budget import format_amount
+from autoprune.commands.latency import Bench
+from autoprune.commands.screen import Screen
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.errors import BudgetUnreachableError
+from autoprune.evaluation import Evaluator
+from autoprune.models._base import Accuracy
+from autoprune.search._base import Candidate, SearchResult
+from autoprune.space import Allocation
+
+ROUNDS = 4
+"""How often a finalist is measured and put onto the corrected budget again."""
+
+UNUSED = 0.05
+"""A finalist that leaves more than this share of its latency budget is widened."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that holds every limit, as measured.
+
+    Attributes:
+        allocation: kept channels per unit.
+        score: its proxy score.
+        latency: measured milliseconds, or None where latency is not budgeted.
+        accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
+    """
+
+    allocation: Allocation
+    score: float
+    latency: float | None
+    accuracy: Accuracy | None
+
+
+def choose(
+    result: SearchResult, evaluator: Evaluator, constraint: Constraint, bench: Bench, limit: float | None, *,
+    count: int, screen: Screen,
+) -> Finalist:  # fmt: skip
+    """Return the finalist with the highest mAP50-95 on the scoring images (of equals, the higher score).
+
+    Args:
+        result: the search's.
+        evaluator: scores and builds candidates.
+        constraint: the budget, latency by its predictor.
+        bench: measures latency.
+        limit: the latency budget in milliseconds, or None.
+        count: how many of the best candidates take part.
+        screen: told how it goes.
+
+    Raises:
+        BudgetUnreachableError: no finalist could be measured within the latency budget.
+    """
+    finalists: dict[Allocation, Finalist] = {}
+    with screen.progress("Finalists", count) as advance:
+        for done, candidate in enumerate(_best(result, count), start=1):
+            found = _measured(candidate, evaluator, constraint, bench, limit)
+            if found is not None and found.allocation not in finalists:
+                accuracy = evaluator.accuracy(found.allocation)
+                finalists[found.allocation] = Finalist(found.allocation, found.score, found.latency, accuracy)
+            advance(done)
+    if not finalists:
+        assert limit is not None
+        raise BudgetUnreachableError(
+            f"None of {count} finalists could be measured within latency={format_amount('latency', limit)}; "
+            "ask for a larger latency, or measure on a quieter machine"
+        )
+    return max(finalists.values(), key=lambda item: (item.accuracy.map50_95 if item.accuracy else 0.0, item.score))
+
+
+def _best(result: SearchResult, count: int) -> list[Candidate]:
+    """Return the best candidates, each allocation once, best first."""
+    distinct = {candidate.allocation: candidate for candidate in result.history}
+    return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
+
+
+def _measured(
+    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, bench: Bench, limit: float | None
+) -> Finalist | None:
+    """Measure a candidate; where it misses the latency budget or leaves much of it, project it anew and look again."""
+    if limit is None:
+        return Finalist(candidate.allocation, candidate.score, None, None)
+    target = bench.target(limit)
+    fitting: list[Finalist] = []
+    wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
+    allocation, score = candidate.allocation, candidate.score
+    seen: set[Allocation] = set()
+    for _ in range(ROUNDS):
+        seen.add(allocation)
+        measured = bench.measure(allocation)
+        if measured <= target:
+            fitting.append(Finalist(allocation, score, measured, None))
+            if measured >= limit * (1 - UNUSED):
+                break
+        predicted = float(bench.predicted(allocation))
+        allocation = constraint.space.allocation(
+            _rescaled(constraint, predicted / measured, target).project(wish)
+        )
+        if allocation in seen:
+            break
+        score = evaluator([allocation])[0].score
+    return max(fitting, key=lambda item: item.score) if fitting else None
+
+
+def _rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
+    """Return the constraint with the latency limit in terms of a predictor that is off by ``factor``."""
+    ceilings: Sequence[Ceiling] = [
+        Ceiling(ceiling.cost, target * factor * 0.995) if ceiling.cost.metric == "latency" else ceiling
+        for ceiling in constraint.ceilings
+    ]
+    return Constraint(constraint.space, ceilings)

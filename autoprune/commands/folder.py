@@ -1,0 +1,108 @@
+"""The run folder: everything that one run leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autoprune import __version__
+from autoprune.arguments import save
+from autoprune.config import ApplyConfig, Config, to_yaml
+from autoprune.errors import RunError
+from autoprune.files import saying_why, write_atomic
+from autoprune.journal import Journal
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """A run's folder with its journal, open for one process. A context manager.
+
+    Attributes:
+        path: the folder.
+        journal: what the run has found so far.
+        resumed: whether an earlier process began it.
+    """
+
+    def __init__(self, path: Path, journal: Journal, *, resumed: bool) -> None:
+        self.path = path
+        self.journal = journal
+        self.resumed = resumed
+
+    @classmethod
+    def open(cls, command: str, config: Config) -> RunFolder:
+        """Create the run's folder, or go on with the one that the configuration resumes.
+
+        Raises:
+            RunError: the folder exists already, or is not a run of this command and configuration.
+        """
+        told = {"command": command, "config": to_yaml(config)}
+        resume = None if isinstance(config, ApplyConfig) else config.resume
+        if resume is not None:
+            journal = Journal.open(resume / "journal.jsonl")
+            if {key: journal.header.get(key) for key in told} != told:
+                journal.close()
+                raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")
+            return cls(resume, journal, resumed=True)
+        path = config.out if config.out is not None else _next(command)
+        if path.exists():
+            raise RunError(f"The run folder {path} exists already; choose another --out, or --resume {path}")
+        with saying_why(path):
+            path.mkdir(parents=True)
+        journal = Journal.create(path / "journal.jsonl", {**told, "autoprune": __version__})
+        save(config, path)
+        return cls(path, journal, resumed=False)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the run whole or not at all; returns its path."""
+        path = self.path / name
+        write_atomic(path, text)
+        return path
+
+    def once(self, kind: str, compute: Any, key: Any = "") -> Any:
+        """Return what the journal holds of a stage, or compute it and make it durable (plain JSON values)."""
+        found = self.journal.lookup(kind, key)
+        if found is None:
+            found = compute()
+            self.journal.append(kind, key, found)
+        return found
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.journal.close()
+
+
+def _next(command: str) -> Path:
+    """Return the first free ``runs/<command>-<n>``."""
+    number = 1
+    while (RUNS / f"{command}-{number}").exists():
+        number += 1
+    return RUNS / f"{command}-{number}"
+
+
+def environment() -> Mapping[str, str]:
+    """Return what a figure of this run depends on beside its configuration."""
+    import platform
+
+    import gymnasium
+    import numpy
+    import stable_baselines3
+    import torch
+    import ultralytics
+
+    return {
+        "autoprune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "gymnasium": gymnasium.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+        "ultralytics": ultralytics.__version__,
+    }

@@ -1,0 +1,90 @@
+"""What the search knows before it starts: each unit's sensitivity, and a prior made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.constraint import Constraint
+from autoprune.cost._base import Cost
+from autoprune.space import Allocation, Space
+
+Array = npt.NDArray[np.float64]
+
+PROBE_RATIO = 0.5
+"""Keep ratio at which each unit is tried alone."""
+
+PRIOR_STRENGTHS = (0.0, 0.15, 0.3, 0.5)
+"""Exponents of (sensitivity / cost) that are tried for the prior; 0 is the uniform ratio."""
+
+_FLOOR = 1e-3
+"""A relative loss below this is noise of the scoring images."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What is known of the units before the search.
+
+    Attributes:
+        sensitivity: relative rise of the loss when a unit alone keeps half, scaled to [0, 1], shape (units,).
+        prior: log keep ratios to start from, shape (units,); only differences matter.
+        evaluations: full evaluations that it took, the prior's trials.
+        probes: evaluations on a part of the scoring images that it took.
+    """
+
+    sensitivity: Array
+    prior: Array
+    evaluations: int
+    probes: int
+
+
+def probes(space: Space) -> list[Allocation]:
+    """Return one allocation per unit with several choices: that unit alone at half, the others dense."""
+    half = space.round_down(np.full(len(space), PROBE_RATIO))
+    found = []
+    for index, choices in enumerate(space.choices):
+        if len(choices) > 1:
+            counts = space.dense.copy()
+            counts[index] = half[index]
+            found.append(space.allocation(counts))
+    return found
+
+
+def guide(
+    space: Space,
+    constraint: Constraint,
+    cost: Cost,
+    probe_scores: Sequence[float],
+    score: Callable[[Sequence[Allocation]], Sequence[float]],
+) -> Guidance:
+    """Turn the probes' scores into a sensitivity, and into the prior that scores best on the budget.
+
+    The prior keeps more of a unit the more the loss rises per cost saved: log ratio ∝ log (rise / saving). How strongly
+    is tried out with a handful of evaluations.
+
+    Args:
+        space: the allocations.
+        constraint: the budget.
+        cost: the budgeted cost.
+        probe_scores: scores of ``probes(space)``.
+        score: scores allocations on all scoring images.
+    """
+    tried = probes(space)
+    dense = float(cost(space.dense))
+    rise, saving = np.full(len(space), _FLOOR), np.full(len(space), _FLOOR)
+    walked = [index for index, choices in enumerate(space.choices) if len(choices) > 1]
+    for index, allocation, value in zip(walked, tried, probe_scores, strict=True):
+        rise[index] = max(-value, _FLOOR)
+        saving[index] = max(1 - float(cost(np.array(allocation))) / dense, 1e-6)
+    direction = np.log(rise) - np.log(saving)
+    direction = np.clip(direction - np.median(direction), -4.0, 4.0)
+    allocations = [space.allocation(constraint.project(strength * direction)) for strength in PRIOR_STRENGTHS]
+    scores = score(allocations)
+    best = PRIOR_STRENGTHS[int(np.argmax(scores))]
+    logs = np.log(rise)
+    span = float(np.ptp(logs))
+    sensitivity = (logs - logs.min()) / span if span > 0 else np.zeros(len(space))
+    return Guidance(sensitivity, best * direction, len(allocations), len(tried))

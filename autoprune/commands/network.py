@@ -1,0 +1,84 @@
+"""A dense network, analysed: what every command starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy.typing as npt
+import numpy as np
+import torch
+
+from autoprune.commands.screen import Screen
+from autoprune.cost import FlopsCost, ParamsCost, SizeCost
+from autoprune.cost._base import Cost
+from autoprune.graph import ChannelGraph
+from autoprune.importance import CRITERIA
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
+from autoprune.policy import PolicyModel
+from autoprune.proof import analyse
+from autoprune.space import Space
+from autoprune.surgery import Surgeon
+
+
+@dataclass(frozen=True)
+class Network:
+    """A dense network with its channel groups and the allocations that may be chosen.
+
+    Attributes:
+        adapter: the network with its data, loss and metric.
+        graph: its channel groups.
+        space: its allocations.
+        surgeon: makes smaller copies.
+        order: per group, channels by importance.
+    """
+
+    adapter: Adapter
+    graph: ChannelGraph
+    space: Space
+    surgeon: Surgeon
+    order: Sequence[npt.NDArray[np.int64]]
+
+    @property
+    def described(self) -> PolicyModel:
+        """The network as a policy names it."""
+        return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.space.units})
+
+    def static_costs(self) -> Mapping[str, Cost]:
+        """Return the costs in closed form, by metric."""
+        costs = (FlopsCost(self.space), ParamsCost(self.space, self.adapter.module), SizeCost(self.space, self.adapter))
+        return {cost.metric: cost for cost in costs}
+
+
+def open_network(
+    weights: Path,
+    *,
+    data: Path | None,
+    image_size: int | None,
+    device: str,
+    trust: bool,
+    criterion: str,
+    round_to: int = 1,
+    min_keep: float = 1e-6,
+    screen: Screen,
+) -> Network:
+    """Load weights, find their channel groups and rank their channels."""
+    adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
+    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    space = Space(graph, round_to=round_to, min_keep=min_keep)
+    pinned = {group.name: group.pinned for group in graph.groups if group.pinned not in (None, "network input")}
+    screen.note(
+        f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
+        f"{len(pinned)} layers keep all their channels."
+    )
+    order = CRITERIA[criterion]().order(adapter.module, graph)
+    return Network(adapter, graph, space, Surgeon(adapter.module, graph), order)
+
+
+def choose_device(asked: str) -> str:
+    """Return the device to use: the first GPU where ``auto`` finds one."""
+    if asked != "auto":
+        return asked
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

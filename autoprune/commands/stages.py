@@ -1,0 +1,97 @@
+"""What a network is at each stage of a run, and the table and summary made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autoprune.budget import Limit, format_amount
+from autoprune.models._base import Accuracy
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of a run, measured.
+
+    Attributes:
+        map50: mAP at IoU 0.5 on the validation split, or None where it was not measured.
+        map50_95: mAP over IoU 0.5 to 0.95 on the validation split, or None.
+        params: parameters.
+        flops: FLOPs of one image.
+        size_bytes: bytes of the checkpoint.
+        latency_ms: median, p10, p90 in milliseconds, with runs, device, runtime, precision and batch; None where it
+            was not measured.
+    """
+
+    map50: float | None
+    map50_95: float | None
+    params: int
+    flops: float
+    size_bytes: int
+    latency_ms: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, accuracy: Accuracy | None, costs: Mapping[str, float], latency: Mapping[str, Any] | None) -> Stage:
+        """Join what was measured of one network; ``costs`` by metric."""
+        return cls(
+            accuracy.map50 if accuracy else None,
+            accuracy.map50_95 if accuracy else None,
+            round(costs["params"]),
+            costs["flops"],
+            round(costs["size"]),
+            latency,
+        )
+
+    def cost(self, metric: str) -> float:
+        """Return what the stage costs under a budget's metric."""
+        if metric == "latency":
+            return float(self.latency_ms["median"]) if self.latency_ms is not None else float("nan")
+        return float({"flops": self.flops, "params": self.params, "size": self.size_bytes}[metric])
+
+
+def held(limits: Sequence[Limit], dense: Stage, final: Stage) -> list[dict[str, Any]]:
+    """Return what became of every limit: requested, limit, dense, achieved, satisfied."""
+    rows = []
+    for limit in limits:
+        most, achieved = limit.resolve(dense.cost(limit.metric)), final.cost(limit.metric)
+        rows.append(
+            {
+                "metric": limit.metric,
+                "requested": limit.requested,
+                "limit": most,
+                "dense": dense.cost(limit.metric),
+                "achieved": achieved,
+                "satisfied": achieved <= most,
+            }
+        )
+    return rows
+
+
+def stage_rows(stages: Mapping[str, Stage]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table that compares the stages, costs with their ratio to the dense network."""
+    dense = next(iter(stages.values()))
+    header = ["", *stages]
+    rows = [
+        ["mAP50", *(_share(stage.map50) for stage in stages.values())],
+        ["mAP50-95", *(_share(stage.map50_95) for stage in stages.values())],
+    ]
+    for metric, label in (("params", "parameters"), ("flops", "FLOPs"), ("size", "checkpoint"), ("latency", "latency")):
+        if metric == "latency" and dense.latency_ms is None:
+            continue
+        rows.append([label, *(_ratio(metric, stage, dense) for stage in stages.values())])
+    return header, rows
+
+
+def as_json(stage: Stage) -> dict[str, Any]:
+    """Return a stage as plain JSON values."""
+    return asdict(stage)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _ratio(metric: str, stage: Stage, dense: Stage) -> str:
+    text = format_amount(metric, stage.cost(metric))
+    return text if stage is dense else f"{text} ({stage.cost(metric) / dense.cost(metric):.0%})"
