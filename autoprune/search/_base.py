@@ -1,0 +1,132 @@
+"""What a strategy is, and the one search loop: ask, evaluate, tell."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autoprune.errors import ConfigError
+from autoprune.search.randomness import preserved_random_state
+from autoprune.space import Allocation
+
+Evaluate = Callable[[Sequence[Allocation]], Sequence[float]]
+"""Scores allocations, in order; higher is better, and every score is a finite number."""
+
+
+class Strategy(ABC):
+    """Proposes allocations and hears their scores; never evaluates.
+
+    A strategy is a function of its seed and of what it was told: asked again in the same way it proposes the same, so
+    that a killed search resumes by replaying its journal.
+    """
+
+    @abstractmethod
+    def ask(self, limit: int) -> Sequence[Allocation]:
+        """Return what to score next.
+
+        Args:
+            limit: the most that may be returned, at least 1.
+
+        Returns:
+            1 to ``limit`` allocations that hold the constraint; none when the strategy has finished.
+        """
+
+    @abstractmethod
+    def tell(self, allocations: Sequence[Allocation], scores: Sequence[float]) -> None:
+        """Hear the scores of what ``ask`` returned last, in the same order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release threads and files; called once, however the search ended."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An allocation with its score; higher is better."""
+
+    allocation: Allocation
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        best: the candidate with the highest score, the earliest of equals.
+        history: every candidate in the order of evaluation.
+    """
+
+    best: Candidate
+    history: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands after an evaluation.
+
+    Attributes:
+        done: evaluations so far.
+        total: evaluations allowed.
+        latest: the candidate just scored.
+        best: the best so far.
+    """
+
+    done: int
+    total: int
+    latest: Candidate
+    best: Candidate
+
+
+def search(
+    strategy: Strategy,
+    evaluate: Evaluate,
+    *,
+    evaluations: int,
+    on_evaluation: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Run a strategy until it has finished or the evaluations are spent, and close it.
+
+    Global random states (Python, NumPy, torch) are the same after ``evaluate`` as before: whether a score is computed
+    or comes out of a journal, the search goes the same way.
+
+    Args:
+        strategy: proposes.
+        evaluate: scores.
+        evaluations: the most allocations that are scored.
+        on_evaluation: told after every scored allocation.
+
+    Raises:
+        ConfigError: fewer than one evaluation is allowed, or the strategy proposes nothing at all.
+    """
+    if evaluations < 1:
+        raise ConfigError(f"A search needs at least 1 evaluation, got {evaluations}")
+    history: list[Candidate] = []
+    best: Candidate | None = None
+    try:
+        while len(history) < evaluations:
+            allocations = strategy.ask(evaluations - len(history))
+            if not allocations:
+                break
+            for candidate in _scored(allocations, evaluate):
+                history.append(candidate)
+                best = candidate if best is None or candidate.score > best.score else best
+                if on_evaluation is not None:
+                    on_evaluation(Progress(len(history), evaluations, candidate, best))
+            strategy.tell(allocations, [candidate.score for candidate in history[-len(allocations) :]])
+    finally:
+        strategy.close()
+    if best is None:
+        raise ConfigError("The strategy proposed no allocation at all")
+    return SearchResult(best, tuple(history))
+
+
+def _scored(allocations: Sequence[Allocation], evaluate: Evaluate) -> list[Candidate]:
+    with preserved_random_state():
+        scores = [float(score) for score in evaluate(allocations)]
+    for allocation, score in zip(allocations, scores, strict=True):
+        if not math.isfinite(score):
+            raise ConfigError(f"A score must be a finite number, got {score} for {allocation}")
+    return [Candidate(allocation, score) for allocation, score in zip(allocations, scores, strict=True)]

@@ -1,0 +1,144 @@
+"""Agents of stable-baselines3 as strategies, on any injected environment."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from autoprune.search._base import Strategy
+from autoprune.search.exploration import NoExploration
+from autoprune.search.handoff import Handoff
+from autoprune.search.learners import build, exploration_of, schedules_of
+from autoprune.search.randomness import PrivateRandomState
+from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
+from autoprune.search.telemetry import Telemetry
+from autoprune.search.view import AgentView, MakeEnv, RewardScale, Score
+from autoprune.space import Allocation
+
+
+class AgentKind(Enum):
+    """The agents, by their name on the command line."""
+
+    PPO = "ppo"
+    DDPG = "ddpg"
+    TD3 = "td3"
+    SAC = "sac"
+
+    @property
+    def settings(self) -> Settings:
+        """The agent's settings as shipped."""
+        defaults: dict[AgentKind, Settings] = {
+            AgentKind.PPO: PPOSettings(),
+            AgentKind.DDPG: DDPGSettings(),
+            AgentKind.TD3: TD3Settings(),
+            AgentKind.SAC: SACSettings(),
+        }
+        return defaults[self]
+
+
+class AgentStrategy(Strategy):
+    """Runs an agent's ``learn()`` in a thread of its own and hands its candidates to the search loop.
+
+    The first candidate is the environment's prior; off-policy agents remember that episode. The agent draws from global
+    random states of its own, so that nothing outside disturbs it or is disturbed.
+    """
+
+    def __init__(
+        self,
+        make_env: MakeEnv,
+        settings: Settings,
+        *,
+        evaluations: int,
+        seed: int,
+        log_dir: Path | None = None,
+    ) -> None:
+        """Prepare the agent; nothing runs before the first ``ask``.
+
+        Args:
+            make_env: makes its environments.
+            settings: which agent, and how, e.g. ``AgentKind.PPO.settings``.
+            evaluations: candidates that it may try; also sets the length of its schedules.
+            seed: of everything random.
+            log_dir: where TensorBoard events are written, if anywhere.
+        """
+        self._make_env = make_env
+        self._settings = settings
+        self._evaluations = self._left = evaluations
+        self._seed = seed
+        self._waiting: deque[Allocation] = deque()
+        self._scores: list[float] = []
+        self._random = PrivateRandomState()
+        self._exploration = exploration_of(settings, evaluations=evaluations, seed=seed)
+        self._telemetry = Telemetry(log_dir)
+        self._handoff: Handoff[Sequence[Allocation], Sequence[float]] = Handoff(self._learn, name="autoprune-agent")
+
+    def ask(self, limit: int) -> Sequence[Allocation]:
+        """Return candidates of one rollout; none when the evaluations are spent."""
+        if self._left == 0:
+            return ()
+        if not self._waiting:
+            with self._random:
+                self._waiting.extend(self._handoff.question() or ())
+        return [self._waiting[index] for index in range(min(limit, self._left, len(self._waiting)))]
+
+    def tell(self, allocations: Sequence[Allocation], scores: Sequence[float]) -> None:
+        """Take scores; the agent hears them when its whole rollout is scored."""
+        for allocation, score in zip(allocations, scores, strict=True):
+            self._waiting.popleft()
+            self._scores.append(score)
+            self._telemetry.evaluation(allocation, score, noise=self._exploration.noise)
+        self._left -= len(allocations)
+        if not self._waiting:
+            self._handoff.answer(self._scores)
+            self._scores = []
+
+    def close(self) -> None:
+        """End the agent's thread, wherever it is, and close its files."""
+        with self._random:
+            self._handoff.close()
+        self._telemetry.close()
+
+    def _learn(self, ask: Score) -> None:
+        """Let the agent learn until ``ask`` ends it."""
+        settings = self._settings
+        first = self._make_env(episodes=1, score=ask)
+        self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
+        view = AgentView(first, exploration=NoExploration(), scale=RewardScale())
+        prior = walk_prior(view)
+        episodes = settings.episodes if isinstance(settings, PPOSettings) else 1
+        env = AgentView(self._make_env(episodes=episodes, score=ask), exploration=self._exploration, scale=view.scale)
+        model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
+        if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
+            for transition in prior:
+                model.replay_buffer.add(**transition)
+        model.set_logger(self._telemetry.agent_logger())
+        steps = len(prior) * self._evaluations * episodes
+        model.learn(total_timesteps=steps, callback=schedules_of(settings, evaluations=self._evaluations))
+
+
+def walk_prior(env: AgentView) -> list[dict[str, Any]]:
+    """Walk one episode along the prior's actions; return its transitions as keywords of a replay buffer's ``add``."""
+    state = env.reset()
+    transitions = []
+    for action in env.normalised(env.get_attr("prior_actions")[0]):
+        following, reward, done, infos = env.step(np.full((1, 1), action, dtype=np.float32))
+        following = np.asarray(following)
+        after = infos[0]["terminal_observation"][None] if done[0] else following
+        transitions.append(
+            {
+                "obs": state,
+                "next_obs": after,
+                "action": infos[0]["executed_action"][None],
+                "reward": reward,
+                "done": done,
+                "infos": infos,
+            }
+        )
+        state = following
+    return transitions

@@ -1,0 +1,93 @@
+"""Settings of the agents. Every default says where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Proximal policy optimisation (Schulman et al. 2017) with short rollouts.
+
+    Attributes:
+        episodes: episodes per rollout; they walk in lockstep and are scored together.
+        learning_rate: of actor and critic, Adam.
+        epochs: passes over a rollout per update.
+        minibatches: parts that a rollout is cut into.
+        clip: how far the probability ratio may move.
+        hidden: widths of the hidden layers, actor and critic each.
+        log_std: natural logarithm of the action's initial standard deviation.
+        final_log_std: the same at the end of the search; linear in between.
+        entropy: weight of the entropy bonus.
+        value: weight of the critic's loss.
+    """
+
+    episodes: int = 5
+    learning_rate: float = 3e-3
+    epochs: int = 10
+    minibatches: int = 4
+    clip: float = 0.2
+    hidden: tuple[int, ...] = (64, 64)
+    log_std: float = -1.0
+    final_log_std: float | None = None
+    entropy: float = 0.0
+    value: float = 0.5
+
+
+@dataclass(frozen=True)
+class DDPGSettings:
+    """Deep deterministic policy gradient with AMC's settings (He et al., "AMC", ECCV 2018, section 3.2; its release).
+
+    Attributes:
+        hidden: widths of the hidden layers, actor and critic each.
+        actor_rate: learning rate of the actor, Adam.
+        critic_rate: learning rate of the critic, Adam.
+        tau: soft update of the target networks.
+        batch: transitions per update.
+        replay: transitions remembered, per step of an episode.
+        noise: standard deviation of the truncated normal noise, as a share of half the action box.
+        noise_decay: factor on it per episode, after the random episodes.
+        random_share: share of the search spent on random episodes (AMC: 100 of 400).
+        updates: updates per step of an episode, at its end.
+        baseline: α of the moving-average baseline that is subtracted from the rewards.
+    """
+
+    hidden: tuple[int, ...] = (300, 300)
+    actor_rate: float = 1e-4
+    critic_rate: float = 1e-3
+    tau: float = 0.01
+    batch: int = 64
+    replay: int = 100
+    noise: float = 0.5
+    noise_decay: float = 0.95
+    random_share: float = 0.25
+    updates: int = 1
+    baseline: float = 0.5
+
+
+@dataclass(frozen=True)
+class TD3Settings(DDPGSettings):
+    """Twin delayed DDPG (Fujimoto et al. 2018): two critics, delayed actor, smoothed targets; otherwise as DDPG.
+
+    Attributes:
+        policy_delay: updates of the critics per update of the actor.
+    """
+
+    policy_delay: int = 2
+
+
+@dataclass(frozen=True)
+class SACSettings:
+    """Soft actor-critic (Haarnoja et al. 2018): explores by its own stochastic policy; otherwise as DDPG."""
+
+    hidden: tuple[int, ...] = (300, 300)
+    learning_rate: float = 1e-3
+    tau: float = 0.01
+    batch: int = 64
+    replay: int = 100
+    random_share: float = 0.25
+    updates: int = 1
+    baseline: float = 0.5
+
+
+Settings = PPOSettings | DDPGSettings | SACSettings

@@ -1,0 +1,120 @@
+"""The state that an agent sees: named columns, each scaled to [0, 1].
+
+The first eleven are AMC's (He et al., "AMC", ECCV 2018, section 3.1). A column that depends on the unit alone goes into
+``unit_columns``, one that depends on the walk into ``Observer.observe``; one that only the caller knows is handed in
+through ``PruningProblem.columns``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from autoprune.graph import ChannelGraph, Layer, LayerKind, Unit
+from autoprune.space import Counts, Space
+from envs.problem import Array, PruningProblem
+
+WALK_COLUMNS = ("reduced", "rest", "last_action")
+"""Columns that change along the walk."""
+
+_PRODUCERS = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR, LayerKind.DEPTHWISE)
+
+
+class Observer:
+    """Turns where a walk stands into rows of the state.
+
+    Attributes:
+        names: the columns, in order.
+        box: the Gymnasium space of one row, shape (columns,).
+    """
+
+    def __init__(self, problem: PruningProblem) -> None:
+        columns = unit_columns(problem)
+        walked = list(problem.walked)
+        self.names: tuple[str, ...] = (*columns, *WALK_COLUMNS)
+        self.box = spaces.Box(0.0, 1.0, shape=(len(self.names),), dtype=np.float32)
+        self._fixed = np.stack([_scaled(values[walked]) for values in columns.values()], axis=1)
+        self._cost = problem.cost
+        self._dense = float(problem.cost(problem.space.dense))
+
+    def observe(self, step: int, *, widest: Counts, narrowest: Counts, last: Array) -> npt.NDArray[np.float32]:
+        """Return the state before a step of every episode; after the last step, its unit's row again.
+
+        Args:
+            step: position in the walk.
+            widest: counts decided so far, later units dense, shape (episodes, units).
+            narrowest: counts decided so far, later units at their lower bounds, shape (episodes, units).
+            last: the action before, scaled to [0, 1], shape (episodes,).
+
+        Returns:
+            Shape (episodes, columns). ``reduced`` is the share of the dense cost that is saved so far, ``rest`` the
+            share that later units could still save.
+        """
+        episodes = len(widest)
+        both = self._cost(np.concatenate([widest, narrowest])) / self._dense
+        rows = np.empty((episodes, len(self.names)))
+        rows[:, : self._fixed.shape[1]] = self._fixed[min(step, len(self._fixed) - 1)]
+        rows[:, -3] = 1 - both[:episodes]
+        rows[:, -2] = both[:episodes] - both[episodes:]
+        rows[:, -1] = last
+        return np.clip(rows, 0.0, 1.0).astype(np.float32)
+
+
+def unit_columns(problem: PruningProblem) -> Mapping[str, Array]:
+    """Return the columns that depend on the unit alone, name → shape (units,), not yet scaled.
+
+    A unit may have several layers: in channels, feature map, stride and kernel are those of its first producing layer.
+    ``cost`` covers every layer that it touches, see ``unit_costs``.
+    """
+    graph, units = problem.space.graph, problem.space.units
+    layers = [first_layer(graph, unit) for unit in units]
+    values = {
+        "index": list(range(len(units))),
+        "out_channels": [unit.width for unit in units],
+        "in_channels": [len(graph.axes[layer.in_axis]) if layer else 0 for layer in layers],
+        "height": [layer.in_hw[0] if layer else 0 for layer in layers],
+        "width": [layer.in_hw[1] if layer else 0 for layer in layers],
+        "stride": [layer.stride[0] if layer else 0 for layer in layers],
+        "kernel": [layer.kernel[0] if layer else 0 for layer in layers],
+        "cost": unit_costs(problem),
+        "sensitivity": problem.sensitivity,
+        **problem.columns,
+    }
+    return {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
+
+
+def first_layer(graph: ChannelGraph, unit: Unit) -> Layer | None:
+    """Return the layer that the unit is named after, or the first that produces any of its channels."""
+    named = next((layer for layer in graph.layers if layer.name == unit.name and layer.kind in _PRODUCERS), None)
+    if named is not None:
+        return named
+    offsets = [(graph.groups[index].offset, graph.groups[index].size) for index in unit.groups]
+    for layer in graph.layers:
+        axis = graph.axes[layer.out_axis]
+        if layer.kind in _PRODUCERS and any(((axis >= low) & (axis < low + size)).any() for low, size in offsets):
+            return layer
+    return None
+
+
+def unit_costs(problem: PruningProblem) -> Array:
+    """Return what each unit's layers cost in the dense network, by the budgeted cost function, shape (units,).
+
+    It is the slope of the cost from the unit's lower bound to dense, times its width. Where the cost is linear in one
+    unit's width, as FLOPs are for all but a layer that reads and writes the same unit, that is the cost of all layers
+    that it touches; any other cost, latency too, has its own share in the same sense.
+    """
+    space: Space = problem.space
+    narrowed = np.repeat(space.dense[None, :], len(space), axis=0)
+    np.fill_diagonal(narrowed, space.lower)
+    saved = float(problem.cost(space.dense)) - problem.cost(narrowed)
+    given_up = 1 - space.ratios(space.lower)
+    return np.asarray(np.divide(saved, given_up, out=np.zeros(len(space)), where=given_up > 0))
+
+
+def _scaled(values: Array) -> Array:
+    """Scale a column to [0, 1] over the walked units; a constant one becomes zeros."""
+    spread = values.max() - values.min()
+    return np.asarray((values - values.min()) / spread if spread > 0 else np.zeros_like(values))

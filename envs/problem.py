@@ -1,0 +1,68 @@
+"""What an environment is asked to solve; handed in, so that it knows neither networks nor data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.constraint import Constraint
+from autoprune.cost._base import Cost
+from autoprune.errors import ConfigError
+from autoprune.space import Allocation, Space
+
+Array = npt.NDArray[np.float64]
+
+Score = Callable[[Sequence[Allocation]], Sequence[float]]
+"""Scores allocations, higher is better; all candidates of one call may be computed together."""
+
+
+@dataclass(frozen=True)
+class PruningProblem:
+    """A budgeted search for the best allocation of a space.
+
+    Attributes:
+        space: all allocations.
+        constraint: the limits that an allocation must hold.
+        cost: the cost whose shares the agent sees in its state: the budgeted one, or the first of several.
+        score: scores allocations.
+        sensitivity: how much the network suffers when a unit is pruned, each in [0, 1], shape (units,).
+        prior: where the search starts, natural logarithm of a keep ratio per unit, shape (units,). Only differences
+            matter: zeros are the uniform ratio.
+        columns: further state columns, name → one value per unit, shape (units,); scaled to [0, 1] when observed.
+
+    Raises:
+        ConfigError: a shape does not fit, a sensitivity lies outside [0, 1], or no unit has more than one choice.
+    """
+
+    space: Space
+    constraint: Constraint
+    cost: Cost
+    score: Score
+    sensitivity: Array
+    prior: Array
+    columns: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        units = len(self.space)
+        for name, values in {"sensitivity": self.sensitivity, "prior": self.prior, **self.columns}.items():
+            if np.shape(values) != (units,) or not np.isfinite(values).all():
+                raise ConfigError(f"{name} must hold one finite number for each of {units} units, got {values}")
+        if (np.asarray(self.sensitivity) < 0).any() or (np.asarray(self.sensitivity) > 1).any():
+            raise ConfigError(f"A sensitivity must lie in [0, 1], got {self.sensitivity}")
+        if not self.walked:
+            raise ConfigError("There is nothing to search: no unit has more than one width within its bounds")
+
+    @cached_property
+    def walked(self) -> tuple[int, ...]:
+        """Units with more than one choice: one step of the walk each. The others stay as they are, without a step."""
+        return tuple(index for index, choices in enumerate(self.space.choices) if len(choices) > 1)
+
+    @cached_property
+    def start(self) -> Array:
+        """The prior scaled onto the budget: log keep ratios whose mean is that of the projected prior, (units,)."""
+        projected = np.log(self.space.ratios(self.constraint.project(self.prior)))
+        return np.asarray(self.prior + np.mean((projected - self.prior)[list(self.walked)]))

@@ -1,0 +1,132 @@
+"""How an action meets the budget. Both rules are exact after rounding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from autoprune.space import Counts
+from envs.problem import Array, PruningProblem
+
+_SLACK = 1e-6
+"""Added to a keep ratio before rounding down: actions are float32, and 24 / 40 must not become 23.99."""
+
+
+class Rule(ABC):
+    """Decides widths from actions, one unit at a time, and the allocation when the walk ends.
+
+    Attributes:
+        low: least action.
+        high: greatest action.
+    """
+
+    low: float
+    high: float
+
+    def __init__(self, problem: PruningProblem) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
+        """Decide one unit in every episode.
+
+        Args:
+            narrowest: counts decided so far, later units at their lower bounds, shape (episodes, units).
+            unit: the unit to decide.
+            actions: within ``low`` and ``high``, shape (episodes,).
+
+        Returns:
+            The unit's counts, and the actions as they were executed, each of shape (episodes,).
+        """
+
+    @abstractmethod
+    def finish(self, counts: Counts, executed: Array) -> Counts:
+        """Return the allocation of one walk, which holds the constraint.
+
+        Args:
+            counts: as decided, shape (units,).
+            executed: the actions of the walked units, shape (steps,).
+        """
+
+    @abstractmethod
+    def actions_for(self, counts: Counts) -> Array:
+        """Return the actions, shape (steps,), whose walk ends at an allocation or, in ``projected``, close to it."""
+
+    @abstractmethod
+    def prior_actions(self) -> Array:
+        """Return the actions, shape (steps,), whose walk ends at the problem's prior."""
+
+    def round_down(self, unit: int, ratios: Array) -> Counts:
+        """Return the unit's widest choices that are not above the keep ratios, shape as ``ratios``."""
+        choices = self.problem.space.choices[unit]
+        wanted = (ratios + _SLACK) * self.problem.space.dense[unit]
+        return np.asarray(choices[np.maximum(np.searchsorted(choices, wanted, side="right") - 1, 0)])
+
+
+class Projected(Rule):
+    """The action, in [−1, 1] spans, is a log-ratio on top of the prior's; one common factor ends on the budget.
+
+    Along the walk, counts are what the actions would give if the others stayed at the prior: provisional, for the
+    state columns only.
+
+    Attributes:
+        span: at the edges of the box a unit keeps exp(±span) times what the prior would.
+    """
+
+    low, high = -1.0, 1.0
+    span = 1.0
+
+    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
+        """Return provisional counts and the actions as they are."""
+        log_ratios = self.problem.start[unit] + self.span * actions
+        return self.round_down(unit, np.exp(np.minimum(log_ratios, 0.0))), actions
+
+    def finish(self, counts: Counts, executed: Array) -> Counts:
+        """Project prior plus actions onto the budget."""
+        wish = self.problem.prior.copy()
+        wish[list(self.problem.walked)] += self.span * executed
+        return self.problem.constraint.project(wish)
+
+    def actions_for(self, counts: Counts) -> Array:
+        """Return the log-ratios of the counts above the prior's, clipped to the box."""
+        above = np.log(self.problem.space.ratios(counts)) - self.problem.start
+        return np.clip(above[list(self.problem.walked)] / self.span, self.low, self.high)
+
+    def prior_actions(self) -> Array:
+        """Return zeros."""
+        return np.zeros(len(self.problem.walked))
+
+
+class Capped(Rule):
+    """The action is a keep ratio, capped so that the budget stays reachable (He et al., AMC, ECCV 2018, Algorithm 1).
+
+    It is rounded first and then capped on the rounded cost, so that the end of the walk holds the budget exactly. The
+    executed action is what came of it.
+    """
+
+    low, high = 1e-3, 1.0
+
+    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
+        """Return the capped counts and their keep ratios."""
+        wanted = self.round_down(unit, actions)
+        caps = [self.problem.constraint.cap(counts, unit) for counts in narrowest]
+        counts = np.minimum(wanted, np.array(caps, dtype=np.int64))
+        return counts, counts / self.problem.space.dense[unit]
+
+    def finish(self, counts: Counts, executed: Array) -> Counts:
+        """Return the counts: they hold the budget already."""
+        return counts
+
+    def actions_for(self, counts: Counts) -> Array:
+        """Return the keep ratios of the counts."""
+        walked = list(self.problem.walked)
+        return np.asarray(self.problem.space.ratios(counts)[walked])
+
+    def prior_actions(self) -> Array:
+        """Return the keep ratios of the projected prior."""
+        return self.actions_for(self.problem.constraint.project(self.problem.prior))
+
+
+RULES: dict[str, type[Rule]] = {"projected": Projected, "capped": Capped}
+"""Every rule by its name on the command line."""

@@ -1,0 +1,149 @@
+"""A budgeted problem whose optimum is known: a chain of layers, and a loss in closed form.
+
+Unit i feeds layer i + 1 alone, so that the cost is bilinear in neighbouring widths, as FLOPs are. What pruning costs in
+score is sum s_i p_i² + sum c_i p_i p_{i+1} with p = 1 − keep ratio, log-normal s and pairwise c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.cost._base import Cost
+from autoprune.graph import ChannelGraph, Group, Layer, LayerKind, Unit
+from autoprune.space import Allocation, Counts, Space
+from envs.problem import PruningProblem
+
+
+class LayerFlops(Cost):
+    """2 × kernel² × height × width × in × out, summed over all layers."""
+
+    metric = "flops"
+    unit = "FLOPs"
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        layers = space.graph.layers
+        self._in = [layer.in_axis for layer in layers]
+        self._out = [layer.out_axis for layer in layers]
+        self._each = np.array(
+            [2.0 * layer.kernel[0] * layer.kernel[1] * layer.out_hw[0] * layer.out_hw[1] for layer in layers]
+        )
+
+    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+        widths = self._space.axis_widths(counts)
+        return np.asarray((widths[..., self._in] * widths[..., self._out]) @ self._each)
+
+
+def chain_graph(widths: Sequence[int]) -> ChannelGraph:
+    """A chain of 3×3 convolutions, 3 → widths[0] → … → 8; the feature map shrinks four times along the way."""
+    sizes = [3, *widths, 8]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    names = ["input", *(f"conv{index}" for index in range(len(widths))), "head"]
+    last = len(sizes) - 1
+    groups = tuple(
+        Group(name, int(offset), size, pinned=None if 0 < index < last else "input or output")
+        for index, (name, offset, size) in enumerate(zip(names, offsets, sizes, strict=False))
+    )
+    stage = [64 >> (4 * index // len(sizes)) for index in range(len(sizes))]
+    layers = tuple(
+        Layer(
+            names[index],
+            LayerKind.CONV,
+            in_axis=index - 1,
+            out_axis=index,
+            kernel=(3, 3),
+            stride=(stage[index - 1] // stage[index],) * 2,
+            in_hw=(stage[index - 1],) * 2,
+            out_hw=(stage[index],) * 2,
+        )
+        for index in range(1, len(sizes))
+    )
+    return ChannelGraph(
+        groups=groups,
+        units=tuple(Unit(names[index], sizes[index], (index,)) for index in range(1, last)),
+        axes=tuple(np.arange(offset, offset + size) for offset, size in zip(offsets, sizes, strict=False)),
+        tensors={},
+        layers=layers,
+        attributes=(),
+    )
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The problem with what only the tests know.
+
+    Attributes:
+        single: damage per unit, shape (units,).
+        pair: damage per pair of neighbours, shape (units − 1,).
+        noise: by how much the measured log-sensitivity is off, shape (units,).
+    """
+
+    space: Space
+    constraint: Constraint
+    cost: Cost
+    single: npt.NDArray[np.float64]
+    pair: npt.NDArray[np.float64]
+    noise: npt.NDArray[np.float64]
+
+    def loss(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Damage of allocations, shape (units,) → () or (candidates, units) → (candidates,)."""
+        pruned = 1 - self.space.ratios(counts)
+        return np.asarray((pruned**2) @ self.single + (pruned[..., 1:] * pruned[..., :-1]) @ self.pair)
+
+    def score(self, allocations: Sequence[Allocation]) -> list[float]:
+        return [-float(loss) for loss in self.loss(np.array(allocations, dtype=np.int64))]
+
+    def problem(self, *, prior: float = 0.0) -> PruningProblem:
+        """The environment's problem; ``prior`` times (sensitivity − 1) is where the search starts."""
+        log = np.log(self.single) + self.noise
+        sensitivity = (log - log.min()) / (log.max() - log.min())
+        return PruningProblem(
+            space=self.space,
+            constraint=self.constraint,
+            cost=self.cost,
+            score=self.score,
+            sensitivity=sensitivity,
+            prior=prior * (sensitivity - 1),
+        )
+
+    def optimum(self, *, starts: int = 8) -> float:
+        """The least loss found by exhaustive descent over single steps and exchanges between pairs of units."""
+        rng = np.random.default_rng(0)
+        wishes = [0.5 * np.log(self.single), np.zeros(len(self.space))]
+        wishes += [0.5 * np.log(self.single) + 0.3 * rng.normal(size=len(self.space)) for _ in range(starts - 2)]
+        return min(self._descend(self.constraint.project(wish)) for wish in wishes)
+
+    def _descend(self, counts: Counts) -> float:
+        space, best = self.space, float(self.loss(counts))
+        while True:
+            ups = [(unit, space.next_up(counts, unit)) for unit in range(len(space))]
+            downs = [(unit, space.next_down(counts, unit)) for unit in range(len(space))]
+            moves = [((unit, wider),) for unit, wider in ups if wider is not None]
+            moves += [((a, x), (b, y)) for a, x in ups for b, y in downs if a != b and x is not None and y is not None]
+            trials = np.repeat(counts[None, :], len(moves), axis=0)
+            for trial, move in zip(trials, moves, strict=True):
+                for unit, value in move:
+                    trial[unit] = value
+            losses = np.where(self.constraint.load(trials) <= 1, self.loss(trials), np.inf)
+            if losses.min() >= best - 1e-12:
+                return best
+            counts, best = trials[losses.argmin()], float(losses.min())
+
+
+def make_toy(units: int = 40, *, seed: int = 0, budget: float = 0.5, round_to: int = 8) -> Toy:
+    """A toy with log-normal damages, widths from 16 to 256, at a share of the dense FLOPs."""
+    rng = np.random.default_rng(seed)
+    widths = [int(16 * 2 ** min(4 * index // units, 3) * rng.choice([1, 2])) for index in range(units)]
+    space = Space(chain_graph(widths), round_to=round_to)
+    cost = LayerFlops(space)
+    single = rng.lognormal(0.0, 1.5, size=units)
+    pair = 0.5 * np.sqrt(single[1:] * single[:-1]) * rng.lognormal(0.0, 0.5, size=units - 1)
+    noise = 0.5 * rng.normal(size=units)
+    scale = single.sum() + pair.sum()
+    limit = budget * float(cost(space.dense))
+    return Toy(space, Constraint(space, [Ceiling(cost, limit)]), cost, 8 * single / scale, 8 * pair / scale, noise)
