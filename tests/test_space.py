@@ -1,0 +1,116 @@
+"""Rounding, bounds, and budgets that hold by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.errors import BudgetUnreachableError, ConfigError
+from autoprune.space import Space
+
+from .toy import LayerFlops, chain_graph
+
+WIDTHS = (16, 24, 32, 8, 64, 20)
+
+
+def space(round_to: int = 8, min_keep: float = 0.1) -> Space:
+    return Space(chain_graph(WIDTHS), round_to=round_to, min_keep=min_keep)
+
+
+def constraint(share: float) -> Constraint:
+    units = space()
+    cost = LayerFlops(units)
+    return Constraint(units, [Ceiling(cost, share * float(cost(units.dense)))])
+
+
+def test_choices_are_multiples_and_the_full_width() -> None:
+    assert [list(choices) for choices in space().choices] == [
+        [8, 16], [8, 16, 24], [8, 16, 24, 32], [8], [8, 16, 24, 32, 40, 48, 56, 64], [8, 16, 20],
+    ]  # fmt: skip
+
+
+def test_the_lower_bound_is_a_ratio_of_at_least_one_multiple() -> None:
+    assert list(space(min_keep=0.5).lower) == [8, 16, 16, 8, 32, 16]
+
+
+@pytest.mark.parametrize(("round_to", "min_keep"), [(0, 0.1), (8, 0.0), (8, 1.5)])
+def test_senseless_bounds_are_refused(round_to: int, min_keep: float) -> None:
+    with pytest.raises(ConfigError, match="must"):
+        space(round_to, min_keep)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=len(WIDTHS), max_size=len(WIDTHS)))
+def test_rounding_down_never_exceeds_the_ratio_but_for_the_lower_bound(ratios: list[float]) -> None:
+    units = space()
+    counts = units.round_down(np.array(ratios))
+    for count, ratio, choices, width in zip(counts, ratios, units.choices, WIDTHS, strict=True):
+        assert count in choices
+        assert count <= ratio * width + 1e-6 or count == choices[0]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-3, 3), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+    st.floats(0.2, 1.0),
+)
+def test_projection_holds_the_budget_and_leaves_no_step_unused(wish: list[float], share: float) -> None:
+    limits = constraint(share)
+    counts = limits.project(np.array(wish))
+    assert limits.holds(counts)
+    for unit in range(len(limits.space)):
+        wider = limits.space.next_up(counts, unit)
+        if wider is not None:
+            trial = counts.copy()
+            trial[unit] = wider
+            assert not limits.holds(trial)
+
+
+def test_projecting_a_loose_budget_keeps_everything() -> None:
+    limits = constraint(1.0)
+    assert list(limits.project(np.zeros(len(WIDTHS)))) == list(WIDTHS)
+
+
+def test_an_unreachable_budget_tells_the_reachable_minimum() -> None:
+    units = space()
+    cost = LayerFlops(units)
+    lowest = float(cost(units.lower))
+    with pytest.raises(BudgetUnreachableError, match="still needs") as caught:
+        Constraint(units, [Ceiling(cost, 0.5 * lowest)])
+    assert caught.value.exit_code == 3
+
+
+@settings(deadline=None)
+@given(st.floats(0.3, 1.0), st.randoms(use_true_random=False))
+def test_the_cap_keeps_the_budget_reachable(share: float, random: object) -> None:
+    limits = constraint(share)
+    counts = limits.space.lower.copy()
+    for unit in range(len(limits.space)):
+        cap = limits.cap(counts, unit)
+        fitting = [choice for choice in limits.space.choices[unit] if choice <= cap]
+        counts[unit] = random.choice(fitting)  # type: ignore[attr-defined]
+    assert limits.holds(counts)
+
+
+def test_axis_widths_count_the_mask() -> None:
+    units = space()
+    rng = np.random.default_rng(0)
+    counts = np.array([rng.choice(choices) for choices in units.choices])
+    order = [rng.permutation(group.size) for group in units.graph.groups]
+    keep = units.kept_channels(counts, order)
+    assert list(units.axis_widths(counts)) == [np.count_nonzero(keep[axis]) for axis in units.graph.axes]
+    batch = np.stack([counts, units.dense])
+    np.testing.assert_array_equal(units.axis_widths(batch)[0], units.axis_widths(counts))
+
+
+def test_allocations_are_checked() -> None:
+    units = space()
+    assert units.allocation(units.dense) == WIDTHS
+    with pytest.raises(ConfigError, match="6 counts expected"):
+        units.allocation([1])
+    with pytest.raises(ConfigError, match="must keep 1 to 16"):
+        units.allocation([0, 8, 8, 8, 8, 8])
+    name = units.units[1].name
+    assert units.from_names({name: 8}) == (16, 8, 32, 8, 64, 20)
