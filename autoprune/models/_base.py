@@ -46,6 +46,11 @@ class Adapter(ABC):
     image_size: int
     free_outputs: frozenset[str] = frozenset()
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Images that could not be read so far, as ``path: reason``."""
+        return ()
+
     @abstractmethod
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an example input of shape (batch, 3, image_size, image_size), float32, on the device."""

@@ -1,0 +1,1 @@
+"""Training of pruned networks: the trainer that keeps them, and fine-tuning."""

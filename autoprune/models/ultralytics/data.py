@@ -163,15 +163,12 @@ def verified(file: str, data: DataSet, task: str) -> Label | str:
     Returns:
         Its label in `YOLODataset`'s form, or why it cannot be used.
     """
-    problem = _cut_short(file)
-    if problem:
-        return problem
     keypoints, dimensions = data.settings.get("kpt_shape", (0, 0))
-    image, boxes, shape, segments, points, *_, message = stock.verify_image_label(
+    image, boxes, shape, segments, points, *_, message = _verify(
         (file, stock.img2label_paths([file])[0], "", task == "pose", len(data.names), keypoints, dimensions, False)
     )
     if image is None:
-        return str(message).rpartition("ignoring corrupt image/label: ")[2]
+        return str(message).rpartition(_IGNORED)[2]
     return {
         "im_file": image,
         "shape": shape,
@@ -184,8 +181,20 @@ def verified(file: str, data: DataSet, task: str) -> Label | str:
     }
 
 
+_IGNORED = "ignoring corrupt image/label: "
+
+
+def _verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
+    """Do as Ultralytics' ``verify_image_label`` does, but never write: it would repair a JPEG without an end."""
+    problem = _cut_short(arguments[0])
+    if problem:
+        return [None] * 5 + [0, 0, 0, 1, f"{arguments[2]}{arguments[0]}: {_IGNORED}{problem}"]
+    found: Sequence[Any] = stock.verify_image_label(arguments)
+    return found
+
+
 def _cut_short(file: str) -> str | None:
-    """Say if a JPEG lacks its end: Ultralytics would overwrite the user's file with a repaired one."""
+    """Say if an image cannot be opened, or is a JPEG without its end."""
     try:
         with PIL.Image.open(file) as image:
             jpeg = image.format == "JPEG"
@@ -242,6 +251,27 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         """Return the given labels."""
         self.verify_labels(self._given, Path(""))
         return self._given
+
+
+class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
+    """Ultralytics' data set as its trainer uses it, except that it writes nothing into the user's data.
+
+    Args:
+        cache_folder: where the label cache goes, instead of beside the labels.
+        settings: the arguments of `YOLODataset`.
+    """
+
+    def __init__(self, *, cache_folder: Path, **settings: Any) -> None:
+        self._cache_folder = cache_folder
+        super().__init__(**settings)
+
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> Any:
+        return super()._load_or_scan_cache(self._cache_folder / cache_path.name, cache_hash)
+
+    def verify_args(self) -> tuple[Any, Any]:
+        """Return the check of one image and its arguments."""
+        _, arguments = super().verify_args()
+        return _verify, arguments
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""An Ultralytics trainer that trains the network it is given, instead of building the dense one again.
+
+Stock Ultralytics rebuilds a network from its YAML file wherever training starts: in ``YOLO.train``, in the
+trainer for a path, on resume, and in ``tune`` and DDP workers. Only weights whose shapes match are copied,
+so a pruned network silently becomes a dense one with mostly fresh weights. All of these places go through
+the trainer's ``get_model``; the one here hands over the network that was loaded.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import TrainingError
+from autoprune.models.ultralytics import stock
+
+
+class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
+    """Trains a pruned detector with stock Ultralytics: ``YOLO("pruned.pt").train(trainer=PrunedTrainer, ...)``.
+
+    Everything but the origin of the network is Ultralytics' own: its arguments, augmentations, schedules,
+    logging, resume and DDP. The checkpoints it writes hold stock classes only. ``optimizer="auto"`` ignores
+    ``lr0``: name the optimizer if the learning rate matters (see `autoprune.training.finetune`).
+
+    Raises:
+        TrainingError: what is asked would train another network than the pruned one.
+    """
+
+    def __init__(
+        self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
+    ) -> None:
+        super().__init__(cfg, overrides, _callbacks)
+        if not self.resume and isinstance(self.args.pretrained, (str, Path)):
+            raise TrainingError(
+                f"pretrained={self.args.pretrained} would replace the pruned network by that checkpoint's; "
+                "leave it out and load the pruned checkpoint itself"
+            )
+
+    def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Return a trainable copy of the network that was loaded; ``cfg``, its dense YAML, is ignored."""
+        if weights is None:
+            raise TrainingError(
+                "PrunedTrainer trains the network of a checkpoint, and got none: load a .pt file and leave "
+                "pretrained=True"
+            )
+        network: Any = deepcopy(weights).float()
+        head = network.model[-1]
+        if head.nc != self.data["nc"]:
+            raise TrainingError(
+                f"the pruned network detects {head.nc} classes, but {self.args.data} names {self.data['nc']}: "
+                "another number of classes needs another head; train the dense network on this data set first"
+            )
+        network.criterion = None
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
+        trainable: nn.Module = self.set_model_names_for_load(network)
+        return trainable
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device; on a CPU in channels-last order, which trains about a sixth faster."""
+        prepared: dict[str, Any] = super().preprocess_batch(batch)
+        if self.device.type == "cpu":
+            prepared["img"] = prepared["img"].contiguous(memory_format=torch.channels_last)
+        return prepared
