@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy.typing as npt
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -148,14 +148,14 @@ class Evaluator:
         """Return the candidate as a new network, batch norm not yet recalibrated."""
         module = self.surgeon.materialise(self.space.kept_channels(allocation, self.order))
         if self.adapter.device.type == "cpu":
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(memory_format=torch.channels_last)
         return module
 
     def recalibrated(self, allocation: Allocation) -> nn.Module:
         """Return the candidate in eval mode with batch norm statistics of the scoring images."""
         module = self.materialise(allocation)
         recalibrate(module, [self.adapter.inputs(batch) for batch in self._batches])
-        return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+        return module.to(memory_format=torch.contiguous_format)
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""

@@ -124,7 +124,9 @@ class Space:
         """Return the allocation that keeps the given counts; units that are not named keep everything."""
         return self.allocation([kept.get(unit.name, unit.width) for unit in self.units])
 
-    def kept_channels(self, counts: Sequence[int] | Counts, order: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+    def kept_channels(
+        self, counts: Sequence[int] | Counts, order: Sequence[npt.NDArray[np.int64]]
+    ) -> npt.NDArray[np.bool_]:
         """Return which channels of the network stay.
 
         Args:

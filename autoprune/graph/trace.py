@@ -11,6 +11,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.graph.assemble import assemble
+from autoprune.graph.rules import RULES
 from autoprune.graph.types import ChannelGraph
 from autoprune.graph.walk import Walk
 
@@ -37,4 +38,4 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
             f"torch.export must be able to export a network before its channel groups can be found; "
             f"{type(module).__name__} fails with: {reason}"
         ) from error
-    return assemble(Walk(copied, exported, free_outputs=frozenset(free_outputs)).run())
+    return assemble(Walk(copied, exported, free_outputs=frozenset(free_outputs)).run(RULES))

@@ -18,6 +18,7 @@ class BatchNormImportance(Importance):
     name = "bn"
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[tuple[int, torch.Tensor]]:
+        """Return |γ| of every affine batch norm."""
         scales = [
             (axis, child.weight.abs())
             for path, child in module.named_modules()

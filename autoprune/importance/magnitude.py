@@ -26,6 +26,7 @@ class MagnitudeImportance(Importance):
         self.name = f"l{p:g}"
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[tuple[int, torch.Tensor]]:
+        """Return ‖w‖p per channel for every weight with at least two dimensions."""
         state = module.state_dict()
         return [
             (axis, torch.linalg.vector_norm(weight.float().transpose(0, dimension).flatten(1), self.p, dim=1))

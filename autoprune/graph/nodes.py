@@ -1,0 +1,45 @@
+"""Reading the nodes of an exported network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def operation(node: fx.Node) -> str:
+    """Return the plain name of a node's operation, e.g. ``conv2d``; in-place ones under their plain name."""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
+    return str(name) if name.startswith("_") else str(name).rstrip("_")
+
+
+def owner(node: fx.Node) -> str:
+    """Return the path of the module that runs a node ("" for the network itself)."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name
+
+
+def shape(node: object) -> tuple[int, ...]:
+    """Return the shape of a node's tensor; () where it is no tensor, or one without dimensions."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def size_of(node: object) -> tuple[int, int]:
+    """Return height and width of a node's images, (1, 1) where it has none."""
+    sizes = shape(node)
+    return (sizes[2], sizes[3]) if len(sizes) == 4 else (1, 1)
+
+
+def argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    """Return a positional argument or its default."""
+    return node.args[position] if len(node.args) > position else default
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return a kernel or stride as two numbers."""
+    if isinstance(value, (list, tuple)):
+        return (int(value[0]), int(value[-1]))
+    return (int(value), int(value))
