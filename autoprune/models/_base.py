@@ -47,6 +47,11 @@ class Adapter(ABC):
     free_outputs: frozenset[str] = frozenset()
 
     @property
+    @abstractmethod
+    def skipped(self) -> tuple[str, ...]:
+        """Images that could not be read so far, as ``path: reason``."""
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Images that could not be read so far, as ``path: reason``."""
         return ()

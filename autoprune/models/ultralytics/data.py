@@ -279,7 +279,8 @@ def random_state_kept() -> Iterator[None]:
     """Keep the program's own random numbers: Ultralytics draws some even when it augments nothing."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
