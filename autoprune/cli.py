@@ -4,13 +4,69 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from autoprune.arguments import parse
 from autoprune.config import Config
 from autoprune.errors import AutopruneError
+from autoprune.journal import JournalWarning
 
 INTERRUPTED = 130
+
+
+class Terminal:
+    """Shows a command's notes, progress and tables on standard output, its warnings on standard error."""
+
+    def __init__(self) -> None:
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+    def note(self, text: str) -> None:
+        """Print one sentence."""
+        self._out.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Print one sentence to standard error."""
+        self._err.print(Text(text, style="yellow"))
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[_Bar]:
+        """Show a progress bar with the time left; where no person is watching, print its end only."""
+        columns = (
+            TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self._out) as progress:
+            yield _Bar(progress, label, total)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table, numbers to the right."""
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
+
+class _Bar:
+    """One line of a progress display."""
+
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(label, total=total, detail="")
+
+    def __call__(self, done: int, detail: str = "") -> None:
+        """Show how much is done, and a few words beside it."""
+        self._progress.update(self._task, completed=done, detail=detail)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,17 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
         after Ctrl-C.
     """
+    terminal = Terminal()
     try:
         command, config = parse(sys.argv[1:] if argv is None else argv)
-        return _run(command, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # third parties'; ours are told in one line
+            warnings.simplefilter("always", JournalWarning)
+            warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
+            return _run(command, config, terminal)
     except AutopruneError as error:
-        print(f"autoprune: {error}", file=sys.stderr)
+        terminal.warn(f"autoprune: {error}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"autoprune: {interrupt}" if str(interrupt) else "autoprune: interrupted", file=sys.stderr)
+        terminal.warn(f"autoprune: {interrupt}" if str(interrupt) else "autoprune: interrupted")
         return INTERRUPTED
 
 
-def _run(command: str, config: Config) -> int:
+def _run(command: str, config: Config, terminal: Terminal) -> int:
     """Hand over to ``autoprune.commands.<command>.run``, imported late so that ``--help`` needs no torch."""
-    return int(importlib.import_module(f"autoprune.commands.{command}").run(config) or 0)
+    return int(importlib.import_module(f"autoprune.commands.{command}").run(config, terminal))

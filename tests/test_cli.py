@@ -12,7 +12,7 @@ from autoprune.cli import main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
 
-Answer = Callable[[Config], "int | None"]
+Answer = Callable[[Config], int]
 
 
 @pytest.fixture
@@ -21,20 +21,20 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
 
     def install(run: Answer) -> None:
         module = ModuleType("autoprune.commands.search")
-        monkeypatch.setattr(module, "run", run, raising=False)
+        monkeypatch.setattr(module, "run", lambda config, _screen: run(config), raising=False)
         monkeypatch.setitem(sys.modules, "autoprune.commands", ModuleType("autoprune.commands"))
         monkeypatch.setitem(sys.modules, "autoprune.commands.search", module)
 
     return install
 
 
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+@pytest.mark.parametrize(("returned", "code"), [(0, 0), (3, 3)])
 def test_the_command_gets_its_configuration(
-    answering: Callable[[Answer], None], returned: int | None, code: int
+    answering: Callable[[Answer], None], returned: int, code: int
 ) -> None:
     seen: list[Config] = []
 
-    def run(config: Config) -> int | None:
+    def run(config: Config) -> int:
         seen.append(config)
         return returned
 
@@ -59,7 +59,7 @@ def test_an_error_becomes_one_line_and_a_code(
     code: int,
     said: str,
 ) -> None:
-    def run(_: Config) -> None:
+    def run(_: Config) -> int:
         raise error
 
     answering(run)
@@ -68,7 +68,7 @@ def test_an_error_becomes_one_line_and_a_code(
 
 
 def test_a_bug_is_not_hidden(answering: Callable[[Answer], None]) -> None:
-    def run(_: Config) -> None:
+    def run(_: Config) -> int:
         raise ZeroDivisionError
 
     answering(run)

@@ -101,9 +101,7 @@ def _measured(
             if measured >= limit * (1 - UNUSED):
                 break
         predicted = float(bench.predicted(allocation))
-        allocation = constraint.space.allocation(
-            _rescaled(constraint, predicted / measured, target).project(wish)
-        )
+        allocation = constraint.space.allocation(_rescaled(constraint, predicted / measured, target).project(wish))
         if allocation in seen:
             break
         score = evaluator([allocation])[0].score

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy.typing as npt
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from autoprune.commands.screen import Screen
-from autoprune.cost import FlopsCost, ParamsCost, SizeCost
+from autoprune.cost.static import FlopsCost, ParamsCost, SizeCost, parameter_shapes, product_flops, state_shapes
 from autoprune.cost._base import Cost
 from autoprune.graph import ChannelGraph
 from autoprune.importance import CRITERIA
@@ -48,7 +48,13 @@ class Network:
 
     def static_costs(self) -> Mapping[str, Cost]:
         """Return the costs in closed form, by metric."""
-        costs = (FlopsCost(self.space), ParamsCost(self.space, self.adapter.module), SizeCost(self.space, self.adapter))
+        module, space = self.adapter.module, self.space
+        dense_bytes = self.adapter.checkpoint_size(module)
+        costs = (
+            FlopsCost(space, fixed=product_flops(module, self.adapter.example(1))),
+            ParamsCost(space, parameter_shapes(module)),
+            SizeCost(space, state_shapes(module), dense_bytes=dense_bytes),
+        )
         return {cost.metric: cost for cost in costs}
 
 

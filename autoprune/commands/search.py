@@ -24,6 +24,7 @@ from autoprune.commands.guidance import Guidance, guide, probes
 from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
+from autoprune.commands.tuning import tune
 from autoprune.commands.stages import Stage, as_json, held, stage_rows
 from autoprune.config import Rule, SearchConfig
 from autoprune.constraint import Ceiling, Constraint
@@ -35,7 +36,6 @@ from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenanc
 from autoprune.search._base import Progress, SearchResult, search
 from autoprune.search.agents import AgentKind, AgentStrategy
 from autoprune.space import Allocation
-from autoprune.training import finetune
 from envs.lockstep import LockstepEnv
 from envs.problem import PruningProblem
 from envs.rules import Capped, Projected
@@ -173,9 +173,7 @@ class SearchRun:
             for done, allocation in enumerate(candidates, start=1):
                 scores.append(prober([allocation])[0].score)
                 advance(done)
-        return guide(
-            self.network.space, constraint, constraint.ceilings[0].cost, scores, partial(_scores, evaluator)
-        )
+        return guide(self.network.space, constraint, constraint.ceilings[0].cost, scores, partial(_scores, evaluator))
 
     def search(self, constraint: Constraint, evaluator: Evaluator, guidance: Guidance) -> SearchResult:
         """Let the agent try its candidates."""
@@ -211,12 +209,10 @@ class SearchRun:
         if config.finetune_epochs == 0:
             adapter.save(module, path, notes=self.notes(allocation))
             return None
-        tuned = finetune.finetune_resumable(
-            adapter, module, path, folder=self.folder.path / "finetune", epochs=config.finetune_epochs,
-            lr_scale=config.lr_scale, batch=config.batch, seed=config.seed,
-            notes=self.notes(allocation), progress=self.screen.progress,
+        return tune(
+            adapter, module, self.folder, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
+            batch=config.batch, seed=config.seed, notes=self.notes(allocation), screen=self.screen,
         )  # fmt: skip
-        return tuned
 
     # -- what is left behind -----------------------------------------------------------------------
 
@@ -230,7 +226,9 @@ class SearchRun:
         config, network = self.config, self.network
         counts = np.array(chosen.allocation)
         costs = {
-            metric: PolicyCost(float(cost(counts)), cost.unit, CostKind.PREDICTED if cost.predicted else CostKind.MEASURED)
+            metric: PolicyCost(
+                float(cost(counts)), cost.unit, CostKind.PREDICTED if cost.predicted else CostKind.MEASURED
+            )
             for metric, cost in self.static.items()
         }
         if chosen.latency is not None:
@@ -261,7 +259,9 @@ class SearchRun:
         """End well where the dense network already holds the budget."""
         self.screen.note(
             f"The dense network already holds {self.budget}: "
-            + ", ".join(f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in self.budget)
+            + ", ".join(
+                f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in self.budget
+            )
             + f". Nothing is pruned; for a faster network ask for a share, e.g. --budget {self.budget.limits[0].metric}=60%."
         )
         evaluator = self.evaluator("evaluation", min(self.config.batch, self.config.images))
@@ -302,7 +302,9 @@ class SearchRun:
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         header, rows = stage_rows(stages)
         self.screen.table(f"{self.network.adapter.name}, {self.budget}", header, rows)
-        self.screen.note(f"The network is {self.folder.path / 'model.pt'}, its policy {self.folder.path / 'policy.json'}.")
+        self.screen.note(
+            f"The network is {self.folder.path / 'model.pt'}, its policy {self.folder.path / 'policy.json'}."
+        )
         return self.verdict(budget)
 
     def verdict(self, budget: Sequence[Mapping[str, Any]]) -> int:

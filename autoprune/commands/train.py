@@ -33,9 +33,7 @@ def run(config: TrainConfig, screen: Screen) -> int:
             )  # fmt: skip
             stages["finetuned"] = applied.stage(tuned, applied.allocation, validate=True)
         except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"stopped; go on with: autoprune train --resume {folder.path}"
-            ) from interrupt
+            raise KeyboardInterrupt(f"stopped; go on with: autoprune train --resume {folder.path}") from interrupt
         summary = {**{name: as_json(stage) for name, stage in stages.items()}, "environment": environment()}
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)

@@ -51,11 +51,6 @@ class Adapter(ABC):
     def skipped(self) -> tuple[str, ...]:
         """Images that could not be read so far, as ``path: reason``."""
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
-        return ()
-
     @abstractmethod
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an example input of shape (batch, 3, image_size, image_size), float32, on the device."""
