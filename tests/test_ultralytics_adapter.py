@@ -450,6 +450,8 @@ def test_checkpoint_size_is_that_of_the_file_whatever_its_name(adapter: Ultralyt
         sizes.add((tmp_path / name).stat().st_size)
     assert sizes == {adapter.checkpoint_size(network)}
     assert adapter.checkpoint_size(network) < adapter.checkpoint_size(adapter.module)
+    network(torch.zeros(1, 3, 128, 128))  # the head remembers the grid of its last image
+    assert sizes == {adapter.checkpoint_size(network)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-much-longer-name.pt", "a.pt"]
 
 
