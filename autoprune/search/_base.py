@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoprune.errors import ConfigError
-from autoprune.search.randomness import preserved_random_state
+from autoprune.search.isolation import preserved_random_state
 from autoprune.space import Allocation
 
 Evaluate = Callable[[Sequence[Allocation]], Sequence[float]]

@@ -15,7 +15,7 @@ from autoprune.search._base import Strategy
 from autoprune.search.exploration import NoExploration
 from autoprune.search.handoff import Handoff
 from autoprune.search.learners import build, exploration_of, schedules_of
-from autoprune.search.randomness import PrivateRandomState
+from autoprune.search.isolation import PrivateGlobals, compute_on_one_core
 from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.search.telemetry import Telemetry
 from autoprune.search.view import AgentView, MakeEnv, RewardScale, Score
@@ -73,7 +73,7 @@ class AgentStrategy(Strategy):
         self._seed = seed
         self._waiting: deque[Allocation] = deque()
         self._scores: list[float] = []
-        self._random = PrivateRandomState()
+        self._globals = PrivateGlobals()
         self._exploration = exploration_of(settings, evaluations=evaluations, seed=seed)
         self._telemetry = Telemetry(log_dir)
         self._handoff: Handoff[Sequence[Allocation], Sequence[float]] = Handoff(self._learn, name="autoprune-agent")
@@ -83,7 +83,7 @@ class AgentStrategy(Strategy):
         if self._left == 0:
             return ()
         if not self._waiting:
-            with self._random:
+            with self._globals:
                 self._waiting.extend(self._handoff.question() or ())
         return [self._waiting[index] for index in range(min(limit, self._left, len(self._waiting)))]
 
@@ -100,12 +100,13 @@ class AgentStrategy(Strategy):
 
     def close(self) -> None:
         """End the agent's thread, wherever it is, and close its files."""
-        with self._random:
+        with self._globals:
             self._handoff.close()
         self._telemetry.close()
 
     def _learn(self, ask: Score) -> None:
-        """Let the agent learn until ``ask`` ends it."""
+        """Let the agent learn until ``ask`` ends it; on one core, for handing out such small sums costs more."""
+        compute_on_one_core()
         settings = self._settings
         first = self._make_env(episodes=1, score=ask)
         self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
