@@ -1,0 +1,297 @@
+"""Training of pruned networks: they stay pruned, and nothing leaks out of the training."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autoprune.errors import ConfigError, RunError, TrainingError
+from autoprune.models.ultralytics import UltralyticsAdapter, stock
+from autoprune.models.ultralytics.checkpoint import read_checkpoint
+from autoprune.training.finetune import EpochReport, finetune, recipe, resume_finetune
+from autoprune.training.trainer import PrunedTrainer
+from tests.detectors import IMAGE_SIZE, build, write_data, write_detector, write_yaml
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense detector, a pruned one that carries the dense YAML as real ones do, and a data set."""
+    folder = tmp_path_factory.mktemp("finetune")
+    write_data(folder)
+    write_detector(folder / "tiny.pt")
+    write_detector(folder / "pruned.pt", pruned())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path) -> UltralyticsAdapter:
+    return UltralyticsAdapter.load(folder / "tiny.pt", data=folder / "data.yaml")
+
+
+def pruned() -> Any:
+    """Stand in for a pruned network: narrower than its YAML says."""
+    network = build(8, seed=1)
+    network.yaml = build(16).yaml
+    return network
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+PRUNED, DENSE = parameters(pruned()), parameters(build())
+
+
+def arguments(folder: Path, out: Path, **others: object) -> dict[str, Any]:
+    """Ultralytics' arguments for a training of seconds."""
+    return {
+        "data": str(folder / "data.yaml"),
+        "imgsz": IMAGE_SIZE,
+        "batch": 3,
+        "project": str(out),
+        "name": "run",
+        "plots": False,
+        "device": "cpu",
+        "optimizer": "AdamW",
+        **others,
+    }
+
+
+# -- PrunedTrainer in stock training ---------------------------------------------------------------
+
+
+def test_stock_training_throws_the_pruning_away(folder: Path, tmp_path: Path) -> None:
+    """Why the trainer exists; once this fails, Ultralytics has changed for the better."""
+    from ultralytics import YOLO
+
+    model = YOLO(folder / "pruned.pt")
+    model.train(**arguments(folder, tmp_path, epochs=1))
+    assert parameters(model.model) == DENSE != PRUNED
+
+
+def test_trained_network_stays_pruned_everywhere(folder: Path, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    model = YOLO(folder / "pruned.pt")
+    model.train(trainer=PrunedTrainer, **arguments(folder, tmp_path, epochs=1))
+    assert parameters(model.model) == PRUNED
+    for name in ("last", "best"):  # read by the safe loader: stock classes only
+        assert parameters(read_checkpoint(tmp_path / "run" / "weights" / f"{name}.pt").module) == PRUNED
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def test_resumed_network_stays_pruned(folder: Path, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    def stop(trainer: Any) -> None:
+        raise Stop
+
+    model = YOLO(folder / "pruned.pt")
+    model.add_callback("on_model_save", stop)
+    with pytest.raises(Stop):
+        model.train(trainer=PrunedTrainer, **arguments(folder, tmp_path, epochs=2))
+    last = tmp_path / "run" / "weights" / "last.pt"
+    resumed = YOLO(last)
+    resumed.train(trainer=PrunedTrainer, resume=True)
+    assert parameters(resumed.model) == PRUNED
+    assert parameters(read_checkpoint(last).module) == PRUNED
+    assert len((tmp_path / "run" / "results.csv").read_text().splitlines()) == 3  # a header and two epochs
+
+
+def test_ddp_workers_get_the_pruned_network(folder: Path, tmp_path: Path) -> None:
+    """Ultralytics hands its workers the trainer's class and network in a file."""
+    from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+
+    trainer = PrunedTrainer(overrides={**arguments(folder, tmp_path, epochs=1), "model": str(folder / "pruned.pt")})
+    as_path = generate_ddp_file(trainer)
+    trainer.setup_model()
+    as_module = generate_ddp_file(trainer)
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from ultralytics.utils import DEFAULT_CFG_DICT
+        from ultralytics.utils.patches import torch_load
+        state = torch_load(Path(sys.argv[1]).with_suffix(".pt"), map_location="cpu")
+        trainer = state["trainer"](cfg={**DEFAULT_CFG_DICT, "save_dir": ""}, overrides=state["args"],
+                                   _callbacks=state["callbacks"])
+        trainer.model = state["model"]
+        trainer.setup_model()
+        print(type(trainer).__name__, sum(p.numel() for p in trainer.model.parameters()))
+    """
+    try:
+        for file in (as_path, as_module):
+            done = subprocess.run(
+                [sys.executable, "-c", code, file], capture_output=True, text=True, check=False, cwd=Path.cwd()
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.splitlines()[-1] == f"PrunedTrainer {PRUNED}"
+    finally:
+        for file in (as_path, as_module):
+            ddp_cleanup(trainer, file)
+
+
+def test_weights_from_elsewhere_are_refused(folder: Path, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    model = YOLO(folder / "pruned.pt")
+    with pytest.raises(TrainingError, match="would replace the pruned network"):
+        model.train(trainer=PrunedTrainer, pretrained=str(folder / "tiny.pt"), **arguments(folder, tmp_path, epochs=1))
+    with pytest.raises(TrainingError, match="got none"):
+        model.train(trainer=PrunedTrainer, pretrained=False, **arguments(folder, tmp_path, epochs=1))
+
+
+def test_another_number_of_classes_is_refused(folder: Path, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    data = write_yaml(
+        tmp_path / "data.yaml", {"path": str(folder), "train": "images/train", "val": "images/val", "names": ["one"]}
+    )
+    with pytest.raises(TrainingError, match=r"detects 2 classes, but .* names 1"):
+        YOLO(folder / "pruned.pt").train(
+            trainer=PrunedTrainer, **{**arguments(folder, tmp_path, epochs=1), "data": str(data)}
+        )
+
+
+# -- finetune --------------------------------------------------------------------------------------
+
+
+def process_state() -> tuple[Any, ...]:
+    return (
+        dict(os.environ),
+        random.getstate(),
+        torch.get_rng_state().tolist(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.get_num_threads(),
+        torch.save,
+    )
+
+
+def test_finetunes_a_copy_and_leaves_everything_else_alone(
+    adapter: UltralyticsAdapter, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = pruned()
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    caches = set(folder.rglob("*.cache"))
+    state = process_state()
+    reports: list[EpochReport] = []
+
+    result = finetune(adapter, network, epochs=2, batch=3, out=tmp_path / "tuning", on_epoch=reports.append)
+
+    assert process_state() == state
+    assert capfd.readouterr() == ("", "")
+    assert set(folder.rglob("*.cache")) == caches
+    assert not network.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    assert (result.epochs, result.batch) == (2, 3)
+    assert [(report.epoch, report.epochs) for report in reports] == [(1, 2), (2, 2)]
+    assert all(
+        report.accuracy is not None and set(report.losses) == {"box_loss", "cls_loss", "dfl_loss"} for report in reports
+    )
+    tuned: Any = result.module
+    assert parameters(tuned) == PRUNED
+    assert not tuned.training
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in tuned.state_dict().items())
+    assert tuned.args is adapter.module.args
+
+
+def test_the_tuned_network_is_saved_as_stock(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    result = finetune(adapter, pruned(), epochs=1, batch=3, out=tmp_path / "tuning")
+    adapter.save(result.module, tmp_path / "model.pt")
+    assert parameters(UltralyticsAdapter.load(tmp_path / "model.pt").module) == PRUNED
+    adapter.loss(result.module.train(), adapter.batches("train", images=2, batch=2, seed=0)[0]).backward()
+
+
+def test_the_same_seed_gives_the_same_network(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    def tuned(name: str, seed: int) -> torch.Tensor:
+        torch.manual_seed(hash(name))  # what was drawn before must not matter
+        result = finetune(adapter, pruned(), epochs=1, batch=3, out=tmp_path / name, seed=seed)
+        return torch.cat([parameter.detach().flatten() for parameter in result.module.parameters()])
+
+    first = tuned("first", 3)
+    assert torch.equal(first, tuned("second", 3))
+    assert not torch.equal(first, tuned("third", 4))
+
+
+def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    def stop(report: EpochReport) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        finetune(adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop)
+    reports: list[EpochReport] = []
+    result = resume_finetune(adapter, out=tmp_path, on_epoch=reports.append)
+    assert [report.epoch for report in reports] == [2, 3]
+    assert result.epochs == 3
+    assert parameters(result.module) == PRUNED
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        resume_finetune(adapter, out=tmp_path)
+
+
+def test_nothing_to_resume(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"last\.pt does not exist"):
+        resume_finetune(adapter, out=tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    network = pruned()
+    with torch.no_grad():
+        network.model[0].conv.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not a number in epoch 1 .*lower the learning rate"):
+        finetune(adapter, network, epochs=2, batch=3, out=tmp_path)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch": 0}, {"lr_scale": 0.0}, {"lr_scale": float("nan")}])
+def test_settings_out_of_range(adapter: UltralyticsAdapter, tmp_path: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must"):
+        finetune(adapter, pruned(), out=tmp_path, **{"epochs": 1, **bad})
+
+
+def test_tuning_needs_data(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="needs a data set"):
+        finetune(UltralyticsAdapter.load(folder / "tiny.pt"), pruned(), epochs=1, out=tmp_path)
+
+
+def test_tuning_into_a_file(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunError, match="taken cannot be written"):
+        finetune(adapter, pruned(), epochs=1, out=tmp_path / "taken")
+
+
+def test_recipe_scales_the_dense_learning_rate() -> None:
+    dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "SGD", "lr0": 0.02, "box": 9.0}
+    found = recipe(dense, epochs=10, batch=8, lr_scale=0.1)
+    assert found["optimizer"] == "SGD"
+    assert found["lr0"] == pytest.approx(0.002)
+    assert found["box"] == 9.0
+    assert found["warmup_bias_lr"] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "MuSGD"])
+def test_recipe_names_an_optimizer_where_the_dense_training_did_not(optimizer: str) -> None:
+    dense = {**stock.DEFAULT_CFG_DICT, "optimizer": optimizer, "lr0": 0.5}
+    found = recipe(dense, epochs=10, batch=8, lr_scale=0.1)
+    assert (found["optimizer"], found["lr0"]) == ("AdamW", pytest.approx(0.0001))
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_a_real_detector_learns_on(shared: Path, tmp_path: Path) -> None:
+    adapter = UltralyticsAdapter.load(
+        shared / "models/bccd-yolov5nu-320.pt", data=shared / "data/bccd/bccd.yaml", image_size=160
+    )
+    before = adapter.validate(adapter.module)
+    result = finetune(adapter, adapter.module, epochs=1, out=tmp_path)
+    assert adapter.validate(result.module).map50 > before.map50
