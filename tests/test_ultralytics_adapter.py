@@ -20,6 +20,7 @@ from autoprune.errors import DataError, DeviceError, ModelError, RunError
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
+from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector, write_yaml
 
 
@@ -376,6 +377,36 @@ def test_loss_is_ultralytics_own_per_image(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(adapter.loss(network, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def relabelled(batch: Any, rows: list[list[float]]) -> Any:
+    """Replace the labels of a batch by rows of image, class, box (centre, width, height)."""
+    labels = torch.tensor(rows).reshape(-1, 6)
+    return {**batch, "batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [[1, 0, 0.5, 0.5, 0.9, 0.9]],
+        [[0, 0, 0.5, 0.5, 0.4, 0.4], [0, 1, 0.5, 0.5, 0.4, 0.4], [0, 1, 0.55, 0.5, 0.4, 0.5]],  # two in one place
+        [[0, 0, 0.3, 0.3, 0.01, 0.01], [1, 1, 0.99, 0.99, 0.02, 0.02]],  # smaller than a stride
+    ],
+    ids=["none", "one", "overlapping", "tiny"],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scoring_loss_is_the_stock_loss(adapter: UltralyticsAdapter, rows: list[list[float]], seed: int) -> None:
+    (batch,) = adapter.batches("train", images=2, batch=2, seed=0)
+    batch = relabelled(batch, rows)
+    network = build(8, seed=seed).train()
+    criterion = stock.v8DetectionLoss(network)
+    with torch.no_grad():
+        predictions = network(adapter.inputs(batch))
+        predictions["scores"] += torch.randn(predictions["scores"].shape, generator=torch.Generator().manual_seed(seed))
+        expected = criterion(predictions, batch)[0].sum() / 2
+    found = scoring_loss(criterion, predictions, find_pairs(criterion, batch))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_gives_gradients(adapter: UltralyticsAdapter) -> None:

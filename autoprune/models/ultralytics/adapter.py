@@ -20,6 +20,7 @@ from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics import metrics, stock
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
+from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 
 TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
 """Network classes that are supported, with Ultralytics' name of their task.
@@ -29,6 +30,8 @@ task), the loss (the network's own ``init_criterion``) and the metric (`metrics`
 """
 
 _VALIDATION_BATCH = 16
+_PAIRS = "pairs"
+"""Key of a batch under which `scoring.find_pairs` of its labels is kept."""
 
 
 class UltralyticsAdapter(Adapter):
@@ -136,7 +139,7 @@ class UltralyticsAdapter(Adapter):
             samples = list(islice(self._samples(data, [files[index] for index in order]), images))
             self._check_samples(samples, data, split)
             chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
-            return [data_sets.to_batch(chunk, self.device) for chunk in chunks]
+            return [self._batch(chunk) for chunk in chunks]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -151,9 +154,12 @@ class UltralyticsAdapter(Adapter):
         End-to-end heads (YOLOv10, YOLO26) give their combined loss, with the weights of the training's start.
 
         The criterion is the dense network's: it depends on nothing that pruning changes, so any pruned
-        module of the same family can be passed, and nothing is attached to it.
+        module of the same family can be passed, and nothing is attached to it. Without gradients the same
+        value comes from `scoring.scoring_loss`, in a third of the time.
         """
         predictions = module(batch["img"])
+        if _PAIRS in batch and not torch.is_grad_enabled():
+            return scoring_loss(self._criterion, predictions, batch[_PAIRS])
         total, _ = self._criterion(predictions, batch)
         loss: torch.Tensor = total.sum() / len(batch["img"])
         return loss
@@ -218,6 +224,12 @@ class UltralyticsAdapter(Adapter):
         if self.data is None:
             raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
         return self.data
+
+    def _batch(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        batch = data_sets.to_batch(samples, self.device)
+        if supports(self._criterion):
+            batch[_PAIRS] = find_pairs(self._criterion, batch)
+        return batch
 
     def _samples(self, data: DataSet, files: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Yield the readable images of these files with their labels; note the others as skipped."""

@@ -17,9 +17,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel, guess_model_scale, torch_safe_load
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, YAML, IterableSimpleNamespace
-from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.tal import TaskAlignedAssigner
+from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors
 from ultralytics.utils.torch_utils import strip_optimizer
 
 child_environment = _quiet.child_environment
@@ -34,14 +35,16 @@ __all__ = [
     "DetectionModel",
     "DetectionTrainer",
     "DetectionValidator",
-    "E2ELoss",
     "IterableSimpleNamespace",
-    "TaskAlignedAssigner",
     "YOLODataset",
+    "bbox2dist",
+    "bbox_iou",
     "child_environment",
+    "dist2bbox",
     "get_cfg",
     "guess_model_scale",
     "img2label_paths",
+    "make_anchors",
     "non_max_suppression",
     "quiet",
     "strip_optimizer",
