@@ -40,9 +40,7 @@ class Surgeon:
         # A tensor that two modules share is listed under one of its names in the graph: follow the object.
         self._axes_of = {id(self._tensors[name]): pairs for name, pairs in graph.tensors.items()}
         self._updates: list[tuple[str, Callable[[nn.Module], None]]] = [
-            (path, update)
-            for path, child in module.named_modules()
-            if (update := _width_update(child)) is not None
+            (path, update) for path, child in module.named_modules() if (update := _width_update(child)) is not None
         ]
 
     def materialise(self, keep: Keep) -> nn.Module:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from autoprune.commands.screen import Screen
-from autoprune.cost.static import FlopsCost, ParamsCost, SizeCost, parameter_shapes, product_flops, state_shapes
 from autoprune.cost._base import Cost
+from autoprune.cost.static import FlopsCost, ParamsCost, SizeCost, parameter_shapes, product_flops, state_shapes
 from autoprune.graph import ChannelGraph
 from autoprune.importance import CRITERIA
 from autoprune.models import open_adapter

@@ -24,8 +24,8 @@ from autoprune.commands.guidance import Guidance, guide, probes
 from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
-from autoprune.commands.tuning import tune
 from autoprune.commands.stages import Stage, as_json, held, stage_rows
+from autoprune.commands.tuning import tune
 from autoprune.config import Rule, SearchConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
@@ -142,7 +142,7 @@ class SearchRun:
         accuracy = Accuracy(**self.folder.once("validation", measured, name))
         counts = np.array(allocation)
         costs = {metric: float(cost(counts)) for metric, cost in self.static.items()}
-        return Stage.of(accuracy, costs, self.bench.stage(name, module, allocation))
+        return Stage.of(accuracy, costs, self.bench.stage(name, module))
 
     def constrain(self, limits: Mapping[str, float]) -> Constraint:
         """Return the limits as a constraint on allocations; latency by its predictor, fitted first."""
@@ -152,8 +152,11 @@ class SearchRun:
         try:
             return Constraint(self.network.space, ceilings)
         except BudgetUnreachableError as error:
-            self.screen.warn("Nothing was searched: the budget lies below what this network can reach.")
-            raise error
+            if "latency" not in limits:
+                raise
+            raise BudgetUnreachableError(
+                f"{error}. Measured, that narrowest network takes {self.bench.reachable()}."
+            ) from error
 
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on so many training images."""

@@ -1,0 +1,145 @@
+"""Latency within a run: the dense reference, the predictor, and the measurements that decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoprune.budget import format_amount
+from autoprune.commands.folder import RunFolder
+from autoprune.commands.network import Network, choose_device
+from autoprune.commands.screen import Screen
+from autoprune.config import SearchConfig
+from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
+from autoprune.cost.meter import LatencyMeter
+from autoprune.cost.samples import spread_allocations
+from autoprune.cost.settings import fingerprint, runtime_settings
+from autoprune.cost.timing import Effort, Timing
+from autoprune.space import Allocation
+
+MARGIN = 0.02
+"""Candidates are held to this share below the latency budget: what a measurement of 40 pairs may be off."""
+
+FITTED, HELD_OUT = 10, 10
+"""Whole networks that the predictor is fitted to, and that its error is told from."""
+
+STAGE_EFFORT = Effort(runs=80, max_runs=240)
+"""What ends up in the summary is measured twice as long as a candidate."""
+
+
+class Bench:
+    """Measures and predicts latency for one run; everything is journalled by the meter.
+
+    Attributes:
+        meter: what measures.
+    """
+
+    def __init__(self, network: Network, config: SearchConfig, folder: RunFolder, screen: Screen) -> None:
+        adapter = network.adapter
+        self._network, self._seed, self._screen = network, config.seed, screen
+        settings = runtime_settings(
+            choose_device(config.device),
+            image_size=adapter.image_size,
+            precision=config.precision.value,
+            threads=config.threads,
+        )
+        self.meter = LatencyMeter(adapter.deployable(adapter.module), settings, recorder=folder.journal)
+        self._predictor: LatencyCost | None = None
+        self._error: LatencyError | None = None
+
+    # -- measured ----------------------------------------------------------------------------------
+
+    def stage(self, name: str, module: nn.Module) -> dict[str, Any]:
+        """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself."""
+        if name == "dense":
+            return self._described(self.meter.reference)
+        adapter = self._network.adapter
+        timing = self.meter.measure(lambda: adapter.deployable(module), ["stage", name], effort=STAGE_EFFORT)
+        if timing.note is not None:
+            self._screen.warn(f"Measuring the {name} network: {timing.note}.")
+        return self._described(self.meter.milliseconds(timing))
+
+    def measure(self, allocation: Allocation) -> float:
+        """Return a candidate's median in milliseconds of the dense reference."""
+        return self._sample(allocation).timing.ratio * self.meter.reference.median
+
+    def environment(self) -> Mapping[str, Any]:
+        """Return what the measurements depend on."""
+        return fingerprint(self.meter.settings)
+
+    def _described(self, timing: Timing) -> dict[str, Any]:
+        settings = self.meter.settings
+        return {
+            **timing.to_json(),
+            "device": settings.device,
+            "runtime": settings.runtime.value,
+            "precision": settings.precision.value,
+            "threads": settings.threads,
+            "batch": settings.batch,
+        }
+
+    def _sample(self, allocation: Allocation) -> Sample:
+        network = self._network
+
+        def build() -> nn.Module:
+            keep = network.space.kept_channels(allocation, network.order)
+            return network.adapter.deployable(network.surgeon.materialise(keep))
+
+        return Sample(allocation, self.meter.measure(build, list(allocation)))
+
+    # -- predicted ---------------------------------------------------------------------------------
+
+    def target(self, limit: float) -> float:
+        """Return what candidates are held to for a latency budget, in milliseconds."""
+        return limit * (1 - MARGIN)
+
+    def predictor(self, limit: float) -> LatencyCost:
+        """Return a predictor fitted to whole networks around a latency limit in milliseconds."""
+        if self._predictor is None:
+            space, focus = self._network.space, limit / self.meter.reference.median
+            self._screen.note("Measuring single layers (kept for the next search on this device) …")
+            tables = latency_predictor(space, self.meter)
+            fitted, held_out = self._chosen(tables, focus)
+            self._predictor = tables.fit(fitted, focus=focus)
+            self._error = self._predictor.error(held_out)
+            self._screen.note(
+                f"Latency is predicted with a median error of {self._error.median_abs_rel:.1%} "
+                f"(p90 {self._error.p90_abs_rel:.1%}, Spearman {self._error.spearman:.2f}, "
+                f"{self._error.n} networks that it was not fitted to)."
+            )
+        return self._predictor
+
+    def predicted(self, allocation: Allocation) -> float:
+        """Return a candidate's predicted milliseconds; ``predictor`` comes first."""
+        assert self._predictor is not None
+        return float(self._predictor(np.array(allocation)))
+
+    def prediction_error(self) -> dict[str, float | int] | None:
+        """Return the predictor's error on networks that it was not fitted to, or None where there is no predictor."""
+        return self._error.to_json() if self._error is not None else None
+
+    def reachable(self) -> str:
+        """Return the measured latency with every unit at its lower bound, as people read it."""
+        return format_amount("latency", self.measure(self._lowest))
+
+    @cached_property
+    def _lowest(self) -> Allocation:
+        return self._network.space.allocation(self._network.space.lower)
+
+    def _chosen(self, tables: LatencyCost, focus: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        """Measure networks to fit to, the narrowest among them, and as many others, spread around the focus."""
+        allocations = spread_allocations(
+            self._network.space, tables, number=FITTED + HELD_OUT, seed=self._seed, around=focus
+        )
+        samples = []
+        with self._screen.progress("Latency", len(allocations)) as advance:
+            for done, allocation in enumerate(allocations, start=1):
+                samples.append(self._sample(allocation))
+                advance(done)
+        pairs = [samples[index : index + 2] for index in range(0, len(samples), 2)]  # one near the focus, one anywhere
+        fitted, held_out = (sum(pairs[start::2], []) for start in (0, 1))
+        return [self._sample(self._lowest), *fitted], held_out
