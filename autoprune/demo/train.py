@@ -18,8 +18,8 @@ from typing import Any
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
-_EPOCHS = 75
-_THREADS = 2
+_EPOCHS = 60
+_THREADS = 1  # sums are then added up in the same order on every machine
 
 # What the run that trained the weights leaves in a checkpoint about the machine it ran on.
 _MACHINE_KEYS = ("project", "name", "save_dir", "device", "workers", "exist_ok")
@@ -58,8 +58,9 @@ def _train(data: Path, *, epochs: int, folder: Path) -> Path:
     from ultralytics import YOLO
 
     model = YOLO(str(_ARCHITECTURE))
-    # Ultralytics allows itself one thread less than there are; set after it has chosen its device.
+    # Ultralytics sets the number of threads itself, before this callback.
     model.add_callback("on_pretrain_routine_start", lambda trainer: torch.set_num_threads(_THREADS))
+    model.add_callback("on_pretrain_routine_end", lambda trainer: _halve_the_work(trainer.model))
     model.train(
         data=str(data),
         imgsz=DEMO_IMAGE_SIZE,
@@ -87,6 +88,34 @@ def _train(data: Path, *, epochs: int, folder: Path) -> Path:
         exist_ok=True,
     )
     return folder / "train" / "weights" / "last.pt"
+
+
+def _halve_the_work(model: Any) -> None:
+    """Run convolutions in bfloat16 and channels last, which takes a CPU half the time; the loss stays in float32.
+
+    The weights that are saved are those of the moving average, a copy that Ultralytics has made before.
+    """
+    import torch
+
+    model.to(memory_format=torch.channels_last)
+    forward = model.forward
+
+    def faster(x: Any) -> Any:
+        if isinstance(x, dict):  # a batch: the model comes back with the images, then computes the loss
+            return forward(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return _to_float(forward(x))
+
+    model.forward = faster
+
+
+def _to_float(values: Any) -> Any:
+    """Tensors within dicts and lists, as float32."""
+    if isinstance(values, dict):
+        return {key: _to_float(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_to_float(value) for value in values]
+    return values.float()
 
 
 def _clean(checkpoint: Path) -> dict[str, Any]:
