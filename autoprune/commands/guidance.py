@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 PROBE_RATIO = 0.5
 """Keep ratio at which each unit is tried alone."""
 
-PRIOR_STRENGTHS = (0.0, 0.15, 0.3, 0.5)
+PRIOR_STRENGTHS = (0.0, 0.2, 0.35, 0.5, 0.75)
 """Exponents of (sensitivity / cost) that are tried for the prior; 0 is the uniform ratio."""
 
 _FLOOR = 1e-3

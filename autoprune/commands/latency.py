@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -141,5 +142,5 @@ class Bench:
                 samples.append(self._sample(allocation))
                 advance(done)
         pairs = [samples[index : index + 2] for index in range(0, len(samples), 2)]  # one near the focus, one anywhere
-        fitted, held_out = (sum(pairs[start::2], []) for start in (0, 1))
+        fitted, held_out = (list(chain.from_iterable(pairs[start::2])) for start in (0, 1))
         return [self._sample(self._lowest), *fitted], held_out

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from autoprune.commands.screen import Screen
+from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, undescribed_flops
 from autoprune.cost._base import Cost
-from autoprune.cost.static import FlopsCost, ParamsCost, SizeCost, parameter_shapes, product_flops, state_shapes
 from autoprune.graph import ChannelGraph
 from autoprune.importance import CRITERIA
 from autoprune.models import open_adapter
@@ -51,7 +51,7 @@ class Network:
         module, space = self.adapter.module, self.space
         dense_bytes = self.adapter.checkpoint_size(module)
         costs = (
-            FlopsCost(space, fixed=product_flops(module, self.adapter.example(1))),
+            FlopsCost(space, fixed=undescribed_flops(module, self.graph, self.adapter.example(1))),
             ParamsCost(space, parameter_shapes(module)),
             SizeCost(space, state_shapes(module), dense_bytes=dense_bytes),
         )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,11 +121,12 @@ class SearchRun:
         )  # fmt: skip
         module = evaluator.recalibrated(chosen.allocation)
         self.save_policy(chosen, evaluator)
-        self.network.adapter.save(module, self.folder.path / "pruned.pt", notes=self.notes(chosen.allocation))
-        stages = {"dense": dense, "pruned": self.stage("pruned", module, chosen.allocation)}
+        pruned, tuned = self.folder.path / "pruned.pt", self.folder.path / "model.pt"
+        self.network.adapter.save(module, pruned, notes=self.notes(chosen.allocation))
+        stages = {"dense": dense, "pruned": self.stage("pruned", module, chosen.allocation, pruned)}
         final = self.finetune(module, chosen.allocation)
         if final is not None:
-            stages["finetuned"] = self.stage("finetuned", final, chosen.allocation)
+            stages["finetuned"] = self.stage("finetuned", final, chosen.allocation, tuned)
         return self.finish(stages, self.search_summary(result, evaluator, guidance))
 
     @property
@@ -132,16 +134,16 @@ class SearchRun:
         """The allocation that keeps everything."""
         return self.network.space.allocation(self.network.space.dense)
 
-    def stage(self, name: str, module: nn.Module, allocation: Allocation) -> Stage:
-        """Measure a network: accuracy on the validation split, costs, latency."""
+    def stage(self, name: str, module: nn.Module, allocation: Allocation, file: Path | None = None) -> Stage:
+        """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency."""
 
         def measured() -> dict[str, float]:
             accuracy = self.network.adapter.validate(module)
             return {"map50": accuracy.map50, "map50_95": accuracy.map50_95}
 
         accuracy = Accuracy(**self.folder.once("validation", measured, name))
-        counts = np.array(allocation)
-        costs = {metric: float(cost(counts)) for metric, cost in self.static.items()}
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
+        costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
         return Stage.of(accuracy, costs, self.bench.stage(name, module))
 
     def constrain(self, limits: Mapping[str, float]) -> Constraint:
@@ -265,7 +267,7 @@ class SearchRun:
             + ", ".join(
                 f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in self.budget
             )
-            + f". Nothing is pruned; for a faster network ask for a share, e.g. --budget {self.budget.limits[0].metric}=60%."
+            + f". Nothing is pruned; for less ask for a share, e.g. --budget {self.budget.limits[0].metric}=60%."
         )
         evaluator = self.evaluator("evaluation", min(self.config.batch, self.config.images))
         latency = dense.cost("latency")
