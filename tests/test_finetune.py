@@ -16,7 +16,8 @@ from torch import nn
 from autoprune.errors import ConfigError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.finetune import EpochReport, finetune, recipe, resume_finetune
+from autoprune.training.finetune import EpochReport, finetune, resume_finetune
+from autoprune.training.recipe import recipe
 from autoprune.training.trainer import PrunedTrainer
 from tests.detectors import IMAGE_SIZE, build, write_data, write_detector, write_yaml
 
@@ -236,8 +237,12 @@ def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Pa
     assert [report.epoch for report in reports] == [2, 3]
     assert result.epochs == 3
     assert parameters(result.module) == PRUNED
-    with pytest.raises(TrainingError, match="nothing to resume"):
-        resume_finetune(adapter, out=tmp_path)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["last.pt"]
+    again = resume_finetune(adapter, out=tmp_path)  # e.g. killed between the last epoch and what follows
+    assert again.epochs == 3
+    images = adapter.example()
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(images)[0], result.module(images)[0], rtol=0.05, atol=0.5)
 
 
 def test_nothing_to_resume(adapter: UltralyticsAdapter, tmp_path: Path) -> None:

@@ -33,11 +33,13 @@ class Checkpoint:
         module: the network (its moving average where training was interrupted), float32, eval mode, on the CPU.
         train_args: the settings that it was trained with; Ultralytics' defaults fill what is missing.
         notes: autoprune's own notes, where an earlier run wrote some.
+        epoch: the last finished epoch of an interrupted training, from 0; -1 for a finished one.
     """
 
     module: nn.Module
     train_args: Mapping[str, Any]
     notes: Mapping[str, Any]
+    epoch: int
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
@@ -62,11 +64,12 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     if content.get("modelopt"):
         raise ModelError(f"{path} was trained for quantization (QAT); prune the network first and quantize it after")
     given = content.get("train_args") or {}
-    notes = content.get(NOTES_KEY)
+    notes, epoch = content.get(NOTES_KEY), content.get("epoch")
     return Checkpoint(
         module=module.float().eval(),
         train_args={**stock.DEFAULT_CFG_DICT, **{k: v for k, v in given.items() if k in stock.DEFAULT_CFG_DICT}},
         notes=notes if isinstance(notes, dict) else {},
+        epoch=-1 if epoch is None else int(epoch),
     )
 
 
