@@ -118,10 +118,14 @@ _FOLDER = _import_once()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Ultralytics (messages and progress bars), and keep its thread counts from leaking."""
+    """Silence Ultralytics (messages and progress bars), and keep its thread counts from leaking.
+
+    OpenCV runs on one thread meanwhile, as Ultralytics wants it: its threads do not survive a fork of data loaders.
+    """
     logger = logging.getLogger("ultralytics")
     level, threads, cv2_threads = logger.level, torch.get_num_threads(), cv2.getNumThreads()
     logger.setLevel(logging.CRITICAL + 1)
+    cv2.setNumThreads(0)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def finetune(
     batch: int = 16,
     lr_scale: float = 0.1,
     seed: int = 0,
-    workers: int = 0,
+    workers: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> FinetuneResult:
     """Train a pruned network on, with the dense network's settings at a fraction of its learning rate.
@@ -77,7 +78,8 @@ def finetune(
         batch: images per step; halved, up to three times, where a GPU's memory does not suffice.
         lr_scale: the first learning rate as a share of the dense network's first one.
         seed: of the weights' order of images and the augmentations.
-        workers: processes that load images; Ultralytics uses none on a CPU, where training is slower than loading.
+        workers: processes that load images; by default one per core up to eight. Ultralytics uses none on a CPU,
+            where training is slower than loading.
         on_epoch: called after every epoch.
 
     Raises:
@@ -102,7 +104,7 @@ def resume_finetune(
     adapter: Adapter,
     *,
     out: Path,
-    workers: int = 0,
+    workers: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> FinetuneResult:
     """Go on with an interrupted `finetune` from its last finished epoch; after the last one, return its network.
@@ -133,7 +135,7 @@ def resume_finetune(
     return _run(detector, overrides, None, out, on_epoch)
 
 
-def _run_settings(adapter: UltralyticsAdapter, out: Path, workers: int) -> dict[str, Any]:
+def _run_settings(adapter: UltralyticsAdapter, out: Path, workers: int | None) -> dict[str, Any]:
     """Return the arguments that say where and on what to run."""
     on_cuda = adapter.device.type == "cuda"
     return {
@@ -145,7 +147,7 @@ def _run_settings(adapter: UltralyticsAdapter, out: Path, workers: int) -> dict[
         "device": str(adapter.device),
         # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
         "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
-        "workers": workers,
+        "workers": min(8, os.cpu_count() or 1) if workers is None else workers,
         "save_dir": str(out),
         "exist_ok": True,
         "plots": False,

@@ -193,7 +193,7 @@ class UltralyticsAdapter(Adapter):
             collate_fn=list,
             num_workers=0 if self.device.type == "cpu" else min(4, torch.get_num_threads()),
         )
-        with data_sets.random_state_kept():
+        with stock.quiet(), data_sets.random_state_kept():
             batches = (data_sets.to_batch(samples, self.device) for samples in loader)
             return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
 
