@@ -1,0 +1,111 @@
+"""What a candidate costs beside its bare forward passes, and beside the usual way. Needs ``../shared``.
+
+The usual way: Torch-Pruning builds its dependency graph and prunes a copy, the same recalibration, Ultralytics' ``val``
+on the same images. All are taken in turn in one process, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from autoprune.evaluation import Evaluator, recalibrate
+from autoprune.importance import CRITERIA
+from autoprune.journal import Journal
+from autoprune.models import open_adapter
+from autoprune.proof import analyse
+from autoprune.space import Space
+from autoprune.surgery import Surgeon
+
+IMAGES, BATCH, ROUNDS = 60, 20, 5
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore")
+def test_a_candidate_beside_bare_passes_and_the_usual_way(shared: Path, tmp_path: Path, capsys: Any) -> None:
+    pruning = pytest.importorskip("torch_pruning", reason="pip install torch-pruning")
+    adapter = open_adapter(
+        shared / "models" / "bccd-yolov5nu-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=320
+    )
+    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    space = Space(graph)
+    evaluator = Evaluator(
+        adapter, space, Surgeon(adapter.module, graph), CRITERIA["l1"]().order(adapter.module, graph),
+        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(tmp_path / "journal.jsonl", {}),
+    )  # fmt: skip
+    allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))
+    data = _data_set(evaluator, tmp_path)
+    ready = evaluator.materialise(allocation).train()
+    ways: dict[str, Callable[[], Any]] = {
+        "bare": lambda: _passes(ready, evaluator),
+        "ours": lambda: evaluator._score(allocation),
+        "usual": lambda: _usual(pruning, adapter, evaluator, data),
+    }
+    seconds = _in_turn(ways)
+    candidate, usual = seconds["ours"] / seconds["bare"], seconds["usual"] / seconds["ours"]
+    with capsys.disabled():
+        print({name: round(value, 3) for name, value in seconds.items()})
+        print(f"candidate = {candidate:.2f} × its bare passes; the usual way = {usual:.1f} × a candidate")
+    assert candidate <= 1.25
+    assert usual >= 4
+
+
+def _in_turn(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _passes(module: nn.Module, evaluator: Evaluator) -> None:
+    with torch.no_grad():
+        for batch in evaluator._batches:
+            module(evaluator.adapter.inputs(batch))
+
+
+def _usual(pruning: Any, adapter: Any, evaluator: Evaluator, data: Path) -> None:
+    from ultralytics import YOLO
+
+    module = copy.deepcopy(adapter.module).train()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    head = module.model[-1]
+    pruner = pruning.pruner.MagnitudePruner(
+        module,
+        torch.rand(1, 3, 320, 320),
+        importance=pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.3,
+        ignored_layers=[head.dfl, *(branch[-1] for branch in (*head.cv2, *head.cv3))],
+        round_to=8,
+    )
+    pruner.step()
+    recalibrate(module, [evaluator.adapter.inputs(batch) for batch in evaluator._batches])
+    yolo = YOLO("yolov5nu.yaml")
+    yolo.model = module
+    yolo.val(
+        data=str(data), imgsz=320, batch=BATCH, workers=0, plots=False, verbose=False, rect=False, project=data.parent
+    )
+
+
+def _data_set(evaluator: Evaluator, folder: Path) -> Path:
+    """Write a data set whose validation split is the scoring images."""
+    files: Sequence[str] = [file for batch in evaluator._batches for file in batch["im_file"]]
+    listing = folder / "images.txt"
+    listing.write_text("\n".join(files) + "\n")
+    path = folder / "data.yaml"
+    names = dict(enumerate(evaluator.adapter.module.names.values()))
+    path.write_text(yaml.safe_dump({"train": str(listing), "val": str(listing), "names": names}))
+    return path
