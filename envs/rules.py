@@ -102,10 +102,10 @@ class Capped(Rule):
     """The action is a keep ratio, capped so that the budget stays reachable (He et al., AMC, ECCV 2018, Algorithm 1).
 
     It is rounded first and then capped on the rounded cost, so that the end of the walk holds the budget exactly. The
-    executed action is what came of it.
+    executed action is what came of it; 0 asks for the lower bound.
     """
 
-    low, high = 1e-3, 1.0
+    low, high = 0.0, 1.0
 
     def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
         """Return the capped counts and their keep ratios."""

@@ -54,7 +54,7 @@ def _ppo(settings: PPOSettings, env: AgentView, seed: int) -> PPO:
         batch_size=total // parts,
         n_epochs=settings.epochs,
         gamma=1.0,
-        gae_lambda=1.0,
+        gae_lambda=settings.gae,
         clip_range=settings.clip,
         ent_coef=settings.entropy,
         vf_coef=settings.value,

@@ -30,6 +30,7 @@ class PPOSettings:
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = -1.0
     final_log_std: float | None = None
+    gae: float = 1.0
     entropy: float = 0.0
     value: float = 0.5
 

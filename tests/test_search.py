@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoprune.errors import ConfigError
+from autoprune.search._base import Progress, search
+from autoprune.search.agents import AgentKind, AgentStrategy
+from autoprune.search.exploration import TruncatedNoise, truncated_normal
+from autoprune.search.handoff import Handoff
+from autoprune.search.isolation import PrivateGlobals, preserved_random_state
+from autoprune.search.random import RandomStrategy
+from autoprune.space import Allocation
+from envs.lockstep import LockstepEnv
+from tests.toy import Toy, make_toy
+
+TOY = make_toy(6, seed=3)
+
+
+def agent(
+    kind: AgentKind = AgentKind.PPO, toy: Toy = TOY, *, evaluations: int = 8, log_dir: Path | None = None
+) -> AgentStrategy:
+    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> LockstepEnv:
+        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
+
+    return AgentStrategy(make_env, kind.settings, evaluations=evaluations, seed=0, log_dir=log_dir)
+
+
+def agent_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "autoprune-agent"]
+
+
+# -- the loop ----------------------------------------------------------------------------------
+
+
+def test_the_loop_reports_every_evaluation_and_the_best() -> None:
+    seen: list[Progress] = []
+    strategy = RandomStrategy(TOY.constraint, evaluations=5, seed=0)
+    result = search(strategy, TOY.score, evaluations=5, on_evaluation=seen.append)
+    assert [progress.done for progress in seen] == [1, 2, 3, 4, 5]
+    assert [progress.latest for progress in seen] == list(result.history)
+    assert seen[-1].best == result.best == max(result.history, key=lambda candidate: candidate.score)
+
+
+def test_the_loop_ends_with_the_strategy_or_with_the_evaluations() -> None:
+    assert len(search(RandomStrategy(TOY.constraint, evaluations=3, seed=0), TOY.score, evaluations=9).history) == 3
+    assert len(search(RandomStrategy(TOY.constraint, evaluations=9, seed=0), TOY.score, evaluations=3).history) == 3
+
+
+def test_the_loop_refuses_what_makes_no_sense() -> None:
+    strategy = RandomStrategy(TOY.constraint, evaluations=3, seed=0)
+    with pytest.raises(ConfigError, match="at least 1 evaluation, got 0"):
+        search(strategy, TOY.score, evaluations=0)
+    with pytest.raises(ConfigError, match="finite number, got nan"):
+        search(strategy, lambda allocations: [float("nan")] * len(allocations), evaluations=3)
+    with pytest.raises(ConfigError, match="no allocation at all"):
+        search(RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, evaluations=3)
+
+
+# -- random numbers ----------------------------------------------------------------------------
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+
+def test_evaluating_leaves_global_random_states_as_they_were() -> None:
+    before = draws()
+    random.seed(1)
+    with preserved_random_state():
+        random.seed(7)
+        np.random.seed(7)
+        torch.manual_seed(7)
+    random.seed(1)
+    after = random.random()
+    random.seed(1)
+    assert after == random.random()
+    assert before != draws()
+
+
+@pytest.mark.parametrize("kind", AgentKind)
+def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind) -> None:
+    def noisy(allocations: Sequence[Allocation]) -> list[float]:
+        draws()
+        torch.manual_seed(5)
+        return TOY.score(allocations)
+
+    calm = search(agent(kind), TOY.score, evaluations=8)
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(11)
+    expected = draws()
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(11)
+    threads = torch.get_num_threads()
+    strategy = agent(kind)
+    assert search(strategy, noisy, evaluations=8, on_evaluation=None) == calm
+    assert draws() == expected
+    assert torch.get_num_threads() == threads
+
+
+def test_private_globals_go_on_where_they_were_left() -> None:
+    private = PrivateGlobals()
+    with private:
+        torch.manual_seed(0)
+        first = torch.rand(3)
+    torch.rand(5)
+    with private:
+        second = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(torch.cat([first, second]), torch.rand(6))
+
+
+# -- the thread --------------------------------------------------------------------------------
+
+
+def test_questions_and_answers_alternate_and_only_one_side_runs() -> None:
+    log: list[str] = []
+
+    def body(ask: Callable[[int], str]) -> None:
+        for number in range(3):
+            log.append(f"asks {number}")
+            log.append(f"hears {ask(number)}")
+
+    handoff: Handoff[int, str] = Handoff(body, name="test")
+    while (question := handoff.question()) is not None:
+        log.append(f"answers {question}")
+        handoff.answer(str(question))
+    expected = [f"{what} {number}" for number in range(3) for what in ("asks", "answers", "hears")]
+    assert log == expected
+    assert handoff.question() is None
+    handoff.close()
+
+
+def test_an_error_in_the_body_is_raised_outside() -> None:
+    def body(ask: Callable[[int], int]) -> None:
+        ask(1)
+        raise KeyError("inside")
+
+    handoff: Handoff[int, int] = Handoff(body, name="test")
+    assert handoff.question() == 1
+    handoff.answer(1)
+    with pytest.raises(KeyError, match="inside"):
+        handoff.question()
+    handoff.close()
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_closing_ends_the_body_wherever_it_is(asked: int) -> None:
+    ended = threading.Event()
+
+    def body(ask: Callable[[int], int]) -> None:
+        try:
+            for number in range(5):
+                ask(number)
+        finally:
+            ended.set()
+
+    handoff: Handoff[int, int] = Handoff(body, name="test")
+    for number in range(asked):
+        assert handoff.question() == number
+        handoff.answer(0)
+    handoff.close()
+    assert ended.is_set() == (asked > 0)
+    assert handoff.question() is None
+
+
+@pytest.mark.parametrize("kind", [AgentKind.PPO, AgentKind.DDPG])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_in_an_evaluation_leaves_no_thread(kind: AgentKind, error: type[BaseException]) -> None:
+    calls = 0
+
+    def failing(allocations: Sequence[Allocation]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise error("in the evaluation")
+        return TOY.score(allocations)
+
+    with pytest.raises(error, match="in the evaluation"):
+        search(agent(kind, evaluations=20), failing, evaluations=20)
+    assert not agent_threads()
+
+
+def test_an_error_in_the_environment_reaches_the_search() -> None:
+    def make_env(*, episodes: int, score: object) -> LockstepEnv:
+        raise ConfigError("no environment")
+
+    with pytest.raises(ConfigError, match="no environment"):
+        search(AgentStrategy(make_env, AgentKind.PPO.settings, evaluations=3, seed=0), TOY.score, evaluations=3)
+    assert not agent_threads()
+
+
+def test_an_interrupt_while_the_body_runs_leaves_no_thread() -> None:
+    def body(ask: Callable[[int], int]) -> None:
+        ask(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        ask(1)
+
+    handoff: Handoff[int, int] = Handoff(body, name="autoprune-agent")
+    assert handoff.question() == 0
+    handoff.answer(0)
+    with pytest.raises(KeyboardInterrupt):
+        handoff.question()
+    handoff.close()
+    assert not agent_threads()
+
+
+# -- agents ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", AgentKind)
+def test_the_first_candidate_is_the_prior_and_the_count_is_exact(kind: AgentKind) -> None:
+    result = search(agent(kind, evaluations=9), TOY.score, evaluations=9)
+    assert result.history[0].allocation == TOY.space.allocation(TOY.constraint.project(np.zeros(6)))
+    assert len(result.history) == 9
+    assert not agent_threads()
+
+
+def test_truncated_noise_stays_in_the_box_and_shrinks() -> None:
+    rng = np.random.default_rng(0)
+    drawn = truncated_normal(rng, np.full((5000, 1), 1.0), 0.5)
+    assert np.abs(drawn).max() <= 1
+    assert drawn.mean() == pytest.approx(1 - 0.5 * np.sqrt(2 / np.pi), abs=0.03)  # a half-normal, cut at −1
+    noise = TruncatedNoise(sigma=0.5, decay=0.9, random_episodes=1, seed=0)
+    assert np.isnan(noise.noise)
+    noise.episode_ended()
+    assert noise.noise == 0.5
+    noise.episode_ended()
+    assert noise.noise == pytest.approx(0.45)
