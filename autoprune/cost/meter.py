@@ -1,0 +1,162 @@
+"""Measures networks against the dense one, and remembers every measurement so that a run can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from autoprune.cost.backends import Backend, open_backend
+from autoprune.cost.settings import MemoryFormat, RuntimeSettings, fingerprint, lane_width
+from autoprune.cost.store import TableStore, look_up
+from autoprune.cost.tables import Point
+from autoprune.cost.timing import Effort, PairedTiming, Runner, Timing, time_alone, time_pair
+
+REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
+"""The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
+
+_FORMAT_EFFORT = Effort(runs=20, max_runs=40, spread=0.05)
+
+
+class Recorder(Protocol):
+    """Where measurements are kept; ``autoprune.journal.Journal`` is one."""
+
+    def lookup(self, kind: str, key: Any) -> Any:
+        """Return what was kept under this kind and key, or None."""
+
+    def append(self, kind: str, key: Any, value: Any) -> None:
+        """Keep a value of plain JSON."""
+
+
+class Memory:
+    """Keeps measurements for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def lookup(self, kind: str, key: Any) -> Any:
+        """See ``Recorder``."""
+        return self._values.get((kind, repr(key)))
+
+    def append(self, kind: str, key: Any, value: Any) -> None:
+        """See ``Recorder``."""
+        self._values[kind, repr(key)] = value
+
+
+class LatencyMeter:
+    """Measures networks as they are deployed, in turn with the dense one.
+
+    Everything that it measures goes through the recorder: what is there already is taken from it and nothing runs, so
+    a resumed run sees the same reference, tables and ratios as the one that was killed.
+
+    Args:
+        dense: the dense network as it is deployed; it is not modified.
+        settings: how networks run; an AUTO memory format is decided by measuring the dense network once.
+        recorder: where measurements are kept; None keeps them in memory.
+        effort: how long a candidate is measured.
+        cache: folder of the layer times; None for the default one.
+        opener: makes the backend for settings.
+
+    Raises:
+        DeviceError: (by every method) the device runs out of memory.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        settings: RuntimeSettings,
+        *,
+        recorder: Recorder | None = None,
+        effort: Effort | None = None,
+        cache: Path | None = None,
+        opener: Callable[[RuntimeSettings], Backend] = open_backend,
+    ) -> None:
+        self.dense = dense
+        self._asked = settings
+        self._recorder = recorder or Memory()
+        self._effort = effort or Effort()
+        self._cache = cache
+        self._opener = opener
+
+    @cached_property
+    def settings(self) -> RuntimeSettings:
+        """How networks run, with the memory format decided."""
+        if self._asked.memory_format is not MemoryFormat.AUTO:
+            return self._asked
+        value = self._recorded("format", lambda: self._faster_format().value)
+        return replace(self._asked, memory_format=MemoryFormat(value))
+
+    @cached_property
+    def block(self) -> int:
+        """How many channels the device computes together, see ``lane_width``."""
+        return int(self._recorded("block", lambda: lane_width(self._asked)))
+
+    @cached_property
+    def reference(self) -> Timing:
+        """The dense network's time, measured long and once."""
+
+        def measure() -> Mapping[str, Any]:
+            with self._backend.session():
+                return time_alone(self._dense_runner, REFERENCE_EFFORT).to_json()
+
+        return Timing.from_json(self._recorded("reference", measure))
+
+    def measure(self, build: Callable[[], nn.Module], key: Any, *, effort: Effort | None = None) -> PairedTiming:
+        """Time a network in turn with the dense one.
+
+        Args:
+            build: makes the network as it is deployed; not called where the recorder knows the answer.
+            key: plain JSON that names the measurement, e.g. the allocation; a second measurement of the same network
+                needs another one.
+            effort: how long; None for the meter's own.
+        """
+
+        def measure() -> Mapping[str, Any]:
+            module = build()
+            with self._backend.session():
+                runner = self._backend.prepare(module, self.settings.shape)
+                return time_pair(runner, self._dense_runner, effort or self._effort).to_json()
+
+        return PairedTiming.from_json(self._recorded(["network", key], measure))
+
+    def milliseconds(self, timing: PairedTiming) -> Timing:
+        """Return a candidate's times in milliseconds of the reference: ratio × the dense network's reference."""
+        return timing.candidate.scaled(self.reference.median / timing.dense.median)
+
+    def layer_times(self, points: Iterable[Point]) -> dict[Point, float]:
+        """Return the milliseconds of single layers, from the recorder, the disk, or measured now."""
+        wanted = list(points)
+        kept: Mapping[str, float] = self._recorder.lookup("latency", "layers") or {}
+        if all(point.key in kept for point in wanted):
+            return {point: kept[point.key] for point in wanted}
+        times = look_up(TableStore(self._cache, fingerprint(self.settings)), self._backend, wanted)
+        self._recorder.append("latency", "layers", {point.key: value for point, value in times.items()})
+        return times
+
+    @cached_property
+    def _backend(self) -> Backend:
+        return self._opener(self.settings)
+
+    @cached_property
+    def _dense_runner(self) -> Runner:
+        return self._backend.prepare(self.dense, self.settings.shape)
+
+    def _recorded(self, key: Any, measure: Callable[[], Any]) -> Any:
+        value = self._recorder.lookup("latency", key)
+        if value is None:
+            value = measure()
+            self._recorder.append("latency", key, value)
+        return value
+
+    def _faster_format(self) -> MemoryFormat:
+        """Time the dense network in both memory formats in turn."""
+        formats = (MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST)
+        backends = [self._opener(replace(self._asked, memory_format=layout)) for layout in formats]
+        with backends[0].session():
+            plain, last = (backend.prepare(self.dense, self._asked.shape) for backend in backends)
+            timing = time_pair(last, plain, _FORMAT_EFFORT)
+        return MemoryFormat.CHANNELS_LAST if timing.ratio < 1 else MemoryFormat.CONTIGUOUS

@@ -1,0 +1,203 @@
+"""What a latency holds for: device, runtime, precision, threads, batch, image size, memory format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from autoprune.errors import DeviceError
+
+Member = TypeVar("Member", bound=Enum)
+
+
+class Runtime(Enum):
+    """What runs the network."""
+
+    TORCH = "torch"
+    CUDAGRAPH = "cudagraph"
+
+
+class Precision(Enum):
+    """Number format of weights and activations."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format as torch names it."""
+        return {Precision.FP32: torch.float32, Precision.FP16: torch.float16}[self]
+
+
+class MemoryFormat(Enum):
+    """Order of a tensor's dimensions in memory; AUTO is decided by measuring the dense network once."""
+
+    AUTO = "auto"
+    CONTIGUOUS = "contiguous"
+    CHANNELS_LAST = "channels_last"
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The format as torch names it."""
+        return torch.channels_last if self is MemoryFormat.CHANNELS_LAST else torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How a network runs while it is measured; made by ``runtime_settings``, which checks every value.
+
+    Attributes:
+        device: ``cpu`` or ``cuda:<n>``.
+        runtime: what runs the network.
+        precision: number format.
+        threads: CPU threads inside an operation.
+        batch: images per run.
+        image_size: height and width of the square input, in pixels.
+        memory_format: order of dimensions in memory.
+    """
+
+    device: str
+    runtime: Runtime
+    precision: Precision
+    threads: int
+    batch: int
+    image_size: int
+    memory_format: MemoryFormat = MemoryFormat.AUTO
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the network's input."""
+        return (self.batch, 3, self.image_size, self.image_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RuntimeSettings:
+        """Read what ``to_json`` gave."""
+        return cls(
+            device=str(values["device"]),
+            runtime=Runtime(values["runtime"]),
+            precision=Precision(values["precision"]),
+            threads=int(values["threads"]),
+            batch=int(values["batch"]),
+            image_size=int(values["image_size"]),
+            memory_format=MemoryFormat(values["memory_format"]),
+        )
+
+
+def runtime_settings(
+    device: str,
+    *,
+    image_size: int,
+    runtime: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+    batch: int = 1,
+) -> RuntimeSettings:
+    """Check what a person asked for and fill in what was left open.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        image_size: height and width of the input, in pixels.
+        runtime: name of a runtime; None takes ``cudagraph`` on CUDA, else ``torch``.
+        precision: ``fp32`` or, on CUDA, ``fp16``.
+        threads: CPU threads; None takes as many as torch uses now.
+        batch: images per run.
+
+    Raises:
+        DeviceError: a value is unknown, or this machine does not have it.
+    """
+    device = _checked_device(device)
+    on_cuda = device != "cpu"
+    chosen = _member(Runtime, runtime or ("cudagraph" if on_cuda else "torch"), "runtime")
+    number = _member(Precision, precision, "precision")
+    if chosen is Runtime.CUDAGRAPH and not on_cuda:
+        raise DeviceError("The runtime cudagraph needs a CUDA device, got --device cpu; use --runtime torch")
+    if number is Precision.FP16 and not on_cuda:
+        raise DeviceError("The precision fp16 needs a CUDA device, got --device cpu; use --precision fp32")
+    for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
+        if value is not None and value < 1:
+            raise DeviceError(f"The number of {name} must be at least 1, got {value}")
+    return RuntimeSettings(device, chosen, number, threads or torch.get_num_threads(), batch, image_size)
+
+
+def lane_width(settings: RuntimeSettings) -> int:
+    """Return how many channels the device computes together: a width in between costs as much as the next multiple.
+
+    Measured on AVX-512: a 3×3 convolution to 24, 40 or 56 channels takes as long as one to 32, 48 or 64, or longer.
+    """
+    if settings.device != "cpu":
+        return 16 if settings.precision is Precision.FP16 else 8
+    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+
+
+def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
+    """Return everything that a layer's time depends on beside the layer; times with different ones are not compared."""
+    values: dict[str, Any] = settings.to_json()
+    del values["image_size"]  # part of each layer's shape
+    values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
+    if settings.device != "cpu":
+        index = torch.device(settings.device).index
+        values |= {
+            "gpu": torch.cuda.get_device_name(index),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "tf32_conv": torch.backends.cudnn.allow_tf32,
+        }
+    return values
+
+
+def fingerprint_key(values: Mapping[str, Any]) -> str:
+    """Return a short name for a fingerprint, fit for a file name."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cpu_model() -> str:
+    """Return the processor's name and how many of them there are."""
+    fields: dict[str, str] = {}
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    wanted = ("model name", "Hardware", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    known = [f"{name} {fields[name]}" for name in wanted if name in fields]
+    return f"{', '.join(known) or platform.processor()} × {os.cpu_count()}"
+
+
+def _checked_device(device: str) -> str:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}") from error
+    if parsed.type == "cpu":
+        return "cpu"
+    if parsed.type != "cuda":
+        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"The device {device} was asked for, but torch {torch.__version__} finds no CUDA device here")
+    index = parsed.index if parsed.index is not None else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise DeviceError(f"The device {device} was asked for, but there are only {torch.cuda.device_count()} here")
+    return f"cuda:{index}"
+
+
+def _member(options: type[Member], name: str, what: str) -> Member:
+    """Return the named member of an enum."""
+    try:
+        return options(name)
+    except ValueError as error:
+        known = ", ".join(str(option.value) for option in options)
+        raise DeviceError(f"The {what} must be one of {known}, got {name!r}") from error
