@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +39,7 @@ class RunFolder:
         Raises:
             RunError: the folder exists already, or is not a run of this command and configuration.
         """
-        told = {"command": command, "config": to_yaml(config)}
+        told = {"command": command, "config": to_yaml(replace(config, out=None))}  # a run folder may be moved
         resume = None if isinstance(config, ApplyConfig) else config.resume
         if resume is not None:
             journal = Journal.open(resume / "journal.jsonl")
