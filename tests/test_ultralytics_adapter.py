@@ -21,6 +21,7 @@ from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss
+from tests.contracts.adapters import check_adapter
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector, write_yaml
 
 
@@ -42,6 +43,13 @@ def pruned(width: int = 8, **extra: object) -> nn.Module:
     """Stand in for a pruned network: the same architecture, narrower."""
     network: nn.Module = build(width, seed=1, **extra)
     return network
+
+
+@pytest.mark.parametrize("extra", [{}, {"end2end": True}], ids=["v8", "end-to-end"])
+def test_keeps_the_contract_of_adapters(folder: Path, tmp_path: Path, extra: dict[str, object]) -> None:
+    weights = write_detector(tmp_path / "dense.pt", build(**extra))
+    (tmp_path / "out").mkdir()
+    check_adapter(UltralyticsAdapter.load(weights, data=folder / "data.yaml"), pruned(**extra), tmp_path / "out")
 
 
 # -- loading ---------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""What every adapter promises; a new one is tested in three lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoprune.models._base import Adapter
+
+
+def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
+    """Assert the contract.
+
+    Args:
+        adapter: with a data set that has a train and a val split.
+        pruned: a smaller network of the adapter's family.
+        folder: an empty one, to save into.
+    """
+    before = {name: tensor.clone() for name, tensor in adapter.module.state_dict().items()}
+    check_module(adapter)
+    check_batches(adapter)
+    check_loss(adapter, pruned)
+    check_accuracy(adapter, pruned)
+    check_deployable(adapter, pruned)
+    check_save(adapter, pruned, folder)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.module.state_dict().items()), (
+        "nobody modifies the dense network"
+    )
+    assert not adapter.module.training
+
+
+def check_module(adapter: Adapter) -> None:
+    """Assert what the dense network and the example look like."""
+    assert adapter.name
+    assert not adapter.module.training
+    tensors = [*adapter.module.parameters(), adapter.example(1)]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert {tensor.device for tensor in tensors} == {adapter.device}
+    assert adapter.example(3).shape == (3, 3, adapter.image_size, adapter.image_size)
+
+
+def check_batches(adapter: Adapter) -> None:
+    """Assert that the images asked for come, the same for the same seed."""
+    batches = adapter.batches("train", images=3, batch=2, seed=0)
+    assert [adapter.inputs(batch).shape for batch in batches] == [
+        (size, 3, adapter.image_size, adapter.image_size) for size in (2, 1)
+    ]
+    again = adapter.batches("train", images=3, batch=2, seed=0)
+    for batch, same in zip(batches, again, strict=True):
+        assert torch.equal(adapter.inputs(batch), adapter.inputs(same))
+
+
+def check_loss(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that the loss is the same scalar with and without gradients, and leaves nothing behind."""
+    (batch,) = adapter.batches("train", images=2, batch=2, seed=0)
+    pruned.train()
+    names = set(vars(pruned))
+    loss = adapter.loss(pruned, batch)
+    loss.backward()
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.loss(pruned, batch), loss.detach(), rtol=1e-4, atol=1e-5)
+    assert loss.shape == ()
+    assert any(parameter.grad is not None for parameter in pruned.parameters())
+    assert set(vars(pruned)) == names
+    pruned.zero_grad()
+    pruned.eval()
+
+
+def check_accuracy(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that accuracies are shares, on held batches and on the validation split."""
+    batches = adapter.batches("train", images=3, batch=2, seed=0)
+    for found in (adapter.accuracy(pruned, batches), adapter.validate(pruned)):
+        assert 0 <= found.map50_95 <= found.map50 <= 1
+
+
+def check_deployable(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that what is deployed is another module, in eval mode, without gradients."""
+    deployed = adapter.deployable(pruned.train())
+    assert pruned.training
+    assert not deployed.training
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+    assert {id(tensor) for tensor in pruned.parameters()}.isdisjoint(id(tensor) for tensor in deployed.parameters())
+    pruned.eval()
+
+
+def check_save(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
+    """Assert that the checkpoint has the size that was told, and that nothing else is left."""
+    adapter.save(pruned, folder / "model.pt")
+    assert (folder / "model.pt").stat().st_size == adapter.checkpoint_size(pruned)
+    assert [path.name for path in folder.iterdir()] == ["model.pt"]
