@@ -279,9 +279,14 @@ def test_recipe_scales_the_dense_learning_rate() -> None:
     dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "SGD", "lr0": 0.02, "box": 9.0}
     found = recipe(dense, epochs=10, batch=8, lr_scale=0.1)
     assert found["optimizer"] == "SGD"
-    assert found["lr0"] == pytest.approx(0.002)
+    assert found["lr0"] == pytest.approx(0.002 * 8 / 64)  # steps of 8 images where the dense training took 64
     assert found["box"] == 9.0
     assert found["warmup_bias_lr"] == 0
+
+
+@pytest.mark.parametrize(("epochs", "unmixed"), [(1, 1), (20, 20), (30, 20), (100, 50)])
+def test_mosaic_is_for_the_first_half_of_long_trainings(epochs: int, unmixed: int) -> None:
+    assert recipe(stock.DEFAULT_CFG_DICT, epochs=epochs, batch=16, lr_scale=0.1)["close_mosaic"] == unmixed
 
 
 @pytest.mark.parametrize("optimizer", ["auto", "MuSGD"])

@@ -1,6 +1,12 @@
 """How a pruned detector is fine-tuned: Ultralytics' training arguments, and why each is what it is.
 
-The idea is that of He et al. (AMC, ECCV 2018): train on with a fraction of the dense network's learning rate.
+The figures here are mAP50-95 on the validation split of the project's BCCD ``yolov5nu`` at 320 px, pruned by L1
+with one ratio everywhere to 45% of its FLOPs (dense 0.490); trainings of the same network differ by about 0.01.
+
+The learning rate starts at ``lr_scale`` times the dense network's and falls by a cosine. A tenth of it is what the
+literature fine-tunes with (He et al., "AMC", ECCV 2018); starting as high as the dense training did recovers more
+(Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020): after 10 epochs 0.488 at
+``lr_scale`` 1 and 0.461 at 0.3; at 2 the training can break down.
 """
 
 from __future__ import annotations
@@ -11,11 +17,19 @@ from typing import Any
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
 """Dense learning rates where the checkpoint does not tell one (Ultralytics' own recommendations)."""
 
+UNMIXED_EPOCHS = 20
+"""Mosaic is off in the last so many epochs, or in the last half of a longer training.
+
+A pruned network has to find its way back to the images it is used on, and mosaics are others. Measured on the
+project's BCCD yolov5nu at 320 px with half its FLOPs, mAP50-95 (dense 0.490): after 6 epochs 0.441 with mosaic in the
+first half, 0.463 without.
+"""
+
 
 def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float) -> dict[str, Any]:
     """Return Ultralytics' training arguments for a fine-tune.
 
-    Loss gains, augmentations, momentum and weight decay are those of the dense training.
+    Loss gains, momentum, weight decay and all augmentations but mosaic are those of the dense training.
 
     Args:
         dense: the arguments that the dense network was trained with.
@@ -23,19 +37,21 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         batch: images per step.
         lr_scale: share of the dense learning rate to start with.
     """
-    optimizer, rate = _dense_rate(dense)
+    optimizer, rate = _dense_rate(dense, batch)
     return {
         **{key: dense[key] for key in _INHERITED},
         "epochs": epochs,
         "batch": batch,
-        "nbs": batch,  # one step per batch: with Ultralytics' 64 a small data set gives three steps per epoch
+        # One step per batch: with Ultralytics' 64 images per step a small data set gives three steps per epoch
+        # (after 6 epochs 0.391; with steps of 16 images 0.419).
+        "nbs": batch,
         "optimizer": optimizer,  # named: "auto" ignores lr0
         "lr0": rate * lr_scale,
         "lrf": 0.01,
         "cos_lr": True,
         "warmup_epochs": min(1.0, 0.1 * epochs),  # the weights are good already: only the optimizer's moments warm up
         "warmup_bias_lr": 0.0,  # Ultralytics' 0.1 is for biases that start at nothing
-        "close_mosaic": max(1, round(0.5 * epochs)) if epochs > 1 else 0,
+        "close_mosaic": min(epochs, max(UNMIXED_EPOCHS, epochs // 2)),
         "patience": epochs,  # no early stop: the schedule ends where the learning rate does
     }
 
@@ -47,10 +63,15 @@ _INHERITED = (
 )
 
 
-def _dense_rate(dense: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the optimizer and first learning rate of the dense training, or a default where it was automatic."""
+def _dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
+    """Return the optimizer and first learning rate of the dense training, or a default where it was automatic.
+
+    The rate of SGD is scaled to the smaller number of images per step (Goyal et al., 2017, section 2.1: linearly);
+    that of Adam is not, whose steps do not grow with the gradient's scale.
+    """
     name = {known.lower(): known for known in DEFAULT_LEARNING_RATES}.get(str(dense["optimizer"]).lower())
     if name is None:  # "auto" in older checkpoints, or an optimizer whose learning rate means something else
         return "AdamW", DEFAULT_LEARNING_RATES["AdamW"]
     rate = float(dense["lr0"])
-    return name, rate if rate > 0 else DEFAULT_LEARNING_RATES[name]
+    rate = rate if rate > 0 else DEFAULT_LEARNING_RATES[name]
+    return name, rate * min(1.0, batch / float(dense["nbs"])) if name == "SGD" else rate
