@@ -101,12 +101,12 @@ class TableFeatures(Features):
             coefficient, axes = layer_macs(grid.layer)
             self._macs.add(coefficient, *axes)
         dense = self._raw(space.dense)
-        self._scale = 1 / np.where(dense > 0, dense, 1.0)
+        self._dense = np.where(dense > 0, dense, 1.0)
         self._offset = np.where(dense > 0, 0.0, 1.0)  # what the network has none of is a second constant
 
     def __call__(self, counts: Counts) -> Floats:
         """Return the features; see ``Features``."""
-        return self._raw(counts) * self._scale + self._offset
+        return self._raw(counts) / self._dense + self._offset
 
     def _raw(self, counts: Counts) -> Floats:
         return np.stack([self._layers(counts).sum(axis=-1), self._moved(counts), self._macs(counts)], axis=-1)
@@ -143,8 +143,8 @@ class LatencyCost(Cost):
 
     def __call__(self, counts: Counts) -> Floats:
         """Return predicted milliseconds; see ``Cost``."""
-        shares = self.features(counts) @ self.weights[1:] + self.weights[0]
-        return np.asarray(np.minimum(shares, 1.0) * self.reference.median)
+        saved = (1 - self.features(counts)) @ self.weights[1:]
+        return np.asarray(np.minimum(1 - saved, 1.0) * self.reference.median)
 
     def fit(self, samples: Sequence[Sample], *, focus: float | None = None) -> LatencyCost:
         """Return a predictor fitted to these samples alone."""
