@@ -19,6 +19,9 @@ from autoprune.cost.timing import Effort, PairedTiming, Runner, Timing, time_alo
 REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
 
+SAMPLE_EFFORT = Effort(max_runs=60)
+"""What is enough for one of many networks that a predictor is fitted to: about a second at 12 ms."""
+
 _FORMAT_EFFORT = Effort(runs=20, max_runs=40, spread=0.05)
 
 
