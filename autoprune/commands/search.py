@@ -29,6 +29,7 @@ from autoprune.commands.stages import Stage, as_json, held, stage_rows
 from autoprune.commands.tuning import tune
 from autoprune.config import Rule, SearchConfig
 from autoprune.constraint import Ceiling, Constraint
+from autoprune.cost import uncounted
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation import Evaluator
@@ -302,6 +303,7 @@ class SearchRun:
             **{name: as_json(stage) for name, stage in stages.items()},
             "budget": budget,
             "search": dict(searched),
+            "uncounted_operations": uncounted(self.network.graph),
             "environment": {**environment(), **self.bench.environment()},
         }
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
