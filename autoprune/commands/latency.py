@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -19,7 +19,7 @@ from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_pr
 from autoprune.cost.meter import LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.settings import fingerprint, runtime_settings
-from autoprune.cost.timing import Effort, Timing
+from autoprune.cost.timing import Effort, PairedTiming, Timing
 from autoprune.space import Allocation
 
 MARGIN = 0.02
@@ -31,8 +31,8 @@ FITTED, HELD_OUT = 10, 10
 STAGE_EFFORT = Effort(runs=80, max_runs=240)
 """What ends up in the summary is measured twice as long as a candidate."""
 
-STAGE_ATTEMPTS = 3
-"""How often a stage is measured where the machine is too noisy; the measurement of least spread counts."""
+DOUBT = 0.05
+"""A measurement whose ratio may be off by more than this share is taken again."""
 
 
 class Bench:
@@ -61,23 +61,16 @@ class Bench:
         """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself."""
         if name == "dense":
             return self._described(self.meter.reference)
-        timings = []
-        for attempt in range(STAGE_ATTEMPTS):
-            timings.append(
-                self.meter.measure(
-                    lambda: self._network.adapter.deployable(module), ["stage", name, attempt], effort=STAGE_EFFORT
-                )
-            )
-            if timings[-1].note is None:
-                break
-        surest = min(timings, key=lambda timing: timing.spread)
-        if surest.note is not None:
-            self._screen.warn(f"Measuring the {name} network: {surest.note}.")
-        return self._described(self.meter.milliseconds(surest))
+        timing = self._surest(
+            lambda: self._network.adapter.deployable(module), ["stage", name], STAGE_EFFORT, attempts=3
+        )
+        if timing.note is not None:
+            self._screen.warn(f"Measuring the {name} network: {timing.note}.")
+        return self._described(self.meter.milliseconds(timing))
 
     def measure(self, allocation: Allocation) -> float:
         """Return a candidate's median in milliseconds of the dense reference."""
-        return self._sample(allocation).timing.ratio * self.meter.reference.median
+        return self._sample(allocation, attempts=2).timing.ratio * self.meter.reference.median
 
     def environment(self) -> Mapping[str, Any]:
         """Return what the measurements depend on."""
@@ -94,14 +87,33 @@ class Bench:
             "batch": settings.batch,
         }
 
-    def _sample(self, allocation: Allocation) -> Sample:
+    def _sample(self, allocation: Allocation, *, attempts: int = 1) -> Sample:
         network = self._network
 
         def build() -> nn.Module:
             keep = network.space.kept_channels(allocation, network.order)
             return network.adapter.deployable(network.surgeon.materialise(keep))
 
-        return Sample(allocation, self.meter.measure(build, list(allocation)))
+        return Sample(allocation, self._surest(build, list(allocation), None, attempts=attempts))
+
+    def _surest(
+        self, build: Callable[[], nn.Module], key: list[Any], effort: Effort | None, *, attempts: int
+    ) -> PairedTiming:
+        """Measure, again where the machine was disturbed, and return the measurement that may be off least.
+
+        Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
+        off; that shows in the dense network's own time.
+        """
+        timings: list[PairedTiming] = []
+        while len(timings) < attempts and (not timings or self._doubt(timings[-1]) > DOUBT):
+            attempt = [] if not timings else ["attempt", len(timings)]
+            timings.append(self.meter.measure(build, [*key, *attempt], effort=effort))
+        return min(timings, key=self._doubt)
+
+    def _doubt(self, timing: PairedTiming) -> float:
+        """Return how far a ratio may be off: its spread, and a share of the dense network's drift from its reference."""
+        drift = abs(timing.dense.median / self.meter.reference.median - 1)
+        return timing.spread + 0.3 * drift
 
     # -- predicted ---------------------------------------------------------------------------------
 
