@@ -296,6 +296,12 @@ def test_recipe_names_an_optimizer_where_the_dense_training_did_not(optimizer: s
     assert (found["optimizer"], found["lr0"]) == ("AdamW", pytest.approx(0.001))
 
 
+@pytest.mark.parametrize(("bias_rate", "expected"), [(0.0, 0.00143), (0.1, 0.000143)])
+def test_recipe_starts_as_high_as_an_automatic_optimizer_did(bias_rate: float, expected: float) -> None:
+    dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "AdamW", "lr0": 0.00143, "warmup_bias_lr": bias_rate}
+    assert recipe(dense, epochs=10, batch=8, lr_scale=0.1)["lr0"] == pytest.approx(expected)
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_a_real_detector_learns_on(shared: Path, tmp_path: Path) -> None:

@@ -70,6 +70,22 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
+        """Return inputs for recalibrating batch norm: training images as the network met them in training.
+
+        Args:
+            images: how many; fewer are returned where the training split holds fewer.
+            batch: images per tensor (the last may hold fewer).
+            seed: of the choice and the augmentations.
+
+        Returns:
+            Tensors of shape (B, 3, image_size, image_size) on the device.
+
+        Raises:
+            DataError: as `batches`.
+        """
+
+    @abstractmethod
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the input tensor of a batch, shape (B, 3, image_size, image_size)."""
 

@@ -50,6 +50,9 @@ def check_batches(adapter: Adapter) -> None:
     again = adapter.batches("train", images=3, batch=2, seed=0)
     for batch, same in zip(batches, again, strict=True):
         assert torch.equal(adapter.inputs(batch), adapter.inputs(same))
+    calibration, repeated = (adapter.calibration(images=3, batch=2, seed=0) for _ in range(2))
+    assert [images.shape for images in calibration] == [adapter.inputs(batch).shape for batch in batches]
+    assert all(torch.equal(images, same) for images, same in zip(calibration, repeated, strict=True))
 
 
 def check_loss(adapter: Adapter, pruned: nn.Module) -> None:

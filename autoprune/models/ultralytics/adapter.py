@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -13,21 +12,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.errors import DataError, ModelError
+from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Adapter, Batch
 from autoprune.models._device import resolve_device
 from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics import metrics, stock
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from autoprune.models.ultralytics.checks import (
+    TASKS,
+    check_classes,
+    check_task,
+    choose_image_size,
+    name_of,
+    stride_of,
+)
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
-
-TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
-"""Network classes that are supported, with Ultralytics' name of their task.
-
-Everything else that differs between tasks comes from Ultralytics: the data set (`LabelledImages` takes the
-task), the loss (the network's own ``init_criterion``) and the metric (`metrics`, one validator per task).
-"""
 
 _VALIDATION_BATCH = 16
 _PAIRS = "pairs"
@@ -98,15 +98,15 @@ class UltralyticsAdapter(Adapter):
         """
         target = resolve_device(device)
         checkpoint = read_checkpoint(weights, trust=trust)
-        _check_task(weights, checkpoint.module)
-        size = _image_size(checkpoint.module, image_size, checkpoint.train_args)
+        check_task(weights, checkpoint.module)
+        size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
         data_set = None
         if data is not None:
             data_set = data_sets.read_data_set(data)
-            _check_classes(weights, checkpoint.module, data_set)
+            check_classes(weights, checkpoint.module, data_set)
         return cls(
             checkpoint.module,
-            name=_name(checkpoint.module, weights),
+            name=name_of(checkpoint.module, weights),
             train_args=checkpoint.train_args,
             data=data_set,
             image_size=size,
@@ -133,13 +133,27 @@ class UltralyticsAdapter(Adapter):
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         data = self._data()
-        files = data.files(split)
-        order = np.random.default_rng(seed).permutation(len(files))
         with stock.quiet(), data_sets.random_state_kept():
-            samples = list(islice(self._samples(data, [files[index] for index in order]), images))
+            samples = list(islice(self._samples(data, self._shuffled(data, split, seed)), images))
             self._check_samples(samples, data, split)
             chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
             return [self._batch(chunk) for chunk in chunks]
+
+    def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
+        """Return training images with the dense training's augmentations but mosaic, as its last epochs saw them.
+
+        Batch norm that is recalibrated on plain images fits less well than on these: mAP50-95 of the project's BCCD
+        yolov5nu is 0.490 as trained, 0.493 recalibrated on these and 0.450 on plain ones; with 0.9 and 0.75 of all
+        widths it is 0.352 and 0.305 against 0.322 and 0.281.
+        """
+        data = self._data()
+        augmentation = {**self.train_args, **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste"), 0.0)}
+        with stock.quiet(), data_sets.random_state_kept():
+            data_sets.seed_all(seed)
+            samples = list(islice(self._samples(data, self._shuffled(data, "train", seed), augmentation), images))
+            self._check_samples(samples, data, "train")
+            chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
+            return [self.inputs(data_sets.to_batch(chunk, self.device)) for chunk in chunks]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -185,7 +199,7 @@ class UltralyticsAdapter(Adapter):
             image_size=self.image_size,
             task=self.task,
             rectangular=_VALIDATION_BATCH,
-            stride=max(_stride(self.module), 32),
+            stride=max(stride_of(self.module), 32),
         )
         loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             images,
@@ -231,14 +245,22 @@ class UltralyticsAdapter(Adapter):
             batch[_PAIRS] = find_pairs(self._criterion, batch)
         return batch
 
-    def _samples(self, data: DataSet, files: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    def _shuffled(self, data: DataSet, split: str, seed: int) -> list[str]:
+        files = data.files(split)
+        return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
+
+    def _samples(
+        self, data: DataSet, files: Sequence[str], augmentation: Mapping[str, Any] | None = None
+    ) -> Iterator[Mapping[str, Any]]:
         """Yield the readable images of these files with their labels; note the others as skipped."""
         for file in files:
             label = data_sets.verified(file, data, self.task)
             if isinstance(label, str):
                 self._skipped[file] = label
                 continue
-            one = LabelledImages([label], data=data, image_size=self.image_size, task=self.task)
+            one = LabelledImages(
+                [label], data=data, image_size=self.image_size, task=self.task, augmentation=augmentation
+            )
             try:
                 yield one[0]
             except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
@@ -282,58 +304,3 @@ def _prepared(module: nn.Module, train_args: Mapping[str, Any]) -> nn.Module:
         parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
     prepared: nn.Module = network
     return prepared
-
-
-def _stride(module: nn.Module) -> int:
-    stride: Any = module.stride
-    return int(stride.max())
-
-
-def _check_task(weights: Path, module: nn.Module) -> None:
-    if type(module) in TASKS:
-        return
-    kind = type(module).__name__
-    raise ModelError(
-        f"{weights} holds a {kind}, and only detectors of the YOLOv3 to YOLO26 families "
-        f"({', '.join(sorted(cls.__name__ for cls in TASKS))}) are supported"
-    )
-
-
-def _image_size(module: nn.Module, asked: int | None, train_args: Mapping[str, Any]) -> int:
-    stride = _stride(module)
-    if asked is None:
-        trained = train_args.get("imgsz")
-        asked = max(trained) if isinstance(trained, (list, tuple)) else int(trained or 640)
-        return max(stride, -(-asked // stride) * stride)  # rounded up, as Ultralytics does itself
-    if asked < 1 or asked % stride:
-        near = max(1, round(asked / stride)) * stride
-        raise ModelError(
-            f"the image size must be a positive multiple of the network's stride {stride}, got {asked}; try {near}"
-        )
-    return asked
-
-
-def _check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
-    head: Any = module.model[-1]  # type: ignore[index]
-    if head.nc != len(data.names):
-        raise DataError(f"{weights} detects {head.nc} classes, but {data.file} names {len(data.names)}")
-    names: Any = module.names
-    known = tuple(str(names[index]) for index in range(head.nc))
-    if known != data.names and sorted(known) == sorted(data.names):
-        raise DataError(
-            f"{data.file} lists the classes in another order than {weights}: {list(data.names)}, not {list(known)}"
-        )
-
-
-def _name(module: nn.Module, weights: Path) -> str:
-    """Name the architecture, e.g. ``yolov8n``, from the YAML that the network was built from."""
-    described: Any = getattr(module, "yaml", None) or {}
-    stem = Path(str(described.get("yaml_file") or "")).stem
-    scale = str(described.get("scale") or "")
-    if not stem:
-        return weights.stem
-    return (
-        stem
-        if not scale or re.match(rf"yolo[ve]?\d+{scale}", stem)
-        else re.sub(r"^(yolo[ve]?\d+)", rf"\g<1>{scale}", stem)
-    )

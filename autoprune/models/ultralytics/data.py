@@ -207,7 +207,7 @@ def _cut_short(file: str) -> str | None:
 
 
 class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set of images whose labels are known already: nothing is searched, cached or augmented.
+    """Ultralytics' data set of images whose labels are known already: nothing is searched or cached.
 
     Args:
         labels: verified images, in the order wanted.
@@ -217,6 +217,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         rectangular: batch size for rectangular batches as Ultralytics' ``val`` makes them (each batch is padded to
             its own shape, half a stride more than needed); None letterboxes every image to a square.
         stride: the network's largest stride.
+        augmentation: Ultralytics' arguments of the training whose augmentations to apply; None applies none.
     """
 
     def __init__(
@@ -228,17 +229,18 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         task: str,
         rectangular: int | None = None,
         stride: int = 32,
+        augmentation: Mapping[str, Any] | None = None,
     ) -> None:
         self._given = [dict(label) for label in labels]
         super().__init__(
             img_path="",
             imgsz=image_size,
-            augment=False,
+            augment=augmentation is not None,
             rect=rectangular is not None,
             batch_size=rectangular or 1,
             stride=stride,
             pad=0.5,
-            hyp=stock.get_cfg(),
+            hyp=stock.get_cfg(dict(augmentation or stock.DEFAULT_CFG_DICT)),
             data=dict(data.settings),
             task=task,
         )
@@ -284,6 +286,13 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that Ultralytics' augmentations draw from; within `random_state_kept`."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def to_batch(samples: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:

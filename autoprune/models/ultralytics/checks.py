@@ -1,0 +1,84 @@
+"""Whether a loaded network suits autoprune, the image size asked for, and the data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoprune.errors import DataError, ModelError
+from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics.data import DataSet
+
+TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
+"""Network classes that are supported, with Ultralytics' name of their task.
+
+Everything else that differs between tasks comes from Ultralytics: the data set (`LabelledImages` takes the
+task), the loss (the network's own ``init_criterion``) and the metric (`metrics`, one validator per task).
+"""
+
+
+def stride_of(module: nn.Module) -> int:
+    """Return the network's largest stride in pixels."""
+    stride: Any = module.stride
+    return int(stride.max())
+
+
+def check_task(weights: Path, module: nn.Module) -> None:
+    """Raise ``ModelError`` for a network whose task is not supported."""
+    if type(module) in TASKS:
+        return
+    kind = type(module).__name__
+    raise ModelError(
+        f"{weights} holds a {kind}, and only detectors of the YOLOv3 to YOLO26 families "
+        f"({', '.join(sorted(cls.__name__ for cls in TASKS))}) are supported"
+    )
+
+
+def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[str, Any]) -> int:
+    """Return the input size: the one asked for, or the trained one rounded up to the stride.
+
+    Raises:
+        ModelError: the size asked for is not a positive multiple of the stride.
+    """
+    stride = stride_of(module)
+    if asked is None:
+        trained = train_args.get("imgsz")
+        asked = max(trained) if isinstance(trained, (list, tuple)) else int(trained or 640)
+        return max(stride, -(-asked // stride) * stride)  # rounded up, as Ultralytics does itself
+    if asked < 1 or asked % stride:
+        near = max(1, round(asked / stride)) * stride
+        raise ModelError(
+            f"the image size must be a positive multiple of the network's stride {stride}, got {asked}; try {near}"
+        )
+    return asked
+
+
+def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
+    """Raise ``DataError`` where a data set's classes are not the network's, in number or order."""
+    head: Any = module.model[-1]  # type: ignore[index]
+    if head.nc != len(data.names):
+        raise DataError(f"{weights} detects {head.nc} classes, but {data.file} names {len(data.names)}")
+    names: Any = module.names
+    known = tuple(str(names[index]) for index in range(head.nc))
+    if known != data.names and sorted(known) == sorted(data.names):
+        raise DataError(
+            f"{data.file} lists the classes in another order than {weights}: {list(data.names)}, not {list(known)}"
+        )
+
+
+def name_of(module: nn.Module, weights: Path) -> str:
+    """Name the architecture, e.g. ``yolov8n``, from the YAML that the network was built from."""
+    described: Any = getattr(module, "yaml", None) or {}
+    stem = Path(str(described.get("yaml_file") or "")).stem
+    scale = str(described.get("scale") or "")
+    if not stem:
+        return weights.stem
+    return (
+        stem
+        if not scale or re.match(rf"yolo[ve]?\d+{scale}", stem)
+        else re.sub(r"^(yolo[ve]?\d+)", rf"\g<1>{scale}", stem)
+    )
