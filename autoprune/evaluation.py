@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -152,9 +153,9 @@ class Evaluator:
         return module
 
     def recalibrated(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate in eval mode with batch norm statistics of the scoring images."""
+        """Return the candidate in eval mode with batch norm statistics of training images."""
         module = self.materialise(allocation)
-        recalibrate(module, [self.adapter.inputs(batch) for batch in self._batches])
+        recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
@@ -165,6 +166,10 @@ class Evaluator:
             found = {"map50": measured.map50, "map50_95": measured.map50_95}
             self.journal.append("accuracy", list(allocation), found)
         return Accuracy(**found)
+
+    @cached_property
+    def _calibration(self) -> Sequence[torch.Tensor]:
+        return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
 
     # -- memory --------------------------------------------------------------------------------
 

@@ -80,8 +80,8 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     allocation = network.space.from_names(policy.keep)
     module = network.surgeon.materialise(network.space.kept_channels(allocation, network.order))
     if config.data is not None:
-        batches = network.adapter.batches("train", images=images, batch=config.batch, seed=config.seed)
+        calibration = network.adapter.calibration(images=images, batch=config.batch, seed=config.seed)
         for skipped in network.adapter.skipped:
             screen.warn(f"Skipped {skipped}")
-        recalibrate(module, [network.adapter.inputs(batch) for batch in batches])
+        recalibrate(module, calibration)
     return Applied(network, policy, allocation, module)
