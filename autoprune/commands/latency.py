@@ -111,7 +111,7 @@ class Bench:
         return min(timings, key=self._doubt)
 
     def _doubt(self, timing: PairedTiming) -> float:
-        """Return how far a ratio may be off: its spread, and a share of the dense network's drift from its reference."""
+        """Return how far a ratio may be off: its spread, and a share of the dense network's drift."""
         drift = abs(timing.dense.median / self.meter.reference.median - 1)
         return timing.spread + 0.3 * drift
 
