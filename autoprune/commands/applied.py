@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,11 @@ class Applied:
         """What travels inside the checkpoints."""
         return {"autoprune": __version__, "budget": list(self.policy.budget), "keep": dict(self.policy.keep)}
 
-    def stage(self, module: nn.Module, allocation: Allocation, *, validate: bool) -> Stage:
-        """Return accuracy (on the validation split, if asked) and costs in closed form; latency is not measured."""
+    def stage(self, module: nn.Module, allocation: Allocation, file: Path | None = None, *, validate: bool) -> Stage:
+        """Return accuracy (on the validation split, if asked), costs and checkpoint size; latency is not measured."""
         accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
+        costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
         return Stage.of(accuracy, costs, None)
 
     def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:

@@ -19,7 +19,7 @@ def run(config: ApplyConfig, screen: Screen) -> int:
         dense = applied.network.space.allocation(applied.network.space.dense)
         stages = {
             "dense": applied.stage(adapter.module, dense, validate=validate),
-            "pruned": applied.stage(applied.module, applied.allocation, validate=validate),
+            "pruned": applied.stage(applied.module, applied.allocation, path, validate=validate),
         }
     applied.show(stages, screen)
     screen.note(f"The pruned network is {path}.")
