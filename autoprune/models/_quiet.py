@@ -12,7 +12,7 @@ program that uses autoprune:
   A user's own ``YOLO_CONFIG_DIR`` is respected. Where the program imported Ultralytics first,
   its settings are the program's own affair and stay as they are.
 * `quiet` silences Ultralytics' logger and progress bars and keeps its changes of thread counts
-  from leaking, around each call that autoprune makes.
+  and environment from leaking, around each call that autoprune makes.
 * `child_environment` hands the same precautions to processes that Ultralytics starts (DDP).
 
 Modules of autoprune take what they need of Ultralytics from `autoprune.models.ultralytics.stock`,
@@ -118,7 +118,7 @@ _FOLDER = _import_once()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Ultralytics (messages and progress bars), and keep its thread counts from leaking.
+    """Silence Ultralytics (messages and progress bars), and keep its thread counts and environment from leaking.
 
     OpenCV runs on one thread meanwhile, as Ultralytics wants it: its threads do not survive a fork of data loaders.
     """
@@ -127,7 +127,8 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL + 1)
     cv2.setNumThreads(0)
     try:
-        yield
+        with _environment({}):
+            yield
     finally:
         logger.setLevel(level)
         if torch.get_num_threads() != threads:
