@@ -37,6 +37,7 @@ from autoprune.models._base import Accuracy
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
 from autoprune.search._base import Progress, SearchResult, search
 from autoprune.search.agents import AgentKind, AgentStrategy
+from autoprune.search.settings import PPOSettings, Settings
 from autoprune.space import Allocation
 from envs.lockstep import LockstepEnv
 from envs.problem import PruningProblem
@@ -44,6 +45,13 @@ from envs.rules import Capped, Projected
 
 DEFAULT_EPISODES, DEMO_EPISODES = 200, 60
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
+
+INFORMED_LOG_STD = -3.0
+"""Logarithm of PPO's first standard deviation around a prior that is not uniform.
+
+Best score of 100 episodes on bccd yolov5nu at flops=50%, 32 images, seed 0, prior −0.070: −0.044 at −3, −0.055 at −2 and
+−0.070 at −1 (nothing better than the prior); DDPG −0.053, TD3 −0.067.
+"""
 
 
 def run(config: SearchConfig, screen: Screen) -> int:
@@ -196,7 +204,7 @@ class SearchRun:
 
         strategy = AgentStrategy(
             make_env,
-            AgentKind(config.agent.value).settings,
+            _settings(AgentKind(config.agent.value), guidance),
             evaluations=config.episodes,
             seed=config.seed,
             log_dir=self.folder.path / "tensorboard" if config.tensorboard else None,
@@ -323,6 +331,14 @@ class SearchRun:
             else:
                 self.screen.warn(f"Budget {row['requested']} is missed: {achieved} measured, {most} allowed.")
         return 0 if all(row["satisfied"] for row in budget) else BudgetUnreachableError.exit_code
+
+
+def _settings(kind: AgentKind, guidance: Guidance) -> Settings:
+    """Return the agent's settings; around a prior made of sensitivities PPO looks closer than around a uniform one."""
+    settings = kind.settings
+    if isinstance(settings, PPOSettings) and np.any(guidance.prior):
+        return replace(settings, log_std=INFORMED_LOG_STD)
+    return settings
 
 
 def _scores(evaluator: Evaluator, allocations: Sequence[Allocation]) -> list[float]:
