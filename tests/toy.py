@@ -6,8 +6,9 @@ score is sum s_i p_i² + sum c_i p_i p_{i+1} with p = 1 − keep ratio, log-norm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,10 @@ def chain_graph(widths: Sequence[int]) -> ChannelGraph:
     )
 
 
+OPTIMA = {0: 0.12926, 1: 0.09015, 2: 0.10007, 3: 0.10408, 4: 0.0955}
+"""Least loss of ``make_toy(40, seed=…)``, by seed, as ``Toy.optimum`` finds it. Uniform ratios lose 0.74 to 0.98."""
+
+
 @dataclass(frozen=True)
 class Toy:
     """The problem with what only the tests know.
@@ -111,28 +116,47 @@ class Toy:
             prior=prior * (sensitivity - 1),
         )
 
-    def optimum(self, *, starts: int = 8) -> float:
-        """The least loss found by exhaustive descent over single steps and exchanges between pairs of units."""
+    def optimum(self) -> float:
+        """The least loss that descent finds from several starts; changing any two units makes it no better."""
         rng = np.random.default_rng(0)
         wishes = [0.5 * np.log(self.single), np.zeros(len(self.space))]
-        wishes += [0.5 * np.log(self.single) + 0.3 * rng.normal(size=len(self.space)) for _ in range(starts - 2)]
-        return min(self._descend(self.constraint.project(wish)) for wish in wishes)
+        wishes += [0.5 * np.log(self.single) + 0.3 * rng.normal(size=len(self.space)) for _ in range(6)]
+        found = [self._descend(self.constraint.project(wish), self._steps) for wish in wishes]
+        best = min(found, key=lambda counts: float(self.loss(counts)))
+        return float(self.loss(self._descend(best, self._exchanges)))
 
-    def _descend(self, counts: Counts) -> float:
-        space, best = self.space, float(self.loss(counts))
+    def _descend(self, counts: Counts, neighbours: Callable[[Counts], Counts]) -> Counts:
         while True:
-            ups = [(unit, space.next_up(counts, unit)) for unit in range(len(space))]
-            downs = [(unit, space.next_down(counts, unit)) for unit in range(len(space))]
-            moves = [((unit, wider),) for unit, wider in ups if wider is not None]
-            moves += [((a, x), (b, y)) for a, x in ups for b, y in downs if a != b and x is not None and y is not None]
-            trials = np.repeat(counts[None, :], len(moves), axis=0)
-            for trial, move in zip(trials, moves, strict=True):
-                for unit, value in move:
-                    trial[unit] = value
+            trials = neighbours(counts)
             losses = np.where(self.constraint.load(trials) <= 1, self.loss(trials), np.inf)
-            if losses.min() >= best - 1e-12:
-                return best
-            counts, best = trials[losses.argmin()], float(losses.min())
+            if losses.min() >= float(self.loss(counts)) - 1e-12:
+                return counts
+            counts = trials[losses.argmin()]
+
+    def _steps(self, counts: Counts) -> Counts:
+        """One unit a step wider, alone or with another a step narrower, shape (candidates, units)."""
+        space = self.space
+        ups = {unit: wider for unit in range(len(space)) if (wider := space.next_up(counts, unit)) is not None}
+        downs = {unit: less for unit in range(len(space)) if (less := space.next_down(counts, unit)) is not None}
+        moves = [{unit: wider} for unit, wider in ups.items()]
+        moves += [{a: x, b: y} for (a, x), (b, y) in product(ups.items(), downs.items()) if a != b]
+        return self._moved(counts, moves)
+
+    def _exchanges(self, counts: Counts) -> Counts:
+        """Any two units at any of their choices, shape (candidates, units)."""
+        choices = self.space.choices
+        moves = [
+            {a: int(x), b: int(y)}
+            for a, b in combinations(range(len(choices)), 2)
+            for x, y in product(choices[a], choices[b])
+        ]
+        return self._moved(counts, moves)
+
+    def _moved(self, counts: Counts, moves: Sequence[Mapping[int, int]]) -> Counts:
+        trials = np.repeat(counts[None, :], len(moves), axis=0)
+        for trial, move in zip(trials, moves, strict=True):
+            trial[list(move)] = list(move.values())
+        return trials
 
 
 def make_toy(units: int = 40, *, seed: int = 0, budget: float = 0.5, round_to: int = 8) -> Toy:

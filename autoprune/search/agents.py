@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from autoprune.search._base import Strategy
-from autoprune.search.exploration import NoExploration
+from autoprune.search.exploration import Exploration, NoExploration
 from autoprune.search.handoff import Handoff
-from autoprune.search.learners import build, exploration_of, schedules_of
 from autoprune.search.isolation import PrivateGlobals, compute_on_one_core
+from autoprune.search.learners import build, coach_of, exploration_of, walk_episode
 from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.search.telemetry import Telemetry
-from autoprune.search.view import AgentView, MakeEnv, RewardScale, Score
+from autoprune.search.view import AgentView, MakeEnv, RunningScale, Score
 from autoprune.space import Allocation
 
 
@@ -108,38 +109,27 @@ class AgentStrategy(Strategy):
         """Let the agent learn until ``ask`` ends it; on one core, for handing out such small sums costs more."""
         compute_on_one_core()
         settings = self._settings
+        episodes, scale = (settings.episodes, RunningScale()) if isinstance(settings, PPOSettings) else (1, None)
+
+        def view(env: VecEnv, exploration: Exploration) -> AgentView:
+            return AgentView(env, exploration=exploration, marks=settings.marks, scale=scale)
+
         first = self._make_env(episodes=1, score=ask)
         self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
-        view = AgentView(first, exploration=NoExploration(), scale=RewardScale())
-        prior = walk_prior(view)
-        episodes = settings.episodes if isinstance(settings, PPOSettings) else 1
-        env = AgentView(self._make_env(episodes=episodes, score=ask), exploration=self._exploration, scale=view.scale)
+        solo = view(first, NoExploration())
+        prior = walk_prior(solo)
+        env = view(self._make_env(episodes=episodes, score=ask), self._exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             for transition in prior:
                 model.replay_buffer.add(**transition)
+        coach = coach_of(settings, solo, prior_score=float(prior[-1]["infos"][0]["score"]))
         model.set_logger(self._telemetry.agent_logger())
-        steps = len(prior) * self._evaluations * episodes
-        model.learn(total_timesteps=steps, callback=schedules_of(settings, evaluations=self._evaluations))
+        steps = env.steps * self._evaluations * episodes
+        model.learn(total_timesteps=steps, callback=coach)
 
 
 def walk_prior(env: AgentView) -> list[dict[str, Any]]:
-    """Walk one episode along the prior's actions; return its transitions as keywords of a replay buffer's ``add``."""
-    state = env.reset()
-    transitions = []
-    for action in env.normalised(env.get_attr("prior_actions")[0]):
-        following, reward, done, infos = env.step(np.full((1, 1), action, dtype=np.float32))
-        following = np.asarray(following)
-        after = infos[0]["terminal_observation"][None] if done[0] else following
-        transitions.append(
-            {
-                "obs": state,
-                "next_obs": after,
-                "action": infos[0]["executed_action"][None],
-                "reward": reward,
-                "done": done,
-                "infos": infos,
-            }
-        )
-        state = following
-    return transitions
+    """Walk one episode along the prior's actions; return its transitions."""
+    actions = iter(env.normalised(env.get_attr("prior_actions")[0]))
+    return walk_episode(env, lambda _: np.full((1, 1), next(actions), dtype=np.float32))

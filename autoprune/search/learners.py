@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -13,7 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from autoprune.search.exploration import Exploration, NoExploration, TruncatedNoise
 from autoprune.search.replay import EpisodeReplayBuffer
 from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
-from autoprune.search.view import AgentView
+from autoprune.search.view import AgentView, Array
 
 
 def exploration_of(settings: Settings, *, evaluations: int, seed: int) -> Exploration:
@@ -35,15 +37,36 @@ def build(settings: Settings, env: AgentView, *, evaluations: int, seed: int) ->
     return _off_policy(settings, env, evaluations, seed)
 
 
-def schedules_of(settings: Settings, *, evaluations: int) -> BaseCallback | None:
-    """Return what changes as an agent learns, if anything."""
-    if isinstance(settings, PPOSettings) and settings.final_log_std is not None:
-        return _LogStdSchedule(settings.log_std, settings.final_log_std, rollouts=evaluations / settings.episodes)
-    return None
+def coach_of(settings: Settings, solo: AgentView, *, prior_score: float) -> BaseCallback | None:
+    """Return what steers an agent as it learns, if anything."""
+    return _Coach(settings, solo, prior_score) if isinstance(settings, PPOSettings) else None
+
+
+def walk_episode(env: AgentView, act: Callable[[Array], Array]) -> list[dict[str, Any]]:
+    """Walk one episode of a view with a single one.
+
+    Args:
+        env: the view.
+        act: state, shape (1, columns) → action, shape (1, 1).
+
+    Returns:
+        The transitions, as keywords of a replay buffer's ``add``.
+    """
+    state, transitions = env.reset(), []
+    for _ in range(env.steps):
+        following, reward, done, infos = env.step(act(state))
+        following = np.asarray(following)
+        after = infos[0]["terminal_observation"][None] if done[0] else following
+        executed = infos[0]["executed_action"][None]
+        transitions.append(
+            {"obs": state, "next_obs": after, "action": executed, "reward": reward, "done": done, "infos": infos}
+        )
+        state = following
+    return transitions
 
 
 def _ppo(settings: PPOSettings, env: AgentView, seed: int) -> PPO:
-    steps = int(env.get_attr("episode_steps")[0])
+    steps = env.steps
     total = steps * env.num_envs
     parts = next(parts for parts in range(min(settings.minibatches, total), 0, -1) if total % parts == 0)
     return PPO(
@@ -54,7 +77,7 @@ def _ppo(settings: PPOSettings, env: AgentView, seed: int) -> PPO:
         batch_size=total // parts,
         n_epochs=settings.epochs,
         gamma=1.0,
-        gae_lambda=settings.gae,
+        gae_lambda=1.0,
         clip_range=settings.clip,
         ent_coef=settings.entropy,
         vf_coef=settings.value,
@@ -67,7 +90,7 @@ def _ppo(settings: PPOSettings, env: AgentView, seed: int) -> PPO:
 def _off_policy(
     settings: DDPGSettings | SACSettings, env: AgentView, evaluations: int, seed: int
 ) -> OffPolicyAlgorithm:
-    steps = int(env.get_attr("episode_steps")[0])
+    steps = env.steps
     shared: dict[str, Any] = {
         "buffer_size": settings.replay * steps,
         "learning_starts": _random_episodes(settings, evaluations) * steps,
@@ -96,20 +119,35 @@ def _random_episodes(settings: DDPGSettings | SACSettings, evaluations: int) -> 
     return max(round(settings.random_share * evaluations), 1)
 
 
-class _LogStdSchedule(BaseCallback):
-    """Moves PPO's log standard deviation along a line, whatever its gradient wants."""
+class _Coach(BaseCallback):
+    """Tries the mean of PPO's policy between rollouts, and adapts the policy's spread to what its draws achieve.
 
-    def __init__(self, start: float, end: float, *, rollouts: float) -> None:
+    The spread follows the success rule of evolution strategies (Rechenberg 1973): it grows while more than a fifth of
+    the draws are better than the mean, and shrinks otherwise.
+    """
+
+    def __init__(self, settings: PPOSettings, solo: AgentView, prior_score: float) -> None:
         super().__init__()
-        self._start, self._end, self._rollouts = start, end, rollouts
-        self._done = 0
+        self._settings = settings
+        self._solo = solo
+        self._mean_score = prior_score
+        self._rollouts = 0
 
     def _on_rollout_start(self) -> None:
-        share = min(self._done / max(self._rollouts - 1, 1), 1.0)
+        every = self._settings.mean_every
+        if every and self._rollouts and self._rollouts % every == 0:
+            walked = walk_episode(self._solo, lambda state: self.model.predict(state, deterministic=True)[0])
+            self._mean_score = float(walked[-1]["infos"][0]["score"])
+        self._rollouts += 1
+
+    def _on_rollout_end(self) -> None:
+        if not self._settings.spread_rate:
+            return
+        scores = np.array([info["score"] for info in self.locals["infos"]])
         log_std = self.model.policy.get_parameter("log_std")
+        change = self._settings.spread_rate * (float(np.mean(scores > self._mean_score)) - 0.2)
         with torch.no_grad():
-            log_std.fill_(self._start + share * (self._end - self._start))
-        self._done += 1
+            log_std.add_(change).clamp_(*self._settings.spread_bounds)
 
     def _on_step(self) -> bool:
         return True

@@ -15,7 +15,8 @@ class EpisodeReplayBuffer(NStepReplayBuffer):
     """Remembers actions as they were executed, and rewards each with the whole episode's score less a baseline.
 
     AMC (He et al., ECCV 2018, section 3.2) gives the final reward to every transition with γ = 1 and subtracts an
-    exponential moving average of the sampled rewards; here that is an n-step return of episode length.
+    exponential moving average of the sampled rewards; here that is an n-step return of episode length, in units of the
+    standard deviation of the remembered scores.
     """
 
     def __init__(self, *args: Any, baseline: float, **kwargs: Any) -> None:
@@ -39,8 +40,10 @@ class EpisodeReplayBuffer(NStepReplayBuffer):
 
     def _get_samples(self, batch_inds: npt.NDArray[Any], env: VecNormalize | None = None) -> ReplayBufferSamples:
         samples = super()._get_samples(batch_inds, env)
-        if not self._alpha:
-            return samples
-        mean = float(samples.rewards.mean())
-        self._average = mean if self._average is None else self._average + self._alpha * (mean - self._average)
-        return samples._replace(rewards=samples.rewards - self._average)
+        spread = float(self.rewards[self.dones > 0].std())
+        rewards = samples.rewards / (spread if spread > 0 else 1.0)
+        if self._alpha:
+            mean = float(rewards.mean())
+            self._average = mean if self._average is None else self._average + self._alpha * (mean - self._average)
+            rewards = rewards - self._average
+        return samples._replace(rewards=rewards)

@@ -20,19 +20,22 @@ class PPOSettings:
         final_log_std: the same at the end of the search; linear in between.
         entropy: weight of the entropy bonus.
         value: weight of the critic's loss.
+        marks: whether the state tells every step apart by a column of its own.
     """
 
     episodes: int = 5
     learning_rate: float = 3e-3
-    epochs: int = 10
-    minibatches: int = 4
+    epochs: int = 20
+    minibatches: int = 1
     clip: float = 0.2
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = -1.0
-    final_log_std: float | None = None
-    gae: float = 1.0
+    mean_every: int = 0
+    spread_rate: float = 0.0
+    spread_bounds: tuple[float, float] = (-3.5, 0.0)
     entropy: float = 0.0
     value: float = 0.5
+    marks: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class DDPGSettings:
         random_share: share of the search spent on random episodes (AMC: 100 of 400).
         updates: updates per step of an episode, at its end.
         baseline: α of the moving-average baseline that is subtracted from the rewards.
+        marks: whether the state tells every step apart by a column of its own.
     """
 
     hidden: tuple[int, ...] = (300, 300)
@@ -64,6 +68,7 @@ class DDPGSettings:
     random_share: float = 0.25
     updates: int = 1
     baseline: float = 0.5
+    marks: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class SACSettings:
     random_share: float = 0.25
     updates: int = 1
     baseline: float = 0.5
+    marks: bool = False
 
 
 Settings = PPOSettings | DDPGSettings | SACSettings

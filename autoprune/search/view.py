@@ -1,4 +1,4 @@
-"""What an agent sees of an environment: actions in [−1, 1], explored, and rewards of a known size."""
+"""What an agent sees of an environment: actions in [−1, 1], explored; every step marked; rewards of a known size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MakeEnv(Protocol):
         """Return an environment of so many episodes in lockstep, whose last step calls ``score`` once."""
 
 
-class RewardScale:
+class RunningScale:
     """Turns scores into rewards with mean about 0 and standard deviation about 1, by the scores seen so far."""
 
     def __init__(self) -> None:
@@ -48,18 +48,40 @@ class AgentView(VecEnvWrapper):
     """Wraps an environment whose episodes all end at the same step.
 
     Attributes:
+        steps: length of an episode.
         exploration: turns the agent's actions into those tried.
-        scale: turns scores into rewards.
     """
 
-    def __init__(self, venv: VecEnv, *, exploration: Exploration, scale: RewardScale) -> None:
-        inner = venv.action_space
-        if not isinstance(inner, spaces.Box):
-            raise TypeError(f"An agent needs actions in a box, got {inner}")
-        super().__init__(venv, action_space=spaces.Box(-1.0, 1.0, shape=inner.shape, dtype=np.float32))
+    def __init__(
+        self,
+        venv: VecEnv,
+        *,
+        exploration: Exploration,
+        marks: bool,
+        scale: Callable[[Array], Array] | None,
+    ) -> None:
+        """Wrap an environment.
+
+        Args:
+            venv: the environment, as ``MakeEnv`` makes it.
+            exploration: turns the agent's actions into those tried.
+            marks: whether the state gets one column more per step, 1 at its own step and 0 elsewhere.
+            scale: turns scores into rewards; without one they are the scores.
+        """
+        states, actions = venv.observation_space, venv.action_space
+        if not isinstance(states, spaces.Box) or not isinstance(actions, spaces.Box):
+            raise TypeError(f"An agent needs states and actions in boxes, got {states} and {actions}")
+        self.steps = int(venv.get_attr("episode_steps")[0])
         self.exploration = exploration
-        self.scale = scale
-        self._low, self._high = inner.low, inner.high
+        self._scale = scale
+        self._marks = np.eye(self.steps if marks else 0, dtype=np.float32)
+        self._low, self._high = actions.low, actions.high
+        self._step = 0
+        super().__init__(
+            venv,
+            observation_space=spaces.Box(0.0, 1.0, shape=(states.shape[0] + len(self._marks),), dtype=np.float32),
+            action_space=spaces.Box(-1.0, 1.0, shape=actions.shape, dtype=np.float32),
+        )
 
     def normalised(self, actions: Array) -> Array:
         """Return actions of the environment's box as the agent knows them, shape as given."""
@@ -67,7 +89,8 @@ class AgentView(VecEnvWrapper):
 
     def reset(self) -> Array:
         """Start all episodes."""
-        return np.asarray(self.venv.reset())
+        self._step = 0
+        return self._marked(np.asarray(self.venv.reset()))
 
     def step_async(self, actions: Array) -> None:
         """Take explored actions, scaled to the environment's box."""
@@ -75,11 +98,21 @@ class AgentView(VecEnvWrapper):
         self.venv.step_async((self._low + (tried + 1) / 2 * (self._high - self._low)).astype(np.float32))
 
     def step_wait(self) -> Any:
-        """Return the step's outcome, rewards and executed actions scaled."""
+        """Return the step's outcome with marked states, rewards and executed actions scaled."""
         states, rewards, dones, infos = self.venv.step_wait()
         for info in infos:
             info["executed_action"] = self.normalised(info["executed_action"])
+        self._step = (self._step + 1) % self.steps
         if dones.any():
+            for info in infos:
+                info["terminal_observation"] = self._marked(info["terminal_observation"][None])[0]
             self.exploration.episode_ended()
-            rewards = self.scale(rewards).astype(np.float32)
-        return states, rewards, dones, infos
+            if self._scale is not None:
+                rewards = self._scale(rewards).astype(np.float32)
+        return self._marked(np.asarray(states)), rewards, dones, infos
+
+    def _marked(self, states: Array) -> Array:
+        """Append the columns that mark the step, shape (episodes, columns) → (episodes, columns + steps)."""
+        if not len(self._marks):
+            return states
+        return np.concatenate([states, np.repeat(self._marks[self._step][None], len(states), axis=0)], axis=1)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecEnv
+
+from autoprune.search._base import search
+from autoprune.search.agents import AgentKind, AgentStrategy, walk_prior
+from autoprune.search.exploration import NoExploration, TruncatedNoise
+from autoprune.search.learners import build
+from autoprune.search.random import RandomStrategy
+from autoprune.search.settings import DDPGSettings, Settings
+from autoprune.search.view import AgentView, RunningScale
+from autoprune.space import Allocation
+from envs.lockstep import LockstepEnv
+from envs.rules import Capped, Projected
+from tests.toy import OPTIMA, Toy, make_toy
+
+TOY = make_toy(6, seed=3)
+
+
+def best_of_agent(settings: Settings, toy: Toy, *, evaluations: int, seed: int) -> float:
+    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
+        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
+
+    strategy = AgentStrategy(make_env, settings, evaluations=evaluations, seed=seed)
+    return search(strategy, toy.score, evaluations=evaluations).best.score
+
+
+def best_of_random(toy: Toy, *, evaluations: int, seed: int) -> float:
+    strategy = RandomStrategy(toy.constraint, evaluations=evaluations, seed=seed)
+    return search(strategy, toy.score, evaluations=evaluations).best.score
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AgentKind.PPO, AgentKind.DDPG])
+def test_agents_beat_random_search_over_five_seeds(kind: AgentKind) -> None:
+    """Median over five problems, each with its own seed, of the best score after 200 episodes over 40 units."""
+    toys = {seed: make_toy(40, seed=seed) for seed in OPTIMA}
+    agents = [best_of_agent(kind.settings, toy, evaluations=200, seed=seed) for seed, toy in toys.items()]
+    control = [best_of_random(toy, evaluations=200, seed=seed) for seed, toy in toys.items()]
+    assert median(agents) > median(control)
+    assert sum(agent > other for agent, other in zip(agents, control, strict=True)) >= 4
+    for seed, score in zip(toys, agents, strict=True):
+        assert -score >= OPTIMA[seed] - 1e-4, "nothing is better than the optimum"
+
+
+def test_ppo_beats_random_search_on_a_small_problem() -> None:
+    toys = {seed: make_toy(12, seed=seed) for seed in range(3)}
+    agents = [best_of_agent(AgentKind.PPO.settings, toy, evaluations=80, seed=seed) for seed, toy in toys.items()]
+    assert median(agents) > median(best_of_random(toy, evaluations=80, seed=seed) for seed, toy in toys.items())
+
+
+def view(*, marks: bool = False, rule: type = Projected, episodes: int = 1) -> AgentView:
+    env = LockstepEnv(TOY.problem(), episodes=episodes, rule=rule)
+    return AgentView(env, exploration=NoExploration(), marks=marks, scale=None)
+
+
+def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> None:
+    settings = DDPGSettings(random_share=0.5)
+    env = LockstepEnv(TOY.problem(), episodes=1, rule=Capped)
+    noise = TruncatedNoise(sigma=0.5, decay=1.0, random_episodes=3, seed=0)
+    seen: list[float] = []
+
+    class Spy(AgentView):
+        def step_wait(self) -> object:
+            outcome = super().step_wait()
+            seen.append(float(outcome[3][0]["executed_action"][0]))
+            return outcome
+
+    agent = build(settings, Spy(env, exploration=noise, marks=False, scale=None), evaluations=6, seed=0)
+    agent.learn(6 * 6)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    assert buffer.actions[: len(seen), 0, 0] == pytest.approx(seen)
+    ratios = (buffer.actions[: len(seen), 0, 0].reshape(-1, 6) + 1) / 2
+    counts = ratios * TOY.space.dense
+    assert counts == pytest.approx(np.round(counts), abs=1e-4), "executed actions are widths that exist"
+    assert all(TOY.constraint.holds(np.round(row).astype(np.int64)) for row in counts)
+
+
+def test_replayed_rewards_are_whole_episodes_in_standard_deviations() -> None:
+    settings = DDPGSettings(random_share=1.0, baseline=0.0)
+    agent = build(settings, view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0]
+    samples = buffer._get_samples(np.arange(24))
+    assert samples.rewards.flatten().tolist() == pytest.approx(np.repeat(scores / scores.std(), 6).tolist())
+    assert samples.dones.min() == 1, "every return reaches the episode's end"
+
+
+def test_marks_tell_the_steps_apart() -> None:
+    env = view(marks=True, episodes=2)
+    states = np.asarray(env.reset())
+    for step in range(6):
+        assert np.array_equal(states[:, -6:], np.repeat(np.eye(6)[step][None], 2, axis=0))
+        states, _, dones, infos = env.step(np.zeros((2, 1), dtype=np.float32))
+    assert dones.all()
+    assert env.observation_space.contains(infos[0]["terminal_observation"])
+    assert np.array_equal(states, env.reset())
+
+
+def test_the_prior_is_walked_into_transitions() -> None:
+    transitions = walk_prior(view())
+    assert len(transitions) == 6
+    assert [bool(transition["done"][0]) for transition in transitions] == [False] * 5 + [True]
+    expected = TOY.score([TOY.space.allocation(TOY.constraint.project(np.zeros(6)))])
+    assert transitions[-1]["reward"] == pytest.approx(expected)
+
+
+def test_rewards_are_scaled_by_what_was_seen() -> None:
+    scale = RunningScale()
+    assert scale(np.array([-3.0])) == pytest.approx([0.0])
+    rewards = scale(np.array([-1.0, -2.0]))
+    assert rewards == pytest.approx([1.0 / np.std([-3, -1, -2]), 0.0])
+
+
+def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
+        return LockstepEnv(replace(TOY.problem(), score=score), episodes=episodes)
+
+    strategy = AgentStrategy(make_env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
+    result = search(strategy, TOY.score, evaluations=7)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert set(events.Tags()["scalars"]) == {"search/reward", "search/best", "search/noise", "search/cost/flops"}
+    rewards = [event.value for event in events.Scalars("search/reward")]
+    assert rewards == pytest.approx([candidate.score for candidate in result.history])
+    assert events.Scalars("search/best")[-1].value == pytest.approx(result.best.score)
+    assert max(event.value for event in events.Scalars("search/cost/flops")) <= TOY.constraint.ceilings[0].limit
+    assert list((tmp_path / "events" / "agent").iterdir())
