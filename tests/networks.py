@@ -16,7 +16,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{
         name: partial(DetectionModel, f"{name}.yaml", verbose=False)
         for name in (
-            "yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n",
+            "yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n",
+            "yolo26n",
         )
     },
     "yolov8n-seg": partial(SegmentationModel, "yolov8n-seg.yaml", verbose=False),

@@ -29,9 +29,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
 
 
 @pytest.mark.parametrize(("returned", "code"), [(0, 0), (3, 3)])
-def test_the_command_gets_its_configuration(
-    answering: Callable[[Answer], None], returned: int, code: int
-) -> None:
+def test_the_command_gets_its_configuration(answering: Callable[[Answer], None], returned: int, code: int) -> None:
     seen: list[Config] = []
 
     def run(config: Config) -> int:

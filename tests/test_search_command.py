@@ -76,7 +76,8 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
             "batch",
         }
     assert found["search"].keys() >= {
-        "strategy", "evaluations", "cache_hits", "seconds", "seconds_per_evaluation", "best_score", "latency_prediction_error",
+        "strategy", "evaluations", "cache_hits", "seconds", "seconds_per_evaluation", "best_score",
+        "latency_prediction_error",
     }  # fmt: skip
 
 

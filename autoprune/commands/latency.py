@@ -16,7 +16,7 @@ from autoprune.commands.network import Network, choose_device
 from autoprune.commands.screen import Screen
 from autoprune.config import SearchConfig
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
-from autoprune.cost.meter import LatencyMeter
+from autoprune.cost.meter import SAMPLE_EFFORT, LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.settings import fingerprint, runtime_settings
 from autoprune.cost.timing import Effort, PairedTiming, Timing
@@ -94,7 +94,8 @@ class Bench:
             keep = network.space.kept_channels(allocation, network.order)
             return network.adapter.deployable(network.surgeon.materialise(keep))
 
-        return Sample(allocation, self._surest(build, list(allocation), None, attempts=attempts))
+        effort = SAMPLE_EFFORT if attempts == 1 else None
+        return Sample(allocation, self._surest(build, [*allocation, attempts], effort, attempts=attempts))
 
     def _surest(
         self, build: Callable[[], nn.Module], key: list[Any], effort: Effort | None, *, attempts: int

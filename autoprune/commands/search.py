@@ -49,8 +49,8 @@ DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 INFORMED_LOG_STD = -3.0
 """Logarithm of PPO's first standard deviation around a prior that is not uniform.
 
-Best score of 100 episodes on bccd yolov5nu at flops=50%, 32 images, seed 0, prior −0.070: −0.044 at −3, −0.055 at −2 and
-−0.070 at −1 (nothing better than the prior); DDPG −0.053, TD3 −0.067.
+Best score of 100 episodes on bccd yolov5nu at flops=50%, 32 images, seed 0, prior −0.070: −0.044 at −3, −0.055 at −2,
+−0.070 at −1 (nothing better than the prior).
 """
 
 
@@ -307,7 +307,7 @@ class SearchRun:
         """Write ``summary.json``, show the table, and return the exit code."""
         final = list(stages.values())[-1]
         budget = held(tuple(self.budget), stages["dense"], final)
-        summary = {
+        summary: dict[str, Any] = {
             **{name: as_json(stage) for name, stage in stages.items()},
             "budget": budget,
             "search": dict(searched),

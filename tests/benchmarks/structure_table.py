@@ -11,12 +11,12 @@ from collections import Counter
 
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
 
-import torch  # noqa: E402
+import torch
 
-from autoprune.cost import ParamsCost, parameter_shapes  # noqa: E402
-from autoprune.proof import analyse  # noqa: E402
-from autoprune.space import Space  # noqa: E402
-from tests.networks import FREE_OUTPUTS, NETWORKS  # noqa: E402
+from autoprune.cost import ParamsCost, parameter_shapes
+from autoprune.proof import analyse
+from autoprune.space import Space
+from tests.networks import FREE_OUTPUTS, NETWORKS
 
 
 def main() -> None:
