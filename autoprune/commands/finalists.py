@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from autoprune.space import Allocation
 ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
-UNUSED = 0.05
-"""A finalist that leaves more than this share of its latency budget is widened."""
+UNUSED = 0.04
+"""A finalist that leaves more than this share of its target is widened."""
+
+CONFIRMATIONS, CLOSE = 3, 0.01
+"""The winner is measured thoroughly before it is trained; nearer to its limit than this, the target is lowered."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,36 @@ def choose(
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
     """
+    if limit is None:
+        return _compared(result, evaluator, constraint, bench, None, count=count, screen=screen)
+    target = bench.target(limit)
+    for _ in range(CONFIRMATIONS):
+        chosen = _compared(result, evaluator, constraint, bench, target, count=count, screen=screen)
+        confirmed = bench.confirm(chosen.allocation)
+        if confirmed <= limit * (1 - CLOSE):
+            break
+        target *= limit * (1 - 2 * CLOSE) / confirmed
+    return replace(chosen, latency=confirmed)
+
+
+def _compared(
+    result: SearchResult, evaluator: Evaluator, constraint: Constraint, bench: Bench, target: float | None, *,
+    count: int, screen: Screen,
+) -> Finalist:  # fmt: skip
+    """Return the best of the finalists that were measured within a target in milliseconds."""
     finalists: dict[Allocation, Finalist] = {}
-    with screen.progress("Finalists", count) as advance:
-        for done, candidate in enumerate(_best(result, count), start=1):
-            found = _measured(candidate, evaluator, constraint, bench, limit)
+    best = _best(result, count)
+    with screen.progress("Finalists", len(best)) as advance:
+        for done, candidate in enumerate(best, start=1):
+            found = _measured(candidate, evaluator, constraint, bench, target)
             if found is not None and found.allocation not in finalists:
                 accuracy = evaluator.accuracy(found.allocation)
                 finalists[found.allocation] = Finalist(found.allocation, found.score, found.latency, accuracy)
             advance(done)
     if not finalists:
-        assert limit is not None
+        assert target is not None
         raise BudgetUnreachableError(
-            f"None of {count} finalists could be measured within latency={format_amount('latency', limit)}; "
+            f"None of {len(best)} finalists could be measured within {format_amount('latency', target)}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
     return max(finalists.values(), key=lambda item: (item.accuracy.map50_95 if item.accuracy else 0.0, item.score))
@@ -83,12 +104,11 @@ def _best(result: SearchResult, count: int) -> list[Candidate]:
 
 
 def _measured(
-    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, bench: Bench, limit: float | None
+    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, bench: Bench, target: float | None
 ) -> Finalist | None:
-    """Measure a candidate; where it misses the latency budget or leaves much of it, project it anew and look again."""
-    if limit is None:
+    """Measure a candidate; where it misses the target or leaves much of it, project it anew and look again."""
+    if target is None:
         return Finalist(candidate.allocation, candidate.score, None, None)
-    target = bench.target(limit)
     fitting: list[Finalist] = []
     wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
     allocation, score = candidate.allocation, candidate.score
@@ -98,10 +118,14 @@ def _measured(
         measured = bench.measure(allocation)
         if measured <= target:
             fitting.append(Finalist(allocation, score, measured, None))
-            if measured >= limit * (1 - UNUSED):
+            if measured >= target * (1 - UNUSED):
                 break
         predicted = float(bench.predicted(allocation))
-        allocation = constraint.space.allocation(_rescaled(constraint, predicted / measured, target).project(wish))
+        try:
+            tightened = _rescaled(constraint, predicted / measured, target)
+        except BudgetUnreachableError:
+            break  # not this one; another finalist may still fit
+        allocation = constraint.space.allocation(tightened.project(wish))
         if allocation in seen:
             break
         score = evaluator([allocation])[0].score

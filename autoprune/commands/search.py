@@ -38,7 +38,7 @@ from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenanc
 from autoprune.search._base import Progress, SearchResult, search
 from autoprune.search.agents import AgentKind, AgentStrategy
 from autoprune.search.settings import PPOSettings, Settings
-from autoprune.space import Allocation
+from autoprune.space import Allocation, Space
 from envs.lockstep import LockstepEnv
 from envs.problem import PruningProblem
 from envs.rules import Capped, Projected
@@ -46,11 +46,11 @@ from envs.rules import Capped, Projected
 DEFAULT_EPISODES, DEMO_EPISODES = 200, 60
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
-INFORMED_LOG_STD = -3.0
-"""Logarithm of PPO's first standard deviation around a prior that is not uniform.
+INFORMED_STEP = 0.4
+"""PPO's first standard deviation around a prior that is not uniform, as a share of the median relative step of a unit.
 
-Best score of 100 episodes on bccd yolov5nu at flops=50%, 32 images, seed 0, prior −0.070: −0.044 at −3, −0.055 at −2,
-−0.070 at −1 (nothing better than the prior).
+Best score of 100 episodes on bccd yolov5nu at flops=50%, 32 images, seed 0, prior −0.070: −0.044 at 0.05 (this share),
+−0.055 at 0.14, −0.070 at 0.37 (nothing better than the prior). Much less than a step, and rounding swallows it.
 """
 
 
@@ -204,7 +204,7 @@ class SearchRun:
 
         strategy = AgentStrategy(
             make_env,
-            _settings(AgentKind(config.agent.value), guidance),
+            _settings(AgentKind(config.agent.value), guidance, self.network.space),
             evaluations=config.episodes,
             seed=config.seed,
             log_dir=self.folder.path / "tensorboard" if config.tensorboard else None,
@@ -333,11 +333,12 @@ class SearchRun:
         return 0 if all(row["satisfied"] for row in budget) else BudgetUnreachableError.exit_code
 
 
-def _settings(kind: AgentKind, guidance: Guidance) -> Settings:
+def _settings(kind: AgentKind, guidance: Guidance, space: Space) -> Settings:
     """Return the agent's settings; around a prior made of sensitivities PPO looks closer than around a uniform one."""
     settings = kind.settings
     if isinstance(settings, PPOSettings) and np.any(guidance.prior):
-        return replace(settings, log_std=INFORMED_LOG_STD)
+        step = float(np.median(space.round_to / space.dense))
+        return replace(settings, log_std=float(np.clip(np.log(INFORMED_STEP * step), -4.0, settings.log_std)))
     return settings
 
 
