@@ -23,7 +23,7 @@ ROUNDS = 4
 UNUSED = 0.04
 """A finalist that leaves more than this share of its target is widened."""
 
-CONFIRMATIONS, CLOSE = 3, 0.01
+CONFIRMATIONS, CLOSE = 2, 0.003
 """The winner is measured thoroughly before it is trained; nearer to its limit than this, the target is lowered."""
 
 
@@ -122,7 +122,7 @@ def _measured(
                 break
         predicted = float(bench.predicted(allocation))
         try:
-            tightened = _rescaled(constraint, predicted / measured, target)
+            tightened = rescaled(constraint, predicted / measured, target)
         except BudgetUnreachableError:
             break  # not this one; another finalist may still fit
         allocation = constraint.space.allocation(tightened.project(wish))
@@ -132,7 +132,7 @@ def _measured(
     return max(fitting, key=lambda item: item.score) if fitting else None
 
 
-def _rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
+def rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
     """Return the constraint with the latency limit in terms of a predictor that is off by ``factor``."""
     ceilings: Sequence[Ceiling] = [
         Ceiling(ceiling.cost, target * factor * 0.995) if ceiling.cost.metric == "latency" else ceiling

@@ -19,7 +19,7 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.budget import Budget, format_amount
-from autoprune.commands.finalists import Finalist, choose
+from autoprune.commands.finalists import Finalist, choose, rescaled
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.guidance import Guidance, guide, probes
 from autoprune.commands.latency import Bench
@@ -122,6 +122,7 @@ class SearchRun:
             self.screen.warn(f"Skipped {skipped}")
         start = time.perf_counter()
         guidance = self.guidance(constraint, evaluator)
+        constraint = self.calibrated(constraint, guidance, limits.get("latency"))
         result = self.search(constraint, evaluator, guidance)
         self.seconds = time.perf_counter() - start
         chosen = choose(
@@ -188,6 +189,16 @@ class SearchRun:
                 scores.append(prober([allocation])[0].score)
                 advance(done)
         return guide(self.network.space, constraint, constraint.ceilings[0].cost, scores, partial(_scores, evaluator))
+
+    def calibrated(self, constraint: Constraint, guidance: Guidance, limit: float | None) -> Constraint:
+        """Return the constraint with the predictor's error at the prior taken out: measured there, where it matters."""
+        if limit is None:
+            return constraint
+        for _ in range(2):
+            allocation = self.network.space.allocation(constraint.project(guidance.prior))
+            factor = self.bench.predicted(allocation) / self.bench.measure(allocation)
+            constraint = rescaled(constraint, factor, self.bench.target(limit))
+        return constraint
 
     def search(self, constraint: Constraint, evaluator: Evaluator, guidance: Guidance) -> SearchResult:
         """Let the agent try its candidates."""
