@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from autoprune.cli import main
+from autoprune.commands.guidance import PRIOR_STRENGTHS
 from autoprune.models import open_adapter
 from autoprune.policy import Policy
 
@@ -157,8 +158,8 @@ def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     journal = killed / "journal.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and b'"kind": "evaluation"' in journal.read_bytes():
-            break
+        if journal.exists() and journal.read_bytes().count(b'"kind": "evaluation"') > len(PRIOR_STRENGTHS):
+            break  # the agent has begun: all that its search depends on has been measured
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
