@@ -16,7 +16,7 @@ from autoprune.search._base import Strategy
 from autoprune.search.exploration import Exploration, NoExploration
 from autoprune.search.handoff import Handoff
 from autoprune.search.isolation import PrivateGlobals, compute_on_one_core
-from autoprune.search.learners import build, coach_of, exploration_of, walk_episode
+from autoprune.search.learners import build, exploration_of, walk_episode
 from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.search.telemetry import Telemetry
 from autoprune.search.view import AgentView, MakeEnv, RunningScale, Score
@@ -116,17 +116,15 @@ class AgentStrategy(Strategy):
 
         first = self._make_env(episodes=1, score=ask)
         self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
-        solo = view(first, NoExploration())
-        prior = walk_prior(solo)
+        prior = walk_prior(view(first, NoExploration()))
         env = view(self._make_env(episodes=episodes, score=ask), self._exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             for transition in prior:
                 model.replay_buffer.add(**transition)
-        coach = coach_of(settings, solo, prior_score=float(prior[-1]["infos"][0]["score"]))
         model.set_logger(self._telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
-        model.learn(total_timesteps=steps, callback=coach)
+        model.learn(total_timesteps=steps)
 
 
 def walk_prior(env: AgentView) -> list[dict[str, Any]]:

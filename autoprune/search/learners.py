@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from autoprune.search.exploration import Exploration, NoExploration, TruncatedNoise
@@ -35,11 +34,6 @@ def build(settings: Settings, env: AgentView, *, evaluations: int, seed: int) ->
     if isinstance(settings, PPOSettings):
         return _ppo(settings, env, seed)
     return _off_policy(settings, env, evaluations, seed)
-
-
-def coach_of(settings: Settings, solo: AgentView, *, prior_score: float) -> BaseCallback | None:
-    """Return what steers an agent as it learns, if anything."""
-    return _Coach(settings, solo, prior_score) if isinstance(settings, PPOSettings) else None
 
 
 def walk_episode(env: AgentView, act: Callable[[Array], Array]) -> list[dict[str, Any]]:
@@ -117,37 +111,3 @@ def _off_policy(
 
 def _random_episodes(settings: DDPGSettings | SACSettings, evaluations: int) -> int:
     return max(round(settings.random_share * evaluations), 1)
-
-
-class _Coach(BaseCallback):
-    """Tries the mean of PPO's policy between rollouts, and adapts the policy's spread to what its draws achieve.
-
-    The spread follows the success rule of evolution strategies (Rechenberg 1973): it grows while more than a fifth of
-    the draws are better than the mean, and shrinks otherwise.
-    """
-
-    def __init__(self, settings: PPOSettings, solo: AgentView, prior_score: float) -> None:
-        super().__init__()
-        self._settings = settings
-        self._solo = solo
-        self._mean_score = prior_score
-        self._rollouts = 0
-
-    def _on_rollout_start(self) -> None:
-        every = self._settings.mean_every
-        if every and self._rollouts and self._rollouts % every == 0:
-            walked = walk_episode(self._solo, lambda state: self.model.predict(state, deterministic=True)[0])
-            self._mean_score = float(walked[-1]["infos"][0]["score"])
-        self._rollouts += 1
-
-    def _on_rollout_end(self) -> None:
-        if not self._settings.spread_rate:
-            return
-        scores = np.array([info["score"] for info in self.locals["infos"]])
-        log_std = self.model.policy.get_parameter("log_std")
-        change = self._settings.spread_rate * (float(np.mean(scores > self._mean_score)) - 0.2)
-        with torch.no_grad():
-            log_std.add_(change).clamp_(*self._settings.spread_bounds)
-
-    def _on_step(self) -> bool:
-        return True

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """Proximal policy optimisation (Schulman et al. 2017) with short rollouts.
+    """Proximal policy optimisation (Schulman et al. 2017) with short rollouts; γ = λ = 1.
+
+    Least loss after 200 episodes on the tests' toy (40 units; geometric mean over five problems; uniform ratio 0.81,
+    optimum 0.10), without / with a prior: these defaults 0.184 / 0.126; ``marks=False`` 0.168 / 0.137. On the first
+    three problems, where random search has 0.39 and CMA-ES 0.183 / 0.130, without marks: 10 epochs over 5 minibatches
+    0.189 / 0.140, 20 over 5 0.172 / 0.129, 20 over 1 0.168 / 0.138. λ = 0.97 is no better on all five (0.185 / 0.137
+    with marks); λ = 0.9 has 0.298 and a critic that does not learn 0.232 without a prior.
 
     Attributes:
         episodes: episodes per rollout; they walk in lockstep and are scored together.
         learning_rate: of actor and critic, Adam.
         epochs: passes over a rollout per update.
-        minibatches: parts that a rollout is cut into.
+        minibatches: parts that a rollout is cut into; fewer where its length does not divide.
         clip: how far the probability ratio may move.
         hidden: widths of the hidden layers, actor and critic each.
-        log_std: natural logarithm of the action's initial standard deviation.
-        final_log_std: the same at the end of the search; linear in between.
+        log_std: natural logarithm of the action's initial standard deviation. −1 suits a uniform start; around a good
+            prior most of what lies that far away is worse, and −3 finds more (``autoprune search`` sees to it).
         entropy: weight of the entropy bonus.
         value: weight of the critic's loss.
         marks: whether the state tells every step apart by a column of its own.
@@ -30,9 +36,6 @@ class PPOSettings:
     clip: float = 0.2
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = -1.0
-    mean_every: int = 0
-    spread_rate: float = 0.0
-    spread_bounds: tuple[float, float] = (-3.5, 0.0)
     entropy: float = 0.0
     value: float = 0.5
     marks: bool = True
