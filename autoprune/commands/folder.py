@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -89,21 +91,10 @@ def _next(command: str) -> Path:
 
 def environment() -> Mapping[str, str]:
     """Return what a figure of this run depends on beside its configuration."""
-    import platform
-
-    import gymnasium
-    import numpy
-    import stable_baselines3
-    import torch
-    import ultralytics
-
+    packages = ("torch", "numpy", "gymnasium", "stable_baselines3", "ultralytics")
     return {
         "autoprune": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "gymnasium": gymnasium.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
-        "ultralytics": ultralytics.__version__,
+        **{package: version(package) for package in packages},
     }
