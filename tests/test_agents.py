@@ -29,12 +29,12 @@ def best_of_agent(settings: Settings, toy: Toy, *, evaluations: int, seed: int) 
         return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
 
     strategy = AgentStrategy(make_env, settings, evaluations=evaluations, seed=seed)
-    return search(strategy, toy.score, evaluations=evaluations).best.score
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
 
 
 def best_of_random(toy: Toy, *, evaluations: int, seed: int) -> float:
     strategy = RandomStrategy(toy.constraint, evaluations=evaluations, seed=seed)
-    return search(strategy, toy.score, evaluations=evaluations).best.score
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
         return LockstepEnv(replace(TOY.problem(), score=score), episodes=episodes)
 
     strategy = AgentStrategy(make_env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
-    result = search(strategy, TOY.score, evaluations=7)
+    result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=7)
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert set(events.Tags()["scalars"]) == {"search/reward", "search/best", "search/noise", "search/cost/flops"}
     rewards = [event.value for event in events.Scalars("search/reward")]

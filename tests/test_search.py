@@ -46,25 +46,49 @@ def agent_threads() -> list[threading.Thread]:
 def test_the_loop_reports_every_evaluation_and_the_best() -> None:
     seen: list[Progress] = []
     strategy = RandomStrategy(TOY.constraint, evaluations=5, seed=0)
-    result = search(strategy, TOY.score, evaluations=5, on_evaluation=seen.append)
+    result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=5, on_evaluation=seen.append)
     assert [progress.done for progress in seen] == [1, 2, 3, 4, 5]
     assert [progress.latest for progress in seen] == list(result.history)
     assert seen[-1].best == result.best == max(result.history, key=lambda candidate: candidate.score)
 
 
 def test_the_loop_ends_with_the_strategy_or_with_the_evaluations() -> None:
-    assert len(search(RandomStrategy(TOY.constraint, evaluations=3, seed=0), TOY.score, evaluations=9).history) == 3
-    assert len(search(RandomStrategy(TOY.constraint, evaluations=9, seed=0), TOY.score, evaluations=3).history) == 3
+    assert (
+        len(
+            search(
+                RandomStrategy(TOY.constraint, evaluations=3, seed=0),
+                TOY.score,
+                constraint=TOY.constraint,
+                evaluations=9,
+            ).history
+        )
+        == 3
+    )
+    assert (
+        len(
+            search(
+                RandomStrategy(TOY.constraint, evaluations=9, seed=0),
+                TOY.score,
+                constraint=TOY.constraint,
+                evaluations=3,
+            ).history
+        )
+        == 3
+    )
 
 
 def test_the_loop_refuses_what_makes_no_sense() -> None:
     strategy = RandomStrategy(TOY.constraint, evaluations=3, seed=0)
     with pytest.raises(ConfigError, match="at least 1 evaluation, got 0"):
-        search(strategy, TOY.score, evaluations=0)
+        search(strategy, TOY.score, constraint=TOY.constraint, evaluations=0)
     with pytest.raises(ConfigError, match="finite number, got nan"):
-        search(strategy, lambda allocations: [float("nan")] * len(allocations), evaluations=3)
+        search(
+            strategy, lambda allocations: [float("nan")] * len(allocations), constraint=TOY.constraint, evaluations=3
+        )
     with pytest.raises(ConfigError, match="no allocation at all"):
-        search(RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, evaluations=3)
+        search(
+            RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, constraint=TOY.constraint, evaluations=3
+        )
 
 
 # -- random numbers ----------------------------------------------------------------------------
@@ -95,7 +119,7 @@ def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind
         torch.manual_seed(5)
         return TOY.score(allocations)
 
-    calm = search(agent(kind), TOY.score, evaluations=8)
+    calm = search(agent(kind), TOY.score, constraint=TOY.constraint, evaluations=8)
     for generator in (random.seed, np.random.seed, torch.manual_seed):
         generator(11)
     expected = draws()
@@ -103,7 +127,7 @@ def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind
         generator(11)
     threads = torch.get_num_threads()
     strategy = agent(kind)
-    assert search(strategy, noisy, evaluations=8, on_evaluation=None) == calm
+    assert search(strategy, noisy, constraint=TOY.constraint, evaluations=8, on_evaluation=None) == calm
     assert draws() == expected
     assert torch.get_num_threads() == threads
 
@@ -187,7 +211,7 @@ def test_an_error_in_an_evaluation_leaves_no_thread(kind: AgentKind, error: type
         return TOY.score(allocations)
 
     with pytest.raises(error, match="in the evaluation"):
-        search(agent(kind, evaluations=20), failing, evaluations=20)
+        search(agent(kind, evaluations=20), failing, constraint=TOY.constraint, evaluations=20)
     assert not agent_threads()
 
 
@@ -196,7 +220,12 @@ def test_an_error_in_the_environment_reaches_the_search() -> None:
         raise ConfigError("no environment")
 
     with pytest.raises(ConfigError, match="no environment"):
-        search(AgentStrategy(make_env, AgentKind.PPO.settings, evaluations=3, seed=0), TOY.score, evaluations=3)
+        search(
+            AgentStrategy(make_env, AgentKind.PPO.settings, evaluations=3, seed=0),
+            TOY.score,
+            constraint=TOY.constraint,
+            evaluations=3,
+        )
     assert not agent_threads()
 
 
@@ -221,7 +250,7 @@ def test_an_interrupt_while_the_body_runs_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize("kind", AgentKind)
 def test_the_first_candidate_is_the_prior_and_the_count_is_exact(kind: AgentKind) -> None:
-    result = search(agent(kind, evaluations=9), TOY.score, evaluations=9)
+    result = search(agent(kind, evaluations=9), TOY.score, constraint=TOY.constraint, evaluations=9)
     assert result.history[0].allocation == TOY.space.allocation(TOY.constraint.project(np.zeros(6)))
     assert len(result.history) == 9
     assert not agent_threads()

@@ -223,9 +223,12 @@ class SearchRun:
         with self.screen.progress("Search", config.episodes) as advance:
 
             def show(progress: Progress) -> None:
-                advance(progress.done, f"best score {progress.best.score:+.4f}")
+                advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probes")
 
-            return search(strategy, partial(_scores, evaluator), evaluations=config.episodes, on_evaluation=show)
+            return search(
+                strategy, partial(_scores, evaluator),
+                constraint=constraint, evaluations=config.episodes, on_evaluation=show,
+            )  # fmt: skip
 
     def finetune(self, module: nn.Module, allocation: Allocation) -> nn.Module | None:
         """Fine-tune and write ``model.pt``; with no epochs, the recalibrated network is the model."""

@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
 from autoprune.search.isolation import preserved_random_state
 from autoprune.space import Allocation
@@ -30,7 +33,8 @@ class Strategy(ABC):
             limit: the most that may be returned, at least 1.
 
         Returns:
-            1 to ``limit`` allocations that hold the constraint; none when the strategy has finished.
+            1 to ``limit`` allocations; none when the strategy has finished. One that does not hold the constraint is a
+            probe: it is scored like the others and cannot win.
         """
 
     @abstractmethod
@@ -55,8 +59,8 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        best: the candidate with the highest score, the earliest of equals.
-        history: every candidate in the order of evaluation.
+        best: the candidate that holds the constraint with the highest score, the earliest of equals.
+        history: every candidate in the order of evaluation, probes too.
     """
 
     best: Candidate
@@ -71,19 +75,20 @@ class Progress:
         done: evaluations so far.
         total: evaluations allowed.
         latest: the candidate just scored.
-        best: the best so far.
+        best: the best so far, or None while there are only probes.
     """
 
     done: int
     total: int
     latest: Candidate
-    best: Candidate
+    best: Candidate | None
 
 
 def search(
     strategy: Strategy,
     evaluate: Evaluate,
     *,
+    constraint: Constraint,
     evaluations: int,
     on_evaluation: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -95,11 +100,12 @@ def search(
     Args:
         strategy: proposes.
         evaluate: scores.
+        constraint: what the result must hold.
         evaluations: the most allocations that are scored.
         on_evaluation: told after every scored allocation.
 
     Raises:
-        ConfigError: fewer than one evaluation is allowed, or the strategy proposes nothing at all.
+        ConfigError: fewer than one evaluation is allowed, or the strategy proposes nothing that holds the constraint.
     """
     if evaluations < 1:
         raise ConfigError(f"A search needs at least 1 evaluation, got {evaluations}")
@@ -112,14 +118,17 @@ def search(
                 break
             for candidate in _scored(allocations, evaluate):
                 history.append(candidate)
-                best = candidate if best is None or candidate.score > best.score else best
+                if (best is None or candidate.score > best.score) and constraint.holds(np.array(candidate.allocation)):
+                    best = candidate
                 if on_evaluation is not None:
                     on_evaluation(Progress(len(history), evaluations, candidate, best))
             strategy.tell(allocations, [candidate.score for candidate in history[-len(allocations) :]])
     finally:
         strategy.close()
     if best is None:
-        raise ConfigError("The strategy proposed no allocation at all")
+        raise ConfigError(
+            f"The strategy proposed nothing within the budget in {len(history)} of {evaluations} evaluations; allow more"
+        )
     return SearchResult(best, tuple(history))
 
 

@@ -13,7 +13,9 @@ MakeStrategy = Callable[[int], Strategy]
 """Makes a fresh strategy, seeded alike every time, for so many evaluations."""
 
 
-def check_strategy(make: MakeStrategy, toy: Toy, *, evaluations: int = 13, exact: bool = True) -> SearchResult:
+def check_strategy(
+    make: MakeStrategy, toy: Toy, *, evaluations: int = 13, exact: bool = True, probes: bool = False
+) -> SearchResult:
     """Assert the contract and return what the strategy found.
 
     Args:
@@ -21,18 +23,19 @@ def check_strategy(make: MakeStrategy, toy: Toy, *, evaluations: int = 13, exact
         toy: the problem.
         evaluations: how many to allow.
         exact: whether it must spend them all.
+        probes: whether it may ask for allocations that do not hold the constraint.
     """
-    result = search(make(evaluations), toy.score, evaluations=evaluations)
+    result = search(make(evaluations), toy.score, constraint=toy.constraint, evaluations=evaluations)
     assert len(result.history) == evaluations if exact else 1 <= len(result.history) <= evaluations
-    for candidate in result.history:
-        assert toy.constraint.holds(np.array(candidate.allocation)), "every candidate holds the constraint"
-    assert result.best.score == max(candidate.score for candidate in result.history)
-    check_replay(make, result, evaluations)
+    holding = [item for item in result.history if toy.constraint.holds(np.array(item.allocation))]
+    assert probes or len(holding) == len(result.history), "every candidate holds the constraint"
+    assert result.best.score == max(candidate.score for candidate in holding)
+    check_replay(make, toy, result, evaluations)
     check_limits(make, toy, evaluations)
     return result
 
 
-def check_replay(make: MakeStrategy, result: SearchResult, evaluations: int) -> None:
+def check_replay(make: MakeStrategy, toy: Toy, result: SearchResult, evaluations: int) -> None:
     """Assert that the search goes the same way when its answers are known, whatever was drawn meanwhile."""
     journal = {candidate.allocation: candidate.score for candidate in result.history}
 
@@ -41,7 +44,8 @@ def check_replay(make: MakeStrategy, result: SearchResult, evaluations: int) -> 
         return [journal[allocation] for allocation in allocations]
 
     np.random.seed(99)
-    assert search(make(evaluations), replay, evaluations=evaluations) == result  # type: ignore[arg-type]
+    again = search(make(evaluations), replay, constraint=toy.constraint, evaluations=evaluations)  # type: ignore[arg-type]
+    assert again == result
 
 
 def check_limits(make: MakeStrategy, toy: Toy, evaluations: int) -> None:
