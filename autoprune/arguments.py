@@ -23,6 +23,9 @@ from autoprune.files import write_atomic
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that keeps what the run was told."""
 
+_ALIASES = {"--agent": "--strategy"}
+"""Other names of options."""
+
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "true or false"}
 
@@ -35,7 +38,11 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, kind in COMMANDS.items():
         docs = parse_docstring(kind.__doc__ or "")
-        helps = {param.arg_name: " ".join((param.description or "").split()) for param in docs.params}
+        helps = {
+            param.arg_name: " ".join((param.description or "").split())
+            for ancestor in kind.__mro__
+            for param in parse_docstring(ancestor.__doc__ or "").params
+        }
         command = ArgumentParser(description=docs.short_description, exit_on_error=False, allow_abbrev=False)
         command.add_argument("--config", action="config", metavar="FILE", help="a YAML file of these options")
         for item, hint in _hints(kind).items():
@@ -111,7 +118,8 @@ def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) 
         choices = Literal[tuple(member.value for member in hint)]  # type: ignore[valid-type]
         parser.add_argument(option(item.name), type=choices, default=item.default.value, help=text)
     elif hint == tuple[str, ...]:
-        parser.add_argument(option(item.name), type=list[str], default=[], metavar="LIMIT", help=text)
+        metavar = {"budget": "LIMIT"}.get(item.name, "TEXT")
+        parser.add_argument(option(item.name), type=list[str], default=[], metavar=metavar, help=text)
     else:
         metavar = _METAVARS[_base(hint)]
         required = item.default is MISSING
@@ -148,16 +156,17 @@ def _config(kind: type[Config], parsed: Namespace) -> Config:
 
 
 def _tidy(argv: Sequence[str]) -> list[str]:
-    """Put ``--config`` first, so that the file never wins, and gather repeated ``--budget`` into one list."""
+    """Put ``--config`` first, so that the file never wins, and gather options that repeat into one list each."""
     if not argv or argv[0] not in COMMANDS:
         return list(argv)
-    gathered: dict[str, list[str]] = {"--config": [], "--budget": []}
+    repeated = [option(name) for name, hint in _hints(COMMANDS[argv[0]]).items() if hint == tuple[str, ...]]
+    gathered: dict[str, list[str]] = {name: [] for name in ("--config", *repeated)}
     rest: list[str] = []
     words = iter(argv[1:])
     for word in words:
         name, equals, value = word.partition("=")
         if name not in gathered:
-            rest.append(word)
+            rest.append(_ALIASES.get(name, name) + equals + value)
             continue
         value = value if equals else next(words, "--")
         if not value or value.startswith("--"):
@@ -166,8 +175,8 @@ def _tidy(argv: Sequence[str]) -> list[str]:
     for file in gathered["--config"]:
         if not Path(file).is_file():
             raise ConfigError(f"The configuration file {file} does not exist")
-    budgets = [f"--budget={json.dumps(gathered['--budget'])}"] if gathered["--budget"] else []
-    return [argv[0], *(f"--config={file}" for file in gathered["--config"]), *rest, *budgets]
+    lists = [f"{name}={json.dumps(gathered[name])}" for name in repeated if gathered[name]]
+    return [argv[0], *(f"--config={file}" for file in gathered["--config"]), *rest, *lists]
 
 
 def _run_to_resume(argv: Sequence[str]) -> Path | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 
 from autoprune.errors import BudgetError
 
@@ -135,6 +136,35 @@ class Budget:
 
     def __str__(self) -> str:
         return ", ".join(self.texts)
+
+
+def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
+    """Read limits of which one may list several levels, e.g. ``["latency=12ms,10ms,8ms", "params=2M"]``.
+
+    Returns:
+        One budget per level, in the order given; the other limits are the same in all.
+
+    Raises:
+        BudgetError: as ``Budget.parse``; or two limits list levels, or a level is not below the one before.
+    """
+    lists = [_listed(text) for text in texts]
+    several = [limits for limits in lists if len(limits) > 1]
+    if len(several) > 1:
+        raise BudgetError(
+            f"Only one limit may list several levels, got {several[0][0].metric} and {several[1][0].metric}; "
+            "make a run for each"
+        )
+    for limits in several:
+        for before, after in pairwise(limits):
+            if before.relative == after.relative and after.value >= before.value:
+                raise BudgetError(f"Each level must be below the one before, got {after} after {before}")
+    count = len(several[0]) if several else 1
+    return tuple(Budget(tuple(limits[level if len(limits) > 1 else 0] for limits in lists)) for level in range(count))
+
+
+def _listed(text: str) -> list[Limit]:
+    metric, _, amounts = text.partition("=")
+    return [Limit.parse(f"{metric}={amount}" if amounts else text) for amount in amounts.split(",")]
 
 
 def format_amount(metric: str, value: float) -> str:

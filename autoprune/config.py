@@ -13,17 +13,24 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-from autoprune.budget import Budget
+from autoprune.budget import Budget, budget_levels
 from autoprune.errors import ConfigError
 
 
-class Agent(Enum):
-    """The agents that search."""
+class StrategyName(Enum):
+    """What searches: agents, and the simple strategies that they must beat."""
 
     PPO = "ppo"
     DDPG = "ddpg"
     TD3 = "td3"
     SAC = "sac"
+    UNIFORM = "uniform"
+    GLOBAL = "global"
+    RANDOM = "random"
+    GREEDY = "greedy"
+    SENSITIVITY = "sensitivity"
+    KNAPSACK = "knapsack"
+    EVOLUTION = "evolution"
 
 
 class Rule(Enum):
@@ -41,6 +48,13 @@ class Criterion(Enum):
     BN = "bn"
 
 
+class Select(Enum):
+    """What NetAdapt keeps of an iteration's proposals."""
+
+    ACCURACY = "accuracy"
+    PER_RESOURCE = "accuracy-per-resource"
+
+
 class Precision(Enum):
     """The numbers that latency is measured with."""
 
@@ -49,78 +63,168 @@ class Precision(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """Search a policy that holds a budget, prune, fine-tune, and measure the result.
+class PruningConfig:
+    """What every command is told that scores pruned networks.
 
     Attributes:
         model: trained weights to prune, a stock Ultralytics checkpoint; the bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M or size=3MB;
-            repeat the option to combine limits
-        agent: the reinforcement-learning agent that searches
-        episodes: how many candidates the agent may try; by default 200, fewer for the bundled detector
-        rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
-            limits each action as it is taken (AMC)
         criterion: which channels of a unit stay: those of largest L1 or L2 norm, or of largest batch norm scale
         round_to: widths are multiples of this
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
         batch: images per batch, in scoring and in fine-tuning
-        finalists: how many of the best candidates are measured whole and compared by mAP
-        finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
-        lr_scale: learning rate of the fine-tuning, as a share of the dense training's
         device: where to compute and to measure latency: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        precision: number format that latency is measured with; fp16 needs a GPU
         threads: CPU threads for computing and measuring; by default what torch chooses
         seed: fixes the images, the search and the fine-tuning
-        out: the run folder, which must not exist yet; runs/search-<n> by default
+        out: the run folder, which must not exist yet; runs/<command>-<n> by default
         resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
         trust_checkpoint: open a checkpoint even if it could run code of its author
-        tensorboard: write rewards, costs and noise as TensorBoard events
     """
 
     model: Path | None = None
     data: Path | None = None
     imgsz: int | None = None
-    budget: tuple[str, ...] = ()
-    agent: Agent = Agent.PPO
-    episodes: int | None = None
-    rule: Rule = Rule.PROJECTED
     criterion: Criterion = Criterion.L1
     round_to: int = 8
     min_keep: float = 0.1
     images: int = 60
     batch: int = 16
-    finalists: int = 5
-    finetune_epochs: int | None = None
-    lr_scale: float = 0.1
     device: str = "auto"
-    precision: Precision = Precision.FP32
     threads: int | None = None
     seed: int = 0
     out: Path | None = None
     resume: Path | None = None
     trust_checkpoint: bool = False
-    tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        Budget.parse(self.budget)
         if (self.model is None) != (self.data is None):
             given, missing = ("model", "data") if self.data is None else ("data", "model")
             raise ConfigError(
                 f"--{given} needs --{missing}: the weights and the data set they were trained on go together"
             )
-        if self.precision is Precision.FP16 and self.device == "cpu":
-            raise ConfigError("--precision fp16 needs a GPU, got --device cpu")
         _check_image_size(self.imgsz)
         _check_device(self.device)
-        for name in ("round_to", "images", "batch", "finalists", "episodes", "threads"):
-            _check_count(name, getattr(self, name), least=1)
-        for name in ("finetune_epochs", "seed"):
-            _check_count(name, getattr(self, name), least=0)
-        for name in ("min_keep", "lr_scale"):
+        _check_counts(self, "round_to", "images", "batch", "threads", least=1)
+        _check_counts(self, "seed", least=0)
+        _check_share("min_keep", self.min_keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetedConfig(PruningConfig):
+    """What every command is told that prunes to a budget.
+
+    Attributes:
+        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M or size=3MB;
+            repeat the option to combine limits
+        finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
+        lr_scale: learning rate of the fine-tuning, as a share of the dense training's
+        precision: number format that latency is measured with; fp16 needs a GPU
+    """
+
+    budget: tuple[str, ...] = ()
+    finetune_epochs: int | None = None
+    lr_scale: float = 0.1
+    precision: Precision = Precision.FP32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_budget()
+        if self.precision is Precision.FP16 and self.device == "cpu":
+            raise ConfigError("--precision fp16 needs a GPU, got --device cpu")
+        _check_counts(self, "finetune_epochs", least=0)
+        _check_share("lr_scale", self.lr_scale)
+
+    def _check_budget(self) -> None:
+        Budget.parse(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(BudgetedConfig):
+    """Search a policy that holds a budget, prune, fine-tune, and measure the result.
+
+    Attributes:
+        strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; --agent says the same), or one of
+            uniform, global, random, greedy, sensitivity, knapsack, evolution
+        episodes: how many candidates the strategy may try; by default 200, fewer for the bundled detector
+        rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
+            limits each action as it is taken (AMC)
+        sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
+        warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
+            starts from; repeat the option for several
+        finalists: how many of the best candidates are measured whole and compared by mAP
+        tensorboard: write rewards, costs and noise as TensorBoard events
+    """
+
+    strategy: StrategyName = StrategyName.PPO
+    episodes: int | None = None
+    rule: Rule = Rule.PROJECTED
+    sensitivity: Path | None = None
+    warm_start: tuple[str, ...] = ()
+    finalists: int = 5
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, "finalists", "episodes", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetAdaptConfig(BudgetedConfig):
+    """Prune step by step to one or several budgets, fine-tuning briefly at every step (NetAdapt).
+
+    A limit may list several levels, as in latency=12ms,10ms,8ms: one run makes a network for each of them.
+
+    Attributes:
+        initial_step: share of the dense network's cost that the first iteration saves
+        decay: each iteration saves this much of what the one before saved
+        short_term_steps: training steps that a proposal is fine-tuned before it is compared, 0 for none
+        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; 0
+            for all of them, as in the paper
+        select: what is kept of an iteration's proposals: the highest score, or the least score lost per cost saved
+    """
+
+    initial_step: float = 0.025
+    decay: float = 0.96
+    short_term_steps: int = 10
+    shortlist: int = 3
+    select: Select = Select.ACCURACY
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, "short_term_steps", "shortlist", least=0)
+        for name in ("initial_step", "decay"):
             _check_share(name, getattr(self, name))
+
+    def _check_budget(self) -> None:
+        budget_levels(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityConfig(PruningConfig):
+    """Measure how the score falls when each unit alone is pruned: sensitivity.json and two pictures.
+
+    Attributes:
+        ratios: keep ratios at which each unit is tried, in (0, 1), with commas between them
+    """
+
+    ratios: str = "0.75,0.5,0.25,0.1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.keep_ratios  # noqa: B018  (raises where they are malformed)
+
+    @property
+    def keep_ratios(self) -> tuple[float, ...]:
+        """The ratios as numbers, largest first."""
+        try:
+            ratios = {float(word) for word in self.ratios.split(",")}
+        except ValueError:
+            ratios = set()
+        if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+            raise ConfigError(f"--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got {self.ratios}")
+        return tuple(sorted(ratios, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +260,8 @@ class ApplyConfig:
     def __post_init__(self) -> None:
         _check_image_size(self.imgsz)
         _check_device(self.device)
-        for name in ("images", "batch", "threads"):
-            _check_count(name, getattr(self, name), least=1)
-        _check_count("seed", self.seed, least=0)
+        _check_counts(self, "images", "batch", "threads", least=1)
+        _check_counts(self, "seed", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,14 +302,19 @@ class TrainConfig:
         _check_image_size(self.imgsz)
         _check_device(self.device)
         _check_share("lr_scale", self.lr_scale)
-        for name in ("epochs", "batch", "threads"):
-            _check_count(name, getattr(self, name), least=1)
-        _check_count("seed", self.seed, least=0)
+        _check_counts(self, "epochs", "batch", "threads", least=1)
+        _check_counts(self, "seed", least=0)
 
 
-Config: TypeAlias = SearchConfig | ApplyConfig | TrainConfig
+Config: TypeAlias = PruningConfig | ApplyConfig | TrainConfig
 
-COMMANDS: dict[str, type[Config]] = {"search": SearchConfig, "apply": ApplyConfig, "train": TrainConfig}
+COMMANDS: dict[str, type[Config]] = {
+    "search": SearchConfig,
+    "netadapt": NetAdaptConfig,
+    "sensitivity": SensitivityConfig,
+    "apply": ApplyConfig,
+    "train": TrainConfig,
+}
 """Every command by its name, with the configuration it takes."""
 
 
@@ -230,9 +338,11 @@ def _plain(value: object) -> object:
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
-def _check_count(name: str, value: int | None, *, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {value}")
+def _check_counts(config: Config, *names: str, least: int) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {value}")
 
 
 def _check_share(name: str, value: float) -> None:

@@ -6,10 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -17,8 +15,9 @@ from autoprune.errors import DeviceError, ModelError
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch
 from autoprune.models.recalibration import recalibrate as recalibrate
-from autoprune.space import Allocation, Space
-from autoprune.surgery import Surgeon
+from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
+from autoprune.space import Allocation
+from autoprune.surgery import Pruner
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
@@ -64,32 +63,32 @@ class Evaluator:
 
     Attributes:
         adapter: the dense network with its data and loss.
-        space: the allocations.
-        surgeon: makes the candidates.
-        order: per group, channels by importance.
+        pruner: makes the candidates.
         images: how many scoring images.
         batch: images per batch; halved when the device runs out of memory.
         seed: chooses the images.
         journal: where every evaluation is durable before it is told.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
+        prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
     adapter: Adapter
-    space: Space
-    surgeon: Surgeon
-    order: Sequence[npt.NDArray[np.int64]]
+    pruner: Pruner
     images: int
     batch: int
     seed: int
     journal: Journal
     kind: str = "evaluation"
     notify: Callable[[str], None] = lambda note: None
+    prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     def __post_init__(self) -> None:
         self._batches: Sequence[Batch] = ()
         self._known: dict[Allocation, Evaluation] = {}
+        self._base: Allocation | None = None
+        self._prefix: Prefix | None = None
         self._load()
         self.dense_loss = self._dense_loss()
 
@@ -98,6 +97,15 @@ class Evaluator:
     def __call__(self, allocations: Sequence[Allocation]) -> list[Evaluation]:
         """Return the evaluations of the allocations, in order."""
         return [self._evaluate(allocation) for allocation in allocations]
+
+    def rebase(self, allocation: Allocation) -> None:
+        """Expect candidates that differ from this one in few units: what their first layers share is computed once.
+
+        Scores stay what they are. One pass of the base network is recorded when the next candidate is computed; its
+        seconds count as that candidate's.
+        """
+        if allocation != self._base:
+            self._base, self._prefix = allocation, None
 
     def _evaluate(self, allocation: Allocation) -> Evaluation:
         self.counts.evaluations += 1
@@ -115,9 +123,36 @@ class Evaluator:
         self._known[allocation] = evaluation
         return evaluation
 
+    def score(self, module: nn.Module) -> float:
+        """Return the score of a network that is no candidate of the pruner's, e.g. a fine-tuned one; not journalled."""
+        return self._relative(self._retrying(lambda: self._loss(module)))
+
     def _score(self, allocation: Allocation) -> float:
-        loss = self._retrying(lambda: self._loss(self.materialise(allocation)))
+        return self._relative(self._retrying(lambda: self._loss(self._shortened(allocation))))
+
+    def _relative(self, loss: float) -> float:
         return max(1.0 - loss / self.dense_loss, WORST_SCORE) if math.isfinite(loss) else WORST_SCORE
+
+    def _shortened(self, allocation: Allocation) -> nn.Module:
+        """Return the candidate for one scoring: it starts where it differs from the base network, if there is one."""
+        if self._base is not None and self._prefix is None:
+            self._prefix = self._recorded(self._base)
+        module = self.materialise(allocation)
+        return module if self._prefix is None else self._prefix.shorten(module, allocation)
+
+    def _recorded(self, base: Allocation) -> Prefix | None:
+        stages = self.adapter.stages(self.pruner.module)
+        if not stages:
+            return None
+        module = self.materialise(base).train()
+        return Prefix.record(
+            module,
+            [partial(self.adapter.loss, module, batch) for batch in self._batches],
+            base=base,
+            stages=stages,
+            starts=first_stages(self.pruner.space.graph, self.pruner.module, stages),
+            limit=self.prefix_bytes,
+        )
 
     def _loss(self, module: nn.Module) -> float:
         """Return the loss per image in train mode, over all scoring images."""
@@ -133,7 +168,7 @@ class Evaluator:
     def _dense_loss(self) -> float:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
-            dense = tuple(unit.width for unit in self.space.units)
+            dense = tuple(unit.width for unit in self.pruner.space.units)
             found = {"loss": self._retrying(lambda: self._loss(self.materialise(dense)))}
             self.journal.append(f"{self.kind} dense", self.batch, found)
         loss = float(found["loss"])
@@ -148,7 +183,7 @@ class Evaluator:
 
     def materialise(self, allocation: Allocation) -> nn.Module:
         """Return the candidate as a new network, batch norm not yet recalibrated."""
-        module = self.surgeon.materialise(self.space.kept_channels(allocation, self.order))
+        module = self.pruner.materialise(allocation)
         if self.adapter.device.type == "cpu":
             module = module.to(memory_format=torch.channels_last)
         return module
@@ -181,23 +216,30 @@ class Evaluator:
         self._batches = self.adapter.batches("train", images=self.images, batch=self.batch, seed=self.seed)
 
     def _retrying(self, compute: Callable[[], float]) -> float:
-        """Compute; when memory runs out, halve the batch, say so, and go on."""
+        """Compute; when memory runs out, forget the base network or else halve the batch, say so, and go on."""
         while True:
             try:
                 return compute()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                if self.batch == 1:
+                if self._base is None and self.batch == 1:
                     raise DeviceError(
                         "Out of memory even with one image per batch; use a smaller --imgsz or another --device"
                     ) from error
-                self.notify(f"Out of memory with {self.batch} images per batch; going on with {self.batch // 2}.")
+            self._save_memory()
+
+    def _save_memory(self) -> None:
+        if self._base is not None:
+            self._base = self._prefix = None
+            self.notify("Out of memory; going on without what the base network's layers computed, more slowly.")
+        else:
+            self.notify(f"Out of memory with {self.batch} images per batch; going on with {self.batch // 2}.")
             self.batch //= 2
             self.journal.append("batch", len(self.journal.records("batch")), self.batch)
-            if self.adapter.device.type == "cuda":
-                torch.cuda.empty_cache()
             self._load()
+        if self.adapter.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:

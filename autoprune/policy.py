@@ -207,7 +207,7 @@ class Policy:
         from autoprune.importance import CRITERIA
         from autoprune.proof import analyse
         from autoprune.space import Space
-        from autoprune.surgery import Surgeon
+        from autoprune.surgery import Pruner
 
         if self.criterion not in CRITERIA:
             raise PolicyError(f"A policy's criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
@@ -218,15 +218,13 @@ class Policy:
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})
         order = CRITERIA[self.criterion]().order(module, graph)
-        return Surgeon(module, graph).materialise(space.kept_channels(space.from_names(self.keep), order))
+        return Pruner(module, space, order).materialise(space.from_names(self.keep))
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
-        model = {"name": self.model.name, "fingerprint": self.model.fingerprint}
-        layers = pretty(dict(self.model.layers), indent="    ")
         entries = {
             "schema_version": str(SCHEMA_VERSION),
-            "model": pretty(model, indent="  ").removesuffix("\n  }") + f',\n    "layers": {layers}\n  }}',
+            "model": model_to_json(self.model),
             "criterion": json.dumps(self.criterion),
             "round_to": str(self.round_to),
             "units": pretty([{**vars(unit), "ratio": _rounded(unit)} for unit in self.units], indent="  "),
@@ -277,12 +275,18 @@ class Policy:
             raise PolicyError(f"{path}: {error}") from error
 
 
+def model_to_json(model: PolicyModel) -> str:
+    """Return a file's entry ``model``, one layer per line, indented by two spaces."""
+    names = pretty({"name": model.name, "fingerprint": model.fingerprint}, indent="  ")
+    return names.removesuffix("\n  }") + f',\n    "layers": {pretty(dict(model.layers), indent="    ")}\n  }}'
+
+
 def _policy(fields: Fields) -> Policy:
     version = fields.integer("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {version}, this autoprune reads {SCHEMA_VERSION}")
     policy = Policy(
-        model=_model(fields.inner("model")),
+        model=read_model(fields.inner("model")),
         criterion=fields.text("criterion"),
         round_to=fields.integer("round_to"),
         units=tuple(_unit(unit) for unit in fields.objects("units")),
@@ -295,7 +299,8 @@ def _policy(fields: Fields) -> Policy:
     return policy
 
 
-def _model(fields: Fields) -> PolicyModel:
+def read_model(fields: Fields) -> PolicyModel:
+    """Read what ``model_to_json`` wrote; ValueError says what is wrong."""
     layers = fields.inner("layers")
     model = PolicyModel(fields.text("name"), {name: layers.integer(name) for name in layers.names()})
     fingerprint = fields.text("fingerprint")

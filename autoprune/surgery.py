@@ -17,6 +17,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph
+from autoprune.space import Allocation, Space
 
 Keep = npt.NDArray[np.bool_]
 """Which channels stay, shape (channels of the graph,), in the graph's global numbering."""
@@ -82,6 +83,29 @@ class Surgeon:
         device = next(iter(self._tensors.values())).device
         kept = [keep[axis] for axis in self.graph.axes]
         return [None if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in kept]
+
+
+class Pruner:
+    """Turns allocations into networks.
+
+    Args:
+        module: the network that is pruned; never modified.
+        space: its units.
+        order: per group, channels by importance, most important first.
+    """
+
+    def __init__(self, module: nn.Module, space: Space, order: Sequence[npt.NDArray[np.int64]]) -> None:
+        self.module, self.space = module, space
+        self._order = order
+        self._surgeon = Surgeon(module, space.graph)
+
+    def materialise(self, allocation: Allocation) -> nn.Module:
+        """Return a new network as wide as the allocation says, batch norm not recalibrated."""
+        return self._surgeon.materialise(self.space.kept_channels(allocation, self._order))
+
+    def graph_of(self, allocation: Allocation) -> ChannelGraph:
+        """Return the channel groups of the network that ``materialise`` makes."""
+        return self.space.graph.restricted(self.space.kept_channels(allocation, self._order))
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -68,6 +68,10 @@ class LockstepEnv(VecEnv):
             return states, rewards, np.ones(self.num_envs, dtype=np.bool_), infos
         return states, rewards, np.zeros(self.num_envs, dtype=np.bool_), infos
 
+    def actions_for(self, allocation: Allocation) -> npt.NDArray[np.float64]:
+        """Return actions, shape (steps,), whose walk ends at an allocation or, under ``projected``, close to it."""
+        return self.walk.rule.actions_for(np.array(allocation, dtype=np.int64))
+
     def costs(self, allocation: Allocation) -> dict[str, float]:
         """Return the limited costs of an allocation, by metric."""
         return self.walk.problem.constraint.costs(np.array(allocation, dtype=np.int64))

@@ -6,9 +6,11 @@ import pytest
 
 from autoprune import __version__
 from autoprune.arguments import parse, save
-from autoprune.config import Agent, ApplyConfig, SearchConfig, TrainConfig
+from autoprune.config import COMMANDS, ApplyConfig, SearchConfig, StrategyName, TrainConfig
 from autoprune.errors import AutopruneError, ConfigError, RunError
 
+NAMES = ", ".join(COMMANDS)
+STRATEGIES = ", ".join(member.value for member in StrategyName)
 TOGETHER = "the weights and the data set they were trained on go together"
 
 
@@ -47,11 +49,11 @@ def test_budgets_repeat_in_both_spellings() -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path: Path, first: bool) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("budget: [flops=50%, size=3MB]\nseed: 3\nagent: sac\nmin_keep: 0.25\ntensorboard: false\n")
+    file.write_text("budget: [flops=50%, size=3MB]\nseed: 3\nstrategy: sac\nmin_keep: 0.25\ntensorboard: false\n")
     own = ["--seed", "4", "--budget", "latency=8ms"]
     config = search(*(["--config", str(file), *own] if first else [*own, f"--config={file}"]))
     assert (config.seed, config.budget) == (4, ("latency=8ms",))
-    assert (config.agent, config.min_keep, config.tensorboard) == (Agent.SAC, 0.25, False)
+    assert (config.strategy, config.min_keep, config.tensorboard) == (StrategyName.SAC, 0.25, False)
 
 
 def test_flags_switch_on_and_off() -> None:
@@ -77,7 +79,7 @@ def test_the_configuration_can_be_printed_and_read_back(tmp_path: Path, capsys: 
     assert not caught.value.code
     file = tmp_path / "printed.yaml"
     file.write_text(capsys.readouterr().out)
-    assert search("--config", str(file)) == SearchConfig(budget=("flops=50%",), agent=Agent.TD3)
+    assert search("--config", str(file)) == SearchConfig(budget=("flops=50%",), strategy=StrategyName.TD3)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["search", "--help"], ["apply", "-h"], ["--version"]])
@@ -105,8 +107,8 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "The first word must be a command (search, apply, train) or --help or --version, got none"),
-        ("serach", "The first word must be a command (search, apply, train) or --help or --version, got serach"),
+        ("", f"The first word must be a command ({NAMES}) or --help or --version, got none"),
+        ("serach", f"The first word must be a command ({NAMES}) or --help or --version, got serach"),
         ("search --episods 3", "--episods is not an option of autoprune search; did you mean --episodes?"),
         ("search --min_keep 1", "--min_keep is not an option of autoprune search; did you mean --min-keep?"),
         ("search --xyzzy", "--xyzzy is not an option of autoprune search; see autoprune search --help"),
@@ -117,7 +119,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("search --episodes many", "--episodes must be a whole number, got many"),
         ("search --episodes 1.5", "--episodes must be a whole number, got 1.5"),
         ("search --min-keep half", "--min-keep must be a number, got half"),
-        ("search --agent a2c", "--agent must be one of ppo, ddpg, td3, sac, got a2c"),
+        ("search --agent a2c", f"--strategy must be one of {STRATEGIES}, got a2c"),
         ("search --tensorboard=maybe", "--tensorboard takes no value: write --tensorboard or --no-tensorboard"),
         ("search --config nowhere.yaml", "The configuration file nowhere.yaml does not exist"),
         ("search --budget speed=3", "A budget limits one of latency, flops, params, size, got 'speed' in 'speed=3'"),
@@ -140,7 +142,7 @@ def test_a_mistake_is_told_in_one_sentence(line: str, said: str) -> None:
         ("min_kep: 0.3\n", "min_kep is not an option of autoprune search; did you mean min_keep?"),
         ("model:\n  name: x\n", "--model must be a path"),
         ("budget: flops=50%\n", "--budget must be a list of texts, got flops=50%"),
-        ("agent: 3\n", "--agent must be one of ppo, ddpg, td3, sac, got 3"),
+        ("strategy: 3\n", f"--strategy must be one of {STRATEGIES}, got 3"),
         ("episodes: 1.5\n", "--episodes must be a whole number, got 1.5"),
         ("trust_checkpoint: 7\n", "A flag in the configuration file must be true or false, got 7"),
         ("a: [\n", "The configuration file must be YAML that maps options to values: "),

@@ -85,7 +85,7 @@ def test_the_loop_refuses_what_makes_no_sense() -> None:
         search(
             strategy, lambda allocations: [float("nan")] * len(allocations), constraint=TOY.constraint, evaluations=3
         )
-    with pytest.raises(ConfigError, match="no allocation at all"):
+    with pytest.raises(ConfigError, match="nothing within the budget in 0 evaluations"):
         search(
             RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, constraint=TOY.constraint, evaluations=3
         )

@@ -2,11 +2,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
 from autoprune.search.agents import AgentKind, AgentStrategy
+from autoprune.search.evolution import EvolutionStrategy
+from autoprune.search.greedy import GreedyStrategy, Select
+from autoprune.search.knapsack import KnapsackStrategy
 from autoprune.search.random import RandomStrategy
+from autoprune.search.sensitivity import SensitivityStrategy
+from autoprune.search.survey import SurveyStrategy
+from autoprune.search.threshold import ThresholdStrategy
+from autoprune.search.uniform import UniformStrategy
 from envs.lockstep import LockstepEnv
 from envs.rules import RULES
 from tests.contracts.strategies import check_strategy
@@ -30,3 +38,39 @@ def test_agents_keep_the_contract(kind: AgentKind, rule: str) -> None:
 
 def test_random_keeps_the_contract() -> None:
     check_strategy(lambda evaluations: RandomStrategy(TOY.constraint, evaluations=evaluations, seed=0), TOY)
+
+
+def test_uniform_keeps_the_contract() -> None:
+    result = check_strategy(lambda _: UniformStrategy(TOY.constraint), TOY, exact=False)
+    assert len(result.history) == 1
+
+
+def test_threshold_keeps_the_contract() -> None:
+    rng = np.random.default_rng(0)
+    importance = [rng.random(group.size) for group in TOY.space.graph.groups]
+    result = check_strategy(lambda _: ThresholdStrategy(TOY.constraint, importance), TOY, exact=False)
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize("evaluations", [1, 7, 40])
+@pytest.mark.parametrize("kind", [SensitivityStrategy, KnapsackStrategy])
+def test_strategies_with_a_survey_keep_the_contract(kind: type[SurveyStrategy], evaluations: int) -> None:
+    def make(evaluations: int) -> SurveyStrategy:
+        return kind(TOY.constraint, evaluations=evaluations)
+
+    check_strategy(make, TOY, evaluations=evaluations, exact=False, probes=True)
+
+
+def test_evolution_keeps_the_contract() -> None:
+    check_strategy(
+        lambda evaluations: EvolutionStrategy(TOY.constraint, evaluations=evaluations, seed=0), TOY, evaluations=40
+    )
+
+
+@pytest.mark.parametrize("select", Select)
+@pytest.mark.parametrize("evaluations", [1, 2, 7, 13, 60, 1000])
+def test_greedy_keeps_the_contract(evaluations: int, select: Select) -> None:
+    def make(evaluations: int) -> GreedyStrategy:
+        return GreedyStrategy(TOY.constraint, evaluations=evaluations, select=select)
+
+    check_strategy(make, TOY, evaluations=evaluations, exact=False, probes=True)

@@ -84,6 +84,24 @@ def test_random_allocations_train_and_shrink(name: str) -> None:
             assert child.weight.shape == (child.num_features,), path
 
 
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
+    module, graph = analysed(name)
+    first = random_keep(Space(graph, round_to=1, min_keep=0.5), 1)
+    rest = graph.restricted(first)
+    second = random_keep(Space(rest, round_to=1, min_keep=0.5), 2)
+    together = first.copy()
+    together[np.flatnonzero(first)] = second
+    once = Surgeon(module, graph).materialise(together)
+    twice = Surgeon(Surgeon(module, graph).materialise(first), rest).materialise(second)
+    assert repr(once) == repr(twice)
+    for key, value in once.state_dict().items():
+        torch.testing.assert_close(twice.state_dict()[key], value, rtol=0, atol=0)
+    assert [unit.width for unit in rest.restricted(second).units] == [
+        unit.width for unit in graph.restricted(together).units
+    ]
+
+
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("yolo")])
 def test_pruned_detector_fuses_to_the_same_function(name: str) -> None:
     module, graph = analysed(name)

@@ -80,7 +80,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     )
     policy.check(network.described.layers)
     allocation = network.space.from_names(policy.keep)
-    module = network.surgeon.materialise(network.space.kept_channels(allocation, network.order))
+    module = network.pruner.materialise(allocation)
     if config.data is not None:
         calibration = network.adapter.calibration(images=images, batch=config.batch, seed=config.seed)
         for skipped in network.adapter.skipped:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autoprune.budget import format_amount
-from autoprune.commands.latency import Bench
+from autoprune.commands.deployment import Found
+from autoprune.commands.latency import Bench, rescaled
 from autoprune.commands.screen import Screen
-from autoprune.constraint import Ceiling, Constraint
+from autoprune.constraint import Constraint
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation import Evaluator
 from autoprune.models._base import Accuracy
@@ -28,19 +28,13 @@ CONFIRMATIONS, CLOSE = 2, 0.003
 
 
 @dataclass(frozen=True)
-class Finalist:
+class Finalist(Found):
     """A candidate that holds every limit, as measured.
 
     Attributes:
-        allocation: kept channels per unit.
-        score: its proxy score.
-        latency: measured milliseconds, or None where latency is not budgeted.
         accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
     """
 
-    allocation: Allocation
-    score: float
-    latency: float | None
     accuracy: Accuracy | None
 
 
@@ -130,12 +124,3 @@ def _measured(
             break
         score = evaluator([allocation])[0].score
     return max(fitting, key=lambda item: item.score) if fitting else None
-
-
-def rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
-    """Return the constraint with the latency limit in terms of a predictor that is off by ``factor``."""
-    ceilings: Sequence[Ceiling] = [
-        Ceiling(ceiling.cost, target * factor * 0.995) if ceiling.cost.metric == "latency" else ceiling
-        for ceiling in constraint.ceilings
-    ]
-    return Constraint(constraint.space, ceilings)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.commands.run import PruningRun
 from autoprune.constraint import Constraint
 from autoprune.cost._base import Cost
+from autoprune.evaluation import Evaluator
 from autoprune.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
@@ -39,6 +41,23 @@ class Guidance:
     prior: Array
     evaluations: int
     probes: int
+
+
+def measured_guidance(run: PruningRun, constraint: Constraint, evaluator: Evaluator) -> Guidance:
+    """Probe every unit alone on one batch of images, and try a handful of priors."""
+    space, config = run.network.space, run.config
+    candidates = probes(space)
+    prober = run.evaluator("probe", min(config.batch, config.images))
+    scores = []
+    with run.screen.progress("Sensitivity", len(candidates)) as advance:
+        for done, allocation in enumerate(candidates, start=1):
+            scores.append(prober([allocation])[0].score)
+            advance(done)
+
+    def score(allocations: Sequence[Allocation]) -> list[float]:
+        return [evaluation.score for evaluation in evaluator(allocations)]
+
+    return guide(space, constraint, constraint.ceilings[0].cost, scores, score)
 
 
 def probes(space: Space) -> list[Allocation]:

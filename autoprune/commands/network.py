@@ -14,13 +14,14 @@ from autoprune.commands.screen import Screen
 from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, undescribed_flops
 from autoprune.cost._base import Cost
 from autoprune.graph import ChannelGraph
-from autoprune.importance import CRITERIA
+from autoprune.importance import CRITERIA, ranking
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.proof import analyse
+from autoprune.search.curves import SensitivityCurves
 from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.surgery import Pruner
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,30 @@ class Network:
         adapter: the network with its data, loss and metric.
         graph: its channel groups.
         space: its allocations.
-        surgeon: makes smaller copies.
-        order: per group, channels by importance.
+        pruner: makes smaller copies.
+        importance: per group, the score of each channel.
     """
 
     adapter: Adapter
     graph: ChannelGraph
     space: Space
-    surgeon: Surgeon
-    order: Sequence[npt.NDArray[np.int64]]
+    pruner: Pruner
+    importance: Sequence[npt.NDArray[np.float64]]
 
     @property
     def described(self) -> PolicyModel:
         """The network as a policy names it."""
         return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.space.units})
+
+    def curves(self, path: Path) -> SensitivityCurves:
+        """Read sensitivity curves that were measured on this network.
+
+        Raises:
+            ConfigError: the file is none, or belongs to another network.
+        """
+        _, curves = SensitivityCurves.load(path)
+        curves.check(self.space)
+        return curves
 
     def static_costs(self) -> Mapping[str, Cost]:
         """Return the costs in closed form, by metric."""
@@ -79,8 +90,8 @@ def open_network(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
     )
-    order = CRITERIA[criterion]().order(adapter.module, graph)
-    return Network(adapter, graph, space, Surgeon(adapter.module, graph), order)
+    importance = CRITERIA[criterion]()(adapter.module, graph)
+    return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
 
 
 def choose_device(asked: str) -> str:

@@ -29,7 +29,7 @@ def run(config: TrainConfig, screen: Screen) -> int:
                 "pruned": applied.stage(applied.module, applied.allocation, pruned, validate=True),
             }
             tuned = tune(
-                adapter, applied.module, folder, epochs=config.epochs, lr_scale=config.lr_scale,
+                adapter, applied.module, folder.path, epochs=config.epochs, lr_scale=config.lr_scale,
                 batch=config.batch, seed=config.seed, notes=applied.notes, screen=screen,
             )  # fmt: skip
             stages["finetuned"] = applied.stage(tuned, applied.allocation, trained, validate=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from autoprune.commands.folder import RunFolder
 from autoprune.commands.screen import Screen
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
@@ -15,15 +15,15 @@ from autoprune.training.finetune import EpochReport, finetune, resume_finetune
 
 
 def tune(
-    adapter: Adapter, module: nn.Module, folder: RunFolder, *,
+    adapter: Adapter, module: nn.Module, folder: Path, *,
     epochs: int, lr_scale: float, batch: int, seed: int, notes: Mapping[str, Any], screen: Screen,
 ) -> nn.Module:  # fmt: skip
-    """Fine-tune a pruned network and write the run's ``model.pt``; go on where an earlier process stopped.
+    """Fine-tune a pruned network and write ``model.pt`` into a folder; go on where an earlier process stopped.
 
     Returns:
         The network as ``model.pt`` holds it: float32, eval mode.
     """
-    path, out = folder.path / "model.pt", folder.path / "finetune"
+    path, out = folder / "model.pt", folder / "finetune"
     if not path.exists():
         with screen.progress("Fine-tuning", epochs) as advance:
 

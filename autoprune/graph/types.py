@@ -126,6 +126,30 @@ class ChannelGraph:
         """Number of channels over all groups."""
         return sum(group.size for group in self.groups)
 
+    def restricted(self, keep: npt.NDArray[np.bool_]) -> ChannelGraph:
+        """Return the graph of the smaller network that surgery makes of the kept channels.
+
+        Args:
+            keep: shape (channels,), true where a channel stays; every group keeps some, a unit's equally many.
+        """
+        sizes = [int(np.count_nonzero(keep[group.offset : group.offset + group.size])) for group in self.groups]
+        offsets = np.cumsum([0, *sizes])
+        numbers = np.cumsum(keep) - 1
+        axes = tuple(numbers[axis[keep[axis]]] for axis in self.axes)
+        return replace(
+            self,
+            groups=tuple(
+                replace(group, offset=int(offset), size=size)
+                for group, offset, size in zip(self.groups, offsets, sizes, strict=False)
+            ),
+            units=tuple(replace(unit, width=sizes[unit.groups[0]]) for unit in self.units),
+            axes=axes,
+            layers=tuple(
+                replace(layer, groups=len(axes[layer.out_axis])) if layer.kind is LayerKind.DEPTHWISE else layer
+                for layer in self.layers
+            ),
+        )
+
     def pin(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """Return the graph with the named units pinned, each for its reason."""
         pinned = {index: reasons[unit.name] for unit in self.units if unit.name in reasons for index in unit.groups}

@@ -41,4 +41,9 @@ class Importance(ABC):
 
     def order(self, module: nn.Module, graph: ChannelGraph) -> tuple[npt.NDArray[np.int64], ...]:
         """Return per group its channels' numbers within the group, most important first (ties by number)."""
-        return tuple(np.argsort(-scores, kind="stable") for scores in self(module, graph))
+        return ranking(self(module, graph))
+
+
+def ranking(importance: Sequence[Scores]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return per group its channels' numbers, those with the highest scores first (ties by number)."""
+    return tuple(np.argsort(-scores, kind="stable") for scores in importance)

@@ -97,6 +97,18 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def stages(self, module: nn.Module) -> Sequence[str]:
+        """Return the paths of submodules that the forward pass runs once each, in this order.
+
+        What a stage returns depends on the network's input and on what earlier stages returned, and on no weight
+        outside of stages. Layers that run after all of them (the head) need not be among them. A network without such
+        an order has none; what its neighbours compute can then not be reused.
+
+        Args:
+            module: the dense network or a pruned one.
+        """
+
+    @abstractmethod
     def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
         """Measure the accuracy of an eval-mode module on held batches."""
 

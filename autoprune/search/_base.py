@@ -127,7 +127,7 @@ def search(
         strategy.close()
     if best is None:
         raise ConfigError(
-            f"The strategy proposed nothing within the budget in {len(history)} of {evaluations} evaluations; allow more"
+            f"The strategy proposed nothing within the budget in {len(history)} evaluations; allow more of them"
         )
     return SearchResult(best, tuple(history))
 

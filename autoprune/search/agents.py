@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from autoprune.search._base import Strategy
+from autoprune.search._base import Candidate, Strategy
 from autoprune.search.exploration import Exploration, NoExploration
 from autoprune.search.handoff import Handoff
 from autoprune.search.isolation import PrivateGlobals, compute_on_one_core
@@ -46,8 +48,9 @@ class AgentKind(Enum):
 class AgentStrategy(Strategy):
     """Runs an agent's ``learn()`` in a thread of its own and hands its candidates to the search loop.
 
-    The first candidate is the environment's prior; off-policy agents remember that episode. The agent draws from global
-    random states of its own, so that nothing outside disturbs it or is disturbed.
+    The first candidate is the environment's prior; off-policy agents remember that episode, and those of candidates
+    that other strategies found. The agent draws from global random states of its own, so that nothing outside disturbs
+    it or is disturbed.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class AgentStrategy(Strategy):
         *,
         evaluations: int,
         seed: int,
+        start: Sequence[Candidate] = (),
         log_dir: Path | None = None,
     ) -> None:
         """Prepare the agent; nothing runs before the first ``ask``.
@@ -66,12 +70,14 @@ class AgentStrategy(Strategy):
             settings: which agent, and how, e.g. ``AgentKind.PPO.settings``.
             evaluations: candidates that it may try; also sets the length of its schedules.
             seed: of everything random.
+            start: candidates of other strategies; off-policy agents walk them to fill their replay buffer.
             log_dir: where TensorBoard events are written, if anywhere.
         """
         self._make_env = make_env
         self._settings = settings
         self._evaluations = self._left = evaluations
         self._seed = seed
+        self._start = {candidate.allocation: candidate.score for candidate in start}
         self._waiting: deque[Allocation] = deque()
         self._scores: list[float] = []
         self._globals = PrivateGlobals()
@@ -120,14 +126,29 @@ class AgentStrategy(Strategy):
         env = view(self._make_env(episodes=episodes, score=ask), self._exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
-            for transition in prior:
+            known = view(self._make_env(episodes=1, score=self._remembered), NoExploration())
+            for transition in chain(prior, *(walk_known(known, allocation) for allocation in self._start)):
                 model.replay_buffer.add(**transition)
         model.set_logger(self._telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
         model.learn(total_timesteps=steps)
 
+    def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
+        """Score by what other strategies told; NaN for what they did not try."""
+        return [self._start.get(allocation, np.nan) for allocation in allocations]
+
 
 def walk_prior(env: AgentView) -> list[dict[str, Any]]:
     """Walk one episode along the prior's actions; return its transitions."""
-    actions = iter(env.normalised(env.get_attr("prior_actions")[0]))
-    return walk_episode(env, lambda _: np.full((1, 1), next(actions), dtype=np.float32))
+    return _walk_along(env, env.get_attr("prior_actions")[0])
+
+
+def walk_known(env: AgentView, allocation: Allocation) -> list[dict[str, Any]]:
+    """Walk to an allocation; return the transitions, none where the walk ends at one that has no score."""
+    transitions = _walk_along(env, env.env_method("actions_for", allocation)[0])
+    return transitions if np.isfinite(transitions[-1]["reward"]).all() else []
+
+
+def _walk_along(env: AgentView, actions: npt.NDArray[Any]) -> list[dict[str, Any]]:
+    following = iter(env.normalised(actions))
+    return walk_episode(env, lambda _: np.full((1, 1), next(following), dtype=np.float32))

@@ -23,7 +23,8 @@ class MakeEnv(Protocol):
     """Makes the environment that an agent learns in.
 
     All episodes have the same length, attribute ``episode_steps``; ``prior_actions``, shape (episode_steps,), lead to
-    where the search starts; ``costs(allocation)`` tells costs by metric. At every step ``info`` holds the
+    where the search starts, and ``actions_for(allocation)`` to an allocation; ``costs(allocation)`` tells costs by
+    metric. At every step ``info`` holds the
     ``executed_action``.
     """
 

@@ -46,7 +46,7 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         batch: images per step.
         lr_scale: share of the dense learning rate to start with.
     """
-    optimizer, rate = _dense_rate(dense, batch)
+    optimizer, rate = dense_rate(dense, batch)
     return {
         **{key: dense[key] for key in _INHERITED},
         "epochs": epochs,
@@ -72,7 +72,7 @@ _INHERITED = (
 )
 
 
-def _dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
+def dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
     """Return the optimizer and first learning rate of the dense training, or a default where it was automatic.
 
     The rate of SGD is scaled to the smaller number of images per step (Goyal et al., 2017, section 2.1: linearly);

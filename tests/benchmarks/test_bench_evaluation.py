@@ -25,7 +25,7 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.proof import analyse
 from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.surgery import Pruner
 
 IMAGES, BATCH, ROUNDS = 60, 20, 5
 
@@ -40,7 +40,7 @@ def test_a_candidate_beside_bare_passes_and_the_usual_way(shared: Path, tmp_path
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     evaluator = Evaluator(
-        adapter, space, Surgeon(adapter.module, graph), CRITERIA["l1"]().order(adapter.module, graph),
+        adapter, Pruner(adapter.module, space, CRITERIA["l1"]().order(adapter.module, graph)),
         images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(tmp_path / "journal.jsonl", {}),
     )  # fmt: skip
     allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))

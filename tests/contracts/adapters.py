@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autoprune.models._base import Adapter
+from autoprune.prefix import Prefix
 
 
 def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
@@ -22,6 +24,7 @@ def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
     check_module(adapter)
     check_batches(adapter)
     check_loss(adapter, pruned)
+    check_stages(adapter, pruned)
     check_accuracy(adapter, pruned)
     check_deployable(adapter, pruned)
     check_save(adapter, pruned, folder)
@@ -69,6 +72,24 @@ def check_loss(adapter: Adapter, pruned: nn.Module) -> None:
     assert set(vars(pruned)) == names
     pruned.zero_grad()
     pruned.eval()
+
+
+def check_stages(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that the forward pass can start after any stage, given what the stages before it returned."""
+    stages = adapter.stages(pruned)
+    starts = range(len(stages) + 1)  # as if every stage had one unit, and the head
+    base = tuple(0 for _ in starts)
+    batches = adapter.batches("train", images=3, batch=2, seed=0)
+    module, losses = deepcopy(pruned).train(), []
+    passes = [lambda batch=batch: losses.append(adapter.loss(module, batch)) for batch in batches]
+    prefix = Prefix.record(module, passes, base=base, stages=stages, starts=starts)
+    assert prefix.cuts == tuple(starts[1:])
+    for cut in prefix.cuts:
+        candidate = tuple(int(start == cut) for start in starts)
+        shortened = prefix.shorten(deepcopy(pruned).train(), candidate)
+        with torch.no_grad():
+            for batch, loss in zip(batches, losses, strict=True):
+                torch.testing.assert_close(adapter.loss(shortened, batch), loss, rtol=1e-5, atol=0)
 
 
 def check_accuracy(adapter: Adapter, pruned: nn.Module) -> None:

@@ -178,6 +178,11 @@ class UltralyticsAdapter(Adapter):
         loss: torch.Tensor = total.sum() / len(batch["img"])
         return loss
 
+    def stages(self, module: nn.Module) -> Sequence[str]:
+        """Return Ultralytics' layers but the last, the head."""
+        layers = module.get_submodule("model")
+        return [f"model.{name}" for name, _ in layers.named_children()][:-1]
+
     def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
         """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
         objects = max(

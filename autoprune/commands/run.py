@@ -1,0 +1,147 @@
+"""What the commands share that prune to a budget: the network, its costs, how candidates are scored and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.budget import Budget
+from autoprune.commands.folder import RunFolder
+from autoprune.commands.latency import Bench, rescaled
+from autoprune.commands.network import Network, open_network
+from autoprune.commands.screen import Screen
+from autoprune.commands.stages import Stage
+from autoprune.config import BudgetedConfig, PruningConfig
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
+from autoprune.errors import BudgetUnreachableError
+from autoprune.evaluation import Evaluator
+from autoprune.models._base import Accuracy
+from autoprune.space import Allocation
+
+DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
+
+Kind = TypeVar("Kind", bound=PruningConfig)
+
+
+def with_model(config: Kind) -> Kind:
+    """Fill in the bundled detector and data set where no model is given, and how long to fine-tune."""
+    if isinstance(config, BudgetedConfig) and config.finetune_epochs is None:
+        config = replace(config, finetune_epochs=DEMO_EPOCHS if config.model is None else DEFAULT_EPOCHS)
+    if config.model is not None:
+        return config
+    return replace(config, model=demo_weights(), data=shapes_dataset(), imgsz=config.imgsz or DEMO_IMAGE_SIZE)
+
+
+def dense_network(config: PruningConfig, screen: Screen) -> Network:
+    """Load and analyse the network that a configuration names; see to its threads."""
+    assert config.model is not None
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return open_network(
+        config.model,
+        data=config.data,
+        image_size=config.imgsz,
+        device=config.device,
+        trust=config.trust_checkpoint,
+        criterion=config.criterion.value,
+        round_to=config.round_to,
+        min_keep=config.min_keep,
+        screen=screen,
+    )
+
+
+def make_evaluator(
+    network: Network, config: PruningConfig, folder: RunFolder, screen: Screen, *, kind: str, images: int
+) -> Evaluator:
+    """Return what scores a network's candidates on so many training images."""
+    evaluator = Evaluator(
+        network.adapter, network.pruner,
+        images=images, batch=config.batch, seed=config.seed,
+        journal=folder.journal, kind=kind, notify=screen.warn,
+    )  # fmt: skip
+    for skipped in network.adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    return evaluator
+
+
+class PruningRun:
+    """A run that prunes one network to budgets; what a stage found is in the journal, so that a resume goes through it.
+
+    Attributes:
+        config: what it was told, defaults filled in.
+        folder: where it leaves its results.
+        screen: told how it goes.
+        network: the dense network.
+        static: costs in closed form, by metric.
+        bench: measures and predicts latency.
+    """
+
+    def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
+        self.config, self.folder, self.screen = config, folder, screen
+        self.network = dense_network(config, screen)
+        self.static = self.network.static_costs()
+        self.bench = Bench(self.network, config, folder, screen)
+
+    @property
+    def dense_allocation(self) -> Allocation:
+        """The allocation that keeps everything."""
+        return self.network.space.allocation(self.network.space.dense)
+
+    def dense(self) -> Stage:
+        """Measure the dense network."""
+        return self.stage("dense", self.network.adapter.module, self.dense_allocation)
+
+    def stage(self, name: str, module: nn.Module, allocation: Allocation, file: Path | None = None) -> Stage:
+        """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency."""
+
+        def measured() -> dict[str, float]:
+            accuracy = self.network.adapter.validate(module)
+            return {"map50": accuracy.map50, "map50_95": accuracy.map50_95}
+
+        accuracy = Accuracy(**self.folder.once("validation", measured, name))
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
+        costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
+        return Stage.of(accuracy, costs, self.bench.stage(name, module))
+
+    def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
+        """Return what each metric may be at most, in its unit."""
+        return {limit.metric: limit.resolve(dense.cost(limit.metric)) for limit in budget}
+
+    def constrain(self, limits: Mapping[str, float]) -> Constraint:
+        """Return the limits as a constraint on allocations; latency by its predictor, fitted first.
+
+        Raises:
+            BudgetUnreachableError: even the narrowest network exceeds a limit.
+        """
+        ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if metric != "latency"]
+        if "latency" in limits:
+            ceilings.append(Ceiling(self.bench.predictor(limits["latency"]), self.bench.target(limits["latency"])))
+        try:
+            return Constraint(self.network.space, ceilings)
+        except BudgetUnreachableError as error:
+            if "latency" not in limits:
+                raise
+            raise BudgetUnreachableError(
+                f"{error}. Measured, that narrowest network takes {self.bench.reachable()}."
+            ) from error
+
+    def calibrated(self, constraint: Constraint, allocation: Allocation, target: float) -> Constraint:
+        """Return the constraint with the latency predictor's error at an allocation taken out: measured there.
+
+        Args:
+            constraint: the budget, latency by its predictor.
+            allocation: where it matters.
+            target: milliseconds that candidates are held to.
+        """
+        return rescaled(constraint, self.bench.predicted(allocation) / self.bench.measure(allocation), target)
+
+    def evaluator(self, kind: str, images: int) -> Evaluator:
+        """Return what scores candidates on so many training images."""
+        return make_evaluator(self.network, self.config, self.folder, self.screen, kind=kind, images=images)

@@ -1,0 +1,66 @@
+"""``autoprune sensitivity``: how the score falls when each unit alone is pruned."""
+
+from __future__ import annotations
+
+from autoprune.commands.folder import RunFolder
+from autoprune.commands.run import dense_network, make_evaluator, with_model
+from autoprune.commands.screen import Screen
+from autoprune.config import SensitivityConfig
+from autoprune.pictures.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
+from autoprune.search.curves import CurvesHeader, SensitivityCurves, curves_from, probe_plan
+
+SHOWN = 10
+"""How many units the table shows: those whose pruning costs most."""
+
+
+def run(config: SensitivityConfig, screen: Screen) -> int:
+    """Score every unit at every ratio, one at a time; write ``sensitivity.json`` and two pictures."""
+    with RunFolder.open("sensitivity", config) as folder:
+        try:
+            _measure(with_model(config), folder, screen)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(
+                f"stopped; everything so far is kept, go on with: autoprune sensitivity --resume {folder.path}"
+            ) from interrupt
+    return 0
+
+
+def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> None:
+    network = dense_network(config, screen)
+    evaluator = make_evaluator(network, config, folder, screen, kind="evaluation", images=config.images)
+    evaluator.rebase(network.space.allocation(network.space.dense))
+    plan = probe_plan(network.space, config.keep_ratios)
+    scores = []
+    with screen.progress("Sensitivity", len(plan)) as advance:
+        for done, allocation in enumerate(plan, start=1):
+            scores.append(evaluator([allocation])[0].score)
+            advance(done)
+    curves = curves_from(network.space, plan, scores)
+    header = CurvesHeader(network.described, config.criterion.value, config.images, config.seed)
+    file = folder.path / "sensitivity.json"
+    curves.save(file, header)
+    title = f"{network.adapter.name} at {network.adapter.image_size} px, {config.criterion.value}"
+    drawn = _drawn(curves)
+    sensitivity_curves(drawn, folder.path / "curves.png", title=title)
+    sensitivity_heatmap(drawn, folder.path / "heatmap.png", title=title)
+    _show(curves, screen)
+    screen.note(f"The curves are {file}, {folder.path / 'curves.png'} and {folder.path / 'heatmap.png'}.")
+
+
+def _drawn(curves: SensitivityCurves) -> list[UnitCurve]:
+    return [
+        UnitCurve(curve.unit, curve.width, tuple((keep / curve.width, score) for keep, score in curve.points))
+        for curve in curves.curves
+        if curve.points
+    ]
+
+
+def _show(curves: SensitivityCurves, screen: Screen) -> None:
+    """Show the units whose pruning costs most, at their narrowest."""
+    worst = sorted((curve for curve in curves.curves if curve.points), key=lambda curve: curve.points[0][1])
+    rows = []
+    for curve in worst[:SHOWN]:
+        scores = ", ".join(f"{keep / curve.width:.2f}: {score:+.3f}" for keep, score in curve.points)
+        rows.append([curve.unit, str(curve.width), scores])
+    header = ["unit", "channels", "keep ratio: score"]
+    screen.table(f"The most sensitive of {len(worst)} units", header, rows)

@@ -1,0 +1,60 @@
+"""Candidates of finished runs, for strategies that start from what others found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from autoprune.arguments import CONFIG_FILE, load
+from autoprune.config import PruningConfig, SearchConfig, option
+from autoprune.constraint import Constraint
+from autoprune.errors import ConfigError
+from autoprune.journal import Journal
+from autoprune.search._base import Candidate
+
+SAME = ("model", "data", "imgsz", "criterion", "round_to", "images", "batch", "seed")
+"""What two runs must have in common for their scores to be comparable."""
+
+
+def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Constraint) -> tuple[Candidate, ...]:
+    """Return the candidates of finished searches that hold the constraint, each allocation once.
+
+    Args:
+        runs: their folders.
+        config: of the search that starts from them.
+        constraint: what it must hold.
+
+    Raises:
+        ConfigError: a folder is not a search that scored candidates as this one does.
+        RunError: its journal cannot be read.
+    """
+    found: dict[tuple[int, ...], Candidate] = {}
+    for name in runs:
+        for candidate in _scored(Path(name), config):
+            if len(candidate.allocation) == len(constraint.space) and constraint.holds(np.array(candidate.allocation)):
+                found[candidate.allocation] = candidate
+    return tuple(found.values())
+
+
+def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(f"--warm-start takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
+    theirs = load("search", run / CONFIG_FILE)
+    assert isinstance(theirs, PruningConfig)
+    for item in fields(config):
+        ours, other = getattr(config, item.name), getattr(theirs, item.name)
+        bundled = item.name in ("model", "data") and other is None
+        if item.name in SAME and not bundled and _plain(ours) != _plain(other):
+            raise ConfigError(
+                f"--warm-start needs scores of the same network on the same images: {run} has {option(item.name)} "
+                f"{other}, this search {ours}"
+            )
+    with Journal.open(run / "journal.jsonl") as journal:
+        return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
+
+
+def _plain(value: object) -> object:
+    return value.absolute() if isinstance(value, Path) else value

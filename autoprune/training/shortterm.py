@@ -1,0 +1,88 @@
+"""A few training steps of a proposal, so that it is compared as the network it could become (NetAdapt, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from autoprune.errors import TrainingError
+from autoprune.models._base import Adapter, Batch
+from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.training.recipe import dense_rate
+
+CLIP = 10.0
+"""Largest norm of a gradient, as in Ultralytics' training."""
+
+HELD_IMAGES = 128
+"""Most training images that are held for short fine-tunes; longer ones go through them again."""
+
+
+def training_batches(adapter: Adapter, *, scoring: int, steps: int, batch: int, seed: int) -> Sequence[Batch]:
+    """Return training images that no candidate is scored on, as batches held on the device.
+
+    Args:
+        adapter: the data.
+        scoring: how many images score candidates; with the same seed these are left out.
+        steps: how many batches are wanted; fewer are returned where there are not as many images.
+        batch: images per batch.
+        seed: chooses the images.
+
+    Raises:
+        TrainingError: the training split has no other images.
+    """
+    skipped = math.ceil(scoring / batch)  # whole batches, so that no scoring image is left in the first one
+    wanted = min(steps, math.ceil(HELD_IMAGES / batch))
+    found = adapter.batches("train", images=(skipped + wanted) * batch, batch=batch, seed=seed)[skipped:]
+    if not found:
+        raise TrainingError(
+            f"short fine-tunes need training images besides the {scoring} that score candidates, and the training "
+            "split has none; lower --images, or give --short-term-steps 0"
+        )
+    return found
+
+
+def train_briefly(
+    adapter: Adapter, module: nn.Module, batches: Sequence[Batch], *, steps: int, lr_scale: float
+) -> None:
+    """Train a network in place for a few steps, with the fine-tune's optimizer at its first learning rate.
+
+    Images are not augmented; nothing is random.
+
+    Args:
+        adapter: the dense network, whose settings the optimizer takes.
+        module: changed; left in train mode.
+        batches: used in turn.
+        steps: optimizer steps, one batch each.
+        lr_scale: learning rate as a share of the dense training's.
+
+    Raises:
+        TrainingError: the loss is not a number, or the network is no Ultralytics detector.
+    """
+    if not isinstance(adapter, UltralyticsAdapter):
+        raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
+    settings = adapter.train_args
+    size = len(adapter.inputs(batches[0]))
+    name, rate = dense_rate(settings, size)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    momentum, decay = float(settings["momentum"]), float(settings["weight_decay"])
+    optimizer: torch.optim.Optimizer
+    if name == "SGD":
+        optimizer = torch.optim.SGD(
+            parameters, lr=rate * lr_scale, momentum=momentum, weight_decay=decay, nesterov=True
+        )
+    else:
+        kind = torch.optim.AdamW if name == "AdamW" else torch.optim.Adam
+        optimizer = kind(parameters, lr=rate * lr_scale, betas=(momentum, 0.999), weight_decay=decay)
+    module.train()
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        loss = adapter.loss(module, batch) * len(adapter.inputs(batch))  # Ultralytics sums over the batch
+        if not math.isfinite(float(loss)):
+            raise TrainingError(f"the training loss is not a number in step {step + 1}; lower --lr-scale")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
