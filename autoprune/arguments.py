@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from autoprune import __version__
-from autoprune.config import COMMANDS, ApplyConfig, Config, option, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, Config, option, to_yaml
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
 
@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
     """
     run = _run_to_resume(argv)
     if run is not None:
-        return argv[0], _resumed(argv[0], run)
+        return argv[0], _resumed(argv[0], *run)
     command, config = _parse(argv)
     if getattr(config, "resume", None) is not None:
         raise ConfigError("resume belongs on the command line, not into a configuration file")
@@ -179,28 +179,34 @@ def _tidy(argv: Sequence[str]) -> list[str]:
     return [argv[0], *(f"--config={file}" for file in gathered["--config"]), *rest, *lists]
 
 
-def _run_to_resume(argv: Sequence[str]) -> Path | None:
-    """Return the folder after ``--resume``, which must be the only option."""
+def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
+    """Return the folder after ``--resume``, which must be the only option, and what extends the run."""
     if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] is ApplyConfig:
         return None
-    words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
+    words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--resume" not in words or {"-h", "--help"} & set(words):
         return None
     at = words.index("--resume")
-    others = [word for word in words[:at] + words[at + 2 :] if word.startswith("-")]
-    if others or len(words) != 2:
+    run, rest = words[at + 1 : at + 2], words[:at] + words[at + 2 :]
+    extensions = [option(name) for name in EXTENDABLE.get(argv[0], ())]
+    more: list[str] = []
+    while len(rest) >= 2 and rest[0] in extensions:
+        more, rest = [*more, f"{rest[0]}={rest[1]}"], rest[2:]
+    if rest or not run:
+        others = [word for word in rest if word.startswith("-")]
+        allowed = f" but for {' and '.join(extensions)}" if extensions else ""
         raise ConfigError(
-            "--resume RUN stands alone, the run knows its other options"
+            f"--resume RUN stands alone{allowed}, the run knows its other options"
             + (f"; remove {', '.join(others)}" if others else f", got {' '.join(words)}")
         )
-    return Path(words[at + 1])
+    return Path(run[0]), more
 
 
-def _resumed(command: str, run: Path) -> Config:
+def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     path = run / CONFIG_FILE
     if not path.is_file():
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
-    config = load(command, path)
+    config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
     if isinstance(config, ApplyConfig):
         raise ConfigError("apply has nothing to resume")
     return replace(config, resume=run, out=run)

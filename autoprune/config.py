@@ -227,6 +227,71 @@ class SensitivityConfig(PruningConfig):
         return tuple(sorted(ratios, reverse=True))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What takes part in a comparison.
+
+    Attributes:
+        strategy: what searches.
+        warm_start: what searches before it, with half of the evaluations; its candidates are handed on.
+    """
+
+    strategy: StrategyName
+    warm_start: StrategyName | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read ``ppo``, or ``knapsack+ppo`` for ppo started from knapsack's candidates."""
+        known = {member.value: member for member in StrategyName}
+        words = [word.strip() for word in text.split("+")]
+        unknown = [word for word in words if word not in known]
+        if unknown or len(words) > 2:
+            raise ConfigError(
+                f"--strategies takes names of {', '.join(known)}, with commas between them, and A+B for B started from "
+                f"A's candidates, got {text!r}"
+            )
+        return cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
+
+    def __str__(self) -> str:
+        return self.strategy.value if self.warm_start is None else f"{self.warm_start.value}+{self.strategy.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(BudgetedConfig):
+    """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
+
+    A finished comparison is extended by --resume RUN with more --strategies or --seeds.
+
+    Attributes:
+        strategies: what takes part, names with commas between them; knapsack+ppo is ppo started from the candidates of
+            knapsack, with half of the evaluations each
+        evaluations: how many candidates each may score, those of its warm start and of its priors counted
+        seeds: how often each strategy with chance in it runs
+        rule: how an agent's episode meets the budget, as in search
+        references: also train the honest alternatives: the dense network, the same family trained smaller, and the
+            dense network at a lower image size
+        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and mAP
+    """
+
+    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,evolution,ddpg,ppo"
+    evaluations: int = 100
+    seeds: int = 3
+    rule: Rule = Rule.PROJECTED
+    references: bool = True
+    correlated: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, "evaluations", "seeds", least=1)
+        _check_counts(self, "correlated", least=0)
+        self.entries  # noqa: B018  (raises where they are malformed)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What takes part, each once."""
+        return tuple(dict.fromkeys(Entry.parse(text) for text in self.strategies.split(",")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig:
     """Apply a policy to weights: prune, recalibrate batch norm where there is data, and save a stock checkpoint.
@@ -312,10 +377,15 @@ COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
     "netadapt": NetAdaptConfig,
     "sensitivity": SensitivityConfig,
+    "compare": CompareConfig,
     "apply": ApplyConfig,
     "train": TrainConfig,
 }
 """Every command by its name, with the configuration it takes."""
+
+
+EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds")}
+"""What may be changed when a run of a command goes on: it then does more than it was told at first."""
 
 
 def option(name: str) -> str:

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder}, which is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny detector and a data set, see ``tests.world``."""
+    from tests.world import write_world  # late: it imports ultralytics
+
+    return write_world(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands measure on a device in closed form and analyse an architecture once, see ``tests.world``."""
+    from tests.world import quick_commands
+
+    with quick_commands(tmp_path_factory.mktemp("latency")):
+        yield

@@ -74,7 +74,7 @@ def _compared(
 ) -> Finalist:  # fmt: skip
     """Return the best of the finalists that were measured within a target in milliseconds."""
     finalists: dict[Allocation, Finalist] = {}
-    best = _best(result, count)
+    best = _best(result, constraint, count)
     with screen.progress("Finalists", len(best)) as advance:
         for done, candidate in enumerate(best, start=1):
             found = _measured(candidate, evaluator, constraint, bench, target)
@@ -91,9 +91,13 @@ def _compared(
     return max(finalists.values(), key=lambda item: (item.accuracy.map50_95 if item.accuracy else 0.0, item.score))
 
 
-def _best(result: SearchResult, count: int) -> list[Candidate]:
-    """Return the best candidates, each allocation once, best first."""
-    distinct = {candidate.allocation: candidate for candidate in result.history}
+def _best(result: SearchResult, constraint: Constraint, count: int) -> list[Candidate]:
+    """Return the best candidates, each allocation once, best first; no probes, which are not within the budget."""
+    distinct = {
+        candidate.allocation: candidate
+        for candidate in result.history
+        if constraint.holds(np.array(candidate.allocation))
+    }
     return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
 
 

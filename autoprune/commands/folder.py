@@ -12,7 +12,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.arguments import save
-from autoprune.config import ApplyConfig, Config, to_yaml
+from autoprune.config import EXTENDABLE, ApplyConfig, CompareConfig, Config, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
 from autoprune.journal import Journal
@@ -41,13 +41,15 @@ class RunFolder:
         Raises:
             RunError: the folder exists already, or is not a run of this command and configuration.
         """
-        told = {"command": command, "config": to_yaml(replace(config, out=None))}  # a run folder may be moved
+        told = {"command": command, "config": _identity(command, config)}
         resume = None if isinstance(config, ApplyConfig) else config.resume
         if resume is not None:
             journal = Journal.open(resume / "journal.jsonl")
             if {key: journal.header.get(key) for key in told} != told:
                 journal.close()
                 raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")
+            if isinstance(config, CompareConfig):
+                save(replace(config, resume=None), resume)  # a comparison that goes further remembers it
             return cls(resume, journal, resumed=True)
         path = config.out if config.out is not None else _next(command)
         if path.exists():
@@ -79,6 +81,13 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.journal.close()
+
+
+def _identity(command: str, config: Config) -> str:
+    """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
+    changing = {"out", *EXTENDABLE.get(command, ())}
+    lines = to_yaml(config).splitlines()
+    return "\n".join(line for line in lines if line.partition(":")[0] not in changing)
 
 
 def _next(command: str) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.run import dense_network, make_evaluator, with_model
 from autoprune.commands.screen import Screen
 from autoprune.config import SensitivityConfig
 from autoprune.pictures.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
 from autoprune.search.curves import CurvesHeader, SensitivityCurves, curves_from, probe_plan
+from autoprune.space import Space
 
 SHOWN = 10
 """How many units the table shows: those whose pruning costs most."""
@@ -43,7 +46,7 @@ def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> No
     drawn = _drawn(curves)
     sensitivity_curves(drawn, folder.path / "curves.png", title=title)
     sensitivity_heatmap(drawn, folder.path / "heatmap.png", title=title)
-    _show(curves, screen)
+    _show(curves, config, network.space, screen)
     screen.note(f"The curves are {file}, {folder.path / 'curves.png'} and {folder.path / 'heatmap.png'}.")
 
 
@@ -55,12 +58,14 @@ def _drawn(curves: SensitivityCurves) -> list[UnitCurve]:
     ]
 
 
-def _show(curves: SensitivityCurves, screen: Screen) -> None:
+def _show(curves: SensitivityCurves, config: SensitivityConfig, space: Space, screen: Screen) -> None:
     """Show the units whose pruning costs most, at their narrowest."""
-    worst = sorted((curve for curve in curves.curves if curve.points), key=lambda curve: curve.points[0][1])
+    kept = {ratio: space.round_down(np.full(len(space), ratio)) for ratio in config.keep_ratios}
+    measured = [(index, dict(curve.points)) for index, curve in enumerate(curves.curves) if curve.points]
     rows = []
-    for curve in worst[:SHOWN]:
-        scores = ", ".join(f"{keep / curve.width:.2f}: {score:+.3f}" for keep, score in curve.points)
-        rows.append([curve.unit, str(curve.width), scores])
-    header = ["unit", "channels", "keep ratio: score"]
-    screen.table(f"The most sensitive of {len(worst)} units", header, rows)
+    for index, scores in sorted(measured, key=lambda item: min(item[1].values()))[:SHOWN]:
+        found = (scores.get(int(counts[index])) for counts in kept.values())
+        unit = space.units[index]
+        rows.append([unit.name, str(unit.width), *("" if score is None else f"{score:+.3f}" for score in found)])
+    header = ["unit", "channels", *(f"keep {ratio:g}" for ratio in kept)]
+    screen.table(f"The most sensitive of {len(measured)} units: score when it alone is pruned", header, rows)

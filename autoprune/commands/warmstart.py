@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.arguments import CONFIG_FILE, load
+from autoprune.commands.run import with_model
 from autoprune.config import PruningConfig, SearchConfig, option
 from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
@@ -24,7 +25,7 @@ def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Co
 
     Args:
         runs: their folders.
-        config: of the search that starts from them.
+        config: of the search that starts from them, with the bundled detector filled in where it is meant.
         constraint: what it must hold.
 
     Raises:
@@ -44,10 +45,10 @@ def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
         raise ConfigError(f"--warm-start takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
     theirs = load("search", run / CONFIG_FILE)
     assert isinstance(theirs, PruningConfig)
+    theirs = with_model(theirs)  # as the config of this search is
     for item in fields(config):
         ours, other = getattr(config, item.name), getattr(theirs, item.name)
-        bundled = item.name in ("model", "data") and other is None
-        if item.name in SAME and not bundled and _plain(ours) != _plain(other):
+        if item.name in SAME and _plain(ours) != _plain(other):
             raise ConfigError(
                 f"--warm-start needs scores of the same network on the same images: {run} has {option(item.name)} "
                 f"{other}, this search {ours}"

@@ -121,6 +121,13 @@ class Adapter(ABC):
         """Return a new module as it will be exported: fused, eval mode, head included, NMS excluded."""
 
     @abstractmethod
+    def scaled(self, width: float) -> nn.Module | None:
+        """Return an untrained network of the same family whose widths are the dense one's times ``width``.
+
+        None where the family has no such scale. Its weights are a function of the global random state.
+        """
+
+    @abstractmethod
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
         """Write a stock checkpoint atomically; ``notes`` (plain JSON values) travel inside it."""
 

@@ -1,6 +1,6 @@
 """What a candidate costs that differs from the base network in one unit, with and without prefix reuse.
 
-Needs ``../shared``. Every sixth unit at half its width, at 320 px with 60 images, both ways in turn; medians of the rounds.
+Needs ``../shared``. Every sixth unit at half its width, at 320 px with 60 images, both ways in turn; medians.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from autoprune.models.ultralytics.checks import (
     stride_of,
 )
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
+from autoprune.models.ultralytics.scaling import scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 
 _VALIDATION_BATCH = 16
@@ -223,6 +224,11 @@ class UltralyticsAdapter(Adapter):
             copy.fuse(verbose=False)
         fused: nn.Module = copy
         return fused
+
+    def scaled(self, width: float) -> nn.Module | None:
+        """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""
+        network = scaled(self.module, width)
+        return None if network is None else _prepared(network, self.train_args).to(self.device)
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
         """Write a stock checkpoint that ``YOLO(path)`` opens without autoprune installed.

@@ -1,0 +1,196 @@
+"""One strategy's part in a comparison: a search of so many evaluations, what it found and what it took."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoprune.commands.finalists import choose
+from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, measured_guidance, probes
+from autoprune.commands.run import PruningRun
+from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
+from autoprune.config import CompareConfig, Entry, StrategyName
+from autoprune.constraint import Constraint
+from autoprune.errors import ConfigError
+from autoprune.evaluation import Evaluator
+from autoprune.search._base import Candidate, Progress, SearchResult, search
+from autoprune.space import Allocation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search of a comparison found.
+
+    Attributes:
+        entry: which strategy, as the command line names it.
+        seed: of the search, counted from 0.
+        allocation: the winner; it holds the budget, latency as measured.
+        score: its proxy score.
+        evaluations: candidates scored, those before the search proper counted.
+        seconds: what these took when they were computed, and the strategy's own time.
+        history: the score of every evaluation in order; NaN for one that does not hold the budget.
+        tried: the candidates of the history that hold the budget.
+    """
+
+    entry: str
+    seed: int
+    allocation: Allocation
+    score: float
+    evaluations: int
+    seconds: float
+    history: tuple[float, ...]
+    tried: tuple[Candidate, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` reads them back."""
+        tried = [[list(candidate.allocation), candidate.score] for candidate in self.tried]
+        return {**vars(self), "allocation": list(self.allocation), "history": list(self.history), "tried": tried}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Outcome:
+        """Read what ``to_json`` gave."""
+        tried = tuple(Candidate(tuple(allocation), score) for allocation, score in values["tried"])
+        allocation, history = tuple(values["allocation"]), tuple(values["history"])
+        return cls(**{**values, "allocation": allocation, "history": history, "tried": tried})
+
+
+class Contest:
+    """Lets strategies search, each with the same evaluations on the same images.
+
+    Args:
+        run: the network.
+        config: the comparison.
+        constraint: the budget.
+        latency: its limit in milliseconds, or None where latency is not limited.
+    """
+
+    def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, latency: float | None) -> None:
+        self._run, self._config, self._latency = run, config, latency
+        self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
+        self._guidance: Guidance | None = None
+        names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
+        if names & INFORMED:
+            if config.evaluations <= self.guidance_cost:
+                raise ConfigError(
+                    f"--evaluations must be more than {self.guidance_cost}, which the agents' and the evolution's "
+                    f"priors take, got {config.evaluations}"
+                )
+            self._guidance = measured_guidance(run, constraint, self.evaluator)
+        self._constraint = self._corrected(constraint)
+
+    @property
+    def guidance_cost(self) -> int:
+        """Evaluations that guidance takes: its probes on a part of the images, as that part, and the priors tried."""
+        config = self._config
+        part = min(config.batch, config.images) / config.images
+        return math.ceil(len(probes(self._run.network.space)) * part) + len(PRIOR_STRENGTHS)
+
+    def seeds(self, entry: Entry) -> range:
+        """Return the seeds that an entry runs with: one where there is no chance in it."""
+        chance = {entry.strategy, entry.warm_start} - {None} - CHANCELESS
+        return range(self._config.seeds if chance else 1)
+
+    def outcome(self, entry: Entry, seed: int) -> Outcome:
+        """Return what an entry finds; journalled."""
+
+        def searched() -> dict[str, Any]:
+            return self._searched(entry, seed).to_json()
+
+        return Outcome.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
+
+    # -- one search --------------------------------------------------------------------------------
+
+    def _searched(self, entry: Entry, seed: int) -> Outcome:
+        total = self._config.evaluations
+        start = time.perf_counter()
+        clock = _Clock(self.evaluator)
+        spent = self.guidance_cost if {entry.strategy, entry.warm_start} & INFORMED else 0
+        candidates: tuple[Candidate, ...] = ()
+        if entry.warm_start is not None:
+            first = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
+            candidates = self._holding(first.history)
+        before = len(clock.history)
+        result = self._search(entry.strategy, seed, total - spent - before, clock, start=candidates)
+        history = [*([math.nan] * spent), *self._scores(clock.history)]
+        tried = self._holding(clock.history)
+        best = max((result.best, *candidates), key=lambda candidate: candidate.score)
+        chosen = choose(
+            SearchResult(best, (best,)), self.evaluator, self._constraint, self._run.bench, self._latency,
+            count=1, screen=self._run.screen,
+        )  # fmt: skip
+        return Outcome(
+            entry=str(entry),
+            seed=seed,
+            allocation=chosen.allocation,
+            score=chosen.score,
+            evaluations=len(history),
+            seconds=time.perf_counter() - start - clock.waited + clock.computed,
+            history=tuple(history),
+            tried=tried,
+        )
+
+    def _search(
+        self, name: StrategyName, seed: int, evaluations: int, clock: _Clock, start: tuple[Candidate, ...] = ()
+    ) -> SearchResult:
+        task = SearchTask(
+            network=self._run.network, constraint=self._constraint, evaluations=evaluations,
+            seed=self._config.seed + seed, rule=self._config.rule, guidance=self._guidance, start=start,
+        )  # fmt: skip
+        with self._run.screen.progress(f"{name.value} {seed}", evaluations) as advance:
+
+            def show(progress: Progress) -> None:
+                advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
+
+            return search(
+                make_strategy(name, task),
+                clock,
+                constraint=self._constraint,
+                evaluations=evaluations,
+                on_evaluation=show,
+            )
+
+    def _holding(self, history: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        return tuple(item for item in history if self._constraint.holds(np.array(item.allocation)))
+
+    def _scores(self, history: Sequence[Candidate]) -> list[float]:
+        return [item.score if self._constraint.holds(np.array(item.allocation)) else math.nan for item in history]
+
+    def _corrected(self, constraint: Constraint) -> Constraint:
+        """Return the constraint with the latency predictor corrected at the uniform ratio, the same for all."""
+        if self._latency is None:
+            return constraint
+        for _ in range(2):
+            allocation = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
+            constraint = self._run.calibrated(constraint, allocation, self._run.bench.target(self._latency))
+        return constraint
+
+
+class _Clock:
+    """Scores candidates; keeps them, and what time they would have taken had nothing been known.
+
+    Attributes:
+        history: what was scored, in order.
+        waited: seconds spent in the evaluator, little where it knew the scores.
+        computed: seconds that the scores took when they were computed; a candidate asked for twice counts once.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._seen: set[Allocation] = set()
+        self.history: list[Candidate] = []
+        self.waited = self.computed = 0.0
+
+    def __call__(self, allocations: Sequence[Allocation]) -> list[float]:
+        start = time.perf_counter()
+        for evaluation in self._evaluator(allocations):
+            self.history.append(Candidate(evaluation.allocation, evaluation.score))
+            if evaluation.allocation not in self._seen:
+                self.computed += evaluation.seconds
+                self._seen.add(evaluation.allocation)
+        self.waited += time.perf_counter() - start
+        return [candidate.score for candidate in self.history[-len(allocations) :]]
