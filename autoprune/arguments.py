@@ -244,7 +244,7 @@ def _one_sentence(message: str, argv: Sequence[str]) -> str:
 
 def _unknown(word: str, command: str, known: Sequence[str]) -> str:
     name = word.split("=")[0]
-    close = difflib.get_close_matches(name, [*known, "--config"], n=1)
+    close = difflib.get_close_matches(name, [*known, "--config"], n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
     return f"{name} is not an option of autoprune {command}; {hint}"
 

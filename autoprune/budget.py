@@ -164,7 +164,7 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
 
 def _listed(text: str) -> list[Limit]:
     metric, _, amounts = text.partition("=")
-    return [Limit.parse(f"{metric}={amount}" if amounts else text) for amount in amounts.split(",")]
+    return [Limit.parse(f"{metric}={amount.strip()}" if amounts else text) for amount in amounts.split(",")]
 
 
 def format_amount(metric: str, value: float) -> str:

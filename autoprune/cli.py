@@ -21,12 +21,17 @@ from autoprune.journal import JournalWarning
 
 INTERRUPTED = 130
 
+WIDTH = 140
+"""Columns of what is written to a file or a pipe, where no terminal says how wide it is."""
+
 
 class Terminal:
     """Shows a command's notes, progress and tables on standard output, its warnings on standard error."""
 
     def __init__(self) -> None:
         self._out = Console(highlight=False, soft_wrap=True)
+        if not self._out.is_terminal:
+            self._out = Console(highlight=False, soft_wrap=True, width=WIDTH)
         self._err = Console(highlight=False, soft_wrap=True, stderr=True)
 
     def note(self, text: str) -> None:

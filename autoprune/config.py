@@ -33,6 +33,15 @@ class StrategyName(Enum):
     EVOLUTION = "evolution"
 
 
+FROM_CURVES = {StrategyName.SENSITIVITY, StrategyName.KNAPSACK}
+"""Strategies that start from sensitivity curves."""
+
+AGENTS = {StrategyName.PPO, StrategyName.DDPG, StrategyName.TD3, StrategyName.SAC}
+
+WARM_STARTED = {*AGENTS, StrategyName.EVOLUTION}
+"""Strategies that can start from what others found."""
+
+
 class Rule(Enum):
     """How the environment makes an episode hold the budget."""
 
@@ -168,6 +177,12 @@ class SearchConfig(BudgetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_counts(self, "finalists", "episodes", least=1)
+        if self.sensitivity is not None and self.strategy not in FROM_CURVES:
+            raise ConfigError(
+                f"--sensitivity is for the strategies sensitivity and knapsack, got {self.strategy.value}"
+            )
+        if self.warm_start and self.strategy not in WARM_STARTED:
+            raise ConfigError(f"--warm-start is for the agents and evolution, got {self.strategy.value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,16 @@ import pytest
 
 from autoprune import __version__
 from autoprune.arguments import parse, save
-from autoprune.config import COMMANDS, ApplyConfig, SearchConfig, StrategyName, TrainConfig
+from autoprune.config import (
+    COMMANDS,
+    ApplyConfig,
+    NetAdaptConfig,
+    SearchConfig,
+    Select,
+    SensitivityConfig,
+    StrategyName,
+    TrainConfig,
+)
 from autoprune.errors import AutopruneError, ConfigError, RunError
 
 NAMES = ", ".join(COMMANDS)
@@ -40,6 +49,25 @@ def test_the_commands_of_the_readme_are_understood() -> None:
         "apply",
         ApplyConfig(policy=Path("p.json"), model=Path("m.pt"), out=Path("o")),
     )
+
+
+def test_netadapt_and_sensitivity_are_understood() -> None:
+    line = "netadapt --model m.pt --data d.yaml --budget latency=12ms,10ms --budget params=2M --short-term-steps 0"
+    assert parse([*line.split(), "--select", "accuracy-per-resource", "--shortlist=0"]) == (
+        "netadapt",
+        NetAdaptConfig(
+            model=Path("m.pt"), data=Path("d.yaml"), budget=("latency=12ms,10ms", "params=2M"), short_term_steps=0,
+            select=Select.PER_RESOURCE, shortlist=0,
+        ),
+    )  # fmt: skip
+    assert parse(["sensitivity"]) == ("sensitivity", SensitivityConfig())
+    assert parse(["sensitivity", "--ratios", "0.5"]) == ("sensitivity", SensitivityConfig(ratios="0.5"))
+
+
+def test_a_search_takes_curves_and_several_runs() -> None:
+    line = "--budget flops=50% --sensitivity s.json --warm-start runs/a --warm-start=runs/b"
+    config = search(*line.split())
+    assert (config.sensitivity, config.warm_start) == (Path("s.json"), ("runs/a", "runs/b"))
 
 
 def test_budgets_repeat_in_both_spellings() -> None:
@@ -125,6 +153,26 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("search --budget speed=3", "A budget limits one of latency, flops, params, size, got 'speed' in 'speed=3'"),
         ("search", "A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none"),
         ("search --budget flops=50% --model a.pt", f"--model needs --data: {TOGETHER}"),
+        ("search --budget flops=50% --warm-start", "--warm-start needs a value"),
+        ("netadapt", "A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none"),
+        (
+            "netadapt --budget flops=50% --select best",
+            "--select must be one of accuracy, accuracy-per-resource, got best",
+        ),
+        ("netadapt --budget flops=50% --initial-step big", "--initial-step must be a number, got big"),
+        (
+            "netadapt --budget flops=50% --short-term-stpes 3",
+            "--short-term-stpes is not an option of autoprune netadapt; did you mean --short-term-steps?",
+        ),
+        ("netadapt --budget flops=50%,60%", "Each level must be below the one before, got flops=60% after flops=50%"),
+        (
+            "sensitivity --budget flops=50%",
+            "--budget is not an option of autoprune sensitivity; see autoprune sensitivity --help",
+        ),
+        (
+            "sensitivity --ratios half",
+            "--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got half",
+        ),
         ("apply", "apply needs --policy and --model"),
         ("train --policy p.json", "train needs --model and --data"),
     ],

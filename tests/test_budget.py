@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budget import METRICS, Budget, Limit, format_amount
+from autoprune.budget import METRICS, Budget, Limit, budget_levels, format_amount
 from autoprune.errors import BudgetError
 
 
@@ -107,6 +107,41 @@ def test_an_empty_budget_is_refused() -> None:
         Budget.parse([])
 
 
+@pytest.mark.parametrize(
+    ("texts", "levels"),
+    [
+        (["flops=50%"], ["flops=50%"]),
+        (["latency=12ms,10ms,8ms"], ["latency=12ms", "latency=10ms", "latency=8ms"]),
+        (["params=2M", "flops=80%,60%"], ["params=2M, flops=80%", "params=2M, flops=60%"]),
+        (["size=3MB,2500KB"], ["size=3MB", "size=2500KB"]),
+        (["flops=4G,50%,1G"], ["flops=4G", "flops=50%", "flops=1G"]),  # which of G and % is less, only a run can tell
+    ],
+)
+def test_one_limit_may_list_several_levels(texts: list[str], levels: list[str]) -> None:
+    assert [str(budget) for budget in budget_levels(texts)] == levels
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([], "at least one limit"),
+        (["flops=50%,60%"], "below the one before, got flops=60% after flops=50%"),
+        (["flops=50%,50%"], "below the one before, got flops=50% after flops=50%"),
+        (["latency=8ms,0.009s"], "below the one before, got latency=0.009s after latency=8ms"),
+        (["flops=80%,60%", "params=80%,60%"], "Only one limit may list several levels, got flops and params"),
+        (["flops=80%,60%", "flops=50%"], "each metric once, got flops=80% and flops=50%"),
+        (["flops=80%,"], "'' is not a number"),
+        (["flops=80%,params=60%"], "is not a number"),
+        (["speed=3,2"], "got 'speed'"),
+        (["flops"], "METRIC=AMOUNT"),
+    ],
+)
+def test_levels_that_make_no_sense_are_refused(texts: list[str], said: str) -> None:
+    with pytest.raises(BudgetError, match=said) as caught:
+        budget_levels(texts)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("dense", [math.nan, math.inf, 0.0, -1.0])
 def test_a_share_of_nothing_is_refused(dense: float) -> None:
     with pytest.raises(BudgetError, match="positive number"):
@@ -169,6 +204,19 @@ def test_reading_the_requested_text_again_gives_the_same_limit(text: str) -> Non
 def test_a_budget_round_trips_through_its_texts(lines: list[str]) -> None:
     budget = Budget.parse(lines)
     assert Budget.parse(budget.texts) == budget
+
+
+@given(st.lists(texts, min_size=1, max_size=4, unique_by=lambda text: text.split("=")[0]))
+def test_limits_without_lists_are_one_level(lines: list[str]) -> None:
+    assert budget_levels(lines) == (Budget.parse(lines),)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=6, unique=True))
+def test_levels_that_fall_are_read_in_their_order(percents: list[int]) -> None:
+    falling = sorted(percents, reverse=True)
+    levels = budget_levels(["size=1MB", "flops=" + ",".join(f"{percent}%" for percent in falling)])
+    assert [budget.limits[1].value for budget in levels] == pytest.approx([percent / 100 for percent in falling])
+    assert {budget.limits[0].requested for budget in levels} == {"size=1MB"}
 
 
 @given(st.sampled_from(["flops", "params", "size"]), st.floats(min_value=1, max_value=1e15))

@@ -14,9 +14,12 @@ from autoprune.config import (
     ApplyConfig,
     Config,
     Criterion,
+    NetAdaptConfig,
     Precision,
     Rule,
     SearchConfig,
+    Select,
+    SensitivityConfig,
     StrategyName,
     TrainConfig,
     option,
@@ -25,6 +28,8 @@ from autoprune.config import (
 from autoprune.errors import BudgetError, ConfigError, RunError
 
 SEARCH = SearchConfig(budget=("flops=50%",))
+NETADAPT = NetAdaptConfig(budget=("latency=80%,60%", "params=90%"))
+SENSITIVITY = SensitivityConfig()
 APPLY = ApplyConfig(policy=Path("policy.json"), model=Path("best.pt"))
 TRAIN = TrainConfig(policy=Path("policy.json"), model=Path("best.pt"), data=Path("data.yaml"))
 
@@ -33,6 +38,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert (SEARCH.strategy, SEARCH.rule, SEARCH.criterion) == (StrategyName.PPO, Rule.PROJECTED, Criterion.L1)
     assert (SEARCH.round_to, SEARCH.min_keep, SEARCH.images, SEARCH.finalists, SEARCH.lr_scale) == (8, 0.1, 60, 5, 0.1)
     assert (SEARCH.model, SEARCH.data, SEARCH.episodes, SEARCH.finetune_epochs) == (None, None, None, None)
+
+
+def test_the_defaults_of_netadapt_are_those_of_the_paper_where_it_names_them() -> None:
+    assert (NETADAPT.initial_step, NETADAPT.decay, NETADAPT.select) == (0.025, 0.96, Select.ACCURACY)
+    assert (NETADAPT.short_term_steps, NETADAPT.shortlist) == (10, 3)
+    assert SENSITIVITY.keep_ratios == (0.75, 0.5, 0.25, 0.1)
+    for config in (NETADAPT, SENSITIVITY):
+        assert (config.criterion, config.round_to, config.images, config.batch) == (Criterion.L1, 8, 60, 16)
 
 
 @pytest.mark.parametrize("kind", COMMANDS.values())
@@ -60,6 +73,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"min_keep": 1.5}, r"--min-keep must lie in \(0, 1\], got 1.5"),
     ({"min_keep": float("nan")}, r"--min-keep must lie in \(0, 1\], got nan"),
     ({"lr_scale": 0.0}, r"--lr-scale must lie in \(0, 1\], got 0.0"),
+    ({"initial_step": 0.0}, r"--initial-step must lie in \(0, 1\], got 0.0"),
+    ({"initial_step": 1.1}, r"--initial-step must lie in \(0, 1\], got 1.1"),
+    ({"decay": 0.0}, r"--decay must lie in \(0, 1\], got 0.0"),
+    ({"decay": float("inf")}, r"--decay must lie in \(0, 1\], got inf"),
+    ({"short_term_steps": -1}, "--short-term-steps must be a whole number of at least 0, got -1"),
+    ({"shortlist": -1}, "--shortlist must be a whole number of at least 0, got -1"),
+    ({"ratios": "0.5,1"}, r"--ratios must be keep ratios in \(0, 1\), such as 0.75,0.5,0.25, got 0.5,1"),
+    ({"ratios": "0.5,0"}, "--ratios must be"),
+    ({"ratios": "half"}, "--ratios must be"),
+    ({"ratios": ""}, "--ratios must be"),
+    ({"ratios": "nan"}, "--ratios must be"),
 ]
 
 
@@ -67,7 +91,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ("config", "change", "said"),
     [
         (config, change, said)
-        for config in (SEARCH, APPLY, TRAIN)
+        for config in (SEARCH, NETADAPT, SENSITIVITY, APPLY, TRAIN)
         for change, said in MISTAKES
         if set(change) <= {item.name for item in fields(config)}
     ],
@@ -96,6 +120,24 @@ def test_a_search_needs_a_budget_that_makes_sense(budget: tuple[str, ...]) -> No
         SearchConfig(budget=budget)
 
 
+@pytest.mark.parametrize(
+    "budget", [(), ("latency=8",), ("flops=40%,50%",), ("flops=50%,40%", "params=50%,40%"), ("flops=50%", "flops=40%")]
+)
+def test_netadapt_needs_levels_that_make_sense(budget: tuple[str, ...]) -> None:
+    with pytest.raises(BudgetError):
+        NetAdaptConfig(budget=budget)
+
+
+def test_only_netadapt_takes_several_levels() -> None:
+    with pytest.raises(BudgetError, match="is not a number"):
+        SearchConfig(budget=("flops=80%,60%",))
+
+
+@pytest.mark.parametrize("ratios", ["0.5,0.25,0.75", " 0.25 , .75,0.5", "0.75,0.5,0.5,0.25"])
+def test_ratios_are_read_in_any_order(ratios: str) -> None:
+    assert SensitivityConfig(ratios=ratios).keep_ratios == (0.75, 0.5, 0.25)
+
+
 paths = st.sampled_from(["a.pt", "runs/x", "with space/and: colon", "#hash", "123", "true", "null", "1e3", "µ", "~"])
 searches = st.builds(
     SearchConfig,
@@ -109,6 +151,8 @@ searches = st.builds(
     min_keep=st.floats(0, 1, exclude_min=True),
     lr_scale=st.floats(0, 1, exclude_min=True),
     finetune_epochs=st.none() | st.integers(0),
+    sensitivity=st.none() | paths.map(Path),
+    warm_start=st.lists(paths, max_size=2).map(tuple),
     seed=st.integers(0),
     device=st.sampled_from(["auto", "cuda", "cuda:1"]),
     out=st.none() | paths.map(Path),
@@ -131,7 +175,17 @@ def test_a_search_written_as_yaml_is_read_back_equal(tmp_path_factory: pytest.Te
     assert load("search", path) == absolute(config)
 
 
-@pytest.mark.parametrize(("command", "config"), [("apply", APPLY), ("train", TRAIN)])
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [
+        ("netadapt", NETADAPT),
+        ("netadapt", replace(NETADAPT, select=Select.PER_RESOURCE, shortlist=0, decay=0.5, short_term_steps=0)),
+        ("sensitivity", SENSITIVITY),
+        ("sensitivity", replace(SENSITIVITY, ratios="0.5", model=Path("m.pt"), data=Path("d.yaml"), seed=3)),
+        ("apply", APPLY),
+        ("train", TRAIN),
+    ],
+)
 def test_other_configurations_are_read_back_equal(tmp_path: Path, command: str, config: Config) -> None:
     assert load(command, save(config, tmp_path)) == absolute(config)
 

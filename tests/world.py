@@ -86,20 +86,24 @@ class Device(FakeBackend):
         return sum(times) + (0.0 if isinstance(module, nn.Conv2d) else OVERHEAD)
 
 
+_graphs: dict[object, ChannelGraph] = {}
+
+
+def analysed(module: nn.Module, example: torch.Tensor, **options: Any) -> ChannelGraph:
+    """Analyse a network, each architecture once in all tests; its graph is frozen."""
+    key = (example.shape, *((name, tensor.shape) for name, tensor in module.state_dict().items()))
+    if key not in _graphs:
+        _graphs[key] = analyse(module, example, **options)
+    return _graphs[key]
+
+
 @contextmanager
 def quick_commands(cache: Path) -> Iterator[None]:
     """Let commands measure on the device in closed form and analyse each architecture once."""
-    known: dict[object, ChannelGraph] = {}
 
     class Meter(LatencyMeter):
         def __init__(self, dense: nn.Module, settings: RuntimeSettings, **options: Any) -> None:
             super().__init__(dense, settings, cache=cache, opener=Device, **options)
-
-    def analysed(module: nn.Module, example: torch.Tensor, **options: Any) -> ChannelGraph:
-        key = (example.shape, *((name, tensor.shape) for name, tensor in module.state_dict().items()))
-        if key not in known:
-            known[key] = analyse(module, example, **options)
-        return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoprune.commands.latency, "LatencyMeter", Meter)

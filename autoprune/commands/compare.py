@@ -16,9 +16,8 @@ from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.references import References, Trained
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
-from autoprune.commands.strategies import AGENTS
 from autoprune.commands.tuning import tune
-from autoprune.config import CompareConfig
+from autoprune.config import AGENTS, CompareConfig
 from autoprune.cost.fitting import spearman
 from autoprune.errors import ConfigError
 from autoprune.files import saying_why
@@ -224,7 +223,7 @@ def comparison_table(
     rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], dense: float, metric: str
 ) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: strategies first, then the references; mean ± standard deviation over seeds."""
-    header = ["", "score", "mAP50-95 pruned", "fine-tuned", metric, "evaluations", "seconds"]
+    header = ["", "score", "mAP50-95", "fine-tuned", metric, "evaluations", "seconds"]
     table = [
         [
             row["strategy"], _spread(row["score"], "+.4f"), _spread(row["map50_95_before"]),

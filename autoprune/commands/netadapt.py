@@ -76,9 +76,13 @@ class _NetAdaptRun:
         dense = self._run.dense()
         start = time.perf_counter()
         base = self._trials.dense
+        limits = [self._run.limits(budget, dense) for budget in self._budgets]
+        for most in limits:
+            if not self._holds(base, most):
+                self._run.constrain(most)  # a level out of reach ends the run here, not after the levels before it
         levels = []
-        for budget in self._budgets:
-            level = self._descend(budget, base, self._run.limits(budget, dense))
+        for budget, most in zip(self._budgets, limits, strict=True):
+            level = self._descend(budget, base, most)
             levels.append(level)
             base = level.base
         searched = {

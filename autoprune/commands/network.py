@@ -13,6 +13,7 @@ import torch
 from autoprune.commands.screen import Screen
 from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, undescribed_flops
 from autoprune.cost._base import Cost
+from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
 from autoprune.importance import CRITERIA, ranking
 from autoprune.models import open_adapter
@@ -47,13 +48,15 @@ class Network:
         """The network as a policy names it."""
         return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.space.units})
 
-    def curves(self, path: Path) -> SensitivityCurves:
+    def curves(self, path: Path, criterion: str) -> SensitivityCurves:
         """Read sensitivity curves that were measured on this network.
 
         Raises:
-            ConfigError: the file is none, or belongs to another network.
+            ConfigError: the file is none, or belongs to another network or criterion.
         """
-        _, curves = SensitivityCurves.load(path)
+        header, curves = SensitivityCurves.load(path)
+        if header.criterion != criterion:
+            raise ConfigError(f"{path} was measured with --criterion {header.criterion}, this search has {criterion}")
         curves.check(self.space)
         return curves
 

@@ -135,7 +135,7 @@ class Trials:
         return (allocations[place], module), score, counted
 
     def _tuned(self, evaluator: Evaluator, allocation: Allocation) -> tuple[nn.Module, float]:
-        """Return a proposal after its short fine-tune, with its score; where that breaks down, the worst score."""
+        """Return a proposal after its short fine-tune, with its score; where that breaks down, untrained, the worst."""
         config, module = self._config, evaluator.materialise(allocation)
         try:
             train_briefly(
@@ -145,7 +145,10 @@ class Trials:
         except TrainingError as error:
             self._run.screen.warn(f"A proposal drops out: {error}.")
             return evaluator.materialise(allocation), WORST_SCORE
-        return module, self._absolute(evaluator.score(module), evaluator)
+        score = evaluator.score(module)
+        if score <= WORST_SCORE:  # its weights are no numbers any more
+            return evaluator.materialise(allocation), WORST_SCORE
+        return module, self._absolute(score, evaluator)
 
     def _merit(self, base: Base, score: float, counts: Counts, constraint: Constraint) -> float:
         """Return what the proposals are compared by, higher is better."""

@@ -17,7 +17,7 @@ from autoprune.commands.guidance import Guidance, measured_guidance
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.strategies import INFORMED, SearchTask, make_strategy, scores_of
-from autoprune.commands.warmstart import candidates_of_runs
+from autoprune.commands.warmstart import candidates_of_runs, check_runs
 from autoprune.config import SearchConfig
 from autoprune.constraint import Constraint
 from autoprune.evaluation import Evaluator
@@ -53,7 +53,11 @@ class _SearchRun:
     def __init__(self, config: SearchConfig, folder: RunFolder, screen: Screen) -> None:
         self._config = config
         self._budget = Budget.parse(config.budget)
+        check_runs(config.warm_start, config)  # before anything is measured
         self._run = PruningRun(config, folder, screen)
+        self._curves = (
+            self._run.network.curves(config.sensitivity, config.criterion.value) if config.sensitivity else None
+        )
         self._deployment = Deployment(self._run, self._budget, path=folder.path)
 
     def execute(self) -> int:
@@ -100,7 +104,7 @@ class _SearchRun:
             seed=config.seed,
             rule=config.rule,
             guidance=guidance,
-            curves=run.network.curves(config.sensitivity) if config.sensitivity is not None else None,
+            curves=self._curves,
             start=candidates_of_runs(config.warm_start, config, constraint),
             log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
         )

@@ -8,6 +8,7 @@ from autoprune.commands.folder import RunFolder
 from autoprune.commands.run import dense_network, make_evaluator, with_model
 from autoprune.commands.screen import Screen
 from autoprune.config import SensitivityConfig
+from autoprune.errors import ConfigError
 from autoprune.pictures.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
 from autoprune.search.curves import CurvesHeader, SensitivityCurves, curves_from, probe_plan
 from autoprune.space import Space
@@ -30,9 +31,14 @@ def run(config: SensitivityConfig, screen: Screen) -> int:
 
 def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> None:
     network = dense_network(config, screen)
+    plan = probe_plan(network.space, config.keep_ratios)
+    if not plan:
+        raise ConfigError(
+            f"No unit can be pruned with --min-keep {config.min_keep} and --round-to {config.round_to}; lower one of "
+            "them"
+        )
     evaluator = make_evaluator(network, config, folder, screen, kind="evaluation", images=config.images)
     evaluator.rebase(network.space.allocation(network.space.dense))
-    plan = probe_plan(network.space, config.keep_ratios)
     scores = []
     with screen.progress("Sensitivity", len(plan)) as advance:
         for done, allocation in enumerate(plan, start=1):

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.commands.guidance import Guidance
 from autoprune.commands.network import Network
-from autoprune.config import Rule, StrategyName
+from autoprune.config import WARM_STARTED, Rule, StrategyName
 from autoprune.constraint import Constraint
 from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Evaluate, Strategy
@@ -30,9 +30,7 @@ from envs.lockstep import LockstepEnv
 from envs.problem import PruningProblem
 from envs.rules import Capped, Projected
 
-AGENTS = {StrategyName.PPO, StrategyName.DDPG, StrategyName.TD3, StrategyName.SAC}
-
-INFORMED = {*AGENTS, StrategyName.EVOLUTION}
+INFORMED = WARM_STARTED
 """Strategies that start from `Guidance`."""
 
 CHANCELESS = {

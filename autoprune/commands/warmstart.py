@@ -40,7 +40,17 @@ def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Co
     return tuple(found.values())
 
 
-def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
+def check_runs(runs: Sequence[str], config: SearchConfig) -> None:
+    """Make sure that ``candidates_of_runs`` can take these runs; nothing is measured yet when this is asked.
+
+    Raises:
+        ConfigError: a folder is not a search that scored candidates as this one does.
+    """
+    for name in runs:
+        _check(Path(name), config)
+
+
+def _check(run: Path, config: SearchConfig) -> None:
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"--warm-start takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
     theirs = load("search", run / CONFIG_FILE)
@@ -53,6 +63,10 @@ def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
                 f"--warm-start needs scores of the same network on the same images: {run} has {option(item.name)} "
                 f"{other}, this search {ours}"
             )
+
+
+def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
+    _check(run, config)
     with Journal.open(run / "journal.jsonl") as journal:
         return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
 

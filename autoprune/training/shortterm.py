@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.errors import TrainingError
+from autoprune.errors import DeviceError, TrainingError
 from autoprune.models._base import Adapter, Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.recipe import dense_rate
@@ -60,6 +60,7 @@ def train_briefly(
 
     Raises:
         TrainingError: the loss is not a number, or the network is no Ultralytics detector.
+        DeviceError: memory runs out.
     """
     if not isinstance(adapter, UltralyticsAdapter):
         raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
@@ -79,10 +80,15 @@ def train_briefly(
     module.train()
     for step in range(steps):
         batch = batches[step % len(batches)]
-        loss = adapter.loss(module, batch) * len(adapter.inputs(batch))  # Ultralytics sums over the batch
-        if not math.isfinite(float(loss)):
-            raise TrainingError(f"the training loss is not a number in step {step + 1}; lower --lr-scale")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            loss = adapter.loss(module, batch) * len(adapter.inputs(batch))  # Ultralytics sums over the batch
+            if not math.isfinite(float(loss)):
+                raise TrainingError(f"the training loss is not a number in step {step + 1}; lower --lr-scale")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"out of memory in a short fine-tune on {adapter.device}; give a smaller --batch"
+            ) from error
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()

@@ -1,0 +1,154 @@
+"""``autoprune compare`` as a person runs it, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoprune.cli import main
+from autoprune.commands.compare import agents_verdict
+from autoprune.commands.contest import Outcome
+from autoprune.journal import Journal
+from autoprune.models import open_adapter
+from autoprune.models.ultralytics.scaling import scaled
+from autoprune.search._base import Candidate
+
+from .networks import build
+from .world import arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+EVALUATIONS = 40
+
+
+def compare(world: Path, out: Path, *extra: str) -> list[str]:
+    options = ["--evaluations", str(EVALUATIONS), "--no-references", "--budget", "flops=60%"]
+    return [*arguments("compare", world, out), *options, *extra]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of searches."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert main(compare(tiny, out, "--strategies", "uniform,random,uniform+ppo", "--seeds", "2")) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison with its fine-tunes."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    options = ["--strategies", "random", "--evaluations", "4", "--seeds", "1", "--finetune-epochs", "1"]
+    line = [*arguments("compare", tiny, out, *options), "--budget", "flops=60%", "--correlated", "3"]
+    assert main(line) == 0
+    return out
+
+
+def results(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "compare.json").read_text()))
+
+
+def outcomes(run: Path) -> dict[str, Any]:
+    with Journal.open(run / "journal.jsonl") as journal:
+        return {str(record.key): record.value for record in journal.records("outcome")}
+
+
+def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> None:
+    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    assert {name: row["seeds"] for name, row in rows.items()} == {
+        "uniform": [0], "random": [0, 1], "uniform+ppo": [0, 1],
+    }  # fmt: skip
+    for row in rows.values():
+        assert all(share <= 0.6 for share in row["costs"]["flops"])
+        assert all(1 <= count <= EVALUATIONS for count in row["evaluations"])
+        assert len(row["map50_95_before"]) == len(row["seeds"])
+    assert rows["random"]["evaluations"] == [EVALUATIONS] * 2
+    assert rows["uniform+ppo"]["evaluations"] == [EVALUATIONS] * 2, "the warm start and the priors are counted"
+    assert min(rows["uniform+ppo"]["score"]) >= rows["uniform"]["score"][0], "the agent starts from the uniform ratio"
+
+
+def test_the_honest_alternatives_stand_beside_them(trained: Path) -> None:
+    dense, lower = results(trained)["references"]  # the detector's YAML has no scale, so there is no smaller one
+    assert dense["costs"]["flops"] == pytest.approx(1, rel=1e-6)
+    assert lower["name"] == "dense, lower image size (32 px)"
+    assert lower["costs"]["flops"] <= 0.6
+    assert all(0 <= row["after"] <= 1 for row in (dense, lower))
+
+
+def test_a_family_can_be_scaled() -> None:
+    module = build("yolov8n")
+    smaller, wider = (scaled(module, width) for width in (0.5, 1.0))
+    assert smaller is not None
+    assert wider is not None
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (smaller, wider, module)]
+    assert counts[0] < 0.5 * counts[1]
+    assert counts[1] == counts[2]
+
+
+def test_score_and_accuracy_are_correlated_over_enough_networks(trained: Path) -> None:
+    correlation = results(trained)["correlation"]
+    assert correlation["networks"] == len(correlation["points"]) == 3
+    assert -1 <= correlation["spearman"] <= 1
+
+
+def test_pictures_and_networks_are_there(trained: Path) -> None:
+    for name in ("comparison.png", "progress.png", "correlation.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+    assert open_adapter(trained / "networks" / "random-0" / "model.pt").module is not None
+    assert (trained / "networks" / "random-0" / "policy.json").exists()
+
+
+def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> None:
+    before = outcomes(finished)
+    assert main(["compare", "--resume", str(finished), "--strategies", "uniform,random,global", "--seeds", "3"]) == 0
+    after = outcomes(finished)
+    assert repr({key: after[key] for key in before}) == repr(before), "also where a history holds NaN"
+    assert set(after) - set(before) == {"['random', 2]", "['global', 0]"}
+    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    assert set(rows) == {"uniform", "random", "global"}
+    assert main(["compare", "--resume", str(finished)]) == 0
+    assert {row["strategy"] for row in results(finished)["strategies"]} == {"uniform", "random", "global"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--strategies", "unifrom"], "got 'unifrom'"),
+        (["--strategies", "a+b+c"], "got 'a+b+c'"),
+        (["--strategies", "ppo", "--evaluations", "3"], "--evaluations must be more than"),
+        (["--strategies", "uniform", "--budget", "flops=100%", "--budget", "params=100%"], "already holds"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    tiny: Path, quick: None, tmp_path: Path, extra: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    line = [*arguments("compare", tiny, out), *extra] if "--budget" in extra else compare(tiny, out, *extra)
+    assert main(line) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--resume", str(finished), "--images", "8"]) == 2
+    assert "stands alone but for --strategies and --seeds" in capsys.readouterr().err
+
+
+def test_an_outcome_is_read_back_equal() -> None:
+    outcome = Outcome("ppo", 1, (8, 16), -0.1, 3, 1.5, (-0.3, -0.1), (Candidate((8, 16), -0.1),))
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"ppo": [-0.1, -0.2, -0.3], "knapsack": [-0.25]}, "The agent wins: the best agent is ppo"),
+        ({"ppo": [-0.3], "knapsack+ddpg": [-0.2], "uniform": [-0.1]}, "No agent wins: the best agent is knapsack+ddpg"),
+        ({"uniform": [-0.1]}, "No agent is compared"),
+    ],
+)
+def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], said: str) -> None:
+    rows = [{"strategy": name, "score": values} for name, values in scores.items()]
+    assert agents_verdict(rows).startswith(said)
