@@ -65,9 +65,11 @@ def test_netadapt_and_sensitivity_are_understood() -> None:
 
 
 def test_a_search_takes_curves_and_several_runs() -> None:
-    line = "--budget flops=50% --sensitivity s.json --warm-start runs/a --warm-start=runs/b"
-    config = search(*line.split())
-    assert (config.sensitivity, config.warm_start) == (Path("s.json"), ("runs/a", "runs/b"))
+    assert search(*["--budget", "flops=50%", "--strategy", "knapsack", "--sensitivity", "s.json"]).sensitivity == Path(
+        "s.json"
+    )
+    line = "--budget flops=50% --strategy evolution --warm-start runs/a --warm-start=runs/b"
+    assert search(*line.split()).warm_start == ("runs/a", "runs/b")
 
 
 def test_budgets_repeat_in_both_spellings() -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from autoprune.arguments import load, save
 from autoprune.config import (
     COMMANDS,
+    FROM_CURVES,
+    WARM_STARTED,
     ApplyConfig,
     Config,
     Criterion,
@@ -107,6 +109,11 @@ def test_a_value_out_of_range_is_named(config: Config, change: dict[str, Any], s
         ({"precision": Precision.FP16, "device": "cpu"}, "--precision fp16 needs a GPU, got --device cpu"),
         ({"model": Path("best.pt")}, "--model needs --data"),
         ({"data": Path("data.yaml")}, "--data needs --model"),
+        ({"sensitivity": Path("s.json")}, "--sensitivity is for the strategies sensitivity and knapsack, got ppo"),
+        (
+            {"warm_start": ("runs/a",), "strategy": StrategyName.UNIFORM},
+            "--warm-start is for the agents and evolution, got uniform",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_named(change: dict[str, Any], said: str) -> None:
@@ -139,11 +146,10 @@ def test_ratios_are_read_in_any_order(ratios: str) -> None:
 
 
 paths = st.sampled_from(["a.pt", "runs/x", "with space/and: colon", "#hash", "123", "true", "null", "1e3", "µ", "~"])
-searches = st.builds(
+plain = st.builds(
     SearchConfig,
     budget=st.sampled_from([("flops=50%",), ("latency=8ms", "size=3MB")]),
     imgsz=st.none() | st.integers(1, 40).map(lambda n: 32 * n),
-    strategy=st.sampled_from(StrategyName),
     rule=st.sampled_from(Rule),
     criterion=st.sampled_from(Criterion),
     precision=st.sampled_from(Precision),
@@ -151,14 +157,20 @@ searches = st.builds(
     min_keep=st.floats(0, 1, exclude_min=True),
     lr_scale=st.floats(0, 1, exclude_min=True),
     finetune_epochs=st.none() | st.integers(0),
-    sensitivity=st.none() | paths.map(Path),
-    warm_start=st.lists(paths, max_size=2).map(tuple),
     seed=st.integers(0),
     device=st.sampled_from(["auto", "cuda", "cuda:1"]),
     out=st.none() | paths.map(Path),
     trust_checkpoint=st.booleans(),
     tensorboard=st.booleans(),
 )
+searches = st.one_of(
+    st.builds(replace, plain, strategy=st.sampled_from(StrategyName)),
+    st.builds(replace, plain, strategy=st.sampled_from(sorted(FROM_CURVES, key=str)), sensitivity=paths.map(Path)),
+    st.builds(
+        replace, plain, strategy=st.sampled_from(sorted(WARM_STARTED, key=str)),
+        warm_start=st.lists(paths, max_size=2).map(tuple),
+    ),
+)  # fmt: skip
 
 
 def absolute(config: Config) -> Config:

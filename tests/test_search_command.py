@@ -132,7 +132,9 @@ def test_a_finished_run_resumes_to_the_same(finished: Path) -> None:
     assert after["search"]["best_score"] == before["search"]["best_score"]
 
 
-@pytest.mark.parametrize("records", [4, 14, 30])
+@pytest.mark.parametrize(
+    "records", [pytest.param(4, marks=pytest.mark.slow), 14, pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
     world: Path, tmp_path: Path, records: int
 ) -> None:

@@ -21,7 +21,7 @@ from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example
 HEAVY = {"yolov3"}
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # the tests that are parametrized by module take one network after the other
 def analysed(name: str) -> tuple[nn.Module, ChannelGraph]:
     module = build(name)
     return module, analyse(module, example(), free_outputs=FREE_OUTPUTS)
@@ -50,7 +50,7 @@ def zeroed(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Modul
     return masked
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS, scope="module")
 def test_pruned_equals_zeroed(name: str) -> None:
     module, graph = analysed(name)
     surgeon, space = Surgeon(module, graph), Space(graph, round_to=1, min_keep=1e-6)
@@ -65,7 +65,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS, scope="module")
 def test_random_allocations_train_and_shrink(name: str) -> None:
     module, graph = analysed(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -84,7 +84,7 @@ def test_random_allocations_train_and_shrink(name: str) -> None:
             assert child.weight.shape == (child.num_features,), path
 
 
-@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"], scope="module")
 def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     module, graph = analysed(name)
     first = random_keep(Space(graph, round_to=1, min_keep=0.5), 1)
@@ -102,7 +102,7 @@ def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("yolo")])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("yolo")], scope="module")
 def test_pruned_detector_fuses_to_the_same_function(name: str) -> None:
     module, graph = analysed(name)
     pruned = Surgeon(module, graph).materialise(random_keep(Space(graph), 3)).eval()
