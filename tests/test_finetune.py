@@ -110,6 +110,7 @@ def test_resumed_network_stays_pruned(folder: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "results.csv").read_text().splitlines()) == 3  # a header and two epochs
 
 
+@pytest.mark.slow
 def test_ddp_workers_get_the_pruned_network(folder: Path, tmp_path: Path) -> None:
     """Ultralytics hands its workers the trainer's class and network in a file."""
     from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file

@@ -371,9 +371,8 @@ def test_the_cut_that_saves_most_is_kept(seconds: list[float]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "yolov5n",
         "yolo11n",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov9t", "yolo26n", "resnet18")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5n", "yolov9t", "yolo26n", "resnet18")),
     ],
 )
 def test_one_unit_per_stage_of_stock_networks(name: str) -> None:

@@ -19,6 +19,7 @@ from autoprune.surgery import Surgeon
 from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example
 
 HEAVY = {"yolov3"}
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NETWORKS]
 
 
 @lru_cache(maxsize=1)  # the tests that are parametrized by module take one network after the other
@@ -50,7 +51,7 @@ def zeroed(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Modul
     return masked
 
 
-@pytest.mark.parametrize("name", NETWORKS, scope="module")
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_pruned_equals_zeroed(name: str) -> None:
     module, graph = analysed(name)
     surgeon, space = Surgeon(module, graph), Space(graph, round_to=1, min_keep=1e-6)
@@ -65,7 +66,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETWORKS, scope="module")
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_random_allocations_train_and_shrink(name: str) -> None:
     module, graph = analysed(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -102,7 +103,7 @@ def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("yolo")], scope="module")
+@pytest.mark.parametrize("name", [param for param in ALL if str(param.values[0]).startswith("yolo")], scope="module")
 def test_pruned_detector_fuses_to_the_same_function(name: str) -> None:
     module, graph = analysed(name)
     pruned = Surgeon(module, graph).materialise(random_keep(Space(graph), 3)).eval()
