@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROW = 0.36  # inches
 _SPREAD = 0.34  # rows over which the seeds of one row are spread, so that equal ones stay countable
-_NAME = 30  # characters of a row's name
+_NAME = 38  # characters of a row's name
 _DENSE_LINE: dict[str, Any] = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 3))}
 _MAP = "mAP50-95"
 _COLUMNS = (60.0, 108.0)  # points from the panel to the right ends of the columns of text
@@ -89,7 +89,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str, co
             _write_columns(right, place, row)
         left.set_ylim(bottom, -0.6)
         left.set_yticks(list(placed), [shortened(row.name, _NAME) for row in placed.values()], fontsize=9)
-        left.set_xlabel("proxy score (0 is the dense network, right is better)")
+        left.set_xlabel("proxy score (0 is the dense network)")
         right.set_xlabel(f"{_MAP}: hollow before, filled after fine-tuning (right is better)")
         for axes in (left, right):
             _guide(axes, placed)
