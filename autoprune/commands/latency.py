@@ -103,15 +103,12 @@ class Bench:
         return self._network.adapter.deployable(self._network.pruner.materialise(allocation))
 
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
-        """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
+        """Measure several times, as thoroughly as what ends up in the summary."""
 
-        Measurements that the machine disturbed do not count, as long as there is hope for others.
-        """
-        timings: list[PairedTiming] = []
-        while len(timings) < MOST_REPEATS and sum(self._doubt(timing) <= DOUBT for timing in timings) < STAGE_REPEATS:
-            timings.append(self.meter.measure(build, [*key, "repeat", len(timings)], effort=STAGE_EFFORT))
-        surest = sorted(timings, key=self._doubt)[:STAGE_REPEATS]
-        return sorted(surest, key=lambda timing: timing.ratio)[len(surest) // 2]
+        def measure(repeat: int) -> PairedTiming:
+            return self.meter.measure(build, [*key, "repeat", repeat], effort=STAGE_EFFORT)
+
+        return typical(measure, self._doubt)
 
     def _surest(
         self, build: Callable[[], nn.Module], key: list[Any], effort: Effort | None, *, attempts: int
@@ -184,6 +181,22 @@ class Bench:
         pairs = [samples[index : index + 2] for index in range(0, len(samples), 2)]  # one near the focus, one anywhere
         fitted, held_out = (list(chain.from_iterable(pairs[start::2])) for start in (0, 1))
         return [self._sample(self._lowest), *fitted], held_out
+
+
+def typical(measure: Callable[[int], PairedTiming], doubt: Callable[[PairedTiming], float]) -> PairedTiming:
+    """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
+
+    Measurements that the machine disturbed do not count, as long as there is hope for others.
+
+    Args:
+        measure: takes the number of the measurement, from 0.
+        doubt: by what share a measurement may be off.
+    """
+    timings: list[PairedTiming] = []
+    while len(timings) < MOST_REPEATS and sum(doubt(timing) <= DOUBT for timing in timings) < STAGE_REPEATS:
+        timings.append(measure(len(timings)))
+    surest = sorted(timings, key=doubt)[:STAGE_REPEATS]
+    return sorted(surest, key=lambda timing: timing.ratio)[len(surest) // 2]
 
 
 def rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
