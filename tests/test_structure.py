@@ -19,7 +19,8 @@ from autoprune.surgery import Surgeon
 from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example
 
 HEAVY = {"yolov3"}
-ALL = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NETWORKS]
+LONG = {*HEAVY, "yolov6n", "yolov9t", "yolov10n", "yolo12n"}
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
 
 
 @lru_cache(maxsize=1)  # the tests that are parametrized by module take one network after the other
