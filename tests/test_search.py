@@ -52,29 +52,10 @@ def test_the_loop_reports_every_evaluation_and_the_best() -> None:
     assert seen[-1].best == result.best == max(result.history, key=lambda candidate: candidate.score)
 
 
-def test_the_loop_ends_with_the_strategy_or_with_the_evaluations() -> None:
-    assert (
-        len(
-            search(
-                RandomStrategy(TOY.constraint, evaluations=3, seed=0),
-                TOY.score,
-                constraint=TOY.constraint,
-                evaluations=9,
-            ).history
-        )
-        == 3
-    )
-    assert (
-        len(
-            search(
-                RandomStrategy(TOY.constraint, evaluations=9, seed=0),
-                TOY.score,
-                constraint=TOY.constraint,
-                evaluations=3,
-            ).history
-        )
-        == 3
-    )
+@pytest.mark.parametrize(("of_strategy", "of_loop"), [(3, 9), (9, 3)])
+def test_the_loop_ends_with_the_strategy_or_with_the_evaluations(of_strategy: int, of_loop: int) -> None:
+    strategy = RandomStrategy(TOY.constraint, evaluations=of_strategy, seed=0)
+    assert len(search(strategy, TOY.score, constraint=TOY.constraint, evaluations=of_loop).history) == 3
 
 
 def test_the_loop_refuses_what_makes_no_sense() -> None:

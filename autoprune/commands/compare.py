@@ -28,12 +28,7 @@ from autoprune.space import Allocation
 def run(config: CompareConfig, screen: Screen) -> int:
     """Let every strategy search, fine-tune every winner alike, and put them side by side."""
     with RunFolder.open("compare", config) as folder:
-        try:
-            return _Comparison(with_model(config), folder, screen).execute()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"stopped; everything so far is kept, go on with: autoprune compare --resume {folder.path}"
-            ) from interrupt
+        return _Comparison(with_model(config), folder, screen).execute()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.arguments import save
-from autoprune.config import EXTENDABLE, ApplyConfig, CompareConfig, Config, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, CompareConfig, Config, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
 from autoprune.journal import Journal
@@ -23,16 +23,19 @@ RUNS = Path("runs")
 class RunFolder:
     """A run's folder with its journal, open for one process. A context manager.
 
+    Where the run can be resumed, an interrupt leaves it with the command that does so.
+
     Attributes:
         path: the folder.
         journal: what the run has found so far.
         resumed: whether an earlier process began it.
     """
 
-    def __init__(self, path: Path, journal: Journal, *, resumed: bool) -> None:
+    def __init__(self, path: Path, journal: Journal, *, command: str, resumed: bool) -> None:
         self.path = path
         self.journal = journal
         self.resumed = resumed
+        self._command = command
 
     @classmethod
     def open(cls, command: str, config: Config) -> RunFolder:
@@ -50,7 +53,7 @@ class RunFolder:
                 raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")
             if isinstance(config, CompareConfig):
                 save(replace(config, resume=None), resume)  # a comparison that goes further remembers it
-            return cls(resume, journal, resumed=True)
+            return cls(resume, journal, command=command, resumed=True)
         path = config.out if config.out is not None else _next(command)
         if path.exists():
             raise RunError(f"The run folder {path} exists already; choose another --out, or --resume {path}")
@@ -58,7 +61,7 @@ class RunFolder:
             path.mkdir(parents=True)
         journal = Journal.create(path / "journal.jsonl", {**told, "autoprune": __version__})
         save(config, path)
-        return cls(path, journal, resumed=False)
+        return cls(path, journal, command=command, resumed=False)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run whole or not at all; returns its path."""
@@ -81,6 +84,10 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.journal.close()
+        if isinstance(error, KeyboardInterrupt) and COMMANDS[self._command] is not ApplyConfig:
+            raise KeyboardInterrupt(
+                f"stopped; everything so far is kept, go on with: autoprune {self._command} --resume {self.path}"
+            ) from error
 
 
 def _identity(command: str, config: Config) -> str:

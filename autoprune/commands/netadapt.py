@@ -36,12 +36,7 @@ def run(config: NetAdaptConfig, screen: Screen) -> int:
         0 where every limit is held as measured, 3 where a final network misses one.
     """
     with RunFolder.open("netadapt", config) as folder:
-        try:
-            return _NetAdaptRun(with_model(config), folder, screen).execute()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"stopped; everything so far is kept, go on with: autoprune netadapt --resume {folder.path}"
-            ) from interrupt
+        return _NetAdaptRun(with_model(config), folder, screen).execute()
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,7 @@ def run(config: SearchConfig, screen: Screen) -> int:
         0 where every limit is held as measured, 3 where the final network misses one.
     """
     with RunFolder.open("search", config) as folder:
-        try:
-            return _SearchRun(_with_defaults(config), folder, screen).execute()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"stopped; everything so far is kept, go on with: autoprune search --resume {folder.path}"
-            ) from interrupt
+        return _SearchRun(_with_defaults(config), folder, screen).execute()
 
 
 def _with_defaults(config: SearchConfig) -> SearchConfig:

@@ -20,12 +20,7 @@ SHOWN = 10
 def run(config: SensitivityConfig, screen: Screen) -> int:
     """Score every unit at every ratio, one at a time; write ``sensitivity.json`` and two pictures."""
     with RunFolder.open("sensitivity", config) as folder:
-        try:
-            _measure(with_model(config), folder, screen)
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"stopped; everything so far is kept, go on with: autoprune sensitivity --resume {folder.path}"
-            ) from interrupt
+        _measure(with_model(config), folder, screen)
     return 0
 
 

@@ -20,21 +20,18 @@ def run(config: TrainConfig, screen: Screen) -> int:
     adapter = applied.network.adapter
     dense = applied.network.space.allocation(applied.network.space.dense)
     with RunFolder.open("train", config) as folder:
-        try:
-            pruned, trained = folder.path / "pruned.pt", folder.path / "model.pt"
-            adapter.save(applied.module, pruned, notes=applied.notes)
-            applied.policy.save(folder.path / "policy.json")
-            stages = {
-                "dense": applied.stage(adapter.module, dense, validate=True),
-                "pruned": applied.stage(applied.module, applied.allocation, pruned, validate=True),
-            }
-            tuned = tune(
-                adapter, applied.module, folder.path, epochs=config.epochs, lr_scale=config.lr_scale,
-                batch=config.batch, seed=config.seed, notes=applied.notes, screen=screen,
-            )  # fmt: skip
-            stages["finetuned"] = applied.stage(tuned, applied.allocation, trained, validate=True)
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(f"stopped; go on with: autoprune train --resume {folder.path}") from interrupt
+        pruned, trained = folder.path / "pruned.pt", folder.path / "model.pt"
+        adapter.save(applied.module, pruned, notes=applied.notes)
+        applied.policy.save(folder.path / "policy.json")
+        stages = {
+            "dense": applied.stage(adapter.module, dense, validate=True),
+            "pruned": applied.stage(applied.module, applied.allocation, pruned, validate=True),
+        }
+        tuned = tune(
+            adapter, applied.module, folder.path, epochs=config.epochs, lr_scale=config.lr_scale,
+            batch=config.batch, seed=config.seed, notes=applied.notes, screen=screen,
+        )  # fmt: skip
+        stages["finetuned"] = applied.stage(tuned, applied.allocation, trained, validate=True)
         summary = {**{name: as_json(stage) for name, stage in stages.items()}, "environment": environment()}
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)

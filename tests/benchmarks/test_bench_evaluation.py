@@ -30,10 +30,11 @@ from autoprune.surgery import Pruner
 IMAGES, BATCH, ROUNDS = 60, 20, 5
 
 
-@pytest.mark.shared
-@pytest.mark.filterwarnings("ignore")
-def test_a_candidate_beside_bare_passes_and_the_usual_way(shared: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.fixture(scope="module")
+def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Median seconds of bare passes, of our candidate, and of the usual way, taken in turn."""
     pruning = pytest.importorskip("torch_pruning", reason="pip install torch-pruning")
+    folder = tmp_path_factory.mktemp("evaluation")
     adapter = open_adapter(
         shared / "models" / "bccd-yolov5nu-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=320
     )
@@ -41,24 +42,37 @@ def test_a_candidate_beside_bare_passes_and_the_usual_way(shared: Path, tmp_path
     space = Space(graph)
     evaluator = Evaluator(
         adapter, Pruner(adapter.module, space, CRITERIA["l1"]().order(adapter.module, graph)),
-        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(tmp_path / "journal.jsonl", {}),
+        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(folder / "journal.jsonl", {}),
     )  # fmt: skip
     allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))
-    data = _data_set(evaluator, tmp_path)
+    data = _data_set(evaluator, folder)
     ready = evaluator.materialise(allocation).train()
     ways: dict[str, Callable[[], Any]] = {
         "bare": lambda: _passes(ready, evaluator),
         "ours": lambda: evaluator._score(allocation),
         "usual": lambda: _usual(pruning, adapter, evaluator, data),
     }
-    seconds = _in_turn(ways)
-    candidate, usual = seconds["ours"] / seconds["bare"], seconds["usual"] / seconds["ours"]
+    return _in_turn(ways)
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore")
+def test_a_candidate_beside_its_bare_passes(seconds: dict[str, float], capsys: Any) -> None:
+    candidate = seconds["ours"] / seconds["bare"]
     with capsys.disabled():
         print({name: round(value, 3) for name, value in seconds.items()})
-        print(f"candidate = {candidate:.2f} × its bare passes; the usual way = {usual:.1f} × a candidate")
+        print(f"candidate = {candidate:.2f} × its bare passes")
     assert candidate <= 1.25
-    if usual < 4:
-        pytest.xfail(f"aim: the usual way costs 4 × a candidate; measured {usual:.1f} ×, most of it the bare passes")
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.xfail(strict=True, reason="the aim is missed at 2.8 to 3.2 ×: most of a candidate is its bare passes")
+def test_the_usual_way_beside_a_candidate(seconds: dict[str, float], capsys: Any) -> None:
+    usual = seconds["usual"] / seconds["ours"]
+    with capsys.disabled():
+        print(f"the usual way = {usual:.1f} × a candidate")
+    assert usual >= 4
 
 
 def _in_turn(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
