@@ -14,61 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autoprune.budget import Budget, budget_levels
+from autoprune.choices import FROM_CURVES, WARM_STARTED, Criterion, Precision, Rule, Select, StrategyName
 from autoprune.errors import ConfigError
-
-
-class StrategyName(Enum):
-    """What searches: agents, and the simple strategies that they must beat."""
-
-    PPO = "ppo"
-    DDPG = "ddpg"
-    TD3 = "td3"
-    SAC = "sac"
-    UNIFORM = "uniform"
-    GLOBAL = "global"
-    RANDOM = "random"
-    GREEDY = "greedy"
-    SENSITIVITY = "sensitivity"
-    KNAPSACK = "knapsack"
-    EVOLUTION = "evolution"
-
-
-FROM_CURVES = {StrategyName.SENSITIVITY, StrategyName.KNAPSACK}
-"""Strategies that start from sensitivity curves."""
-
-AGENTS = {StrategyName.PPO, StrategyName.DDPG, StrategyName.TD3, StrategyName.SAC}
-
-WARM_STARTED = {*AGENTS, StrategyName.EVOLUTION}
-"""Strategies that can start from what others found."""
-
-
-class Rule(Enum):
-    """How the environment makes an episode hold the budget."""
-
-    PROJECTED = "projected"
-    CAPPED = "capped"
-
-
-class Criterion(Enum):
-    """What says which channels of a unit stay."""
-
-    L1 = "l1"
-    L2 = "l2"
-    BN = "bn"
-
-
-class Select(Enum):
-    """What NetAdapt keeps of an iteration's proposals."""
-
-    ACCURACY = "accuracy"
-    PER_RESOURCE = "accuracy-per-resource"
-
-
-class Precision(Enum):
-    """The numbers that latency is measured with."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)

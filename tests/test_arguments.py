@@ -6,16 +6,8 @@ import pytest
 
 from autoprune import __version__
 from autoprune.arguments import parse, save
-from autoprune.config import (
-    COMMANDS,
-    ApplyConfig,
-    NetAdaptConfig,
-    SearchConfig,
-    Select,
-    SensitivityConfig,
-    StrategyName,
-    TrainConfig,
-)
+from autoprune.choices import Select, StrategyName
+from autoprune.config import COMMANDS, ApplyConfig, NetAdaptConfig, SearchConfig, SensitivityConfig, TrainConfig
 from autoprune.errors import AutopruneError, ConfigError, RunError
 
 NAMES = ", ".join(COMMANDS)
@@ -57,7 +49,7 @@ def test_netadapt_and_sensitivity_are_understood() -> None:
         "netadapt",
         NetAdaptConfig(
             model=Path("m.pt"), data=Path("d.yaml"), budget=("latency=12ms,10ms", "params=2M"), short_term_steps=0,
-            select=Select.PER_RESOURCE, shortlist=0,
+            select=Select.ACCURACY_PER_RESOURCE, shortlist=0,
         ),
     )  # fmt: skip
     assert parse(["sensitivity"]) == ("sensitivity", SensitivityConfig())

@@ -9,20 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.arguments import load, save
+from autoprune.choices import FROM_CURVES, WARM_STARTED, Criterion, Precision, Rule, Select, StrategyName
 from autoprune.config import (
     COMMANDS,
-    FROM_CURVES,
-    WARM_STARTED,
     ApplyConfig,
     Config,
-    Criterion,
     NetAdaptConfig,
-    Precision,
-    Rule,
     SearchConfig,
-    Select,
     SensitivityConfig,
-    StrategyName,
     TrainConfig,
     option,
     to_yaml,
@@ -191,7 +185,10 @@ def test_a_search_written_as_yaml_is_read_back_equal(tmp_path_factory: pytest.Te
     ("command", "config"),
     [
         ("netadapt", NETADAPT),
-        ("netadapt", replace(NETADAPT, select=Select.PER_RESOURCE, shortlist=0, decay=0.5, short_term_steps=0)),
+        (
+            "netadapt",
+            replace(NETADAPT, select=Select.ACCURACY_PER_RESOURCE, shortlist=0, decay=0.5, short_term_steps=0),
+        ),
         ("sensitivity", SENSITIVITY),
         ("sensitivity", replace(SENSITIVITY, ratios="0.5", model=Path("m.pt"), data=Path("d.yaml"), seed=3)),
         ("apply", APPLY),

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.choices import Select
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import ConfigError
 from autoprune.search._base import SearchResult, search
-from autoprune.search.greedy import GreedyStrategy, Select
+from autoprune.search.greedy import GreedyStrategy
 from autoprune.search.random import RandomStrategy
 from autoprune.search.steps import ITERATIONS, proposals, savings
 from tests.toy import Toy, make_toy

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
+from autoprune.choices import Select
 from autoprune.search.agents import AgentKind, AgentStrategy
 from autoprune.search.evolution import EvolutionStrategy
-from autoprune.search.greedy import GreedyStrategy, Select
+from autoprune.search.greedy import GreedyStrategy
 from autoprune.search.knapsack import KnapsackStrategy
 from autoprune.search.random import RandomStrategy
 from autoprune.search.sensitivity import SensitivityStrategy

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoprune.choices import StrategyName
 from autoprune.cli import main
 from autoprune.commands.warmstart import candidates_of_runs, check_runs
-from autoprune.config import SearchConfig, StrategyName
+from autoprune.config import SearchConfig
 from autoprune.errors import ConfigError
 from autoprune.journal import Journal
 from autoprune.policy import Policy, PolicyModel

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.budget import Budget
+from autoprune.choices import AGENTS
 from autoprune.commands.contest import Contest, Outcome
 from autoprune.commands.deployment import Deployment, Found
 from autoprune.commands.folder import RunFolder, environment
@@ -17,7 +18,7 @@ from autoprune.commands.references import References, Trained
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import tune
-from autoprune.config import AGENTS, CompareConfig
+from autoprune.config import CompareConfig
 from autoprune.cost.fitting import spearman
 from autoprune.errors import ConfigError
 from autoprune.files import saying_why

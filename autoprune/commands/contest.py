@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.choices import StrategyName
 from autoprune.commands.finalists import choose
 from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, measured_guidance, probes
 from autoprune.commands.run import PruningRun
 from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
-from autoprune.config import CompareConfig, Entry, StrategyName
+from autoprune.config import CompareConfig, Entry
 from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
 from autoprune.evaluation import Evaluator

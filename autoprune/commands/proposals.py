@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from autoprune.budget import budget_levels
+from autoprune.choices import Select
 from autoprune.commands.deployment import Deployment, Found
 from autoprune.commands.run import PruningRun
-from autoprune.config import NetAdaptConfig, Select
+from autoprune.config import NetAdaptConfig
 from autoprune.constraint import Constraint
 from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator

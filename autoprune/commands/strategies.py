@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.choices import WARM_STARTED, Rule, StrategyName
 from autoprune.commands.guidance import Guidance
 from autoprune.commands.network import Network
-from autoprune.config import WARM_STARTED, Rule, StrategyName
 from autoprune.constraint import Constraint
 from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Evaluate, Strategy

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.choices import Select
 from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
 from autoprune.search.dialogue import Dialogue, DialogueStrategy
@@ -26,15 +26,6 @@ SCARCE_SHARE = 0.6
 """Share of the evaluations for the first step where not every unit can be tried."""
 
 _HALVINGS = 30
-
-
-class Select(Enum):
-    """Which of a step's allocations is kept, by its name on the command line."""
-
-    ACCURACY = "accuracy"
-    """The highest score (the paper)."""
-    ACCURACY_PER_RESOURCE = "accuracy-per-resource"
-    """The least score lost per cost saved (the authors' code)."""
 
 
 @dataclass(frozen=True)
