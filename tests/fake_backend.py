@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.cost import Backend, Precision, Runtime, RuntimeSettings
-from autoprune.cost.settings import MemoryFormat
-from autoprune.cost.timing import Runner
+from autoprune.runtimes import Backend, Precision, Runner, Runtime, RuntimeSettings
+from autoprune.runtimes.settings import MemoryFormat
 from autoprune.space import Counts, Space
 
 SETTINGS = RuntimeSettings("cpu", Runtime.TORCH, Precision.FP32, 2, 1, 64, MemoryFormat.CONTIGUOUS)

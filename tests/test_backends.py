@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cost import (
-    Effort,
-    LatencyMeter,
+from autoprune.cost import Effort, LatencyMeter
+from autoprune.cost.timing import time_pair
+from autoprune.errors import DeviceError
+from autoprune.runtimes import (
     MemoryFormat,
     Precision,
     Runtime,
@@ -20,9 +21,7 @@ from autoprune.cost import (
     open_backend,
     runtime_settings,
 )
-from autoprune.cost.settings import fingerprint_key, lane_width
-from autoprune.cost.timing import time_pair
-from autoprune.errors import DeviceError
+from autoprune.runtimes.settings import fingerprint_key, lane_width
 
 SHAPE = (1, 3, 64, 64)
 

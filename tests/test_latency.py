@@ -25,11 +25,11 @@ from autoprune.cost import (
 from autoprune.cost.deployed import deployed_layers
 from autoprune.cost.fitting import simplex_fit, spearman
 from autoprune.cost.latency import TableFeatures, uncertainty
-from autoprune.cost.settings import MemoryFormat
 from autoprune.cost.store import ANCHOR, TableStore, look_up, measure_points
 from autoprune.cost.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.graph import Layer, LayerKind
 from autoprune.journal import Journal
+from autoprune.runtimes.settings import MemoryFormat
 from autoprune.space import Allocation, Space
 
 from .contracts.costs import check_cost

@@ -10,15 +10,7 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import get_flops
 
-from autoprune.cost import (
-    FlopsCost,
-    ParamsCost,
-    SizeCost,
-    parameter_shapes,
-    state_shapes,
-    uncounted,
-    undescribed_flops,
-)
+from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, uncounted, undescribed_flops
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
 from autoprune.proof import analyse

@@ -11,7 +11,6 @@ import pytest
 from autoprune.cost.timing import (
     Effort,
     PairedTiming,
-    Runner,
     Timing,
     ratio_spread,
     time_alone,
@@ -19,6 +18,7 @@ from autoprune.cost.timing import (
     time_pair,
     warm_up,
 )
+from autoprune.runtimes import Runner
 
 from .fake_backend import Scripted
 

@@ -14,9 +14,10 @@ from torch import nn
 
 import autoprune.commands.latency
 import autoprune.commands.network
-from autoprune.cost import LatencyMeter, RuntimeSettings
+from autoprune.cost import LatencyMeter
 from autoprune.graph import ChannelGraph
 from autoprune.proof import analyse
+from autoprune.runtimes import RuntimeSettings
 from tests.detectors import build, write_data, write_detector
 from tests.fake_backend import OVERHEAD, FakeBackend, layer_law
 

@@ -19,8 +19,8 @@ from autoprune.constraint import Ceiling, Constraint
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.cost.meter import SAMPLE_EFFORT, LatencyMeter
 from autoprune.cost.samples import spread_allocations
-from autoprune.cost.settings import fingerprint, runtime_settings
 from autoprune.cost.timing import Effort, PairedTiming, Timing
+from autoprune.runtimes.settings import fingerprint, runtime_settings
 from autoprune.space import Allocation
 
 MARGIN = 0.03

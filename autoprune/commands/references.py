@@ -14,10 +14,10 @@ from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
 from autoprune.cost import FlopsCost, undescribed_flops
 from autoprune.cost.meter import LatencyMeter
-from autoprune.cost.settings import runtime_settings
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.proof import analyse
+from autoprune.runtimes.settings import runtime_settings
 from autoprune.space import Space
 
 WIDTH_STEPS = 7

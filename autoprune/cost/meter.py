@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from autoprune.cost.backends import Backend, open_backend
-from autoprune.cost.settings import MemoryFormat, RuntimeSettings, fingerprint, lane_width
 from autoprune.cost.store import TableStore, look_up
 from autoprune.cost.tables import Point
-from autoprune.cost.timing import Effort, PairedTiming, Runner, Timing, time_alone, time_pair
+from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
+from autoprune.runtimes import Backend, Runner, open_backend
+from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, lane_width
 
 REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""

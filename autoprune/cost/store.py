@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.cost.backends import Backend
-from autoprune.cost.settings import fingerprint_key
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import time_in_turn
 from autoprune.errors import RunError
 from autoprune.files import write_atomic
 from autoprune.graph import LayerKind
+from autoprune.runtimes import Backend
+from autoprune.runtimes.settings import fingerprint_key
 
 ANCHOR = Point(LayerKind.CONV, (3, 3), (1, 1), (40, 40), (40, 40), 1, 64, 64)
 """A layer timed along with all others: how fast the machine is at the moment."""

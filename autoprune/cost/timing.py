@@ -7,7 +7,6 @@ they were taken in turn. Everything here interleaves single runs, and what is co
 from __future__ import annotations
 
 import gc
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.runtimes._base import Runner
+
 Times = npt.NDArray[np.float64]
 """Milliseconds of single runs, shape (rounds, runners)."""
 
@@ -23,14 +24,6 @@ _WARM_WINDOW = 3
 _WARM_TOLERANCE = 0.05
 _BATCH = 10
 _RESAMPLES = 200
-
-
-class Runner(ABC):
-    """One network, loaded and ready to run."""
-
-    @abstractmethod
-    def elapsed(self) -> float:
-        """Run once with the device idle before and after, and return the milliseconds that it took."""
 
 
 @dataclass(frozen=True)

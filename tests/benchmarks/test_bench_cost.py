@@ -7,16 +7,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from ultralytics.nn.tasks import DetectionModel
 
-from autoprune.cost import (
-    Cost,
-    FlopsCost,
-    LatencyCost,
-    ParamsCost,
-    SizeCost,
-    Timing,
-    parameter_shapes,
-    state_shapes,
-)
+from autoprune.cost import Cost, FlopsCost, LatencyCost, ParamsCost, SizeCost, Timing, parameter_shapes, state_shapes
 from autoprune.cost.latency import TableFeatures
 from autoprune.cost.tables import plan_grids
 from autoprune.graph import trace

@@ -1,48 +1,20 @@
-"""Runtimes: each takes a network and an input shape and gives runs that the timing loop can time.
-
-A further runtime is one more ``Backend`` in ``BACKENDS``; it imports what it needs in its constructor and says in a
-``DeviceError`` what to install.
-"""
+"""Torch in eager mode on a CPU; on CUDA eager, or replaying a captured graph."""
 
 from __future__ import annotations
 
 import copy
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.cost.settings import MemoryFormat, Runtime, RuntimeSettings
-from autoprune.cost.timing import Runner
-from autoprune.errors import DeviceError
+from autoprune.runtimes._base import Backend, Runner, memory_guard
+from autoprune.runtimes.settings import MemoryFormat, Runtime
 
 _CAPTURE_WARM_UP = 3
-
-
-class Backend(ABC):
-    """Loads networks into one runtime, under settings that stay the same for all of them."""
-
-    def __init__(self, settings: RuntimeSettings) -> None:
-        self.settings = settings
-
-    @abstractmethod
-    def session(self) -> AbstractContextManager[None]:
-        """Hold the process in the state in which runs are comparable: threads pinned, no gradients.
-
-        Networks are prepared and run inside it. Running out of memory inside it raises ``DeviceError``.
-        """
-
-    @abstractmethod
-    def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
-        """Load a copy of an eval-mode network for inputs of one shape; the module is not modified.
-
-        Raises:
-            DeviceError: the network does not fit into the device's memory.
-        """
 
 
 class TorchBackend(Backend):
@@ -54,7 +26,7 @@ class TorchBackend(Backend):
         threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads)
         try:
-            with _memory_guard(self.settings), torch.inference_mode():
+            with memory_guard(self.settings), torch.inference_mode():
                 yield
         finally:
             torch.set_num_threads(threads)
@@ -135,28 +107,3 @@ def _captured(module: nn.Module, image: torch.Tensor) -> tuple[Callable[[], Any]
         return kept  # holds the graph's output, input and weights alive
 
     return replay, "graph replay"
-
-
-@contextmanager
-def _memory_guard(settings: RuntimeSettings) -> Iterator[None]:
-    """Turn running out of memory into one clear sentence."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not full and "can't allocate memory" not in text and "not enough memory" not in text:
-            raise
-        raise DeviceError(
-            f"The network must fit into the memory of {settings.device}; at batch {settings.batch} and image size "
-            f"{settings.image_size} it does not: use a smaller --batch or --imgsz"
-        ) from error
-
-
-BACKENDS: Mapping[Runtime, type[Backend]] = {Runtime.TORCH: TorchBackend, Runtime.CUDAGRAPH: TorchBackend}
-"""Which backend serves which runtime."""
-
-
-def open_backend(settings: RuntimeSettings) -> Backend:
-    """Return the backend of the settings' runtime."""
-    return BACKENDS[settings.runtime](settings)

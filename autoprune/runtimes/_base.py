@@ -1,0 +1,59 @@
+"""What a runtime is: it takes a network and an input shape, and gives runs that the timing loop can time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+from autoprune.errors import DeviceError
+from autoprune.runtimes.settings import RuntimeSettings
+
+
+class Runner(ABC):
+    """One network, loaded and ready to run."""
+
+    @abstractmethod
+    def elapsed(self) -> float:
+        """Run once with the device idle before and after, and return the milliseconds that it took."""
+
+
+class Backend(ABC):
+    """Loads networks into one runtime, under settings that stay the same for all of them."""
+
+    def __init__(self, settings: RuntimeSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def session(self) -> AbstractContextManager[None]:
+        """Hold the process in the state in which runs are comparable: threads pinned, no gradients.
+
+        Networks are prepared and run inside it. Running out of memory inside it raises ``DeviceError``.
+        """
+
+    @abstractmethod
+    def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+        """Load a copy of an eval-mode network for inputs of one shape; the module is not modified.
+
+        Raises:
+            DeviceError: the network does not fit into the device's memory.
+        """
+
+
+@contextmanager
+def memory_guard(settings: RuntimeSettings) -> Iterator[None]:
+    """Turn running out of memory inside into a ``DeviceError``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        if not full and "can't allocate memory" not in text and "not enough memory" not in text:
+            raise
+        raise DeviceError(
+            f"The network must fit into the memory of {settings.device}; at batch {settings.batch} and image size "
+            f"{settings.image_size} it does not: use a smaller --batch or --imgsz"
+        ) from error
