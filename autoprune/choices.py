@@ -54,8 +54,21 @@ class Select(Enum):
     """The least score lost per cost saved (the authors' code)."""
 
 
+class Runtime(Enum):
+    """What runs the network where latency is measured."""
+
+    TORCH = "torch"
+    TORCH_COMPILE = "torch-compile"
+    CUDAGRAPH = "cudagraph"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
 class Precision(Enum):
-    """The numbers that latency is measured with."""
+    """Number format of weights and activations where latency is measured."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"

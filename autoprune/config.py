@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autoprune.budget import Budget, budget_levels
-from autoprune.choices import FROM_CURVES, WARM_STARTED, Criterion, Precision, Rule, Select, StrategyName
+from autoprune.choices import FROM_CURVES, WARM_STARTED, Criterion, Precision, Rule, Runtime, Select, StrategyName
 from autoprune.errors import ConfigError
 
 
@@ -68,7 +68,25 @@ class PruningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetedConfig(PruningConfig):
+class RuntimeConfig:
+    """What every command is told that measures latency.
+
+    Attributes:
+        runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
+            or tensorrt; by default cudagraph on a GPU, else torch
+        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, where runtime and device have it
+        runtime_batch: images per run where latency is measured
+        with_nms: measure the network together with its non-maximum suppression
+    """
+
+    runtime: Runtime | None = None
+    precision: Precision = Precision.FP32
+    runtime_batch: int = 1
+    with_nms: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetedConfig(PruningConfig, RuntimeConfig):
     """What every command is told that prunes to a budget.
 
     Attributes:
@@ -76,20 +94,17 @@ class BudgetedConfig(PruningConfig):
             repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: learning rate of the fine-tuning, as a share of the dense training's
-        precision: number format that latency is measured with; fp16 needs a GPU
     """
 
     budget: tuple[str, ...] = ()
     finetune_epochs: int | None = None
     lr_scale: float = 0.1
-    precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_budget()
-        if self.precision is Precision.FP16 and self.device == "cpu":
-            raise ConfigError("--precision fp16 needs a GPU, got --device cpu")
         _check_counts(self, "finetune_epochs", least=0)
+        _check_counts(self, "runtime_batch", least=1)
         _check_share("lr_scale", self.lr_scale)
 
     def _check_budget(self) -> None:

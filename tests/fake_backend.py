@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.runtimes import Backend, Precision, Runner, Runtime, RuntimeSettings
+from autoprune.runtimes import Backend, Calibration, Precision, Runner, Runtime, RuntimeSettings
 from autoprune.runtimes.settings import MemoryFormat
 from autoprune.space import Counts, Space
 
@@ -62,8 +62,15 @@ class FakeBackend(Backend):
         drift: amplitude of the machine's slow changes, relative.
     """
 
-    def __init__(self, settings: RuntimeSettings, *, noise: float = 0.0, drift: float = 0.0) -> None:
-        super().__init__(settings)
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        calibration: Calibration | None = None,
+        *,
+        noise: float = 0.0,
+        drift: float = 0.0,
+    ) -> None:
+        super().__init__(settings, calibration)
         self.noise, self.drift = noise, drift
         self.prepared = 0
         self._runs = 0
@@ -106,6 +113,6 @@ class _Lawful(Runner):
         return self.milliseconds * self.backend.slowness()
 
 
-def opener(backend: Backend) -> Callable[[RuntimeSettings], Backend]:
+def opener(backend: Backend) -> Callable[[RuntimeSettings, Calibration | None], Backend]:
     """Return what a meter opens: always this backend."""
-    return lambda _: backend
+    return lambda *_: backend

@@ -58,10 +58,9 @@ def test_what_is_left_open_is_filled_in() -> None:
     [
         ({"device": "gpu"}, "must be cpu, cuda"),
         ({"device": "mps"}, "must be cpu, cuda"),
-        ({"precision": "fp8"}, "precision must be one of fp32, fp16, got 'fp8'"),
-        ({"runtime": "tensorflow"}, "runtime must be one of torch, cudagraph"),
-        ({"precision": "fp16"}, "fp16 needs a CUDA device"),
-        ({"runtime": "cudagraph"}, "cudagraph needs a CUDA device"),
+        ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got --precision int8"),
+        ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got --device cpu; on cpu there are torch, "),
+        ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"batch": -1}, "batch must be at least 1"),
         ({"image_size": 0}, "image size must be at least 1"),
@@ -150,17 +149,17 @@ def test_a_meter_measures_on_the_real_cpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("runtime", ["torch", "cudagraph"])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+@pytest.mark.parametrize("runtime", [Runtime.TORCH, Runtime.CUDAGRAPH])
 @pytest.mark.parametrize("layout", [MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST])
-def test_cuda_runs_are_timed_by_events(precision: str, runtime: str, layout: MemoryFormat) -> None:
+def test_cuda_runs_are_timed_by_events(precision: Precision, runtime: Runtime, layout: MemoryFormat) -> None:
     settings = replace(
         runtime_settings("cuda", image_size=64, precision=precision, runtime=runtime), memory_format=layout
     )
     backend = open_backend(settings)
     with backend.session():
         runner = backend.prepare(network(), SHAPE)
-        assert runner.mode == ("graph replay" if runtime == "cudagraph" else "eager")  # type: ignore[attr-defined]
+        assert runner.mode == ("graph replay" if runtime is Runtime.CUDAGRAPH else "eager")  # type: ignore[attr-defined]
         timing = time_pair(runner, backend.prepare(network(), SHAPE), Effort())
     assert timing.candidate.median > 0
     assert 0.5 < timing.ratio < 2

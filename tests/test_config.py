@@ -100,7 +100,6 @@ def test_a_value_out_of_range_is_named(config: Config, change: dict[str, Any], s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"precision": Precision.FP16, "device": "cpu"}, "--precision fp16 needs a GPU, got --device cpu"),
         ({"model": Path("best.pt")}, "--model needs --data"),
         ({"data": Path("data.yaml")}, "--data needs --model"),
         ({"sensitivity": Path("s.json")}, "--sensitivity is for the strategies sensitivity and knapsack, got ppo"),

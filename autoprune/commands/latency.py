@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from autoprune.budget import format_amount
@@ -35,6 +36,9 @@ STAGE_EFFORT = Effort(runs=80, max_runs=240)
 STAGE_REPEATS, MOST_REPEATS = 3, 9
 """… and so often; the median of the ratios counts. Up to the second number where the machine is disturbed."""
 
+CALIBRATION_IMAGES = 16
+"""Training images that an int8 network's ranges are found on."""
+
 DOUBT = 0.05
 """A measurement whose ratio may be off by more than this share is taken again."""
 
@@ -52,12 +56,20 @@ class Bench:
         settings = runtime_settings(
             choose_device(config.device),
             image_size=adapter.image_size,
-            precision=config.precision.value,
+            runtime=config.runtime,
+            precision=config.precision,
             threads=config.threads,
+            batch=config.runtime_batch,
+            with_nms=config.with_nms,
         )
-        self.meter = LatencyMeter(adapter.deployable(adapter.module), settings, recorder=folder.journal)
+        self.meter = LatencyMeter(
+            adapter.deployable(adapter.module), settings, recorder=folder.journal, calibration=self._calibration
+        )
         self._predictor: LatencyCost | None = None
         self._error: LatencyError | None = None
+
+    def _calibration(self) -> Sequence[torch.Tensor]:
+        return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
 
     # -- measured ----------------------------------------------------------------------------------
 

@@ -140,7 +140,8 @@ class References:
         elif "latency" in self._limits:  # another input: it cannot run in turn with the dense network
             settings = runtime_settings(
                 str(adapter.device), image_size=adapter.image_size,
-                precision=self._config.precision.value, threads=self._config.threads,
+                runtime=self._config.runtime, precision=self._config.precision, threads=self._config.threads,
+                batch=self._config.runtime_batch, with_nms=self._config.with_nms,
             )  # fmt: skip
             costs["latency"] = LatencyMeter(adapter.deployable(module), settings).reference.median
         return costs

@@ -13,7 +13,7 @@ from torch import nn
 from autoprune.cost.store import TableStore, look_up
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
-from autoprune.runtimes import Backend, Runner, open_backend
+from autoprune.runtimes import Backend, Calibration, Runner, open_backend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, lane_width
 
 REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
@@ -62,7 +62,8 @@ class LatencyMeter:
         recorder: where measurements are kept; None keeps them in memory.
         effort: how long a candidate is measured.
         cache: folder of the layer times; None for the default one.
-        opener: makes the backend for settings.
+        calibration: gives the images that an int8 network's ranges are found on.
+        opener: makes the backend for settings and calibration.
 
     Raises:
         DeviceError: (by every method) the device runs out of memory.
@@ -76,13 +77,15 @@ class LatencyMeter:
         recorder: Recorder | None = None,
         effort: Effort | None = None,
         cache: Path | None = None,
-        opener: Callable[[RuntimeSettings], Backend] = open_backend,
+        calibration: Calibration | None = None,
+        opener: Callable[[RuntimeSettings, Calibration | None], Backend] = open_backend,
     ) -> None:
         self.dense = dense
         self._asked = settings
         self._recorder = recorder or Memory()
         self._effort = effort or Effort()
         self._cache = cache
+        self._calibration = calibration
         self._opener = opener
 
     @cached_property
@@ -142,7 +145,7 @@ class LatencyMeter:
 
     @cached_property
     def _backend(self) -> Backend:
-        return self._opener(self.settings)
+        return self._opener(self.settings, self._calibration)
 
     @cached_property
     def _dense_runner(self) -> Runner:
@@ -158,7 +161,7 @@ class LatencyMeter:
     def _faster_format(self) -> MemoryFormat:
         """Time the dense network in both memory formats in turn."""
         formats = (MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST)
-        backends = [self._opener(replace(self._asked, memory_format=layout)) for layout in formats]
+        backends = [self._opener(replace(self._asked, memory_format=layout), self._calibration) for layout in formats]
         with backends[0].session():
             plain, last = (backend.prepare(self.dense, self._asked.shape) for backend in backends)
             timing = time_pair(last, plain, _FORMAT_EFFORT)

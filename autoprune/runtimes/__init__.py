@@ -2,26 +2,32 @@
 
 from collections.abc import Mapping
 
-from autoprune.runtimes._base import Backend, Runner
-from autoprune.runtimes.settings import MemoryFormat, Precision, Runtime, RuntimeSettings, fingerprint, runtime_settings
+from autoprune.choices import Precision, Runtime
+from autoprune.runtimes._base import Backend, Calibration, Runner
+from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.torch_eager import TorchBackend
 
 BACKENDS: Mapping[Runtime, type[Backend]] = {Runtime.TORCH: TorchBackend, Runtime.CUDAGRAPH: TorchBackend}
 """Which backend serves which runtime."""
 
 
-def open_backend(settings: RuntimeSettings) -> Backend:
+def open_backend(settings: RuntimeSettings, calibration: Calibration | None = None) -> Backend:
     """Return the backend of the settings' runtime.
 
+    Args:
+        settings: how networks run.
+        calibration: gives the images that an int8 network's ranges are found on.
+
     Raises:
-        DeviceError: the runtime is not installed.
+        DeviceError: the runtime is not installed, or the device lacks the precision.
     """
-    return BACKENDS[settings.runtime](settings)
+    return BACKENDS[settings.runtime](settings, calibration)
 
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Calibration",
     "MemoryFormat",
     "Precision",
     "Runner",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -11,6 +11,9 @@ from torch import nn
 
 from autoprune.errors import DeviceError
 from autoprune.runtimes.settings import RuntimeSettings
+
+Calibration = Callable[[], Sequence[torch.Tensor]]
+"""Gives batches of input images, each of shape (B, 3, height, width), as the network meets them in use."""
 
 
 class Runner(ABC):
@@ -22,10 +25,19 @@ class Runner(ABC):
 
 
 class Backend(ABC):
-    """Loads networks into one runtime, under settings that stay the same for all of them."""
+    """Loads networks into one runtime, under settings that stay the same for all of them.
 
-    def __init__(self, settings: RuntimeSettings) -> None:
+    Args:
+        settings: how networks run.
+        calibration: gives the images that an int8 network's ranges are found on; other precisions do not call it.
+
+    Raises:
+        DeviceError: the runtime is not installed, or the device lacks the precision.
+    """
+
+    def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
         self.settings = settings
+        self.calibration = calibration
 
     @abstractmethod
     def session(self) -> AbstractContextManager[None]:
@@ -39,7 +51,7 @@ class Backend(ABC):
         """Load a copy of an eval-mode network for inputs of one shape; the module is not modified.
 
         Raises:
-            DeviceError: the network does not fit into the device's memory.
+            DeviceError: the network does not fit into the device's memory, or the runtime cannot run it.
         """
 
 

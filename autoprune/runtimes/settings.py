@@ -10,32 +10,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from autoprune.choices import Precision, Runtime
 from autoprune.errors import DeviceError
 
-Member = TypeVar("Member", bound=Enum)
-
-
-class Runtime(Enum):
-    """What runs the network."""
-
-    TORCH = "torch"
-    CUDAGRAPH = "cudagraph"
-
-
-class Precision(Enum):
-    """Number format of weights and activations."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The format as torch names it."""
-        return {Precision.FP32: torch.float32, Precision.FP16: torch.float16}[self]
+PRECISIONS: Mapping[Runtime, Mapping[str, tuple[Precision, ...]]] = {
+    Runtime.TORCH: {
+        "cpu": (Precision.FP32, Precision.BF16, Precision.FP16),
+        "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
+    },
+    Runtime.TORCH_COMPILE: {
+        "cpu": (Precision.FP32, Precision.BF16, Precision.FP16),
+        "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
+    },
+    Runtime.CUDAGRAPH: {"cuda": (Precision.FP32, Precision.FP16, Precision.BF16)},
+    Runtime.ONNXRUNTIME: {"cpu": (Precision.FP32, Precision.INT8), "cuda": (Precision.FP32, Precision.FP16)},
+    Runtime.OPENVINO: {"cpu": (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)},
+    Runtime.TENSORRT: {"cuda": (Precision.FP32, Precision.FP16, Precision.INT8)},
+}
+"""What each runtime runs on which kind of device; whether this very device has it, the backend finds out."""
 
 
 class MemoryFormat(Enum):
@@ -63,6 +59,7 @@ class RuntimeSettings:
         batch: images per run.
         image_size: height and width of the square input, in pixels.
         memory_format: order of dimensions in memory.
+        with_nms: whether non-maximum suppression belongs to the network that is measured.
     """
 
     device: str
@@ -72,6 +69,7 @@ class RuntimeSettings:
     batch: int
     image_size: int
     memory_format: MemoryFormat = MemoryFormat.AUTO
+    with_nms: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,6 +91,7 @@ class RuntimeSettings:
             batch=int(values["batch"]),
             image_size=int(values["image_size"]),
             memory_format=MemoryFormat(values["memory_format"]),
+            with_nms=bool(values.get("with_nms", False)),
         )
 
 
@@ -100,36 +99,52 @@ def runtime_settings(
     device: str,
     *,
     image_size: int,
-    runtime: str | None = None,
-    precision: str = "fp32",
+    runtime: Runtime | None = None,
+    precision: Precision = Precision.FP32,
     threads: int | None = None,
     batch: int = 1,
+    with_nms: bool = False,
 ) -> RuntimeSettings:
     """Check what a person asked for and fill in what was left open.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         image_size: height and width of the input, in pixels.
-        runtime: name of a runtime; None takes ``cudagraph`` on CUDA, else ``torch``.
-        precision: ``fp32`` or, on CUDA, ``fp16``.
+        runtime: what runs the network; None takes ``cudagraph`` on CUDA, else ``torch``.
+        precision: number format; see ``PRECISIONS``.
         threads: CPU threads; None takes as many as torch uses now.
         batch: images per run.
+        with_nms: whether non-maximum suppression is measured too.
 
     Raises:
-        DeviceError: a value is unknown, or this machine does not have it.
+        DeviceError: this machine has no such device, or the runtime does not run on it or in that precision.
     """
     device = _checked_device(device)
-    on_cuda = device != "cpu"
-    chosen = _member(Runtime, runtime or ("cudagraph" if on_cuda else "torch"), "runtime")
-    number = _member(Precision, precision, "precision")
-    if chosen is Runtime.CUDAGRAPH and not on_cuda:
-        raise DeviceError("The runtime cudagraph needs a CUDA device, got --device cpu; use --runtime torch")
-    if number is Precision.FP16 and not on_cuda:
-        raise DeviceError("The precision fp16 needs a CUDA device, got --device cpu; use --precision fp32")
+    kind = torch.device(device).type
+    chosen = runtime or (Runtime.TORCH if kind == "cpu" else Runtime.CUDAGRAPH)
+    kinds = PRECISIONS[chosen]
+    if kind not in kinds:
+        others = ", ".join(other.value for other, on in PRECISIONS.items() if kind in on)
+        raise DeviceError(
+            f"The runtime {chosen.value} runs on {' and '.join(kinds)}, got --device {device}; "
+            f"on {kind} there are {others}"
+        )
+    if precision not in kinds[kind]:
+        raise DeviceError(
+            f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
+            f"--precision {precision.value}"
+        )
+    if with_nms and chosen in (Runtime.CUDAGRAPH, Runtime.TENSORRT):
+        raise DeviceError(
+            f"The runtime {chosen.value} takes networks whose output has a fixed shape, that of --with-nms has none; "
+            "measure without it, or with --runtime torch"
+        )
     for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
         if value is not None and value < 1:
             raise DeviceError(f"The number of {name} must be at least 1, got {value}")
-    return RuntimeSettings(device, chosen, number, threads or torch.get_num_threads(), batch, image_size)
+    return RuntimeSettings(
+        device, chosen, precision, threads or torch.get_num_threads(), batch, image_size, with_nms=with_nms
+    )
 
 
 def lane_width(settings: RuntimeSettings) -> int:
@@ -138,7 +153,7 @@ def lane_width(settings: RuntimeSettings) -> int:
     Measured on AVX-512: a 3×3 convolution to 24, 40 or 56 channels takes as long as one to 32, 48 or 64, or longer.
     """
     if settings.device != "cpu":
-        return 16 if settings.precision is Precision.FP16 else 8
+        return 8 if settings.precision is Precision.FP32 else 16
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
@@ -192,12 +207,3 @@ def _checked_device(device: str) -> str:
     if index >= torch.cuda.device_count():
         raise DeviceError(f"The device {device} was asked for, but there are only {torch.cuda.device_count()} here")
     return f"cuda:{index}"
-
-
-def _member(options: type[Member], name: str, what: str) -> Member:
-    """Return the named member of an enum."""
-    try:
-        return options(name)
-    except ValueError as error:
-        known = ", ".join(str(option.value) for option in options)
-        raise DeviceError(f"The {what} must be one of {known}, got {name!r}") from error

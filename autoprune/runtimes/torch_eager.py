@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.choices import Precision, Runtime
 from autoprune.runtimes._base import Backend, Runner, memory_guard
-from autoprune.runtimes.settings import MemoryFormat, Runtime
+from autoprune.runtimes.settings import MemoryFormat
 
 _CAPTURE_WARM_UP = 3
+
+DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+"""Number formats as torch names them."""
 
 
 class TorchBackend(Backend):
@@ -34,7 +38,7 @@ class TorchBackend(Backend):
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Copy the network to the device, in the settings' precision and memory format; see ``Backend``."""
         settings = self.settings
-        device, dtype = torch.device(settings.device), settings.precision.dtype
+        device, dtype = torch.device(settings.device), DTYPES[settings.precision]
         generator = torch.Generator().manual_seed(0)
         image = torch.rand(shape, generator=generator).to(device, dtype)
         copied = copy.deepcopy(module).to(device, dtype).eval()
