@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Optional, get_args, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -114,9 +114,10 @@ def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) 
     default = None if item.default is MISSING else item.default
     if hint is bool:
         parser.add_argument(option(item.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
-    elif isinstance(hint, type) and issubclass(hint, Enum):
-        choices = Literal[tuple(member.value for member in hint)]  # type: ignore[valid-type]
-        parser.add_argument(option(item.name), type=choices, default=item.default.value, help=text)
+    elif (members := _enum(hint)) is not None:
+        choices = Literal[tuple(member.value for member in members)]  # type: ignore[valid-type]
+        offered = choices if default is not None else Optional[choices]  # noqa: UP045  (built, not written)
+        parser.add_argument(option(item.name), type=offered, default=default and default.value, help=text)
     elif hint == tuple[str, ...]:
         metavar = {"budget": "LIMIT"}.get(item.name, "TEXT")
         parser.add_argument(option(item.name), type=list[str], default=[], metavar=metavar, help=text)
@@ -126,6 +127,12 @@ def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) 
         parser.add_argument(
             option(item.name), type=hint, default=default, required=required, metavar=metavar, help=text
         )
+
+
+def _enum(hint: Any) -> type[Enum] | None:
+    """Return the enum of a hint ``E`` or ``E | None``."""
+    base = _base(hint)
+    return base if isinstance(base, type) and issubclass(base, Enum) else None
 
 
 def _base(hint: Any) -> Any:
@@ -148,9 +155,9 @@ def _parse(argv: Sequence[str]) -> tuple[str, Config]:
 def _config(kind: type[Config], parsed: Namespace) -> Config:
     values: dict[str, Any] = {}
     for name, hint in _hints(kind).items():
-        value = parsed[name]
-        if isinstance(hint, type) and issubclass(hint, Enum):
-            value = hint(value)
+        value, members = parsed[name], _enum(hint)
+        if members is not None and value is not None:
+            value = members(value)
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 
@@ -250,8 +257,8 @@ def _unknown(word: str, command: str, known: Sequence[str]) -> str:
 
 
 def _expected(hint: Any) -> str:
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(member.value for member in hint)
+    if (members := _enum(hint)) is not None:
+        return "one of " + ", ".join(member.value for member in members)
     if hint == tuple[str, ...]:
         return "a list of texts"
     return _EXPECTED.get(_base(hint), "of another type")

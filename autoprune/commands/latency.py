@@ -15,7 +15,7 @@ from autoprune.budget import format_amount
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.network import Network, choose_device
 from autoprune.commands.screen import Screen
-from autoprune.config import BudgetedConfig
+from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.cost.meter import SAMPLE_EFFORT, LatencyMeter
@@ -50,7 +50,7 @@ class Bench:
         meter: what measures.
     """
 
-    def __init__(self, network: Network, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
+    def __init__(self, network: Network, config: BudgetedConfig | ProfileConfig, folder: RunFolder, screen: Screen) -> None:
         adapter = network.adapter
         self._network, self._seed, self._screen = network, config.seed, screen
         settings = runtime_settings(
