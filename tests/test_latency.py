@@ -23,13 +23,14 @@ from autoprune.cost import (
     spread_allocations,
 )
 from autoprune.cost.deployed import deployed_layers
+from autoprune.cost.features import LayerFeatures
 from autoprune.cost.fitting import simplex_fit, spearman
-from autoprune.cost.latency import TableFeatures, uncertainty
+from autoprune.cost.latency import uncertainty
 from autoprune.cost.store import ANCHOR, TableStore, look_up, measure_points
 from autoprune.cost.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.graph import Layer, LayerKind
 from autoprune.journal import Journal
-from autoprune.runtimes.settings import MemoryFormat
+from autoprune.runtimes import MemoryFormat, Runtime
 from autoprune.space import Allocation, Space
 
 from .contracts.costs import check_cost
@@ -75,6 +76,18 @@ def test_a_known_law_is_recovered(tmp_path: Path) -> None:
     error = predictor.error(held_out)
     assert error.n == 14
     assert error.median_abs_rel < 0.005
+    assert error.spearman > 0.99
+
+
+def test_a_runtime_that_runs_no_layers_alone_is_predicted_from_the_layers_work(tmp_path: Path) -> None:
+    exported = replace(SETTINGS, runtime=Runtime.ONNXRUNTIME)
+    backend = FakeBackend(exported)
+    meter = LatencyMeter(Chain(SPACE, SPACE.dense), exported, effort=EFFORT, cache=tmp_path, opener=opener(backend))
+    work = latency_predictor(SPACE, meter)
+    assert backend.prepared <= 1, "only the dense network was measured"
+    samples = measured(meter, spread_allocations(SPACE, work, number=40, seed=0, around=0.6))
+    error = work.fit(samples[:26], focus=0.6).error(samples[26:])
+    assert error.median_abs_rel < 0.02
     assert error.spearman > 0.99
 
 
@@ -190,12 +203,15 @@ RATIOS = st.lists(st.floats(0, 1), min_size=len(SPACE), max_size=len(SPACE))
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32 - 1), RATIOS, RATIOS, st.sampled_from([1, 8, 16, 32]))
-def test_predictions_never_fall_when_units_widen(seed: int, one: list[float], other: list[float], block: int) -> None:
+@given(st.integers(0, 2**32 - 1), RATIOS, RATIOS, st.sampled_from([1, 8, 16, 32]), st.booleans())
+def test_predictions_never_fall_when_units_widen(
+    seed: int, one: list[float], other: list[float], block: int, alone: bool
+) -> None:
     generator = np.random.default_rng(seed)
     grids = plan_grids(SPACE, SPACE.graph.layers)
     times = {point: float(generator.lognormal()) for grid in grids for point in grid.points()}
-    features = TableFeatures(SPACE, grids, times, block=block)
+    tables = Interpolation(SPACE, grids, times, block=block) if alone else None
+    features = LayerFeatures(SPACE, SPACE.graph.layers, block=block, tables=tables)
     samples = [
         sample(float(generator.uniform(0.1, 1)), SPACE.allocation(SPACE.round_down(generator.uniform(size=len(SPACE)))))
         for _ in range(6)

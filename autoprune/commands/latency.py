@@ -50,7 +50,9 @@ class Bench:
         meter: what measures.
     """
 
-    def __init__(self, network: Network, config: BudgetedConfig | ProfileConfig, folder: RunFolder, screen: Screen) -> None:
+    def __init__(
+        self, network: Network, config: BudgetedConfig | ProfileConfig, folder: RunFolder, screen: Screen
+    ) -> None:
         adapter = network.adapter
         self._network, self._seed, self._screen = network, config.seed, screen
         settings = runtime_settings(

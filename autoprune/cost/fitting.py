@@ -45,19 +45,19 @@ def _constrained(design: Floats, target: Floats, trust: Floats, prior: Floats) -
     right = design.T @ (target * trust) + RIDGE * prior
     best, least = prior, np.inf
     for count in range(1, size + 1):
-        for chosen in combinations(range(size), count):
-            index = list(chosen)
-            system = np.ones((count + 1, count + 1))
-            system[:count, :count] = normal[np.ix_(index, index)]
-            system[count, count] = 0.0
-            solution = np.linalg.solve(system, np.append(right[index], 1.0))[:count]
-            if (solution < 0).any():
-                continue
-            weights = np.zeros(size)
-            weights[index] = solution / solution.sum()
-            value = float(weights @ normal @ weights - 2 * right @ weights)
-            if value < least - 1e-15:
-                best, least = weights, value
+        chosen = np.array(list(combinations(range(size), count)))
+        systems = np.ones((len(chosen), count + 1, count + 1))
+        systems[:, :count, :count] = normal[chosen[:, :, None], chosen[:, None, :]]
+        systems[:, count, count] = 0.0
+        sides = np.column_stack([right[chosen], np.ones(len(chosen))])
+        solutions = np.linalg.solve(systems, sides[..., None])[:, :count, 0]
+        feasible = (solutions >= 0).all(axis=1)
+        weights = np.zeros((int(feasible.sum()), size))
+        np.put_along_axis(weights, chosen[feasible], solutions[feasible], axis=1)
+        weights /= weights.sum(axis=1, keepdims=True)
+        values = np.einsum("si,ij,sj->s", weights, normal, weights) - 2 * weights @ right
+        if len(values) and values.min() < least - 1e-15:
+            best, least = weights[values.argmin()], float(values.min())
     return best
 
 

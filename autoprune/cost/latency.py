@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from autoprune.cost._base import Cost
 from autoprune.cost.deployed import deployed_layers
+from autoprune.cost.features import Features, LayerFeatures
 from autoprune.cost.fitting import simplex_fit, spearman
 from autoprune.cost.meter import LatencyMeter
-from autoprune.cost.polynomial import Floats, WidthPolynomial
-from autoprune.cost.static import layer_macs
-from autoprune.cost.tables import Interpolation, LayerGrid, Point, plan_grids
+from autoprune.cost.polynomial import Floats
+from autoprune.cost.tables import Interpolation, plan_grids
 from autoprune.cost.timing import PairedTiming, Timing
-from autoprune.graph import LayerKind
 from autoprune.space import Allocation, Counts, Space
 
-_MOVING = (LayerKind.ELEMENTWISE, LayerKind.POOL, LayerKind.UPSAMPLE)
 _LEAST_SPREAD = 0.02  # what a ratio cannot be known better than, whatever its own spread says
 _DRIFT = 0.3  # how much of the dense network's own slow-down in a pair may be an error of the ratio
 _FOCUS_WIDTH = 0.1
@@ -58,58 +55,6 @@ class LatencyError:
     def to_json(self) -> dict[str, float | int]:
         """Return plain JSON values."""
         return asdict(self)
-
-
-class Features(ABC):
-    """What a prediction is a mixture of: functions of the allocation that never fall when a unit keeps more.
-
-    Each is scaled to 1 at the dense network.
-
-    Attributes:
-        prior: the mixture that holds while nothing is measured, shape (1 + features,), constant first, sum 1.
-    """
-
-    prior: Floats
-
-    @abstractmethod
-    def __call__(self, counts: Counts) -> Floats:
-        """Return the features: shape (units,) → (features,), (candidates, units) → (candidates, features)."""
-
-
-class TableFeatures(Features):
-    """Sum of the layers' tables, elements moved by operations without weights, and multiply-accumulates.
-
-    Args:
-        space: the space of allocations.
-        grids: grids of the layers that the deployed network runs.
-        times: point → milliseconds.
-        block: channels that the device computes together.
-    """
-
-    prior = np.array([0.1, 0.9, 0.0, 0.0])  # about a tenth of a detector's time does not depend on widths
-
-    def __init__(
-        self, space: Space, grids: Sequence[LayerGrid], times: Mapping[Point, float], *, block: int = 1
-    ) -> None:
-        self._layers = Interpolation(space, grids, times, block=block)
-        self._moved, self._macs = WidthPolynomial(space), WidthPolynomial(space)
-        for layer in space.graph.layers:
-            if layer.kind in _MOVING:
-                area = layer.in_hw[0] * layer.in_hw[1] + layer.out_hw[0] * layer.out_hw[1]
-                self._moved.add(area, layer.out_axis)
-        for grid in grids:
-            coefficient, axes = layer_macs(grid.layer)
-            self._macs.add(coefficient, *axes)
-        dense = self._raw(space.dense)
-        self._dense = np.where(dense > 0, dense, 1.0)
-        self._offset = np.where(dense > 0, 0.0, 1.0)  # what the network has none of is a second constant
-
-    def __call__(self, counts: Counts) -> Floats:
-        """Return the features; see ``Features``."""
-        return self._raw(counts) / self._dense + self._offset
-
-    def _raw(self, counts: Counts) -> Floats:
-        return np.stack([self._layers(counts).sum(axis=-1), self._moved(counts), self._macs(counts)], axis=-1)
 
 
 class LatencyCost(Cost):
@@ -191,9 +136,12 @@ def uncertainty(timings: Sequence[PairedTiming]) -> Floats:
 def latency_predictor(space: Space, meter: LatencyMeter) -> LatencyCost:
     """Return a predictor from layer tables alone, measured where they are not known yet; ``fit`` makes it exact."""
     layers = deployed_layers(space.graph.layers, meter.dense, meter.settings.shape)
-    grids = plan_grids(space, layers)
-    times = meter.layer_times([point for grid in grids for point in grid.points()])
-    return LatencyCost(TableFeatures(space, grids, times, block=meter.block), meter.reference)
+    tables = None
+    if meter.layers_alone:
+        grids = plan_grids(space, layers)
+        times = meter.layer_times([point for grid in grids for point in grid.points()])
+        tables = Interpolation(space, grids, times, block=meter.block)
+    return LatencyCost(LayerFeatures(space, layers, block=meter.block, tables=tables), meter.reference)
 
 
 def _counts(samples: Sequence[Sample]) -> Counts:

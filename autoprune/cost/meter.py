@@ -14,7 +14,7 @@ from autoprune.cost.store import TableStore, look_up
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
-from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, lane_width
+from autoprune.runtimes.settings import LAYERS_ALONE, MemoryFormat, RuntimeSettings, fingerprint, lane_width
 
 REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
@@ -100,6 +100,11 @@ class LatencyMeter:
     def block(self) -> int:
         """How many channels the device computes together, see ``lane_width``."""
         return int(self._recorded("block", lambda: lane_width(self._asked)))
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether single layers are measured: where loading one takes milliseconds, not an export."""
+        return self._asked.runtime in LAYERS_ALONE
 
     @cached_property
     def reference(self) -> Timing:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from autoprune.cost.widths import LayerWidths
 from autoprune.graph import Layer, LayerKind
 from autoprune.space import Counts, Space
 
@@ -164,12 +165,8 @@ class Interpolation:
             tables[index] = np.pad(monotone(measured), ((0, size - rows), (0, size - columns)), mode="edge")
         self._tables = tables.reshape(-1)
         self._offsets = np.arange(count) * size * size
-        self._size, self._count, self._block = size, count, block
-        axes = [grid.layer.in_axis for grid in grids] + [grid.layer.out_axis for grid in grids]
-        constant = space.axis_widths(np.zeros_like(space.dense))
-        slope = space.axis_widths(np.eye(len(space), dtype=np.int64)) - constant
-        self._slope, self._constant = np.ascontiguousarray(slope[:, axes]), constant[axes]
-        self._dense = self._widths(space.dense)
+        self._size, self._count = size, count
+        self._widths = LayerWidths(space, [grid.layer for grid in grids], block=block)
         self._left = self._knots.reshape(-1)
         with np.errstate(invalid="ignore"):
             steps = np.diff(self._knots, axis=1, append=np.inf)
@@ -180,7 +177,7 @@ class Interpolation:
         """Return every layer's milliseconds: shape (units,) → (layers,), (candidates, units) → (candidates, layers)."""
         if counts.ndim == 2 and len(counts) > _BATCH:  # as many as stay in the processor's cache
             return np.concatenate([self(counts[start : start + _BATCH]) for start in range(0, len(counts), _BATCH)])
-        widths = np.minimum(np.ceil(self._widths(counts) / self._block) * self._block, self._dense)
+        widths = np.concatenate(self._widths(counts), axis=-1)
         index = (widths[..., None] >= self._knots[:, 1:-1]).sum(axis=-1)
         interval = self._starts + index
         along = np.clip((widths - self._left[interval]) * self._inverse[interval], 0.0, 1.0)
@@ -191,10 +188,6 @@ class Interpolation:
         upper = low + (high - low) * along_out
         low, high = tables[corner + size], tables[corner + size + 1]
         return np.asarray(upper + (low + (high - low) * along_out - upper) * along_in)
-
-    def _widths(self, counts: Counts) -> Floats:
-        """Return input widths of all layers, then output widths, shape (…, 2 × layers)."""
-        return np.asarray(counts.astype(np.float64) @ self._slope + self._constant)
 
 
 def monotone(table: Floats) -> Floats:

@@ -34,6 +34,10 @@ PRECISIONS: Mapping[Runtime, Mapping[str, tuple[Precision, ...]]] = {
 """What each runtime runs on which kind of device; whether this very device has it, the backend finds out."""
 
 
+LAYERS_ALONE = frozenset({Runtime.TORCH, Runtime.CUDAGRAPH})
+"""Runtimes that load a single layer in milliseconds; the others would export or compile hundreds of them."""
+
+
 class MemoryFormat(Enum):
     """Order of a tensor's dimensions in memory; AUTO is decided by measuring the dense network once."""
 

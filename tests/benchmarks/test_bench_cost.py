@@ -8,8 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from ultralytics.nn.tasks import DetectionModel
 
 from autoprune.cost import Cost, FlopsCost, LatencyCost, ParamsCost, SizeCost, Timing, parameter_shapes, state_shapes
-from autoprune.cost.latency import TableFeatures
-from autoprune.cost.tables import plan_grids
+from autoprune.cost.features import LayerFeatures
+from autoprune.cost.tables import TIMED, Interpolation, plan_grids
 from autoprune.graph import trace
 from autoprune.space import Space
 from tests.networks import FREE_OUTPUTS, example
@@ -21,7 +21,9 @@ def costs() -> dict[str, tuple[Cost, Space]]:
     space = Space(trace(module, example().float(), free_outputs=FREE_OUTPUTS))
     grids = plan_grids(space, space.graph.layers)
     times = {point: 0.01 + 1e-6 * point.c_in * point.c_out for grid in grids for point in grid.points()}
-    latency = LatencyCost(TableFeatures(space, grids, times, block=16), Timing(12.0, 11.0, 13.0, 100))
+    layers = [layer for layer in space.graph.layers if layer.kind in TIMED]
+    features = LayerFeatures(space, layers, block=16, tables=Interpolation(space, grids, times, block=16))
+    latency = LatencyCost(features, Timing(12.0, 11.0, 13.0, 100))
     made = (
         FlopsCost(space),
         ParamsCost(space, parameter_shapes(module)),
