@@ -26,7 +26,7 @@ from autoprune.cost.deployed import deployed_layers
 from autoprune.cost.features import LayerFeatures
 from autoprune.cost.fitting import simplex_fit, spearman
 from autoprune.cost.latency import uncertainty
-from autoprune.cost.store import ANCHOR, TableStore, look_up, measure_points
+from autoprune.cost.store import ANCHOR, Store, look_up, measure_points
 from autoprune.cost.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.graph import Layer, LayerKind
 from autoprune.journal import Journal
@@ -155,7 +155,7 @@ def test_a_second_search_finds_the_layers_in_the_cache(tmp_path: Path) -> None:
 
 
 def test_another_device_has_another_file(tmp_path: Path) -> None:
-    here, there = TableStore(tmp_path, {"cpu": "here"}), TableStore(tmp_path, {"cpu": "there"})
+    here, there = Store(tmp_path, {"cpu": "here"}), Store(tmp_path, {"cpu": "there"})
     here.save({"layer": 1.0})
     assert here.load() == {"layer": 1.0}
     assert there.load() == {}
@@ -165,7 +165,7 @@ def test_another_device_has_another_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', "null"])
 def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
-    store = TableStore(tmp_path, {})
+    store = Store(tmp_path, {})
     store.path.write_text(content)
     assert store.load() == {}
     store.save({"layer": 2.0})
@@ -175,7 +175,7 @@ def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
 def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    times = look_up(TableStore(blocked, {}), FakeBackend(SETTINGS), [ANCHOR])
+    times = look_up(Store(blocked, {}), FakeBackend(SETTINGS), [ANCHOR])
     assert times[ANCHOR] > 0
 
 
@@ -192,7 +192,7 @@ def test_times_of_different_days_are_scaled_to_one_anchor(tmp_path: Path) -> Non
 
 def test_the_default_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path))
-    store = TableStore(None, {"cpu": "x"})
+    store = Store(None, {"cpu": "x"})
     store.save({"layer": 1.0})
     assert json.loads(next((tmp_path / "latency").iterdir()).read_text())["fingerprint"] == {"cpu": "x"}
 

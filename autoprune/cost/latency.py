@@ -68,18 +68,25 @@ class LatencyCost(Cost):
         reference: the dense network's time.
         samples: measured networks to fit the mixture to.
         focus: ratio to the dense network near which it should be best, e.g. budget / reference; None for everywhere.
+        metric: ``latency``, or ``latency@<target>`` where a budget names what it is measured on.
 
     Attributes:
         weights: the mixture, constant first.
     """
 
-    metric = "latency"
     unit = "ms"
     predicted = True
 
     def __init__(
-        self, features: Features, reference: Timing, samples: Sequence[Sample] = (), focus: float | None = None
+        self,
+        features: Features,
+        reference: Timing,
+        samples: Sequence[Sample] = (),
+        *,
+        focus: float | None = None,
+        metric: str = "latency",
     ) -> None:
+        self.metric = metric
         self.features = features
         self.reference = reference
         self.samples = tuple(samples)
@@ -93,11 +100,11 @@ class LatencyCost(Cost):
 
     def fit(self, samples: Sequence[Sample], *, focus: float | None = None) -> LatencyCost:
         """Return a predictor fitted to these samples alone."""
-        return LatencyCost(self.features, self.reference, samples, focus)
+        return LatencyCost(self.features, self.reference, samples, focus=focus, metric=self.metric)
 
     def correct(self, samples: Sequence[Sample]) -> LatencyCost:
         """Return a predictor fitted to what this one was fitted to and to further samples, with the same focus."""
-        return LatencyCost(self.features, self.reference, self.samples + tuple(samples), self.focus)
+        return self.fit([*self.samples, *samples], focus=self.focus)
 
     def error(self, samples: Sequence[Sample]) -> LatencyError:
         """Compare with networks that it was not fitted to; at least one."""
@@ -133,15 +140,15 @@ def uncertainty(timings: Sequence[PairedTiming]) -> Floats:
     return np.asarray(np.sqrt(_LEAST_SPREAD**2 + spread**2 + (_DRIFT * drift) ** 2))
 
 
-def latency_predictor(space: Space, meter: LatencyMeter) -> LatencyCost:
-    """Return a predictor from layer tables alone, measured where they are not known yet; ``fit`` makes it exact."""
+def latency_predictor(space: Space, meter: LatencyMeter, metric: str = "latency") -> LatencyCost:
+    """Return a predictor that is fitted to nothing yet; layer tables are measured where they are not known yet."""
     layers = deployed_layers(space.graph.layers, meter.dense, meter.settings.shape)
     tables = None
     if meter.layers_alone:
         grids = plan_grids(space, layers)
         times = meter.layer_times([point for grid in grids for point in grid.points()])
         tables = Interpolation(space, grids, times, block=meter.block)
-    return LatencyCost(LayerFeatures(space, layers, block=meter.block, tables=tables), meter.reference)
+    return LatencyCost(LayerFeatures(space, layers, block=meter.block, tables=tables), meter.reference, metric=metric)
 
 
 def _counts(samples: Sequence[Sample]) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,18 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from autoprune.cost.store import TableStore, look_up
+from autoprune.cost.store import Store, look_up
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
-from autoprune.runtimes.settings import LAYERS_ALONE, MemoryFormat, RuntimeSettings, fingerprint, lane_width
+from autoprune.runtimes.settings import (
+    LAYERS_ALONE,
+    MemoryFormat,
+    RuntimeSettings,
+    fingerprint,
+    fingerprint_key,
+    lane_width,
+)
 
 REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
@@ -61,7 +68,8 @@ class LatencyMeter:
         settings: how networks run; an AUTO memory format is decided by measuring the dense network once.
         recorder: where measurements are kept; None keeps them in memory.
         effort: how long a candidate is measured.
-        cache: folder of the layer times; None for the default one.
+        cache: folder of what is kept for the next search; None for the default one.
+        kind: what tells this meter's measurements apart from another's in the recorder.
         calibration: gives the images that an int8 network's ranges are found on.
         opener: makes the backend for settings and calibration.
 
@@ -77,6 +85,7 @@ class LatencyMeter:
         recorder: Recorder | None = None,
         effort: Effort | None = None,
         cache: Path | None = None,
+        kind: str = "latency",
         calibration: Calibration | None = None,
         opener: Callable[[RuntimeSettings, Calibration | None], Backend] = open_backend,
     ) -> None:
@@ -85,6 +94,7 @@ class LatencyMeter:
         self._recorder = recorder or Memory()
         self._effort = effort or Effort()
         self._cache = cache
+        self._kind = kind
         self._calibration = calibration
         self._opener = opener
 
@@ -134,6 +144,33 @@ class LatencyMeter:
 
         return PairedTiming.from_json(self._recorded(["network", key], measure))
 
+    def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int]) -> PairedTiming:
+        """Time a network that a predictor is fitted to, or find it among those of earlier searches on this device.
+
+        Args:
+            build: as for ``measure``.
+            allocation: kept counts of every unit; with the dense network's shapes they say what was measured.
+        """
+
+        def measure() -> Mapping[str, Any]:
+            key = "-".join(str(count) for count in allocation)
+            known = self._networks.load().get(key)
+            if known is None:
+                known = self.measure(build, list(allocation), effort=SAMPLE_EFFORT).to_json()
+                self._networks.save({key: known})
+            return dict(known)
+
+        return PairedTiming.from_json(self._recorded(["sample", list(allocation)], measure))
+
+    @cached_property
+    def _networks(self) -> Store:
+        """What earlier searches measured of this architecture; a latency does not depend on the weights."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
+        size = self.settings.image_size
+        return Store(
+            self._cache, {**fingerprint(self.settings), "image_size": size, "network": fingerprint_key(shapes)}
+        )
+
     def milliseconds(self, timing: PairedTiming) -> Timing:
         """Return a candidate's times in milliseconds of the reference: ratio × the dense network's reference."""
         return timing.candidate.scaled(self.reference.median / timing.dense.median)
@@ -141,11 +178,11 @@ class LatencyMeter:
     def layer_times(self, points: Iterable[Point]) -> dict[Point, float]:
         """Return the milliseconds of single layers, from the recorder, the disk, or measured now."""
         wanted = list(points)
-        kept: Mapping[str, float] = self._recorder.lookup("latency", "layers") or {}
+        kept: Mapping[str, float] = self._recorder.lookup(self._kind, "layers") or {}
         if all(point.key in kept for point in wanted):
             return {point: kept[point.key] for point in wanted}
-        times = look_up(TableStore(self._cache, fingerprint(self.settings)), self._backend, wanted)
-        self._recorder.append("latency", "layers", {point.key: value for point, value in times.items()})
+        times = look_up(Store(self._cache, fingerprint(self.settings)), self._backend, wanted)
+        self._recorder.append(self._kind, "layers", {point.key: value for point, value in times.items()})
         return times
 
     @cached_property
@@ -157,10 +194,10 @@ class LatencyMeter:
         return self._backend.prepare(self.dense, self.settings.shape)
 
     def _recorded(self, key: Any, measure: Callable[[], Any]) -> Any:
-        value = self._recorder.lookup("latency", key)
+        value = self._recorder.lookup(self._kind, key)
         if value is None:
             value = measure()
-            self._recorder.append("latency", key, value)
+            self._recorder.append(self._kind, key, value)
         return value
 
     def _faster_format(self) -> MemoryFormat:

@@ -1,4 +1,4 @@
-"""Times of single layers: measured on the device on first need, kept on the disk for the next search."""
+"""What was measured on a device, kept on the disk for the next search; single layers are measured on first need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from autoprune.runtimes.settings import fingerprint_key
 ANCHOR = Point(LayerKind.CONV, (3, 3), (1, 1), (40, 40), (40, 40), 1, 64, 64)
 """A layer timed along with all others: how fast the machine is at the moment."""
 
-_SCHEMA = 1
+_SCHEMA = 2
 _WARM_UP = 2
 _ROUNDS = (3, 12)
 _SECONDS = 20.0
@@ -30,35 +30,35 @@ _CHUNK_POINTS = 600  # oneDNN keeps 1024 prepared kernels; beyond that every run
 _CHUNK_ELEMENTS = 128 * 2**20
 
 
-class TableStore:
-    """The file with all times that hold for one fingerprint; another device's file has another name and content.
+class Store:
+    """The file with all measurements that hold for one fingerprint; another device's has another name and content.
 
     The file is a cache: one that is missing, unreadable or of another fingerprint counts as empty, and a disk that
     refuses it costs the next search some seconds, not this one its result.
 
     Args:
         folder: where the files are; None for ``$AUTOPRUNE_CACHE/latency``, or else ``~/.cache/autoprune/latency``.
-        fingerprint: what the times hold for.
+        fingerprint: what the measurements hold for.
     """
 
     def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> None:
         self.fingerprint = dict(fingerprint)
         self.path = (folder or default_folder()) / f"{fingerprint_key(fingerprint)}.json"
 
-    def load(self) -> dict[str, float]:
-        """Return milliseconds by the points' keys."""
+    def load(self) -> dict[str, Any]:
+        """Return what is kept, by key."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["schema"] != _SCHEMA or content["fingerprint"] != self.fingerprint:
                 return {}
-            return {str(key): float(value) for key, value in content["milliseconds"].items()}
+            return dict(content["values"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
-    def save(self, times: Mapping[str, float]) -> None:
-        """Add times to the file; what another process added meanwhile stays."""
-        merged = self.load() | dict(times)
-        content = {"schema": _SCHEMA, "fingerprint": self.fingerprint, "milliseconds": dict(sorted(merged.items()))}
+    def save(self, values: Mapping[str, Any]) -> None:
+        """Add plain JSON values to the file; what another process added meanwhile stays."""
+        merged = self.load() | dict(values)
+        content = {"schema": _SCHEMA, "fingerprint": self.fingerprint, "values": dict(sorted(merged.items()))}
         with suppress(OSError, RunError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps(content, indent=1))
@@ -70,13 +70,13 @@ def default_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache" / "autoprune") / "latency"
 
 
-def look_up(store: TableStore, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
+def look_up(store: Store, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
     """Return the milliseconds of all points; what the store lacks is measured and added to it.
 
     Times measured at different moments are made comparable by the anchor, a layer that is timed every time.
     """
     wanted = sorted(set(points), key=lambda point: point.key)
-    known = store.load()
+    known = {key: value for key, value in store.load().items() if isinstance(value, float)}
     missing = [point for point in wanted if point.key not in known]
     if missing:
         measured = measure_points(backend, missing, anchor=known.get(ANCHOR.key))
