@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from autoprune.cost.beside import shares_beside
 from autoprune.cost.store import Store, look_up
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
@@ -184,6 +185,17 @@ class LatencyMeter:
         times = look_up(Store(self._cache, fingerprint(self.settings)), self._backend, wanted)
         self._recorder.append(self._kind, "layers", {point.key: value for point, value in times.items()})
         return times
+
+    def layers_beside(self, points: Sequence[Point]) -> dict[Point, float]:
+        """Return what share of the dense network's time single layers take that run alone, in turn with it."""
+
+        def measure() -> Mapping[str, float]:
+            with self._backend.session():
+                return shares_beside(self._backend, self._dense_runner, points)
+
+        named = fingerprint_key({point.key: True for point in points})
+        found = self._recorded(["beside", named], measure)
+        return {point: float(found[point.key]) for point in points}
 
     @cached_property
     def _backend(self) -> Backend:

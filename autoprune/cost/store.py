@@ -98,7 +98,7 @@ def measure_points(backend: Backend, points: Sequence[Point], *, anchor: float |
     """
     found: dict[str, float] = {}
     with backend.session():
-        for chunk in _chunks(points, backend.settings.batch):
+        for chunk in chunks(points, backend.settings.batch):
             layers = [ANCHOR, *chunk]
             runners = [backend.prepare(point.build(), point.shape(backend.settings.batch)) for point in layers]
             round_trip = float(time_in_turn(runners, _WARM_UP)[-1].sum()) * 1e-3
@@ -111,7 +111,7 @@ def measure_points(backend: Backend, points: Sequence[Point], *, anchor: float |
     return found
 
 
-def _chunks(points: Sequence[Point], batch: int) -> Iterator[list[Point]]:
+def chunks(points: Sequence[Point], batch: int) -> Iterator[list[Point]]:
     """Split points into runs that fit into memory and into the runtime's own caches."""
     chunk: list[Point] = []
     elements = 0
