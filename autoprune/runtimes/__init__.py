@@ -4,10 +4,17 @@ from collections.abc import Mapping
 
 from autoprune.choices import Precision, Runtime
 from autoprune.runtimes._base import Backend, Calibration, Runner
+from autoprune.runtimes.onnx_runtime import OnnxRuntimeBackend
+from autoprune.runtimes.open_vino import OpenVinoBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.torch_eager import TorchBackend
 
-BACKENDS: Mapping[Runtime, type[Backend]] = {Runtime.TORCH: TorchBackend, Runtime.CUDAGRAPH: TorchBackend}
+BACKENDS: Mapping[Runtime, type[Backend]] = {
+    Runtime.TORCH: TorchBackend,
+    Runtime.CUDAGRAPH: TorchBackend,
+    Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
+    Runtime.OPENVINO: OpenVinoBackend,
+}
 """Which backend serves which runtime."""
 
 

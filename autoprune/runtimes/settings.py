@@ -7,8 +7,10 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ PRECISIONS: Mapping[Runtime, Mapping[str, tuple[Precision, ...]]] = {
     Runtime.TENSORRT: {"cuda": (Precision.FP32, Precision.FP16, Precision.INT8)},
 }
 """What each runtime runs on which kind of device; whether this very device has it, the backend finds out."""
+
+LAYOUTS = frozenset({Runtime.TORCH, Runtime.TORCH_COMPILE, Runtime.CUDAGRAPH})
+"""Runtimes that are told a memory format; the others lay tensors out as they find best."""
+
+PACKAGES: Mapping[Runtime, tuple[str, ...]] = {
+    Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu"),
+    Runtime.OPENVINO: ("openvino", "nncf"),
+    Runtime.TENSORRT: ("tensorrt", "onnxruntime"),
+}
+"""Installed packages whose versions a runtime's times depend on, those that quantise for it included."""
 
 
 LAYERS_ALONE = frozenset({Runtime.TORCH, Runtime.CUDAGRAPH})
@@ -147,7 +159,14 @@ def runtime_settings(
         if value is not None and value < 1:
             raise DeviceError(f"The number of {name} must be at least 1, got {value}")
     return RuntimeSettings(
-        device, chosen, precision, threads or torch.get_num_threads(), batch, image_size, with_nms=with_nms
+        device,
+        chosen,
+        precision,
+        threads or torch.get_num_threads(),
+        batch,
+        image_size,
+        memory_format=MemoryFormat.AUTO if chosen in LAYOUTS else MemoryFormat.CONTIGUOUS,
+        with_nms=with_nms,
     )
 
 
@@ -166,6 +185,9 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     values: dict[str, Any] = settings.to_json()
     del values["image_size"]  # part of each layer's shape
     values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
+    for package in PACKAGES.get(settings.runtime, ()):
+        with suppress(PackageNotFoundError):
+            values[package] = version(package)
     if settings.device != "cpu":
         index = torch.device(settings.device).index
         values |= {

@@ -1,0 +1,71 @@
+"""A network as an ONNX file: what the runtimes outside of torch read."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from autoprune.errors import DeviceError
+
+OPSET = 17
+"""The newest version of ONNX's operators that all of the runtimes read."""
+
+
+class _Exported(nn.Module):
+    """A network that returns its output's tensors as a tuple, whatever structure they had."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = _pytree.tree_leaves(self.module(image))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def export_onnx(
+    module: nn.Module, shape: tuple[int, ...], path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> None:
+    """Write an eval-mode network as ONNX with a fixed input shape; the module is not modified.
+
+    Args:
+        module: the network; its outputs become those of the file, flattened.
+        shape: shape of its input.
+        path: where to.
+        dtype: what the network's weights, input and outputs are written in.
+        device: where the network is run once to be traced.
+
+    Raises:
+        DeviceError: the package onnx is missing, or ONNX has no such operation.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise DeviceError("Exporting a network needs the package onnx: pip install 'autoprune[onnxruntime]'")
+    # A network that was made in inference mode cannot be traced in it.
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
+        copied = copy.deepcopy(module).to(device, dtype).eval()
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        try:
+            torch.onnx.export(
+                _Exported(copied), (image,), path, input_names=["image"], opset_version=OPSET,
+                dynamo=False,  # the newer exporter takes several times as long
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise DeviceError(_refusal(error)) from error
+
+
+def _refusal(error: Exception) -> str:
+    """Say in one sentence which operation cannot be exported."""
+    named = re.search(r"operator '([^']+)'", str(error))
+    what = f"has no operation for {named[1]}" if named else f"does not take it ({str(error).splitlines()[0]})"
+    return (
+        f"A network must be expressible in ONNX (opset {OPSET}) to run outside of torch, and ONNX {what}; "
+        "use --runtime torch or torch-compile"
+    )

@@ -1,0 +1,71 @@
+"""Serves one engine to the process that started it; a script of its own, run as ``python worker.py ENGINE OPTIONS``.
+
+It holds one runtime and nothing else: two runtimes alive in one process disturb each other, and so does torch. Requests
+come as lines of JSON on the standard input, ``{"call": name, "arguments": {...}}``, and are answered by one line each,
+``{"value": ...}`` or ``{"error": {"kind": ..., "text": ...}}``; the first answer, unasked, says whether the engine
+started. The process ends when its input ends, which is when the parent does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.path and sys.path[0] == __file__.rpartition("/")[0]:
+    del sys.path[0]  # the folder of this script: none of its files may stand in for an installed package
+
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TextIO
+
+CALLS_HOME = ("openvino_telemetry",)
+"""Packages that a runtime would report through; where they cannot be imported it goes without."""
+
+
+def main(engine: str, options: str) -> None:
+    """Start the engine in a file with JSON options, and serve it until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and decides
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints is no answer
+    sys.modules.update(dict.fromkeys(CALLS_HOME))  # type: ignore[arg-type]  # None: cannot be imported
+    started = _answer(answers, lambda: _load(engine)(**json.loads(options)))
+    if started is None:
+        return
+    for line in sys.stdin:
+        request = json.loads(line)
+        _answer(answers, partial(getattr(started, request["call"]), **request["arguments"]))
+
+
+def _load(path: str) -> Callable[..., Any]:
+    """Return the class ``Engine`` of a file."""
+    spec = importlib.util.spec_from_file_location("engine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Callable[..., Any] = module.Engine
+    return found
+
+
+def _answer(answers: TextIO, act: Callable[[], Any]) -> Any:
+    """Act, and send the result or what went wrong; returns the result, or None."""
+    result = None
+    try:
+        result = act()
+        answer = {"value": result if _plain(result) else None}
+    except Exception as error:  # whatever a runtime raises, the parent must hear of it
+        answer = {"error": {"kind": type(error).__name__, "text": str(error)}}
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+    return result
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, dict))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
