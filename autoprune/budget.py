@@ -1,4 +1,7 @@
-"""Budgets as people write them: ``latency=8ms``, ``latency=60%``, ``flops=4.2G``, ``params=1.5M``, ``size=3MB``."""
+"""Budgets as people write them: ``latency=8ms``, ``latency=60%``, ``flops=50%``, ``params=1.5M``, ``size=3MB``.
+
+A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Limit:
     """The most that one metric of the pruned network may be.
 
     Attributes:
-        metric: one of ``METRICS``.
+        metric: one of ``METRICS``, or ``latency@<target>``: latency on another runtime or device than the run's own.
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
         value: in the metric's own unit, or the share of the dense network's value, in (0, 1], where ``relative``.
         relative: whether the value is a share of the dense network's.
@@ -56,8 +59,13 @@ class Limit:
         if not equals:
             raise BudgetError(f"A budget reads METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got {requested!r}")
         metric = metric.lower()
-        if metric not in METRICS:
+        kind, at, target = metric.partition("@")
+        if kind not in METRICS:
             raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r} in {requested!r}")
+        if at and (kind != "latency" or not target):
+            raise BudgetError(
+                f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {requested!r}"
+            )
         match = _AMOUNT.fullmatch(amount)
         if match is None:
             raise _malformed(metric, requested, f"{amount!r} is not a number with a unit")
@@ -167,19 +175,29 @@ def _listed(text: str) -> list[Limit]:
     return [Limit.parse(f"{metric}={amount.strip()}" if amounts else text) for amount in amounts.split(",")]
 
 
+def metric_kind(metric: str) -> str:
+    """Return which of ``METRICS`` a limit's metric is: ``latency`` for ``latency@openvino``."""
+    return metric.partition("@")[0]
+
+
+def is_latency(metric: str) -> bool:
+    """Return whether a limit's metric is a latency, wherever it is measured."""
+    return metric_kind(metric) == "latency"
+
+
 def format_amount(metric: str, value: float) -> str:
     """Return an amount as people read it: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``.
 
     Args:
-        metric: one of ``METRICS``.
+        metric: one of ``METRICS``, or ``latency@<target>``.
         value: in the metric's unit: milliseconds, FLOPs, parameters, bytes.
 
     Raises:
         BudgetError: unknown metric.
     """
-    if metric not in METRICS:
+    if metric_kind(metric) not in METRICS:
         raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r}")
-    if metric == "latency":
+    if is_latency(metric):
         return f"{value:.2f} ms" if not 0 < abs(value) < 1 else f"{value:.3f} ms"
     suffix = "B" if metric == "size" else ""
     for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
@@ -192,7 +210,7 @@ def format_amount(metric: str, value: float) -> str:
 
 
 def _scale(metric: str, requested: str, unit: str) -> Decimal:
-    units = _UNITS[metric]
+    units = _UNITS[metric_kind(metric)]
     if unit in units:
         return Decimal(units[unit])
     reason = f"unknown unit {unit!r}" if unit else "the unit is missing"
@@ -207,4 +225,6 @@ def _finite(value: Decimal, metric: str, requested: str) -> float:
 
 
 def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
-    return BudgetError(f"The budget {requested!r} cannot be read: {reason}; write {metric}= with {_EXAMPLES[metric]}")
+    return BudgetError(
+        f"The budget {requested!r} cannot be read: {reason}; write {metric}= with {_EXAMPLES[metric_kind(metric)]}"
+    )

@@ -50,7 +50,7 @@ class Applied:
         accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
         costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
-        return Stage.of(accuracy, costs, None)
+        return Stage.of(accuracy, costs, {})
 
     def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:
         """Show the stages side by side."""

@@ -14,6 +14,7 @@ from autoprune.choices import AGENTS
 from autoprune.commands.contest import Contest, Outcome
 from autoprune.commands.deployment import Deployment, Found
 from autoprune.commands.folder import RunFolder, environment
+from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.references import References, Trained
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
@@ -62,7 +63,8 @@ class _Comparison:
         limits = run.limits(self._budget, dense)
         if all(dense.cost(metric) <= most for metric, most in limits.items()):
             raise ConfigError(f"The dense network already holds {self._budget}; compare with a tighter budget")
-        contest = Contest(run, config, run.constrain(limits), limits.get("latency"))
+        self._goals = LatencyGoals(run.benches, limits)
+        contest = Contest(run, config, run.constrain(limits, self._goals), self._goals)
         outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
         tuned = [self._tuned(contest, outcome) for outcome in outcomes]
         references = References(run, config, limits).all() if config.references else []
@@ -86,7 +88,7 @@ class _Comparison:
 
     def _trained(self, contest: Contest, allocation: Allocation, score: float, seed: int, label: str) -> Tuned:
         def made() -> dict[str, Any]:
-            return vars(self._train(contest, Found(allocation, score, None), seed, label))
+            return vars(self._train(contest, Found(allocation, score, {}), seed, label))
 
         return Tuned(**self._folder.once("tuned", made, [list(allocation), seed]))
 
@@ -97,8 +99,7 @@ class _Comparison:
             path.mkdir(parents=True, exist_ok=True)
         counts = np.array(found.allocation)
         costs = {metric: float(cost(counts)) for metric, cost in run.static.items()}
-        if "latency" in {limit.metric for limit in self._budget}:
-            costs["latency"] = run.bench.confirm(found.allocation)
+        costs |= self._goals.confirm(found.allocation)
         module = contest.evaluator.recalibrated(found.allocation)
         Deployment(run, self._budget, path=path).save_policy(
             found, strategy=label.rpartition("-")[0], evaluations=config.evaluations

@@ -12,6 +12,7 @@ import numpy as np
 
 from autoprune.choices import StrategyName
 from autoprune.commands.finalists import choose
+from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, measured_guidance, probes
 from autoprune.commands.run import PruningRun
 from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
@@ -67,11 +68,11 @@ class Contest:
         run: the network.
         config: the comparison.
         constraint: the budget.
-        latency: its limit in milliseconds, or None where latency is not limited.
+        goals: the budget's latency limits.
     """
 
-    def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, latency: float | None) -> None:
-        self._run, self._config, self._latency = run, config, latency
+    def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, goals: LatencyGoals) -> None:
+        self._run, self._config, self._goals = run, config, goals
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
         self._guidance: Guidance | None = None
         names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
@@ -121,8 +122,7 @@ class Contest:
         tried = self._holding(clock.history)
         best = max((result.best, *candidates), key=lambda candidate: candidate.score)
         chosen = choose(
-            SearchResult(best, (best,)), self.evaluator, self._constraint, self._run.bench, self._latency,
-            count=1, screen=self._run.screen,
+            [best], self.evaluator, self._constraint, self._goals, count=1, screen=self._run.screen,
         )  # fmt: skip
         return Outcome(
             entry=str(entry),
@@ -163,11 +163,9 @@ class Contest:
 
     def _corrected(self, constraint: Constraint) -> Constraint:
         """Return the constraint with the latency predictor corrected at the uniform ratio, the same for all."""
-        if self._latency is None:
-            return constraint
-        for _ in range(2):
+        for _ in range(2 if self._goals else 0):
             allocation = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
-            constraint = self._run.calibrated(constraint, allocation, self._run.bench.target(self._latency))
+            constraint = self._goals.calibrated(constraint, allocation)
         return constraint
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from autoprune import __version__
 from autoprune.budget import Budget, format_amount
 from autoprune.commands.folder import environment
+from autoprune.commands.goals import Latencies
 from autoprune.commands.run import PruningRun
 from autoprune.commands.stages import Stage, as_json, held, stage_rows
 from autoprune.commands.tuning import tune
@@ -34,12 +35,12 @@ class Found:
     Attributes:
         allocation: kept channels per unit.
         score: its proxy score.
-        latency: measured milliseconds, or None where it was not measured.
+        latencies: measured milliseconds by metric; empty where latency is not limited.
     """
 
     allocation: Allocation
     score: float
-    latency: float | None
+    latencies: Latencies
 
 
 class Deployment:
@@ -65,8 +66,8 @@ class Deployment:
             )
             for metric, cost in run.static.items()
         }
-        if found.latency is not None:
-            costs["latency"] = PolicyCost(found.latency, "ms", CostKind.MEASURED)
+        for metric, latency in found.latencies.items():
+            costs[metric] = PolicyCost(latency, "ms", CostKind.MEASURED)
         policy = Policy(
             model=run.network.described,
             criterion=run.config.criterion.value,
@@ -121,8 +122,8 @@ class Deployment:
             + ", ".join(f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in budget)
             + f". Nothing is pruned; for less ask for a share, e.g. --budget {budget.limits[0].metric}=60%."
         )
-        latency = dense.cost("latency")
-        self.save_policy(Found(run.dense_allocation, 0.0, latency), strategy=strategy, evaluations=0)
+        latencies = {metric: dense.cost(metric) for metric in run.benches}
+        self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
         for name in ("pruned.pt", "model.pt"):
             run.network.adapter.save(
                 run.network.adapter.module, self._path / name, notes=self._notes(run.dense_allocation)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoprune.budget import format_amount
 from autoprune.commands.deployment import Found
-from autoprune.commands.latency import Bench, rescaled
+from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.screen import Screen
 from autoprune.constraint import Constraint
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation import Evaluator
 from autoprune.models._base import Accuracy
-from autoprune.search._base import Candidate, SearchResult
+from autoprune.search._base import Candidate
 from autoprune.space import Allocation
 
 ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
-UNUSED = 0.04
-"""A finalist that leaves more than this share of its target is widened."""
-
-CONFIRMATIONS, CLOSE = 2, 0.003
-"""The winner is measured thoroughly before it is trained; nearer to its limit than this, the target is lowered."""
+CONFIRMATIONS = 3
+"""How often the winner is measured thoroughly, and another one looked for where it is off its budget."""
 
 
 @dataclass(frozen=True)
@@ -35,92 +32,89 @@ class Finalist(Found):
         accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
     """
 
-    accuracy: Accuracy | None
+    accuracy: Accuracy | None = None
 
 
 def choose(
-    result: SearchResult, evaluator: Evaluator, constraint: Constraint, bench: Bench, limit: float | None, *,
+    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
     count: int, screen: Screen,
 ) -> Finalist:  # fmt: skip
     """Return the finalist with the highest mAP50-95 on the scoring images (of equals, the higher score).
 
     Args:
-        result: the search's.
+        history: the search's candidates.
         evaluator: scores and builds candidates.
-        constraint: the budget, latency by its predictor.
-        bench: measures latency.
-        limit: the latency budget in milliseconds, or None.
+        constraint: the budget, latency by its predictors.
+        goals: the budget's latency limits.
         count: how many of the best candidates take part.
         screen: told how it goes.
 
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
     """
-    if limit is None:
-        return _compared(result, evaluator, constraint, bench, None, count=count, screen=screen)
-    target = bench.target(limit)
+    if not goals:
+        return _compared(history, evaluator, constraint, goals, count=count, screen=screen)
+    held: dict[Allocation, Finalist] = {}
     for _ in range(CONFIRMATIONS):
-        chosen = _compared(result, evaluator, constraint, bench, target, count=count, screen=screen)
-        confirmed = bench.confirm(chosen.allocation)
-        if confirmed <= limit * (1 - CLOSE):
-            break
-        target *= limit * (1 - 2 * CLOSE) / confirmed
-    return replace(chosen, latency=confirmed)
+        chosen = _compared(history, evaluator, constraint, goals, count=count, screen=screen)
+        confirmed = goals.confirm(chosen.allocation)
+        chosen = replace(chosen, latencies=confirmed)
+        if goals.held(confirmed):
+            held[chosen.allocation] = chosen
+            if goals.spent(confirmed):
+                break
+        goals.aim(confirmed)
+    return min(held.values(), key=lambda item: goals.unused(item.latencies)) if held else chosen
+
+
+def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) -> list[Candidate]:
+    """Return the best candidates, each allocation once, best first; no probes, which are not within the budget."""
+    distinct = {
+        candidate.allocation: candidate for candidate in history if constraint.holds(np.array(candidate.allocation))
+    }
+    return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
 
 
 def _compared(
-    result: SearchResult, evaluator: Evaluator, constraint: Constraint, bench: Bench, target: float | None, *,
+    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
     count: int, screen: Screen,
 ) -> Finalist:  # fmt: skip
-    """Return the best of the finalists that were measured within a target in milliseconds."""
+    """Return the best of the finalists that were measured within the goals' targets."""
     finalists: dict[Allocation, Finalist] = {}
-    best = _best(result, constraint, count)
+    best = best_of(history, constraint, count)
     with screen.progress("Finalists", len(best)) as advance:
         for done, candidate in enumerate(best, start=1):
-            found = _measured(candidate, evaluator, constraint, bench, target)
+            found = _measured(candidate, evaluator, constraint, goals)
             if found is not None and found.allocation not in finalists:
-                accuracy = evaluator.accuracy(found.allocation)
-                finalists[found.allocation] = Finalist(found.allocation, found.score, found.latency, accuracy)
+                finalists[found.allocation] = replace(found, accuracy=evaluator.accuracy(found.allocation))
             advance(done)
     if not finalists:
-        assert target is not None
         raise BudgetUnreachableError(
-            f"None of {len(best)} finalists could be measured within {format_amount('latency', target)}; "
+            f"None of {len(best)} finalists could be measured within {goals}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
     return max(finalists.values(), key=lambda item: (item.accuracy.map50_95 if item.accuracy else 0.0, item.score))
 
 
-def _best(result: SearchResult, constraint: Constraint, count: int) -> list[Candidate]:
-    """Return the best candidates, each allocation once, best first; no probes, which are not within the budget."""
-    distinct = {
-        candidate.allocation: candidate
-        for candidate in result.history
-        if constraint.holds(np.array(candidate.allocation))
-    }
-    return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
-
-
 def _measured(
-    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, bench: Bench, target: float | None
+    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals
 ) -> Finalist | None:
-    """Measure a candidate; where it misses the target or leaves much of it, project it anew and look again."""
-    if target is None:
-        return Finalist(candidate.allocation, candidate.score, None, None)
+    """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again."""
+    if not goals:
+        return Finalist(candidate.allocation, candidate.score, {})
     fitting: list[Finalist] = []
     wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
     allocation, score = candidate.allocation, candidate.score
     seen: set[Allocation] = set()
     for _ in range(ROUNDS):
         seen.add(allocation)
-        measured = bench.measure(allocation)
-        if measured <= target:
-            fitting.append(Finalist(allocation, score, measured, None))
-            if measured >= target * (1 - UNUSED):
+        measured = goals.measure(allocation)
+        if goals.within(measured):
+            fitting.append(Finalist(allocation, score, measured))
+            if goals.spent(measured):
                 break
-        predicted = float(bench.predicted(allocation))
         try:
-            tightened = rescaled(constraint, predicted / measured, target)
+            tightened = goals.rescaled(constraint, allocation, measured)
         except BudgetUnreachableError:
             break  # not this one; another finalist may still fit
         allocation = constraint.space.allocation(tightened.project(wish))

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from autoprune.budget import format_amount
+from autoprune.choices import Runtime
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.network import Network, choose_device
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig, ProfileConfig
-from autoprune.constraint import Ceiling, Constraint
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
-from autoprune.cost.meter import SAMPLE_EFFORT, LatencyMeter
+from autoprune.cost.meter import LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.timing import Effort, PairedTiming, Timing
-from autoprune.runtimes.settings import fingerprint, runtime_settings
+from autoprune.errors import ConfigError
+from autoprune.runtimes.settings import RuntimeSettings, fingerprint, runtime_settings
 from autoprune.space import Allocation
 
-MARGIN = 0.03
-"""Candidates are held to this share below the latency budget: what a measurement of 40 pairs may be off."""
+NETWORKS = {True: (16, 8), False: (28, 12)}
+"""Whole networks that the predictor is fitted to and judged by, spread evenly and around the budget: by whether it has
+tables of single layers, too."""
 
-FITTED, HELD_OUT = 10, 10
-"""Whole networks that the predictor is fitted to, and that its error is told from."""
+FOCUS_STEP = 0.05
+"""Budgets within such a share of the dense latency share their networks, and so what is known of them."""
 
 STAGE_EFFORT = Effort(runs=80, max_runs=240)
 """What ends up in the summary is measured twice as long as a candidate …"""
@@ -43,32 +45,64 @@ DOUBT = 0.05
 """A measurement whose ratio may be off by more than this share is taken again."""
 
 
-class Bench:
-    """Measures and predicts latency for one run; everything is journalled by the meter.
+@dataclass(frozen=True)
+class Prediction:
+    """A predictor with what it was made from.
 
     Attributes:
+        cost: fitted to all samples.
+        fitted: samples that a first fit was made from …
+        held_out: … and those that its error was told from.
+        error: of that first fit; None where there was nothing to hold out.
+    """
+
+    cost: LatencyCost
+    fitted: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    error: LatencyError | None
+
+
+class Bench:
+    """Measures and predicts one latency for one run; everything is journalled by the meter.
+
+    Args:
+        network: the dense network.
+        config: how it runs.
+        folder: the run's.
+        screen: told how it goes.
+        metric: ``latency``, or ``latency@<target>`` for another runtime or device than the configuration's.
+
+    Attributes:
+        metric: the budget's name of what it measures.
         meter: what measures.
+
+    Raises:
+        ConfigError: the target is neither a runtime nor a device.
+        DeviceError: the device or the runtime is not here.
     """
 
     def __init__(
-        self, network: Network, config: BudgetedConfig | ProfileConfig, folder: RunFolder, screen: Screen
+        self,
+        network: Network,
+        config: BudgetedConfig | ProfileConfig,
+        folder: RunFolder,
+        screen: Screen,
+        *,
+        metric: str = "latency",
     ) -> None:
         adapter = network.adapter
+        self.metric = metric
         self._network, self._seed, self._screen = network, config.seed, screen
-        settings = runtime_settings(
-            choose_device(config.device),
-            image_size=adapter.image_size,
-            runtime=config.runtime,
-            precision=config.precision,
-            threads=config.threads,
-            batch=config.runtime_batch,
-            with_nms=config.with_nms,
-        )
+        self._with_nms = config.with_nms
         self.meter = LatencyMeter(
-            adapter.deployable(adapter.module), settings, recorder=folder.journal, calibration=self._calibration
+            adapter.deployable(adapter.module, with_nms=config.with_nms),
+            settings_of(metric, config, image_size=adapter.image_size),
+            recorder=folder.journal,
+            kind=metric,
+            calibration=self._calibration,
         )
-        self._predictor: LatencyCost | None = None
-        self._error: LatencyError | None = None
+        self._predictions: dict[float | None, Prediction] = {}
+        self._learnt: list[Sample] = []
 
     def _calibration(self) -> Sequence[torch.Tensor]:
         return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
@@ -79,7 +113,7 @@ class Bench:
         """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself."""
         if name == "dense":
             return self._described(self.meter.reference)
-        timing = self._typical(lambda: self._network.adapter.deployable(module), ["stage", name])
+        timing = self._typical(lambda: self._deployed(module), ["stage", name])
         if timing.note is not None:
             self._screen.warn(f"Measuring the {name} network: {timing.note}.")
         return self._described(self.meter.milliseconds(timing))
@@ -90,8 +124,10 @@ class Bench:
         return timing.ratio * self.meter.reference.median
 
     def measure(self, allocation: Allocation) -> float:
-        """Return a candidate's median in milliseconds of the dense reference."""
-        return self._sample(allocation, attempts=2).timing.ratio * self.meter.reference.median
+        """Return a candidate's median in milliseconds of the dense reference; the predictor may learn from it."""
+        timing = self._surest(lambda: self._built(allocation), [*allocation, 2], attempts=2)
+        self._learnt.append(Sample(allocation, timing))
+        return timing.ratio * self.meter.reference.median
 
     def environment(self) -> Mapping[str, Any]:
         """Return what the measurements depend on."""
@@ -108,13 +144,11 @@ class Bench:
             "batch": settings.batch,
         }
 
-    def _sample(self, allocation: Allocation, *, attempts: int = 1) -> Sample:
-        effort = SAMPLE_EFFORT if attempts == 1 else None
-        timing = self._surest(lambda: self._built(allocation), [*allocation, attempts], effort, attempts=attempts)
-        return Sample(allocation, timing)
-
     def _built(self, allocation: Allocation) -> nn.Module:
-        return self._network.adapter.deployable(self._network.pruner.materialise(allocation))
+        return self._deployed(self._network.pruner.materialise(allocation))
+
+    def _deployed(self, module: nn.Module) -> nn.Module:
+        return self._network.adapter.deployable(module, with_nms=self._with_nms)
 
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
         """Measure several times, as thoroughly as what ends up in the summary."""
@@ -124,9 +158,7 @@ class Bench:
 
         return typical(measure, self._doubt)
 
-    def _surest(
-        self, build: Callable[[], nn.Module], key: list[Any], effort: Effort | None, *, attempts: int
-    ) -> PairedTiming:
+    def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
         """Measure, again where the machine was disturbed, and return the measurement that may be off least.
 
         Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
@@ -135,7 +167,7 @@ class Bench:
         timings: list[PairedTiming] = []
         while len(timings) < attempts and (not timings or self._doubt(timings[-1]) > DOUBT):
             attempt = [] if not timings else ["attempt", len(timings)]
-            timings.append(self.meter.measure(build, [*key, *attempt], effort=effort))
+            timings.append(self.meter.measure(build, [*key, *attempt]))
         return min(timings, key=self._doubt)
 
     def _doubt(self, timing: PairedTiming) -> float:
@@ -145,34 +177,24 @@ class Bench:
 
     # -- predicted ---------------------------------------------------------------------------------
 
-    def target(self, limit: float) -> float:
-        """Return what candidates are held to for a latency budget, in milliseconds."""
-        return limit * (1 - MARGIN)
-
-    def predictor(self, limit: float) -> LatencyCost:
-        """Return a predictor fitted to whole networks around a latency limit in milliseconds."""
-        if self._predictor is None:
-            space, focus = self._network.space, limit / self.meter.reference.median
-            self._screen.note("Measuring single layers (kept for the next search on this device) …")
-            tables = latency_predictor(space, self.meter)
-            fitted, held_out = self._chosen(tables, focus)
-            self._predictor = tables.fit(fitted, focus=focus)
-            self._error = self._predictor.error(held_out)
-            self._screen.note(
-                f"Latency is predicted with a median error of {self._error.median_abs_rel:.1%} "
-                f"(p90 {self._error.p90_abs_rel:.1%}, Spearman {self._error.spearman:.2f}, "
-                f"{self._error.n} networks that it was not fitted to)."
-            )
-        return self._predictor
-
-    def predicted(self, allocation: Allocation) -> float:
-        """Return a candidate's predicted milliseconds; ``predictor`` comes first."""
-        assert self._predictor is not None
-        return float(self._predictor(np.array(allocation)))
+    def prediction(self, limit: float | None = None) -> Prediction:
+        """Return a predictor fitted to whole networks, more of them around a latency limit in milliseconds if given."""
+        focus = None
+        if limit is not None:
+            focus = round(limit / self.meter.reference.median / FOCUS_STEP) * FOCUS_STEP
+        if focus not in self._predictions:
+            self._predictions[focus] = self._predicted(focus)
+        return self._predictions[focus]
 
     def prediction_error(self) -> dict[str, float | int] | None:
         """Return the predictor's error on networks that it was not fitted to, or None where there is no predictor."""
-        return self._error.to_json() if self._error is not None else None
+        errors = [prediction.error for prediction in self._predictions.values() if prediction.error is not None]
+        return errors[-1].to_json() if errors else None
+
+    def corrected(self, cost: LatencyCost) -> LatencyCost:
+        """Return a predictor fitted to all candidates that were measured, too."""
+        known = {sample.allocation for sample in cost.samples}
+        return cost.correct([sample for sample in self._learnt if sample.allocation not in known])
 
     def reachable(self) -> str:
         """Return the measured latency with every unit at its lower bound, as people read it."""
@@ -182,19 +204,69 @@ class Bench:
     def _lowest(self) -> Allocation:
         return self._network.space.allocation(self._network.space.lower)
 
-    def _chosen(self, tables: LatencyCost, focus: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
-        """Measure networks to fit to, the narrowest among them, and as many others, spread around the focus."""
-        allocations = spread_allocations(
-            self._network.space, tables, number=FITTED + HELD_OUT, seed=self._seed, around=focus
+    def _predicted(self, focus: float | None) -> Prediction:
+        """Measure networks and fit to them: every other one tells the error, then all of them count."""
+        space = self._network.space
+        if self.meter.layers_alone:
+            self._screen.note("Measuring single layers (kept for the next search on this device) …")
+        plain = latency_predictor(space, self.meter, self.metric)
+        even, near = NETWORKS[self.meter.layers_alone]
+        flops = self._network.static_costs()["flops"]
+        lowest = self._sample(self._lowest)
+        samples = self._samples(spread_allocations(space, flops, number=even, seed=0))
+        if focus is not None:
+            rough = plain.fit([lowest, *samples], focus=focus)
+            samples += self._samples(spread_allocations(space, rough, number=near, seed=1, around=focus))
+        fitted, held_out = (lowest, *samples[::2]), tuple(samples[1::2])
+        error = plain.fit(fitted, focus=focus).error(held_out)
+        where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
+        self._screen.note(
+            f"Latency{where} is predicted with a median error of {error.median_abs_rel:.1%} "
+            f"(p90 {error.p90_abs_rel:.1%}, Spearman {error.spearman:.2f}, "
+            f"{error.n} networks that it was not fitted to)."
         )
+        return Prediction(plain.fit([lowest, *samples], focus=focus), fitted, held_out, error)
+
+    def _samples(self, allocations: Sequence[Allocation]) -> list[Sample]:
         samples = []
         with self._screen.progress("Latency", len(allocations)) as advance:
             for done, allocation in enumerate(allocations, start=1):
                 samples.append(self._sample(allocation))
                 advance(done)
-        pairs = [samples[index : index + 2] for index in range(0, len(samples), 2)]  # one near the focus, one anywhere
-        fitted, held_out = (list(chain.from_iterable(pairs[start::2])) for start in (0, 1))
-        return [self._sample(self._lowest), *fitted], held_out
+        return samples
+
+    def _sample(self, allocation: Allocation) -> Sample:
+        return Sample(allocation, self.meter.sample(lambda: self._built(allocation), allocation))
+
+
+def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, *, image_size: int) -> RuntimeSettings:
+    """Return how networks run where a metric is measured.
+
+    Args:
+        metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
+        config: what the person asked for.
+        image_size: height and width of the input, in pixels.
+
+    Raises:
+        ConfigError: the target is neither a runtime nor a device.
+        DeviceError: the device or the runtime is not here.
+    """
+    device, runtime = config.device, config.runtime
+    target = metric.partition("@")[2]
+    if target:
+        runtimes = {member.value: member for member in Runtime}
+        if target in runtimes:
+            runtime = runtimes[target]
+        elif re.fullmatch(r"cpu|cuda(:\d+)?", target):
+            device, runtime = target, None
+        else:
+            raise ConfigError(
+                f"A latency is measured on a runtime ({', '.join(runtimes)}) or on cpu, cuda or cuda:N, got {metric!r}"
+            )
+    return runtime_settings(
+        choose_device(device), image_size=image_size, runtime=runtime, precision=config.precision,
+        threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,
+    )  # fmt: skip
 
 
 def typical(measure: Callable[[int], PairedTiming], doubt: Callable[[PairedTiming], float]) -> PairedTiming:
@@ -211,12 +283,3 @@ def typical(measure: Callable[[int], PairedTiming], doubt: Callable[[PairedTimin
         timings.append(measure(len(timings)))
     surest = sorted(timings, key=doubt)[:STAGE_REPEATS]
     return sorted(surest, key=lambda timing: timing.ratio)[len(surest) // 2]
-
-
-def rescaled(constraint: Constraint, factor: float, target: float) -> Constraint:
-    """Return the constraint with the latency limit in terms of a predictor that is off by ``factor``."""
-    ceilings: Sequence[Ceiling] = [
-        Ceiling(ceiling.cost, target * factor * 0.995) if ceiling.cost.metric == "latency" else ceiling
-        for ceiling in constraint.ceilings
-    ]
-    return Constraint(constraint.space, ceilings)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import Budget, budget_levels, format_amount
+from autoprune.budget import Budget, budget_levels, format_amount, is_latency
 from autoprune.commands.deployment import Deployment, Found
-from autoprune.commands.finalists import CLOSE
 from autoprune.commands.folder import RunFolder
+from autoprune.commands.goals import Latencies, LatencyGoals
 from autoprune.commands.proposals import Base, Trials
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
@@ -46,12 +46,12 @@ class _Level:
     Attributes:
         budget: the budget.
         base: the network, with its weights as the short fine-tunes left them.
-        latency: measured milliseconds, or None where latency is not limited.
+        latencies: measured milliseconds by metric; empty where latency is not limited.
     """
 
     budget: Budget
     base: Base
-    latency: float | None
+    latencies: Latencies
 
 
 class _NetAdaptRun:
@@ -74,7 +74,8 @@ class _NetAdaptRun:
         limits = [self._run.limits(budget, dense) for budget in self._budgets]
         for most in limits:
             if not self._holds(base, most):
-                self._run.constrain(most)  # a level out of reach ends the run here, not after the levels before it
+                # a level out of reach ends the run here, not after the levels before it
+                self._run.constrain(most, LatencyGoals(self._run.benches, most))
         levels = []
         for budget, most in zip(self._budgets, limits, strict=True):
             level = self._descend(budget, base, most)
@@ -86,7 +87,7 @@ class _NetAdaptRun:
             "evaluations": self._trials.evaluations,
             "short_fine_tunes": self._trials.fine_tunes,
             "seconds": time.perf_counter() - start,
-            "latency_prediction_error": self._run.bench.prediction_error(),
+            "latency_prediction_error": self._run.prediction_errors(),
         }
         codes = [self._ship(level, dense, searched) for level in levels]
         return max(codes)
@@ -95,31 +96,27 @@ class _NetAdaptRun:
 
     def _descend(self, budget: Budget, base: Base, limits: Mapping[str, float]) -> _Level:
         """Take steps until the network is measured to hold the limits."""
-        limit = limits.get("latency")
+        goals = LatencyGoals(self._run.benches, limits)
         if self._holds(base, limits):
-            return _Level(budget, base, self._run.bench.measure(base.allocation) if limit is not None else None)
-        constraint = self._run.constrain(limits)
-        if limit is None:
-            while not constraint.holds(np.array(base.allocation)):
-                base = self._step(constraint, base)
-            return _Level(budget, base, None)
-        target = self._run.bench.target(limit)
+            return _Level(budget, base, goals.measure(base.allocation))
+        constraint = self._run.constrain(limits, goals)
         while True:
-            constraint = self._run.calibrated(constraint, base.allocation, target)
+            constraint = goals.calibrated(constraint, base.allocation)
             if not constraint.holds(np.array(base.allocation)):
                 base = self._step(constraint, base)
                 continue
-            confirmed = self._run.bench.confirm(base.allocation)
-            if confirmed <= limit * (1 - CLOSE):
+            confirmed = goals.confirm(base.allocation)
+            if goals.held(confirmed):
                 return _Level(budget, base, confirmed)
-            target *= limit * (1 - 2 * CLOSE) / confirmed  # predicted within, measured without: hold it to less
+            goals.aim(confirmed)  # predicted within, measured without: hold it to less
 
     def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
         """Return whether the network is within the limits already, latency as measured."""
         counts = np.array(base.allocation)
-        static = all(self._run.static[metric](counts) <= most for metric, most in limits.items() if metric != "latency")
-        return static and (
-            "latency" not in limits or self._run.bench.confirm(base.allocation) <= limits["latency"] * (1 - CLOSE)
+        static = {metric: most for metric, most in limits.items() if not is_latency(metric)}
+        goals = LatencyGoals(self._run.benches, limits)
+        return all(self._run.static[metric](counts) <= most for metric, most in static.items()) and goals.held(
+            goals.confirm(base.allocation)
         )
 
     def _step(self, constraint: Constraint, base: Base) -> Base:
@@ -166,7 +163,7 @@ class _NetAdaptRun:
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
         deployment = Deployment(self._run, level.budget, path=path, label=label)
-        found = Found(level.base.allocation, level.base.score, level.latency)
+        found = Found(level.base.allocation, level.base.score, level.latencies)
         if level.base is self._trials.dense:
             stages = deployment.keep_everything(dense, strategy="netadapt")
         else:

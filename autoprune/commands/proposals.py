@@ -184,6 +184,6 @@ class Trials:
     def _save_policy(self, allocation: Allocation, score: float, iteration: int) -> None:
         deployment = Deployment(self._run, self._budget, path=self._run.folder.path / "iterations")
         deployment.save_policy(
-            Found(allocation, score, None), strategy="netadapt", evaluations=self.evaluations,
+            Found(allocation, score, {}), strategy="netadapt", evaluations=self.evaluations,
             name=f"{iteration:03}.json",
         )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.budget import is_latency
+from autoprune.commands.latency import settings_of
 from autoprune.commands.run import PruningRun
 from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
@@ -17,7 +19,6 @@ from autoprune.cost.meter import LatencyMeter
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.proof import analyse
-from autoprune.runtimes.settings import runtime_settings
 from autoprune.space import Space
 
 WIDTH_STEPS = 7
@@ -135,15 +136,14 @@ class References:
         costs["params"] = float(sum(parameter.numel() for parameter in module.parameters()))
         if "size" in self._limits:
             costs["size"] = float(adapter.checkpoint_size(module))
-        if "latency" in self._limits and adapter is self._run.network.adapter:
-            costs["latency"] = self._run.bench.stage(f"reference of {costs['params']} parameters", module)["median"]
-        elif "latency" in self._limits:  # another input: it cannot run in turn with the dense network
-            settings = runtime_settings(
-                str(adapter.device), image_size=adapter.image_size,
-                runtime=self._config.runtime, precision=self._config.precision, threads=self._config.threads,
-                batch=self._config.runtime_batch, with_nms=self._config.with_nms,
-            )  # fmt: skip
-            costs["latency"] = LatencyMeter(adapter.deployable(module), settings).reference.median
+        for metric in filter(is_latency, self._limits):
+            if adapter is self._run.network.adapter:
+                name = f"reference of {costs['params']} parameters"
+                costs[metric] = self._run.benches[metric].stage(name, module)["median"]
+            else:  # another input: it cannot run in turn with the dense network
+                settings = settings_of(metric, self._config, image_size=adapter.image_size)
+                deployed = adapter.deployable(module, with_nms=settings.with_nms)
+                costs[metric] = LatencyMeter(deployed, settings).reference.median
         return costs
 
     def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> float | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from autoprune.budget import Budget
+from autoprune.budget import Budget, budget_levels, is_latency
 from autoprune.commands.folder import RunFolder
-from autoprune.commands.latency import Bench, rescaled
+from autoprune.commands.goals import LatencyGoals
+from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
@@ -80,14 +81,20 @@ class PruningRun:
         screen: told how it goes.
         network: the dense network.
         static: costs in closed form, by metric.
-        bench: measures and predicts latency.
+        bench: measures and predicts latency where the configuration says.
+        benches: that one as ``latency``, and one for each other runtime or device that the budget names.
     """
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
         self.config, self.folder, self.screen = config, folder, screen
         self.network = dense_network(config, screen)
         self.static = self.network.static_costs()
-        self.bench = Bench(self.network, config, folder, screen)
+        named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
+        self.benches = {
+            metric: Bench(self.network, config, folder, screen, metric=metric)
+            for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
+        }
+        self.bench = self.benches["latency"]
 
     @property
     def dense_allocation(self) -> Allocation:
@@ -108,39 +115,34 @@ class PruningRun:
         accuracy = Accuracy(**self.folder.once("validation", measured, name))
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
-        return Stage.of(accuracy, costs, self.bench.stage(name, module))
+        return Stage.of(accuracy, costs, {metric: bench.stage(name, module) for metric, bench in self.benches.items()})
 
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""
         return {limit.metric: limit.resolve(dense.cost(limit.metric)) for limit in budget}
 
-    def constrain(self, limits: Mapping[str, float]) -> Constraint:
+    def constrain(self, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
         """Return the limits as a constraint on allocations; latency by its predictor, fitted first.
 
         Raises:
             BudgetUnreachableError: even the narrowest network exceeds a limit.
         """
-        ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if metric != "latency"]
-        if "latency" in limits:
-            ceilings.append(Ceiling(self.bench.predictor(limits["latency"]), self.bench.target(limits["latency"])))
+        ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+        ceilings += goals.ceilings()
         try:
             return Constraint(self.network.space, ceilings)
         except BudgetUnreachableError as error:
-            if "latency" not in limits:
+            if not goals:
                 raise
             raise BudgetUnreachableError(
-                f"{error}. Measured, that narrowest network takes {self.bench.reachable()}."
+                f"{error}. Measured, that narrowest network takes {goals.reachable()}."
             ) from error
 
-    def calibrated(self, constraint: Constraint, allocation: Allocation, target: float) -> Constraint:
-        """Return the constraint with the latency predictor's error at an allocation taken out: measured there.
-
-        Args:
-            constraint: the budget, latency by its predictor.
-            allocation: where it matters.
-            target: milliseconds that candidates are held to.
-        """
-        return rescaled(constraint, self.bench.predicted(allocation) / self.bench.measure(allocation), target)
+    def prediction_errors(self) -> dict[str, Any] | None:
+        """Return the error of the latency predictor, or by metric where there are several; None where there is none."""
+        errors = {metric: bench.prediction_error() for metric, bench in self.benches.items()}
+        found = {metric: error for metric, error in errors.items() if error is not None}
+        return found.get("latency") if set(found) <= {"latency"} else found
 
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on so many training images."""

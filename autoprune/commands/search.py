@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from autoprune.budget import Budget
 from autoprune.commands.deployment import Deployment
-from autoprune.commands.finalists import choose
+from autoprune.commands.finalists import best_of, choose
 from autoprune.commands.folder import RunFolder
+from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.guidance import Guidance, measured_guidance
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
@@ -21,9 +22,12 @@ from autoprune.commands.warmstart import candidates_of_runs, check_runs
 from autoprune.config import SearchConfig
 from autoprune.constraint import Constraint
 from autoprune.evaluation import Evaluator
-from autoprune.search._base import Progress, SearchResult, search
+from autoprune.search._base import Candidate, Progress, SearchResult, search
 
 DEFAULT_EPISODES, DEMO_EPISODES = 200, 60
+
+CONTINUATIONS = 2
+"""How often a search goes on whose best candidate is measured off its latency budget, by a quarter of its episodes."""
 
 
 def run(config: SearchConfig, screen: Screen) -> int:
@@ -64,57 +68,91 @@ class _SearchRun:
             kept = deployment.keep_everything(dense, strategy="none")
             nothing = {"strategy": "none", "evaluations": 0, "cache_hits": 0, "seconds": 0.0, "best_score": 0.0}
             return deployment.finish({"dense": dense, **kept}, nothing)
-        constraint = run.constrain(limits)
+        goals = LatencyGoals(run.benches, limits)
+        constraint = run.constrain(limits, goals)
         evaluator = run.evaluator("evaluation", config.images)
         start = time.perf_counter()
         guidance = measured_guidance(run, constraint, evaluator) if config.strategy in INFORMED else None
-        constraint = self._calibrated(constraint, guidance, limits)
-        result = self._search(constraint, evaluator, guidance)
-        searched = self._summary(result, evaluator, guidance, time.perf_counter() - start)
-        chosen = choose(
-            result, evaluator, constraint, run.bench, limits.get("latency"), count=config.finalists, screen=run.screen
-        )
+        wish = guidance.prior if guidance is not None else np.zeros(len(constraint.space))
+        for _ in range(2 if goals else 0):  # the predictors are made right where the search starts
+            constraint = goals.calibrated(constraint, constraint.space.allocation(constraint.project(wish)))
+        assert config.episodes is not None
+        warm = candidates_of_runs(config.warm_start, config, constraint)
+        first = self._search(constraint, evaluator, guidance, warm, config.episodes)
+        history, constraint = self._continued(first.history, constraint, evaluator, guidance, goals)
+        best = best_of(history, constraint, 1)[0]
+        searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
+        chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         stages = deployment.ship(evaluator.recalibrated(chosen.allocation), chosen.allocation)
         return deployment.finish({"dense": dense, **stages}, searched)
 
-    def _calibrated(self, constraint: Constraint, guidance: Guidance | None, limits: Mapping[str, float]) -> Constraint:
-        """Return the constraint with the latency predictor corrected where the search starts."""
-        if "latency" not in limits:
-            return constraint
-        wish = guidance.prior if guidance is not None else np.zeros(len(constraint.space))
-        for _ in range(2):
-            allocation = constraint.space.allocation(constraint.project(wish))
-            constraint = self._run.calibrated(constraint, allocation, self._run.bench.target(limits["latency"]))
-        return constraint
+    def _continued(
+        self,
+        history: Sequence[Candidate],
+        constraint: Constraint,
+        evaluator: Evaluator,
+        guidance: Guidance | None,
+        goals: LatencyGoals,
+    ) -> tuple[Sequence[Candidate], Constraint]:
+        """Go on with the search while the best candidate is measured off its latency budget, the predictors corrected.
 
-    def _search(self, constraint: Constraint, evaluator: Evaluator, guidance: Guidance | None) -> SearchResult:
-        """Let the strategy try its candidates."""
-        config, run = self._config, self._run
+        Returns:
+            All candidates, and the constraint that the last of them were made for.
+        """
+        config, screen, space = self._config, self._run.screen, constraint.space
         assert config.episodes is not None
+        for _ in range(CONTINUATIONS if goals else 0):
+            best = best_of(history, constraint, 1)[0]
+            measured = goals.measure(best.allocation)
+            if goals.within(measured) and goals.spent(measured):
+                break
+            off = -goals.unused(measured)
+            screen.note(f"The best candidate is {off:+.1%} off its latency as measured: searching on, corrected.")
+            corrected = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
+            leading = best_of(history, constraint, config.finalists)
+            wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
+            moved = [space.allocation(corrected.project(wish)) for wish in wishes]
+            scored = zip(moved, scores_of(evaluator)(moved), strict=True)
+            start = tuple(Candidate(allocation, score) for allocation, score in scored)
+            more = max(config.episodes // 4, 1)
+            constraint = corrected
+            history = [*start, *self._search(constraint, evaluator, guidance, start, more).history]
+        return history, constraint
+
+    def _search(
+        self,
+        constraint: Constraint,
+        evaluator: Evaluator,
+        guidance: Guidance | None,
+        start: tuple[Candidate, ...],
+        episodes: int,
+    ) -> SearchResult:
+        """Let the strategy try so many candidates."""
+        config, run = self._config, self._run
         task = SearchTask(
             network=run.network,
             constraint=constraint,
-            evaluations=config.episodes,
+            evaluations=episodes,
             seed=config.seed,
             rule=config.rule,
             guidance=guidance,
             curves=self._curves,
-            start=candidates_of_runs(config.warm_start, config, constraint),
+            start=start,
             log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
         )
-        with run.screen.progress("Search", config.episodes) as advance:
+        with run.screen.progress("Search", episodes) as advance:
 
             def show(progress: Progress) -> None:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(
                 make_strategy(config.strategy, task), scores_of(evaluator),
-                constraint=constraint, evaluations=config.episodes, on_evaluation=show,
+                constraint=constraint, evaluations=episodes, on_evaluation=show,
             )  # fmt: skip
 
     def _summary(
-        self, result: SearchResult, evaluator: Evaluator, guidance: Guidance | None, seconds: float
+        self, best: Candidate, evaluator: Evaluator, guidance: Guidance | None, seconds: float
     ) -> dict[str, Any]:
         """Return the figures of the search itself."""
         counts = evaluator.counts
@@ -126,6 +164,6 @@ class _SearchRun:
             "cache_hits": counts.cache_hits,
             "seconds": seconds,
             "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),
-            "best_score": result.best.score,
-            "latency_prediction_error": self._run.bench.prediction_error(),
+            "best_score": best.score,
+            "latency_prediction_error": self._run.prediction_errors(),
         }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from autoprune.budget import Limit, format_amount
+from autoprune.budget import Limit, format_amount, is_latency
 from autoprune.models._base import Accuracy
+
+_LABELS = {"params": "parameters", "flops": "FLOPs", "size": "checkpoint", "latency": "latency"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Stage:
         size_bytes: bytes of the checkpoint.
         latency_ms: median, p10, p90 in milliseconds, with runs, device, runtime, precision and batch; None where it
             was not measured.
+        other_latency_ms: the same by metric, for each other runtime or device that the budget names.
     """
 
     map50: float | None
@@ -30,23 +33,28 @@ class Stage:
     flops: float
     size_bytes: int
     latency_ms: Mapping[str, Any] | None
+    other_latency_ms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, accuracy: Accuracy | None, costs: Mapping[str, float], latency: Mapping[str, Any] | None) -> Stage:
-        """Join what was measured of one network; ``costs`` by metric."""
+    def of(
+        cls, accuracy: Accuracy | None, costs: Mapping[str, float], latencies: Mapping[str, Mapping[str, Any]]
+    ) -> Stage:
+        """Join what was measured of one network; costs and latencies by metric."""
         return cls(
             accuracy.map50 if accuracy else None,
             accuracy.map50_95 if accuracy else None,
             round(costs["params"]),
             costs["flops"],
             round(costs["size"]),
-            latency,
+            latencies.get("latency"),
+            {metric: latency for metric, latency in latencies.items() if metric != "latency"},
         )
 
     def cost(self, metric: str) -> float:
         """Return what the stage costs under a budget's metric."""
-        if metric == "latency":
-            return float(self.latency_ms["median"]) if self.latency_ms is not None else float("nan")
+        if is_latency(metric):
+            latency = self.latency_ms if metric == "latency" else self.other_latency_ms[metric]
+            return float(latency["median"]) if latency is not None else float("nan")
         return float({"flops": self.flops, "params": self.params, "size": self.size_bytes}[metric])
 
 
@@ -76,7 +84,8 @@ def stage_rows(stages: Mapping[str, Stage]) -> tuple[list[str], list[list[str]]]
         ["mAP50", *(_share(stage.map50) for stage in stages.values())],
         ["mAP50-95", *(_share(stage.map50_95) for stage in stages.values())],
     ]
-    for metric, label in (("params", "parameters"), ("flops", "FLOPs"), ("size", "checkpoint"), ("latency", "latency")):
+    others = {metric: metric for metric in dense.other_latency_ms}
+    for metric, label in {**_LABELS, **others}.items():
         if metric == "latency" and dense.latency_ms is None:
             continue
         rows.append([label, *(_ratio(metric, stage, dense) for stage in stages.values())])
