@@ -7,6 +7,7 @@ from autoprune.runtimes._base import Backend, Calibration, Runner
 from autoprune.runtimes.onnx_runtime import OnnxRuntimeBackend
 from autoprune.runtimes.open_vino import OpenVinoBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
+from autoprune.runtimes.tensor_rt import TensorRtBackend
 from autoprune.runtimes.torch_eager import TorchBackend
 
 BACKENDS: Mapping[Runtime, type[Backend]] = {
@@ -14,6 +15,7 @@ BACKENDS: Mapping[Runtime, type[Backend]] = {
     Runtime.CUDAGRAPH: TorchBackend,
     Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
     Runtime.OPENVINO: OpenVinoBackend,
+    Runtime.TENSORRT: TensorRtBackend,
 }
 """Which backend serves which runtime."""
 

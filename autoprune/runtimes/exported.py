@@ -40,7 +40,7 @@ def export_onnx(
         shape: shape of its input.
         path: where to.
         dtype: what the network's weights, input and outputs are written in.
-        device: where the network is run once to be traced.
+        device: where the network is run to be traced.
 
     Raises:
         DeviceError: the package onnx is missing, or ONNX has no such operation.
@@ -52,6 +52,7 @@ def export_onnx(
         warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
         copied = copy.deepcopy(module).to(device, dtype).eval()
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        copied(image)  # what a network imports or caches in its first run is no part of the trace
         try:
             torch.onnx.export(
                 _Exported(copied), (image,), path, input_names=["image"], opset_version=OPSET,

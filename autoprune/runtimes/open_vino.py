@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from torch import nn
+from collections.abc import Sequence
 
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
-from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend
 
 _COMPUTED = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
-_NEEDED = {Precision.FP32: "FP32", Precision.BF16: "BF16", Precision.FP16: "FP16", Precision.INT8: "INT8"}
+"""What floating-point operations compute in, as OpenVINO names it; int8 is the network's own."""
 
 
 class OpenVinoBackend(SeparateBackend):
     """OpenVINO's CPU plugin: one stream, as few milliseconds per image as it can."""
 
     @property
-    def kit(self) -> Kit:
-        """See ``SeparateBackend``."""
-        return Kit(("onnx", "openvino"), "openvino", ENGINES / "open_vino.py")
+    def runtime(self) -> Kit:
+        """OpenVINO."""
+        options = {"threads": self.settings.threads, "precision": _COMPUTED[self.settings.precision]}
+        return Kit("The runtime openvino", ENGINES / "open_vino.py", ("onnx", "openvino"), "openvino", options)
 
-    def options(self) -> Mapping[str, Any]:
-        """Return threads and what floating-point operations compute in."""
-        return {"threads": self.settings.threads, "precision": _COMPUTED[self.settings.precision]}
+    @property
+    def quantizer(self) -> Kit:
+        """NNCF, which imports torch where it is installed."""
+        packages = ("openvino", "nncf")
+        return Kit("Quantisation for openvino", ENGINES / "quantize_openvino.py", packages, "openvino-int8")
 
-    def check(self, capabilities: list[str]) -> None:
+    def check(self, capabilities: Sequence[str]) -> None:
         """Check that the CPU computes in the precision: OpenVINO would fall back to fp32 in silence."""
-        precision = self.settings.precision
-        if _NEEDED[precision] not in capabilities:
+        wanted = self.settings.precision.value.upper()
+        if wanted not in capabilities:
+            there = [one.value for one in _COMPUTED if one.value.upper() in capabilities]
             raise DeviceError(
-                f"OpenVINO must have instructions for --precision {precision.value} on this CPU, and has "
-                f"{', '.join(sorted(set(_NEEDED.values()) & set(capabilities)))}"
+                f"OpenVINO on this CPU computes in {', '.join(there)}, got --precision {self.settings.precision.value}"
             )
-
-    def export(self, module: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
-        """Write ONNX in fp32: the precision is chosen when it is compiled."""
-        path = folder / "network.onnx"
-        export_onnx(module, shape, path)
-        return path

@@ -6,9 +6,9 @@ import importlib.util
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,60 +26,87 @@ from autoprune.runtimes.settings import RuntimeSettings
 
 ENGINES = Path(__file__).parent / "engines"
 
-_FULL = ("MemoryError", "bad_alloc", "bad allocation", "allocate memory", "out of memory", "OutOfMemory")
+_FULL = ("MemoryError", "bad_alloc", "bad allocation", "llocate memory", "out of memory", "OutOfMemory")
+_RANDOM_INPUTS = 4
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What a runtime needs.
+    """What serves in a process: a runtime, or what quantises for it.
 
     Attributes:
-        packages: what must be importable, by module name.
-        extra: the extra of autoprune that brings it.
+        name: for messages.
         engine: the file of its engine.
+        packages: what must be importable there, by module name.
+        extra: the extra of autoprune that brings them.
+        options: what the engine is made with, plain JSON.
     """
 
+    name: str
+    engine: Path
     packages: tuple[str, ...]
     extra: str
-    engine: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Check that the packages are there, without importing them.
+
+        Raises:
+            DeviceError: one is missing.
+        """
+        for package in self.packages:
+            if not _installed(package):
+                raise DeviceError(
+                    f"{self.name} needs the package {package}, which is not installed: "
+                    f"pip install 'autoprune[{self.extra}]'"
+                )
+
+    def start(self) -> WorkerProcess:
+        """Start the process.
+
+        Raises:
+            DeviceError: the engine does not start.
+        """
+        try:
+            return WorkerProcess(self.name, self.engine, self.options)
+        except WorkerError as error:
+            raise DeviceError(
+                f"{self.name} must start, and does not ({_summary(error)}); install its packages anew: "
+                f"pip install --force-reinstall 'autoprune[{self.extra}]'"
+            ) from error
 
 
 class SeparateBackend(Backend):
     """Exports networks to ONNX and has another process load and run them.
 
     The process starts when the first network is prepared and ends when the backend is collected. A network is dropped
-    there when its runner is collected here.
+    there when its runner is collected here. An int8 network's ranges are found in a further process; without a
+    calibration, and for inputs that are no images, on random numbers, which is good for times but not for predictions.
     """
 
     def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
         super().__init__(settings, calibration)
-        missing = [name for name in self.kit.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise DeviceError(
-                f"The runtime {settings.runtime.value} needs the package {missing[0]}, which is not installed: "
-                f"pip install 'autoprune[{self.kit.extra}]'"
-            )
+        self.runtime.check()
+        if settings.precision is Precision.INT8:
+            self.quantizer.check()
 
     @property
     @abstractmethod
-    def kit(self) -> Kit:
-        """What the runtime needs."""
+    def runtime(self) -> Kit:
+        """What runs networks."""
+
+    @property
+    @abstractmethod
+    def quantizer(self) -> Kit:
+        """What quantises networks for the runtime."""
 
     @abstractmethod
-    def options(self) -> Mapping[str, Any]:
-        """Return what the engine is made with, plain JSON."""
-
-    @abstractmethod
-    def check(self, capabilities: list[str]) -> None:
-        """Check what the engine says that it can do.
+    def check(self, capabilities: Sequence[str]) -> None:
+        """Check what the runtime says that it can do.
 
         Raises:
             DeviceError: the device lacks the precision.
         """
-
-    @abstractmethod
-    def export(self, module: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
-        """Write a network for the engine into a folder of its own and return the file that the engine loads."""
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -93,23 +120,38 @@ class SeparateBackend(Backend):
             torch.set_num_threads(threads)
 
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
-        """Export the network and have the process load it; see ``Backend``."""
-        with memory_guard(self.settings), tempfile.TemporaryDirectory() as folder:
-            path = self.export(module, shape, Path(folder))
-            number = self.ask("load", path=str(path))
+        """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""
+        settings = self.settings
+        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # a CPU runtime is told at loading
+        with memory_guard(settings), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            dtype = torch.float16 if half else torch.float32
+            export_onnx(module, shape, path, dtype=dtype, device=settings.device)
+            if settings.precision is Precision.INT8:
+                path = self._quantized(path, shape)
+            number = self.call(self._process, "load", path=str(path))
         return SeparateRunner(self, number)
 
     def ask(self, name: str, **arguments: Any) -> Any:
-        """Call the engine, and say in one sentence what it refuses.
+        """Call the runtime's engine; see ``call``."""
+        return self.call(self._process, name, **arguments)
+
+    def call(self, process: WorkerProcess, name: str, **arguments: Any) -> Any:
+        """Call an engine, and say in one sentence what it refuses.
 
         Raises:
-            MemoryError: memory ran out.
+            MemoryError: memory ran out; a session says so.
             DeviceError: anything else.
         """
         try:
-            return self._process.call(name, **arguments)
+            return process.call(name, **arguments)
         except WorkerError as error:
-            raise self._refusal(error) from error
+            if any(sign in str(error) for sign in _FULL):
+                raise MemoryError(str(error)) from error
+            raise DeviceError(
+                f"{process.name} must be able to run the network, and refuses it ({_summary(error)}); "
+                "use another --runtime"
+            ) from error
 
     def release(self, number: int) -> None:
         """Have a network dropped before the next call."""
@@ -117,24 +159,35 @@ class SeparateBackend(Backend):
 
     @cached_property
     def _process(self) -> WorkerProcess:
-        name = self.settings.runtime.value
-        try:
-            process = WorkerProcess(name, self.kit.engine, self.options())
-        except WorkerError as error:
-            raise DeviceError(
-                f"The runtime {name} must be importable, and is not ({_first_line(error)}); install it anew: "
-                f"pip install --force-reinstall 'autoprune[{self.kit.extra}]'"
-            ) from error
+        process = self.runtime.start()
         self.check(process.call("capabilities"))
         return process
 
-    def _refusal(self, error: WorkerError) -> Exception:
-        if any(sign in str(error) for sign in _FULL):
-            return MemoryError(error.text)
-        return DeviceError(
-            f"The runtime {self.settings.runtime.value} must be able to run the network, and refuses it "
-            f"({_first_line(error)}); use another --runtime"
-        )
+    @cached_property
+    def _quantizing(self) -> WorkerProcess:
+        return self.quantizer.start()
+
+    def _quantized(self, source: Path, shape: tuple[int, ...]) -> Path:
+        """Quantise an ONNX file, beside itself, and return the new file."""
+        images = source.with_name("images.npy")
+        np.save(images, self._inputs(shape))
+        arguments = {"source": str(source), "images": str(images), "to": str(source.with_name("quantized"))}
+        return Path(self.call(self._quantizing, "quantize", **arguments))
+
+    def _inputs(self, shape: tuple[int, ...]) -> Any:
+        """Return inputs that ranges are found on, shape (inputs, *shape): the images, or random ones."""
+        images = self._images
+        if images is None or images.shape[1:] != shape[1:]:
+            return np.random.default_rng(0).random((_RANDOM_INPUTS, *shape), dtype=np.float32)
+        whole = -(-len(images) // shape[0]) * shape[0]  # the last batch is filled up from the start
+        return images[np.arange(whole) % len(images)].reshape(-1, *shape)
+
+    @cached_property
+    def _images(self) -> Any:
+        """Calibration images, shape (images, 3, height, width), or None."""
+        if self.calibration is None:
+            return None
+        return np.concatenate([batch.detach().cpu().float().numpy() for batch in self.calibration()])
 
 
 class SeparateRunner(Runner):
@@ -153,19 +206,21 @@ class SeparateRunner(Runner):
         """Run on an input of the network's shape and type, and return its outputs."""
         with tempfile.TemporaryDirectory() as folder:
             source, to = Path(folder) / "image.npy", Path(folder) / "outputs.npz"
-            np.save(source, image.numpy())
+            np.save(source, image.cpu().numpy())
             count = self._backend.ask("outputs", number=self._number, image=str(source), to=str(to))
             with np.load(to) as arrays:
                 return [torch.from_numpy(arrays[f"arr_{index}"]) for index in range(count)]
 
 
-def export_as(module: nn.Module, shape: tuple[int, ...], folder: Path, settings: RuntimeSettings) -> Path:
-    """Write a network as ONNX into a folder, in the settings' precision where it is one of ONNX' own types."""
-    path = folder / "network.onnx"
-    dtype = torch.float16 if settings.precision is Precision.FP16 else torch.float32
-    export_onnx(module, shape, path, dtype=dtype, device=settings.device)
-    return path
+def _installed(package: str) -> bool:
+    """Return whether a module could be imported, without importing it (but for the packages that it lies in)."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-def _first_line(error: WorkerError) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), error.kind)
+def _summary(error: WorkerError) -> str:
+    """Return the first and the last line of an engine's error: between them are its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} … {lines[-1]}"

@@ -1,0 +1,92 @@
+"""ONNX Runtime's static quantisation, inside a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+_STYLES: Mapping[str, tuple[QuantType, Mapping[str, bool]]] = {
+    # Unsigned: where activations are signed, a CPU with VNNI takes 34 ms for what takes 10 here and 21 in fp32.
+    "onnxruntime": (QuantType.QUInt8, {"WeightSymmetric": True}),
+    # TensorRT's zero is always 0; it takes weights through a pair of operations too, and biases in floating point.
+    "tensorrt": (
+        QuantType.QInt8,
+        {"WeightSymmetric": True, "ActivationSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False},
+    ),
+}
+
+
+class Engine:
+    """Quantises ONNX files: weights per output channel, activations per tensor, ranges from images.
+
+    Args:
+        runtime: what the files are for, ``onnxruntime`` or ``tensorrt``.
+    """
+
+    def __init__(self, runtime: str) -> None:
+        logging.disable(logging.WARNING)
+        self._activation, self._options = _STYLES[runtime]
+
+    def quantize(self, source: str, images: str, to: str) -> str:
+        """Quantise a network.
+
+        Args:
+            source: the network's ONNX file.
+            images: a ``.npy`` file of inputs, shape (inputs, *input shape).
+            to: where to, without suffix.
+
+        Returns:
+            The path of the new file.
+        """
+        network = onnx.load(source)
+        path = f"{to}.onnx"
+        quantize_static(
+            network,
+            path,
+            _Reader(network.graph.input[0].name, np.load(images)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=self._activation,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_behind(network),
+            extra_options=dict(self._options),
+        )
+        return path
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Hands over one input after the other."""
+
+    def __init__(self, name: str, images: npt.NDArray[np.float32]) -> None:
+        self._inputs = iter([{name: image} for image in images])
+
+    def get_next(self) -> Mapping[str, Any] | None:
+        """Return the next input by its name."""
+        return next(self._inputs, None)
+
+
+def _behind(network: Any) -> list[str]:
+    """Return the operations that no convolution or matrix product follows: a detection head's arithmetic.
+
+    They stay in floating point. Box coordinates and class scores end up in one tensor, and a scale that holds both
+    rounds every score to 0.
+    """
+    users: dict[str, list[Any]] = {}
+    for node in network.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    leads: dict[str, bool] = {}
+    for node in reversed(network.graph.node):  # users come after what they use
+        following = [user for name in node.output for user in users.get(name, [])]
+        leads[node.name] = any(_heavy(user) or leads[user.name] for user in following)
+    return [node.name for node in network.graph.node if not leads[node.name] and not _heavy(node)]
+
+
+def _heavy(node: Any) -> bool:
+    return node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
