@@ -22,7 +22,7 @@ def deployed_layers(layers: Sequence[Layer], deployable: nn.Module, shape: tuple
         deployable: the dense network as it is deployed.
         shape: shape of its input.
     """
-    executed = _executed(deployable, shape)
+    executed = _executed(deployable, shape, root=_root(layers, deployable))
     kept = [layer for layer in layers if layer.kind in TIMED and layer.name in executed]
     named = {layer.name for layer in kept}
     for name, module in executed.items():
@@ -34,12 +34,18 @@ def deployed_layers(layers: Sequence[Layer], deployable: nn.Module, shape: tuple
     return tuple(kept)
 
 
-def _executed(module: nn.Module, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    """Return by path the convolutions and linear layers that one forward pass runs."""
+def _root(layers: Sequence[Layer], deployable: nn.Module) -> nn.Module:
+    """Return the network itself, which may be a submodule of what is deployed: most of the layers lie in it."""
+    names = {layer.name for layer in layers}
+    return max(deployable.modules(), key=lambda module: len(names & {path for path, _ in module.named_modules()}))
+
+
+def _executed(module: nn.Module, shape: tuple[int, ...], *, root: nn.Module) -> dict[str, nn.Module]:
+    """Return by path within the root the convolutions and linear layers that one forward pass runs."""
     found: dict[str, nn.Module] = {}
     handles = [
         child.register_forward_pre_hook(lambda _, __, path=path, child=child: found.setdefault(path, child) and None)
-        for path, child in module.named_modules()
+        for path, child in root.named_modules()
         if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear))
     ]
     parameter = next(module.parameters())

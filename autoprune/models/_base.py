@@ -117,8 +117,14 @@ class Adapter(ABC):
         """Measure the accuracy on the validation split, as the network's own tool reports it."""
 
     @abstractmethod
-    def deployable(self, module: nn.Module) -> nn.Module:
-        """Return a new module as it will be exported: fused, eval mode, head included, NMS excluded."""
+    def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
+        """Return a new module as it will be exported: fused, eval mode, head included.
+
+        Args:
+            module: the dense network or a pruned one.
+            with_nms: whether non-maximum suppression is part of it, where the network needs any. The network is then a
+                submodule of what is returned.
+        """
 
     @abstractmethod
     def scaled(self, width: float) -> nn.Module | None:

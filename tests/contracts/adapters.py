@@ -101,11 +101,14 @@ def check_accuracy(adapter: Adapter, pruned: nn.Module) -> None:
 
 def check_deployable(adapter: Adapter, pruned: nn.Module) -> None:
     """Assert that what is deployed is another module, in eval mode, without gradients."""
-    deployed = adapter.deployable(pruned.train())
-    assert pruned.training
-    assert not deployed.training
-    assert not any(parameter.requires_grad for parameter in deployed.parameters())
-    assert {id(tensor) for tensor in pruned.parameters()}.isdisjoint(id(tensor) for tensor in deployed.parameters())
+    for with_nms in (False, True):
+        deployed = adapter.deployable(pruned.train(), with_nms=with_nms)
+        assert pruned.training
+        assert not any(module.training for module in deployed.modules())
+        assert not any(parameter.requires_grad for parameter in deployed.parameters())
+        assert {id(tensor) for tensor in pruned.parameters()}.isdisjoint(id(tensor) for tensor in deployed.parameters())
+        with torch.inference_mode():
+            deployed(adapter.example(1))
     pruned.eval()
 
 

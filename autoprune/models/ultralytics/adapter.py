@@ -29,6 +29,7 @@ from autoprune.models.ultralytics.checks import (
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
 from autoprune.models.ultralytics.scaling import scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
+from autoprune.models.ultralytics.suppression import suppressed
 
 _VALIDATION_BATCH = 16
 _PAIRS = "pairs"
@@ -217,12 +218,17 @@ class UltralyticsAdapter(Adapter):
             batches = (data_sets.to_batch(samples, self.device) for samples in loader)
             return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
 
-    def deployable(self, module: nn.Module) -> nn.Module:
-        """Return a fused copy in eval mode without gradients, as Ultralytics exports it."""
+    def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
+        """Return a fused copy in eval mode without gradients, as Ultralytics exports it.
+
+        An end-to-end head (YOLOv10, YOLO26) that is switched on is exported, and needs no suppression.
+        """
         copy: Any = deepcopy(module).eval().requires_grad_(False)
         with stock.quiet():
             copy.fuse(verbose=False)
-        fused: nn.Module = copy
+            for head in (part for part in copy.modules() if isinstance(part, stock.Detect)):
+                head.export = True  # returns the predictions alone, without the maps they come from
+            fused: nn.Module = suppressed(copy) if with_nms else copy
         return fused
 
     def scaled(self, width: float) -> nn.Module | None:

@@ -13,8 +13,10 @@ from ultralytics import __version__ as version
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths, verify_image_label
+from ultralytics.engine.exporter import NMSModel
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, guess_model_scale, torch_safe_load
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
@@ -32,10 +34,12 @@ __all__ = [
     "DEFAULT_CFG_DICT",
     "IMG_FORMATS",
     "YAML",
+    "Detect",
     "DetectionModel",
     "DetectionTrainer",
     "DetectionValidator",
     "IterableSimpleNamespace",
+    "NMSModel",
     "YOLODataset",
     "bbox2dist",
     "bbox_iou",

@@ -1,0 +1,47 @@
+"""A detector together with its non-maximum suppression, as Ultralytics' ``export(nms=True)`` builds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.models.ultralytics import stock
+
+CONFIDENCE = 0.25
+"""Score below which a box is dropped; Ultralytics' default where it exports with ``nms=True``."""
+
+
+def suppressed(network: nn.Module) -> nn.Module:
+    """Return a fused detector whose output are the boxes left after non-maximum suppression.
+
+    The output has shape (B, 300, 6): x1, y1, x2, y2 in pixels, score, class; rows beyond the detections are zero. How
+    long it takes depends on the boxes, and on noise there are few: what is measured there is the least it costs.
+
+    Args:
+        network: fused, eval mode, as exported; it becomes part of what is returned. A head that is switched to
+            end-to-end (YOLOv10, YOLO26) leaves nothing to suppress, and the network is returned as it is.
+    """
+    head: Any = network.model[-1]  # type: ignore[index]
+    if head.end2end:
+        return network
+    head.xyxy = True  # as suppression reads boxes
+    settings = stock.get_cfg(overrides={"format": "onnx", "nms": True, "conf": CONFIDENCE})
+    whole: nn.Module = stock.NMSModel(_SinglePrecision(network), settings).eval()
+    return whole
+
+
+class _SinglePrecision(nn.Module):
+    """A detector whose predictions are float32 whatever it computes in: suppression exists in nothing else on CPUs."""
+
+    task = "detect"
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.names = network.names
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        predictions: torch.Tensor = self.network(image)
+        return predictions.float()
