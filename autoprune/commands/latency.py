@@ -240,6 +240,10 @@ class Bench:
     def _sample(self, allocation: Allocation) -> Sample:
         return Sample(allocation, self.meter.sample(lambda: self._built(allocation), allocation))
 
+    def fresh(self, allocation: Allocation) -> Sample:
+        """Return a network measured in this run, whatever earlier ones have kept."""
+        return Sample(allocation, self._surest(lambda: self._built(allocation), ["fresh", *allocation], attempts=2))
+
 
 def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, *, image_size: int) -> RuntimeSettings:
     """Return how networks run where a metric is measured.
