@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,8 +22,9 @@ from autoprune.cost import Effort, LatencyMeter
 from autoprune.errors import DeviceError
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
+from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
-from autoprune.runtimes.separate import Kit, SeparateBackend, SeparateRunner
+from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend, SeparateRunner
 
 SHAPE = (1, 3, 32, 32)
 ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -197,15 +199,12 @@ def test_a_missing_package_is_named_with_its_extra(
         open_backend(settings)
 
 
-def test_a_precision_that_the_cpu_lacks_is_refused() -> None:
-    settings = runtime_settings(
-        "cpu", image_size=32, runtime=needed(Runtime.OPENVINO), precision=Precision.FP16, threads=1
-    )
-    backend = open_backend(settings)
-    assert isinstance(backend, SeparateBackend)
-    with pytest.raises(DeviceError, match=r"computes in fp32, int8, got --precision fp16"):
-        backend.check(["FP32", "INT8", "BIN"])
-    backend.check(["FP32", "FP16"])
+def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkerProcess, "call", lambda *_: ["FP32", "INT8", "BIN"])
+    settings = runtime_settings("cpu", image_size=32, runtime=needed(Runtime.OPENVINO), precision=Precision.BF16)
+    with pytest.raises(DeviceError, match=r"computes in fp32, int8, got --precision bf16"):
+        open_backend(settings)
+    open_backend(replace(settings, precision=Precision.FP32))
 
 
 # -- int8 --------------------------------------------------------------------------------------------
@@ -237,6 +236,23 @@ def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> No
     scale = wanted.abs().max()
     assert 1e-5 * scale < (output - wanted).abs().max() < 0.1 * scale, "quantised, and still the network"
     assert beyond.abs().max() < 3 * scale, "what is outside the images' range is cut off"
+
+
+def test_what_tensorrt_is_given_has_no_zero_point_and_no_integer_bias(tmp_path: Path) -> None:
+    needed(Runtime.ONNXRUNTIME, "onnx")
+    source, images = tmp_path / "network.onnx", tmp_path / "images.npy"
+    export_onnx(network(), SHAPE, source)
+    np.save(images, image()[None].numpy() - 0.5)
+    worker = WorkerProcess("test", ENGINES / "quantize_onnx.py", {"runtime": "tensorrt"})
+    path = worker.call("quantize", source=str(source), images=str(images), to=str(tmp_path / "quantized"))
+    onnx = importlib.import_module("onnx")
+    graph = onnx.load(path).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantizing = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantizing) > 3, "weights go through a pair of operations too"
+    assert not any(constants[node.input[2]].any() for node in quantizing)
+    assert {constants[node.input[2]].dtype for node in quantizing} == {np.dtype(np.int8)}
+    assert not any(array.dtype == np.int32 for array in constants.values())
 
 
 # -- the process -------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ class Kit:
 class SeparateBackend(Backend):
     """Exports networks to ONNX and has another process load and run them.
 
-    The process starts when the first network is prepared and ends when the backend is collected. A network is dropped
-    there when its runner is collected here. An int8 network's ranges are found in a further process; without a
+    The process ends when the backend and all its runners are collected. A network is dropped there when its runner is
+    collected here. An int8 network's ranges are found in a further process; without a
     calibration, and for inputs that are no images, on random numbers, which is good for times but not for predictions.
     """
 
@@ -89,6 +89,8 @@ class SeparateBackend(Backend):
         self.runtime.check()
         if settings.precision is Precision.INT8:
             self.quantizer.check()
+        self._process = self.runtime.start()
+        self.check(self._process.call("capabilities"))
 
     @property
     @abstractmethod
@@ -156,12 +158,6 @@ class SeparateBackend(Backend):
     def release(self, number: int) -> None:
         """Have a network dropped before the next call."""
         self._process.release(number)
-
-    @cached_property
-    def _process(self) -> WorkerProcess:
-        process = self.runtime.start()
-        self.check(process.call("capabilities"))
-        return process
 
     @cached_property
     def _quantizing(self) -> WorkerProcess:

@@ -8,14 +8,14 @@ started. The process ends when its input ends, which is when the parent does.
 
 from __future__ import annotations
 
+import os
 import sys
 
-if sys.path and sys.path[0] == __file__.rpartition("/")[0]:
+if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
     del sys.path[0]  # the folder of this script: none of its files may stand in for an installed package
 
 import importlib.util
 import json
-import os
 import signal
 from collections.abc import Callable
 from functools import partial

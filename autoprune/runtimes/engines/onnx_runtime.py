@@ -27,6 +27,7 @@ class Engine:
         self._providers: list[Any] = ["CPUExecutionProvider"]
         self._device = ("cpu", 0) if device == "cpu" else ("cuda", int(device))
         if device != "cpu":
+            onnxruntime.preload_dlls()  # CUDA's libraries from where pip puts them, e.g. for torch
             options = {"device_id": int(device), "use_tf32": str(int(tf32))}
             self._providers.insert(0, ("CUDAExecutionProvider", options))
         self._numbers = itertools.count()
