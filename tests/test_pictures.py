@@ -27,6 +27,8 @@ from autoprune.pictures import (
 )
 from autoprune.pictures._base import shortened
 from autoprune.pictures._scale import linear_until, log_ticks
+from autoprune.pictures.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
+from autoprune.pictures.staircase import UnitSteps, staircases
 
 NAN = math.nan
 
@@ -57,11 +59,34 @@ ROWS = [
     ComparisonRow("smaller network", RowKind.REFERENCE, (), (), (0.55,), (0.45,)),
 ]
 
+BARS = [
+    LayerBar("model.1.conv  conv 3×3 s2  16→32", 0.1, 0.2),
+    LayerBar("model.22.cv2.0.0.conv  conv 3×3  64→64", 0.05, 0.3),
+    LayerBar("20 more layers", 0.5, 0.5, BarKind.SUM),
+    LayerBar("operations without weights, and overhead", 0.35, 0.0, BarKind.SUM),
+]
+
+
+def steps(number: int) -> list[UnitSteps]:
+    widths, times = tuple(range(8, 72, 8)), (9.0, 9.0, 9.4, 9.4, 9.7, 9.7, 10.0, 10.0)
+    slope = tuple(float(time) for time in np.linspace(9.1, 10.0, 8))
+    return [UnitSteps(f"model.{index}.m.0.cv1", widths, slope, times, (16, 32, 48, 64)) for index in range(number)]
+
+
+NETWORKS = [
+    *(PredictedNetwork(NetworkRole.FITTED, time, time * 1.02) for time in (4.0, 6.0, 9.0)),
+    *(PredictedNetwork(NetworkRole.HELD_OUT, time, time * 0.95) for time in (5.0, 7.0)),
+    PredictedNetwork(NetworkRole.FRESH, 8.0, 8.5),
+]
+
 DRAW: dict[str, Callable[[Path], Path]] = {
     "curves": lambda path: sensitivity_curves(units(6), path, title="Curves"),
     "heat map": lambda path: sensitivity_heatmap(units(6), path, title="Map"),
     "comparison": lambda path: comparison_plot(ROWS, path, title="Rows", cost_label="latency"),
     "correlation": lambda path: correlation_plot([(-0.1, 0.5), (-0.3, 0.4)], path, spearman=1.0, title="Pairs"),
+    "layers": lambda path: layer_bars(BARS, path, title="Layers", note="measured alone"),
+    "staircases": lambda path: staircases(steps(7), path, title="Steps"),
+    "predictions": lambda path: prediction_plot(NETWORKS, path, title="Networks", errors=["off by 3%", "off by 4%"]),
     "progress": lambda path: search_progress({"SAC": [[NAN, -0.4, -0.5, -0.2]]}, path, title="Lines"),
 }
 EACH = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW.keys())
@@ -335,3 +360,59 @@ def test_more_strategies_than_colours_still_differ(tmp_path: Path, drawn: Drawn)
 def test_no_strategies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one strategy, got none"):
         search_progress({}, tmp_path / "a.png", title="None")
+
+
+# -- profile -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_every_layer_has_a_row_and_sums_are_written_out(number: int, tmp_path: Path, drawn: Drawn) -> None:
+    bars = [LayerBar(f"model.{index}.conv  conv 1×1  8→16", 0.6 / number, 0.5 / number) for index in range(number)]
+    layer_bars([*bars, *BARS[2:]], tmp_path / "a.png", title="Layers", note="measured alone")
+    assert [label.get_text() for label in drawn.axes().get_yticklabels()] == [bar.name for bar in [*bars, *BARS[2:]]]
+    assert len(drawn.axes().patches) == 2 * number
+    assert drawn.axes().get_xlim()[1] == pytest.approx(60 / number, rel=0.2)  # no sum presses the layers flat
+    assert "50.0% of the latency, 50.0% of the FLOPs" in drawn.texts()
+    assert "% of the whole network; measured alone" in drawn.texts()
+    assert drawn.whole()
+    assert max(png_size(tmp_path / "a.png")) < 2200
+
+
+@pytest.mark.parametrize("number", [1, 3, 20])
+def test_every_unit_has_its_steps_on_one_axis(number: int, tmp_path: Path, drawn: Drawn) -> None:
+    units = steps(number)
+    staircases(units, tmp_path / "a.png", title="Steps")
+    panels = [axes for axes in drawn.figures[-1].axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == [unit.name for unit in units]
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    worth = panels[0].collections[-1].get_offsets()
+    assert np.asarray(worth).tolist() == [[16, 9.0], [32, 9.4], [48, 9.7], [64, 10.0]]
+    assert drawn.whole()
+    assert max(png_size(tmp_path / "a.png")) < 2200
+
+
+def test_steps_that_were_not_measured_are_drawn_as_predicted(tmp_path: Path, drawn: Drawn) -> None:
+    unit = UnitSteps("model.1", (8, 16), (1.0, 2.0), None, (8, 16))
+    staircases([unit], tmp_path / "a.png", title="Steps")
+    assert "layers measured alone" not in drawn.texts()
+    assert [line.get_xydata().tolist() for line in drawn.axes().lines] == [[[8, 1.0], [16, 2.0]]]
+
+
+def test_networks_are_drawn_by_what_they_were_for(tmp_path: Path, drawn: Drawn) -> None:
+    failed = PredictedNetwork(NetworkRole.FRESH, NAN, 8.5)
+    prediction_plot([*NETWORKS, failed], tmp_path / "a.png", title="Networks", errors=["off by 3.0%"])
+    texts = drawn.texts()
+    assert {"the predictor was fitted to (3)", "held out of the fit (2)", "fresh, measured afterwards (1)"} <= {*texts}
+    assert "off by 3.0%" in texts
+    assert drawn.axes().get_xlim() == drawn.axes().get_ylim()
+    prediction_plot(NETWORKS[:1], tmp_path / "b.png", title="One", errors=[])
+    assert not any("fresh" in text for text in drawn.texts())
+
+
+def test_profiles_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one bar, got none"):
+        layer_bars([], tmp_path / "a.png", title="None", note="")
+    with pytest.raises(ValueError, match="at least one unit, got none"):
+        staircases([], tmp_path / "a.png", title="None")
+    with pytest.raises(ValueError, match="at least one network, got none"):
+        prediction_plot([], tmp_path / "a.png", title="None", errors=[])

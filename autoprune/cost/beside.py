@@ -14,6 +14,7 @@ from autoprune.runtimes import Backend, Runner
 _WARM_UP = 2
 _ROUNDS = (5, 40)
 _SECONDS = 8.0
+_QUANTILE = 25  # whatever disturbs a run makes it longer, and a whole network is hit more often than a layer
 
 
 def shares_beside(backend: Backend, whole: Runner, points: Sequence[Point]) -> dict[str, float]:
@@ -33,6 +34,6 @@ def shares_beside(backend: Backend, whole: Runner, points: Sequence[Point]) -> d
         round_trip = float(time_in_turn(runners, _WARM_UP)[-1].sum()) * 1e-3
         share = _SECONDS * len(chunk) / len(points)
         rounds = int(np.clip(share / max(round_trip, 1e-9), *_ROUNDS))
-        medians = np.median(time_in_turn(runners, rounds), axis=0)
-        found.update(zip((point.key for point in chunk), (medians[1:] / medians[0]).tolist(), strict=True))
+        times = np.percentile(time_in_turn(runners, rounds), _QUANTILE, axis=0)
+        found.update(zip((point.key for point in chunk), (times[1:] / times[0]).tolist(), strict=True))
     return found

@@ -1,4 +1,4 @@
-"""Pictures of what was measured, as PNG files: sensitivity of units, comparison of strategies.
+"""Pictures of what was measured, as PNG files: sensitivity of units, comparison of strategies, profile of a network.
 
 Every function takes small frozen values, draws one picture and returns its path. Nothing here knows how the
 numbers came about, and matplotlib is imported when the first picture is drawn.
@@ -7,16 +7,26 @@ numbers came about, and matplotlib is imported when the first picture is drawn.
 from __future__ import annotations
 
 from autoprune.pictures.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
+from autoprune.pictures.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
 from autoprune.pictures.progress import search_progress
 from autoprune.pictures.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
+from autoprune.pictures.staircase import UnitSteps, staircases
 
 __all__ = [
+    "BarKind",
     "ComparisonRow",
+    "LayerBar",
+    "NetworkRole",
+    "PredictedNetwork",
     "RowKind",
     "UnitCurve",
+    "UnitSteps",
     "comparison_plot",
     "correlation_plot",
+    "layer_bars",
+    "prediction_plot",
     "search_progress",
     "sensitivity_curves",
     "sensitivity_heatmap",
+    "staircases",
 ]
