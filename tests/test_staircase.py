@@ -156,7 +156,7 @@ def test_layers_that_alone_take_longer_than_the_whole_are_scaled_to_it(tmp_path:
 def test_shares_of_the_predictor_sum_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LatencyMeter, "layers_alone", property(lambda _: False))
     meter = make_meter(tmp_path, FakeBackend(SETTINGS))
-    shares = layer_shares(fitted(meter), SPACE, LAYERS)
+    shares = layer_shares(fitted(meter))
     assert shares.source is ShareSource.MODEL
     assert shares.layers.sum() + sum(shares.rest.values()) == pytest.approx(1.0)
     assert (shares.layers >= 0).all()

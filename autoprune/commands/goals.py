@@ -79,6 +79,10 @@ class LatencyGoals:
         """Return whether latencies leave little of the limit that binds."""
         return self.unused(measured) <= UNUSED
 
+    def off(self, measured: Latencies) -> bool:
+        """Return whether latencies are beyond a limit, or so far below it that a search should go on from there."""
+        return not self.held(measured) or self.unused(measured) > 2 * UNUSED
+
     def aim(self, confirmed: Latencies) -> None:
         """Move what candidates are held to by how far a confirmed network lies from where it should."""
         off = {metric: limit * (1 - MARGIN) / confirmed[metric] for metric, limit in self.limits.items()}

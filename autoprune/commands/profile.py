@@ -90,7 +90,7 @@ def _measured(network: Network, bench: Bench, config: ProfileConfig, screen: Scr
     if bench.meter.layers_alone:
         shares, staircases = _alone(network, bench, works, staircases, screen)
     else:
-        shares = layer_shares(prediction.cost, space, layers)
+        shares = layer_shares(prediction.cost)
     known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
     fresh = fresh_allocations(network, known, seed=config.seed) if config.check else []
     return Profile(

@@ -21,6 +21,7 @@ from autoprune.commands.strategies import INFORMED, SearchTask, make_strategy, s
 from autoprune.commands.warmstart import candidates_of_runs, check_runs
 from autoprune.config import SearchConfig
 from autoprune.constraint import Constraint
+from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Progress, SearchResult, search
 
@@ -105,19 +106,21 @@ class _SearchRun:
         for _ in range(CONTINUATIONS if goals else 0):
             best = best_of(history, constraint, 1)[0]
             measured = goals.measure(best.allocation)
-            if goals.within(measured) and goals.spent(measured):
+            if not goals.off(measured):
                 break
-            off = -goals.unused(measured)
-            screen.note(f"The best candidate is {off:+.1%} off its latency as measured: searching on, corrected.")
-            corrected = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
+            far = -goals.unused(measured)
+            screen.note(f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected.")
             leading = best_of(history, constraint, config.finalists)
+            try:
+                constraint = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
+            except BudgetUnreachableError:
+                break  # what is measured contradicts itself; the finalists are put right one by one
             wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
-            moved = [space.allocation(corrected.project(wish)) for wish in wishes]
+            moved = [space.allocation(constraint.project(wish)) for wish in wishes]
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)
             more = max(config.episodes // 4, 1)
-            constraint = corrected
-            history = [*start, *self._search(constraint, evaluator, guidance, start, more).history]
+            history = [*history, *start, *self._search(constraint, evaluator, guidance, start, more).history]
         return history, constraint
 
     def _search(

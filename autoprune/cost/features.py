@@ -20,6 +20,9 @@ BALANCES = (4.0, 16.0, 64.0)
 """Multiply-accumulates that a device may do in the time in which it moves one number."""
 
 
+_MOVED = -len(BALANCES) - 1  # the feature of operations without weights
+
+
 class Features(ABC):
     """Functions of the allocation, each scaled to 1 at the dense network.
 
@@ -32,6 +35,13 @@ class Features(ABC):
     @abstractmethod
     def __call__(self, counts: Counts) -> Floats:
         """Return the features: shape (units,) → (features,), (candidates, units) → (candidates, features)."""
+
+    @abstractmethod
+    def per_layer(self) -> Floats:
+        """Return what each layer contributes to each feature at the dense network, shape (features, layers).
+
+        Rows sum to 1 at most; what is missing belongs to no layer.
+        """
 
 
 class LayerFeatures(Features):
@@ -55,12 +65,12 @@ class LayerFeatures(Features):
     def __init__(
         self, space: Space, layers: Sequence[Layer], *, block: int = 1, tables: Interpolation | None = None
     ) -> None:
-        self._tables = tables
+        self._tables, self._space = tables, space
         self._widths = LayerWidths(space, layers, block=block)
         macs = np.array([layer_macs(layer)[0] for layer in layers])
         pointwise = np.array([layer.kernel == (1, 1) for layer in layers])
         self._depthwise = np.array([layer.kind is LayerKind.DEPTHWISE for layer in layers])
-        self._kinds = np.stack([kind * macs for kind in (pointwise, ~pointwise & ~self._depthwise, self._depthwise)])
+        self._kinds = np.stack([pointwise & ~self._depthwise, ~pointwise & ~self._depthwise, self._depthwise])
         self._macs = macs
         self._read = np.array([float(np.prod(layer.in_hw)) for layer in layers])
         self._written = np.array([float(np.prod(layer.out_hw)) for layer in layers])
@@ -82,18 +92,28 @@ class LayerFeatures(Features):
         """Return the features; see ``Features``."""
         return self._raw(counts) / self._dense + self._offset
 
+    def per_layer(self) -> Floats:
+        """Return the layers' parts of the features; see ``Features``. That of operations without weights has none."""
+        return np.asarray(self._terms(self._space.dense) / self._dense[:, None])
+
     def _raw(self, counts: Counts) -> Floats:
+        sums = np.asarray(self._terms(counts).sum(axis=-1))
+        sums[..., _MOVED] += self._moved(counts)
+        return sums
+
+    def _terms(self, counts: Counts) -> Floats:
+        """Return the layers' parts of the sums, shape (…, features, layers)."""
         c_in, c_out = self._widths(counts)
         product = np.where(self._depthwise, c_out, c_in * c_out)
         traffic = c_in * self._read + c_out * self._written
         work = product * self._macs
-        sums = [
-            *np.moveaxis(product @ self._kinds.T, -1, 0),
-            traffic.sum(axis=-1),
-            (product * self._window).sum(axis=-1),
-            self._moved(counts),
-            *(np.maximum(work, balance * traffic).sum(axis=-1) for balance in BALANCES),
+        terms = [
+            *(work * kind for kind in self._kinds),
+            traffic,
+            product * self._window,
+            np.zeros_like(work),
+            *(np.maximum(work, balance * traffic) for balance in BALANCES),
         ]
         if self._tables is not None:
-            sums.insert(0, self._tables(counts).sum(axis=-1))
-        return np.stack(sums, axis=-1)
+            terms.insert(0, self._tables(counts))
+        return np.stack(terms, axis=-2)

@@ -8,7 +8,6 @@ from enum import Enum
 
 import numpy as np
 
-from autoprune.cost.features import BALANCES
 from autoprune.cost.latency import LatencyCost
 from autoprune.cost.polynomial import Floats
 from autoprune.cost.static import layer_macs
@@ -21,7 +20,7 @@ WIDTHS = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2, Precision.INT
 """Bytes of one number."""
 
 UNWEIGHTED = "operations without weights, and overhead"
-"""What is left of the whole where layers were measured alone."""
+"""What of the whole belongs to no layer."""
 
 
 class ShareSource(Enum):
@@ -119,29 +118,13 @@ def shares_alone(works: Sequence[LayerWork], times: Mapping[Point, float]) -> La
     return LayerShares(ShareSource.ALONE, shares, {UNWEIGHTED: max(1.0 - float(shares.sum()), 0.0)}, scale)
 
 
-def layer_shares(predictor: LatencyCost, space: Space, layers: Sequence[Layer]) -> LayerShares:
+def layer_shares(predictor: LatencyCost) -> LayerShares:
     """Return each layer's share of the dense network's predicted latency.
 
     Every term of the predictor's mixture is a sum over layers; its weight is split among them as that sum is.
 
     Args:
-        predictor: fitted to whole networks.
-        space: the space of allocations.
-        layers: the layers that the deployed network runs.
+        predictor: fitted to whole networks; its features' layers say the order.
     """
-    works = layer_work(space, layers, space.dense, batch=1, width=1)
-    macs, traffic = np.array([work.flops / 2 for work in works]), np.array([work.traffic for work in works])
-    weights = np.array([float(work.point.weights) for work in works])
-    pointwise = np.array([layer.kernel == (1, 1) for layer in layers])
-    depthwise = np.array([layer.kind is LayerKind.DEPTHWISE for layer in layers])
-    kinds = [np.where(kind, macs, 0.0) for kind in (pointwise, ~pointwise & ~depthwise, depthwise)]
-    rooflines = [np.maximum(macs, balance * traffic) for balance in BALANCES]
-    terms = np.stack([*kinds, traffic - weights, np.where(depthwise, 0.0, weights), np.zeros_like(macs), *rooflines])
-    mixture = predictor.weights[1:]
-    if len(mixture) > len(terms):  # layer tables come first
-        terms = np.concatenate([rooflines[1][None], terms])
-    totals = terms.sum(axis=1)
-    per_layer = (mixture / np.where(totals > 0, totals, 1.0)) @ terms
-    moved = float(mixture[-1 - len(BALANCES)])
-    rest = {"operations without weights": moved, "what no width changes": 1.0 - moved - float(per_layer.sum())}
-    return LayerShares(ShareSource.MODEL, per_layer, rest)
+    shares = predictor.weights[1:] @ predictor.features.per_layer()
+    return LayerShares(ShareSource.MODEL, shares, {UNWEIGHTED: 1.0 - float(shares.sum())})
