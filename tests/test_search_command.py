@@ -161,7 +161,7 @@ def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
 
 def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ("--budget", "latency=80%", "--finetune-epochs", "0", "--no-tensorboard", "--threads", "1")
+    options = ("--budget", "flops=60%", "--finetune-epochs", "0", "--no-tensorboard", "--threads", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "autoprune", *arguments(world, killed, *options)], stdout=subprocess.DEVNULL
     )
@@ -169,21 +169,13 @@ def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if journal.exists() and journal.read_bytes().count(b'"kind": "evaluation"') > len(PRIOR_STRENGTHS):
-            break  # the agent has begun: all that its search depends on has been measured
+            break  # the agent has begun
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "summary.json").exists()
-    # The same measurements answer both runs: latency is journalled, so the killed run's prefix is the whole run's.
-    whole.mkdir()
-    (whole / "config.yaml").write_text((killed / "config.yaml").read_text())
-    whole_journal = whole / "journal.jsonl"
-    whole_journal.write_bytes(journal.read_bytes())
-    codes = {main(["search", "--resume", str(run)]) for run in (killed, whole)}
-    assert codes <= {0, 3}
-    if all((run / "policy.json").exists() for run in (killed, whole)):
-        first = json.loads((killed / "summary.json").read_text())["search"]["best_score"]
-        assert first == json.loads((whole / "summary.json").read_text())["search"]["best_score"]
+    assert main(arguments(world, whole, *options)) == main(["search", "--resume", str(killed)]) == 0
+    assert Policy.load(killed / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
 def test_a_budget_that_is_held_already_keeps_everything(

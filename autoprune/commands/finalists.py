@@ -21,7 +21,7 @@ ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
 CONFIRMATIONS = 3
-"""How often the winner is measured thoroughly, and another one looked for where it is off its budget."""
+"""How often the winner is measured thoroughly, and put right where it is off its budget."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,25 @@ def choose(
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
     """
+    finalists = _compared(history, evaluator, constraint, goals, count=count, screen=screen)
     if not goals:
-        return _compared(history, evaluator, constraint, goals, count=count, screen=screen)
-    held: dict[Allocation, Finalist] = {}
+        return finalists[0]
+    held: list[Finalist] = []
     for _ in range(CONFIRMATIONS):
-        chosen = _compared(history, evaluator, constraint, goals, count=count, screen=screen)
-        confirmed = goals.confirm(chosen.allocation)
-        chosen = replace(chosen, latencies=confirmed)
-        if goals.held(confirmed):
-            held[chosen.allocation] = chosen
-            if goals.spent(confirmed):
+        chosen = replace(finalists[0], latencies=goals.confirm(finalists[0].allocation))
+        if goals.held(chosen.latencies):
+            held.append(chosen)
+            if goals.spent(chosen.latencies):
                 break
-        goals.aim(confirmed)
-    return min(held.values(), key=lambda item: goals.unused(item.latencies)) if held else chosen
+        goals.aim(chosen.latencies)
+        moved = _measured(Candidate(chosen.allocation, chosen.score), evaluator, constraint, goals)
+        if moved is not None and moved.allocation != chosen.allocation:
+            finalists[0] = moved
+        elif len(finalists) > 1:
+            finalists.pop(0)
+        else:
+            break
+    return min(held, key=lambda item: goals.unused(item.latencies)) if held else chosen
 
 
 def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) -> list[Candidate]:
@@ -78,8 +84,8 @@ def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) ->
 def _compared(
     history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
     count: int, screen: Screen,
-) -> Finalist:  # fmt: skip
-    """Return the best of the finalists that were measured within the goals' targets."""
+) -> list[Finalist]:  # fmt: skip
+    """Return the finalists that were measured within the goals' targets, best first."""
     finalists: dict[Allocation, Finalist] = {}
     best = best_of(history, constraint, count)
     with screen.progress("Finalists", len(best)) as advance:
@@ -93,7 +99,7 @@ def _compared(
             f"None of {len(best)} finalists could be measured within {goals}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
-    return max(finalists.values(), key=lambda item: (item.accuracy.map50_95 if item.accuracy else 0.0, item.score))
+    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.map50_95 if item.accuracy else 0), -item.score))
 
 
 def _measured(
