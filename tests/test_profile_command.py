@@ -179,6 +179,7 @@ def test_what_layers_cannot_tell_alone_is_modelled_and_said_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LatencyMeter, "layers_alone", property(lambda _: False))
+    monkeypatch.setattr("autoprune.commands.profile_views.BUSY", 0.5)
     assert main(words(tiny, tmp_path / "run", "--runtime-batch", "4")) == 0
     found = content(tmp_path / "run")
     layers = found["layers"]
@@ -189,7 +190,8 @@ def test_what_layers_cannot_tell_alone_is_modelled_and_said_so(
     assert found["dense"]["images_per_second"] == pytest.approx(4e3 / found["dense"]["median"])
     assert found["predictor"]["check"] is None
     assert {network["role"] for network in found["predictor"]["networks"]} == {"fitted", "held_out"}
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "The machine is busy: the dense network took" in one_sentence(warned)
     assert "shares modelled from each layer's work" in said
     assert "batch 4" in said
     assert "15 of" not in said  # the table says how many more there are instead

@@ -150,7 +150,9 @@ def _show_staircases(profile: Profile, screen: Screen) -> None:
         widths = " ".join(map(str, one.worth)) if one.free else "all"
         rows.append([one.unit, str(one.widths[-1]), f"{one.range:.3f} ms", f"{len(one.free)}", widths])
     header = ["unit", "channels", "range", "free widths", "widths worth choosing"]
-    title = f"Latency by the width of one unit, the {len(rows)} of {len(profile.staircases)} units that matter most"
+    how = "predicted" if profile.shares.source is ShareSource.MODEL else "its layers measured alone"
+    of = f"the {len(rows)} of {len(profile.staircases)} units that matter most"
+    title = f"Latency by the width of one unit, {how}: {of}"
     screen.table(title, header, rows)
 
 
