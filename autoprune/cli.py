@@ -102,4 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, config: Config, terminal: Terminal) -> int:
     """Hand over to ``autoprune.commands.<command>.run``, imported late so that ``--help`` needs no torch."""
-    return int(importlib.import_module(f"autoprune.commands.{command}").run(config, terminal))
+    module = importlib.import_module(f"autoprune.commands.{command}")
+    from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
+
+    with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
+        return int(module.run(config, terminal))

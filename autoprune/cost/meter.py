@@ -127,6 +127,16 @@ class LatencyMeter:
 
         return Timing.from_json(self._recorded("reference", measure))
 
+    @cached_property
+    def note(self) -> str | None:
+        """What a reader should know of how the dense network really runs, see ``Runner``; else None."""
+
+        def ask() -> str:
+            with self._backend.session():
+                return self._dense_runner.note or ""
+
+        return self._recorded("note", ask) or None
+
     def measure(self, build: Callable[[], nn.Module], key: Any, *, effort: Effort | None = None) -> PairedTiming:
         """Time a network in turn with the dense one.
 

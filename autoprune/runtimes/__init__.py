@@ -8,10 +8,12 @@ from autoprune.runtimes.onnx_runtime import OnnxRuntimeBackend
 from autoprune.runtimes.open_vino import OpenVinoBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.tensor_rt import TensorRtBackend
+from autoprune.runtimes.torch_compile import TorchCompileBackend
 from autoprune.runtimes.torch_eager import TorchBackend
 
 BACKENDS: Mapping[Runtime, type[Backend]] = {
     Runtime.TORCH: TorchBackend,
+    Runtime.TORCH_COMPILE: TorchCompileBackend,
     Runtime.CUDAGRAPH: TorchBackend,
     Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
     Runtime.OPENVINO: OpenVinoBackend,

@@ -17,7 +17,13 @@ Calibration = Callable[[], Sequence[torch.Tensor]]
 
 
 class Runner(ABC):
-    """One network, loaded and ready to run."""
+    """One network, loaded and ready to run.
+
+    Attributes:
+        note: what a reader should know of how the network really runs where the settings say otherwise; else None.
+    """
+
+    note: str | None = None
 
     @abstractmethod
     def elapsed(self) -> float:
@@ -55,6 +61,10 @@ class Backend(ABC):
         """
 
 
+FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""What the errors of torch, CUDA, cuBLAS and cuDNN say where memory ran out."""
+
+
 @contextmanager
 def memory_guard(settings: RuntimeSettings) -> Iterator[None]:
     """Turn running out of memory inside into a ``DeviceError``."""
@@ -63,7 +73,7 @@ def memory_guard(settings: RuntimeSettings) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not full and "can't allocate memory" not in text and "not enough memory" not in text:
+        if not full and not any(sign in text for sign in FULL):
             raise
         raise DeviceError(
             f"The network must fit into the memory of {settings.device}; at batch {settings.batch} and image size "

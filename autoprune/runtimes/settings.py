@@ -150,9 +150,9 @@ def runtime_settings(
             f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
             f"--precision {precision.value}"
         )
-    if with_nms and chosen in (Runtime.CUDAGRAPH, Runtime.TENSORRT):
+    if with_nms and chosen in (Runtime.TORCH_COMPILE, Runtime.CUDAGRAPH, Runtime.TENSORRT):
         raise DeviceError(
-            f"The runtime {chosen.value} takes networks whose output has a fixed shape, that of --with-nms has none; "
+            f"The runtime {chosen.value} takes networks whose shapes are all fixed, and those of --with-nms are not; "
             "measure without it, or with --runtime torch"
         )
     for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):

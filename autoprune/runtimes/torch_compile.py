@@ -1,0 +1,117 @@
+"""Torch with its compiler, ``torch.compile``: Inductor's C++ on a CPU, its Triton on CUDA."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from contextlib import AbstractContextManager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import DeviceError
+from autoprune.runtimes._base import Backend, Calibration, Runner
+from autoprune.runtimes.settings import RuntimeSettings
+from autoprune.runtimes.torch_network import Run, check_precision, loaded, make_runner, torch_session
+
+COMPILER = "inductor"
+"""Torch's name of the compiler."""
+
+
+class TorchCompileBackend(Backend):
+    """Torch with networks compiled whole, for one input shape, in the compiler's default mode.
+
+    The default mode is what Ultralytics deploys with ``compile=True``. The other modes try several kernels for every
+    operation, which takes minutes for each of the many networks of a search. On CUDA there is no graph around the
+    compiled network; what that gives, ``cudagraph`` measures.
+
+    Compiling takes place in ``prepare`` and is never timed.
+    """
+
+    def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
+        super().__init__(settings, calibration)
+        check_precision(settings)
+        _check_tools(settings)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Pin torch's threads and run without gradients; see ``Backend``."""
+        return torch_session(self.settings)
+
+    def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+        """Copy the network to the device and compile it; see ``Backend``."""
+
+        def load() -> tuple[Run, str | None]:
+            copied, image = loaded(module, shape, self.settings)
+            compiled = _compiled(copied, image)
+            return lambda: compiled(image), None
+
+        with self.session():  # compiled code holds for the threads and the gradient mode that it was compiled under
+            return make_runner(load, self.settings)
+
+
+def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
+    """Return a network compiled for inputs like this one.
+
+    Torch keeps compiled code with the Python code that it was made from, eight variants at most, and every network of a
+    search runs the same Python code. So each gets a function whose code is a copy of its own: no variants pile up, none
+    is looked through at a run, and it goes with the function.
+    """
+    module(image)  # heads that note their first image's shape do so before, or the second run would compile anew
+
+    def forward(image: torch.Tensor) -> Any:
+        return module(image)
+
+    own = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__, closure=forward.__closure__)
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=COMPILER)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that are run but gain nothing
+            compiled(image)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", None)
+        if isinstance(inner, (MemoryError, torch.cuda.OutOfMemoryError)):
+            raise inner from error
+        raise DeviceError(_refusal(error)) from error
+    return compiled
+
+
+def _check_tools(settings: RuntimeSettings) -> None:
+    """Check that what compiles the generated code is installed.
+
+    Raises:
+        DeviceError: it is not.
+    """
+    if settings.device == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # late: it takes a second
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise DeviceError(
+                "The runtime torch-compile needs a C++ compiler on a CPU, and finds none: install g++, name another in "
+                "the environment variable CXX, or use --runtime torch"
+            ) from error
+    else:
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise DeviceError(
+                f"The runtime torch-compile needs Triton and a GPU that it supports, and {settings.device} has no "
+                "working one: pip install triton, or use --runtime cudagraph"
+            )
+
+
+def _refusal(error: Exception) -> str:
+    """Say in one sentence what cannot be compiled."""
+    inner = getattr(error, "inner_exception", error)  # of what generates code
+    reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+    target = re.search(r"target: (\S+)", str(inner))
+    stack = getattr(error, "real_stack", None)  # of what reads the Python code
+    where = f" at {target[1]}" if target else f" at `{stack[-1].line}`" if stack else ""
+    return (
+        f"A network must compile as a whole to run on torch-compile, and torch refuses it{where} ({reason}); "
+        "use --runtime torch"
+    )
