@@ -53,6 +53,33 @@ def test_a_noisy_machine_gets_more_runs_and_then_a_note() -> None:
     assert "70 pairs" in timing.note
 
 
+def test_outliers_count_and_are_told() -> None:
+    timing = time_pair(Scripted([5.0, 5.1, 5.2, 4.9]), Scripted([*[10.0, 10.2, 9.9, 10.1] * 2, 35.0]), Effort())
+    assert timing.candidate.outliers == 0
+    assert timing.dense.outliers == len(range(8, 46, 9)), "the warm-up took six, every ninth run is slow"
+    assert timing.dense.p90 > 10.2, "they are not left out"
+    assert timing.dense.scaled(2.0).outliers == timing.dense.outliers
+    assert Timing.of(np.full(40, 3.0)).outliers == 0
+    slow = np.random.default_rng(0).lognormal(0.0, 0.8, 500)
+    noisy = time_pair(Scripted(list(5.0 * slow)), Scripted(list(10.0 * slow[::-1])), Effort(max_runs=70))
+    outliers = noisy.candidate.outliers + noisy.dense.outliers
+    assert outliers > 0
+    assert noisy.note is not None
+    assert f"({outliers} outliers among them)" in noisy.note
+
+
+def test_a_network_that_does_not_run_as_asked_is_told_with_its_time() -> None:
+    candidate = Scripted([6.0])
+    candidate.note = "the network runs eagerly"
+    assert time_pair(candidate, Scripted([12.0]), Effort()).note == "the network runs eagerly"
+    noise = list(np.random.default_rng(0).lognormal(0.0, 0.8, 500))
+    candidate = Scripted(noise)
+    candidate.note = "the network runs eagerly"
+    note = time_pair(candidate, Scripted(noise[::-1]), Effort(max_runs=70)).note
+    assert note is not None
+    assert note.startswith("the network runs eagerly; the machine is noisy")
+
+
 def test_more_runs_stop_once_the_ratio_is_known() -> None:
     noise = np.random.default_rng(0).lognormal(0.0, 0.2, 997)
     timing = time_pair(Scripted(list(0.5 * noise)), Scripted(list(noise[::-1])), Effort(max_runs=2000))
@@ -103,3 +130,5 @@ def test_timings_survive_json() -> None:
     timing = time_pair(Scripted([1.0, 1.1, 1.3]), Scripted([3.0, 3.1]), Effort())
     assert PairedTiming.from_json(json.loads(json.dumps(timing.to_json()))) == timing
     assert Timing.from_json(json.loads(json.dumps(timing.dense.to_json()))) == timing.dense
+    before_outliers = {"median": 2.0, "p10": 1.0, "p90": 3.0, "runs": 40}
+    assert Timing.from_json(before_outliers) == Timing(2.0, 1.0, 3.0, 40, outliers=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ _WARM_WINDOW = 3
 _WARM_TOLERANCE = 0.05
 _BATCH = 10
 _RESAMPLES = 200
+_FENCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -65,22 +66,30 @@ class Timing:
         p10: tenth percentile, milliseconds.
         p90: ninetieth percentile, milliseconds.
         runs: how many runs were timed.
+        outliers: how many of them lie more than 1.5 interquartile ranges beyond a quartile, because something else held
+            the device up; they count in the figures above like all others.
+
+    Source:
+        Tukey, Exploratory Data Analysis, 1977, section 2D (fences).
     """
 
     median: float
     p10: float
     p90: float
     runs: int
+    outliers: int = 0
 
     @classmethod
     def of(cls, times: npt.NDArray[np.float64]) -> Timing:
         """Summarise milliseconds of single runs, shape (runs,)."""
-        p10, median, p90 = (float(value) for value in np.percentile(times, (10, 50, 90)))
-        return cls(median, p10, p90, len(times))
+        p10, low, median, high, p90 = (float(value) for value in np.percentile(times, (10, 25, 50, 75, 90)))
+        fence = _FENCE * (high - low)
+        outliers = int(((times < low - fence) | (times > high + fence)).sum())
+        return cls(median, p10, p90, len(times), outliers)
 
     def scaled(self, factor: float) -> Timing:
         """Return the same timing with every time multiplied."""
-        return Timing(self.median * factor, self.p10 * factor, self.p90 * factor, self.runs)
+        return replace(self, median=self.median * factor, p10=self.p10 * factor, p90=self.p90 * factor)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -88,8 +97,14 @@ class Timing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Timing:
-        """Read what ``to_json`` gave."""
-        return cls(float(values["median"]), float(values["p10"]), float(values["p90"]), int(values["runs"]))
+        """Read what ``to_json`` gave; what was written before outliers were counted has none."""
+        return cls(
+            float(values["median"]),
+            float(values["p10"]),
+            float(values["p90"]),
+            int(values["runs"]),
+            int(values.get("outliers", 0)),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,8 @@ class PairedTiming:
         dense: the dense network's times, taken between the candidate's.
         ratio: median of the candidate's over median of the dense network's times.
         spread: half width of the ratio's 90% bootstrap interval, relative to the ratio.
-        note: what a reader should know, e.g. that the machine was too noisy for what was asked; else None.
+        note: what a reader should know, e.g. that the machine was too noisy for what was asked, or that the candidate
+            does not run as the settings say; else None.
     """
 
     candidate: Timing
@@ -138,12 +154,14 @@ def time_pair(candidate: Runner, dense: Runner, effort: Effort) -> PairedTiming:
     while more := effort.more(times, spread := ratio_spread(times)):
         times = np.concatenate([times, time_in_turn([dense, candidate], more)])
     dense_timing, timing = Timing.of(times[:, 0]), Timing.of(times[:, 1])
-    note = None
+    notes = [] if candidate.note is None else [candidate.note]
     if spread > effort.spread:
-        note = (
-            f"the machine is noisy: after {len(times)} pairs of runs the ratio is known to ±{spread:.1%}, "
-            f"asked was ±{effort.spread:.1%}"
+        outliers = timing.outliers + dense_timing.outliers
+        notes.append(
+            f"the machine is noisy: after {len(times)} pairs of runs ({outliers} outliers among them) the ratio is "
+            f"known to ±{spread:.1%}, asked was ±{effort.spread:.1%}"
         )
+    note = "; ".join(notes) or None
     return PairedTiming(timing, dense_timing, timing.median / dense_timing.median, spread, note)
 
 
