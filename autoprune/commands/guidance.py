@@ -12,6 +12,7 @@ from autoprune.commands.run import PruningRun
 from autoprune.constraint import Constraint
 from autoprune.cost._base import Cost
 from autoprune.evaluation import Evaluator
+from autoprune.search._base import Candidate
 from autoprune.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
@@ -33,13 +34,13 @@ class Guidance:
     Attributes:
         sensitivity: relative rise of the loss when a unit alone keeps half, scaled to [0, 1], shape (units,).
         prior: log keep ratios to start from, shape (units,); only differences matter.
-        evaluations: full evaluations that it took, the prior's trials.
+        tried: the priors that were tried, with their scores on all images.
         probes: evaluations on a part of the scoring images that it took.
     """
 
     sensitivity: Array
     prior: Array
-    evaluations: int
+    tried: tuple[Candidate, ...]
     probes: int
 
 
@@ -91,11 +92,11 @@ def guide(
         probe_scores: scores of ``probes(space)``.
         score: scores allocations on all scoring images.
     """
-    tried = probes(space)
+    probed = probes(space)
     dense = float(cost(space.dense))
     rise, saving = np.full(len(space), _FLOOR), np.full(len(space), _FLOOR)
     walked = [index for index, choices in enumerate(space.choices) if len(choices) > 1]
-    for index, allocation, value in zip(walked, tried, probe_scores, strict=True):
+    for index, allocation, value in zip(walked, probed, probe_scores, strict=True):
         rise[index] = max(-value, _FLOOR)
         saving[index] = max(1 - float(cost(np.array(allocation))) / dense, 1e-6)
     direction = np.log(rise) - np.log(saving)
@@ -106,4 +107,5 @@ def guide(
     logs = np.log(rise)
     span = float(np.ptp(logs))
     sensitivity = (logs - logs.min()) / span if span > 0 else np.zeros(len(space))
-    return Guidance(sensitivity, best * direction, len(allocations), len(tried))
+    tried = tuple(Candidate(*pair) for pair in zip(allocations, scores, strict=True))
+    return Guidance(sensitivity, best * direction, tried, len(probed))

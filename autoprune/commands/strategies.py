@@ -103,7 +103,7 @@ def _agent(kind: AgentKind, task: SearchTask) -> AgentStrategy:
     guidance, constraint = _guidance(task), task.constraint
     prior = guidance.prior
     if task.start:
-        best = max(task.start, key=lambda candidate: candidate.score)
+        best = max((*task.start, *guidance.tried), key=lambda candidate: candidate.score)
         prior = np.log(constraint.space.ratios(np.array(best.allocation)))
     rule = Projected if task.rule is Rule.PROJECTED else Capped
     problem = PruningProblem(
