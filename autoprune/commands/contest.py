@@ -23,6 +23,9 @@ from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Progress, SearchResult, search
 from autoprune.space import Allocation
 
+SECOND = 1000
+"""What is added to the seed of a search that starts from another's candidates: the same noise would find the same."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -140,7 +143,8 @@ class Contest:
     ) -> SearchResult:
         task = SearchTask(
             network=self._run.network, constraint=self._constraint, evaluations=evaluations,
-            seed=self._config.seed + seed, rule=self._config.rule, guidance=self._guidance, start=start,
+            seed=self._config.seed + seed + (SECOND if start else 0), rule=self._config.rule,
+            guidance=self._guidance, start=start,
         )  # fmt: skip
         with self._run.screen.progress(f"{name.value} {seed}", evaluations) as advance:
 
