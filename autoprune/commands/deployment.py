@@ -101,10 +101,10 @@ class Deployment:
             The stages ``pruned`` and, where there are epochs, ``finetuned``.
         """
         run, config, adapter = self._run, self._run.config, self._run.network.adapter
-        notes = self._notes(allocation)
+        notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
         pruned, model = self._path / "pruned.pt", self._path / "model.pt"
         adapter.save(module, pruned, notes=notes)
-        stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned)}
+        stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
             return stages
@@ -112,7 +112,7 @@ class Deployment:
             adapter, module, self._path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
             batch=config.batch, seed=config.seed, notes=notes, screen=run.screen,
         )  # fmt: skip
-        return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model)}
+        return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
         """End well where the dense network already holds the budget."""

@@ -105,8 +105,23 @@ class PruningRun:
         """Measure the dense network."""
         return self.stage("dense", self.network.adapter.module, self.dense_allocation)
 
-    def stage(self, name: str, module: nn.Module, allocation: Allocation, file: Path | None = None) -> Stage:
-        """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency."""
+    def stage(
+        self,
+        name: str,
+        module: nn.Module,
+        allocation: Allocation,
+        file: Path | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> Stage:
+        """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency.
+
+        Args:
+            name: of the stage.
+            module: the network.
+            allocation: its kept channels per unit.
+            file: its checkpoint, where there is one.
+            limits: what each metric may be at most; a latency beyond its limit is measured more often.
+        """
 
         def measured() -> dict[str, float]:
             accuracy = self.network.adapter.validate(module)
@@ -115,7 +130,11 @@ class PruningRun:
         accuracy = Accuracy(**self.folder.once("validation", measured, name))
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
-        return Stage.of(accuracy, costs, {metric: bench.stage(name, module) for metric, bench in self.benches.items()})
+        return Stage.of(
+            accuracy,
+            costs,
+            {metric: bench.stage(name, module, (limits or {}).get(metric)) for metric, bench in self.benches.items()},
+        )
 
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""
