@@ -154,6 +154,24 @@ def test_a_second_search_finds_the_layers_in_the_cache(tmp_path: Path) -> None:
     assert backend.prepared == 1  # the dense network, for the reference
 
 
+@pytest.mark.parametrize(("noise", "prepared"), [(0.0, 1), (1.0, 4)])
+def test_a_second_search_finds_the_networks_that_were_measured_in_calm(
+    tmp_path: Path, noise: float, prepared: int
+) -> None:
+    allocations = [SPACE.allocation(SPACE.lower), SPACE.allocation(SPACE.dense), SPACE.allocation(SPACE.dense // 2)]
+
+    def measured_with(noise: float) -> FakeBackend:
+        backend = FakeBackend(SETTINGS, noise=noise)
+        meter = make_meter(backend, tmp_path)
+        assert meter.reference.median > 0
+        for allocation in allocations:
+            meter.sample(lambda allocation=allocation: Chain(SPACE, np.array(allocation)), allocation)
+        return backend
+
+    measured_with(noise)
+    assert measured_with(0.0).prepared == prepared  # the dense network is always prepared, for the reference
+
+
 def test_another_device_has_another_file(tmp_path: Path) -> None:
     here, there = Store(tmp_path, {"cpu": "here"}), Store(tmp_path, {"cpu": "there"})
     here.save({"layer": 1.0})

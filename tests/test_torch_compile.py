@@ -127,7 +127,7 @@ def test_a_missing_compiler_is_said_before_anything_is_measured(monkeypatch: pyt
 def test_compiled_networks_run_in_turn() -> None:
     backend = opened()
     with backend.session():
-        dense, candidate = backend.prepare(build(32), (1, 3, 64, 64)), backend.prepare(build(8), (1, 3, 64, 64))
+        dense, candidate = backend.prepare(Block(64), SHAPE), backend.prepare(Block(8), SHAPE)
         timing = time_pair(candidate, dense, Effort(runs=10, max_runs=10))
     assert 0 < timing.ratio < 5
     assert timing.candidate.runs == 10

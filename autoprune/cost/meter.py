@@ -30,6 +30,9 @@ REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
 SAMPLE_EFFORT = Effort(max_runs=60)
 """What is enough for one of many networks that a predictor is fitted to: about a second at 12 ms."""
 
+KEPT_SPREAD = 0.04
+"""Measurements whose ratio is known worse than this are not kept for later searches."""
+
 _FORMAT_EFFORT = Effort(runs=20, max_runs=40, spread=0.05)
 
 
@@ -166,10 +169,12 @@ class LatencyMeter:
         def measure() -> Mapping[str, Any]:
             key = "-".join(str(count) for count in allocation)
             known = self._networks.load().get(key)
-            if known is None:
-                known = self.measure(build, list(allocation), effort=SAMPLE_EFFORT).to_json()
-                self._networks.save({key: known})
-            return dict(known)
+            if known is not None:
+                return dict(known)
+            timing = self.measure(build, list(allocation), effort=SAMPLE_EFFORT)
+            if timing.spread <= KEPT_SPREAD:  # what a disturbed moment gave is not handed on
+                self._networks.save({key: timing.to_json()})
+            return timing.to_json()
 
         return PairedTiming.from_json(self._recorded(["sample", list(allocation)], measure))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -66,8 +68,7 @@ def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
     own = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__, closure=forward.__closure__)
     compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=COMPILER)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operations that are run but gain nothing
+        with _silent():
             compiled(image)
     except torch._dynamo.exc.TorchDynamoException as error:
         inner = getattr(error, "inner_exception", None)
@@ -75,6 +76,20 @@ def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
             raise inner from error
         raise DeviceError(_refusal(error)) from error
     return compiled
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the compiler's remarks, on operations that are run but gain nothing, and on toolkits without a device."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_tools(settings: RuntimeSettings) -> None:
