@@ -45,7 +45,7 @@ CALIBRATION_IMAGES = 16
 """Training images that an int8 network's ranges are found on."""
 
 DRIFT = 0.6
-"""By how much a ratio may be off where the dense network's own time is off by 1: under load a smaller network loses more.
+"""By how much a ratio may be off where the dense time is off by 1: under load a smaller network loses more.
 
 The demo's network at 34% of the dense one, measured 29 times while the machine was shared: 0.34 where the dense network
 took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
