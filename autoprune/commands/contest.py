@@ -79,14 +79,15 @@ class Contest:
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
         self._guidance: Guidance | None = None
         names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
-        if names & INFORMED:
-            if config.evaluations <= self.guidance_cost:
-                raise ConfigError(
-                    f"--evaluations must be more than {self.guidance_cost}, which the agents' and the evolution's "
-                    f"priors take, got {config.evaluations}"
-                )
-            self._guidance = measured_guidance(run, constraint, self.evaluator)
+        informed = bool(names & INFORMED)
+        if informed and config.evaluations <= self.guidance_cost:
+            raise ConfigError(
+                f"--evaluations must be more than {self.guidance_cost}, which the agents' and the evolution's "
+                f"priors take, got {config.evaluations}"
+            )
         self._constraint = self._corrected(constraint)
+        if informed:  # for the corrected limits: priors that were tried for others say little of these
+            self._guidance = measured_guidance(run, self._constraint, self.evaluator)
 
     @property
     def guidance_cost(self) -> int:
