@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autoprune.cli import main
-from autoprune.commands.guidance import PRIOR_STRENGTHS
+from autoprune.commands.guidance import PRIORS, further_strength
 from autoprune.models import open_adapter
 from autoprune.policy import Policy
 
@@ -159,6 +159,19 @@ def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
     assert Policy.load(cut / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
+@pytest.mark.parametrize(
+    ("scores", "further"),
+    [
+        ((-1.0, -2.0, -3.0, -4.0), 0.0),
+        ((-4.0, -3.0, -2.0, -1.0), 1.125),
+        ((-4.0, -1.0, -2.0, -3.0), 0.425),
+        ((-2.0, -1.0, -4.0, -3.0), 0.275),
+    ],
+)
+def test_the_last_prior_is_tried_where_the_others_point(scores: tuple[float, ...], further: float) -> None:
+    assert further_strength(scores) == pytest.approx(further)
+
+
 def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ("--budget", "flops=60%", "--finetune-epochs", "0", "--no-tensorboard", "--threads", "1")
@@ -168,7 +181,7 @@ def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     journal = killed / "journal.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and journal.read_bytes().count(b'"kind": "evaluation"') > len(PRIOR_STRENGTHS):
+        if journal.exists() and journal.read_bytes().count(b'"kind": "evaluation"') > PRIORS:
             break  # the agent has begun
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

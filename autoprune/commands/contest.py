@@ -13,7 +13,7 @@ import numpy as np
 from autoprune.choices import StrategyName
 from autoprune.commands.finalists import choose
 from autoprune.commands.goals import LatencyGoals
-from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, measured_guidance, probes
+from autoprune.commands.guidance import PRIORS, Guidance, measured_guidance, probes
 from autoprune.commands.run import PruningRun
 from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
 from autoprune.config import CompareConfig, Entry
@@ -94,7 +94,7 @@ class Contest:
         """Evaluations that guidance takes: its probes on a part of the images, as that part, and the priors tried."""
         config = self._config
         part = min(config.batch, config.images) / config.images
-        return math.ceil(len(probes(self._run.network.space)) * part) + len(PRIOR_STRENGTHS)
+        return math.ceil(len(probes(self._run.network.space)) * part) + PRIORS
 
     def seeds(self, entry: Entry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""

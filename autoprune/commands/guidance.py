@@ -20,8 +20,11 @@ Array = npt.NDArray[np.float64]
 PROBE_RATIO = 0.5
 """Keep ratio at which each unit is tried alone."""
 
-PRIOR_STRENGTHS = (0.0, 0.2, 0.35, 0.5, 0.75)
-"""Exponents of (sensitivity / cost) that are tried for the prior; 0 is the uniform ratio."""
+PRIOR_STRENGTHS = (0.2, 0.35, 0.5, 0.75)
+"""Exponents of (sensitivity / cost) that are tried for the prior; 0 would be the uniform ratio."""
+
+PRIORS = len(PRIOR_STRENGTHS) + 1
+"""Priors that are tried: these, and one more where they point."""
 
 _FLOOR = 1e-3
 """A relative loss below this is noise of the scoring images."""
@@ -101,11 +104,31 @@ def guide(
         saving[index] = max(1 - float(cost(np.array(allocation))) / dense, 1e-6)
     direction = np.log(rise) - np.log(saving)
     direction = np.clip(direction - np.median(direction), -4.0, 4.0)
-    allocations = [space.allocation(constraint.project(strength * direction)) for strength in PRIOR_STRENGTHS]
-    scores = score(allocations)
-    best = PRIOR_STRENGTHS[int(np.argmax(scores))]
+
+    def tried_at(strengths: Sequence[float]) -> list[Candidate]:
+        allocations = [space.allocation(constraint.project(strength * direction)) for strength in strengths]
+        return [Candidate(*pair) for pair in zip(allocations, score(allocations), strict=True)]
+
+    tried = tried_at(PRIOR_STRENGTHS)
+    further = further_strength([candidate.score for candidate in tried])
+    tried += tried_at([further])
+    best = (*PRIOR_STRENGTHS, further)[int(np.argmax([candidate.score for candidate in tried]))]
     logs = np.log(rise)
     span = float(np.ptp(logs))
     sensitivity = (logs - logs.min()) / span if span > 0 else np.zeros(len(space))
-    tried = tuple(Candidate(*pair) for pair in zip(allocations, scores, strict=True))
-    return Guidance(sensitivity, best * direction, tried, len(probed))
+    return Guidance(sensitivity, best * direction, tuple(tried), len(probed))
+
+
+def further_strength(scores: Sequence[float]) -> float:
+    """Return the strength to try after ``PRIOR_STRENGTHS``: beyond them where an end is best, or else beside the best.
+
+    Args:
+        scores: of the strengths, in their order.
+    """
+    best = int(np.argmax(scores))
+    if best == 0:
+        return 0.0
+    if best == len(scores) - 1:
+        return 1.5 * PRIOR_STRENGTHS[-1]
+    neighbour = best - 1 if scores[best - 1] > scores[best + 1] else best + 1
+    return (PRIOR_STRENGTHS[best] + PRIOR_STRENGTHS[neighbour]) / 2
