@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
+
+from autoprune.errors import ConfigError
 
 
 class StrategyName(Enum):
@@ -37,12 +40,33 @@ class Rule(Enum):
     CAPPED = "capped"
 
 
-class Criterion(Enum):
-    """What says which channels of a unit stay."""
+FROM_WEIGHTS = ("l1", "l2", "bn", "fpgm", "lamp", "random")
+"""Criteria, which say which channels of a unit stay, that read weights alone; ``l<p>`` for any p > 0 is one, too."""
 
-    L1 = "l1"
-    L2 = "l2"
-    BN = "bn"
+FROM_IMAGES = ("taylor", "fisher", "hutchinson", "apoz", "regression")
+"""Criteria that look at training images."""
+
+
+def exponent_of(criterion: str) -> float | None:
+    """Return p where a criterion is the norm ``l<p>``, or None where it is none."""
+    found = re.fullmatch(r"l(-?\d+(?:\.\d+)?)", criterion)
+    return float(found[1]) if found else None
+
+
+def check_criterion(name: str) -> None:
+    """Make sure that a name is one of a criterion.
+
+    Raises:
+        ConfigError: it is not; the message says which there are.
+    """
+    exponent = exponent_of(name)
+    if exponent is not None and exponent <= 0:
+        raise ConfigError(f"The criterion l<p> is the norm with the exponent p, which must be above 0, got {name!r}")
+    if exponent is None and name not in (*FROM_WEIGHTS, *FROM_IMAGES):
+        raise ConfigError(
+            f"A criterion is one of {', '.join((*FROM_WEIGHTS, *FROM_IMAGES))}, or l<p> for the norm of any p > 0, "
+            f"got {name!r}"
+        )
 
 
 class Select(Enum):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autoprune.budget import Budget, budget_levels
-from autoprune.choices import FROM_CURVES, WARM_STARTED, Criterion, Precision, Rule, Runtime, Select, StrategyName
+from autoprune.choices import FROM_CURVES, WARM_STARTED, Precision, Rule, Runtime, Select, StrategyName, check_criterion
 from autoprune.errors import ConfigError
 
 
@@ -26,7 +26,8 @@ class PruningConfig:
         model: trained weights to prune, a stock Ultralytics checkpoint; the bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        criterion: which channels of a unit stay: those of largest L1 or L2 norm, or of largest batch norm scale
+        criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
+            (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression
         round_to: widths are multiples of this
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
@@ -42,7 +43,7 @@ class PruningConfig:
     model: Path | None = None
     data: Path | None = None
     imgsz: int | None = None
-    criterion: Criterion = Criterion.L1
+    criterion: str = "l1"
     round_to: int = 8
     min_keep: float = 0.1
     images: int = 60
@@ -60,6 +61,7 @@ class PruningConfig:
             raise ConfigError(
                 f"--{given} needs --{missing}: the weights and the data set they were trained on go together"
             )
+        check_criterion(self.criterion)
         _check_image_size(self.imgsz)
         _check_device(self.device)
         _check_counts(self, "round_to", "images", "batch", "threads", least=1)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from autoprune.importance import Evidence
+
 SCHEMA_VERSION = 1
 _RATIO_DIGITS = 6
 _LAYERS_NAMED = 5
@@ -188,6 +190,7 @@ class Policy:
         *,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
+        evidence: Evidence | None = None,
     ) -> nn.Module:
         """Return a new network that keeps what the policy says; batch norm is not recalibrated.
 
@@ -197,27 +200,29 @@ class Policy:
             module: a network of the architecture that the policy is for, with any weights; it is not modified.
             example: an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
             free_outputs: keys of a training output whose tensors may change their channel count (Ultralytics' own).
+            evidence: training images, where the policy's criterion looks at them.
 
         Raises:
-            PolicyError: the policy is for another architecture, or names an unknown criterion.
+            PolicyError: the policy is for another architecture.
+            ConfigError: its criterion needs ``evidence``.
             ModelError: the network cannot be analysed.
         """
         import torch
 
-        from autoprune.importance import CRITERIA
+        from autoprune.importance import make_criterion
         from autoprune.proof import analyse
         from autoprune.space import Space
         from autoprune.surgery import Pruner
 
-        if self.criterion not in CRITERIA:
-            raise PolicyError(f"A policy's criterion must be one of {', '.join(CRITERIA)}, got {self.criterion!r}")
         parameter = next(module.parameters())
         if example is None:
             example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
         graph = analyse(module, example, free_outputs=free_outputs)
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})
-        order = CRITERIA[self.criterion]().order(module, graph)
+        order = make_criterion(self.criterion, (lambda: evidence) if evidence is not None else None).order(
+            module, graph
+        )
         return Pruner(module, space, order).materialise(space.from_names(self.keep))
 
     def to_json(self) -> str:

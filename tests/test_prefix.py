@@ -16,7 +16,7 @@ from torch import nn
 from autoprune import prefix as prefix_module
 from autoprune.evaluation import Evaluator
 from autoprune.graph import ChannelGraph
-from autoprune.importance import CRITERIA
+from autoprune.importance import make_criterion
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
@@ -29,7 +29,7 @@ from tests.detectors import build, write_data, write_detector
 
 
 def pruner_of(module: nn.Module, graph: ChannelGraph, round_to: int = 4) -> Pruner:
-    return Pruner(module, Space(graph, round_to=round_to), CRITERIA["l1"]().order(module, graph))
+    return Pruner(module, Space(graph, round_to=round_to), make_criterion("l1").order(module, graph))
 
 
 def dense_of(pruner: Pruner) -> Allocation:

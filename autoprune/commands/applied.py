@@ -16,9 +16,7 @@ from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage, stage_rows
 from autoprune.config import ApplyConfig, TrainConfig
-from autoprune.errors import PolicyError
 from autoprune.evaluation import recalibrate
-from autoprune.importance import CRITERIA
 from autoprune.models._base import Accuracy
 from autoprune.policy import Policy
 from autoprune.space import Allocation
@@ -67,8 +65,6 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     policy = Policy.load(config.policy)
-    if policy.criterion not in CRITERIA:
-        raise PolicyError(f"A policy's criterion must be one of {', '.join(CRITERIA)}, got {policy.criterion!r}")
     network = open_network(
         config.model,
         data=config.data,

@@ -70,7 +70,7 @@ class Deployment:
             costs[metric] = PolicyCost(latency, "ms", CostKind.MEASURED)
         policy = Policy(
             model=run.network.described,
-            criterion=run.config.criterion.value,
+            criterion=run.config.criterion,
             round_to=run.config.round_to,
             units=tuple(
                 PolicyUnit(unit.name, unit.width, count)

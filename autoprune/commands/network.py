@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, st
 from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
-from autoprune.importance import CRITERIA, ranking
+from autoprune.importance import Evidence, make_criterion, ranking
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
@@ -23,6 +24,9 @@ from autoprune.proof import analyse
 from autoprune.search.curves import SensitivityCurves
 from autoprune.space import Space
 from autoprune.surgery import Pruner
+
+EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
+"""Training images that a criterion looks at, and how many at once."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,15 @@ def open_network(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
     )
-    importance = CRITERIA[criterion]()(adapter.module, graph)
+    scorer = make_criterion(criterion, partial(evidence_of, adapter) if data is not None else None)
+    importance = scorer(adapter.module, graph)
     return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
+
+
+def evidence_of(adapter: Adapter) -> Evidence:
+    """Return the training images that criteria look at: the same in every run, so that a policy says which channels."""
+    batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0)
+    return Evidence(batches, adapter.inputs, adapter.loss)
 
 
 def choose_device(asked: str) -> str:

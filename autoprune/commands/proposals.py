@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from torch import nn
 from autoprune.budget import budget_levels
 from autoprune.choices import Select
 from autoprune.commands.deployment import Deployment, Found
+from autoprune.commands.network import evidence_of
 from autoprune.commands.run import PruningRun
 from autoprune.config import NetAdaptConfig
 from autoprune.constraint import Constraint
 from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator
-from autoprune.importance import CRITERIA
+from autoprune.importance import make_criterion
 from autoprune.models import open_adapter
 from autoprune.models._base import Batch
 from autoprune.space import Allocation, Counts, Space
@@ -178,7 +179,8 @@ class Trials:
         adapter = self._run.network.adapter
         module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
         graph = base.pruner.graph_of(allocation)
-        order = CRITERIA[self._config.criterion.value]().order(module, graph)
+        scorer = make_criterion(self._config.criterion, partial(evidence_of, adapter))
+        order = scorer.order(module, graph)
         return Base(allocation, Pruner(module, Space(graph, round_to=1, min_keep=1e-6), order), score)
 
     def _save_policy(self, allocation: Allocation, score: float, iteration: int) -> None:

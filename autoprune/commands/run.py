@@ -51,7 +51,7 @@ def dense_network(config: PruningConfig, screen: Screen) -> Network:
         image_size=config.imgsz,
         device=config.device,
         trust=config.trust_checkpoint,
-        criterion=config.criterion.value,
+        criterion=config.criterion,
         round_to=config.round_to,
         min_keep=config.min_keep,
         screen=screen,

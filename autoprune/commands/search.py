@@ -55,9 +55,7 @@ class _SearchRun:
         self._budget = Budget.parse(config.budget)
         check_runs(config.warm_start, config)  # before anything is measured
         self._run = PruningRun(config, folder, screen)
-        self._curves = (
-            self._run.network.curves(config.sensitivity, config.criterion.value) if config.sensitivity else None
-        )
+        self._curves = self._run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
         self._deployment = Deployment(self._run, self._budget, path=folder.path)
 
     def execute(self) -> int:

@@ -40,10 +40,10 @@ def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> No
             scores.append(evaluator([allocation])[0].score)
             advance(done)
     curves = curves_from(network.space, plan, scores)
-    header = CurvesHeader(network.described, config.criterion.value, config.images, config.seed)
+    header = CurvesHeader(network.described, config.criterion, config.images, config.seed)
     file = folder.path / "sensitivity.json"
     curves.save(file, header)
-    title = f"{network.adapter.name} at {network.adapter.image_size} px, {config.criterion.value}"
+    title = f"{network.adapter.name} at {network.adapter.image_size} px, {config.criterion}"
     drawn = _drawn(curves)
     sensitivity_curves(drawn, folder.path / "curves.png", title=title)
     sensitivity_heatmap(drawn, folder.path / "heatmap.png", title=title)

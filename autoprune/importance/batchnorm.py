@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph
-from autoprune.importance._base import Importance
+from autoprune.importance._base import Importance, Member
 
 
 class BatchNormImportance(Importance):
@@ -17,10 +16,10 @@ class BatchNormImportance(Importance):
 
     name = "bn"
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[tuple[int, torch.Tensor]]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
         """Return |γ| of every affine batch norm."""
         scales = [
-            (axis, child.weight.abs())
+            Member(graph.axes[axis], child.weight.abs())
             for path, child in module.named_modules()
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine
             for _, axis in graph.tensors.get(f"{path}.weight", ())

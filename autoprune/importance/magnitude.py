@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
-from autoprune.importance._base import Importance
+from autoprune.importance._base import Importance, Member, weights
 
 
 class MagnitudeImportance(Importance):
@@ -19,18 +20,19 @@ class MagnitudeImportance(Importance):
 
     Args:
         p: exponent of the norm, above 0.
+
+    Raises:
+        ConfigError: p is not above 0.
     """
 
     def __init__(self, p: float) -> None:
+        if not 0 < p < float("inf"):
+            raise ConfigError(f"The exponent of a norm must be a number above 0, got {p:g}")
         self.p = p
         self.name = f"l{p:g}"
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[tuple[int, torch.Tensor]]:
-        """Return ‖w‖p per channel for every weight with at least two dimensions."""
-        state = module.state_dict()
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+        """Return ‖w‖p per channel for every weight."""
         return [
-            (axis, torch.linalg.vector_norm(weight.float().transpose(0, dimension).flatten(1), self.p, dim=1))
-            for name, pairs in graph.tensors.items()
-            if (weight := state[name]).ndim >= 2
-            for dimension, axis in pairs
+            Member(channels, torch.linalg.vector_norm(rows, self.p, dim=1)) for channels, rows in weights(module, graph)
         ]

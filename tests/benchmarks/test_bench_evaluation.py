@@ -20,7 +20,7 @@ import yaml
 from torch import nn
 
 from autoprune.evaluation import Evaluator, recalibrate
-from autoprune.importance import CRITERIA
+from autoprune.importance import make_criterion
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.proof import analyse
@@ -41,7 +41,7 @@ def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     evaluator = Evaluator(
-        adapter, Pruner(adapter.module, space, CRITERIA["l1"]().order(adapter.module, graph)),
+        adapter, Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph)),
         images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(folder / "journal.jsonl", {}),
     )  # fmt: skip
     allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from autoprune.evaluation import Evaluator
-from autoprune.importance import CRITERIA
+from autoprune.importance import make_criterion
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.proof import analyse
@@ -33,7 +33,7 @@ def test_one_unit_candidates_with_and_without(shared: Path, tmp_path: Path, caps
     )
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
-    pruner = Pruner(adapter.module, space, CRITERIA["l1"]().order(adapter.module, graph))
+    pruner = Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph))
     plain, reusing = (
         Evaluator(
             adapter, pruner, images=IMAGES, batch=BATCH, seed=0,
