@@ -114,7 +114,18 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(BudgetedConfig):
+class ReconstructingConfig(BudgetedConfig):
+    """What the commands are told that prune in one step.
+
+    Attributes:
+        reconstruct: after pruning, solve every layer's weights by least squares for what the dense network gives
+    """
+
+    reconstruct: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(ReconstructingConfig):
     """Search a policy that holds a budget, prune, fine-tune, and measure the result.
 
     Attributes:
@@ -236,7 +247,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(BudgetedConfig):
+class CompareConfig(ReconstructingConfig):
     """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
 
     A finished comparison is extended by --resume RUN with more --strategies or --seeds.
@@ -247,6 +258,8 @@ class CompareConfig(BudgetedConfig):
         evaluations: how many candidates each may score, those of its warm start and of its priors counted
         seeds: how often each strategy with chance in it runs
         rule: how an agent's episode meets the budget, as in search
+        criteria: in place of strategies, criteria with commas between them: each says which channels stay of the one
+            allocation that the uniform ratio gives
         references: also train the honest alternatives: the dense network, the same family trained smaller, and the
             dense network at a lower image size
         correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and mAP
@@ -256,6 +269,7 @@ class CompareConfig(BudgetedConfig):
     evaluations: int = 100
     seeds: int = 3
     rule: Rule = Rule.PROJECTED
+    criteria: str = ""
     references: bool = True
     correlated: int = 12
 
@@ -264,11 +278,18 @@ class CompareConfig(BudgetedConfig):
         _check_counts(self, "evaluations", "seeds", least=1)
         _check_counts(self, "correlated", least=0)
         self.entries  # noqa: B018  (raises where they are malformed)
+        for name in self.compared_criteria:
+            check_criterion(name)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """What takes part, each once."""
         return tuple(dict.fromkeys(Entry.parse(text) for text in self.strategies.split(",")))
+
+    @property
+    def compared_criteria(self) -> tuple[str, ...]:
+        """The criteria that are compared, each once; none where strategies are."""
+        return tuple(dict.fromkeys(text.strip() for text in self.criteria.split(","))) if self.criteria else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,7 +427,7 @@ COMMANDS: dict[str, type[Config]] = {
 """Every command by its name, with the configuration it takes."""
 
 
-EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds")}
+EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""
 
 

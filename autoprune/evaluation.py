@@ -12,12 +12,16 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError, ModelError
+from autoprune.importance.reconstruction import reconstruct
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch
 from autoprune.models.recalibration import recalibrate as recalibrate
 from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.space import Allocation
 from autoprune.surgery import Pruner
+
+RECONSTRUCTION_IMAGES = 32
+"""Scoring images that reconstruction solves for; all of them go through the network at once."""
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
@@ -70,6 +74,7 @@ class Evaluator:
         journal: where every evaluation is durable before it is told.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
+        reconstruct: solve the layers of recalibrated candidates for what the dense network gives.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
@@ -81,6 +86,7 @@ class Evaluator:
     journal: Journal
     kind: str = "evaluation"
     notify: Callable[[str], None] = lambda note: None
+    reconstruct: bool = False
     prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
@@ -189,8 +195,12 @@ class Evaluator:
         return module
 
     def recalibrated(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate in eval mode with batch norm statistics of training images."""
+        """Return the candidate in eval mode with batch norm statistics of training images, reconstructed if asked."""
         module = self.materialise(allocation)
+        if self.reconstruct:
+            pruner = self.pruner
+            images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
+            reconstruct(module, pruner.module, pruner.space.graph, pruner.kept(allocation), images, seed=self.seed)
         recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
 

@@ -101,11 +101,15 @@ class Pruner:
 
     def materialise(self, allocation: Allocation) -> nn.Module:
         """Return a new network as wide as the allocation says, batch norm not recalibrated."""
-        return self._surgeon.materialise(self.space.kept_channels(allocation, self._order))
+        return self._surgeon.materialise(self.kept(allocation))
+
+    def kept(self, allocation: Allocation) -> Keep:
+        """Return which channels of the network stay, shape (channels of the graph,)."""
+        return self.space.kept_channels(allocation, self._order)
 
     def graph_of(self, allocation: Allocation) -> ChannelGraph:
         """Return the channel groups of the network that ``materialise`` makes."""
-        return self.space.graph.restricted(self.space.kept_channels(allocation, self._order))
+        return self.space.graph.restricted(self.kept(allocation))
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -152,3 +152,36 @@ def test_an_outcome_is_read_back_equal() -> None:
 def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], said: str) -> None:
     rows = [{"strategy": name, "score": values} for name, values in scores.items()]
     assert agents_verdict(rows).startswith(said)
+
+
+# -- criteria --------------------------------------------------------------------------------------
+
+
+def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "criteria"
+    assert main(compare(tiny, out, "--criteria", "l1,random", "--finetune-epochs", "1")) == 0
+    first = results(out)
+    assert {row["criterion"] for row in first["criteria"]} == {"l1", "random"}
+    assert first["costs"]["flops"] <= 0.6
+    assert len({row["score"] for row in first["criteria"]}) == 2, "other channels stay"
+    assert all(0 <= row["map50_95_after"] <= 1 and row["seconds"] >= 0 for row in first["criteria"])
+    assert (out / "comparison.png").stat().st_size > 0
+    assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor,regression"]) == 0
+    extended = results(out)
+    assert {row["criterion"] for row in extended["criteria"]} == {"l1", "random", "taylor", "regression"}
+    known = {row["criterion"]: row for row in extended["criteria"]}
+    assert [known[row["criterion"]] for row in first["criteria"]] == first["criteria"], "nothing is repeated"
+
+
+def test_a_criterion_that_there_is_none_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(compare(tiny, tmp_path / "none", "--criteria", "l1,tailor")) == 2
+    assert "A criterion is one of l1, l2" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, tmp_path: Path) -> None:
+    without, with_it = tmp_path / "without", tmp_path / "with"
+    assert main(compare(tiny, without, "--criteria", "l1")) == 0
+    assert main(compare(tiny, with_it, "--criteria", "l1", "--reconstruct")) == 0
+    (plain,), (solved,) = results(without)["criteria"], results(with_it)["criteria"]
+    assert solved["score"] != plain["score"]

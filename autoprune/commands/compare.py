@@ -12,6 +12,7 @@ import numpy as np
 from autoprune.budget import Budget
 from autoprune.choices import AGENTS
 from autoprune.commands.contest import Contest, Outcome
+from autoprune.commands.criteria import CriteriaComparison
 from autoprune.commands.deployment import Deployment, Found
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.goals import LatencyGoals
@@ -30,6 +31,8 @@ from autoprune.space import Allocation
 def run(config: CompareConfig, screen: Screen) -> int:
     """Let every strategy search, fine-tune every winner alike, and put them side by side."""
     with RunFolder.open("compare", config) as folder:
+        if config.compared_criteria:
+            return CriteriaComparison(config, folder, screen).execute()
         return _Comparison(with_model(config), folder, screen).execute()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +51,13 @@ class Network:
     def described(self) -> PolicyModel:
         """The network as a policy names it."""
         return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.space.units})
+
+    def scored_by(self, criterion: str) -> Network:
+        """Return the network with its channels scored by another criterion; one that looks at images needs data."""
+        scorer = make_criterion(criterion, partial(evidence_of, self.adapter))
+        importance = scorer(self.adapter.module, self.graph)
+        pruner = Pruner(self.adapter.module, self.space, ranking(importance))
+        return replace(self, pruner=pruner, importance=importance)
 
     def curves(self, path: Path, criterion: str) -> SensitivityCurves:
         """Read sensitivity curves that were measured on this network.

@@ -18,7 +18,7 @@ from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
-from autoprune.config import BudgetedConfig, PruningConfig
+from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError
@@ -66,6 +66,7 @@ def make_evaluator(
         network.adapter, network.pruner,
         images=images, batch=config.batch, seed=config.seed,
         journal=folder.journal, kind=kind, notify=screen.warn,
+        reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
     )  # fmt: skip
     for skipped in network.adapter.skipped:
         screen.warn(f"Skipped {skipped}")

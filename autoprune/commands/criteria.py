@@ -1,0 +1,148 @@
+"""``autoprune compare --criteria``: which channels stay, side by side at one allocation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from autoprune.budget import Budget
+from autoprune.commands.finalists import choose
+from autoprune.commands.folder import RunFolder, environment
+from autoprune.commands.goals import LatencyGoals
+from autoprune.commands.run import PruningRun, make_evaluator, with_model
+from autoprune.commands.screen import Screen
+from autoprune.commands.tuning import tune
+from autoprune.config import CompareConfig
+from autoprune.errors import ConfigError
+from autoprune.files import saying_why
+from autoprune.pictures import ComparisonRow, RowKind, comparison_plot
+from autoprune.search._base import Candidate
+from autoprune.space import Allocation
+
+
+class CriteriaComparison:
+    """Prunes by every criterion to the uniform ratio that the budget allows, and fine-tunes all alike.
+
+    Widths, and so costs, are the same for all; only the channels differ. What a criterion gave is in the journal, so
+    that a comparison can be extended.
+
+    Args:
+        config: the comparison.
+        folder: where it leaves its results.
+        screen: told how it goes.
+    """
+
+    def __init__(self, config: CompareConfig, folder: RunFolder, screen: Screen) -> None:
+        self._config, self._folder, self._screen = with_model(config), folder, screen
+        self._budget = Budget.parse(config.budget)
+        self._run = PruningRun(self._config, folder, screen)
+
+    def execute(self) -> int:
+        """Score, fine-tune, and write the results."""
+        run = self._run
+        dense = run.dense()
+        limits = run.limits(self._budget, dense)
+        if all(dense.cost(metric) <= most for metric, most in limits.items()):
+            raise ConfigError(f"The dense network already holds {self._budget}; compare with a tighter budget")
+        allocation, costs = self._uniform(limits)
+        shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
+        rows = [self._row(name, allocation) for name in self._config.compared_criteria]
+        assert dense.map50_95 is not None
+        self._write(sorted(rows, key=lambda row: -row["score"]), dense.map50_95, shares, allocation)
+        return 0
+
+    def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
+        """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
+        run, space = self._run, self._run.network.space
+        goals = LatencyGoals(run.benches, limits)
+        constraint = run.constrain(limits, goals)
+        uniform = space.allocation(constraint.project(np.zeros(len(space))))
+        evaluator = run.evaluator("evaluation", self._config.images)
+        first = Candidate(uniform, evaluator([uniform])[0].score)
+        chosen = choose([first], evaluator, constraint, goals, count=1, screen=self._screen)
+        counts = np.array(chosen.allocation)
+        return chosen.allocation, {
+            **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
+        }  # fmt: skip
+
+    def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
+        """Return what a criterion gave: score, mAP50-95 before and after the fine-tune, seconds that it takes."""
+
+        def made() -> dict[str, Any]:
+            start = time.perf_counter()
+            network = self._run.network.scored_by(criterion)
+            seconds = time.perf_counter() - start
+            config, folder, screen = self._config, self._folder, self._screen
+            evaluator = make_evaluator(
+                network, config, folder, screen, kind=f"evaluation by {criterion}", images=config.images
+            )
+            module = evaluator.recalibrated(allocation)
+            row = {
+                "criterion": criterion,
+                "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
+                "map50_95_before": network.adapter.validate(module).map50_95,
+                "map50_95_after": None,
+                "seconds": seconds,
+            }
+            if config.finetune_epochs:
+                screen.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
+                path = folder.path / "networks" / criterion
+                with saying_why(path):
+                    path.mkdir(parents=True, exist_ok=True)
+                trained = tune(
+                    network.adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
+                    batch=config.batch, seed=config.seed, notes={"criterion": criterion}, screen=screen,
+                )  # fmt: skip
+                row["map50_95_after"] = network.adapter.validate(trained).map50_95
+            return row
+
+        return dict(self._folder.once("criterion", made, [criterion, list(allocation)]))
+
+    def _write(
+        self, rows: Sequence[Mapping[str, Any]], dense: float, shares: Mapping[str, float], allocation: Allocation
+    ) -> None:
+        run, config = self._run, self._config
+        summary = {
+            "budget": list(self._budget.texts),
+            "images": config.images,
+            "image_size": run.network.adapter.image_size,
+            "finetune_epochs": config.finetune_epochs,
+            "keep": {unit.name: kept for unit, kept in zip(run.network.space.units, allocation, strict=True)},
+            "costs": dict(shares),
+            "dense": {"map50_95": dense},
+            "criteria": list(rows),
+            "environment": {**environment(), **run.bench.environment()},
+        }
+        self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
+        metric = self._budget.limits[0].metric
+        title = f"{run.network.adapter.name}, {self._budget}, uniform ratio"
+        drawn = [
+            ComparisonRow(
+                row["criterion"], RowKind.STRATEGY, scores=(row["score"],), before=(row["map50_95_before"],),
+                after=() if row["map50_95_after"] is None else (row["map50_95_after"],), costs=(shares[metric],),
+                seconds=row["seconds"],
+            )
+            for row in rows
+        ]  # fmt: skip
+        drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
+        comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric)
+        self._screen.table(title, *criteria_table(rows, dense))
+        self._screen.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
+
+
+def criteria_table(rows: Sequence[Mapping[str, Any]], dense: float) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, the dense network last."""
+    table = [
+        [
+            row["criterion"], f"{row['score']:+.4f}", f"{row['map50_95_before']:.3f}",
+            "–" if row["map50_95_after"] is None else f"{row['map50_95_after']:.3f}", f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    table.append(["dense", "0", "–", f"{dense:.3f}", ""])
+    return ["", "score", "mAP50-95", "fine-tuned", "seconds"], table
