@@ -109,3 +109,15 @@ def trainable_copy(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     return copied, parameters
+
+
+def observe(module: nn.Module, evidence: Evidence) -> None:
+    """Run the images through a network in eval mode, without gradients, for hooks to see; its mode is put back."""
+    training = module.training
+    try:
+        module.eval()
+        with torch.no_grad():
+            for batch in evidence.batches:
+                module(evidence.inputs(batch))
+    finally:
+        module.train(training)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.graph import ChannelGraph, LayerKind
-from autoprune.importance._base import Evidence, Importance, Member
+from autoprune.importance._base import Evidence, Importance, Member, observe
 
 NEAR = 0.05
 """Where an activation has no exact zeros (SiLU), what is up to this share of the layer's root mean square is."""
@@ -43,14 +43,9 @@ class ApozImportance(Importance):
             module.get_submodule(name).register_forward_hook(self._counting(activation_after(module, name), total))
             for name, total in alive.items()
         ]
-        training = module.training
         try:
-            module.eval()
-            with torch.no_grad():
-                for batch in self._evidence.batches:
-                    module(self._evidence.inputs(batch))
+            observe(module, self._evidence)
         finally:
-            module.train(training)
             for handle in handles:
                 handle.remove()
         return [Member(graph.axes[axis], alive[name]) for name, axis in axes.items()]

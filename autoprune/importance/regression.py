@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.graph import ChannelGraph, LayerKind
-from autoprune.importance._base import Evidence, Importance, Member
+from autoprune.importance._base import Evidence, Importance, Member, observe
 from autoprune.importance.sampling import Places, Reader, watched
 
 Matrix = npt.NDArray[np.float64]
@@ -62,14 +62,8 @@ class RegressionImportance(Importance):
             product = rows.T @ rows
             inner[name] = inner[name] + product if name in inner else product
 
-        training = module.training
-        try:
-            module.eval()
-            with torch.no_grad(), watched(module, list(readers), see):
-                for batch in self._evidence.batches:
-                    module(self._evidence.inputs(batch))
-        finally:
-            module.train(training)
+        with watched(module, list(readers), see):
+            observe(module, self._evidence)
         return [
             (graph.axes[axis], contributions(module.get_submodule(name), inner[name]))
             for name, axis in readers.items()
