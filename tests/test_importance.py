@@ -211,7 +211,11 @@ def test_the_activation_behind_a_layer() -> None:
 def test_contributions_make_up_the_output(shape: tuple[int, int, int, int], seed: int) -> None:
     kernel, stride, padding, groups = shape
     torch.manual_seed(seed)
-    layer = nn.Conv2d(4, 6, kernel, stride=stride, padding=padding, groups=groups, bias=False).double()
+    layer = (
+        nn.Conv2d(4, 6, kernel, stride=stride, padding=padding, groups=groups, bias=False)
+        .double()
+        .requires_grad_(False)
+    )
     images = torch.rand(2, 4, 7, 7, dtype=torch.float64)
     places = Places(seed=seed)
     patches, values = places.patches(layer, images), places.values(layer, images, layer(images))
