@@ -185,3 +185,19 @@ def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, t
     assert main(compare(tiny, with_it, "--criteria", "l1", "--reconstruct")) == 0
     (plain,), (solved,) = results(without)["criteria"], results(with_it)["criteria"]
     assert solved["score"] != plain["score"]
+
+
+def test_priors_are_tried_under_the_corrected_limits(tiny: Path, quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "latency"
+    line = [*arguments("compare", tiny, out), "--budget", "latency=80%", "--no-references", "--evaluations", "40"]
+    assert main([*line, "--strategies", "evolution", "--seeds", "1"]) == 0
+    order = [json.loads(text) for text in (out / "journal.jsonl").read_text().splitlines()]
+    scored = next(place for place, record in enumerate(order) if record["kind"] == "evaluation")
+    candidates = [place for place, record in enumerate(order) if record["kind"] == "latency" and _candidate(record)]
+    assert candidates[0] < scored, "the uniform ratio is measured before any prior is scored"
+
+
+def _candidate(record: dict[str, Any]) -> bool:
+    """Return whether a measurement is that of a candidate: its key ends in a 2 behind the counts."""
+    key = record["key"]
+    return isinstance(key, list) and key[0] == "network" and key[1][-1] == 2

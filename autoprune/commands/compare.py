@@ -22,7 +22,6 @@ from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
 from autoprune.cost.fitting import spearman
-from autoprune.errors import ConfigError
 from autoprune.files import saying_why
 from autoprune.pictures import ComparisonRow, RowKind, comparison_plot, correlation_plot, search_progress
 from autoprune.space import Allocation
@@ -63,9 +62,7 @@ class _Comparison:
         """Search, fine-tune, and write the results."""
         run, config = self._run, self._config
         dense = run.dense()
-        limits = run.limits(self._budget, dense)
-        if all(dense.cost(metric) <= most for metric, most in limits.items()):
-            raise ConfigError(f"The dense network already holds {self._budget}; compare with a tighter budget")
+        limits = run.binding_limits(self._budget, dense)
         self._goals = LatencyGoals(run.benches, limits)
         contest = Contest(run, config, run.constrain(limits, self._goals), self._goals)
         outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]

@@ -18,7 +18,6 @@ from autoprune.commands.run import PruningRun, make_evaluator, with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
-from autoprune.errors import ConfigError
 from autoprune.files import saying_why
 from autoprune.pictures import ComparisonRow, RowKind, comparison_plot
 from autoprune.search._base import Candidate
@@ -46,9 +45,7 @@ class CriteriaComparison:
         """Score, fine-tune, and write the results."""
         run = self._run
         dense = run.dense()
-        limits = run.limits(self._budget, dense)
-        if all(dense.cost(metric) <= most for metric, most in limits.items()):
-            raise ConfigError(f"The dense network already holds {self._budget}; compare with a tighter budget")
+        limits = run.binding_limits(self._budget, dense)
         allocation, costs = self._uniform(limits)
         shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
         rows = [self._row(name, allocation) for name in self._config.compared_criteria]
@@ -71,37 +68,37 @@ class CriteriaComparison:
         }  # fmt: skip
 
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        """Return what a criterion gave: score, mAP50-95 before and after the fine-tune, seconds that it takes."""
+        """Return what a criterion gives: score, mAP50-95 before and after the fine-tune, seconds that it takes itself."""
+        found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
+        return dict(found)
 
-        def made() -> dict[str, Any]:
-            start = time.perf_counter()
-            network = self._run.network.scored_by(criterion)
-            seconds = time.perf_counter() - start
-            config, folder, screen = self._config, self._folder, self._screen
-            evaluator = make_evaluator(
-                network, config, folder, screen, kind=f"evaluation by {criterion}", images=config.images
-            )
-            module = evaluator.recalibrated(allocation)
-            row = {
-                "criterion": criterion,
-                "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
-                "map50_95_before": network.adapter.validate(module).map50_95,
-                "map50_95_after": None,
-                "seconds": seconds,
-            }
-            if config.finetune_epochs:
-                screen.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
-                path = folder.path / "networks" / criterion
-                with saying_why(path):
-                    path.mkdir(parents=True, exist_ok=True)
-                trained = tune(
-                    network.adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
-                    batch=config.batch, seed=config.seed, notes={"criterion": criterion}, screen=screen,
-                )  # fmt: skip
-                row["map50_95_after"] = network.adapter.validate(trained).map50_95
-            return row
-
-        return dict(self._folder.once("criterion", made, [criterion, list(allocation)]))
+    def _made(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
+        config, folder, screen = self._config, self._folder, self._screen
+        start = time.perf_counter()
+        network = self._run.network.scored_by(criterion)
+        seconds = time.perf_counter() - start
+        evaluator = make_evaluator(
+            network, config, folder, screen, kind=f"evaluation by {criterion}", images=config.images
+        )
+        module = evaluator.recalibrated(allocation)
+        row = {
+            "criterion": criterion,
+            "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
+            "map50_95_before": network.adapter.validate(module).map50_95,
+            "map50_95_after": None,
+            "seconds": seconds,
+        }
+        if config.finetune_epochs:
+            screen.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
+            path = folder.path / "networks" / criterion
+            with saying_why(path):
+                path.mkdir(parents=True, exist_ok=True)
+            trained = tune(
+                network.adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
+                batch=config.batch, seed=config.seed, notes={"criterion": criterion}, screen=screen,
+            )  # fmt: skip
+            row["map50_95_after"] = network.adapter.validate(trained).map50_95
+        return row
 
     def _write(
         self, rows: Sequence[Mapping[str, Any]], dense: float, shares: Mapping[str, float], allocation: Allocation

@@ -21,7 +21,7 @@ from autoprune.commands.stages import Stage
 from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
-from autoprune.errors import BudgetUnreachableError
+from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation import Evaluator
 from autoprune.models._base import Accuracy
 from autoprune.space import Allocation
@@ -140,6 +140,17 @@ class PruningRun:
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""
         return {limit.metric: limit.resolve(dense.cost(limit.metric)) for limit in budget}
+
+    def binding_limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
+        """Return what each metric may be at most, as ``limits`` does, of a budget that there is something to do for.
+
+        Raises:
+            ConfigError: the dense network holds the budget already.
+        """
+        limits = self.limits(budget, dense)
+        if all(dense.cost(metric) <= most for metric, most in limits.items()):
+            raise ConfigError(f"The dense network already holds {budget}; compare with a tighter budget")
+        return limits
 
     def constrain(self, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
         """Return the limits as a constraint on allocations; latency by its predictor, fitted first.
