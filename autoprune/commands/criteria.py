@@ -68,7 +68,7 @@ class CriteriaComparison:
         }  # fmt: skip
 
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        """Return what a criterion gives: score, mAP50-95 before and after the fine-tune, seconds that it takes itself."""
+        """Return what a criterion gives: score, mAP50-95 before and after the fine-tune, the seconds that it takes."""
         found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
         return dict(found)
 
