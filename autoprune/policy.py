@@ -11,7 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoprune.errors import PolicyError
+from autoprune.choices import check_criterion
+from autoprune.errors import ConfigError, PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
 from autoprune.files import write_atomic
 
@@ -184,6 +185,17 @@ class Policy:
                 + "; apply it to weights of the architecture it was made for"
             )
 
+    def check_criterion(self) -> None:
+        """Make sure that the policy's criterion is one.
+
+        Raises:
+            PolicyError: it is not.
+        """
+        try:
+            check_criterion(self.criterion)
+        except ConfigError as error:
+            raise PolicyError(f"A policy's criterion must be one that there is: {error}") from error
+
     def apply(
         self,
         module: nn.Module,
@@ -203,7 +215,7 @@ class Policy:
             evidence: training images, where the policy's criterion looks at them.
 
         Raises:
-            PolicyError: the policy is for another architecture.
+            PolicyError: the policy is for another architecture, or names an unknown criterion.
             ConfigError: its criterion needs ``evidence``.
             ModelError: the network cannot be analysed.
         """
@@ -214,6 +226,7 @@ class Policy:
         from autoprune.space import Space
         from autoprune.surgery import Pruner
 
+        self.check_criterion()
         parameter = next(module.parameters())
         if example is None:
             example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,3 +266,9 @@ def test_a_policy_for_another_architecture_names_the_first_layers_that_differ() 
         PolicyError, match=r"other\.4 \(absent in the policy, 4 in the model\) and 5 more layers differ"
     ):
         replace(POLICY, model=PolicyModel("empty", {})).check({f"other.{index}": index for index in range(10)})
+
+
+def test_a_criterion_that_there_is_none_of_is_refused_before_anything_is_analysed() -> None:
+    policy = replace(POLICY, criterion="tailor")
+    with pytest.raises(PolicyError, match="A policy's criterion must be one .* got 'tailor'"):
+        policy.apply(torch.nn.Identity())

@@ -60,11 +60,12 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     """Load policy and weights, prune, and recalibrate batch norm where the configuration names a data set.
 
     Raises:
-        PolicyError: the policy does not fit the network.
+        PolicyError: the policy does not fit the network, or names an unknown criterion.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     policy = Policy.load(config.policy)
+    policy.check_criterion()  # before the network is loaded
     network = open_network(
         config.model,
         data=config.data,

@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from autoprune.budget import Budget
 from autoprune.commands.finalists import choose
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.goals import LatencyGoals
-from autoprune.commands.run import PruningRun, make_evaluator, with_model
+from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
@@ -40,6 +41,7 @@ class CriteriaComparison:
         self._config, self._folder, self._screen = with_model(config), folder, screen
         self._budget = Budget.parse(config.budget)
         self._run = PruningRun(self._config, folder, screen)
+        self._evaluator = self._run.evaluator("evaluation", self._config.images)
 
     def execute(self) -> int:
         """Score, fine-tune, and write the results."""
@@ -59,9 +61,8 @@ class CriteriaComparison:
         goals = LatencyGoals(run.benches, limits)
         constraint = run.constrain(limits, goals)
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
-        evaluator = run.evaluator("evaluation", self._config.images)
-        first = Candidate(uniform, evaluator([uniform])[0].score)
-        chosen = choose([first], evaluator, constraint, goals, count=1, screen=self._screen)
+        first = Candidate(uniform, self._evaluator([uniform])[0].score)
+        chosen = choose([first], self._evaluator, constraint, goals, count=1, screen=self._screen)
         counts = np.array(chosen.allocation)
         return chosen.allocation, {
             **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
@@ -77,9 +78,7 @@ class CriteriaComparison:
         start = time.perf_counter()
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
-        evaluator = make_evaluator(
-            network, config, folder, screen, kind=f"evaluation by {criterion}", images=config.images
-        )
+        evaluator = replace(self._evaluator, pruner=network.pruner)  # its dense loss is in the journal
         module = evaluator.recalibrated(allocation)
         row = {
             "criterion": criterion,

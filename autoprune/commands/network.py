@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, st
 from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
-from autoprune.importance import Evidence, make_criterion, ranking
+from autoprune.importance import Evidence, Importance, make_criterion, ranking
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
@@ -55,9 +55,7 @@ class Network:
     def scored_by(self, criterion: str) -> Network:
         """Return the network with its channels scored by another criterion; one that looks at images needs data."""
         scorer = make_criterion(criterion, partial(evidence_of, self.adapter))
-        importance = scorer(self.adapter.module, self.graph)
-        pruner = Pruner(self.adapter.module, self.space, ranking(importance))
-        return replace(self, pruner=pruner, importance=importance)
+        return _scored(self.adapter, self.graph, self.space, scorer)
 
     def curves(self, path: Path, criterion: str) -> SensitivityCurves:
         """Read sensitivity curves that were measured on this network.
@@ -105,6 +103,10 @@ def open_network(
         f"{len(pinned)} layers keep all their channels."
     )
     scorer = make_criterion(criterion, partial(evidence_of, adapter) if data is not None else None)
+    return _scored(adapter, graph, space, scorer)
+
+
+def _scored(adapter: Adapter, graph: ChannelGraph, space: Space, scorer: Importance) -> Network:
     importance = scorer(adapter.module, graph)
     return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,11 +114,18 @@ def trainable_copy(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter
 
 def observe(module: nn.Module, evidence: Evidence) -> None:
     """Run the images through a network in eval mode, without gradients, for hooks to see; its mode is put back."""
+    with evaluating(module):
+        for batch in evidence.batches:
+            module(evidence.inputs(batch))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, without gradients, and back into its own mode."""
     training = module.training
     try:
         module.eval()
         with torch.no_grad():
-            for batch in evidence.batches:
-                module(evidence.inputs(batch))
+            yield
     finally:
         module.train(training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 
 import torch
@@ -39,15 +40,11 @@ class ApozImportance(Importance):
         layers = norms or [layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
         axes = {layer.name: layer.out_axis for layer in layers}
         alive = {name: torch.zeros(len(graph.axes[axis]), dtype=torch.float64) for name, axis in axes.items()}
-        handles = [
-            module.get_submodule(name).register_forward_hook(self._counting(activation_after(module, name), total))
-            for name, total in alive.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, total in alive.items():
+                count = self._counting(activation_after(module, name), total)
+                hooks.enter_context(module.get_submodule(name).register_forward_hook(count))
             observe(module, self._evidence)
-        finally:
-            for handle in handles:
-                handle.remove()
         return [Member(graph.axes[axis], alive[name]) for name, axis in axes.items()]
 
     def _counting(

@@ -1,51 +1,50 @@
-"""What the criteria that need gradients share: one backward pass per batch, summed per channel."""
+"""What the first- and second-order criteria share: one backward pass per batch, gradient times weight per channel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from autoprune.graph import ChannelGraph
-from autoprune.importance._base import Evidence, Member, rows_of, trainable_copy
-
-Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(gradient, parameter) → a number per weight."""
+from autoprune.importance._base import Evidence, Importance, Member, rows_of, trainable_copy
 
 
-class GradientSums:
-    """Sums a term of gradients and weights over every channel's weights, batch by batch.
+class GradientImportance(Importance):
+    """Scores every parameter of a channel by its gradients times its weights, averaged over batches.
 
     Args:
-        module: the network; a copy of it is used.
-        graph: its channel groups.
-        term: what is summed.
-        evidence: the images.
+        evidence: images that gradients are computed on.
     """
 
-    def __init__(self, module: nn.Module, graph: ChannelGraph, term: Term, evidence: Evidence) -> None:
-        self._module, self._graph, self._term, self._evidence = module, graph, term, evidence
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
 
-    def members(self, per_batch: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> Sequence[Member]:
-        """Return per parameter and channel the mean over batches of the sums, each first put through ``per_batch``."""
-        module, parameters = trainable_copy(self._module)
+    @abstractmethod
+    def saliency(self, products: torch.Tensor) -> torch.Tensor:
+        """Return a score per channel, shape (n,), from one batch's gradients times weights, shape (n, rest)."""
+
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+        """Return the mean saliency per channel for every parameter that the loss depends on."""
+        copied, parameters = trainable_copy(module)
         places = [
             (name, dimension, axis)
-            for name, pairs in self._graph.tensors.items()
+            for name, pairs in graph.tensors.items()
             if name in parameters
             for dimension, axis in pairs
         ]
         totals: dict[tuple[str, int, int], torch.Tensor] = {}
         for batch in self._evidence.batches:
-            loss = self._evidence.loss(module, batch)
+            loss = self._evidence.loss(copied, batch)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             gradients = dict(zip(parameters, found, strict=True))
             for place in places:
                 name, dimension, _ = place
                 gradient = gradients[name]
                 if gradient is not None:
-                    sums = per_batch(rows_of(self._term(gradient, parameters[name].detach()), dimension).sum(1))
-                    totals[place] = totals.get(place, torch.zeros_like(sums)) + sums
+                    scores = self.saliency(rows_of(gradient * parameters[name].detach(), dimension))
+                    totals[place] = totals.get(place, torch.zeros_like(scores)) + scores
         batches = len(self._evidence.batches)
-        return [Member(self._graph.axes[axis], total / batches) for (_, _, axis), total in totals.items()]
+        return [Member(graph.axes[axis], total / batches) for (_, _, axis), total in totals.items()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import torch
 from torch import nn
 
 from autoprune.graph import ChannelGraph, Layer, LayerKind
+from autoprune.importance._base import evaluating
 from autoprune.importance.sampling import Places, Reader, watched
 from autoprune.surgery import Keep
 
@@ -53,21 +56,13 @@ def reconstruct(
 
         return module.get_submodule(name).register_forward_pre_hook(solved)
 
-    training = dense.training
-    with torch.no_grad():
-        try:
-            dense.eval()
-            with watched(dense, names, note):
-                dense(inputs)
-        finally:
-            dense.train(training)
-        handles = [hook(name) for name in names]
-        try:
-            module.eval()
-            module(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with evaluating(dense), watched(dense, names, note):
+        dense(inputs)
+    module.eval()
+    with torch.no_grad(), ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(hook(name))
+        module(inputs)
 
 
 def _kept(graph: ChannelGraph, layer: Layer, keep: Keep) -> torch.Tensor:

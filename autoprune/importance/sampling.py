@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +71,7 @@ def watched(
 
         return seen
 
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
-    try:
+    with ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(hook(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
