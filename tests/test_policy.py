@@ -270,5 +270,5 @@ def test_a_policy_for_another_architecture_names_the_first_layers_that_differ() 
 
 def test_a_criterion_that_there_is_none_of_is_refused_before_anything_is_analysed() -> None:
     policy = replace(POLICY, criterion="tailor")
-    with pytest.raises(PolicyError, match="A policy's criterion must be one .* got 'tailor'"):
+    with pytest.raises(PolicyError, match=r"A policy's criterion must be one .* got 'tailor'"):
         policy.apply(torch.nn.Identity())
