@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from autoprune.budget import format_amount
 from autoprune.choices import Runtime
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.network import Network, choose_device
+from autoprune.commands.repeats import DOUBT, Steadiness, typical_within
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
@@ -36,23 +37,10 @@ FOCUS_STEP = 0.05
 """Budgets within such a share of the dense latency share their networks, and so what is known of them."""
 
 STAGE_EFFORT = Effort(runs=80, max_runs=240)
-"""What ends up in the summary is measured twice as long as a candidate …"""
-
-STAGE_REPEATS, MOST_REPEATS = 3, 9
-"""… and so often; the median of the ratios counts. Up to the second number where the machine is disturbed."""
+"""What ends up in the summary is measured twice as long as a candidate."""
 
 CALIBRATION_IMAGES = 16
 """Training images that an int8 network's ranges are found on."""
-
-DRIFT = 0.6
-"""By how much a ratio may be off where the dense time is off by 1: under load a smaller network loses more.
-
-The demo's network at 34% of the dense one, measured 29 times while the machine was shared: 0.34 where the dense network
-took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
-"""
-
-DOUBT = 0.05
-"""A measurement whose ratio may be off by more than this share is taken again."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +157,13 @@ class Bench:
     def _typical(self, build: Callable[[], nn.Module], key: list[Any], limit: float | None = None) -> PairedTiming:
         """Measure several times, as thoroughly as what ends up in the summary."""
 
+        @cache
         def measure(repeat: int) -> PairedTiming:
-            return self.meter.measure(build, [*key, "repeat", repeat], effort=STAGE_EFFORT)
+            return self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT)
 
-        most = limit / self.meter.reference.median if limit is not None else None
-        return typical(measure, self._doubt, most=most)
+        return typical_within(
+            measure, self._steadiness, limit / self.meter.reference.median if limit is not None else None
+        )
 
     def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
         """Measure, again where the machine was disturbed, and return the measurement that may be off least.
@@ -181,16 +171,23 @@ class Bench:
         Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
         off; that shows in the dense network's own time.
         """
+        doubt = self._steadiness.doubt
         timings: list[PairedTiming] = []
-        while len(timings) < attempts and (not timings or self._doubt(timings[-1]) > DOUBT):
+        while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
             attempt = [] if not timings else ["attempt", len(timings)]
-            timings.append(self.meter.measure(build, [*key, *attempt]))
-        return min(timings, key=self._doubt)
+            timings.append(self._measured(build, [*key, *attempt]))
+        return min(timings, key=doubt)
 
-    def _doubt(self, timing: PairedTiming) -> float:
-        """Return how far a ratio may be off: its spread, and a share of the dense network's drift."""
-        drift = abs(timing.dense.median / self.meter.reference.median - 1)
-        return timing.spread + DRIFT * drift
+    def _measured(
+        self, build: Callable[[], nn.Module], key: list[Any], *, effort: Effort | None = None
+    ) -> PairedTiming:
+        timing = self.meter.measure(build, key, effort=effort)
+        self._steadiness.learn(timing)
+        return timing
+
+    @cached_property
+    def _steadiness(self) -> Steadiness:
+        return Steadiness(self.meter.reference.median)
 
     # -- predicted ---------------------------------------------------------------------------------
 
@@ -287,31 +284,3 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, *, image_si
         choose_device(device), image_size=image_size, runtime=runtime, precision=config.precision,
         threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,
     )  # fmt: skip
-
-
-def typical(
-    measure: Callable[[int], PairedTiming], doubt: Callable[[PairedTiming], float], *, most: float | None = None
-) -> PairedTiming:
-    """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
-
-    Measurements that the machine disturbed do not count, as long as there is hope for others. A ratio beyond what was
-    allowed is measured three times as often before it is believed.
-
-    Args:
-        measure: takes the number of the measurement, from 0.
-        doubt: by what share a measurement may be off.
-        most: the ratio that is allowed, or None.
-    """
-    timings: list[PairedTiming] = []
-
-    def middle(wanted: int, limit: int) -> PairedTiming:
-        while len(timings) < limit and sum(doubt(timing) <= DOUBT for timing in timings) < wanted:
-            timings.append(measure(len(timings)))
-        surest = sorted(timings, key=doubt)
-        calm = max(sum(doubt(timing) <= DOUBT for timing in timings), STAGE_REPEATS)
-        return sorted(surest[:calm], key=lambda timing: timing.ratio)[min(calm, len(surest)) // 2]
-
-    found = middle(STAGE_REPEATS, MOST_REPEATS)
-    if most is not None and found.ratio > most:
-        found = middle(3 * STAGE_REPEATS, 2 * MOST_REPEATS)
-    return found
