@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from autoprune.models._base import Accuracy, Adapter
 from autoprune.models.recalibration import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
+from autoprune.training.extension import TrainingExtension
 from autoprune.training.recipe import recipe
 from autoprune.training.session import Session, data_settings, process_state_kept
 
@@ -72,6 +73,8 @@ def finetune(
     seed: int = 0,
     workers: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    extensions: Sequence[TrainingExtension] = (),
 ) -> FinetuneResult:
     """Train a pruned network on, with the dense network's settings at a fraction of its learning rate.
 
@@ -86,6 +89,8 @@ def finetune(
         workers: processes that load images; by default one per core up to eight. Ultralytics uses none on a CPU,
             where training is slower than loading.
         on_epoch: called after every epoch.
+        changes: Ultralytics' training arguments in place of the recipe's.
+        extensions: what takes part in the training.
 
     Raises:
         ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range.
@@ -101,8 +106,9 @@ def finetune(
         **recipe(detector.train_args, epochs=epochs, batch=batch, lr_scale=lr_scale),
         **_run_settings(detector, out, workers),
         "seed": seed,
+        **(changes or {}),
     }
-    return _run(detector, overrides, module, out, on_epoch)
+    return _run(detector, overrides, module, out, on_epoch, extensions)
 
 
 def resume_finetune(
@@ -111,6 +117,7 @@ def resume_finetune(
     out: Path,
     workers: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    extensions: Sequence[TrainingExtension] = (),
 ) -> FinetuneResult:
     """Go on with an interrupted `finetune` from its last finished epoch; after the last one, return its network.
 
@@ -122,6 +129,7 @@ def resume_finetune(
         out: the folder given to the interrupted run.
         workers: as for `finetune`.
         on_epoch: called after every epoch that is left.
+        extensions: those of the interrupted run.
 
     Raises:
         TrainingError: there is nothing to resume in ``out``, or as for `finetune`.
@@ -138,7 +146,7 @@ def resume_finetune(
         module = _final(checkpoint.module, detector, batch)
         return FinetuneResult(module=module, epochs=epochs, batch=batch, losses={})
     overrides = {**_run_settings(detector, out, workers), "model": str(last), "resume": str(last)}
-    return _run(detector, overrides, None, out, on_epoch)
+    return _run(detector, overrides, None, out, on_epoch, extensions)
 
 
 def _run_settings(adapter: UltralyticsAdapter, out: Path, workers: int | None) -> dict[str, Any]:
@@ -176,6 +184,7 @@ def _run(
     module: nn.Module | None,
     out: Path,
     on_epoch: Callable[[EpochReport], None] | None,
+    extensions: Sequence[TrainingExtension],
 ) -> FinetuneResult:
     reports: list[EpochReport] = []
 
@@ -189,6 +198,8 @@ def _run(
             trainer = Session(adapter, overrides)
             if module is not None:
                 trainer.model = trainer.get_model(weights=module)
+            for extension in extensions:
+                extension.attach(trainer)
             trainer.listen("on_train_epoch_end", _refuse_nan)
             trainer.listen("on_fit_epoch_end", report)
             trainer.train()

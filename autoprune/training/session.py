@@ -14,6 +14,7 @@ import torch
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import TrainingImages, random_state_kept
+from autoprune.training.extension import GRADIENTS, STEPPED
 from autoprune.training.trainer import PrunedTrainer
 
 
@@ -26,20 +27,30 @@ class Session(PrunedTrainer):
 
     def __init__(self, adapter: UltralyticsAdapter, overrides: dict[str, Any]) -> None:
         self._adapter = adapter
-        self._listeners: dict[str, Callable[[Any], None]] = {}
+        self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
         threads = torch.get_num_threads()
         super().__init__(overrides=overrides, _callbacks=None)
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
 
     def listen(self, event: str, listener: Callable[[Any], None]) -> None:
-        """Call ``listener(trainer)`` at an event of Ultralytics' training loop."""
-        self._listeners[event] = listener
+        """Call ``listener(trainer)`` at an event of Ultralytics' training loop, or at ``GRADIENTS`` or ``STEPPED``.
+
+        Listeners to the same event are called in the order in which they came.
+        """
+        self._listeners[event].append(listener)
 
     def run_callbacks(self, event: str) -> None:
         """Call this run's listeners and nobody else."""
-        if event in self._listeners:
-            self._listeners[event](self)
+        for listener in self._listeners[event]:
+            listener(self)
+
+    def build_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
+        """Return Ultralytics' optimizer, whose steps are events."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(*args, **settings)
+        optimizer.register_step_pre_hook(lambda *_: self.run_callbacks(GRADIENTS))
+        optimizer.register_step_post_hook(lambda *_: self.run_callbacks(STEPPED))
+        return optimizer
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the adapter's data set; Ultralytics' own look-up would ask the network for a font."""

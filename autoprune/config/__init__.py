@@ -1,0 +1,55 @@
+"""What each command can be told: one dataclass per command, its field docs are the command line's help.
+
+A configuration checks itself when it is made, so whoever holds one may trust it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config.profile import ProfileConfig
+from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
+from autoprune.config.training import ApplyConfig, TrainConfig
+
+__all__ = [
+    "COMMANDS", "EXTENDABLE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry", "NetAdaptConfig",
+    "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
+    "TrainConfig", "option", "to_yaml",
+]  # fmt: skip
+
+Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+
+COMMANDS: dict[str, type[Config]] = {
+    "search": SearchConfig,
+    "netadapt": NetAdaptConfig,
+    "sensitivity": SensitivityConfig,
+    "compare": CompareConfig,
+    "profile": ProfileConfig,
+    "apply": ApplyConfig,
+    "train": TrainConfig,
+}
+"""Every command by its name, with the configuration it takes."""
+
+
+EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
+"""What may be changed when a run of a command goes on: it then does more than it was told at first."""
+
+
+def to_yaml(config: Config) -> str:
+    """Return a configuration as YAML that ``--config`` reads back to an equal one, from any folder.
+
+    Paths become absolute, and ``resume`` is left out: it says how a run goes on, not what it is.
+    """
+    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name != "resume"}
+    return "".join(f"{name}: {json.dumps(_plain(value))}\n" for name, value in values.items())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return str(value.absolute()) if isinstance(value, Path) else value

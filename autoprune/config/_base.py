@@ -1,0 +1,149 @@
+"""What several commands are told, and the rules of single options."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.budget import Budget
+from autoprune.choices import Precision, Runtime, check_criterion
+from autoprune.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """What every command is told that scores pruned networks.
+
+    Attributes:
+        model: trained weights to prune, a stock Ultralytics checkpoint; the bundled demonstration detector by default
+        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
+        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
+        criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
+            (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression
+        round_to: widths are multiples of this
+        min_keep: the lowest keep ratio of a unit, in (0, 1]
+        images: how many training images score a candidate
+        batch: images per batch, in scoring and in fine-tuning
+        device: where to compute and to measure latency: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        threads: CPU threads for computing and measuring; by default what torch chooses
+        seed: fixes the images, the search and the fine-tuning
+        out: the run folder, which must not exist yet; runs/<command>-<n> by default
+        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
+        trust_checkpoint: open a checkpoint even if it could run code of its author
+    """
+
+    model: Path | None = None
+    data: Path | None = None
+    imgsz: int | None = None
+    criterion: str = "l1"
+    round_to: int = 8
+    min_keep: float = 0.1
+    images: int = 60
+    batch: int = 16
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    resume: Path | None = None
+    trust_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.data is None):
+            given, missing = ("model", "data") if self.data is None else ("data", "model")
+            raise ConfigError(
+                f"--{given} needs --{missing}: the weights and the data set they were trained on go together"
+            )
+        check_criterion(self.criterion)
+        check_image_size(self.imgsz)
+        check_device(self.device)
+        check_counts(self, "round_to", "images", "batch", "threads", least=1)
+        check_counts(self, "seed", least=0)
+        check_share("min_keep", self.min_keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What every command is told that measures latency.
+
+    Attributes:
+        runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
+            or tensorrt; by default cudagraph on a GPU, else torch
+        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, where runtime and device have it
+        runtime_batch: images per run where latency is measured
+        with_nms: measure the network together with its non-maximum suppression
+    """
+
+    runtime: Runtime | None = None
+    precision: Precision = Precision.FP32
+    runtime_batch: int = 1
+    with_nms: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetedConfig(PruningConfig, RuntimeConfig):
+    """What every command is told that prunes to a budget.
+
+    Attributes:
+        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M or size=3MB;
+            repeat the option to combine limits
+        finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
+        lr_scale: learning rate of the fine-tuning, as a share of the dense training's
+    """
+
+    budget: tuple[str, ...] = ()
+    finetune_epochs: int | None = None
+    lr_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_budget()
+        check_counts(self, "finetune_epochs", least=0)
+        check_counts(self, "runtime_batch", least=1)
+        check_share("lr_scale", self.lr_scale)
+
+    def _check_budget(self) -> None:
+        Budget.parse(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructingConfig(BudgetedConfig):
+    """What the commands are told that prune in one step.
+
+    Attributes:
+        reconstruct: after pruning, solve every layer's weights by least squares for what the dense network gives
+    """
+
+    reconstruct: bool = False
+
+
+def option(name: str) -> str:
+    """Return a field's name as the command line spells it: ``min_keep`` → ``--min-keep``."""
+    return "--" + name.replace("_", "-")
+
+
+def check_counts(config: object, *names: str, least: int) -> None:
+    """Make sure that whole numbers, where they are given, are at least ``least``."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Make sure that a share lies in (0, 1]."""
+    if not (math.isfinite(value) and 0 < value <= 1):
+        raise ConfigError(f"{option(name)} must lie in (0, 1], got {value}")
+
+
+def check_image_size(value: int | None) -> None:
+    """Make sure that an image size is one that detectors take."""
+    if value is not None and (value < 32 or value % 32):
+        raise ConfigError(f"--imgsz must be a multiple of 32 of at least 32, got {value}")
+
+
+def check_device(value: str) -> None:
+    """Make sure that a device is named as they are named here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {value!r}")

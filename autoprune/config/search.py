@@ -1,0 +1,179 @@
+"""What the commands are told that look for a policy, or for what makes one good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.budget import budget_levels
+from autoprune.choices import FROM_CURVES, WARM_STARTED, Rule, Select, StrategyName, check_criterion
+from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
+from autoprune.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(ReconstructingConfig):
+    """Search a policy that holds a budget, prune, fine-tune, and measure the result.
+
+    Attributes:
+        strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; --agent says the same), or one of
+            uniform, global, random, greedy, sensitivity, knapsack, evolution
+        episodes: how many candidates the strategy may try; by default 200, fewer for the bundled detector
+        rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
+            limits each action as it is taken (AMC)
+        sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
+        warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
+            starts from; repeat the option for several
+        finalists: how many of the best candidates are measured whole and compared by mAP
+        tensorboard: write rewards, costs and noise as TensorBoard events
+    """
+
+    strategy: StrategyName = StrategyName.PPO
+    episodes: int | None = None
+    rule: Rule = Rule.PROJECTED
+    sensitivity: Path | None = None
+    warm_start: tuple[str, ...] = ()
+    finalists: int = 5
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "finalists", "episodes", least=1)
+        if self.sensitivity is not None and self.strategy not in FROM_CURVES:
+            raise ConfigError(
+                f"--sensitivity is for the strategies sensitivity and knapsack, got {self.strategy.value}"
+            )
+        if self.warm_start and self.strategy not in WARM_STARTED:
+            raise ConfigError(f"--warm-start is for the agents and evolution, got {self.strategy.value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetAdaptConfig(BudgetedConfig):
+    """Prune step by step to one or several budgets, fine-tuning briefly at every step (NetAdapt).
+
+    A limit may list several levels, as in latency=12ms,10ms,8ms: one run makes a network for each of them.
+
+    Attributes:
+        initial_step: share of the dense network's cost that the first iteration saves
+        decay: each iteration saves this much of what the one before saved
+        short_term_steps: training steps that a proposal is fine-tuned before it is compared, 0 for none
+        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; 0
+            for all of them, as in the paper
+        select: what is kept of an iteration's proposals: the highest score, or the least score lost per cost saved
+    """
+
+    initial_step: float = 0.025
+    decay: float = 0.96
+    short_term_steps: int = 10
+    shortlist: int = 3
+    select: Select = Select.ACCURACY
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "short_term_steps", "shortlist", least=0)
+        for name in ("initial_step", "decay"):
+            check_share(name, getattr(self, name))
+
+    def _check_budget(self) -> None:
+        budget_levels(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityConfig(PruningConfig):
+    """Measure how the score falls when each unit alone is pruned: sensitivity.json and two pictures.
+
+    Attributes:
+        ratios: keep ratios at which each unit is tried, in (0, 1), with commas between them
+    """
+
+    ratios: str = "0.75,0.5,0.25,0.1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.keep_ratios  # noqa: B018  (raises where they are malformed)
+
+    @property
+    def keep_ratios(self) -> tuple[float, ...]:
+        """The ratios as numbers, largest first."""
+        try:
+            ratios = {float(word) for word in self.ratios.split(",")}
+        except ValueError:
+            ratios = set()
+        if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+            raise ConfigError(f"--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got {self.ratios}")
+        return tuple(sorted(ratios, reverse=True))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What takes part in a comparison.
+
+    Attributes:
+        strategy: what searches.
+        warm_start: what searches before it, with half of the evaluations; its candidates are handed on.
+    """
+
+    strategy: StrategyName
+    warm_start: StrategyName | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read ``ppo``, or ``knapsack+ppo`` for ppo started from knapsack's candidates."""
+        known = {member.value: member for member in StrategyName}
+        words = [word.strip() for word in text.split("+")]
+        unknown = [word for word in words if word not in known]
+        if unknown or len(words) > 2:
+            raise ConfigError(
+                f"--strategies takes names of {', '.join(known)}, with commas between them, and A+B for B started from "
+                f"A's candidates, got {text!r}"
+            )
+        return cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
+
+    def __str__(self) -> str:
+        return self.strategy.value if self.warm_start is None else f"{self.warm_start.value}+{self.strategy.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(ReconstructingConfig):
+    """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
+
+    A finished comparison is extended by --resume RUN with more --strategies or --seeds.
+
+    Attributes:
+        strategies: what takes part, names with commas between them; knapsack+ppo is ppo started from the candidates of
+            knapsack, with half of the evaluations each
+        evaluations: how many candidates each may score, those of its warm start and of its priors counted
+        seeds: how often each strategy with chance in it runs
+        rule: how an agent's episode meets the budget, as in search
+        criteria: in place of strategies, criteria with commas between them: each says which channels stay of the one
+            allocation that the uniform ratio gives
+        references: also train the honest alternatives: the dense network, the same family trained smaller, and the
+            dense network at a lower image size
+        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and mAP
+    """
+
+    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,evolution,ddpg,ppo"
+    evaluations: int = 100
+    seeds: int = 3
+    rule: Rule = Rule.PROJECTED
+    criteria: str = ""
+    references: bool = True
+    correlated: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "evaluations", "seeds", least=1)
+        check_counts(self, "correlated", least=0)
+        self.entries  # noqa: B018  (raises where they are malformed)
+        for name in self.compared_criteria:
+            check_criterion(name)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What takes part, each once."""
+        return tuple(dict.fromkeys(Entry.parse(text) for text in self.strategies.split(",")))
+
+    @property
+    def compared_criteria(self) -> tuple[str, ...]:
+        """The criteria that are compared, each once; none where strategies are."""
+        return tuple(dict.fromkeys(text.strip() for text in self.criteria.split(","))) if self.criteria else ()
