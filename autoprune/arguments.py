@@ -32,7 +32,7 @@ _EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a p
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands; it raises ``argparse.ArgumentError`` instead of leaving."""
-    description = "Prune a trained YOLO detector until it holds a FLOPs, parameter, size or measured latency budget."
+    description = (
     parser = ArgumentParser(prog="autoprune", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")

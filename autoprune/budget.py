@@ -1,4 +1,4 @@
-"""Budgets as people write them: ``latency=8ms``, ``latency=60%``, ``flops=50%``, ``params=1.5M``, ``size=3MB``.
+"""Budgets as people write them: ``latency=8ms``, ``flops=50%``, ``params=1.5M``, ``size=3MB``, ``channels=15%``.
 
 A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``.
 """
@@ -14,19 +14,23 @@ from itertools import pairwise
 
 from autoprune.errors import BudgetError
 
-METRICS = ("latency", "flops", "params", "size")
-"""What can be limited. Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes."""
+METRICS = ("latency", "flops", "params", "size", "channels")
+"""What can be limited.
+
+Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
+"""
 
 _COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
 _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
 _BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
 _TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
-_UNITS = {"latency": _TIME_UNITS, "flops": _COUNT_UNITS, "params": _COUNT_UNITS, "size": _BYTE_UNITS}
+_UNITS = {"latency": _TIME_UNITS, "size": _BYTE_UNITS, **dict.fromkeys(("flops", "params", "channels"), _COUNT_UNITS)}
 _EXAMPLES = {
     "latency": "8ms, 0.008s, 8000us or 60%",
     "flops": "4.2G, 900M or 50%",
     "params": "1.5M, 900K or 50%",
     "size": "3MB, 900KB, 2MiB or 50%",
+    "channels": "2000, 2K or 15%",
 }
 _AMOUNT = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*(?P<unit>[^\W\d_]*|%)", re.IGNORECASE)
 
@@ -186,11 +190,11 @@ def is_latency(metric: str) -> bool:
 
 
 def format_amount(metric: str, value: float) -> str:
-    """Return an amount as people read it: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``.
+    """Return an amount as people read it: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``, ``2000``.
 
     Args:
         metric: one of ``METRICS``, or ``latency@<target>``.
-        value: in the metric's unit: milliseconds, FLOPs, parameters, bytes.
+        value: in the metric's unit: milliseconds, FLOPs, parameters, bytes, channels.
 
     Raises:
         BudgetError: unknown metric.
@@ -199,6 +203,8 @@ def format_amount(metric: str, value: float) -> str:
         raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r}")
     if is_latency(metric):
         return f"{value:.2f} ms" if not 0 < abs(value) < 1 else f"{value:.3f} ms"
+    if metric == "channels":
+        return f"{value:.0f}"
     suffix = "B" if metric == "size" else ""
     for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
         below = round(

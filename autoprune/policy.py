@@ -87,7 +87,7 @@ class PolicyCost:
 
     Attributes:
         value: in ``unit``.
-        unit: FLOPs, parameters, bytes, milliseconds.
+        unit: FLOPs, parameters, bytes, channels, milliseconds.
         kind: whether the value was predicted or measured.
     """
 

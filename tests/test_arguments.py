@@ -6,6 +6,7 @@ import pytest
 
 from autoprune import __version__
 from autoprune.arguments import parse, save
+from autoprune.budget import METRICS
 from autoprune.choices import Select, StrategyName
 from autoprune.config import COMMANDS, ApplyConfig, NetAdaptConfig, SearchConfig, SensitivityConfig, TrainConfig
 from autoprune.errors import AutopruneError, ConfigError, RunError
@@ -144,7 +145,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("search --agent a2c", f"--strategy must be one of {STRATEGIES}, got a2c"),
         ("search --tensorboard=maybe", "--tensorboard takes no value: write --tensorboard or --no-tensorboard"),
         ("search --config nowhere.yaml", "The configuration file nowhere.yaml does not exist"),
-        ("search --budget speed=3", "A budget limits one of latency, flops, params, size, got 'speed' in 'speed=3'"),
+        ("search --budget speed=3", f"A budget limits one of {', '.join(METRICS)}, got 'speed' in 'speed=3'"),
         ("search", "A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none"),
         ("search --budget flops=50% --model a.pt", f"--model needs --data: {TOGETHER}"),
         ("search --budget flops=50% --warm-start", "--warm-start needs a value"),

@@ -31,6 +31,8 @@ from autoprune.errors import BudgetError
         ("size=900KB", "size", 9e5),
         ("size=512B", "size", 512.0),
         ("size=2MiB", "size", 2 * 2**20),
+        ("channels=2000", "channels", 2000.0),
+        ("channels=2k", "channels", 2000.0),
         (" Latency = 8 MS ", "latency", 8.0),
     ],
 )
@@ -55,14 +57,16 @@ def test_percentages_are_shares_of_the_dense_network(metric: str, percent: str, 
         ("", "METRIC=AMOUNT"),
         ("8ms", "METRIC=AMOUNT"),
         ("latency:8ms", "METRIC=AMOUNT"),
-        ("=8ms", "one of latency, flops, params, size, got ''"),
-        ("speed=8ms", "one of latency, flops, params, size, got 'speed'"),
+        ("=8ms", "one of latency, flops, params, size, channels, got ''"),
+        ("speed=8ms", "one of latency, flops, params, size, channels, got 'speed'"),
         ("latency=8", "the unit is missing"),
         ("size=3", "the unit is missing"),
         ("latency=8min", "unknown unit 'min'"),
         ("flops=4.2GB", "unknown unit 'gb'"),
         ("params=3MB", "unknown unit 'mb'"),
         ("size=3M", "unknown unit 'm'"),
+        ("channels=20px", "unknown unit 'px'; write channels= with 2000, 2K or 15%"),
+        ("channels=0.15", "a share is written in percent: channels=15.00%"),
         ("latency=", "'' is not a number"),
         ("latency=ms", "'ms' is not a number"),
         ("latency=nanms", "'nanms' is not a number"),
@@ -163,6 +167,8 @@ def test_a_share_of_nothing_is_refused(dense: float) -> None:
         ("size", 3e6, "3.00 MB"),
         ("size", 9e5, "900.00 KB"),
         ("size", 512, "512 B"),
+        ("channels", 2000.0, "2000"),
+        ("channels", 123456, "123456"),
         ("flops", math.nan, "nan"),
         ("size", math.inf, "inf B"),
     ],
@@ -181,6 +187,7 @@ _UNITS = {
     "flops": ["K", "M", "G", "T", "%"],
     "params": ["K", "M", "G", "%"],
     "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
+    "channels": ["K", "M", "%"],
 }
 texts = st.sampled_from(METRICS).flatmap(
     lambda metric: st.builds(
@@ -219,7 +226,7 @@ def test_levels_that_fall_are_read_in_their_order(percents: list[int]) -> None:
     assert {budget.limits[0].requested for budget in levels} == {"size=1MB"}
 
 
-@given(st.sampled_from(["flops", "params", "size"]), st.floats(min_value=1, max_value=1e15))
+@given(st.sampled_from(["flops", "params", "size", "channels"]), st.floats(min_value=1, max_value=1e15))
 def test_a_formatted_amount_is_read_back_within_its_two_decimals(metric: str, value: float) -> None:
     text = format_amount(metric, value)
     assert Limit.parse(f"{metric}={text}").value == pytest.approx(value, rel=0.5)

@@ -78,6 +78,16 @@ def test_the_honest_alternatives_stand_beside_them(trained: Path) -> None:
     assert all(0 <= row["after"] <= 1 for row in (dense, lower))
 
 
+def test_a_lower_image_size_is_no_alternative_where_channels_are_limited(
+    tiny: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--strategies", "uniform", "--evaluations", "1", "--correlated", "0", "--budget", "channels=60%")
+    assert main(arguments("compare", tiny, tmp_path / "run", *options)) == 0
+    (dense,) = results(tmp_path / "run")["references"]
+    assert dense["costs"] == {"channels": 1.0}
+    assert "There is no row 'dense, lower image size': it cannot meet channels=60%." in capsys.readouterr().out
+
+
 def test_a_family_can_be_scaled() -> None:
     module = build("yolov8n")
     smaller, wider = (scaled(module, width) for width in (0.5, 1.0))

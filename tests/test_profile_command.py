@@ -155,6 +155,7 @@ def test_the_file_says_what_was_measured(finished: Path) -> None:
     assert set(found) == {
         "schema", "model", "runtime", "environment", "dense", "narrowest", "layers", "staircases", "predictor", "units",
     }  # fmt: skip
+    assert set(found["model"]) == {"name", "image_size", "flops", "params", "size", "channels"}
     assert found["model"]["name"] == "best"
     assert found["model"]["image_size"] == SIZE
     assert (found["runtime"]["runtime"], found["runtime"]["device"], found["runtime"]["threads"]) == ("torch", "cpu", 1)

@@ -68,6 +68,7 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
             "map50",
             "map50_95",
             "params",
+            "channels",
             "flops",
             "size_bytes",
             "latency_ms",

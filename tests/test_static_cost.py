@@ -1,4 +1,4 @@
-"""FLOPs as Ultralytics prints them, parameters exactly, checkpoint size from the dense one."""
+"""FLOPs as Ultralytics prints them, parameters and channels exactly, checkpoint size from the dense one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import get_flops
 
-from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, uncounted, undescribed_flops
+from autoprune.cost import (
+    ChannelsCost,
+    FlopsCost,
+    ParamsCost,
+    SizeCost,
+    parameter_shapes,
+    state_shapes,
+    uncounted,
+    undescribed_flops,
+)
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
 from autoprune.proof import analyse
@@ -18,6 +27,7 @@ from autoprune.space import Counts, Space
 from autoprune.surgery import Surgeon
 
 from .contracts.costs import check_cost
+from .detectors import build
 from .networks import FREE_OUTPUTS, NETWORKS
 from .toy import LayerFlops, chain_graph
 
@@ -65,6 +75,7 @@ def test_costs_keep_their_contract(small: tuple[nn.Module, Space]) -> None:
     check_cost(FlopsCost(space), space)
     check_cost(ParamsCost(space, parameter_shapes(module)), space)
     check_cost(SizeCost(space, state_shapes(module), dense_bytes=20_000), space)
+    check_cost(ChannelsCost(space), space)
 
 
 def test_flops_of_a_chain_are_two_per_multiply_accumulate() -> None:
@@ -108,6 +119,16 @@ def test_flops_and_parameters_are_those_of_the_pruned_network(name: str) -> None
         pruned = materialised(module, space, counts)
         assert float(flops(counts)) == pytest.approx(get_flops(pruned, SIZE) * 1e9, rel=0.005)
         assert int(params(counts)) == sum(parameter.numel() for parameter in pruned.parameters())
+
+
+def test_channels_are_those_that_stay_of_every_group_but_the_pinned_ones() -> None:
+    graph = analyse(build(), torch.rand(2, 3, 64, 64), free_outputs=FREE_OUTPUTS)
+    space = Space(graph, round_to=1)
+    assert max(len(unit.groups) for unit in space.units) == 2, "the halves of a chunk count each"
+    pinned = sum(group.size for group in graph.groups if group.pinned is not None)
+    order = [np.arange(group.size) for group in graph.groups]
+    for counts in (space.dense, random_counts(space, 1), space.lower):
+        assert float(ChannelsCost(space)(counts)) == space.kept_channels(counts, order).sum() - pinned
 
 
 def test_size_is_structure_plus_bytes_per_element(small: tuple[nn.Module, Space]) -> None:

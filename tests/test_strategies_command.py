@@ -86,6 +86,16 @@ def test_every_strategy_ends_within_the_budget(finished: Callable[[str], Path], 
     assert (found["search"]["probes"] > 0) == (strategy in ("evolution", "ddpg"))
 
 
+def test_a_share_of_the_channels_is_a_budget_like_any_other(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert search(tiny, out, "uniform", "--budget", "channels=60%") == 0
+    found, policy = summary(out), Policy.load(out / "policy.json")
+    (row,) = found["budget"]
+    assert (row["metric"], row["satisfied"]) == ("channels", True)
+    assert row["dense"] == found["dense"]["channels"]
+    assert found["pruned"]["channels"] == policy.costs["channels"].value == row["achieved"] <= 0.6 * row["dense"]
+
+
 def test_a_probe_never_ships_however_well_it_scores(tiny: Path, tmp_path: Path) -> None:
     """With many evaluations most are probes of one unit, which score best and are not within the budget."""
     out = tmp_path / "run"

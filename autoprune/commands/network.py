@@ -12,7 +12,15 @@ import numpy.typing as npt
 import torch
 
 from autoprune.commands.screen import Screen
-from autoprune.cost import FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes, undescribed_flops
+from autoprune.cost import (
+    ChannelsCost,
+    FlopsCost,
+    ParamsCost,
+    SizeCost,
+    parameter_shapes,
+    state_shapes,
+    undescribed_flops,
+)
 from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
@@ -77,6 +85,7 @@ class Network:
             FlopsCost(space, fixed=undescribed_flops(module, self.graph, self.adapter.example(1))),
             ParamsCost(space, parameter_shapes(module)),
             SizeCost(space, state_shapes(module), dense_bytes=dense_bytes),
+            ChannelsCost(space),
         )
         return {cost.metric: cost for cost in costs}
 

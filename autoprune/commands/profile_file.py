@@ -28,7 +28,7 @@ class Profile:
     Attributes:
         name: of the model.
         image_size: height and width of the square input, in pixels.
-        costs: of the dense network by metric: FLOPs of one image, parameters, bytes.
+        costs: of the dense network by metric: FLOPs of one image, parameters, bytes, channels of all units.
         settings: how networks ran.
         environment: what the measurements depend on.
         units: names of all units.
@@ -100,7 +100,7 @@ def to_text(profile: Profile) -> str:
     All times are milliseconds of one run of ``runtime.batch`` images, all shares are of the dense network's whole.
 
     ``schema``: 1.
-    ``model``: name, image_size, and of one image flops, of the network parameters and bytes of its checkpoint.
+    ``model``: name, image_size, flops of one image, params, size (bytes of the checkpoint), channels of all units.
     ``runtime``: device, runtime, precision, threads, batch, image_size, memory_format, with_nms.
     ``environment``: processor, libraries and whatever else the times depend on.
     ``dense``, ``narrowest``: median, p10, p90, runs; image (milliseconds of one image), images_per_second. The

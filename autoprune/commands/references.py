@@ -14,7 +14,7 @@ from autoprune.commands.latency import settings_of
 from autoprune.commands.run import PruningRun
 from autoprune.commands.tuning import tune
 from autoprune.config import CompareConfig
-from autoprune.cost import FlopsCost, undescribed_flops
+from autoprune.cost import ChannelsCost, FlopsCost, undescribed_flops
 from autoprune.cost.meter import LatencyMeter
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
@@ -128,11 +128,12 @@ class References:
     def _costs(self, adapter: Adapter, module: nn.Module) -> dict[str, float]:
         """Return a network's parameters, and what it costs under every metric that is limited; latency measured."""
         costs: dict[str, float] = {}
-        if "flops" in self._limits:
+        if {"flops", "channels"} & set(self._limits):
             graph = analyse(module, adapter.example(2), free_outputs=adapter.free_outputs)
             space = Space(graph)
-            cost = FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1)))
-            costs["flops"] = float(cost(space.dense))
+            flops = FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1)))
+            described = {"flops": flops, "channels": ChannelsCost(space)}
+            costs |= {metric: float(cost(space.dense)) for metric, cost in described.items() if metric in self._limits}
         costs["params"] = float(sum(parameter.numel() for parameter in module.parameters()))
         if "size" in self._limits:
             costs["size"] = float(adapter.checkpoint_size(module))

@@ -9,7 +9,9 @@ from typing import Any
 from autoprune.budget import Limit, format_amount, is_latency
 from autoprune.models._base import Accuracy
 
-_LABELS = {"params": "parameters", "flops": "FLOPs", "size": "checkpoint", "latency": "latency"}
+_LABELS = {
+    "params": "parameters", "channels": "channels", "flops": "FLOPs", "size": "checkpoint", "latency": "latency",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Stage:
         map50: mAP at IoU 0.5 on the validation split, or None where it was not measured.
         map50_95: mAP over IoU 0.5 to 0.95 on the validation split, or None.
         params: parameters.
+        channels: channels of all units.
         flops: FLOPs of one image.
         size_bytes: bytes of the checkpoint.
         latency_ms: median, p10, p90 in milliseconds, with runs, device, runtime, precision and batch; None where it
@@ -30,6 +33,7 @@ class Stage:
     map50: float | None
     map50_95: float | None
     params: int
+    channels: int
     flops: float
     size_bytes: int
     latency_ms: Mapping[str, Any] | None
@@ -44,6 +48,7 @@ class Stage:
             accuracy.map50 if accuracy else None,
             accuracy.map50_95 if accuracy else None,
             round(costs["params"]),
+            round(costs["channels"]),
             costs["flops"],
             round(costs["size"]),
             latencies.get("latency"),
@@ -55,7 +60,8 @@ class Stage:
         if is_latency(metric):
             latency = self.latency_ms if metric == "latency" else self.other_latency_ms[metric]
             return float(latency["median"]) if latency is not None else float("nan")
-        return float({"flops": self.flops, "params": self.params, "size": self.size_bytes}[metric])
+        costs = {"flops": self.flops, "params": self.params, "size": self.size_bytes, "channels": self.channels}
+        return float(costs[metric])
 
 
 def held(limits: Sequence[Limit], dense: Stage, final: Stage) -> list[dict[str, Any]]:

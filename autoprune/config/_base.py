@@ -86,8 +86,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     """What every command is told that prunes to a budget.
 
     Attributes:
-        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M or size=3MB;
-            repeat the option to combine limits
+        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M, size=3MB or
+            channels=15% (of those that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: learning rate of the fine-tuning, as a share of the dense training's
     """

@@ -1,10 +1,11 @@
-"""What an allocation costs: closed forms (FLOPs, parameters, size) and measured, predicted latency."""
+"""What an allocation costs: closed forms (FLOPs, parameters, size, channels) and measured, predicted latency."""
 
 from autoprune.cost._base import Cost
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.cost.meter import LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.static import (
+    ChannelsCost,
     FlopsCost,
     ParamsCost,
     SizeCost,
@@ -16,6 +17,7 @@ from autoprune.cost.static import (
 from autoprune.cost.timing import Effort, PairedTiming, Timing
 
 __all__ = [
+    "ChannelsCost",
     "Cost",
     "Effort",
     "FlopsCost",

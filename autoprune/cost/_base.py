@@ -14,8 +14,8 @@ class Cost(ABC):
     """A metric of an allocation that never falls when a unit keeps more channels.
 
     Attributes:
-        metric: ``flops``, ``params``, ``size`` or ``latency``, as in a budget.
-        unit: unit of the values: FLOPs, parameters, bytes, milliseconds.
+        metric: ``flops``, ``params``, ``size``, ``channels`` or ``latency``, as in a budget.
+        unit: unit of the values: FLOPs, parameters, bytes, channels, milliseconds.
         predicted: whether values are predictions of something that can be measured.
     """
 

@@ -1,7 +1,7 @@
-"""Costs that follow from the allocation alone: FLOPs, parameters, checkpoint size. Closed form, exact, microseconds.
+"""Costs that follow from the allocation alone: FLOPs, parameters, checkpoint size, channels. Closed form, exact, quick.
 
-Every one is a quadratic function of the kept counts: a layer's cost is a product of two widths at most, and widths are
-affine in the counts.
+Every one is a quadratic function of the kept counts at most: a layer's cost is a product of two widths at most, and
+widths are affine in the counts.
 """
 
 from __future__ import annotations
@@ -99,6 +99,27 @@ class SizeCost(Cost):
     def __call__(self, counts: Counts) -> Floats:
         """Return bytes; see ``Cost``."""
         return np.asarray(self._elements(counts) * self._bytes + self._overhead)
+
+
+class ChannelsCost(Cost):
+    """Number of channels kept, of those that can be pruned: what network slimming prunes a share of.
+
+    Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017, section 3.3. A unit of
+    several channel groups counts once for each of them; pinned channels do not count.
+
+    Args:
+        space: the space of allocations.
+    """
+
+    metric = "channels"
+    unit = "channels"
+
+    def __init__(self, space: Space) -> None:
+        self._groups: Floats = np.array([len(unit.groups) for unit in space.units], dtype=np.float64)
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return channels; see ``Cost``."""
+        return np.asarray(counts @ self._groups)
 
 
 def layer_macs(layer: Layer) -> tuple[float, tuple[int, ...]]:
