@@ -36,9 +36,12 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    """Undo what the last test did to torch's thread count: ultralytics' trainer lowers it."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Undo what the last test did to torch's thread count, before any fixture of the next, a module's included.
+
+    Commands with ``--threads`` set it, and Ultralytics' trainer lowers it.
+    """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(2)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from autoprune.commands.folder import RunFolder
 from autoprune.commands.screen import Screen
 from autoprune.cost import (
     ChannelsCost,
@@ -131,3 +132,12 @@ def choose_device(asked: str) -> str:
     if asked != "auto":
         return asked
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def pin_threads(asked: int | None, folder: RunFolder) -> None:
+    """Set torch's CPU threads: as many as asked, or else as torch had when the run began.
+
+    Torch's own choice depends on the process. A run that goes on in another one would otherwise mix latencies of
+    different numbers of threads, and report the number of the last process for all of them.
+    """
+    torch.set_num_threads(asked or folder.once("threads", torch.get_num_threads))

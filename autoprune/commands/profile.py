@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from autoprune.choices import Precision
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.latency import Bench
-from autoprune.commands.network import Network, open_network
+from autoprune.commands.network import Network, open_network, pin_threads
 from autoprune.commands.profile_file import Profile, to_text
 from autoprune.commands.profile_views import draw, show
 from autoprune.commands.screen import Screen
@@ -41,6 +39,7 @@ def run(config: ProfileConfig, screen: Screen) -> int:
 
 
 def _profile(config: ProfileConfig, folder: RunFolder, screen: Screen) -> None:
+    pin_threads(config.threads, folder)
     network = _network(config, screen)
     bench = Bench(network, config, folder, screen)
     found = _measured(network, bench, config, screen)
@@ -52,8 +51,6 @@ def _profile(config: ProfileConfig, folder: RunFolder, screen: Screen) -> None:
 
 def _network(config: ProfileConfig, screen: Screen) -> Network:
     """Load and analyse the network; the bundled detector brings its data where ranges must be found."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     data, image_size = config.data, config.imgsz
     if config.model is None:
         image_size = image_size or DEMO_IMAGE_SIZE

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from autoprune.budget import Budget, budget_levels, is_latency
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.latency import Bench
-from autoprune.commands.network import Network, open_network
+from autoprune.commands.network import Network, open_network, pin_threads
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
 from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
@@ -40,11 +39,10 @@ def with_model(config: Kind) -> Kind:
     return replace(config, model=demo_weights(), data=shapes_dataset(), imgsz=config.imgsz or DEMO_IMAGE_SIZE)
 
 
-def dense_network(config: PruningConfig, screen: Screen) -> Network:
-    """Load and analyse the network that a configuration names; see to its threads."""
+def dense_network(config: PruningConfig, folder: RunFolder, screen: Screen) -> Network:
+    """Load and analyse the network that a configuration names; see to the run's threads."""
     assert config.model is not None
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    pin_threads(config.threads, folder)
     return open_network(
         config.model,
         data=config.data,
@@ -88,7 +86,7 @@ class PruningRun:
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
         self.config, self.folder, self.screen = config, folder, screen
-        self.network = dense_network(config, screen)
+        self.network = dense_network(config, folder, screen)
         self.static = self.network.static_costs()
         named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
         self.benches = {

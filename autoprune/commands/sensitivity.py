@@ -25,7 +25,7 @@ def run(config: SensitivityConfig, screen: Screen) -> int:
 
 
 def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> None:
-    network = dense_network(config, screen)
+    network = dense_network(config, folder, screen)
     plan = probe_plan(network.space, config.keep_ratios)
     if not plan:
         raise ConfigError(
