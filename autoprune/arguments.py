@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from autoprune import __version__
-from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, Config, option, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, ONE_STEP, PLACE, Config, RunConfig, option, to_yaml
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
 
@@ -33,6 +33,8 @@ _EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a p
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands; it raises ``argparse.ArgumentError`` instead of leaving."""
     description = (
+        "Prune a trained YOLO detector until it holds a budget of FLOPs, parameters, size, channels or latency."
+    )
     parser = ArgumentParser(prog="autoprune", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -44,9 +46,11 @@ def build_parser() -> ArgumentParser:
             for param in parse_docstring(ancestor.__doc__ or "").params
         }
         command = ArgumentParser(description=docs.short_description, exit_on_error=False, allow_abbrev=False)
-        command.add_argument("--config", action="config", metavar="FILE", help="a YAML file of these options")
+        if not _places(kind):  # jsonargparse cannot take those from a file
+            command.add_argument("--config", action="config", metavar="FILE", help="a YAML file of these options")
         for item, hint in _hints(kind).items():
-            _add_option(command, _field(kind, item), hint, helps[item])
+            add = _add_place if item in _places(kind) else _add_option
+            add(command, _field(kind, item), hint, helps[item])
         commands.add_subcommand(name, command, help=docs.short_description)
     return parser
 
@@ -87,7 +91,7 @@ def load(command: str, path: Path) -> Config:
         raise type(error)(f"{path}: {error}") from error
 
 
-def save(config: Config, folder: Path) -> Path:
+def save(config: RunConfig, folder: Path) -> Path:
     """Keep a configuration in a run folder, for people and for ``--resume``; returns the file.
 
     Raises:
@@ -109,13 +113,25 @@ def _field(kind: type[Config], name: str) -> Field[Any]:
     return next(item for item in fields(kind) if item.name == name)
 
 
+def _places(kind: type[Config]) -> dict[str, str]:
+    """Return the fields that are taken by their place, each with the word that stands for it."""
+    return {item.name: item.metadata[PLACE] for item in fields(kind) if PLACE in item.metadata}
+
+
+def _add_place(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) -> None:
+    """Add one field that is taken by its place."""
+    members = _enum(hint)
+    taken = hint if members is None else _choices(members)
+    parser.add_argument(item.name, type=taken, metavar=item.metadata[PLACE], help=text)
+
+
 def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) -> None:
     """Add one field. Enums are offered by their values, tuples of texts as an option to repeat."""
     default = None if item.default is MISSING else item.default
     if hint is bool:
         parser.add_argument(option(item.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
     elif (members := _enum(hint)) is not None:
-        choices = Literal[tuple(member.value for member in members)]  # type: ignore[valid-type]
+        choices = _choices(members)
         offered = choices if default is not None else Optional[choices]  # noqa: UP045  (built, not written)
         parser.add_argument(option(item.name), type=offered, default=default and default.value, help=text)
     elif hint == tuple[str, ...]:
@@ -127,6 +143,11 @@ def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) 
         parser.add_argument(
             option(item.name), type=hint, default=default, required=required, metavar=metavar, help=text
         )
+
+
+def _choices(members: type[Enum]) -> Any:
+    """Return a type of the values of an enum, as they are written."""
+    return Literal[tuple(member.value for member in members)]
 
 
 def _enum(hint: Any) -> type[Enum] | None:
@@ -188,7 +209,7 @@ def _tidy(argv: Sequence[str]) -> list[str]:
 
 def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
     """Return the folder after ``--resume``, which must be the only option, and what extends the run."""
-    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] is ApplyConfig:
+    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] in ONE_STEP:
         return None
     words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--resume" not in words or {"-h", "--help"} & set(words):
@@ -214,8 +235,8 @@ def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     if not path.is_file():
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
-    if isinstance(config, ApplyConfig):
-        raise ConfigError("apply has nothing to resume")
+    if isinstance(config, ONE_STEP):
+        raise ConfigError(f"{command} has nothing to resume")
     return replace(config, resume=run, out=run)
 
 
@@ -230,13 +251,13 @@ def _one_sentence(message: str, argv: Sequence[str]) -> str:
     command, text = argv[0], " ".join(message.split())
     hints = _hints(COMMANDS[command])
     if found := re.match(r'Parser key "(\w+)": .*?(?:Got|Given) value: (.*)$', text):
-        return f"{option(found[1])} must be {_expected(hints.get(found[1]))}, got {found[2]}"
+        return f"{_spelled(command, found[1])} must be {_expected(hints.get(found[1]))}, got {found[2]}"
     if found := re.match(r"unrecognized arguments: (\S+)", text):
-        return _unknown(found[1], command, [option(name) for name in hints])
+        return _unknown(found[1], command, _options(COMMANDS[command]))
     if found := re.match(r".*does not accept option '([\w.-]+)'", text):
         return _unknown(found[1], command, list(hints))
     if found := re.match(r"the following arguments are required: (.*)$", text):
-        missing = [option(name.removeprefix(f"{command}.")) for name in found[1].split(", ")]
+        missing = [_spelled(command, name.removeprefix(f"{command}.")) for name in found[1].split(", ")]
         return f"{command} needs {' and '.join(missing)}"
     if found := re.match(r"argument (--[\w-]+).*: expected one argument", text):
         return f"{found[1]} needs a value"
@@ -249,9 +270,20 @@ def _one_sentence(message: str, argv: Sequence[str]) -> str:
     return text
 
 
+def _options(kind: type[Config]) -> list[str]:
+    """Return the options of a command as they are written."""
+    options = [option(name) for name in _hints(kind) if name not in _places(kind)]
+    return options if _places(kind) else [*options, "--config"]
+
+
+def _spelled(command: str, name: str) -> str:
+    """Return what stands for a field on the command line."""
+    return _places(COMMANDS[command]).get(name, option(name))
+
+
 def _unknown(word: str, command: str, known: Sequence[str]) -> str:
     name = word.split("=")[0]
-    close = difflib.get_close_matches(name, [*known, "--config"], n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
     return f"{name} is not an option of autoprune {command}; {hint}"
 

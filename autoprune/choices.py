@@ -78,6 +78,12 @@ class Select(Enum):
     """The least score lost per cost saved (the authors' code)."""
 
 
+class DataSetName(Enum):
+    """Published data sets that can be turned into Ultralytics data sets."""
+
+    OXFORD_HAND = "oxford-hand"
+
+
 class Runtime(Enum):
     """What runs the network where latency is measured."""
 

@@ -7,15 +7,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from autoprune.errors import RunError
 
 _WAYS_OUT = {
-    errno.ENOSPC: "free some space on that disk, or choose another place with --out",
-    errno.EDQUOT: "free some of your disk quota, or choose another place with --out",
-    errno.EACCES: "choose a place that you may write to with --out",
-    errno.EPERM: "choose a place that you may write to with --out",
-    errno.EROFS: "choose a place that you may write to with --out",
+    errno.ENOSPC: "free some space on that disk, or choose another place",
+    errno.EDQUOT: "free some of your disk quota, or choose another place",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EROFS: "choose a place that you may write to",
     errno.ENOENT: "its folder does not exist",
 }
 
@@ -64,6 +65,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that stands under its name only once the block is through.
+
+    The block gets an empty folder beside the target, which is renamed in the end, or removed where the block fails.
+
+    Raises:
+        RunError: the target exists already, or it cannot be written.
+    """
+    if path.exists():
+        raise RunError(f"{path} exists already; choose another place")
+    with saying_why(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as scratch:
+            folder = Path(scratch) / path.name  # others may read this one, as they may not the temporary one
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
         sync_folder(path.parent)
 
 

@@ -7,8 +7,16 @@ import pytest
 from autoprune import __version__
 from autoprune.arguments import parse, save
 from autoprune.budget import METRICS
-from autoprune.choices import Select, StrategyName
-from autoprune.config import COMMANDS, ApplyConfig, NetAdaptConfig, SearchConfig, SensitivityConfig, TrainConfig
+from autoprune.choices import DataSetName, Select, StrategyName
+from autoprune.config import (
+    COMMANDS,
+    ApplyConfig,
+    DataConfig,
+    NetAdaptConfig,
+    SearchConfig,
+    SensitivityConfig,
+    TrainConfig,
+)
 from autoprune.errors import AutopruneError, ConfigError, RunError
 
 NAMES = ", ".join(COMMANDS)
@@ -55,6 +63,21 @@ def test_netadapt_and_sensitivity_are_understood() -> None:
     )  # fmt: skip
     assert parse(["sensitivity"]) == ("sensitivity", SensitivityConfig())
     assert parse(["sensitivity", "--ratios", "0.5"]) == ("sensitivity", SensitivityConfig(ratios="0.5"))
+
+
+@pytest.mark.parametrize("target", ["hands", "123", "true", "a: b"])
+def test_what_data_is_told_is_taken_by_its_place(target: str) -> None:
+    expected = DataConfig(name=DataSetName.OXFORD_HAND, source=Path("hand_dataset"), target=Path(target))
+    assert parse(["data", "oxford-hand", "hand_dataset", target]) == ("data", expected)
+
+
+def test_the_help_shows_what_is_taken_by_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["data", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "NAME SRC DST" in said
+    assert "SRC the folder that its archive was unpacked to" in said
+    assert "--config" not in said
 
 
 def test_a_search_takes_curves_and_several_runs() -> None:
@@ -170,6 +193,12 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         ("apply", "apply needs --policy and --model"),
         ("train --policy p.json", "train needs --model and --data"),
+        ("data", "data needs NAME and SRC and DST"),
+        ("data oxford-hand here", "data needs DST"),
+        ("data oxford-feet here there", "NAME must be one of oxford-hand, got oxford-feet"),
+        ("data oxford-hand a b c", "c is not an option of autoprune data; see autoprune data --help"),
+        ("data oxford-hand a b --name=c", "--name is not an option of autoprune data; see autoprune data --help"),
+        ("data oxford-hand a b --resume x", "--resume is not an option of autoprune data; see autoprune data --help"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_sentence(line: str, said: str) -> None:
@@ -224,3 +253,10 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
         search("--resume", str(tmp_path))
     with pytest.raises(ConfigError, match="--resume is not an option of autoprune apply"):
         parse(["apply", "--policy", "p", "--model", "m", "--resume", str(tmp_path)])
+
+
+def test_what_is_taken_by_its_place_cannot_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("source: a\n")
+    with pytest.raises(ConfigError, match="--config is not an option of autoprune data"):
+        parse(["data", "--config", str(file), "oxford-hand", "a", "b"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.files import write_atomic
+from autoprune.files import new_folder, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -57,3 +57,40 @@ def test_the_mode_of_a_new_file_follows_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_stands_under_its_name_once_it_is_filled(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "target"
+    with new_folder(target) as folder:
+        (folder / "a").write_text("a")
+        assert not target.exists()
+    assert (target / "a").read_text() == "a"
+    assert os.listdir(target.parent) == ["target"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o777 & ~mask, "others may read it"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (OSError(errno.ENOSPC, "No space left on device"), RunError, "target cannot be written: No space left"),
+    ],
+)
+def test_a_folder_that_could_not_be_filled_leaves_nothing(
+    tmp_path: Path, error: BaseException, expected: type[BaseException], said: str
+) -> None:
+    def fill() -> None:
+        with new_folder(tmp_path / "target") as folder:
+            (folder / "a").write_text("a")
+            raise error
+
+    with pytest.raises(expected, match=said):
+        fill()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_exists_is_not_filled(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exists already; choose another place"), new_folder(tmp_path):
+        pytest.fail("the block must not begin")

@@ -12,7 +12,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.arguments import save
-from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, CompareConfig, Config, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, CompareConfig, RunConfig, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
 from autoprune.journal import Journal
@@ -38,7 +38,7 @@ class RunFolder:
         self._command = command
 
     @classmethod
-    def open(cls, command: str, config: Config) -> RunFolder:
+    def open(cls, command: str, config: RunConfig) -> RunFolder:
         """Create the run's folder, or go on with the one that the configuration resumes.
 
         Raises:
@@ -90,7 +90,7 @@ class RunFolder:
             ) from error
 
 
-def _identity(command: str, config: Config) -> str:
+def _identity(command: str, config: RunConfig) -> str:
     """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
     changing = {"out", *EXTENDABLE.get(command, ())}
     lines = to_yaml(config).splitlines()

@@ -11,18 +11,22 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config._base import PLACE, BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config.data import DataConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
-    "COMMANDS", "EXTENDABLE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry", "NetAdaptConfig",
-    "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "TrainConfig", "option", "to_yaml",
+    "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
+    "DataConfig", "Entry", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RunConfig",
+    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "TrainConfig", "option", "to_yaml",
 ]  # fmt: skip
 
-Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+"""What the commands are told that leave a run folder."""
+
+Config: TypeAlias = RunConfig | DataConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -32,9 +36,12 @@ COMMANDS: dict[str, type[Config]] = {
     "profile": ProfileConfig,
     "apply": ApplyConfig,
     "train": TrainConfig,
+    "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
+ONE_STEP = (ApplyConfig, DataConfig)
+"""Configurations of the commands that have nothing to resume."""
 
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""

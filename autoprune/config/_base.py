@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,19 @@ class ReconstructingConfig(BudgetedConfig):
     """
 
     reconstruct: bool = False
+
+
+PLACE = "place"
+"""Key of the metadata of fields that the command line takes by their place."""
+
+
+def by_place(word: str) -> Mapping[str, str]:
+    """Return the metadata of a field that the command line takes by its place, not as an option.
+
+    Args:
+        word: what stands for it in the help and in errors, e.g. ``SRC``.
+    """
+    return {PLACE: word}
 
 
 def option(name: str) -> str:
