@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.budget import Budget, budget_levels, is_latency
+from autoprune.choices import FOLDED
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.latency import Bench
@@ -67,6 +68,7 @@ def make_evaluator(
         images=images, batch=config.batch, seed=config.seed,
         journal=folder.journal, kind=kind, notify=screen.warn,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
+        fold=config.criterion in FOLDED,
     )  # fmt: skip
     for skipped in network.adapter.skipped:
         screen.warn(f"Skipped {skipped}")
