@@ -19,7 +19,7 @@ from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
-from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
+from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
@@ -29,7 +29,7 @@ from autoprune.space import Allocation
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
-Kind = TypeVar("Kind", bound=PruningConfig)
+Kind = TypeVar("Kind", bound=PruningConfig | SparsifyConfig)
 
 
 def with_model(config: Kind) -> Kind:

@@ -14,15 +14,15 @@ from typing import TypeAlias
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
-from autoprune.config.training import ApplyConfig, TrainConfig
+from autoprune.config.training import ApplyConfig, SparsifyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry", "NetAdaptConfig",
     "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "TrainConfig", "option", "to_yaml",
+    "SparsifyConfig", "TrainConfig", "option", "to_yaml",
 ]  # fmt: skip
 
-Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -32,6 +32,7 @@ COMMANDS: dict[str, type[Config]] = {
     "profile": ProfileConfig,
     "apply": ApplyConfig,
     "train": TrainConfig,
+    "sparsify": SparsifyConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
