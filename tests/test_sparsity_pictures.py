@@ -18,7 +18,9 @@ drawn = test_pictures.drawn
 
 EPOCHS, EDGES = list(range(21)), np.linspace(0, 2, 51).tolist()
 QUINTILES = [[scale * 0.85**epoch for scale in (0.5, 0.8, 1.0, 1.3, 2.0)] for epoch in EPOCHS]
-COUNTS = [[*(10 * epoch for _ in range(2)), *(40 - epoch for _ in range(20)), *(0 for _ in range(28))] for epoch in EPOCHS]
+COUNTS = [
+    [*(10 * epoch for _ in range(2)), *(40 - epoch for _ in range(20)), *(0 for _ in range(28))] for epoch in EPOCHS
+]
 UNITS = {f"model.{index}.m.0.cv1": 16 + index for index in range(24)}
 KEPT = {name: max(width - 12, 1) for name, width in UNITS.items() if width % 3}
 

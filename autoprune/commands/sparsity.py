@@ -83,9 +83,7 @@ class Sparsity:
         }
 
 
-def sparsify(
-    network: Network, folder: Path, settings: SparsitySettings, screen: Screen
-) -> tuple[nn.Module, Sparsity]:
+def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen: Screen) -> tuple[nn.Module, Sparsity]:
     """Train a dense network with a penalty, or go on where an earlier process stopped.
 
     Writes ``sparse.pt``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
@@ -120,7 +118,7 @@ def sparsify(
     found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))
     title = f"{adapter.name}, {settings.penalty.value} {settings.schedule.strength:g}"
     _draw(record, folder, penalty.symbol, title=title)
-    _tell(found, settings, screen)
+    _tell(found, settings, len(network.graph.units), screen)
     return trained, found
 
 
@@ -179,16 +177,17 @@ def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> N
         )  # fmt: skip
 
 
-def _tell(found: Sparsity, settings: SparsitySettings, screen: Screen) -> None:
+def _tell(found: Sparsity, settings: SparsitySettings, units: int, screen: Screen) -> None:
     """Say what a person should do otherwise next time, if anything."""
+    strength = f"--sparsity {settings.schedule.strength:g}"
     if found.dead:
         named = ", ".join(found.dead[:_NAMED]) + (", …" if len(found.dead) > _NAMED else "")
         screen.warn(
-            f"All channels of {len(found.dead)} units have died ({named}); pruning leaves each unit its minimum all the "
-            f"same, and a --sparsity below {settings.schedule.strength:g} leaves them alive."
+            f"Every channel has died in {len(found.dead)} of {units} units ({named}); pruning leaves each unit its "
+            f"minimum all the same, and less than {strength} keeps them alive."
         )
     elif found.near_zero(found.sparse) < _FEW:
         screen.note(
-            f"Only {found.near_zero(found.sparse):.1%} of the scales are near zero after these {settings.epochs} epochs; "
-            f"a --sparsity above {settings.schedule.strength:g}, more --epochs or a larger --lr bring more of them there."
+            f"Only {found.near_zero(found.sparse):.1%} of the scales are near zero after epoch {settings.epochs}; more "
+            f"than {strength}, more --epochs or a larger --lr bring more of them there."
         )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,9 +20,7 @@ _Source = nn.modules.conv._ConvNd | nn.Linear
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-def fold_constants(
-    module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, example: torch.Tensor
-) -> None:
+def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, example: torch.Tensor) -> None:
     """Add to every layer what it would have read from the constants of removed channels.
 
     A channel whose batch norm scale γ is 0 gives the constant act(β) whatever it reads. To a following layer it adds
@@ -141,8 +138,9 @@ def _constants(read: torch.Tensor) -> torch.Tensor:
     Args:
         read: shape (B, C) or (B, C, H, W).
     """
-    inner = tuple(slice(size // 4, size - size // 4) for size in read.shape[2:])
-    return read[(..., *inner)].transpose(0, 1).flatten(1).median(dim=1).values
+    for dimension, size in list(enumerate(read.shape))[2:]:
+        read = read.narrow(dimension, size // 4, size - 2 * (size // 4))
+    return read.transpose(0, 1).flatten(1).median(dim=1).values
 
 
 def _give(module: nn.Module, name: str, norm: str | None, shift: torch.Tensor) -> None:

@@ -43,7 +43,9 @@ def scale_quintiles(
     _refuse_none(epochs)
     with picture(path, title, width=7.4, height=4.2) as figure:
         axes = figure.subplots()
-        for name, colour, values in reversed(list(zip(_QUINTILES, _COLOURS, zip(*quintiles, strict=True), strict=True))):
+        for name, colour, values in reversed(
+            list(zip(_QUINTILES, _COLOURS, zip(*quintiles, strict=True), strict=True))
+        ):
             axes.plot(epochs, values, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=name)
         axes.set_ylabel(f"{symbol} that so many channels do not exceed")
         axes.set_ylim(bottom=0)

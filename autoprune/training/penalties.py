@@ -147,9 +147,7 @@ class GroupPenalty(Penalty):
         device = next(iter(parameters.values())).device
         squares = torch.zeros(len(self._sizes), device=device)
         for name, (dimension, ids) in self._members.items():
-            squares.index_add_(
-                0, ids.to(device), rows_of(parameters[name].detach().float(), dimension).square().sum(1)
-            )
+            squares.index_add_(0, ids.to(device), rows_of(parameters[name].detach().float(), dimension).square().sum(1))
         return squares.sqrt()
 
 
@@ -190,7 +188,8 @@ def _members(module: nn.Module, graph: ChannelGraph) -> dict[str, tuple[int, tor
         owner = module.get_submodule(path)
         if isinstance(owner, makers) and leaf in ("weight", "bias"):
             making = 1 if leaf == "weight" and getattr(owner, "transposed", False) else 0
-            found.update({name: (making, torch.from_numpy(graph.axes[axis])) for at, axis in pairs if at == making})
+            for axis in (axis for at, axis in pairs if at == making):
+                found[name] = making, torch.from_numpy(graph.axes[axis])
     return found
 
 
