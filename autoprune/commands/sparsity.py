@@ -108,10 +108,9 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
     dense = _scales(penalty, adapter.module)
     record = _record(penalty, settings, dense, folder / RECORD)
     if not path.exists():
-        module = _train(network, folder, settings, SparsityTraining(
-            penalty, settings.schedule, record, file=folder / RECORD, events=folder / "tensorboard"
-        ), screen)  # fmt: skip
-        adapter.save(module, path)
+        events = folder / "tensorboard"
+        extension = SparsityTraining(penalty, settings.schedule, record, file=folder / RECORD, events=events)
+        adapter.save(_train(network, folder / "sparsity", settings, extension=extension, screen=screen), path)
     trained = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
     scales = _scales(penalty, trained)
     limit = NEAR_ZERO * float(dense.max())
@@ -142,9 +141,9 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
 
 
 def _train(
-    network: Network, folder: Path, settings: SparsitySettings, extension: SparsityTraining, screen: Screen
+    network: Network, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, screen: Screen
 ) -> nn.Module:
-    adapter, out = network.adapter, folder / "sparsity"
+    adapter = network.adapter
     with screen.progress("Sparsity", settings.epochs) as advance, closing(extension):
 
         def show(report: EpochReport) -> None:
