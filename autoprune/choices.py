@@ -47,6 +47,10 @@ FROM_IMAGES = ("taylor", "fisher", "hutchinson", "apoz", "regression")
 """Criteria that look at training images."""
 
 
+FOLDED = ("bn",)
+"""Criteria whose least channels give a constant, which is folded into what reads them."""
+
+
 def exponent_of(criterion: str) -> float | None:
     """Return p where a criterion is the norm ``l<p>``, or None where it is none."""
     found = re.fullmatch(r"l(-?\d+(?:\.\d+)?)", criterion)
@@ -67,6 +71,15 @@ def check_criterion(name: str) -> None:
             f"A criterion is one of {', '.join((*FROM_WEIGHTS, *FROM_IMAGES))}, or l<p> for the norm of any p > 0, "
             f"got {name!r}"
         )
+
+
+class PenaltyName(Enum):
+    """What sparsity training makes small."""
+
+    L1 = "l1"
+    """Each batch norm scale by itself."""
+    GROUP_LASSO = "group-lasso"
+    """All weights of a channel together."""
 
 
 class Select(Enum):

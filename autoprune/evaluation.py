@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError, ModelError
+from autoprune.importance.folding import fold_constants
 from autoprune.importance.reconstruction import reconstruct
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch
@@ -75,6 +76,8 @@ class Evaluator:
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
         reconstruct: solve the layers of recalibrated candidates for what the dense network gives.
+        fold: give the layers of recalibrated candidates what removed channels gave as constants; not where they are
+            solved, which covers it.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
@@ -87,6 +90,7 @@ class Evaluator:
     kind: str = "evaluation"
     notify: Callable[[str], None] = lambda note: None
     reconstruct: bool = False
+    fold: bool = False
     prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
@@ -195,12 +199,17 @@ class Evaluator:
         return module
 
     def recalibrated(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate in eval mode with batch norm statistics of training images, reconstructed if asked."""
-        module = self.materialise(allocation)
+        """Return the candidate in eval mode with batch norm statistics of training images.
+
+        It is reconstructed before, or has constants folded, where that is asked for.
+        """
+        module, pruner = self.materialise(allocation), self.pruner
+        graph, kept = pruner.space.graph, pruner.kept(allocation)
         if self.reconstruct:
-            pruner = self.pruner
             images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
-            reconstruct(module, pruner.module, pruner.space.graph, pruner.kept(allocation), images, seed=self.seed)
+            reconstruct(module, pruner.module, graph, kept, images, seed=self.seed)
+        elif self.fold:
+            fold_constants(module, pruner.module, graph, kept, self.adapter.example(1))
         recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
 

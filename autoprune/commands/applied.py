@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from autoprune import __version__
+from autoprune.choices import FOLDED
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage, stage_rows
 from autoprune.config import ApplyConfig, TrainConfig
 from autoprune.evaluation import recalibrate
+from autoprune.importance.folding import fold_constants
 from autoprune.models._base import Accuracy
 from autoprune.policy import Policy
 from autoprune.space import Allocation
@@ -59,6 +61,8 @@ class Applied:
 def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: int) -> Applied:
     """Load policy and weights, prune, and recalibrate batch norm where the configuration names a data set.
 
+    Where the criterion is one of ``FOLDED``, the constants of removed channels are folded first.
+
     Raises:
         PolicyError: the policy does not fit the network, or names an unknown criterion.
     """
@@ -78,6 +82,9 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     policy.check(network.described.layers)
     allocation = network.space.from_names(policy.keep)
     module = network.pruner.materialise(allocation)
+    if policy.criterion in FOLDED:
+        kept = network.pruner.kept(allocation)
+        fold_constants(module, network.adapter.module, network.graph, kept, network.adapter.example(1))
     if config.data is not None:
         calibration = network.adapter.calibration(images=images, batch=config.batch, seed=config.seed)
         for skipped in network.adapter.skipped:

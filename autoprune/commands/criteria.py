@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.budget import Budget
+from autoprune.choices import FOLDED
 from autoprune.commands.finalists import choose
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.goals import LatencyGoals
@@ -78,7 +79,9 @@ class CriteriaComparison:
         start = time.perf_counter()
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
-        evaluator = replace(self._evaluator, pruner=network.pruner)  # its dense loss is in the journal
+        evaluator = replace(  # its dense loss is in the journal
+            self._evaluator, pruner=network.pruner, fold=criterion in FOLDED
+        )
         module = evaluator.recalibrated(allocation)
         row = {
             "criterion": criterion,

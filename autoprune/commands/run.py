@@ -11,13 +11,14 @@ import numpy as np
 from torch import nn
 
 from autoprune.budget import Budget, budget_levels, is_latency
+from autoprune.choices import FOLDED
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network, pin_threads
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
-from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
+from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
@@ -27,7 +28,7 @@ from autoprune.space import Allocation
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
-Kind = TypeVar("Kind", bound=PruningConfig)
+Kind = TypeVar("Kind", bound=PruningConfig | SparsifyConfig)
 
 
 def with_model(config: Kind) -> Kind:
@@ -65,6 +66,7 @@ def make_evaluator(
         images=images, batch=config.batch, seed=config.seed,
         journal=folder.journal, kind=kind, notify=screen.warn,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
+        fold=config.criterion in FOLDED,
     )  # fmt: skip
     for skipped in network.adapter.skipped:
         screen.warn(f"Skipped {skipped}")

@@ -15,15 +15,15 @@ from autoprune.config._base import PLACE, BudgetedConfig, PruningConfig, Reconst
 from autoprune.config.data import DataConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
-from autoprune.config.training import ApplyConfig, TrainConfig
+from autoprune.config.training import ApplyConfig, SparsifyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
     "DataConfig", "Entry", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RunConfig",
-    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "TrainConfig", "option", "to_yaml",
+    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SparsifyConfig", "TrainConfig", "option", "to_yaml",
 ]  # fmt: skip
 
-RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig
 """What the commands are told that leave a run folder."""
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -36,6 +36,7 @@ COMMANDS: dict[str, type[Config]] = {
     "profile": ProfileConfig,
     "apply": ApplyConfig,
     "train": TrainConfig,
+    "sparsify": SparsifyConfig,
     "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""

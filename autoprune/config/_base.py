@@ -51,11 +51,7 @@ class PruningConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if (self.model is None) != (self.data is None):
-            given, missing = ("model", "data") if self.data is None else ("data", "model")
-            raise ConfigError(
-                f"--{given} needs --{missing}: the weights and the data set they were trained on go together"
-            )
+        check_together(self.model, self.data)
         check_criterion(self.criterion)
         check_image_size(self.imgsz)
         check_device(self.device)
@@ -135,6 +131,13 @@ def by_place(word: str) -> Mapping[str, str]:
 def option(name: str) -> str:
     """Return a field's name as the command line spells it: ``min_keep`` → ``--min-keep``."""
     return "--" + name.replace("_", "-")
+
+
+def check_together(model: Path | None, data: Path | None) -> None:
+    """Make sure that weights and data set are both given, or neither: then there are the bundled ones."""
+    if (model is None) != (data is None):
+        given, missing = ("model", "data") if data is None else ("data", "model")
+        raise ConfigError(f"--{given} needs --{missing}: the weights and the data set they were trained on go together")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:

@@ -10,6 +10,7 @@ from autoprune.pictures.comparison import ComparisonRow, RowKind, comparison_plo
 from autoprune.pictures.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
 from autoprune.pictures.progress import search_progress
 from autoprune.pictures.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
+from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, slimmed_channels, watched_scales
 from autoprune.pictures.staircase import UnitSteps, staircases
 
 __all__ = [
@@ -25,8 +26,12 @@ __all__ = [
     "correlation_plot",
     "layer_bars",
     "prediction_plot",
+    "scale_histogram",
+    "scale_quintiles",
     "search_progress",
     "sensitivity_curves",
     "sensitivity_heatmap",
+    "slimmed_channels",
     "staircases",
+    "watched_scales",
 ]

@@ -1,0 +1,96 @@
+"""``autoprune sparsify``: the dense network trained so that many of its channels can go."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.choices import PenaltyName
+from autoprune.commands.folder import RunFolder, environment
+from autoprune.commands.network import Network, open_network
+from autoprune.commands.run import with_model
+from autoprune.commands.screen import Screen
+from autoprune.commands.sparsity import RECORD, SPARSE, Sparsity, SparsitySettings, sparsify
+from autoprune.config import SparsifyConfig
+from autoprune.models._base import Accuracy
+from autoprune.training.sparsity import Schedule
+
+_CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
+"""The criterion that finds what a penalty made small."""
+
+
+def run(config: SparsifyConfig, screen: Screen) -> int:
+    """Train with a penalty; write ``sparse.pt``, ``summary.json``, ``sparsity.json`` and three pictures."""
+    with RunFolder.open("sparsify", config) as folder:
+        _sparsify(with_model(config), folder, screen)
+    return 0
+
+
+def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None:
+    assert config.model is not None
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    network = open_network(
+        config.model, data=config.data, image_size=config.imgsz, device=config.device, trust=config.trust_checkpoint,
+        criterion="l1", screen=screen,  # which channels matter is not asked before they are sparse
+    )  # fmt: skip
+    module, found = sparsify(network, folder.path, _settings(config), screen)
+    dense = _accuracy("dense", network.adapter.module, network, folder)
+    sparse = _accuracy("sparse", module, network, folder)
+    summary = {
+        "dense": {"map50": dense.map50, "map50_95": dense.map50_95},
+        "sparse": {"map50": sparse.map50, "map50_95": sparse.map50_95},
+        "scales": found.as_json(),
+        "penalty": config.penalty.value,
+        "sparsity": config.sparsity,
+        "sparsity_warmup": config.sparsity_warmup,
+        "sparsity_decay": config.sparsity_decay,
+        "epochs": config.epochs,
+        "lr": config.lr,
+        "environment": environment(),
+    }
+    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+    screen.table(f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}", *_table(dense, sparse, found))
+    path = folder.path
+    screen.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
+    screen.note(
+        f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
+        f"{_CRITERIA[config.penalty]} --budget flops=50%"
+    )
+
+
+def _settings(config: SparsifyConfig) -> SparsitySettings:
+    return SparsitySettings(
+        penalty=config.penalty,
+        schedule=Schedule(config.sparsity, config.sparsity_warmup, config.sparsity_decay),
+        epochs=config.epochs,
+        lr=config.lr,
+        batch=config.batch,
+        seed=config.seed,
+        watch=config.watch,
+    )
+
+
+def _accuracy(name: str, module: nn.Module, network: Network, folder: RunFolder) -> Accuracy:
+    """Return a network's accuracy on the validation split; measured once in a run."""
+
+    def measured() -> dict[str, float]:
+        accuracy = network.adapter.validate(module)
+        return {"map50": accuracy.map50, "map50_95": accuracy.map50_95}
+
+    return Accuracy(**folder.once("validation", measured, name))
+
+
+def _table(dense: Accuracy, sparse: Accuracy, found: Sparsity) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows that compare the networks."""
+    scales = (found.dense, found.sparse)
+    rows = [
+        ["mAP50", f"{dense.map50:.3f}", f"{sparse.map50:.3f}"],
+        ["mAP50-95", f"{dense.map50_95:.3f}", f"{sparse.map50_95:.3f}"],
+        ["median scale", *(f"{np.median(values):.3g}" for values in scales)],
+        [f"scales below {found.limit:.2g}", *(f"{found.near_zero(values):.1%}" for values in scales)],
+    ]
+    return ["", "dense", "sparse"], rows
