@@ -11,7 +11,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config._base import (
+    BudgetedConfig,
+    PruningConfig,
+    ReconstructingConfig,
+    RuntimeConfig,
+    devices_of,
+    option,
+)
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
@@ -19,7 +26,7 @@ from autoprune.config.training import ApplyConfig, TrainConfig
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry", "NetAdaptConfig",
     "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "TrainConfig", "option", "to_yaml",
+    "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
 
 Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig

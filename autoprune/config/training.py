@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.config._base import check_counts, check_device, check_image_size, check_share
+from autoprune.config._base import (
+    check_counts,
+    check_device,
+    check_devices,
+    check_image_size,
+    check_positive,
+    check_share,
+    devices_of,
+)
+from autoprune.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +65,15 @@ class TrainConfig:
         epochs: how many times to go through the training images
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's
-        batch: images per batch
-        device: where to train: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
+            epochs and keep the last one's
+        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of --model
+        distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
+        soften: first train the dense network while the channels that the policy removes fall to zero
+        soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
+        batch: images per batch; with several GPUs they share it
+        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU where there is
+            one
         threads: CPU threads; by default what torch chooses
         seed: fixes the training
         out: the run folder, which must not exist yet; runs/train-<n> by default
@@ -71,6 +87,11 @@ class TrainConfig:
     epochs: int = 20
     imgsz: int | None = None
     lr_scale: float = 0.1
+    patience: int | None = None
+    distill: Path | None = None
+    distill_weight: float = 1.0
+    soften: bool = False
+    soften_epochs: int | None = None
     batch: int = 16
     device: str = "auto"
     threads: int | None = None
@@ -81,7 +102,37 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_image_size(self.imgsz)
-        check_device(self.device)
+        check_devices(self.device)
         check_share("lr_scale", self.lr_scale)
-        check_counts(self, "epochs", "batch", "threads", least=1)
+        check_positive("distill_weight", self.distill_weight)
+        check_counts(self, "epochs", "batch", "threads", "patience", "soften_epochs", least=1)
         check_counts(self, "seed", least=0)
+        self._check_softening()
+        self._check_devices()
+
+    @property
+    def softening_epochs(self) -> int:
+        """Epochs that the dense network is softened for."""
+        if not self.soften:
+            return 0
+        return self.soften_epochs if self.soften_epochs is not None else max(1, self.epochs // 4)
+
+    @property
+    def tuning_epochs(self) -> int:
+        """Epochs that the pruned network is fine-tuned for."""
+        return self.epochs - self.softening_epochs
+
+    def _check_softening(self) -> None:
+        if self.soften_epochs is not None and not self.soften:
+            raise ConfigError("--soften-epochs is for --soften, which is not given")
+        if self.tuning_epochs < 1:
+            raise ConfigError(
+                f"--soften leaves no epoch for fine-tuning: it takes {self.softening_epochs} of --epochs {self.epochs}"
+            )
+
+    def _check_devices(self) -> None:
+        count = len(devices_of(self.device))
+        if count > 1 and (self.distill is not None or self.soften):
+            raise ConfigError(f"--distill and --soften train on one device, got --device {self.device}")
+        if self.batch % count:
+            raise ConfigError(f"--batch must be a multiple of the {count} devices that share it, got {self.batch}")
