@@ -11,44 +11,30 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from autoprune.errors import ConfigError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.finetune import EpochReport, finetune, resume_finetune
+from autoprune.training.extension import TrainingExtension
+from autoprune.training.finetune import finetune, resume_finetune
 from autoprune.training.recipe import recipe
+from autoprune.training.results import EpochReport
+from autoprune.training.session import Session
 from autoprune.training.trainer import PrunedTrainer
-from tests.detectors import IMAGE_SIZE, build, write_data, write_detector, write_yaml
+from tests.detectors import IMAGE_SIZE, build, write_yaml
+from tests.training import DENSE, PRUNED, Stop, parameters, pruned, stop, write_training
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsAdapter:
+    return write_training(tmp_path_factory.mktemp("finetune"))
+
+
+@pytest.fixture(scope="module")
+def folder(adapter: UltralyticsAdapter) -> Path:
     """A dense detector, a pruned one that carries the dense YAML as real ones do, and a data set."""
-    folder = tmp_path_factory.mktemp("finetune")
-    write_data(folder)
-    write_detector(folder / "tiny.pt")
-    write_detector(folder / "pruned.pt", pruned())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(folder: Path) -> UltralyticsAdapter:
-    return UltralyticsAdapter.load(folder / "tiny.pt", data=folder / "data.yaml")
-
-
-def pruned() -> Any:
-    """Stand in for a pruned network: narrower than its YAML says."""
-    network = build(8, seed=1)
-    network.yaml = build(16).yaml
-    return network
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-PRUNED, DENSE = parameters(pruned()), parameters(build())
+    assert adapter.data is not None
+    return adapter.data.file.parent
 
 
 def arguments(folder: Path, out: Path, **others: object) -> dict[str, Any]:
@@ -88,15 +74,8 @@ def test_trained_network_stays_pruned_everywhere(folder: Path, tmp_path: Path) -
         assert parameters(read_checkpoint(tmp_path / "run" / "weights" / f"{name}.pt").module) == PRUNED
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 def test_resumed_network_stays_pruned(folder: Path, tmp_path: Path) -> None:
     from ultralytics import YOLO
-
-    def stop(trainer: Any) -> None:
-        raise Stop
 
     model = YOLO(folder / "pruned.pt")
     model.add_callback("on_model_save", stop)
@@ -228,9 +207,6 @@ def test_the_same_seed_gives_the_same_network(adapter: UltralyticsAdapter, tmp_p
 
 
 def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    def stop(report: EpochReport) -> None:
-        raise Stop
-
     with pytest.raises(Stop):
         finetune(adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop)
     reports: list[EpochReport] = []
@@ -274,6 +250,117 @@ def test_tuning_into_a_file(adapter: UltralyticsAdapter, tmp_path: Path) -> None
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunError, match="taken cannot be written"):
         finetune(adapter, pruned(), epochs=1, out=tmp_path / "taken")
+
+
+class Swap(TrainingExtension):
+    """Puts another network where the pruned one's averaged weights are."""
+
+    def attach(self, session: Session) -> None:
+        session.listen("on_train_epoch_end", lambda trainer: setattr(trainer.ema, "ema", build(16)))
+
+
+def test_a_checkpoint_of_another_network_is_never_left(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    said = r"does not hold the pruned network: model\.1\.conv\.weight is 16×8×3×3 there and 8×8×3×3 in the pruned"
+    with pytest.raises(TrainingError, match=said):
+        finetune(adapter, pruned(), epochs=1, batch=3, out=tmp_path, extensions=[Swap()])
+    assert not (tmp_path / "weights" / "last.pt").exists()
+
+
+# -- early stopping --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitness(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How good every epoch is, whatever the validation says."""
+    values = [0.1, 0.3, 0.2, 0.2, 0.2, 0.2]
+    validate = Session.validate
+
+    def told(self: Session) -> tuple[Any, float]:
+        metrics, _ = validate(self)
+        self.best_fitness = max(values[: self.epoch + 1])
+        return metrics, values[self.epoch]
+
+    monkeypatch.setattr(Session, "validate", told)
+    return values
+
+
+def test_stops_when_nothing_gets_better_and_keeps_the_best(
+    adapter: UltralyticsAdapter, fitness: list[float], tmp_path: Path
+) -> None:
+    reports: list[EpochReport] = []
+    settings: dict[str, Any] = {"epochs": len(fitness), "batch": 3, "out": tmp_path, "changes": {"patience": 2}}
+    result = finetune(adapter, pruned(), on_epoch=reports.append, **settings)
+    assert result.epochs == len(reports) == 4
+    last, best = (read_checkpoint(tmp_path / "weights" / f"{name}.pt") for name in ("last", "best"))
+    assert (last.epoch, last.best_epoch, best.epoch) == (3, 2, 1)
+    assert_same_weights(result.module, best.module)
+    again = resume_finetune(adapter, out=tmp_path, on_epoch=reports.append)
+    assert len(reports) == again.epochs == 4, "it is over"
+    assert_same_weights(again.module, best.module)
+
+
+def test_early_stopping_remembers_across_a_kill(
+    adapter: UltralyticsAdapter, fitness: list[float], tmp_path: Path
+) -> None:
+    def stop_in_the_third(report: EpochReport) -> None:
+        if report.epoch == 3:
+            raise Stop
+
+    settings: dict[str, Any] = {"epochs": len(fitness), "batch": 3, "out": tmp_path, "changes": {"patience": 2}}
+    with pytest.raises(Stop):
+        finetune(adapter, pruned(), on_epoch=stop_in_the_third, **settings)
+    result = resume_finetune(adapter, out=tmp_path)
+    assert result.epochs == 4
+    assert_same_weights(result.module, read_checkpoint(tmp_path / "weights" / "best.pt").module)
+
+
+def assert_same_weights(one: Any, other: Any) -> None:
+    """Compare parameters; batch norm's statistics are calibrated anew."""
+    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs.float()), name
+
+
+# -- several devices -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_trains_the_pruned_network_and_goes_on(
+    adapter: UltralyticsAdapter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What Ultralytics starts on each of several GPUs, here once and on the CPU."""
+    reports: list[EpochReport] = []
+    settings: dict[str, Any] = {"out": tmp_path, "devices": ["cpu"], "on_epoch": reports.append}
+    result = finetune(adapter, pruned(), epochs=2, batch=3, **settings)
+    assert capfd.readouterr() == ("", "")
+    assert parameters(result.module) == PRUNED
+    assert result.epochs == 2
+    assert [(report.epoch, report.epochs) for report in reports] == [(1, 2), (2, 2)]
+    assert reports[0].accuracy is not None
+    assert result.losses == reports[1].losses
+    assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss"}
+
+    unfinished = {**torch.load(tmp_path / "weights" / "last.pt", weights_only=False), "epoch": 0}
+    torch.save(unfinished, tmp_path / "weights" / "last.pt")
+    again = resume_finetune(adapter, **settings)
+    assert parameters(again.module) == PRUNED
+    assert [report.epoch for report in reports[2:]] == [2]
+
+
+@pytest.mark.slow
+def test_what_a_process_fails_of_is_told(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    network = pruned()
+    with torch.no_grad():
+        network.model[0].conv.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"^the training loss is not a number in epoch 1"):
+        finetune(adapter, network, epochs=1, batch=3, out=tmp_path, devices=["cpu"])
+
+
+def test_what_takes_part_needs_one_device(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one device, got cuda:0, cuda:1"):
+        finetune(adapter, pruned(), epochs=1, out=tmp_path, devices=["cuda:0", "cuda:1"], extensions=[Swap()])
+
+
+# -- recipe ----------------------------------------------------------------------------------------
 
 
 def test_recipe_scales_the_dense_learning_rate() -> None:

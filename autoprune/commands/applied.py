@@ -16,7 +16,7 @@ from autoprune.choices import FOLDED
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage, stage_rows
-from autoprune.config import ApplyConfig, TrainConfig
+from autoprune.config import ApplyConfig, TrainConfig, devices_of
 from autoprune.evaluation import recalibrate
 from autoprune.importance.folding import fold_constants
 from autoprune.models._base import Accuracy
@@ -74,7 +74,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
         config.model,
         data=config.data,
         image_size=config.imgsz,
-        device=config.device,
+        device=devices_of(config.device)[0],
         trust=config.trust_checkpoint,
         criterion=policy.criterion,
         screen=screen,

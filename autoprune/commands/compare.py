@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.references import References, Trained
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
-from autoprune.commands.tuning import tune
+from autoprune.commands.tuning import Tuning, tune
 from autoprune.config import CompareConfig
 from autoprune.cost.fitting import spearman
 from autoprune.files import saying_why
@@ -108,10 +108,8 @@ class _Comparison:
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
         self._screen.note(f"Fine-tuning {label} (score {found.score:+.4f})")
-        trained = tune(
-            adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale, batch=config.batch,
-            seed=config.seed + seed, notes={"strategy": label}, screen=self._screen,
-        )  # fmt: skip
+        tuning = replace(Tuning.of(config, adapter), seed=config.seed + seed)
+        trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, screen=self._screen)
         return Tuned(before, adapter.validate(trained).map50_95, costs)
 
     def _points(

@@ -18,7 +18,7 @@ from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
-from autoprune.commands.tuning import tune
+from autoprune.commands.tuning import Tuning, tune
 from autoprune.config import CompareConfig
 from autoprune.files import saying_why
 from autoprune.pictures import ComparisonRow, RowKind, comparison_plot
@@ -95,10 +95,8 @@ class CriteriaComparison:
             path = folder.path / "networks" / criterion
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
-            trained = tune(
-                network.adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
-                batch=config.batch, seed=config.seed, notes={"criterion": criterion}, screen=screen,
-            )  # fmt: skip
+            tuning, notes = Tuning.of(config, network.adapter), {"criterion": criterion}
+            trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
             row["map50_95_after"] = network.adapter.validate(trained).map50_95
         return row
 

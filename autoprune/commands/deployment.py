@@ -20,7 +20,7 @@ from autoprune.commands.folder import environment
 from autoprune.commands.goals import Latencies
 from autoprune.commands.run import PruningRun
 from autoprune.commands.stages import Stage, as_json, held, stage_rows
-from autoprune.commands.tuning import tune
+from autoprune.commands.tuning import Tuning, tune
 from autoprune.cost import uncounted
 from autoprune.errors import BudgetUnreachableError
 from autoprune.files import write_atomic
@@ -108,10 +108,8 @@ class Deployment:
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
             return stages
-        tuned = tune(
-            adapter, module, self._path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
-            batch=config.batch, seed=config.seed, notes=notes, screen=run.screen,
-        )  # fmt: skip
+        tuning = Tuning.of(config, adapter)
+        tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, screen=run.screen)
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:

@@ -12,7 +12,7 @@ from torch import nn
 from autoprune.budget import is_latency
 from autoprune.commands.latency import settings_of
 from autoprune.commands.run import PruningRun
-from autoprune.commands.tuning import tune
+from autoprune.commands.tuning import Tuning, tune
 from autoprune.config import CompareConfig
 from autoprune.cost import ChannelsCost, FlopsCost, undescribed_flops
 from autoprune.cost.meter import LatencyMeter
@@ -154,8 +154,6 @@ class References:
         path = self._run.folder.path / "references" / name
         path.mkdir(parents=True, exist_ok=True)
         self._run.screen.note(f"Reference: {name}")
-        trained = tune(
-            adapter, module, path, epochs=config.finetune_epochs, lr_scale=config.lr_scale,
-            batch=config.batch, seed=config.seed, notes={}, screen=self._run.screen,
-        )  # fmt: skip
+        tuning = Tuning.of(config, adapter)  # alike for all: where there is a teacher, these have it too
+        trained = tune(adapter, module, path, tuning=tuning, notes={}, screen=self._run.screen)
         return adapter.validate(trained).map50_95

@@ -3,37 +3,79 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from autoprune.commands.applied import apply_policy
+from torch import nn
+
+from autoprune.commands.applied import Applied, apply_policy
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.screen import Screen
-from autoprune.commands.stages import as_json
-from autoprune.commands.tuning import tune
-from autoprune.config import TrainConfig
+from autoprune.commands.stages import Stage, as_json
+from autoprune.commands.tuning import Tuning, soften, tune
+from autoprune.config import TrainConfig, devices_of
+from autoprune.models import open_adapter
+from autoprune.models._device import resolve_device
+from autoprune.training.distill import check_teacher
 
 RECALIBRATION_IMAGES = 60
 
 
 def run(config: TrainConfig, screen: Screen) -> int:
-    """Prune by a policy, fine-tune, and save ``model.pt``."""
+    """Prune by a policy, soften where asked, fine-tune, and save ``model.pt``."""
+    devices = devices_of(config.device)
+    if len(devices) > 1:
+        for name in devices:
+            resolve_device(name)
     applied = apply_policy(config, screen, images=RECALIBRATION_IMAGES)
-    adapter = applied.network.adapter
-    dense = applied.network.space.allocation(applied.network.space.dense)
+    tuning = Tuning(
+        epochs=config.tuning_epochs,
+        lr_scale=config.lr_scale,
+        batch=config.batch,
+        seed=config.seed,
+        teacher=_teacher(config, applied),
+        distill_weight=config.distill_weight,
+        patience=config.patience or 0,
+        devices=devices if len(devices) > 1 else (),
+    )
     with RunFolder.open("train", config) as folder:
-        pruned, trained = folder.path / "pruned.pt", folder.path / "model.pt"
-        adapter.save(applied.module, pruned, notes=applied.notes)
-        applied.policy.save(folder.path / "policy.json")
-        stages = {
-            "dense": applied.stage(adapter.module, dense, validate=True),
-            "pruned": applied.stage(applied.module, applied.allocation, pruned, validate=True),
-        }
-        tuned = tune(
-            adapter, applied.module, folder.path, epochs=config.epochs, lr_scale=config.lr_scale,
-            batch=config.batch, seed=config.seed, notes=applied.notes, screen=screen,
-        )  # fmt: skip
-        stages["finetuned"] = applied.stage(tuned, applied.allocation, trained, validate=True)
+        stages = _train(config, applied, folder.path, tuning=tuning, screen=screen)
         summary = {**{name: as_json(stage) for name, stage in stages.items()}, "environment": environment()}
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)
         screen.note(f"The trained network is {folder.path / 'model.pt'}.")
     return 0
+
+
+def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
+    """Open the network that teaches, and make sure that it can."""
+    if config.distill is None:
+        return None
+    adapter = applied.network.adapter
+    teacher = open_adapter(
+        config.distill, data=config.data, image_size=adapter.image_size, device=adapter.device,
+        trust=config.trust_checkpoint,
+    ).module  # fmt: skip
+    check_teacher(teacher, applied.module)
+    return teacher
+
+
+def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, screen: Screen) -> dict[str, Stage]:
+    """Save, train and measure; returns the stages, the trained network's last."""
+    network, adapter, module = applied.network, applied.network.adapter, applied.module
+    pruned = folder / "pruned.pt"
+    adapter.save(module, pruned, notes=applied.notes)
+    applied.policy.save(folder / "policy.json")
+    dense = network.space.allocation(network.space.dense)
+    stages = {
+        "dense": applied.stage(adapter.module, dense, validate=True),
+        "pruned": applied.stage(module, applied.allocation, pruned, validate=True),
+    }
+    if config.soften:
+        softening = Tuning(
+            epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
+        )
+        module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, screen=screen)
+        stages["softened"] = applied.stage(module, applied.allocation, folder / "softened.pt", validate=True)
+    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, screen=screen)
+    stages["finetuned"] = applied.stage(tuned, applied.allocation, folder / "model.pt", validate=True)
+    return stages

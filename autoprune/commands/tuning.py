@@ -2,40 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
+from autoprune.config import BudgetedConfig
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
-from autoprune.training.finetune import EpochReport, finetune, resume_finetune
+from autoprune.space import Allocation
+from autoprune.surgery import Surgeon
+from autoprune.training.distill import Distillation
+from autoprune.training.extension import TrainingExtension
+from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.softening import Softening
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the pruned networks of a run are fine-tuned.
+
+    Attributes:
+        epochs: passes over the training images.
+        lr_scale: first learning rate as a share of the dense training's.
+        batch: images per step.
+        seed: fixes the training.
+        teacher: the dense network where it teaches, else None.
+        distill_weight: how much the teacher counts.
+        patience: epochs without a better one after which the training stops; 0 for never.
+        devices: several GPUs to train on; empty for the adapter's own device.
+    """
+
+    epochs: int
+    lr_scale: float
+    batch: int
+    seed: int
+    teacher: nn.Module | None = None
+    distill_weight: float = 1.0
+    patience: int = 0
+    devices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: BudgetedConfig, adapter: Adapter) -> Tuning:
+        """Return what a run that prunes to a budget is told; ``adapter`` has the dense network."""
+        return cls(
+            epochs=config.finetune_epochs or 0,
+            lr_scale=config.lr_scale,
+            batch=config.batch,
+            seed=config.seed,
+            teacher=adapter.module if config.distill else None,
+        )
+
+    def extensions(self) -> Sequence[TrainingExtension]:
+        """Return what takes part in the fine-tuning."""
+        return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
 
 
 def tune(
-    adapter: Adapter, module: nn.Module, folder: Path, *,
-    epochs: int, lr_scale: float, batch: int, seed: int, notes: Mapping[str, Any], screen: Screen,
-) -> nn.Module:  # fmt: skip
+    adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], screen: Screen
+) -> nn.Module:
     """Fine-tune a pruned network and write ``model.pt`` into a folder; go on where an earlier process stopped.
 
     Returns:
         The network as ``model.pt`` holds it: float32, eval mode.
+
+    Raises:
+        TrainingError: the training failed, or ``model.pt`` holds another network.
     """
-    path, out = folder / "model.pt", folder / "finetune"
+    path = folder / "model.pt"
     if not path.exists():
-        with screen.progress("Fine-tuning", epochs) as advance:
-
-            def show(report: EpochReport) -> None:
-                measured = f"mAP50-95 {report.accuracy.map50_95:.3f}" if report.accuracy is not None else ""
-                advance(report.epoch, measured)
-
-            if (out / "weights" / "last.pt").exists():
-                result = resume_finetune(adapter, out=out, on_epoch=show)
-            else:
-                result = finetune(
-                    adapter, module, epochs=epochs, out=out, batch=batch, lr_scale=lr_scale, seed=seed, on_epoch=show
-                )
+        result = _trained(
+            adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
+            changes={"patience": tuning.patience}, extensions=tuning.extensions(),
+        )  # fmt: skip
+        if result.epochs < tuning.epochs:
+            screen.note(
+                f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
+                "better, the best one's weights are kept."
+            )
         adapter.save(result.module, path, notes=notes)
-    return open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+    return _opened(adapter, path, module)
+
+
+def soften(
+    network: Network,
+    allocation: Allocation,
+    folder: Path,
+    *,
+    tuning: Tuning,
+    notes: Mapping[str, Any],
+    screen: Screen,
+) -> nn.Module:
+    """Train the dense network while channels fall to zero, remove these, and write ``softened.pt`` into a folder.
+
+    The learning rate does not fall meanwhile: what remains has to take over until the end, and the fine-tuning that
+    follows has a fall of its own.
+
+    Args:
+        network: the dense network, whose own weights say which channels go.
+        allocation: kept channels per unit.
+        folder: goes on where an earlier process stopped.
+        tuning: its epochs are those of the softening.
+        notes: travel inside the checkpoint.
+        screen: told how it goes.
+
+    Returns:
+        The pruned network as ``softened.pt`` holds it: float32, eval mode.
+    """
+    path, keep, adapter = folder / "softened.pt", network.pruner.kept(allocation), network.adapter
+    if not path.exists():
+        result = _trained(
+            adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,
+            changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
+        )  # fmt: skip
+        adapter.save(Surgeon(result.module, network.graph).materialise(keep), path, notes=notes)
+    return _opened(adapter, path, network.pruner.materialise(allocation))
+
+
+def _trained(
+    adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, screen: Screen,
+    changes: Mapping[str, Any], extensions: Sequence[TrainingExtension],
+) -> FinetuneResult:  # fmt: skip
+    """Train a network in a folder, or go on with it there."""
+    with screen.progress(label, tuning.epochs) as advance:
+
+        def show(report: EpochReport) -> None:
+            measured = f"mAP50-95 {report.accuracy.map50_95:.3f}" if report.accuracy is not None else ""
+            advance(report.epoch, measured)
+
+        if (out / "weights" / "last.pt").exists():
+            return resume_finetune(adapter, out=out, devices=tuning.devices, on_epoch=show, extensions=extensions)
+        return finetune(
+            adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,
+            seed=tuning.seed, devices=tuning.devices, on_epoch=show, changes=changes, extensions=extensions,
+        )  # fmt: skip
+
+
+def _opened(adapter: Adapter, path: Path, pruned: nn.Module) -> nn.Module:
+    """Open what was saved, and make sure that it is the network that was pruned: its parameters, and so its FLOPs."""
+    module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+    check_shapes(shapes_of(module), shapes_of(pruned), path)
+    return module

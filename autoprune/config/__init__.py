@@ -11,16 +11,26 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-from autoprune.config._base import PLACE, BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config._base import (
+    PLACE,
+    BudgetedConfig,
+    PruningConfig,
+    ReconstructingConfig,
+    RuntimeConfig,
+    devices_of,
+    option,
+)
 from autoprune.config.data import DataConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
-from autoprune.config.training import ApplyConfig, SparsifyConfig, TrainConfig
+from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
+from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
     "DataConfig", "Entry", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RunConfig",
-    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SparsifyConfig", "TrainConfig", "option", "to_yaml",
+    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig", "SparsifyConfig", "SparsityConfig",
+    "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
 
 RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig
@@ -37,12 +47,14 @@ COMMANDS: dict[str, type[Config]] = {
     "apply": ApplyConfig,
     "train": TrainConfig,
     "sparsify": SparsifyConfig,
+    "slim": SlimConfig,
     "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
 ONE_STEP = (ApplyConfig, DataConfig)
 """Configurations of the commands that have nothing to resume."""
+
 
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""

@@ -51,13 +51,16 @@ class PruningConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        check_together(self.model, self.data)
+        self._check_model()
         check_criterion(self.criterion)
         check_image_size(self.imgsz)
         check_device(self.device)
         check_counts(self, "round_to", "images", "batch", "threads", least=1)
         check_counts(self, "seed", least=0)
         check_share("min_keep", self.min_keep)
+
+    def _check_model(self) -> None:
+        check_together(self.model, self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +90,13 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
             channels=15% (of those that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: learning rate of the fine-tuning, as a share of the dense training's
+        distill: the dense network teaches the pruned one in the fine-tuning
     """
 
     budget: tuple[str, ...] = ()
     finetune_epochs: int | None = None
     lr_scale: float = 0.1
+    distill: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +104,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
+        if self.distill and self.finetune_epochs == 0:
+            raise ConfigError("--distill is a way of fine-tuning, and --finetune-epochs 0 leaves that out")
 
     def _check_budget(self) -> None:
         Budget.parse(self.budget)
@@ -158,6 +165,27 @@ def check_image_size(value: int | None) -> None:
     """Make sure that an image size is one that detectors take."""
     if value is not None and (value < 32 or value % 32):
         raise ConfigError(f"--imgsz must be a multiple of 32 of at least 32, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Make sure that a number is above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{option(name)} must be above 0, got {value}")
+
+
+def check_devices(value: str) -> None:
+    """Make sure that one device, or several GPUs with commas between them, are named as they are named here."""
+    names = devices_of(value)
+    if len(names) == 1:
+        check_device(value)
+    elif not re.fullmatch(r"cuda:\d+(,\d+)+", value) or len(set(names)) < len(names):
+        raise ConfigError(f"--device takes several GPUs as cuda:0,1, each once, got {value!r}")
+
+
+def devices_of(value: str) -> tuple[str, ...]:
+    """Return the single devices of an option: ``cuda:0,1`` → ``cuda:0``, ``cuda:1``."""
+    first, *others = value.split(",")
+    return (first, *(f"cuda:{index}" for index in others))
 
 
 def check_device(value: str) -> None:

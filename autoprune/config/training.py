@@ -1,13 +1,19 @@
-"""What the commands are told that train a network, before it is pruned or by a policy."""
+"""What the commands are told that make a network by a policy and train it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.choices import PenaltyName
-from autoprune.config._base import check_counts, check_device, check_image_size, check_share, check_together
+from autoprune.config._base import (
+    check_counts,
+    check_device,
+    check_devices,
+    check_image_size,
+    check_positive,
+    check_share,
+    devices_of,
+)
 from autoprune.errors import ConfigError
 
 
@@ -59,8 +65,15 @@ class TrainConfig:
         epochs: how many times to go through the training images
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's
-        batch: images per batch
-        device: where to train: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
+            epochs and keep the last one's
+        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of --model
+        distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
+        soften: first train the dense network while the channels that the policy removes fall to zero
+        soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
+        batch: images per batch; with several GPUs they share it
+        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU where there is
+            one
         threads: CPU threads; by default what torch chooses
         seed: fixes the training
         out: the run folder, which must not exist yet; runs/train-<n> by default
@@ -74,6 +87,11 @@ class TrainConfig:
     epochs: int = 20
     imgsz: int | None = None
     lr_scale: float = 0.1
+    patience: int | None = None
+    distill: Path | None = None
+    distill_weight: float = 1.0
+    soften: bool = False
+    soften_epochs: int | None = None
     batch: int = 16
     device: str = "auto"
     threads: int | None = None
@@ -84,67 +102,37 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_image_size(self.imgsz)
-        check_device(self.device)
+        check_devices(self.device)
         check_share("lr_scale", self.lr_scale)
-        check_counts(self, "epochs", "batch", "threads", least=1)
+        check_positive("distill_weight", self.distill_weight)
+        check_counts(self, "epochs", "batch", "threads", "patience", "soften_epochs", least=1)
         check_counts(self, "seed", least=0)
+        self._check_softening()
+        self._check_devices()
 
+    @property
+    def softening_epochs(self) -> int:
+        """Epochs that the dense network is softened for."""
+        if not self.soften:
+            return 0
+        return self.soften_epochs if self.soften_epochs is not None else max(1, self.epochs // 4)
 
-@dataclass(frozen=True, kw_only=True)
-class SparsifyConfig:
-    """Train the dense network with a penalty that makes channels small, to be pruned then (network slimming).
+    @property
+    def tuning_epochs(self) -> int:
+        """Epochs that the pruned network is fine-tuned for."""
+        return self.epochs - self.softening_epochs
 
-    The optimizer is SGD, whatever the dense training took: Adam divides a penalty's gradient by its own size.
+    def _check_softening(self) -> None:
+        if self.soften_epochs is not None and not self.soften:
+            raise ConfigError("--soften-epochs is for --soften, which is not given")
+        if self.tuning_epochs < 1:
+            raise ConfigError(
+                f"--soften leaves no epoch for fine-tuning: it takes {self.softening_epochs} of --epochs {self.epochs}"
+            )
 
-    Attributes:
-        model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        epochs: how many times to go through the training images
-        sparsity: strength of the penalty; a training of few steps needs more of it
-        penalty: what it makes small: l1 each batch norm scale, group-lasso all weights of a channel together
-        sparsity_warmup: share of the training in which the strength rises from 0, in [0, 1)
-        sparsity_decay: what the strength falls to by the end, as a share in [0, 1]; 1 keeps it constant
-        watch: the batch norm (with group-lasso the unit) whose scales are recorded within the epochs; by default the
-            first that can be pruned
-        lr: first learning rate; it falls by a cosine
-        batch: images per batch
-        device: where to train: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads; by default what torch chooses
-        seed: fixes the training
-        out: the run folder, which must not exist yet; runs/sparsify-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
-    """
-
-    model: Path | None = None
-    data: Path | None = None
-    imgsz: int | None = None
-    epochs: int = 20
-    sparsity: float = 0.01
-    penalty: PenaltyName = PenaltyName.L1
-    sparsity_warmup: float = 0.0
-    sparsity_decay: float = 1.0
-    watch: str | None = None
-    lr: float = 0.001
-    batch: int = 16
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
-
-    def __post_init__(self) -> None:
-        check_together(self.model, self.data)
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "epochs", "batch", "threads", least=1)
-        check_counts(self, "seed", least=0)
-        check_share("lr", self.lr)
-        if not 0 < self.sparsity < math.inf:
-            raise ConfigError(f"--sparsity must be a number above 0, got {self.sparsity}")
-        if not 0 <= self.sparsity_warmup < 1:
-            raise ConfigError(f"--sparsity-warmup must lie in [0, 1), got {self.sparsity_warmup}")
-        if not 0 <= self.sparsity_decay <= 1:
-            raise ConfigError(f"--sparsity-decay must lie in [0, 1], got {self.sparsity_decay}")
+    def _check_devices(self) -> None:
+        count = len(devices_of(self.device))
+        if count > 1 and (self.distill is not None or self.soften):
+            raise ConfigError(f"--distill and --soften train on one device, got --device {self.device}")
+        if self.batch % count:
+            raise ConfigError(f"--batch must be a multiple of the {count} devices that share it, got {self.batch}")

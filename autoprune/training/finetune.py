@@ -1,11 +1,15 @@
-"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings)."""
+"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
+
+Where the parts of a training are: the learning rate's cosine and warm-up, the optimizer and early stopping's default
+in `recipe`; half precision on GPUs (AMP) in `_Training.settings` below; the exponential moving average of the weights
+is Ultralytics' own (``ModelEMA``), it is what is validated, saved and returned; the checks after every save are
+`trainer`'s.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,51 +19,14 @@ from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, TrainingError
 from autoprune.files import saying_why
-from autoprune.models._base import Accuracy, Adapter
-from autoprune.models.recalibration import recalibrate
+from autoprune.models._base import Adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.models.ultralytics.checkpoint import read_checkpoint
+from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
 from autoprune.training.extension import TrainingExtension
+from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import recipe
+from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
 from autoprune.training.session import Session, data_settings, process_state_kept
-
-CALIBRATION_IMAGES = 256
-"""Images that batch norm is recalibrated on after the last epoch."""
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch of fine-tuning brought.
-
-    Attributes:
-        epoch: its number, from 1.
-        epochs: how many there will be.
-        losses: mean of each term of the training loss.
-        accuracy: of the averaged weights on the validation split; None where it was not measured.
-    """
-
-    epoch: int
-    epochs: int
-    losses: Mapping[str, float]
-    accuracy: Accuracy | None
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A fine-tuned network.
-
-    Attributes:
-        module: the exponential moving average of the weights after the last epoch, its batch norm recalibrated on
-            training images; float32, eval mode.
-        epochs: how many epochs it was trained in all, interrupted ones included.
-        batch: images per step; less than asked where memory ran out.
-        losses: mean of each term of the training loss in the last epoch; empty where that was over before.
-    """
-
-    module: nn.Module
-    epochs: int
-    batch: int
-    losses: Mapping[str, float]
 
 
 def finetune(
@@ -72,6 +39,7 @@ def finetune(
     lr_scale: float = 0.1,
     seed: int = 0,
     workers: int | None = None,
+    devices: Sequence[str] = (),
     on_epoch: Callable[[EpochReport], None] | None = None,
     changes: Mapping[str, Any] | None = None,
     extensions: Sequence[TrainingExtension] = (),
@@ -88,27 +56,28 @@ def finetune(
         seed: of the weights' order of images and the augmentations.
         workers: processes that load images; by default one per core up to eight. Ultralytics uses none on a CPU,
             where training is slower than loading.
+        devices: where to train, each in a process of its own with its share of the batch, e.g. ``cuda:0`` and
+            ``cuda:1``; by default on the adapter's device in this process. The processes' words go to
+            ``processes.log`` in ``out``.
         on_epoch: called after every epoch.
-        changes: Ultralytics' training arguments in place of the recipe's.
-        extensions: what takes part in the training.
+        changes: Ultralytics' training arguments in place of the recipe's. With ``patience`` above 0 the training
+            stops after so many epochs without a better one, and the best epoch's weights are the result; they are
+            kept as ``weights/best.pt``.
+        extensions: what takes part in the training; not with ``devices``.
 
     Raises:
-        ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range.
+        ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range, or there are extensions and devices.
         TrainingError: the loss is not a number, or there is no data set.
+        DeviceError: memory runs out.
         RunError: a file cannot be written.
     """
     if epochs < 1 or batch < 1:
         raise ConfigError(f"epochs and batch must be at least 1, got {epochs} and {batch}")
     if not 0 < lr_scale <= 10:
         raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
-    detector = _trainable(adapter)
-    overrides = {
-        **recipe(detector.train_args, epochs=epochs, batch=batch, lr_scale=lr_scale),
-        **_run_settings(detector, out, workers),
-        "seed": seed,
-        **(changes or {}),
-    }
-    return _run(detector, overrides, module, out, on_epoch, extensions)
+    training = _Training(_trainable(adapter), out, workers, tuple(devices), on_epoch, tuple(extensions))
+    arguments = recipe(training.adapter.train_args, epochs=epochs, batch=batch, lr_scale=lr_scale)
+    return training.run({**arguments, **training.settings(), "seed": seed, **(changes or {})}, module)
 
 
 def resume_finetune(
@@ -116,10 +85,11 @@ def resume_finetune(
     *,
     out: Path,
     workers: int | None = None,
+    devices: Sequence[str] = (),
     on_epoch: Callable[[EpochReport], None] | None = None,
     extensions: Sequence[TrainingExtension] = (),
 ) -> FinetuneResult:
-    """Go on with an interrupted `finetune` from its last finished epoch; after the last one, return its network.
+    """Go on with an interrupted `finetune` from its last finished epoch; after its end, return its network.
 
     The settings are those it was started with. As with every resume of Ultralytics the result is not bit for bit
     that of an uninterrupted run: weights and optimizer pass through half precision.
@@ -128,6 +98,7 @@ def resume_finetune(
         adapter: as for `finetune`.
         out: the folder given to the interrupted run.
         workers: as for `finetune`.
+        devices: as for `finetune`.
         on_epoch: called after every epoch that is left.
         extensions: those of the interrupted run.
 
@@ -140,35 +111,10 @@ def resume_finetune(
     if not last.is_file():
         raise TrainingError(f"there is no fine-tuning to resume: {last} does not exist")
     checkpoint = read_checkpoint(last)  # by the safe loader, before Ultralytics opens it with the other one
-    detector = _trainable(adapter)
-    epochs, batch = int(checkpoint.train_args["epochs"]), int(checkpoint.train_args["batch"])
-    if not 0 <= checkpoint.epoch < epochs - 1:
-        module = _final(checkpoint.module, detector, batch)
-        return FinetuneResult(module=module, epochs=epochs, batch=batch, losses={})
-    overrides = {**_run_settings(detector, out, workers), "model": str(last), "resume": str(last)}
-    return _run(detector, overrides, None, out, on_epoch, extensions)
-
-
-def _run_settings(adapter: UltralyticsAdapter, out: Path, workers: int | None) -> dict[str, Any]:
-    """Return the arguments that say where and on what to run."""
-    on_cuda = adapter.device.type == "cuda"
-    return {
-        "task": adapter.task,
-        "mode": "train",
-        "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
-        "data": str(data_settings(adapter)["yaml_file"]),
-        "imgsz": adapter.image_size,
-        "device": str(adapter.device),
-        # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
-        "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
-        "workers": min(8, os.cpu_count() or 1) if workers is None else workers,
-        "save_dir": str(out),
-        "exist_ok": True,
-        "plots": False,
-        "val": True,
-        "verbose": False,
-        "deterministic": True,
-    }
+    training = _Training(_trainable(adapter), out, workers, tuple(devices), on_epoch, tuple(extensions))
+    if _is_over(checkpoint):
+        return training.saved({})
+    return training.run({**training.settings(), "model": str(last), "resume": str(last)}, None)
 
 
 def _trainable(adapter: Adapter) -> UltralyticsAdapter:
@@ -178,73 +124,107 @@ def _trainable(adapter: Adapter) -> UltralyticsAdapter:
     return adapter
 
 
-def _run(
-    adapter: UltralyticsAdapter,
-    overrides: dict[str, Any],
-    module: nn.Module | None,
-    out: Path,
-    on_epoch: Callable[[EpochReport], None] | None,
-    extensions: Sequence[TrainingExtension],
-) -> FinetuneResult:
-    reports: list[EpochReport] = []
-
-    def report(trainer: Any) -> None:
-        reports.append(_report(trainer))
-        if on_epoch is not None:
-            on_epoch(reports[-1])
-
-    with process_state_kept(adapter.device), saying_why(out):
-        try:
-            trainer = Session(adapter, overrides)
-            if module is not None:
-                trainer.model = trainer.get_model(weights=module)
-            for extension in extensions:
-                extension.attach(trainer)
-            trainer.listen("on_train_epoch_end", _refuse_nan)
-            trainer.listen("on_fit_epoch_end", report)
-            trainer.train()
-        except RuntimeError as error:
-            if "out of memory" not in str(error).lower():
-                raise
-            raise DeviceError(f"out of memory while fine-tuning on {adapter.device}; give a smaller batch") from error
-    network = _final(trainer.ema.ema, adapter, int(trainer.batch_size))
-    return FinetuneResult(
-        module=network, epochs=int(trainer.epochs), batch=int(trainer.batch_size), losses=reports[-1].losses
+def _is_over(checkpoint: Checkpoint) -> bool:
+    """Return whether the training that wrote a ``last.pt`` went through all epochs, or stopped early."""
+    finished, patience = checkpoint.epoch + 1, int(checkpoint.train_args["patience"])
+    return not 0 < finished < int(checkpoint.train_args["epochs"]) or (
+        patience > 0 and finished - checkpoint.best_epoch >= patience
     )
 
 
-def _report(trainer: Any) -> EpochReport:
-    metrics = trainer.metrics or {}
-    accuracy = None
-    if "metrics/mAP50-95(B)" in metrics:
-        accuracy = Accuracy(map50=metrics["metrics/mAP50(B)"], map50_95=metrics["metrics/mAP50-95(B)"])
-    losses = {name: float(value) for name, value in trainer.tloss.items()}
-    return EpochReport(epoch=trainer.epoch + 1, epochs=trainer.epochs, losses=losses, accuracy=accuracy)
+@dataclass(frozen=True)
+class _Training:
+    """What a fresh and a resumed fine-tune have in common; the fields are the arguments of `finetune`."""
 
+    adapter: UltralyticsAdapter
+    out: Path
+    workers: int | None
+    devices: tuple[str, ...]
+    on_epoch: Callable[[EpochReport], None] | None
+    extensions: tuple[TrainingExtension, ...]
 
-def _refuse_nan(trainer: Any) -> None:
-    """Stop at a loss that is not a number, where Ultralytics would go on from the last good epoch three times."""
-    losses = {name: float(value) for name, value in trainer.tloss.items()}
-    if not all(map(math.isfinite, losses.values())):
-        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        raise TrainingError(
-            f"the training loss is not a number in epoch {trainer.epoch + 1} ({terms}); lower the learning rate "
-            f"(it starts at {trainer.args.lr0:g})"
+    def __post_init__(self) -> None:
+        if self.devices and self.extensions:
+            raise ConfigError(f"what takes part in a training needs one device, got {', '.join(self.devices)}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that say where and on what to run."""
+        adapter = self.adapter
+        on_cuda = adapter.device.type == "cuda"
+        return {
+            "task": adapter.task,
+            "mode": "train",
+            "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
+            "data": str(data_settings(adapter)["yaml_file"]),
+            "imgsz": adapter.image_size,
+            "device": ",".join(self.devices) or str(adapter.device),
+            # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
+            "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
+            "workers": min(8, os.cpu_count() or 1) if self.workers is None else self.workers,
+            "save_dir": str(self.out),
+            "exist_ok": True,
+            "plots": False,
+            "val": True,
+            "verbose": False,
+            "deterministic": True,
+        }
+
+    def run(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
+        """Train a network, or where there is none the one of the checkpoint that the arguments resume."""
+        with process_state_kept(self.adapter.device), saying_why(self.out):
+            if self.devices:
+                reports = self._in_processes(arguments, module)
+                return self.saved(reports[-1].losses if reports else {})
+            try:
+                return self._here(arguments, module)
+            except RuntimeError as error:
+                if "out of memory" not in str(error).lower():
+                    raise
+                raise DeviceError(
+                    f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"
+                ) from error
+
+    def saved(self, losses: Mapping[str, float]) -> FinetuneResult:
+        """Return the result of a training that is over, from its files."""
+        weights = self.out / "weights"
+        last = read_checkpoint(weights / "last.pt")
+        batch, epochs = int(last.train_args["batch"]), int(last.train_args["epochs"])
+        result = read_checkpoint(weights / "best.pt") if int(last.train_args["patience"]) else last
+        return FinetuneResult(
+            module=final_network(result.module, self.adapter, batch),
+            epochs=last.epoch + 1 if last.epoch >= 0 else epochs,
+            batch=batch,
+            losses=losses,
         )
 
+    def _here(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
+        reports: list[EpochReport] = []
 
-def _final(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:
-    """Return a copy of the averaged weights with its own batch norm statistics and the dense network's settings.
+        def report(trainer: Any) -> None:
+            reports.append(report_of(trainer))
+            if self.on_epoch is not None:
+                self.on_epoch(reports[-1])
 
-    Ultralytics lets batch norm forget 3% of its statistics per step, so that after a training of a few dozen steps they
-    are those of weights long gone: after 6 epochs of 13 steps recalibration brought mAP50-95 from 0.441 to 0.467. Where
-    the learning rate had long been low it changed at most 0.004.
-    """
-    network: Any = deepcopy(averaged).to(adapter.device).float()
-    recalibrate(network, adapter.calibration(images=CALIBRATION_IMAGES, batch=batch, seed=0))
-    dense: Any = adapter.module
-    network.args, network.criterion, network.names = dense.args, None, dense.names
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad = ".dfl." not in name
-    final: nn.Module = network
-    return final
+        session = Session(overrides=arguments)
+        if module is not None:
+            session.model = session.get_model(weights=module)
+        for extension in self.extensions:
+            extension.attach(session)
+        session.listen("on_fit_epoch_end", report)
+        session.train()
+        batch = int(session.batch_size)
+        averaged = read_checkpoint(session.best).module if session.keeps_best else session.ema.ema
+        return FinetuneResult(
+            module=final_network(averaged, self.adapter, batch),
+            epochs=reports[-1].epoch,
+            batch=batch,
+            losses=reports[-1].losses,
+        )
+
+    def _in_processes(self, arguments: dict[str, Any], module: nn.Module | None) -> Sequence[EpochReport]:
+        if module is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            start = self.out / "start.pt"  # the processes get the network as a file
+            self.adapter.save(module, start)
+            arguments = {**arguments, "model": str(start)}
+        return train_in_processes(Session(overrides=arguments), self.on_epoch)

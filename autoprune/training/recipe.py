@@ -63,7 +63,7 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         "warmup_epochs": min(1.0, 0.1 * epochs),  # the weights are good already: only the optimizer's moments warm up
         "warmup_bias_lr": 0.0,  # Ultralytics' 0.1 is for biases that start at nothing
         "close_mosaic": min(epochs, max(UNMIXED_EPOCHS, epochs // 2)),
-        "patience": epochs,  # no early stop: the schedule ends where the learning rate does
+        "patience": 0,  # no early stop: the schedule ends where the learning rate does
     }
 
 

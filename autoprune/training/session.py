@@ -1,7 +1,8 @@
-"""One fine-tune in this process: stock training that prints nothing, reports to nobody, and leaves no trace."""
+"""One fine-tune in a process: stock training that prints nothing, reports to nobody, and leaves no trace."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,25 +14,38 @@ import torch
 
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.models.ultralytics.data import TrainingImages, random_state_kept
+from autoprune.models.ultralytics.data import TrainingImages, random_state_kept, read_data_set
 from autoprune.training.extension import GRADIENTS, STEPPED
 from autoprune.training.trainer import PrunedTrainer
 
 
 class Session(PrunedTrainer):
-    """`PrunedTrainer` on the adapter's data set, heard by nobody but autoprune, writing ``last.pt`` only.
+    """`PrunedTrainer` heard by nobody but autoprune, writing ``last.pt``, and ``best.pt`` where it may stop early.
 
     No integration of Ultralytics (ClearML, Comet, MLflow, TensorBoard, W&B, its platform) hears of the run. The
-    class is not named a trainer, because Ultralytics loads its integrations for classes that are.
+    class is not named a trainer, because Ultralytics loads its integrations for classes that are. It is made from
+    its arguments alone, because Ultralytics makes it anew in every process of a training on several GPUs.
+
+    Args:
+        cfg: Ultralytics' arguments; `overrides` come first.
+        overrides: Ultralytics' arguments; ``data`` is a data set's YAML file, ``patience`` above 0 stops early.
+        _callbacks: ignored; Ultralytics hands them to every trainer.
     """
 
-    def __init__(self, adapter: UltralyticsAdapter, overrides: dict[str, Any]) -> None:
-        self._adapter = adapter
+    def __init__(
+        self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
+    ) -> None:
         self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
+        self.listen("on_train_epoch_end", _refuse_nan)  # first: nothing is made of what is no number
         threads = torch.get_num_threads()
-        super().__init__(overrides=overrides, _callbacks=None)
+        super().__init__(cfg, overrides, None)
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the training may stop early, so that the best epoch's weights are its result."""
+        return bool(self.args.patience)
 
     def listen(self, event: str, listener: Callable[[Any], None]) -> None:
         """Call ``listener(trainer)`` at an event of Ultralytics' training loop, or at ``GRADIENTS`` or ``STEPPED``.
@@ -53,8 +67,8 @@ class Session(PrunedTrainer):
         return optimizer
 
     def get_dataset(self) -> dict[str, Any]:
-        """Return the adapter's data set; Ultralytics' own look-up would ask the network for a font."""
-        return dict(data_settings(self._adapter))
+        """Return the data set; Ultralytics' own look-up would ask the network for a font."""
+        return dict(read_data_set(Path(self.args.data)).settings)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a split as Ultralytics does, with the label cache in the run's folder."""
@@ -67,22 +81,26 @@ class Session(PrunedTrainer):
             augment=training,
             hyp=self.args,
             rect=not training,
-            stride=max(int(self.model.stride.max()), 32),
+            stride=self.stride,
             pad=0.0 if training else 0.5,
             data=self.data,
             task=self.args.task,
         )
 
     def save_model(self) -> bool:
-        """Write ``last.pt`` whole or not at all, so that a kill while it is written leaves the one before."""
-        last = Path(self.save_dir) / "weights" / "last.pt"
-        fresh = last.with_suffix(".tmp")
-        self.last = self.best = fresh
+        """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""
+        weights = Path(self.save_dir) / "weights"
+        last, best = weights / "last.pt", weights / "best.pt"
+        self.last = last.with_suffix(".tmp")
+        self.best = best.with_suffix(".tmp") if self.keeps_best else self.last
+        self.best.unlink(missing_ok=True)  # of a process that was killed
         try:
             super().save_model()
-            fresh.replace(last)
+            if self.keeps_best and self.best.exists():
+                self.best.replace(best)  # first: last.pt may not tell of a best epoch whose weights are not there
+            self.last.replace(last)
         finally:
-            self.last = self.best = last
+            self.last, self.best = last, best
         return True
 
     def final_eval(self) -> None:
@@ -94,6 +112,17 @@ def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
     if adapter.data is None:
         raise TrainingError("fine-tuning needs a data set; give its YAML file with --data")
     return adapter.data.settings
+
+
+def _refuse_nan(trainer: Any) -> None:
+    """Stop at a loss that is not a number, where Ultralytics would go on from the last good epoch three times."""
+    losses = {name: float(value) for name, value in trainer.tloss.items()}
+    if not all(map(math.isfinite, losses.values())):
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        raise TrainingError(
+            f"the training loss is not a number in epoch {trainer.epoch + 1} ({terms}); lower the learning rate "
+            f"(it starts at {trainer.args.lr0:g})"
+        )
 
 
 @contextmanager

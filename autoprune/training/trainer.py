@@ -17,6 +17,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import stock
+from autoprune.training.shapes import Shapes, check_saved, shapes_of
 
 
 class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
@@ -24,11 +25,14 @@ class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
 
     Everything but the origin of the network is Ultralytics' own: its arguments, augmentations, schedules,
     logging, resume and DDP. The checkpoints it writes hold stock classes only. ``optimizer="auto"`` ignores
-    ``lr0``: name the optimizer if the learning rate matters (see `autoprune.training.finetune`).
+    ``lr0``: name the optimizer if the learning rate matters (see `autoprune.training.finetune`). After every
+    save the file is looked into: its tensors must have the shapes of the network that the training began with.
 
     Raises:
-        TrainingError: what is asked would train another network than the pruned one.
+        TrainingError: what is asked would train another network than the pruned one, or a checkpoint holds another.
     """
+
+    _shapes: Shapes
 
     def __init__(
         self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
@@ -59,6 +63,18 @@ class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
             parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
         trainable: nn.Module = self.set_model_names_for_load(network)
         return trainable
+
+    def setup_model(self) -> Any:
+        """Load the network where it is given as a file, and remember its shapes; returns the checkpoint to resume."""
+        checkpoint = super().setup_model()
+        self._shapes = shapes_of(self.model)
+        return checkpoint
+
+    def save_model(self) -> bool:
+        """Write the checkpoints, and make sure that they hold the pruned network."""
+        written: bool = super().save_model()
+        check_saved(Path(self.last), self._shapes)
+        return written
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device; on a CPU in channels-last order, which trains about a sixth faster."""

@@ -34,12 +34,14 @@ class Checkpoint:
         train_args: the settings that it was trained with; Ultralytics' defaults fill what is missing.
         notes: autoprune's own notes, where an earlier run wrote some.
         epoch: the last finished epoch of an interrupted training, from 0; -1 for a finished one.
+        best_epoch: the epoch with the best accuracy so far, from 1, where early stopping looks for it; else 0.
     """
 
     module: nn.Module
     train_args: Mapping[str, Any]
     notes: Mapping[str, Any]
     epoch: int
+    best_epoch: int = 0
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
@@ -70,6 +72,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         train_args={**stock.DEFAULT_CFG_DICT, **{k: v for k, v in given.items() if k in stock.DEFAULT_CFG_DICT}},
         notes=notes if isinstance(notes, dict) else {},
         epoch=-1 if epoch is None else int(epoch),
+        best_epoch=int((content.get("stopper") or {}).get("best_epoch", 0)),
     )
 
 

@@ -19,6 +19,7 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, guess_model_scale, guess_model_task, torch_safe_load
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, YAML, IterableSimpleNamespace
+from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
@@ -44,7 +45,9 @@ __all__ = [
     "bbox2dist",
     "bbox_iou",
     "child_environment",
+    "ddp_cleanup",
     "dist2bbox",
+    "generate_ddp_file",
     "get_cfg",
     "guess_model_scale",
     "guess_model_task",

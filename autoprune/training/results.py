@@ -1,0 +1,103 @@
+"""What a fine-tune tells and gives: a report per epoch, and the network at its end."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoprune.models._base import Accuracy
+from autoprune.models.recalibration import recalibrate
+from autoprune.models.ultralytics import UltralyticsAdapter
+
+CALIBRATION_IMAGES = 256
+"""Images that batch norm is recalibrated on after the last epoch."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of fine-tuning brought.
+
+    Attributes:
+        epoch: its number, from 1.
+        epochs: how many there will be, unless the training stops early.
+        losses: mean of each term of the training loss.
+        accuracy: of the averaged weights on the validation split; None where it was not measured.
+    """
+
+    epoch: int
+    epochs: int
+    losses: Mapping[str, float]
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A fine-tuned network.
+
+    Attributes:
+        module: the exponential moving average of the weights after the last epoch, or after the best one where the
+            training may stop early; its batch norm recalibrated on training images; float32, eval mode.
+        epochs: how many epochs it was trained in all, interrupted ones included.
+        batch: images per step; less than asked where memory ran out.
+        losses: mean of each term of the training loss in the last epoch; empty where that was over before.
+    """
+
+    module: nn.Module
+    epochs: int
+    batch: int
+    losses: Mapping[str, float]
+
+
+def report_of(trainer: Any) -> EpochReport:
+    """Return the report of the epoch that a trainer has just finished."""
+    losses = {name: float(value) for name, value in trainer.tloss.items()}
+    return EpochReport(trainer.epoch + 1, trainer.epochs, losses, _accuracy(trainer.metrics or {}))
+
+
+def reports_in(path: Path, *, epochs: int) -> Sequence[EpochReport]:
+    """Return the reports in a ``results.csv`` that a training process writes; a line not yet complete is left out.
+
+    Args:
+        path: the file, which need not exist yet.
+        epochs: how many there will be.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return [
+        EpochReport(
+            epoch=int(row["epoch"]),
+            epochs=epochs,
+            losses={name.removeprefix("train/"): float(row[name]) for name in row if name.startswith("train/")},
+            accuracy=_accuracy({name: float(value) for name, value in row.items()}),
+        )
+        for row in rows
+    ]
+
+
+def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
+    if "metrics/mAP50-95(B)" not in metrics:
+        return None
+    return Accuracy(map50=metrics["metrics/mAP50(B)"], map50_95=metrics["metrics/mAP50-95(B)"])
+
+
+def final_network(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:
+    """Return a copy of the averaged weights with its own batch norm statistics and the dense network's settings.
+
+    Ultralytics lets batch norm forget 3% of its statistics per step, so that after a training of a few dozen steps they
+    are those of weights long gone: after 6 epochs of 13 steps recalibration brought mAP50-95 from 0.441 to 0.467. Where
+    the learning rate had long been low it changed at most 0.004.
+    """
+    network: Any = deepcopy(averaged).to(adapter.device).float()
+    recalibrate(network, adapter.calibration(images=CALIBRATION_IMAGES, batch=batch, seed=0))
+    dense: Any = adapter.module
+    network.args, network.criterion, network.names = dense.args, None, dense.names
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = ".dfl." not in name
+    final: nn.Module = network
+    return final
