@@ -108,7 +108,7 @@ class _Comparison:
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
         self._screen.note(f"Fine-tuning {label} (score {found.score:+.4f})")
-        tuning = replace(Tuning.of(config, adapter), seed=config.seed + seed)
+        tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, screen=self._screen)
         return Tuned(before, adapter.validate(trained).map50_95, costs)
 

@@ -95,7 +95,7 @@ class CriteriaComparison:
             path = folder.path / "networks" / criterion
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
-            tuning, notes = Tuning.of(config, network.adapter), {"criterion": criterion}
+            tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
             trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
             row["map50_95_after"] = network.adapter.validate(trained).map50_95
         return row

@@ -51,11 +51,15 @@ class Deployment:
         budget: what it must hold.
         path: the folder of its files, which exists.
         label: tells the networks of one run apart in its journal; empty where there is one only.
+        teacher: what teaches in the fine-tune, where that is asked for; the run's dense network if None.
     """
 
-    def __init__(self, run: PruningRun, budget: Budget, *, path: Path, label: str = "") -> None:
+    def __init__(
+        self, run: PruningRun, budget: Budget, *, path: Path, label: str = "", teacher: nn.Module | None = None
+    ) -> None:
         self._run, self._budget, self._path = run, budget, path
         self._prefix = f"{label} " if label else ""
+        self._teacher = teacher if teacher is not None else run.network.adapter.module
 
     def save_policy(self, found: Found, *, strategy: str, evaluations: int, name: str = "policy.json") -> None:
         """Write the policy of a network."""
@@ -108,7 +112,7 @@ class Deployment:
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
             return stages
-        tuning = Tuning.of(config, adapter)
+        tuning = Tuning.of(config, self._teacher)
         tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, screen=run.screen)
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 

@@ -154,6 +154,6 @@ class References:
         path = self._run.folder.path / "references" / name
         path.mkdir(parents=True, exist_ok=True)
         self._run.screen.note(f"Reference: {name}")
-        tuning = Tuning.of(config, adapter)  # alike for all: where there is a teacher, these have it too
+        tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
         trained = tune(adapter, module, path, tuning=tuning, notes={}, screen=self._run.screen)
         return adapter.validate(trained).map50_95

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import nn
 
 from autoprune.budget import Budget
 from autoprune.commands.deployment import Deployment
@@ -54,18 +55,26 @@ def with_defaults(config: Kind) -> Kind:
 class SearchRun:
     """One search, stage by stage.
 
+    Args:
+        config: what it was told, defaults filled in.
+        folder: where it leaves its results.
+        screen: told how it goes.
+        teacher: what teaches in the fine-tune, where that is asked for; the dense network if None.
+
     Attributes:
         run: the network.
         deployment: the files and figures of what is found.
     """
 
-    def __init__(self, config: SearchConfig, folder: RunFolder, screen: Screen) -> None:
+    def __init__(
+        self, config: SearchConfig, folder: RunFolder, screen: Screen, *, teacher: nn.Module | None = None
+    ) -> None:
         self._config = config
         self._budget = Budget.parse(config.budget)
         check_runs(config.warm_start, config)  # before anything is measured
         self.run = PruningRun(config, folder, screen)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
-        self.deployment = Deployment(self.run, self._budget, path=folder.path)
+        self.deployment = Deployment(self.run, self._budget, path=folder.path, teacher=teacher)
 
     def shipped(self) -> tuple[dict[str, Stage], dict[str, Any]]:
         """Search, prune, fine-tune; return the stages, ``dense`` first, and the figures of the search."""

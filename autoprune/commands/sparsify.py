@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import torch
 from torch import nn
 
 from autoprune.choices import PenaltyName
 from autoprune.commands.folder import RunFolder, environment
-from autoprune.commands.network import Network, open_network
+from autoprune.commands.network import Network, open_network, pin_threads
 from autoprune.commands.run import with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.sparsity import RECORD, SPARSE, Sparsity, SparsitySettings, sparsify
 from autoprune.config import SparsifyConfig
 from autoprune.models._base import Accuracy
-from autoprune.training.sparsity import Schedule
 
 _CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
 """The criterion that finds what a penalty made small."""
@@ -31,13 +29,13 @@ def run(config: SparsifyConfig, screen: Screen) -> int:
 
 def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None:
     assert config.model is not None
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    pin_threads(config.threads, folder)
     network = open_network(
         config.model, data=config.data, image_size=config.imgsz, device=config.device, trust=config.trust_checkpoint,
         criterion="l1", screen=screen,  # which channels matter is not asked before they are sparse
     )  # fmt: skip
-    module, found = sparsify(network, folder.path, _settings(config), screen)
+    settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
+    module, found = sparsify(network, folder.path, settings, screen)
     dense = _accuracy("dense", network.adapter.module, network, folder)
     sparse = _accuracy("sparse", module, network, folder)
     summary = {
@@ -59,18 +57,6 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
     screen.note(
         f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
         f"{_CRITERIA[config.penalty]} --budget flops=50%"
-    )
-
-
-def _settings(config: SparsifyConfig) -> SparsitySettings:
-    return SparsitySettings(
-        penalty=config.penalty,
-        schedule=Schedule(config.sparsity, config.sparsity_warmup, config.sparsity_decay),
-        epochs=config.epochs,
-        lr=config.lr,
-        batch=config.batch,
-        seed=config.seed,
-        watch=config.watch,
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from autoprune.choices import PenaltyName
 from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
+from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError
 from autoprune.models import open_adapter
 from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, watched_scales
@@ -50,6 +51,14 @@ class SparsitySettings:
     batch: int
     seed: int
     watch: str | None = None
+
+    @classmethod
+    def of(cls, config: SparsityConfig, *, epochs: int, lr: float, batch: int, seed: int) -> SparsitySettings:
+        """Return what a command is told; the rest are the fields above."""
+        schedule = Schedule(config.sparsity, config.sparsity_warmup, config.sparsity_decay)
+        return cls(
+            penalty=config.penalty, schedule=schedule, epochs=epochs, lr=lr, batch=batch, seed=seed, watch=config.watch
+        )
 
 
 @dataclass(frozen=True)

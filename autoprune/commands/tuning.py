@@ -19,6 +19,7 @@ from autoprune.surgery import Surgeon
 from autoprune.training.distill import Distillation
 from autoprune.training.extension import TrainingExtension
 from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.recipe import beginners_recipe
 from autoprune.training.results import EpochReport, FinetuneResult
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.softening import Softening
@@ -49,14 +50,14 @@ class Tuning:
     devices: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: BudgetedConfig, adapter: Adapter) -> Tuning:
-        """Return what a run that prunes to a budget is told; ``adapter`` has the dense network."""
+    def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
+        """Return what a run that prunes to a budget is told; the teacher teaches only where it is asked to."""
         return cls(
             epochs=config.finetune_epochs or 0,
             lr_scale=config.lr_scale,
             batch=config.batch,
             seed=config.seed,
-            teacher=adapter.module if config.distill else None,
+            teacher=teacher if config.distill else None,
         )
 
     def extensions(self) -> Sequence[TrainingExtension]:
@@ -88,6 +89,22 @@ def tune(
             )
         adapter.save(result.module, path, notes=notes)
     return _opened(adapter, path, module)
+
+
+def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen: Screen) -> Path:
+    """Train an adapter's own network, which has learnt nothing yet; go on where an earlier process stopped.
+
+    Returns:
+        Its checkpoint, ``model.pt`` in the folder.
+    """
+    path = folder / "model.pt"
+    if not path.exists():
+        result = _trained(
+            adapter, adapter.module, folder / "training", label="Training", tuning=tuning, screen=screen,
+            changes=beginners_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
+        )  # fmt: skip
+        adapter.save(result.module, path)
+    return path
 
 
 def soften(
