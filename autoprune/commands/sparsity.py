@@ -14,11 +14,11 @@ from torch import nn
 from autoprune.choices import PenaltyName
 from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
+from autoprune.commands.tuning import Tuning, trained
 from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError
 from autoprune.models import open_adapter
 from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, watched_scales
-from autoprune.training.finetune import EpochReport, finetune, resume_finetune
 from autoprune.training.penalties import Penalty, make_penalty
 from autoprune.training.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
 from autoprune.training.sparsity_record import SHARES, Scales, SparsityRecord
@@ -150,22 +150,15 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
 
 
 def _train(
-    network: Network, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, screen: Screen
+    network: Network, folder: Path, settings: SparsitySettings, extension: SparsityTraining, screen: Screen
 ) -> nn.Module:
     adapter = network.adapter
-    with screen.progress("Sparsity", settings.epochs) as advance, closing(extension):
-
-        def show(report: EpochReport) -> None:
-            advance(report.epoch, f"mAP50-95 {report.accuracy.map50_95:.3f}" if report.accuracy is not None else "")
-
-        if (out / "weights" / "last.pt").exists():
-            result = resume_finetune(adapter, out=out, on_epoch=show, extensions=[extension])
-        else:
-            result = finetune(
-                adapter, adapter.module, epochs=settings.epochs, out=out, batch=settings.batch, seed=settings.seed,
-                on_epoch=show, changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
-            )  # fmt: skip
-    return result.module
+    tuning = Tuning(epochs=settings.epochs, lr_scale=1.0, batch=settings.batch, seed=settings.seed)
+    with closing(extension):
+        return trained(
+            adapter, adapter.module, folder / "sparsity", label="Sparsity", tuning=tuning, screen=screen,
+            changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
+        ).module  # fmt: skip
 
 
 def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> None:

@@ -78,7 +78,7 @@ def tune(
     """
     path = folder / "model.pt"
     if not path.exists():
-        result = _trained(
+        result = trained(
             adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
             changes={"patience": tuning.patience}, extensions=tuning.extensions(),
         )  # fmt: skip
@@ -99,7 +99,7 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen
     """
     path = folder / "model.pt"
     if not path.exists():
-        result = _trained(
+        result = trained(
             adapter, adapter.module, folder / "training", label="Training", tuning=tuning, screen=screen,
             changes=beginners_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
         )  # fmt: skip
@@ -134,7 +134,7 @@ def soften(
     """
     path, keep, adapter = folder / "softened.pt", network.pruner.kept(allocation), network.adapter
     if not path.exists():
-        result = _trained(
+        result = trained(
             adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,
             changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
         )  # fmt: skip
@@ -142,11 +142,22 @@ def soften(
     return _opened(adapter, path, network.pruner.materialise(allocation))
 
 
-def _trained(
+def trained(
     adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, screen: Screen,
     changes: Mapping[str, Any], extensions: Sequence[TrainingExtension],
 ) -> FinetuneResult:  # fmt: skip
-    """Train a network in a folder, or go on with it there."""
+    """Train a network in a folder, or go on with it there.
+
+    Args:
+        adapter: has the data.
+        module: the network; it is not changed.
+        out: as for `finetune`.
+        label: of the progress display.
+        tuning: how.
+        screen: told how it goes.
+        changes: as for `finetune`.
+        extensions: what takes part.
+    """
     with screen.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
