@@ -12,9 +12,14 @@ from autoprune.importance._base import Importance, Member
 
 
 class BatchNormImportance(Importance):
-    """|γ| of the batch norms of a group (Liu et al., "Network Slimming", ICCV 2017, section 3)."""
+    """|γ| of the batch norms of a group (Liu et al., "Network Slimming", ICCV 2017, section 3).
+
+    Not divided by their mean: γ scales what has unit variance in every layer, and of a layer that sparsity training has
+    switched off all channels are to score low.
+    """
 
     name = "bn"
+    normalised = False
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
         """Return |γ| of every affine batch norm."""
