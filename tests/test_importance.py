@@ -105,6 +105,22 @@ def test_every_criterion_has_a_name_that_can_be_chosen() -> None:
     assert set(IMAGE_CRITERIA) == set(FROM_IMAGES)
 
 
+def test_batch_norm_scales_of_one_channel_are_averaged() -> None:
+    module, graph = network()
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.weight.data.fill_(0.5)
+    for group, scores in zip(graph.groups, make_criterion("bn")(module, graph), strict=True):
+        assert set(np.unique(scores)) <= {0.0, 0.5}, group.name
+
+
+def test_a_layer_with_small_batch_norm_scales_scores_below_all_others() -> None:
+    module, graph = network()
+    module.inner.bn.weight.data *= 0.01
+    scores = make_criterion("bn")(module, graph)
+    assert unit_scores(scores, graph, "inner").max() < unit_scores(scores, graph, "stem").min()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("random", "fpgm")])
 def test_a_dead_channel_goes_first(name: str) -> None:
     module, graph = network()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_a_finished_run_is_told_again_without_training(finished: Path, capsys: p
     said = capsys.readouterr().out
     assert f"autoprune search --model {finished / 'sparse.pt'} --data" in said
     assert "--strategy global --criterion bn --budget flops=50%" in said
+
+
+def test_a_record_of_another_training_is_told(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((run / "sparsity.json").read_text())
+    (run / "sparsity.json").write_text(json.dumps({**record, "watched": "model.99.bn"}))
+    assert main(["sparsify", "--resume", str(run)]) == 2
+    assert "sparsity.json is of another training (l1, model.99.bn); remove it" in one_sentence(capsys.readouterr().err)
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(

@@ -16,7 +16,7 @@ from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import Tuning, trained
 from autoprune.config import SparsityConfig
-from autoprune.errors import ConfigError
+from autoprune.errors import ConfigError, RunError
 from autoprune.models import open_adapter
 from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.penalties import Penalty, make_penalty
@@ -111,6 +111,7 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
         ModelError: the penalty finds nothing in the network.
         ConfigError: there is no such layer to watch.
         TrainingError: the loss is not a number.
+        RunError: a file cannot be written, or the record is damaged or of another training.
     """
     adapter, path = network.adapter, folder / SPARSE
     penalty = make_penalty(settings.penalty, adapter.module, network.graph)
@@ -144,9 +145,12 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
             f"--watch must name one of the {len(known)} layers that --penalty {settings.penalty.value} makes small, "
             f"such as {', '.join(shown)}, got {watched}"
         )
-    if path.exists():
-        return SparsityRecord.load(path)
-    return SparsityRecord.start(dense, penalty=settings.penalty.value, watched=watched)
+    if not path.exists():
+        return SparsityRecord.start(dense, penalty=settings.penalty.value, watched=watched)
+    record = SparsityRecord.load(path)
+    if (record.penalty, record.watched) != (settings.penalty.value, watched):
+        raise RunError(f"{path} is of another training ({record.penalty}, {record.watched}); remove it to go on")
+    return record
 
 
 def _train(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import nn
 
 from autoprune.errors import ModelError
@@ -12,9 +14,15 @@ from autoprune.importance._base import Importance, Member
 
 
 class BatchNormImportance(Importance):
-    """|γ| of the batch norms of a group (Liu et al., "Network Slimming", ICCV 2017, section 3)."""
+    """Mean |γ| of a channel's batch norms (Liu et al., "Network Slimming", ICCV 2017, section 3).
+
+    Not divided by the layer's mean: γ scales what has unit variance in every layer, and of a layer that sparsity
+    training has switched off all channels are to score low. The mean, where a sum would raise channels that several
+    layers add up to above those of one layer.
+    """
 
     name = "bn"
+    normalised = False
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
         """Return |γ| of every affine batch norm."""
@@ -26,4 +34,7 @@ class BatchNormImportance(Importance):
         ]
         if not scales:
             raise ModelError("The criterion bn needs batch norm layers and this network has none; use --criterion l1")
-        return scales
+        norms = np.bincount(np.concatenate([one.channels for one in scales]), minlength=graph.channels)
+        return [
+            Member(one.channels, one.scores / torch.from_numpy(norms[one.channels]).to(one.scores)) for one in scales
+        ]

@@ -19,8 +19,9 @@ class ThresholdStrategy(DialogueStrategy):
     """Keeps the channels above one importance threshold (Liu et al., "Network Slimming", ICCV 2017, section 3).
 
     The threshold is the lowest with which the budget holds; what rounding left is given back. One proposal. The scores
-    are compared across units as they come: ``Importance`` divides each tensor's by their mean, so that a unit loses
-    many channels where a few of them stand out, not where its weights are small.
+    are compared across units as they come: most criteria divide each tensor's by their mean
+    (``Importance.normalised``), so that a unit loses many channels where a few of them stand out, not where its weights
+    are small.
 
     Args:
         constraint: the limits.
