@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from autoprune.models._base import Adapter
 
-__all__ = ["open_adapter"]
+__all__ = ["build_adapter", "open_adapter"]
 
 
 def open_adapter(
@@ -38,3 +38,25 @@ def open_adapter(
     from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
 
     return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)
+
+
+def build_adapter(
+    architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu", seed: int = 0
+) -> Adapter:
+    """Build a network that has learnt nothing yet, for the classes of a data set (today: Ultralytics' detectors).
+
+    Args:
+        architecture: as the family names it; see `UltralyticsAdapter.untrained`.
+        data: the data set's description.
+        image_size: square input size in pixels; the family's default if None.
+        device: where to compute.
+        seed: of the weights.
+
+    Raises:
+        ModelError: there is no such architecture.
+        DataError: the data set is missing or malformed.
+        DeviceError: the device is unknown or not there.
+    """
+    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+
+    return UltralyticsAdapter.untrained(architecture, data=data, image_size=image_size, device=device, seed=seed)

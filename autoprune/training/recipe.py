@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autoprune.models.ultralytics import stock
+
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
 """Dense learning rates where the checkpoint does not tell one (Ultralytics' own recommendations)."""
 
@@ -63,6 +65,19 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         "close_mosaic": min(epochs, max(UNMIXED_EPOCHS, epochs // 2)),
         "patience": epochs,  # no early stop: the schedule ends where the learning rate does
     }
+
+
+def beginners_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
+    """Return what a network that has learnt nothing yet needs otherwise than a fine-tune: Ultralytics' own defaults.
+
+    One step per batch all the same: with Ultralytics' 64 images per step a small data set gives too few.
+
+    Args:
+        epochs: passes over the training split.
+        batch: images per step.
+    """
+    defaults = ("optimizer", "lr0", "lrf", "cos_lr", "warmup_epochs", "warmup_bias_lr", "close_mosaic", "patience")
+    return {**{name: stock.DEFAULT_CFG_DICT[name] for name in defaults}, "nbs": batch, "patience": epochs}
 
 
 _INHERITED = (

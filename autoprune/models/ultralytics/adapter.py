@@ -27,7 +27,7 @@ from autoprune.models.ultralytics.checks import (
     stride_of,
 )
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
-from autoprune.models.ultralytics.scaling import scaled
+from autoprune.models.ultralytics.scaling import build_untrained, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 from autoprune.models.ultralytics.suppression import suppressed
 
@@ -114,6 +114,37 @@ class UltralyticsAdapter(Adapter):
             image_size=size,
             device=target,
             notes=checkpoint.notes,
+        )
+
+    @classmethod
+    def untrained(
+        cls, architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> UltralyticsAdapter:  # fmt: skip
+        """Build a detector that has learnt nothing yet, with the classes of a data set.
+
+        Args:
+            architecture: the name of a YAML that Ultralytics brings, such as ``yolov3-tiny.yaml``, or one's own file.
+            data: the data set's YAML file.
+            image_size: square input size in pixels; 640 if None.
+            device: where to compute.
+            seed: of the weights.
+
+        Raises:
+            ModelError: there is no such architecture, or it is no supported detector.
+            DataError: the data set is missing or malformed.
+            DeviceError: the device is unknown or not there.
+        """
+        target, data_set = resolve_device(device), data_sets.read_data_set(data)
+        module = build_untrained(architecture, data_set.names, seed=seed)
+        settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
+        return cls(
+            module,
+            name=name_of(module, Path(architecture)),
+            train_args=settings,
+            data=data_set,
+            image_size=choose_image_size(module, image_size, settings),
+            device=target,
         )
 
     @property

@@ -1,12 +1,15 @@
-"""The same family, smaller: a stock YAML with another width multiple."""
+"""Networks that have learnt nothing yet, from a stock YAML: as it stands, or with another width multiple."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 
+from autoprune.errors import ModelError
 from autoprune.models.ultralytics import stock
 
 
@@ -34,3 +37,43 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
     network.names = deepcopy(source.names)
     smaller: nn.Module = network
     return smaller
+
+
+def build_untrained(architecture: str, names: Sequence[str], *, seed: int) -> nn.Module:
+    """Return a detector as its YAML describes it, with fresh weights, on the CPU.
+
+    Args:
+        architecture: the name of a YAML that Ultralytics brings, or of one's own file.
+        names: the classes.
+        seed: of the weights; torch's random state stays as it is.
+
+    Raises:
+        ModelError: there is no such YAML, or it describes no detector.
+    """
+    with stock.quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        description = _described(architecture)
+        try:
+            network: Any = stock.DetectionModel(description, nc=len(names), verbose=False)
+        except Exception as error:  # whatever a wrong entry leads to
+            raise ModelError(f"{architecture} describes no network that Ultralytics can build: {error}") from error
+    network.names = dict(enumerate(names))
+    fresh: nn.Module = network
+    return fresh
+
+
+def _described(architecture: str) -> dict[str, Any]:
+    """Read a YAML of a detector; nothing is downloaded."""
+    try:
+        if "://" in architecture:
+            raise FileNotFoundError(architecture)
+        description: dict[str, Any] = stock.tasks.yaml_model_load(architecture)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"There is no architecture {architecture}; name a YAML that Ultralytics brings, such as yolov3-tiny.yaml, "
+            "or a file of your own"
+        ) from error
+    task = stock.guess_model_task(description)
+    if task != "detect":
+        raise ModelError(f"{architecture} describes a network for the task {task}; only detectors can be trained")
+    return description

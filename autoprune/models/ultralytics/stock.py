@@ -17,7 +17,7 @@ from ultralytics.engine.exporter import NMSModel
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel, guess_model_scale, torch_safe_load
+from ultralytics.nn.tasks import DetectionModel, guess_model_scale, guess_model_task, torch_safe_load
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
@@ -47,6 +47,7 @@ __all__ = [
     "dist2bbox",
     "get_cfg",
     "guess_model_scale",
+    "guess_model_task",
     "img2label_paths",
     "make_anchors",
     "non_max_suppression",
