@@ -92,7 +92,8 @@ def _compared(
         for done, candidate in enumerate(best, start=1):
             found = _measured(candidate, evaluator, constraint, goals)
             if found is not None and found.allocation not in finalists:
-                finalists[found.allocation] = replace(found, accuracy=evaluator.accuracy(found.allocation))
+                accuracy = evaluator.accuracy(found.allocation) if len(best) > 1 else None
+                finalists[found.allocation] = replace(found, accuracy=accuracy)
             advance(done)
     if not finalists:
         raise BudgetUnreachableError(

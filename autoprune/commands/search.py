@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.guidance import Guidance, measured_guidance
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
+from autoprune.commands.stages import Stage
 from autoprune.commands.strategies import INFORMED, SearchTask, make_strategy, scores_of
 from autoprune.commands.warmstart import candidates_of_runs, check_runs
 from autoprune.config import SearchConfig
@@ -24,6 +25,8 @@ from autoprune.constraint import Constraint
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Progress, SearchResult, search
+
+Kind = TypeVar("Kind", bound=SearchConfig)
 
 DEFAULT_EPISODES, DEMO_EPISODES = 200, 60
 
@@ -38,35 +41,41 @@ def run(config: SearchConfig, screen: Screen) -> int:
         0 where every limit is held as measured, 3 where the final network misses one.
     """
     with RunFolder.open("search", config) as folder:
-        return _SearchRun(_with_defaults(config), folder, screen).execute()
+        found = SearchRun(with_defaults(config), folder, screen)
+        return found.deployment.finish(*found.shipped())
 
 
-def _with_defaults(config: SearchConfig) -> SearchConfig:
+def with_defaults(config: Kind) -> Kind:
     """Fill in what the bundled detector searches in about three minutes, and others thoroughly."""
     episodes = config.episodes or (DEMO_EPISODES if config.model is None else DEFAULT_EPISODES)
     return replace(with_model(config), episodes=episodes)
 
 
-class _SearchRun:
-    """One search, stage by stage."""
+class SearchRun:
+    """One search, stage by stage.
+
+    Attributes:
+        run: the network.
+        deployment: the files and figures of what is found.
+    """
 
     def __init__(self, config: SearchConfig, folder: RunFolder, screen: Screen) -> None:
         self._config = config
         self._budget = Budget.parse(config.budget)
         check_runs(config.warm_start, config)  # before anything is measured
-        self._run = PruningRun(config, folder, screen)
-        self._curves = self._run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
-        self._deployment = Deployment(self._run, self._budget, path=folder.path)
+        self.run = PruningRun(config, folder, screen)
+        self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
+        self.deployment = Deployment(self.run, self._budget, path=folder.path)
 
-    def execute(self) -> int:
-        """Run all stages and return the exit code."""
-        run, config, deployment = self._run, self._config, self._deployment
+    def shipped(self) -> tuple[dict[str, Stage], dict[str, Any]]:
+        """Search, prune, fine-tune; return the stages, ``dense`` first, and the figures of the search."""
+        run, config, deployment = self.run, self._config, self.deployment
         dense = run.dense()
         limits = run.limits(self._budget, dense)
         if all(dense.cost(metric) <= most for metric, most in limits.items()):
             kept = deployment.keep_everything(dense, strategy="none")
             nothing = {"strategy": "none", "evaluations": 0, "cache_hits": 0, "seconds": 0.0, "best_score": 0.0}
-            return deployment.finish({"dense": dense, **kept}, nothing)
+            return {"dense": dense, **kept}, nothing
         goals = LatencyGoals(run.benches, limits)
         constraint = run.constrain(limits, goals)
         evaluator = run.evaluator("evaluation", config.images)
@@ -84,7 +93,7 @@ class _SearchRun:
         chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         stages = deployment.ship(evaluator.recalibrated(chosen.allocation), chosen.allocation)
-        return deployment.finish({"dense": dense, **stages}, searched)
+        return {"dense": dense, **stages}, searched
 
     def _continued(
         self,
@@ -99,7 +108,7 @@ class _SearchRun:
         Returns:
             All candidates, and the constraint that the last of them were made for.
         """
-        config, screen, space = self._config, self._run.screen, constraint.space
+        config, screen, space = self._config, self.run.screen, constraint.space
         assert config.episodes is not None
         for _ in range(CONTINUATIONS if goals else 0):
             best = best_of(history, constraint, 1)[0]
@@ -130,7 +139,7 @@ class _SearchRun:
         episodes: int,
     ) -> SearchResult:
         """Let the strategy try so many candidates."""
-        config, run = self._config, self._run
+        config, run = self._config, self.run
         task = SearchTask(
             network=run.network,
             constraint=constraint,
@@ -166,5 +175,5 @@ class _SearchRun:
             "seconds": seconds,
             "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),
             "best_score": best.score,
-            "latency_prediction_error": self._run.prediction_errors(),
+            "latency_prediction_error": self.run.prediction_errors(),
         }
