@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from autoprune import __version__
-from autoprune.config import COMMANDS, EXTENDABLE, ApplyConfig, Config, option, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, ONE_STEP, Config, option, to_yaml
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
 
@@ -188,7 +188,7 @@ def _tidy(argv: Sequence[str]) -> list[str]:
 
 def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
     """Return the folder after ``--resume``, which must be the only option, and what extends the run."""
-    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] is ApplyConfig:
+    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] in ONE_STEP:
         return None
     words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--resume" not in words or {"-h", "--help"} & set(words):
@@ -214,8 +214,8 @@ def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     if not path.is_file():
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
-    if isinstance(config, ApplyConfig):
-        raise ConfigError("apply has nothing to resume")
+    if isinstance(config, ONE_STEP):
+        raise ConfigError(f"{command} has nothing to resume")
     return replace(config, resume=run, out=run)
 
 

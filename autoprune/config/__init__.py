@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, RuntimeConfig, option
+from autoprune.config.export import ExportConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
-    "COMMANDS", "EXTENDABLE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry", "NetAdaptConfig",
-    "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "TrainConfig", "option", "to_yaml",
+    "COMMANDS", "EXTENDABLE", "ONE_STEP", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "Entry",
+    "ExportConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RuntimeConfig",
+    "SearchConfig", "SensitivityConfig", "TrainConfig", "option", "to_yaml",
 ]  # fmt: skip
 
-Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig
+Config: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | ExportConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -32,9 +33,12 @@ COMMANDS: dict[str, type[Config]] = {
     "profile": ProfileConfig,
     "apply": ApplyConfig,
     "train": TrainConfig,
+    "export": ExportConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
+ONE_STEP = (ApplyConfig, ExportConfig)
+"""Configurations of commands that have nothing to resume."""
 
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""
