@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +19,10 @@ from autoprune.commands.network import choose_device
 from autoprune.commands.screen import Screen
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ExportError
-from autoprune.export import TOLERANCES, Exported, Parity, export
+from autoprune.export import TOLERANCES, Exported, Tolerance, export
 from autoprune.files import saying_why, sync_folder
 from autoprune.models import open_adapter
-from autoprune.models._base import Accuracy, Adapter
+from autoprune.models._base import Adapter
 from autoprune.runtimes import RUNTIMES, FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
 from autoprune.runtimes.settings import PRECISIONS
 
@@ -44,26 +45,19 @@ def run(config: ExportConfig, screen: Screen) -> int:
         device=_device(config),
         trust=config.trust_checkpoint,
     )
-    backend = _backend(config, adapter)
+    backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config) as folder:
-        with TemporaryDirectory(dir=folder.path, prefix=".export-") as scratch:
-            exported = export(
-                adapter, Path(scratch), file_format=config.format, backend=backend, dynamic=config.dynamic,
-                real=config.data is not None,
-            )  # fmt: skip
-            problems = exported.parity.beyond(TOLERANCES[config.precision])
-            exported = _moved(exported, folder.path, differs=bool(problems))
-        told = _told(config, exported, backend, adapter, problems)
-        folder.write("export.json", json.dumps(told, indent=2) + "\n")
+        outcome = _Outcome(config, adapter, backend, _exported(config, adapter, backend, folder=folder.path))
+        folder.write("export.json", json.dumps(outcome.to_json(), indent=2) + "\n")
     for skipped in adapter.skipped:
         screen.warn(f"Skipped {skipped}")
-    _show(config, exported, backend, adapter, screen)
-    if problems:
+    outcome.show(screen)
+    if outcome.problems:
         raise ExportError(
-            f"The exported network must predict what torch does, and {', '.join(problems)}; it is kept as "
-            f"{exported.path} to look into, use another --format"
+            f"The exported network must predict what torch does, and {', '.join(outcome.problems)}; it is kept as "
+            f"{outcome.exported.path} to look into, use another --format"
         )
-    screen.note(f"The exported network is {exported.path}, as YOLO({str(exported.path)!r}) opens it.")
+    screen.note(f"The exported network is {outcome.exported.path}; YOLO opens it.")
     return 0
 
 
@@ -74,7 +68,7 @@ def _device(config: ExportConfig) -> str:
 
 
 def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
-    """Return what runs the exported network; refuses what it cannot run before anything is written."""
+    """Return what runs the exported network."""
     device = str(adapter.device)
     if config.format is ExportFormat.TORCHSCRIPT and config.precision is Precision.FP16 and device == "cpu":
         raise ConfigError("TorchScript in fp16 is traced on a GPU, got --device cpu; use --device cuda or fp32")
@@ -88,79 +82,98 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     return open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS))
 
 
-def _moved(exported: Exported, folder: Path, *, differs: bool) -> Exported:
-    """Rename what was exported into the run folder."""
-    name = exported.path.name
-    target = folder / (DIFFERS + name.removeprefix("model") if differs else name)
-    with saying_why(target):
-        exported.path.rename(target)
+def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, folder: Path) -> Exported:
+    """Export into a hidden folder, and rename into the run's what is done."""
+    with TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+        exported = export(
+            adapter, Path(scratch), file_format=config.format, backend=backend, dynamic=config.dynamic,
+            real=config.data is not None,
+        )  # fmt: skip
+        name = exported.path.name
+        differs = exported.parity.beyond(TOLERANCES[config.precision])
+        target = folder / (DIFFERS + name.removeprefix("model") if differs else name)
+        with saying_why(target):
+            exported.path.rename(target)
     sync_folder(folder)
     return replace(exported, path=target)
 
 
-def _told(
-    config: ExportConfig, exported: Exported, backend: FileBackend, adapter: Adapter, problems: tuple[str, ...]
-) -> Mapping[str, Any]:
-    """Return what ``export.json`` holds."""
-    parity = exported.parity
-    return {
-        "file": exported.path.name,
-        "format": config.format.value,
-        "size_bytes": exported.size_bytes,
-        "checkpoint_bytes": adapter.checkpoint_size(adapter.module),
-        "image_size": adapter.image_size,
-        "dynamic": config.dynamic,
-        "parity": {
-            "passed": not problems,
-            "problems": list(problems),
-            "images": parity.images,
-            "on": "validation images" if parity.real else "noise",
-            "scores": _finite(parity.difference.scores),
-            "boxes_px": _finite(parity.difference.boxes),
-            "map50_95": parity.map50_95_apart,
-            "allowed": {name: _finite(most) for name, most in asdict(TOLERANCES[config.precision]).items()},
-        },
-        "torch": _accuracy(parity.torch),
-        "exported": _accuracy(parity.exported),
-        "latency_ms": exported.latency.to_json(),
-        "settings": fingerprint(backend.settings),
-        "environment": environment(),
-    }
+@dataclass(frozen=True)
+class _Outcome:
+    """An export as it is told."""
+
+    config: ExportConfig
+    adapter: Adapter
+    backend: FileBackend
+    exported: Exported
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far the exported network may be from torch's."""
+        return TOLERANCES[self.config.precision]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is beyond the tolerance."""
+        return self.exported.parity.beyond(self.tolerance)
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return what ``export.json`` holds."""
+        exported, parity = self.exported, self.exported.parity
+        return {
+            "file": exported.path.name,
+            "format": self.config.format.value,
+            "size_bytes": exported.size_bytes,
+            "checkpoint_bytes": self.adapter.checkpoint_size(self.adapter.module),
+            "image_size": self.adapter.image_size,
+            "dynamic": self.config.dynamic,
+            "parity": {
+                "passed": not self.problems,
+                "problems": list(self.problems),
+                "images": parity.images,
+                "on": "validation images" if parity.real else "noise",
+                "scores": _finite(parity.difference.scores),
+                "boxes_px": _finite(parity.difference.boxes),
+                "map50_95": parity.map50_95_apart,
+                "allowed": {name: _finite(most) for name, most in asdict(self.tolerance).items()},
+            },
+            "torch": None if parity.torch is None else asdict(parity.torch),
+            "exported": None if parity.exported is None else asdict(parity.exported),
+            "latency_ms": exported.latency.to_json(),
+            "settings": fingerprint(self.backend.settings),
+            "environment": environment(),
+        }
+
+    def show(self, screen: Screen) -> None:
+        """Show the exported network beside torch's."""
+        exported, parity, settings = self.exported, self.exported.parity, self.backend.settings
+        median, p10, p90 = (
+            format_amount("latency", value)
+            for value in (exported.latency.median, exported.latency.p10, exported.latency.p90)
+        )
+        checkpoint = self.adapter.checkpoint_size(self.adapter.module)
+        rows = [
+            ["mAP50", *(_share(one and one.map50) for one in (parity.torch, parity.exported))],
+            ["mAP50-95", *(_share(one and one.map50_95) for one in (parity.torch, parity.exported))],
+            ["file", format_amount("size", checkpoint), format_amount("size", exported.size_bytes)],
+            ["latency", "–", median],
+            ["p10 to p90", "–", f"{p10} to {p90}"],
+            ["largest difference of a score", "–", f"{parity.difference.scores:.2g}"],
+            ["largest difference of a box", "–", f"{parity.difference.boxes:.2g} px"],
+        ]
+        title = (
+            f"{self.adapter.name} at {self.adapter.image_size} px, {self.config.format.value} in "
+            f"{settings.precision.value} on {settings.runtime.value}, {settings.device}, {settings.threads} threads"
+        )
+        screen.table(title, ["", "torch", self.config.format.value], rows)
+        if not parity.real:
+            screen.note("Compared on noise; with --data it is compared on validation images and by mAP.")
 
 
 def _finite(value: float) -> float | None:
-    """Return a number that JSON knows: none for an infinite one."""
-    return value if value < float("inf") else None
+    """Return a number that JSON knows: none for one that is not finite."""
+    return value if math.isfinite(value) else None
 
 
-def _accuracy(accuracy: Accuracy | None) -> Mapping[str, float] | None:
-    return None if accuracy is None else asdict(accuracy)
-
-
-def _show(config: ExportConfig, exported: Exported, backend: FileBackend, adapter: Adapter, screen: Screen) -> None:
-    """Show the exported network beside torch's."""
-    parity, latency, settings = exported.parity, exported.latency, backend.settings
-    sizes = (adapter.checkpoint_size(adapter.module), exported.size_bytes)
-    milliseconds = [format_amount("latency", value) for value in (latency.median, latency.p10, latency.p90)]
-    rows = [
-        ["mAP50", *(_share(parity, "map50"))],
-        ["mAP50-95", *(_share(parity, "map50_95"))],
-        ["file", *(format_amount("size", size) for size in sizes)],
-        ["latency", "–", milliseconds[0]],
-        ["p10 to p90", "–", f"{milliseconds[1]} to {milliseconds[2]}"],
-        ["largest difference of a score", "–", f"{parity.difference.scores:.2g}"],
-        ["largest difference of a box", "–", f"{parity.difference.boxes:.2g} px"],
-    ]
-    title = (
-        f"{adapter.name} at {adapter.image_size} px, {config.format.value} in {settings.precision.value} on "
-        f"{settings.runtime.value}, {settings.device}, {settings.threads} threads"
-    )
-    screen.table(title, ["", "torch", config.format.value], rows)
-    if not parity.real:
-        screen.note("Compared on noise; with --data it is compared on validation images and by mAP.")
-
-
-def _share(parity: Parity, name: str) -> list[str]:
-    """Return a figure of both networks' accuracy."""
-    both = (parity.torch, parity.exported)
-    return ["–" if accuracy is None else f"{getattr(accuracy, name):.4f}" for accuracy in both]
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -62,6 +62,7 @@ def write(
     options: dict[str, Any] = {
         "format": traced.suffix[1:],
         "imgsz": image_size,
+        "batch": 1,
         "device": str(next(network.parameters()).device),
         "dynamic": settings.dynamic,
         "nms": False if network.model[-1].end2end else None,  # False keeps an end-to-end head that is switched on

@@ -39,7 +39,12 @@ class Engine:
         return [str(name) for name in onnxruntime.get_available_providers()]
 
     def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load an ONNX file and return its number; it is timed on its own input shape, or on ``shape`` if that is open."""
+        """Load an ONNX file and return its number.
+
+        Args:
+            path: the file.
+            shape: of the input that it is timed on, where its own is open.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
