@@ -151,10 +151,10 @@ class _Outcome:
             format_amount("latency", value)
             for value in (exported.latency.median, exported.latency.p10, exported.latency.p90)
         )
-        checkpoint = self.adapter.checkpoint_size(self.adapter.module)
+        both, checkpoint = (parity.torch, parity.exported), self.adapter.checkpoint_size(self.adapter.module)
         rows = [
-            ["mAP50", *(_share(one and one.map50) for one in (parity.torch, parity.exported))],
-            ["mAP50-95", *(_share(one and one.map50_95) for one in (parity.torch, parity.exported))],
+            ["mAP50", *(_share(None if one is None else one.map50) for one in both)],
+            ["mAP50-95", *(_share(None if one is None else one.map50_95) for one in both)],
             ["file", format_amount("size", checkpoint), format_amount("size", exported.size_bytes)],
             ["latency", "–", median],
             ["p10 to p90", "–", f"{p10} to {p90}"],
