@@ -115,3 +115,12 @@ class Precision(Enum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+
+
+class ExportFormat(Enum):
+    """What kind of file a network is exported to; each is run by one runtime."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TORCHSCRIPT = "torchscript"
+    TENSORRT = "tensorrt"

@@ -49,3 +49,9 @@ class RunError(AutopruneError):
 
 class TrainingError(AutopruneError):
     """Training failed, e.g. with a loss that is not a number."""
+
+
+class ExportError(AutopruneError):
+    """An exported network does not predict what the network predicts that it was made of."""
+
+    exit_code = 3

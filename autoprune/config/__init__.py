@@ -21,6 +21,7 @@ from autoprune.config._base import (
     option,
 )
 from autoprune.config.data import DataConfig
+from autoprune.config.export import ExportConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
@@ -28,12 +29,12 @@ from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
-    "DataConfig", "Entry", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig", "RunConfig",
-    "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig", "SparsifyConfig", "SparsityConfig",
-    "TrainConfig", "devices_of", "option", "to_yaml",
+    "DataConfig", "Entry", "ExportConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig",
+    "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig", "SparsifyConfig",
+    "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
 
-RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig
+RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig | ExportConfig
 """What the commands are told that leave a run folder."""
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -48,11 +49,12 @@ COMMANDS: dict[str, type[Config]] = {
     "train": TrainConfig,
     "sparsify": SparsifyConfig,
     "slim": SlimConfig,
+    "export": ExportConfig,
     "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
-ONE_STEP = (ApplyConfig, DataConfig)
+ONE_STEP = (ApplyConfig, ExportConfig, DataConfig)
 """Configurations of the commands that have nothing to resume."""
 
 

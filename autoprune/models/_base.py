@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,44 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.choices import ExportFormat
+
 Batch = Mapping[str, Any]
 """One batch of images with their labels, already on the device; opaque outside its adapter."""
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+"""Maps images, shape (B, 3, image_size, image_size), to their predictions, as a deployable network does."""
+
+Convert = Callable[[Path, Path], None]
+"""Writes an ONNX file, the first path, in a runtime's own format to the second."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What kind of file is written.
+
+    Attributes:
+        file_format: its format.
+        half: trace the network in half precision, which only a GPU does; else in single precision.
+        dynamic: leave batch and image size open.
+    """
+
+    file_format: ExportFormat
+    half: bool = False
+    dynamic: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the predictions of one network lie from those of another, at most.
+
+    Attributes:
+        boxes: of a box's coordinates, in pixels.
+        scores: of a class's score, which lies in [0, 1].
+    """
+
+    boxes: float
+    scores: float
 
 
 @dataclass(frozen=True)
@@ -125,6 +161,35 @@ class Adapter(ABC):
             with_nms: whether non-maximum suppression is part of it, where the network needs any. The network is then a
                 submodule of what is returned.
         """
+
+    @abstractmethod
+    def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
+        """Write a network as it is deployed into a folder, with all that its own tool needs to predict with it.
+
+        Args:
+            module: the dense network or a pruned one.
+            folder: an empty folder.
+            settings: what is written.
+            convert: for the formats that are made of ONNX.
+
+        Returns:
+            What was written, a file or a folder named ``model`` with the suffix that tells its format.
+
+        Raises:
+            ModelError: the format cannot express the network.
+        """
+
+    @abstractmethod
+    def validate_deployed(self, predict: Predict) -> Accuracy:
+        """Measure the accuracy of the network on the validation split, where something else than itself runs it.
+
+        Every image is letterboxed to ``image_size``, which a file's input shape asks for, and so the figure may differ
+        from that of `validate`.
+        """
+
+    @abstractmethod
+    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+        """Compare predictions of two deployed networks for the same images; infinite where they cannot be compared."""
 
     @abstractmethod
     def scaled(self, width: float) -> nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,6 +29,48 @@ class Runner(ABC):
     @abstractmethod
     def elapsed(self) -> float:
         """Run once with the device idle before and after, and return the milliseconds that it took."""
+
+
+class FileRunner(Runner):
+    """A network from a file, which also tells what it computes."""
+
+    @abstractmethod
+    def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Run on an input of the network's shape, in any floating-point type, and return the outputs on the CPU."""
+
+
+class FileBackend(ABC):
+    """Runs networks from files of a runtime's own format.
+
+    Attributes:
+        settings: how networks run.
+    """
+
+    settings: RuntimeSettings
+
+    @abstractmethod
+    def session(self) -> AbstractContextManager[None]:
+        """Hold the process still; see ``Backend``. Networks are opened and run inside it."""
+
+    @abstractmethod
+    def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
+        """Load a network.
+
+        Args:
+            path: its file.
+            shape: of the input that it is timed on; the file's own, where that is fixed.
+
+        Raises:
+            DeviceError: the runtime refuses the file.
+        """
+
+    @abstractmethod
+    def convert(self, source: Path, to: Path) -> None:
+        """Write an ONNX file in the runtime's own format.
+
+        Raises:
+            DeviceError: the runtime refuses the network.
+        """
 
 
 class Backend(ABC):

@@ -62,10 +62,16 @@ def export_onnx(
             raise DeviceError(_refusal(error)) from error
 
 
+def named_operation(error: Exception) -> str | None:
+    """Return the operation, as torch names it, that ONNX lacks according to torch's error; None where it names none."""
+    named = re.search(r"operator '([^']+)'", str(error))
+    return named[1] if named else None
+
+
 def _refusal(error: Exception) -> str:
     """Say in one sentence which operation cannot be exported."""
-    named = re.search(r"operator '([^']+)'", str(error))
-    what = f"has no operation for {named[1]}" if named else f"does not take it ({str(error).splitlines()[0]})"
+    named = named_operation(error)
+    what = f"has no operation for {named}" if named else f"does not take it ({str(error).splitlines()[0]})"
     return (
         f"A network must be expressible in ONNX (opset {OPSET}) to run outside of torch, and ONNX {what}; "
         "use --runtime torch or torch-compile"

@@ -19,7 +19,7 @@ from torch import nn
 
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
-from autoprune.runtimes._base import Backend, Calibration, Runner, memory_guard
+from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner, memory_guard
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.settings import RuntimeSettings
@@ -76,7 +76,7 @@ class Kit:
             ) from error
 
 
-class SeparateBackend(Backend):
+class SeparateBackend(Backend, FileBackend):
     """Exports networks to ONNX and has another process load and run them.
 
     The process ends when the backend and all its runners are collected. A network is dropped there when its runner is
@@ -134,6 +134,16 @@ class SeparateBackend(Backend):
             number = self.call(self._process, "load", path=str(path))
         return SeparateRunner(self, number)
 
+    def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
+        """Have the process load a file; see ``FileBackend``."""
+        with memory_guard(self.settings):
+            return SeparateRunner(self, self.ask("load", path=str(path), shape=list(shape)))
+
+    def convert(self, source: Path, to: Path) -> None:
+        """Have the process write a file of its own; see ``FileBackend``. ONNX Runtime has none, it reads ONNX."""
+        with memory_guard(self.settings):
+            self.ask("convert", source=str(source), to=str(to))
+
     def ask(self, name: str, **arguments: Any) -> Any:
         """Call the runtime's engine; see ``call``."""
         return self.call(self._process, name, **arguments)
@@ -152,7 +162,7 @@ class SeparateBackend(Backend):
                 raise MemoryError(str(error)) from error
             raise DeviceError(
                 f"{process.name} must be able to run the network, and refuses it ({_summary(error)}); "
-                "use another --runtime"
+                "use another runtime (--runtime, of an export --format)"
             ) from error
 
     def release(self, number: int) -> None:
@@ -186,7 +196,7 @@ class SeparateBackend(Backend):
         return np.concatenate([batch.detach().cpu().float().numpy() for batch in self.calibration()])
 
 
-class SeparateRunner(Runner):
+class SeparateRunner(FileRunner):
     """One network in the backend's process."""
 
     def __init__(self, backend: SeparateBackend, number: int) -> None:
@@ -199,7 +209,7 @@ class SeparateRunner(Runner):
         return float(self._backend.ask("run", number=self._number))
 
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Run on an input of the network's shape and type, and return its outputs."""
+        """Run there on an input; see ``FileRunner``."""
         with tempfile.TemporaryDirectory() as folder:
             source, to = Path(folder) / "image.npy", Path(folder) / "outputs.npz"
             np.save(source, image.cpu().numpy())

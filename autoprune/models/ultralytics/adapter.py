@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError
-from autoprune.models._base import Accuracy, Adapter, Batch
+from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict
 from autoprune.models._device import resolve_device
 from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics import metrics, stock
@@ -22,11 +22,13 @@ from autoprune.models.ultralytics.checks import (
     TASKS,
     check_classes,
     check_task,
+    check_unfused,
     choose_image_size,
     name_of,
     stride_of,
 )
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
+from autoprune.models.ultralytics.exporting import difference, write
 from autoprune.models.ultralytics.scaling import build_untrained, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 from autoprune.models.ultralytics.suppression import suppressed
@@ -101,6 +103,7 @@ class UltralyticsAdapter(Adapter):
         target = resolve_device(device)
         checkpoint = read_checkpoint(weights, trust=trust)
         check_task(weights, checkpoint.module)
+        check_unfused(weights, checkpoint.module)
         size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
         data_set = None
         if data is not None:
@@ -229,6 +232,13 @@ class UltralyticsAdapter(Adapter):
         Like the stock command it batches images of similar shape and pads each batch to its own rectangle,
         so the figure is the one that ``YOLO(...).val(imgsz=...)`` reports, not that of `accuracy`.
         """
+        return self._validated(self.deployable(module), rectangular=_VALIDATION_BATCH)
+
+    def validate_deployed(self, predict: Predict) -> Accuracy:
+        """Measure the accuracy of what runs elsewhere as Ultralytics' ``val`` does of an exported file."""
+        return self._validated(self.deployable(self.module), rectangular=None, predict=predict)
+
+    def _validated(self, module: nn.Module, *, rectangular: int | None, predict: Predict | None = None) -> Accuracy:
         labels = self._validation_labels()
         objects = max(len(label["cls"]) for label in labels)
         images = LabelledImages(
@@ -236,7 +246,7 @@ class UltralyticsAdapter(Adapter):
             data=self._data(),
             image_size=self.image_size,
             task=self.task,
-            rectangular=_VALIDATION_BATCH,
+            rectangular=rectangular,
             stride=max(stride_of(self.module), 32),
         )
         loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
@@ -247,7 +257,7 @@ class UltralyticsAdapter(Adapter):
         )
         with stock.quiet(), data_sets.random_state_kept():
             batches = (data_sets.to_batch(samples, self.device) for samples in loader)
-            return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
+            return metrics.measure(module, batches, device=self.device, objects=objects, predict=predict)
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a fused copy in eval mode without gradients, as Ultralytics exports it.
@@ -261,6 +271,14 @@ class UltralyticsAdapter(Adapter):
                 head.export = True  # returns the predictions alone, without the maps they come from
             fused: nn.Module = suppressed(copy) if with_nms else copy
         return fused
+
+    def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
+        """Write a network as Ultralytics' ``export`` does: ``YOLO(file)`` predicts with it; `notes` travel inside."""
+        return write(module, folder, settings, image_size=self.image_size, notes=self.notes, convert=convert)
+
+    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+        """Compare predictions; rows of an end-to-end head may be in another order."""
+        return difference(expected, found, head=self.module.model[-1])  # type: ignore[index]
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""

@@ -38,6 +38,16 @@ def check_task(weights: Path, module: nn.Module) -> None:
     )
 
 
+def check_unfused(weights: Path, module: nn.Module) -> None:
+    """Raise ``ModelError`` for a network whose batch norms were folded into its convolutions."""
+    network: Any = module
+    if network.is_fused():
+        raise ModelError(
+            f"{weights} was fused already, its batch norms folded into its convolutions as an export does it, and can "
+            "be neither pruned nor exported; give the checkpoint from before, such as the model.pt of a run"
+        )
+
+
 def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[str, Any]) -> int:
     """Return the input size: the one asked for, or the trained one rounded up to the stride.
 

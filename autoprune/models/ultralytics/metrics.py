@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.models._base import Accuracy
+from autoprune.models._base import Accuracy, Predict
 from autoprune.models.ultralytics import stock
 
 CONFIDENCE = 0.001
@@ -42,7 +42,10 @@ class _Validator(stock.DetectionValidator):  # type: ignore[misc]
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in found]
 
 
-def measure(module: nn.Module, batches: Iterable[Mapping[str, Any]], *, device: torch.device, objects: int) -> Accuracy:
+def measure(
+    module: nn.Module, batches: Iterable[Mapping[str, Any]], *,
+    device: torch.device, objects: int, predict: Predict | None = None,
+) -> Accuracy:  # fmt: skip
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
@@ -50,14 +53,16 @@ def measure(module: nn.Module, batches: Iterable[Mapping[str, Any]], *, device: 
         batches: as `data.to_batch` makes them.
         device: where both live.
         objects: labels in the fullest image.
+        predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
 
     Returns:
         mAP at IoU 0.5 and averaged over IoU 0.5 to 0.95; zero where nothing is detected.
     """
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, device=device, objects=objects)
+        run = predict or module
         for batch in batches:
-            validator.update_metrics(validator.postprocess(module(batch["img"])), batch)
+            validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
     return Accuracy(
         map50=float(results["metrics/mAP50(B)"]),

@@ -13,12 +13,20 @@ from ultralytics import __version__ as version
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths, verify_image_label
-from ultralytics.engine.exporter import NMSModel
+from ultralytics.engine.exporter import Exporter, NMSModel
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, guess_model_scale, guess_model_task, torch_safe_load
-from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, YAML, IterableSimpleNamespace
+from ultralytics.utils import (
+    DATASETS_DIR,
+    DEFAULT_CFG,
+    DEFAULT_CFG_DICT,
+    SETTINGS,
+    YAML,
+    IterableSimpleNamespace,
+    checks,
+)
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
@@ -34,16 +42,19 @@ __all__ = [
     "DEFAULT_CFG",
     "DEFAULT_CFG_DICT",
     "IMG_FORMATS",
+    "SETTINGS",
     "YAML",
     "Detect",
     "DetectionModel",
     "DetectionTrainer",
     "DetectionValidator",
+    "Exporter",
     "IterableSimpleNamespace",
     "NMSModel",
     "YOLODataset",
     "bbox2dist",
     "bbox_iou",
+    "checks",
     "child_environment",
     "ddp_cleanup",
     "dist2bbox",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,13 @@ class Engine:
         """Return the names of the execution providers that this build of the runtime has."""
         return [str(name) for name in onnxruntime.get_available_providers()]
 
-    def load(self, path: str) -> int:
-        """Load an ONNX file and return its number."""
+    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
+        """Load an ONNX file and return its number.
+
+        Args:
+            path: the file.
+            shape: of the input that it is timed on, where its own is open.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -50,7 +56,7 @@ class Engine:
         if taken != wanted:  # the runtime falls back in silence, e.g. where a CUDA library is missing
             raise RuntimeError(f"{wanted} did not start, {taken} took its place")
         number = next(self._numbers)
-        self._loaded[number] = (session, *self._bound(session))
+        self._loaded[number] = (session, *self._bound(session, shape))
         return number
 
     def run(self, number: int) -> float:
@@ -64,7 +70,8 @@ class Engine:
     def outputs(self, number: int, image: str, to: str) -> int:
         """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
         session = self._loaded[number][0]
-        found = session.run(None, {session.get_inputs()[0].name: np.load(image)})
+        wanted = session.get_inputs()[0]
+        found = session.run(None, {wanted.name: np.load(image).astype(_TYPES[wanted.type], copy=False)})
         np.savez(to, *found)
         return len(found)
 
@@ -72,10 +79,10 @@ class Engine:
         """Forget a network."""
         del self._loaded[number]
 
-    def _bound(self, session: Any) -> tuple[Any, Any]:
+    def _bound(self, session: Any, shape: Sequence[int] | None) -> tuple[Any, Any]:
         """Return the session's binding to a random input on the device, and the input itself."""
         wanted = session.get_inputs()[0]
-        image = np.random.default_rng(0).random(wanted.shape).astype(_TYPES[wanted.type])
+        image = np.random.default_rng(0).random(shape or wanted.shape).astype(_TYPES[wanted.type])
         value = onnxruntime.OrtValue.ortvalue_from_numpy(image, *self._device)
         binding = session.io_binding()
         binding.bind_ortvalue_input(wanted.name, value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ class Engine:
 
     def __init__(self, threads: int, precision: str) -> None:
         self._core = openvino.Core()
+        self._half = precision == "f16"
         self._options = {
             "INFERENCE_NUM_THREADS": str(threads),
             "NUM_STREAMS": "1",
@@ -35,12 +38,18 @@ class Engine:
         """Return the number formats that the CPU computes in, e.g. ``FP32``, ``BF16``, ``INT8``."""
         return [str(name) for name in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")]
 
-    def load(self, path: str) -> int:
-        """Compile an ONNX or OpenVINO file and return its number."""
-        compiled = self._core.compile_model(self._core.read_model(path), _DEVICE, self._options)
+    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
+        """Compile a network and return its number.
+
+        Args:
+            path: an ONNX or OpenVINO file, or the folder of the latter.
+            shape: of the input that it is timed on, where its own is open.
+        """
+        file = next(Path(path).glob("*.xml"), path)
+        compiled = self._core.compile_model(self._core.read_model(file), _DEVICE, self._options)
         request = compiled.create_infer_request()
         port = compiled.input(0)
-        image = np.random.default_rng(0).random(tuple(port.shape)).astype(port.element_type.to_dtype())
+        image = np.random.default_rng(0).random(tuple(shape or port.shape)).astype(port.element_type.to_dtype())
         request.set_input_tensor(openvino.Tensor(image))
         number = next(self._numbers)
         self._loaded[number] = request
@@ -60,6 +69,10 @@ class Engine:
         found = list(request.infer([np.load(image)]).values())
         np.savez(to, *found)
         return len(found)
+
+    def convert(self, source: str, to: str) -> None:
+        """Write an ONNX file as an ``.xml`` with a ``.bin`` beside it, weights in half precision if that computes."""
+        openvino.save_model(self._core.read_model(source), to, compress_to_fp16=self._half)
 
     def drop(self, number: int) -> None:
         """Forget a network."""

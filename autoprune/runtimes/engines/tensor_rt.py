@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,24 @@ class Engine:
         """Return nothing: what a card computes in, the builder finds out."""
         return []
 
-    def load(self, path: str) -> int:
-        """Build an engine from an ONNX file and return its number."""
+    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
+        """Load an engine, built now from an ONNX file or read from one of Ultralytics', and return its number.
+
+        Args:
+            path: ``.onnx``, or ``.engine``.
+            shape: of its input, which engines have fixed.
+        """
+        plan = _plan_in(Path(path)) if path.endswith(".engine") else self._build(path)
+        number = next(self._numbers)
+        self._loaded[number] = _Loaded(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
+        return number
+
+    def convert(self, source: str, to: str) -> None:
+        """Build an engine from an ONNX file and write it, without any header."""
+        Path(to).write_bytes(bytes(self._build(source)))
+
+    def _build(self, path: str) -> Any:
+        """Return the serialised engine of an ONNX file."""
         builder = tensorrt.Builder(self._logger)
         typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # TensorRT 11 knows nothing else
         network = builder.create_network(typed)
@@ -46,9 +64,7 @@ class Engine:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise RuntimeError(self._logger.last)
-        number = next(self._numbers)
-        self._loaded[number] = _Loaded(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
-        return number
+        return plan
 
     def run(self, number: int) -> float:
         """Run once with the device idle before and after, and return the milliseconds between two events around it."""
@@ -130,6 +146,12 @@ class _Loaded:
 
     def _type(self, name: str) -> Any:
         return np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name)))
+
+
+def _plan_in(path: Path) -> bytes:
+    """Return the engine in a file of Ultralytics: behind a header whose length its first four bytes tell."""
+    content = path.read_bytes()
+    return content[4 + int.from_bytes(content[:4], "little", signed=True) :]
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:

@@ -1,0 +1,170 @@
+"""Detectors as files, by Ultralytics' own exporter: ``YOLO(file)`` reads classes, stride and image size out of them.
+
+The exporter writes ONNX and TorchScript. What OpenVINO and TensorRT read is made of the ONNX file by whoever holds the
+runtime, with Ultralytics' metadata beside or in front of it: the exporter would load these runtimes into this process,
+where OpenVINO reports over the network, and would build TensorRT engines in another way than those that are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.choices import ExportFormat
+from autoprune.errors import ModelError
+from autoprune.models._base import Convert, Difference, ExportSettings
+from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics.checkpoint import NOTES_KEY
+from autoprune.models.ultralytics.checks import TASKS
+from autoprune.runtimes._base import FULL
+from autoprune.runtimes.exported import OPSET, named_operation
+
+_STEM = "model"
+_REPLACED = ".exported"  # the suffix of the file's name that the exporter puts its own in the place of
+_PIXELS = 100.0  # where rows are paired, a score that is off by 0.01 counts as much as a box that is off by a pixel
+_SURE = 0.05  # rows of an end-to-end head below this score may be there in one network and not in the other
+
+
+def write(
+    module: nn.Module, folder: Path, settings: ExportSettings, *,
+    image_size: int, notes: Mapping[str, Any], convert: Convert,
+) -> Path:  # fmt: skip
+    """Write a detector into an empty folder.
+
+    Args:
+        module: a detector of stock classes, on the device where it is traced; it is not modified.
+        folder: where to.
+        settings: what is written.
+        image_size: square input size in pixels.
+        notes: plain JSON values, which travel in the file's metadata as JSON under the key ``autoprune``.
+        convert: writes an ONNX file in OpenVINO's or TensorRT's own format.
+
+    Returns:
+        ``model.onnx``, ``model.torchscript``, ``model.engine`` or the folder ``model_openvino_model``.
+
+    Raises:
+        ModelError: the format has no such operation, or the exporter refuses the network.
+    """
+    script = settings.file_format is ExportFormat.TORCHSCRIPT
+    traced = folder / f"{_STEM}.{'torchscript' if script else 'onnx'}"
+    network: Any = deepcopy(module)
+    network.task = TASKS[type(network)]
+    network.pt_path = str(traced.with_suffix(_REPLACED))
+    options: dict[str, Any] = {
+        "format": traced.suffix[1:],
+        "imgsz": image_size,
+        "batch": 1,
+        "device": str(next(network.parameters()).device),
+        "dynamic": settings.dynamic,
+        "nms": False if network.model[-1].end2end else None,  # False keeps an end-to-end head that is switched on
+    }
+    if not script:
+        options |= {"opset": OPSET, "simplify": False}  # simplifying takes one more package, and runtimes do it anyway
+    if settings.half:
+        options["quantize"] = 16
+    metadata = _export(network, options, notes)
+    if settings.file_format is ExportFormat.OPENVINO:
+        return _as_openvino(traced, metadata, convert)
+    if settings.file_format is ExportFormat.TENSORRT:
+        return _as_engine(traced, metadata, convert)
+    return traced
+
+
+def difference(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> Difference:
+    """Return how far predictions lie from those expected.
+
+    Args:
+        expected: shape (B, 4 + classes, anchors): box, then scores; of an end-to-end head (B, rows, 6): corners, score,
+            class, in any order of the rows. Of those only rows that are sure enough to be there in both are compared,
+            each with the nearest one of its class.
+        found: of the same shape.
+        head: the detector's head.
+    """
+    expected, found = expected.detach().cpu().float(), found.detach().cpu().float()
+    if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
+        return Difference(math.inf, math.inf)
+    if not head.end2end:
+        apart = (expected - found).abs()
+        return Difference(float(apart[:, :4].max()), float(apart[:, 4:].max()))
+    boxes = scores = 0.0
+    for rows, others in zip(expected, found, strict=True):
+        for row in rows[rows[:, 4] >= _SURE]:
+            same = others[others[:, 5] == row[5]]
+            if not len(same):
+                return Difference(math.inf, math.inf)
+            apart = torch.stack([(same[:, :4] - row[:4]).abs().amax(1), (same[:, 4] - row[4]).abs()], 1)
+            nearest = apart[(apart @ torch.tensor([1.0, _PIXELS])).argmin()]
+            boxes, scores = max(boxes, float(nearest[0])), max(scores, float(nearest[1]))
+    return Difference(boxes, scores)
+
+
+def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the exporter write a network, and return the metadata that it wrote."""
+
+    def add_notes(exporter: Any) -> None:
+        if notes:
+            exporter.metadata[NOTES_KEY] = json.dumps(dict(notes))
+
+    try:
+        with stock.quiet(), _left_alone(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
+            exporter = stock.Exporter(overrides=dict(options))
+            exporter.callbacks = {"on_export_start": [add_notes]}  # and none that reports the export
+            exporter(network)
+    except MemoryError:
+        raise
+    except Exception as error:  # the exporter lets through whatever torch raises, and asserts its own rules
+        if any(sign in str(error) for sign in FULL):
+            raise
+        if "output model too small" not in str(error):  # written, but below 0.1 MB, as pruned networks may be
+            raise ModelError(_refusal(options["format"], error)) from error
+    return dict(exporter.metadata)
+
+
+def _refusal(name: str, error: Exception) -> str:
+    operation = named_operation(error)
+    reason = f"it has no operation for {operation}" if operation else (str(error) or repr(error)).splitlines()[0]
+    return f"The network must be expressible in {name}, and is not ({reason}); use another --format"
+
+
+def _as_openvino(source: Path, metadata: Mapping[str, Any], convert: Convert) -> Path:
+    """Make the folder that Ultralytics knows as OpenVINO's by its name."""
+    target = source.with_name(f"{_STEM}_openvino_model")
+    target.mkdir()
+    convert(source, target / f"{_STEM}.xml")
+    stock.YAML.save(target / "metadata.yaml", dict(metadata))
+    source.unlink()
+    return target
+
+
+def _as_engine(source: Path, metadata: Mapping[str, Any], convert: Convert) -> Path:
+    """Make an engine with the header that Ultralytics reads: the metadata's length, four bytes, and the metadata."""
+    plan, target = source.with_suffix(".plan"), source.with_suffix(".engine")
+    convert(source, plan)
+    header = json.dumps(dict(metadata)).encode()
+    target.write_bytes(len(header).to_bytes(4, "little", signed=True) + header + plan.read_bytes())
+    source.unlink()
+    plan.unlink()
+    return target
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Keep the exporter from installing packages, and from noting in the user's settings that it praised OpenVINO."""
+    installs, praise = stock.checks.AUTOINSTALL, stock.SETTINGS.get("openvino_msg", True)
+    stock.checks.AUTOINSTALL = False
+    dict.__setitem__(stock.SETTINGS, "openvino_msg", False)  # its own method would write the file
+    try:
+        yield
+    finally:
+        stock.checks.AUTOINSTALL = installs
+        dict.__setitem__(stock.SETTINGS, "openvino_msg", praise)
