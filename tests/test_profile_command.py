@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.cli import main
+from autoprune.commands.profile_views import SHOWN_WIDTHS, listed_widths
 from autoprune.cost import LatencyMeter
 from autoprune.cost.fitting import spearman
 from autoprune.models import open_adapter
@@ -226,3 +227,10 @@ def test_ctrl_c_prints_the_command_that_resumes(
     monkeypatch.setattr("autoprune.commands.latency.Bench.stage", interrupted)
     assert main(words(tiny, tmp_path / "run")) == 130
     assert f"autoprune profile --resume {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_many_widths_are_listed_by_the_first_and_the_last() -> None:
+    assert listed_widths([16, 32, 64]) == "16 32 64"
+    many = listed_widths(range(8, 264, 8)).split()
+    assert len(many) <= SHOWN_WIDTHS + 1
+    assert (many[0], many[-1], many.count("…")) == ("8", "256", 1)

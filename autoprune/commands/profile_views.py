@@ -14,7 +14,7 @@ from autoprune.pictures.profile import BarKind, LayerBar, PredictedNetwork, laye
 from autoprune.pictures.staircase import UnitSteps, staircases
 from autoprune.runtimes import RuntimeSettings
 
-SHOWN_LAYERS, SHOWN_UNITS = 15, 10
+SHOWN_LAYERS, SHOWN_UNITS, SHOWN_WIDTHS = 15, 10, 12
 DRAWN_LAYERS, DRAWN_UNITS = 24, 20
 
 BUSY = 1.5
@@ -147,13 +147,22 @@ def _amounts(profile: Profile, flops: float, traffic: float | None, share: float
 def _show_staircases(profile: Profile, screen: Screen) -> None:
     rows = []
     for one in profile.staircases[:SHOWN_UNITS]:
-        widths = " ".join(map(str, one.worth)) if one.free else "all"
+        widths = listed_widths(one.worth) if one.free else "all"
         rows.append([one.unit, str(one.widths[-1]), f"{one.range:.3f} ms", f"{len(one.free)}", widths])
     header = ["unit", "channels", "range", "free widths", "widths worth choosing"]
     how = "predicted" if profile.shares.source is ShareSource.MODEL else "its layers measured alone"
     of = f"the {len(rows)} of {len(profile.staircases)} units that matter most"
     title = f"Latency by the width of one unit, {how}: {of}"
     screen.table(title, header, rows)
+
+
+def listed_widths(widths: Sequence[int]) -> str:
+    """Return widths as a column of a table has room for: the first and the last ones, where they are many."""
+    words = list(map(str, widths))
+    if len(words) > SHOWN_WIDTHS:
+        half = SHOWN_WIDTHS // 2
+        words[half:-half] = ["…"]
+    return " ".join(words)
 
 
 def _bars(profile: Profile) -> Sequence[LayerBar]:
