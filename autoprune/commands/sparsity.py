@@ -18,6 +18,7 @@ from autoprune.commands.tuning import Tuning, trained
 from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError, RunError
 from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
 from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.penalties import Penalty, make_penalty
 from autoprune.training.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
@@ -120,15 +121,15 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
     if not path.exists():
         events = folder / "tensorboard"
         extension = SparsityTraining(penalty, settings.schedule, record, file=folder / RECORD, events=events)
-        adapter.save(_train(network, folder / "sparsity", settings, extension=extension, screen=screen), path)
-    trained = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
-    scales = _scales(penalty, trained)
+        adapter.save(_train(adapter, folder / "sparsity", settings, extension=extension, screen=screen), path)
+    module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+    scales = _scales(penalty, module)
     limit = NEAR_ZERO * float(dense.max())
     found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))
     title = f"{adapter.name}, {settings.penalty.value} {settings.schedule.strength:g}"
     _draw(record, folder, penalty.symbol, title=title)
     _tell(found, settings, len(network.graph.units), screen)
-    return trained, found
+    return module, found
 
 
 def _scales(penalty: Penalty, module: nn.Module) -> Scales:
@@ -154,13 +155,12 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
 
 
 def _train(
-    network: Network, folder: Path, settings: SparsitySettings, extension: SparsityTraining, screen: Screen
+    adapter: Adapter, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, screen: Screen
 ) -> nn.Module:
-    adapter = network.adapter
     tuning = Tuning(epochs=settings.epochs, lr_scale=1.0, batch=settings.batch, seed=settings.seed)
     with closing(extension):
         return trained(
-            adapter, adapter.module, folder / "sparsity", label="Sparsity", tuning=tuning, screen=screen,
+            adapter, adapter.module, out, label="Sparsity", tuning=tuning, screen=screen,
             changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
         ).module  # fmt: skip
 
