@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
+from autoprune.graph import ChannelGraph
 from autoprune.models.darknet import DarknetNetwork, Header, parse_cfg, write
 
 HEADER = Header(0, 2, 5, 64_000)
@@ -196,3 +200,8 @@ def write_files(network: DarknetNetwork, folder: Path, name: str = "tiny") -> tu
     paths = folder / f"{name}.cfg", folder / f"{name}.weights"
     write(network, HEADER, cfg=paths[0], weights=paths[1])
     return paths
+
+
+def last_channels(module: nn.Module, graph: ChannelGraph) -> list[npt.NDArray[np.int64]]:
+    """Hold the last channels of every group for the most important ones."""
+    return [np.arange(group.size)[::-1] for group in graph.groups]

@@ -44,7 +44,7 @@ class Section:
 
     def error(self, problem: str, key: str | None = None) -> ModelError:
         """Return an error that begins with file and line: the option's where it is given, or else the section's."""
-        line = self.options[key].line if key in self.options else self.line
+        line = self.options[key].line if key is not None and key in self.options else self.line
         return ModelError(f"{self.file}, line {line}: {problem}")
 
     def text(self, key: str, default: str) -> str:
@@ -120,9 +120,7 @@ class Cfg:
         for (index, key), value in values.items():
             section = layers[index]
             option = section.options[key]
-            lines[option.line - 1] = re.sub(
-                r"(=\s*)[^\s#]+", lambda found, value=value: f"{found[1]}{value}", lines[option.line - 1], count=1
-            )
+            lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
             options = {**section.options, key: replace(option, text=str(value))}
             layers[index] = replace(section, options=options)
         return replace(self, lines=tuple(lines), layers=tuple(layers))
