@@ -102,8 +102,6 @@ def _sources(cfg: Cfg, index: int) -> tuple[int, ...]:
     sources = named if section.name == "route" else [index - 1, *named]
     if any(source >= 0 and cfg.layers[source].name == "yolo" for source in sources):
         raise section.error(f"[{section.name}] reads a [yolo] layer, whose boxes no layer can read")
-    if section.name == "shortcut" and index == 0:
-        raise section.error("[shortcut] cannot be the first layer")
     return tuple(sources)
 
 
