@@ -71,7 +71,7 @@ def read_weights(path: Path, network: DarknetNetwork) -> Header:
     if found != expected * _NUMBER.itemsize:
         raise ModelError(
             f"{path} must hold {expected} numbers behind its header for {network.cfg.file}, got "
-            f"{found / _NUMBER.itemsize:.15g}; it was cut off, holds a part of the layers only, or belongs to another cfg"
+            f"{found / _NUMBER.itemsize:.15g}; it was cut off, holds only some layers, or belongs to another cfg"
         )
     numbers = np.frombuffer(data, _NUMBER, offset=len(header.to_bytes())).astype(np.float32)
     parts = torch.from_numpy(numbers).split([tensor.numel() for tensor in tensors])
