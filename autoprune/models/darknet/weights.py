@@ -74,10 +74,10 @@ def read_weights(path: Path, network: DarknetNetwork) -> Header:
             f"{found / _NUMBER.itemsize:.15g}; it was cut off, holds only some layers, or belongs to another cfg"
         )
     numbers = np.frombuffer(data, _NUMBER, offset=len(header.to_bytes())).astype(np.float32)
-    parts = torch.from_numpy(numbers).split([tensor.numel() for tensor in tensors])
+    parts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     with torch.no_grad():
         for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+            tensor.copy_(torch.from_numpy(part).view_as(tensor))
     return header
 
 
