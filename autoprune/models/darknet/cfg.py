@@ -1,0 +1,182 @@
+"""Darknet's ``.cfg`` files: sections of options, read with their line numbers and written back as they were."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoprune.errors import ModelError
+
+_SECTIONS = {
+    **dict.fromkeys(("net", "network"), "net"),
+    **dict.fromkeys(("convolutional", "conv"), "convolutional"),
+    **dict.fromkeys(("maxpool", "max"), "maxpool"),
+    **{name: name for name in ("route", "shortcut", "upsample", "yolo")},
+}
+"""Names as files have them → one name for each kind."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """The value of an option, without spaces and comment, and the number of its line, from 1."""
+
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a cfg: the network's own options or a layer.
+
+    Attributes:
+        file: the cfg's name, for messages.
+        name: its kind, under one name each (``[conv]`` is ``convolutional``).
+        line: number of the line with its name, from 1.
+        options: by key. Of two with the same key Darknet reads the first.
+    """
+
+    file: str
+    name: str
+    line: int
+    options: Mapping[str, Option]
+
+    def error(self, problem: str, key: str | None = None) -> ModelError:
+        """Return an error that begins with file and line: the option's where it is given, or else the section's."""
+        line = self.options[key].line if key is not None and key in self.options else self.line
+        return ModelError(f"{self.file}, line {line}: {problem}")
+
+    def text(self, key: str, default: str) -> str:
+        """Return an option's text or its default."""
+        return self.options[key].text if key in self.options else default
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
+        """Return an option that is a whole number of at least ``least``.
+
+        Raises:
+            ModelError: it is not, or it is absent and has no default.
+        """
+        if key not in self.options:
+            if default is None:
+                raise self.error(f"[{self.name}] needs {key}=")
+            return default
+        text = self.options[key].text
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise self.error(f"{key} must be a whole number of at least {least}, got {text!r}", key)
+        return int(text)
+
+    def number(self, key: str, default: float) -> float:
+        """Return an option that is a number; ModelError where it is none."""
+        return self._numbers(key)[0] if key in self.options else default
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """Return an option that is a list of whole numbers, () where it is absent; ModelError where it is none."""
+        values = self._numbers(key) if key in self.options else ()
+        if any(value != int(value) for value in values):
+            raise self.error(f"{key} must be whole numbers with commas between, got {self.text(key, '')!r}", key)
+        return tuple(int(value) for value in values)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return an option that is a list of numbers, () where it is absent; ModelError where it is none."""
+        return self._numbers(key) if key in self.options else ()
+
+    def _numbers(self, key: str) -> tuple[float, ...]:
+        text = self.options[key].text
+        number = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+        if not re.fullmatch(f"{number}(,{number})*,?", text, re.IGNORECASE):
+            raise self.error(f"{key} must be numbers with commas between, got {text!r}", key)
+        return tuple(float(part) for part in text.split(",") if part)
+
+
+@dataclass(frozen=True)
+class Cfg:
+    """A whole file.
+
+    Attributes:
+        file: its name, for messages.
+        lines: all of its lines, as they stand there; comments and options that nobody reads are kept so.
+        net: the network's own section.
+        layers: the sections of its layers; a layer's number, as ``route`` and ``shortcut`` name it, is its position.
+    """
+
+    file: str
+    lines: tuple[str, ...]
+    net: Section
+    layers: tuple[Section, ...]
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        return "\n".join(self.lines)
+
+    def replaced(self, values: Mapping[tuple[int, str], int]) -> Cfg:
+        """Return the cfg with other numbers for options that it has; whatever else is in their lines stays.
+
+        Args:
+            values: (number of the layer, key) → the new value.
+        """
+        lines, layers = list(self.lines), list(self.layers)
+        for (index, key), value in values.items():
+            section = layers[index]
+            option = section.options[key]
+            lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
+            options = {**section.options, key: replace(option, text=str(value))}
+            layers[index] = replace(section, options=options)
+        return replace(self, lines=tuple(lines), layers=tuple(layers))
+
+
+def read_cfg(path: Path) -> Cfg:
+    """Read a cfg.
+
+    Raises:
+        ModelError: the file cannot be read, or is not a cfg of layers that are supported.
+    """
+    try:
+        # Comments may be in any encoding: bytes that are no UTF-8 are kept as they are.
+        text = path.read_bytes().decode(errors="surrogateescape")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parse_cfg(text, str(path))
+
+
+def parse_cfg(text: str, file: str = "the cfg") -> Cfg:
+    """Read a cfg's content (Darknet, ``src/parser.c``: ``read_cfg``; ``src/option_list.c``: ``read_option``).
+
+    Args:
+        text: the content.
+        file: its name, for messages.
+
+    Raises:
+        ModelError: a section is unknown, a line is neither section, option nor comment, or there is no network.
+    """
+    lines = text.split("\n")
+    sections: list[tuple[str, int, dict[str, Option]]] = []
+    for number, line in enumerate(lines, start=1):
+        bare = re.sub(r"\s", "", line)  # Darknet drops all white space, within names too
+        key, equals, value = bare.partition("=")
+        if not bare or bare[0] in "#;":
+            continue
+        if bare[0] == "[":
+            sections.append((_section_name(bare, f"{file}, line {number}"), number, {}))
+        elif not equals or not sections:
+            raise ModelError(
+                f"{file}, line {number}: a line must be a [section], key=value or # a comment, got {line!r}"
+            )
+        else:
+            sections[-1][2].setdefault(key, Option(value.partition("#")[0], number))
+    read = [Section(file, name, number, options) for name, number, options in sections]
+    if not read or read[0].name != "net":
+        raise ModelError(f"{file}: a cfg must begin with the section [net]; give a Darknet .cfg file")
+    if (second := next((section for section in read[1:] if section.name == "net"), None)) is not None:
+        raise second.error("a cfg has one section [net], this is another one")
+    return Cfg(file, tuple(lines), read[0], tuple(read[1:]))
+
+
+def _section_name(bare: str, where: str) -> str:
+    name = bare.partition("]")[0][1:]
+    if name not in _SECTIONS:
+        raise ModelError(
+            f"{where}: a section must be one of {', '.join(sorted(set(_SECTIONS.values())))}; [{name}] is not supported"
+        )
+    return _SECTIONS[name]
