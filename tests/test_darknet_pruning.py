@@ -65,7 +65,9 @@ def test_any_allocation_is_the_masked_network_and_survives_its_files(seed: int) 
     assert again.current_cfg().text == pruned.current_cfg().text
 
 
-@pytest.mark.parametrize("name", [*FAMILIES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if "tiny" in name else pytest.mark.slow) for name in FAMILIES]
+)
 def test_families_are_pruned_exactly_and_read_again(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = DarknetNetwork(parse_cfg(FAMILIES[name](16, 64), name)).eval()
