@@ -294,9 +294,9 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
         if holds(tuple(errors)[:count], len(groups) + count):
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
-        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of mAP50-95 on training images, and "
-        f"loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, or keep the float "
-        "network, which autoprune export writes"
+        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of mAP50-95 on training images, "
+        f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, or keep the "
+        "float network, which autoprune export writes"
     )
 
 
