@@ -124,7 +124,7 @@ def disagreement(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> f
     boxes = (expected[:, :4] - found[:, :4]).abs().amax(1) / _PIXELS
     scores = (expected[:, 4:] - found[:, 4:]).abs().amax(1)
     weights = torch.maximum(expected[:, 4:].amax(1), found[:, 4:].amax(1))
-    return float(((boxes + scores).clamp(max=1) * weights).sum() / weights.sum())
+    return _weighted((boxes + scores).clamp(max=1), weights)
 
 
 def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -132,7 +132,12 @@ def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
     scale = torch.tensor([1 / _PIXELS] * 4 + [1.0, 1.0])
     apart = torch.cdist(expected * scale, found * scale, p=1).clamp(max=1)
     weights = torch.cat([expected[..., 4], found[..., 4]], 1)
-    return float((torch.cat([apart.amin(2), apart.amin(1)], 1) * weights).sum() / weights.sum())
+    return _weighted(torch.cat([apart.amin(2), apart.amin(1)], 1), weights)
+
+
+def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
+    """Return a weighted mean; 0 where nothing has weight, as nothing is detected then."""
+    return float((values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
 
 
 def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
