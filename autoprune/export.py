@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from autoprune.choices import ExportFormat, Precision
 from autoprune.cost.meter import REFERENCE_EFFORT
 from autoprune.cost.timing import Timing, time_alone
-from autoprune.models._base import Accuracy, Adapter, Difference, ExportSettings, Predict
-from autoprune.runtimes import FileBackend, FileRunner
+from autoprune.files import size_of
+from autoprune.models._base import Accuracy, Adapter, Difference, ExportSettings
+from autoprune.runtimes import FileBackend
 from autoprune.runtimes._base import memory_guard
 
 COMPARED = 8
@@ -126,7 +128,7 @@ def export(
         path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
     with backend.session():
         runner = backend.open(path, settings.shape)
-        predict = _predict(runner, adapter.device, together=dynamic)
+        predict = partial(runner.predict, together=dynamic)
         parity = Parity(
             images=len(images),
             real=real,
@@ -134,7 +136,7 @@ def export(
             torch=accuracy,
             exported=adapter.validate_deployed(predict) if real else None,
         )
-        return Exported(path, sum(_sizes(path)), parity, time_alone(runner, REFERENCE_EFFORT))
+        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_EFFORT))
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:
@@ -143,19 +145,3 @@ def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:
         return adapter.example(COMPARED)
     (batch,) = adapter.batches("val", images=COMPARED, batch=COMPARED, seed=0)
     return adapter.inputs(batch)
-
-
-def _predict(runner: FileRunner, device: torch.device, *, together: bool) -> Predict:
-    """Return what predicts with a runner: image by image where its batch is fixed to 1, else ``together``."""
-
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        parts = images.chunk(1 if together else len(images))
-        return torch.cat([runner.outputs(part)[0].float() for part in parts]).to(device)
-
-    return predict
-
-
-def _sizes(path: Path) -> Iterator[int]:
-    """Yield the bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return (file.stat().st_size for file in files if file.is_file())

@@ -23,18 +23,21 @@ from autoprune.config._base import (
 from autoprune.config.data import DataConfig
 from autoprune.config.export import ExportConfig
 from autoprune.config.profile import ProfileConfig
+from autoprune.config.quantize import QuantizeConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
-    "DataConfig", "Entry", "ExportConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "ReconstructingConfig",
-    "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig", "SparsifyConfig",
-    "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
+    "DataConfig", "Entry", "ExportConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
+    "ReconstructingConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig",
+    "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
 
-RunConfig: TypeAlias = PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig | ExportConfig
+RunConfig: TypeAlias = (
+    PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig | ExportConfig | QuantizeConfig
+)
 """What the commands are told that leave a run folder."""
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -50,6 +53,7 @@ COMMANDS: dict[str, type[Config]] = {
     "sparsify": SparsifyConfig,
     "slim": SlimConfig,
     "export": ExportConfig,
+    "quantize": QuantizeConfig,
     "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""

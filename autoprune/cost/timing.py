@@ -139,11 +139,18 @@ class PairedTiming:
 
 def time_alone(runner: Runner, effort: Effort) -> Timing:
     """Time one network by itself, for a reference that is kept: as many runs as the effort allows."""
-    warm_up(runner, effort.warm_up)
-    times = time_in_turn([runner], effort.least)
-    while more := effort.more(times, np.inf):
-        times = np.concatenate([times, time_in_turn([runner], more)])
-    return Timing.of(times[:, 0])
+    return time_all([runner], effort)[0]
+
+
+def time_all(runners: Sequence[Runner], effort: Effort) -> list[Timing]:
+    """Time any number of networks in turn: as many runs as the effort, whose seconds are for each, allows."""
+    for runner in runners:
+        warm_up(runner, effort.warm_up)
+    whole = replace(effort, seconds=effort.seconds * len(runners))
+    times = time_in_turn(runners, effort.least)
+    while more := whole.more(times, np.inf):
+        times = np.concatenate([times, time_in_turn(runners, more)])
+    return [Timing.of(column) for column in times.T]
 
 
 def time_pair(candidate: Runner, dense: Runner, effort: Effort) -> PairedTiming:

@@ -145,8 +145,14 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
-        """Measure the accuracy of an eval-mode module on held batches."""
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+        """Measure the accuracy of an eval-mode module on held batches.
+
+        Args:
+            module: the network.
+            batches: of ``batches``.
+            predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
+        """
 
     @abstractmethod
     def validate(self, module: nn.Module) -> Accuracy:
@@ -190,6 +196,13 @@ class Adapter(ABC):
     @abstractmethod
     def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
         """Compare predictions of two deployed networks for the same images; infinite where they cannot be compared."""
+
+    @abstractmethod
+    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+        """Return by how much two deployed networks disagree on the same images, in [0, 1].
+
+        It is a mean over predictions in which sure ones count most; 0 where they are equal.
+        """
 
     @abstractmethod
     def scaled(self, width: float) -> nn.Module | None:

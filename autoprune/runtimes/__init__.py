@@ -6,6 +6,7 @@ from autoprune.choices import ExportFormat, Precision, Runtime
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
 from autoprune.runtimes.onnx_runtime import OnnxRuntimeBackend
 from autoprune.runtimes.open_vino import OpenVinoBackend
+from autoprune.runtimes.separate import SeparateBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.tensor_rt import TensorRtBackend
 from autoprune.runtimes.torch_compile import TorchCompileBackend
@@ -37,6 +38,11 @@ _FILE_BACKENDS: Mapping[Runtime, Callable[[RuntimeSettings], FileBackend]] = {
     Runtime.TENSORRT: TensorRtBackend,
 }
 
+_QUANTIZING: Mapping[Runtime, Callable[[RuntimeSettings], SeparateBackend]] = {
+    Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
+    Runtime.OPENVINO: OpenVinoBackend,
+}
+
 
 def open_backend(settings: RuntimeSettings, calibration: Calibration | None = None) -> Backend:
     """Return the backend of the settings' runtime.
@@ -60,6 +66,18 @@ def open_file_backend(settings: RuntimeSettings) -> FileBackend:
     return _FILE_BACKENDS[settings.runtime](settings)
 
 
+def open_quantizing_backend(settings: RuntimeSettings) -> SeparateBackend:
+    """Return what quantises networks into files for a CPU's runtime, ``onnxruntime`` or ``openvino``, and runs them.
+
+    Args:
+        settings: with the precision int8.
+
+    Raises:
+        DeviceError: the runtime or what quantises for it is not installed, or the device lacks the precision.
+    """
+    return _QUANTIZING[settings.runtime](settings)
+
+
 __all__ = [
     "BACKENDS",
     "RUNTIMES",
@@ -72,8 +90,10 @@ __all__ = [
     "Runner",
     "Runtime",
     "RuntimeSettings",
+    "SeparateBackend",
     "fingerprint",
     "open_backend",
     "open_file_backend",
+    "open_quantizing_backend",
     "runtime_settings",
 ]

@@ -38,6 +38,16 @@ class FileRunner(Runner):
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Run on an input of the network's shape, in any floating-point type, and return the outputs on the CPU."""
 
+    def predict(self, images: torch.Tensor, *, together: bool = False) -> torch.Tensor:
+        """Return the first output for images, in float32 on their device.
+
+        Args:
+            images: shape (B, 3, height, width).
+            together: run them as one batch, which a file of open shape takes; else one by one.
+        """
+        parts = images.chunk(1 if together else len(images))
+        return torch.cat([self.outputs(part)[0].float() for part in parts]).to(images.device)
+
 
 class FileBackend(ABC):
     """Runs networks from files of a runtime's own format.

@@ -144,6 +144,33 @@ class SeparateBackend(Backend, FileBackend):
         with memory_guard(self.settings):
             self.ask("convert", source=str(source), to=str(to))
 
+    def operations(self, source: Path) -> list[tuple[str, bool]]:
+        """Return the operations of an ONNX file in their order, as what quantises names them.
+
+        Each comes with whether it has weights to quantise: a convolution or a matrix product.
+        """
+        return [
+            (str(name), bool(heavy)) for name, heavy in self.call(self._quantizing, "operations", source=str(source))
+        ]
+
+    def quantize(self, source: Path, images: Path, *, to: Path, keep: Sequence[str] = ()) -> Path:
+        """Quantise an ONNX file for the runtime: static, int8, ranges found on images.
+
+        Args:
+            source: the file.
+            images: a ``.npy`` file of inputs, shape (inputs, *input shape).
+            to: where to, without suffix.
+            keep: operations that stay in floating point, as ``operations`` names them.
+
+        Returns:
+            The new file.
+
+        Raises:
+            DeviceError: what quantises refuses the network.
+        """
+        arguments = {"source": str(source), "images": str(images), "to": str(to), "keep": list(keep)}
+        return Path(self.call(self._quantizing, "quantize", **arguments))
+
     def ask(self, name: str, **arguments: Any) -> Any:
         """Call the runtime's engine; see ``call``."""
         return self.call(self._process, name, **arguments)
@@ -177,8 +204,7 @@ class SeparateBackend(Backend, FileBackend):
         """Quantise an ONNX file, beside itself, and return the new file."""
         images = source.with_name("images.npy")
         np.save(images, self._inputs(shape))
-        arguments = {"source": str(source), "images": str(images), "to": str(source.with_name("quantized"))}
-        return Path(self.call(self._quantizing, "quantize", **arguments))
+        return self.quantize(source, images, to=source.with_name("quantized"))
 
     def _inputs(self, shape: tuple[int, ...]) -> Any:
         """Return inputs that ranges are found on, shape (inputs, *shape): the images, or random ones."""

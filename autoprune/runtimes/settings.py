@@ -49,6 +49,9 @@ PACKAGES: Mapping[Runtime, tuple[str, ...]] = {
 LAYERS_ALONE = frozenset({Runtime.TORCH, Runtime.CUDAGRAPH})
 """Runtimes that load a single layer in milliseconds; the others would export or compile hundreds of them."""
 
+_LISTING = Path("/proc/cpuinfo")
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
+
 
 class MemoryFormat(Enum):
     """Order of a tensor's dimensions in memory; AUTO is decided by measuring the dense network once."""
@@ -207,15 +210,31 @@ def fingerprint_key(values: Mapping[str, Any]) -> str:
 
 def cpu_model() -> str:
     """Return the processor's name and how many of them there are."""
-    fields: dict[str, str] = {}
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            fields.setdefault(name.strip(), value.strip())
+    fields = _cpu_fields()
     wanted = ("model name", "Hardware", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
     known = [f"{name} {fields[name]}" for name in wanted if name in fields]
     return f"{', '.join(known) or platform.processor()} × {os.cpu_count()}"
+
+
+def has_int8_instructions() -> bool | None:
+    """Return whether the processor multiplies int8 in one instruction, or None where the system does not tell.
+
+    Source:
+        Linux, arch/x86/include/asm/cpufeatures.h and arch/arm64/include/uapi/asm/hwcap.h (names of the flags).
+    """
+    fields = _cpu_fields()
+    flags = fields.get("flags") or fields.get("Features")
+    return None if flags is None else bool(_INT8_FLAGS & set(flags.split()))
+
+
+def _cpu_fields() -> dict[str, str]:
+    """Return what Linux tells of the first processor, by field; nothing elsewhere."""
+    fields: dict[str, str] = {}
+    if _LISTING.is_file():
+        for line in _LISTING.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def _checked_device(device: str) -> str:

@@ -28,7 +28,7 @@ from autoprune.models.ultralytics.checks import (
     stride_of,
 )
 from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
-from autoprune.models.ultralytics.exporting import difference, write
+from autoprune.models.ultralytics.exporting import difference, disagreement, write
 from autoprune.models.ultralytics.scaling import build_untrained, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 from autoprune.models.ultralytics.suppression import suppressed
@@ -219,12 +219,13 @@ class UltralyticsAdapter(Adapter):
         layers = module.get_submodule("model")
         return [f"model.{name}" for name, _ in layers.named_children()][:-1]
 
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> Accuracy:
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
         """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
         objects = max(
             (int(batch["batch_idx"].int().bincount().max()) for batch in batches if len(batch["cls"])), default=0
         )
-        return metrics.measure(self.deployable(module), batches, device=self.device, objects=objects)
+        deployed = self.deployable(module)
+        return metrics.measure(deployed, batches, device=self.device, objects=objects, predict=predict)
 
     def validate(self, module: nn.Module) -> Accuracy:
         """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.
@@ -279,6 +280,10 @@ class UltralyticsAdapter(Adapter):
     def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
         """Compare predictions; rows of an end-to-end head may be in another order."""
         return difference(expected, found, head=self.module.model[-1])  # type: ignore[index]
+
+    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+        """Compare predictions; rows of an end-to-end head may be in another order."""
+        return disagreement(expected, found, head=self.module.model[-1])  # type: ignore[index]
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""

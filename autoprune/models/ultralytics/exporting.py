@@ -107,6 +107,39 @@ def difference(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> Dif
     return Difference(boxes, scores)
 
 
+def disagreement(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> float:
+    """Return the mean difference of predictions in [0, 1], each prediction weighted by the higher of its scores.
+
+    A score that is off by 0.01 counts as much as a box that is off by a pixel, and nothing counts more than 1.
+
+    Args:
+        expected: as for ``difference``.
+        found: of the same shape.
+        head: the detector's head.
+    """
+    if not found.isfinite().all():
+        return 1.0
+    if head.end2end:
+        return _rows_apart(expected, found)
+    boxes = (expected[:, :4] - found[:, :4]).abs().amax(1) / _PIXELS
+    scores = (expected[:, 4:] - found[:, 4:]).abs().amax(1)
+    weights = torch.maximum(expected[:, 4:].amax(1), found[:, 4:].amax(1))
+    return _weighted((boxes + scores).clamp(max=1), weights)
+
+
+def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """Pair every row with the other network's nearest one; a row of another class is at least 1 apart."""
+    scale = torch.tensor([1 / _PIXELS] * 4 + [1.0, 1.0])
+    apart = torch.cdist(expected * scale, found * scale, p=1).clamp(max=1)
+    weights = torch.cat([expected[..., 4], found[..., 4]], 1)
+    return _weighted(torch.cat([apart.amin(2), apart.amin(1)], 1), weights)
+
+
+def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
+    """Return a weighted mean; 0 where nothing has weight, as nothing is detected then."""
+    return float((values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
+
+
 def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
     """Have the exporter write a network, and return the metadata that it wrote."""
 

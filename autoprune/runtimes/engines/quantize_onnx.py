@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,18 @@ class Engine:
         logging.disable(logging.WARNING)
         self._activation, self._options = _STYLES[runtime]
 
-    def quantize(self, source: str, images: str, to: str) -> str:
+    def operations(self, source: str) -> list[tuple[str, bool]]:
+        """Return a network's operations in their order, each with whether it has weights to quantise."""
+        return [(node.name, _heavy(node)) for node in onnx.load(source).graph.node]
+
+    def quantize(self, source: str, images: str, to: str, keep: Sequence[str] = ()) -> str:
         """Quantise a network.
 
         Args:
             source: the network's ONNX file.
             images: a ``.npy`` file of inputs, shape (inputs, *input shape).
             to: where to, without suffix.
+            keep: operations that stay in floating point.
 
         Returns:
             The path of the new file.
@@ -54,7 +59,7 @@ class Engine:
             per_channel=True,
             activation_type=self._activation,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_behind(network),
+            nodes_to_exclude=[*_behind(network), *keep],
             extra_options=dict(self._options),
         )
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import nncf
@@ -10,6 +11,7 @@ import numpy as np
 import openvino
 
 _HEAVY = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+_NO_OPERATIONS = ("Result", "Parameter", "Constant")
 
 
 class Engine:
@@ -19,13 +21,22 @@ class Engine:
         logging.disable(logging.WARNING)
         self._core = openvino.Core()
 
-    def quantize(self, source: str, images: str, to: str) -> str:
+    def operations(self, source: str) -> list[tuple[str, bool]]:
+        """Return a network's operations in their order, each with whether it has weights to quantise."""
+        return [
+            (operation.get_friendly_name(), operation.get_type_name() in _HEAVY)
+            for operation in self._core.read_model(source).get_ordered_ops()
+            if operation.get_type_name() not in _NO_OPERATIONS
+        ]
+
+    def quantize(self, source: str, images: str, to: str, keep: Sequence[str] = ()) -> str:
         """Quantise a network.
 
         Args:
             source: the network's ONNX file.
             images: a ``.npy`` file of inputs, shape (inputs, *input shape).
             to: where to, without suffix.
+            keep: operations that stay in floating point.
 
         Returns:
             The path of the new file.
@@ -37,7 +48,7 @@ class Engine:
             nncf.Dataset(inputs),
             preset=nncf.QuantizationPreset.MIXED,  # activations such as SiLU's are not symmetric
             subset_size=len(inputs),
-            ignored_scope=nncf.IgnoredScope(names=_behind(network), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=[*_behind(network), *keep], validate=False),
         )
         path = f"{to}.xml"
         openvino.save_model(quantized, path, compress_to_fp16=False)
@@ -56,6 +67,5 @@ def _behind(network: Any) -> list[str]:
     return [
         operation.get_friendly_name()
         for operation in operations
-        if not leads[operation.get_friendly_name()]
-        and operation.get_type_name() not in (*_HEAVY, "Result", "Parameter", "Constant")
+        if not leads[operation.get_friendly_name()] and operation.get_type_name() not in (*_HEAVY, *_NO_OPERATIONS)
     ]

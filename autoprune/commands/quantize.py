@@ -1,0 +1,219 @@
+"""``autoprune quantize``: a checkpoint → an int8 file for a runtime, its most sensitive layers in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from autoprune.budget import format_amount
+from autoprune.choices import Precision
+from autoprune.commands.folder import RunFolder, environment
+from autoprune.commands.network import pin_threads
+from autoprune.commands.screen import Screen
+from autoprune.config import QuantizeConfig
+from autoprune.config.quantize import LEAST_IMAGES
+from autoprune.cost.meter import REFERENCE_EFFORT
+from autoprune.cost.timing import Timing, time_all
+from autoprune.errors import DataError
+from autoprune.files import saying_why, sync_folder
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
+from autoprune.quantize import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
+from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
+from autoprune.runtimes.settings import has_int8_instructions
+
+
+def run(config: QuantizeConfig, screen: Screen) -> int:
+    """Quantise, compare and measure; write the quantised network and ``quantize.json``.
+
+    Raises:
+        ExportError: no quantised network loses little enough.
+        DataError: the training split holds too few images.
+    """
+    with RunFolder.open("quantize", config) as folder:
+        pin_threads(config.threads, folder)
+        adapters = _open(config)
+        adapter = adapters[_own(config)]
+        backend, samples = _backend(config, adapter), _samples(config, adapter)
+        _warn(adapter, screen)
+        with TemporaryDirectory(dir=folder.path, prefix=".quantize-") as scratch, backend.session():
+            networks = [
+                Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
+                for name, one in adapters.items()
+            ]
+            choices = {one.name: _choice(one, config, screen) for one in networks}
+            variants = _variants(networks, choices, backend, folder)
+            target = _keep(networks[-1], choices[_own(config)], folder.path / FILES[config.runtime])
+        report = {**_report(config, choices, variants, samples), "settings": fingerprint(backend.settings)}
+        folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
+    _show(config, variants, adapter, screen)
+    _comment(config, choices[_own(config)], variants, screen)
+    screen.note(f"The quantised network is {target}; YOLO opens it.")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One column of the table.
+
+    Attributes:
+        network: the network's name.
+        precision: ``fp32`` or ``int8``.
+        deployed: what it is on the validation split and on the disk.
+        latency: milliseconds, taken in turn with all other variants.
+    """
+
+    network: str
+    precision: Precision
+    deployed: Deployed
+    latency: Timing
+
+
+def _own(config: QuantizeConfig) -> str:
+    """Return what the network is called whose quantised file is the result."""
+    return "model" if config.dense is None else "pruned"
+
+
+def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
+    """Open the network, after the dense one where there is one, which gets the same image size."""
+    options: dict[str, Any] = {"data": config.data, "trust": config.trust_checkpoint}
+    adapter = open_adapter(config.model, image_size=config.imgsz, **options)
+    if config.dense is None:
+        return {_own(config): adapter}
+    return {"dense": open_adapter(config.dense, image_size=adapter.image_size, **options), _own(config): adapter}
+
+
+def _backend(config: QuantizeConfig, adapter: Adapter) -> SeparateBackend:
+    """Return what quantises networks and runs them."""
+    settings = runtime_settings(
+        "cpu",
+        image_size=adapter.image_size,
+        runtime=config.runtime,
+        precision=Precision.INT8,
+        threads=torch.get_num_threads(),
+    )
+    return open_quantizing_backend(settings)
+
+
+def _samples(config: QuantizeConfig, adapter: Adapter) -> Samples:
+    """Choose training images; where there are fewer than asked for, both sets get smaller."""
+    wanted = config.calibration_images + config.images
+    batches = adapter.batches("train", images=wanted, batch=1, seed=config.seed)
+    if len(batches) < 2 * LEAST_IMAGES:
+        raise DataError(
+            f"Quantisation needs at least {2 * LEAST_IMAGES} training images, half of them to calibrate on and half to "
+            f"decide on, and the training split of {config.data} holds {len(batches)}; give it more images"
+        )
+    calibration = max(LEAST_IMAGES, len(batches) * config.calibration_images // wanted)
+    calibration = min(calibration, len(batches) - LEAST_IMAGES)
+    return Samples([adapter.inputs(batch) for batch in batches[:calibration]], batches[calibration:])
+
+
+def _warn(adapter: Adapter, screen: Screen) -> None:
+    """Tell what was found before anything is quantised."""
+    for skipped in adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    if has_int8_instructions() is False:
+        screen.warn(
+            "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
+            "here, but may be slower than the float one"
+        )
+
+
+def _choice(quantization: Quantization, config: QuantizeConfig, screen: Screen) -> Choice:
+    """Find what stays in float."""
+    with screen.progress(f"int8 {quantization.name}", total=2 * len(quantization.groups)) as advance:
+        return choose(quantization, max_drop=config.max_drop, advance=advance)
+
+
+def _variants(
+    networks: Sequence[Quantization], choices: Mapping[str, Choice], backend: SeparateBackend, folder: RunFolder
+) -> Sequence[_Variant]:
+    """Measure every network in float and quantised, the latencies of all of them in turn."""
+    wanted: list[tuple[Quantization, Precision, InFloat]] = [
+        *((one, Precision.FP32, None) for one in networks),
+        *((one, Precision.INT8, choices[one.name].in_float) for one in networks),
+    ]
+
+    def measure() -> list[dict[str, Any]]:
+        runners = [backend.open(one.file(in_float), backend.settings.shape) for one, _, in_float in wanted]
+        return [timing.to_json() for timing in time_all(runners, REFERENCE_EFFORT)]
+
+    deployed = [one.deployed(in_float) for one, _, in_float in wanted]
+    timings = [Timing.from_json(values) for values in folder.once("latency", measure)]
+    return [
+        _Variant(one.name, precision, what, timing)
+        for (one, precision, _), what, timing in zip(wanted, deployed, timings, strict=True)
+    ]
+
+
+def _keep(quantization: Quantization, choice: Choice, target: Path) -> Path:
+    """Put the result into the run's folder, where it is not there from before."""
+    if not target.exists():
+        written = quantization.file(choice.in_float)
+        with saying_why(target):
+            written.rename(target)
+        sync_folder(target.parent)
+    return target
+
+
+def _report(
+    config: QuantizeConfig, choices: Mapping[str, Choice], variants: Sequence[_Variant], samples: Samples
+) -> dict[str, Any]:
+    """Return what ``quantize.json`` tells of what was found."""
+    return {
+        "file": FILES[config.runtime],
+        "runtime": config.runtime.value,
+        "max_drop": config.max_drop,
+        "calibration_images": len(samples.calibration),
+        "held_out_images": len(samples.held_out),
+        "networks": {name: {**asdict(choice), "in_float": choice.in_float} for name, choice in choices.items()},
+        "variants": [
+            {
+                "network": one.network,
+                "precision": one.precision.value,
+                **asdict(one.deployed.accuracy),
+                "size_bytes": one.deployed.size_bytes,
+                "latency_ms": one.latency.to_json(),
+            }
+            for one in variants
+        ],
+        "int8_instructions": has_int8_instructions(),
+        "environment": environment(),
+    }
+
+
+def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter, screen: Screen) -> None:
+    """Show the table."""
+    names = [f"{one.network} {one.precision.value}" for one in variants]
+    rows = [
+        ["mAP50", *(f"{one.deployed.accuracy.map50:.4f}" for one in variants)],
+        ["mAP50-95", *(f"{one.deployed.accuracy.map50_95:.4f}" for one in variants)],
+        ["size", *(format_amount("size", one.deployed.size_bytes) for one in variants)],
+        ["latency", *(format_amount("latency", one.latency.median) for one in variants)],
+        ["p10", *(format_amount("latency", one.latency.p10) for one in variants)],
+        ["p90", *(format_amount("latency", one.latency.p90) for one in variants)],
+    ]
+    title = f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} threads"
+    screen.table(title, ["", *names], rows)
+
+
+def _comment(config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], screen: Screen) -> None:
+    """Tell what stays in float and whether the validation split says the same as the training images."""
+    step = choice.steps[-1]
+    screen.note(
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: of mAP50-95 {step.drop:.4f} is lost on the training "
+        f"images that decided, --max-drop is {config.max_drop:g}."
+    )
+    whole, quantized = (one.deployed.accuracy.map50_95 for one in variants if one.network == _own(config))
+    if whole - quantized > config.max_drop:
+        screen.warn(
+            f"On the validation split int8 loses {whole - quantized:.4f} of mAP50-95, more than --max-drop "
+            f"{config.max_drop:g}: let more --images decide, or allow less"
+        )

@@ -1,0 +1,66 @@
+"""What ``autoprune quantize`` is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.choices import Runtime
+from autoprune.config._base import check_counts, check_image_size
+from autoprune.errors import ConfigError
+
+QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
+"""Runtimes that int8 files are written for."""
+
+LEAST_IMAGES = 8
+"""Images that ranges, and a loss of accuracy, are found on at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """Quantise a network to int8 after training, and keep in float what loses too much accuracy.
+
+    Ranges are found on training images. Which layers stay in float is decided on other training images; the result is
+    told on validation images.
+
+    Attributes:
+        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
+        data: the data set the weights were trained on, an Ultralytics YAML
+        runtime: what runs the result: onnxruntime or openvino
+        max_drop: how much mAP50-95 may be lost against the float network, on the training images that decide
+        calibration_images: training images that ranges are found on
+        images: how many other training images decide which layers stay in float
+        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
+        dense: the weights that the network was pruned from, to be quantised too and compared with
+        threads: CPU threads; by default what torch chooses
+        seed: chooses the images
+        out: the run folder, which must not exist yet; runs/quantize-<n> by default
+        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
+        trust_checkpoint: open a checkpoint even if it could run code of its author
+    """
+
+    model: Path
+    data: Path
+    runtime: Runtime = Runtime.ONNXRUNTIME
+    max_drop: float = 0.01
+    calibration_images: int = 64
+    images: int = 128
+    imgsz: int | None = None
+    dense: Path | None = None
+    threads: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    resume: Path | None = None
+    trust_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        check_image_size(self.imgsz)
+        check_counts(self, "threads", least=1)
+        check_counts(self, "seed", least=0)
+        check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
+        if self.runtime not in QUANTIZING:
+            runtimes = " or ".join(one.value for one in QUANTIZING)
+            raise ConfigError(f"int8 files are written for --runtime {runtimes}, got {self.runtime.value}")
+        if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 1):
+            raise ConfigError(f"--max-drop must lie in [0, 1), got {self.max_drop}")
