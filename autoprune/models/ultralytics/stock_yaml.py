@@ -143,7 +143,7 @@ def _row(number: int, row: Row, layer: nn.Module) -> Row:
     """Return the row that builds a layer with the widths it has."""
     source, _, name, args = row
     kind = type(layer).__name__
-    if kind in _WIDTHLESS and not hasattr(layer, "one2one_cv2"):
+    if kind in _WIDTHLESS and not _end_to_end(layer):
         return [source, 1, name, list(args)]
     if kind not in _WRITERS:
         raise ModelError(
@@ -240,4 +240,10 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 def _named(layer: nn.Module) -> str:
     """Name a layer for people; several in sequence come from one repeated row."""
-    return f"repeated {type(layer[0]).__name__}" if isinstance(layer, nn.Sequential) else type(layer).__name__
+    if isinstance(layer, nn.Sequential):
+        return f"repeated {type(layer[0]).__name__}"
+    return f"end-to-end {type(layer).__name__}" if _end_to_end(layer) else type(layer).__name__
+
+
+def _end_to_end(layer: nn.Module) -> bool:
+    return hasattr(layer, "one2one_cv2")
