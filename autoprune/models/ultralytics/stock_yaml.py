@@ -53,7 +53,7 @@ class StockYaml(Description):
 
     def ties(self, module: nn.Module) -> Sequence[Tie]:
         """Return the ties within the blocks and the head; see `Description`."""
-        self.described(module)  # what is not expressed dense is not expressed pruned either
+        _verify(module, _description(module))  # what is not expressed dense is not expressed pruned either
         return [tie for number, layer in enumerate(_layers(module)) for tie in _ties(f"model.{number}", layer)]
 
     def described(self, module: nn.Module) -> tuple[nn.Module, str]:
