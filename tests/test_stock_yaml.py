@@ -202,6 +202,7 @@ def test_what_stock_training_builds_from_the_checkpoint_is_the_pruned_network(se
     module = open_adapter(searched / "model.pt").module
     trainer = stock.DetectionTrainer.__new__(stock.DetectionTrainer)
     trainer.data = {"nc": 2, "channels": 3, "names": {0: "green", 1: "blue"}}
+    trainer.args = stock.get_cfg()
     with stock.quiet():
         rebuilt = trainer.get_model(cfg=module.yaml, weights=module, verbose=False)
     for name, tensor in module.state_dict().items():
