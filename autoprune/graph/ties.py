@@ -110,4 +110,5 @@ def _merged(graph: ChannelGraph, leader: int, members: list[int], least: float) 
     """Return one unit in place of several; its leader's groups come first."""
     first = graph.units[leader]
     others = [group for index in members if index != leader for group in graph.units[index].groups]
-    return Unit(first.name, first.width, (*first.groups, *others), max(first.least, math.ceil(least * first.width - 1e-9)))
+    fewest = max(first.least, math.ceil(least * first.width - 1e-9))
+    return Unit(first.name, first.width, (*first.groups, *others), fewest)
