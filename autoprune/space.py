@@ -22,7 +22,7 @@ class Space:
     """All allocations of a network that respect the bounds and the rounding.
 
     A unit may keep any multiple of ``round_to`` from its lower bound up, or all its channels; one that is not wider
-    than ``round_to`` stays as it is.
+    than ``round_to`` stays as it is. Where its groups differ in width, each keeps a whole number of channels.
 
     Attributes:
         graph: the network's channel groups.
@@ -43,12 +43,23 @@ class Space:
         self.units: tuple[Unit, ...] = graph.units
         self.round_to = round_to
         self.min_keep = min_keep
-        self.choices: tuple[Counts, ...] = tuple(_choices(unit.width, round_to, min_keep) for unit in self.units)
+        self.choices: tuple[Counts, ...] = tuple(self._choices(unit) for unit in self.units)
         self.dense: Counts = np.array([unit.width for unit in self.units], dtype=np.int64)
         self.lower: Counts = np.array([choices[0] for choices in self.choices], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.units)
+
+    def _choices(self, unit: Unit) -> Counts:
+        """Return the counts that a unit may keep, ascending."""
+        sizes = {self.graph.groups[index].size for index in unit.groups}
+        counts = _multiples(unit.width, self.round_to, self.min_keep)
+        allowed = [
+            count
+            for count in counts
+            if count == unit.width or (count >= unit.least and all(count * size % unit.width == 0 for size in sizes))
+        ]
+        return np.array(allowed, dtype=np.int64)
 
     @cached_property
     def _width_model(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -124,6 +135,14 @@ class Space:
         """Return the allocation that keeps the given counts; units that are not named keep everything."""
         return self.allocation([kept.get(unit.name, unit.width) for unit in self.units])
 
+    def group_counts(self, counts: Sequence[int] | Counts) -> list[int]:
+        """Return how many channels each group of the graph keeps, for the counts of all units."""
+        kept = [group.size for group in self.graph.groups]
+        for unit, count in zip(self.units, counts, strict=True):
+            for index in unit.groups:
+                kept[index] = int(count) * kept[index] // unit.width
+        return kept
+
     def kept_channels(
         self, counts: Sequence[int] | Counts, order: Sequence[npt.NDArray[np.int64]]
     ) -> npt.NDArray[np.bool_]:
@@ -137,16 +156,14 @@ class Space:
             Shape (channels of the graph,), in the graph's global numbering.
         """
         keep = np.ones(self.graph.channels, dtype=np.bool_)
-        for unit, count in zip(self.units, counts, strict=True):
-            for index in unit.groups:
-                keep[self.graph.groups[index].offset + order[index][int(count) :]] = False
+        for group, kept, ranked in zip(self.graph.groups, self.group_counts(counts), order, strict=True):
+            keep[group.offset + ranked[kept:]] = False
         return keep
 
 
-def _choices(width: int, round_to: int, min_keep: float) -> Counts:
-    """Return the counts that a unit of this width may keep, ascending."""
+def _multiples(width: int, round_to: int, min_keep: float) -> list[int]:
+    """Return the multiples of ``round_to`` from the lower bound up to a width, and the width, ascending."""
     if width <= round_to:
-        return np.array([width], dtype=np.int64)
+        return [width]
     lowest = max(int(np.ceil(width * min_keep / round_to - 1e-9)), 1) * round_to
-    multiples = np.arange(lowest, width + 1, round_to, dtype=np.int64)
-    return multiples if len(multiples) and multiples[-1] == width else np.append(multiples, width).astype(np.int64)
+    return [*range(lowest, width, round_to), width]

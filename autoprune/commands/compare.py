@@ -101,14 +101,14 @@ class _Comparison:
         costs = {metric: float(cost(counts)) for metric, cost in run.static.items()}
         costs |= self._goals.confirm(found.allocation)
         module = contest.evaluator.recalibrated(found.allocation)
-        Deployment(run, self._budget, path=path).save_policy(
-            found, strategy=label.rpartition("-")[0], evaluations=config.evaluations
-        )
+        deployment = Deployment(run, self._budget, path=path)
+        deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
         before = adapter.validate(module).map50_95
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
         self._screen.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
+        module = deployment.described(module)
         trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, screen=self._screen)
         return Tuned(before, adapter.validate(trained).map50_95, costs)
 

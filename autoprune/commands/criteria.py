@@ -13,6 +13,7 @@ import numpy as np
 
 from autoprune.budget import Budget
 from autoprune.choices import FOLDED
+from autoprune.commands.deployment import Deployment
 from autoprune.commands.finalists import choose
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.goals import LatencyGoals
@@ -96,6 +97,7 @@ class CriteriaComparison:
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
             tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
+            module = Deployment(self._run, self._budget, path=path).described(module)
             trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
             row["map50_95_after"] = network.adapter.validate(trained).map50_95
         return row
@@ -109,7 +111,7 @@ class CriteriaComparison:
             "images": config.images,
             "image_size": run.network.adapter.image_size,
             "finetune_epochs": config.finetune_epochs,
-            "keep": {unit.name: kept for unit, kept in zip(run.network.space.units, allocation, strict=True)},
+            "keep": run.network.keep(allocation),
             "costs": dict(shares),
             "dense": {"map50_95": dense},
             "criteria": list(rows),

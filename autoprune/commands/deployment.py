@@ -77,8 +77,8 @@ class Deployment:
             criterion=run.config.criterion,
             round_to=run.config.round_to,
             units=tuple(
-                PolicyUnit(unit.name, unit.width, count)
-                for unit, count in zip(run.network.space.units, found.allocation, strict=True)
+                PolicyUnit(unit.name, unit.width, kept)
+                for unit, kept in zip(run.network.graph.units, run.network.keep(found.allocation).values(), strict=True)
             ),
             budget=self._budget.texts,
             costs=costs,
@@ -94,6 +94,23 @@ class Deployment:
         )
         policy.save(self._path / name)
 
+    def described(self, module: nn.Module) -> nn.Module:
+        """Write down what stock training does to the checkpoints of a network, and return it as they hold it.
+
+        Where only describable networks were considered, that is a copy which carries its description, and this is
+        written too.
+        """
+        description = self._run.network.adapter.description
+        if description is None:
+            return module
+        about = description.lost
+        if self._run.config.stock_yaml:
+            module, text = description.described(module)
+            write_atomic(self._path / f"pruned{description.suffix}", text)
+            about = description.kept
+        write_atomic(self._path / "model.txt", about + "\n")
+        return module
+
     def ship(self, module: nn.Module, allocation: Allocation) -> dict[str, Stage]:
         """Save the pruned network, fine-tune it, save that, and measure both.
 
@@ -107,6 +124,7 @@ class Deployment:
         run, config, adapter = self._run, self._run.config, self._run.network.adapter
         notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
         pruned, model = self._path / "pruned.pt", self._path / "model.pt"
+        module = self.described(module)
         adapter.save(module, pruned, notes=notes)
         stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
         if not config.finetune_epochs:
@@ -126,10 +144,9 @@ class Deployment:
         )
         latencies = {metric: dense.cost(metric) for metric in run.benches}
         self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
+        module = self.described(run.network.adapter.module)
         for name in ("pruned.pt", "model.pt"):
-            run.network.adapter.save(
-                run.network.adapter.module, self._path / name, notes=self._notes(run.dense_allocation)
-            )
+            run.network.adapter.save(module, self._path / name, notes=self._notes(run.dense_allocation))
         return {"pruned": dense}
 
     def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> int:
@@ -166,5 +183,5 @@ class Deployment:
 
     def _notes(self, allocation: Allocation) -> dict[str, Any]:
         """Return what travels inside the checkpoints."""
-        kept = {unit.name: count for unit, count in zip(self._run.network.space.units, allocation, strict=True)}
+        kept = self._run.network.keep(allocation)
         return {"autoprune": __version__, "budget": list(self._budget.texts), "keep": kept}

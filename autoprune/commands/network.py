@@ -23,15 +23,15 @@ from autoprune.cost import (
     undescribed_flops,
 )
 from autoprune.cost._base import Cost
-from autoprune.errors import ConfigError
-from autoprune.graph import ChannelGraph
+from autoprune.errors import ConfigError, ModelError
+from autoprune.graph import ChannelGraph, tie
 from autoprune.importance import Evidence, Importance, make_criterion, ranking
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.proof import analyse
 from autoprune.search.curves import SensitivityCurves
-from autoprune.space import Space
+from autoprune.space import Allocation, Space
 from autoprune.surgery import Pruner
 
 EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
@@ -44,8 +44,8 @@ class Network:
 
     Attributes:
         adapter: the network with its data, loss and metric.
-        graph: its channel groups.
-        space: its allocations.
+        graph: its channel groups, with all units that there are.
+        space: its allocations; its own graph has fewer units where some are tied.
         pruner: makes smaller copies.
         importance: per group, the score of each channel.
     """
@@ -59,7 +59,17 @@ class Network:
     @property
     def described(self) -> PolicyModel:
         """The network as a policy names it."""
-        return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.space.units})
+        return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.graph.units})
+
+    def keep(self, allocation: Allocation) -> dict[str, int]:
+        """Return the kept channels of all units of the graph, tied or not, by name."""
+        counts = self.space.group_counts(allocation)
+        return {unit.name: counts[unit.groups[0]] for unit in self.graph.units}
+
+    def untied(self) -> Network:
+        """Return the network with the allocations that there are where nothing is tied."""
+        space = Space(self.graph, round_to=self.space.round_to, min_keep=self.space.min_keep)
+        return _ranked(self.adapter, self.graph, space, self.importance)
 
     def scored_by(self, criterion: str) -> Network:
         """Return the network with its channels scored by another criterion; one that looks at images needs data."""
@@ -101,13 +111,27 @@ def open_network(
     criterion: str,
     round_to: int = 1,
     min_keep: float = 1e-6,
+    describable: bool = False,
     screen: Screen,
 ) -> Network:
-    """Load weights, find their channel groups and rank their channels."""
+    """Load weights, find their channel groups and rank their channels.
+
+    Args:
+        weights: the checkpoint.
+        data: its data set, or None.
+        image_size: in pixels; what it was trained at if None.
+        device: as the command line names it.
+        trust: open a checkpoint even if it could run code of its author.
+        criterion: ranks the channels.
+        round_to: as for `Space`.
+        min_keep: as for `Space`.
+        describable: allow only networks that the network's own tool can describe, see `Description`.
+        screen: told what was found.
+    """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
-    space = Space(graph, round_to=round_to, min_keep=min_keep)
-    pinned = {group.name: group.pinned for group in graph.groups if group.pinned not in (None, "network input")}
+    space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
+    pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
     screen.note(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
@@ -117,8 +141,20 @@ def open_network(
 
 
 def _scored(adapter: Adapter, graph: ChannelGraph, space: Space, scorer: Importance) -> Network:
-    importance = scorer(adapter.module, graph)
+    return _ranked(adapter, graph, space, scorer(adapter.module, graph))
+
+
+def _ranked(
+    adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[npt.NDArray[np.float64]]
+) -> Network:
     return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
+
+
+def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
+    """Return the graph whose allocations the network's own tool can describe."""
+    if adapter.description is None:
+        raise ModelError(f"{adapter.name} has no stock YAML that could describe it pruned; leave --stock-yaml out")
+    return tie(graph, adapter.description.ties(adapter.module))
 
 
 def evidence_of(adapter: Adapter) -> Evidence:

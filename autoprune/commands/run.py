@@ -53,6 +53,7 @@ def dense_network(config: PruningConfig, folder: RunFolder, screen: Screen) -> N
         criterion=config.criterion,
         round_to=config.round_to,
         min_keep=config.min_keep,
+        describable=isinstance(config, BudgetedConfig) and config.stock_yaml,
         screen=screen,
     )
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.budget import Budget
 from autoprune.commands.deployment import Deployment
+from autoprune.commands.describable import price
 from autoprune.commands.finalists import best_of, choose
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
@@ -88,6 +89,7 @@ class SearchRun:
         goals = LatencyGoals(run.benches, limits)
         constraint = run.constrain(limits, goals)
         evaluator = run.evaluator("evaluation", config.images)
+        priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()
         guidance = measured_guidance(run, constraint, evaluator) if config.strategy in INFORMED else None
         wish = guidance.prior if guidance is not None else np.zeros(len(constraint.space))
@@ -102,7 +104,7 @@ class SearchRun:
         chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         stages = deployment.ship(evaluator.recalibrated(chosen.allocation), chosen.allocation)
-        return {"dense": dense, **stages}, searched
+        return {"dense": dense, **stages}, {**searched, **priced}
 
     def _continued(
         self,

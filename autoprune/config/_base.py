@@ -81,6 +81,10 @@ class RuntimeConfig:
     with_nms: bool = False
 
 
+STOCK_MULTIPLE = 8
+"""The widths that a stock YAML can express are multiples of this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetedConfig(PruningConfig, RuntimeConfig):
     """What every command is told that prunes to a budget.
@@ -91,12 +95,15 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: learning rate of the fine-tuning, as a share of the dense training's
         distill: the dense network teaches the pruned one in the fine-tuning
+        stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
+            train and resume then keep the pruned network, without autoprune
     """
 
     budget: tuple[str, ...] = ()
     finetune_epochs: int | None = None
     lr_scale: float = 0.1
     distill: bool = False
+    stock_yaml: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +113,11 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_share("lr_scale", self.lr_scale)
         if self.distill and self.finetune_epochs == 0:
             raise ConfigError("--distill is a way of fine-tuning, and --finetune-epochs 0 leaves that out")
+        if self.stock_yaml and self.round_to % STOCK_MULTIPLE:
+            raise ConfigError(
+                f"A stock YAML has widths in multiples of {STOCK_MULTIPLE}: --stock-yaml needs such a --round-to, got "
+                f"{self.round_to}"
+            )
 
     def _check_budget(self) -> None:
         Budget.parse(self.budget)

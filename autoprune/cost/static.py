@@ -105,7 +105,7 @@ class ChannelsCost(Cost):
     """Number of channels kept, of those that can be pruned: what network slimming prunes a share of.
 
     Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017, section 3.3. A unit of
-    several channel groups counts once for each of them; pinned channels do not count.
+    several channel groups counts for each of them; pinned channels do not count.
 
     Args:
         space: the space of allocations.
@@ -115,7 +115,10 @@ class ChannelsCost(Cost):
     unit = "channels"
 
     def __init__(self, space: Space) -> None:
-        self._groups: Floats = np.array([len(unit.groups) for unit in space.units], dtype=np.float64)
+        groups = space.graph.groups
+        self._groups: Floats = np.array(
+            [sum(groups[index].size for index in unit.groups) / unit.width for unit in space.units], dtype=np.float64
+        )
 
     def __call__(self, counts: Counts) -> Floats:
         """Return channels; see ``Cost``."""

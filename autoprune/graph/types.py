@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -44,17 +44,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Unit:
-    """Groups that keep the same number of channels: one decision of the search.
+    """Groups that keep the same share of their channels: one decision of the search.
+
+    As the analysis finds them, all groups of a unit are equally wide and keep the same number; `tie` also joins
+    groups of other widths.
 
     Attributes:
         name: the first producing layer, e.g. ``model.2.cv1``.
-        width: channels of each group in the dense network.
-        groups: indices into ``ChannelGraph.groups``; every group keeps the same number.
+        width: channels of its first group in the dense network; no group is wider.
+        groups: indices into ``ChannelGraph.groups``.
+        least: the fewest channels that its first group may keep.
     """
 
     name: str
     width: int
     groups: tuple[int, ...]
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class ChannelGraph:
         """Return the graph of the smaller network that surgery makes of the kept channels.
 
         Args:
-            keep: shape (channels,), true where a channel stays; every group keeps some, a unit's equally many.
+            keep: shape (channels,), true where a channel stays; every group keeps some, a unit's the same share.
         """
         sizes = [int(np.count_nonzero(keep[group.offset : group.offset + group.size])) for group in self.groups]
         offsets = np.cumsum([0, *sizes])
@@ -149,6 +154,10 @@ class ChannelGraph:
                 for layer in self.layers
             ),
         )
+
+    def with_units(self, units: Sequence[Unit]) -> ChannelGraph:
+        """Return the graph with other units over the same groups."""
+        return replace(self, units=tuple(units))
 
     def pin(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """Return the graph with the named units pinned, each for its reason."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import ExportFormat
+from autoprune.models._description import Description
 
 Batch = Mapping[str, Any]
 """One batch of images with their labels, already on the device; opaque outside its adapter."""
@@ -74,6 +75,7 @@ class Adapter(ABC):
         image_size: height and width of the square input, in pixels.
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
+        description: what the network's own tool builds networks from; None where it has no such thing.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Adapter(ABC):
     device: torch.device
     image_size: int
     free_outputs: frozenset[str] = frozenset()
+    description: Description | None = None
 
     @property
     @abstractmethod

@@ -56,10 +56,12 @@ class ThresholdStrategy(DialogueStrategy):
 def unit_scores(space: Space, importance: Sequence[Scores]) -> list[Scores]:
     """Return per unit the scores of its channels, descending, shape (width,).
 
-    The groups of a unit keep equal counts, each its own best channels: what is kept with one more channel is the mean
-    of the groups' scores of that rank.
+    The groups of a unit keep equal shares, each its own best channels: what is kept with one more channel is the mean
+    of the groups' scores of that rank. A narrower group gives each of its ranks to several.
     """
-    return [
-        np.mean([np.sort(np.asarray(importance[group], dtype=np.float64))[::-1] for group in unit.groups], axis=0)
-        for unit in space.units
-    ]
+
+    def ranked(group: int, width: int) -> Scores:
+        scores = np.sort(np.asarray(importance[group], dtype=np.float64))[::-1]
+        return scores[np.arange(width) * len(scores) // width]
+
+    return [np.mean([ranked(group, unit.width) for group in unit.groups], axis=0) for unit in space.units]

@@ -31,6 +31,7 @@ from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
 from autoprune.models.ultralytics.exporting import difference, disagreement, write
 from autoprune.models.ultralytics.scaling import build_untrained, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
+from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.suppression import suppressed
 
 _VALIDATION_BATCH = 16
@@ -51,6 +52,7 @@ class UltralyticsAdapter(Adapter):
     """
 
     free_outputs = frozenset({"feats"})
+    description = StockYaml()
 
     def __init__(
         self,
