@@ -170,6 +170,7 @@ def test_a_network_that_differs_is_kept_under_a_name_that_says_so(
     assert not told(out)["parity"]["passed"]
 
 
+@pytest.mark.slow
 def test_ultralytics_alone_predicts_with_it(world: Path, tmp_path: Path) -> None:
     paths = []
     for file_format, name in FILES.items():

@@ -47,7 +47,7 @@ class Engine:
         self.held.remove(number)
     def list(self):
         return self.held
-    def quantize(self, source, images, to):
+    def quantize(self, source, images, to, keep=()):
         self.images = list(np.load(images).shape)
         return source
     def calibrated(self):

@@ -298,6 +298,7 @@ def test_a_long_fine_tune_follows(tiny: Path, tmp_path: Path) -> None:
 # -- interruptions and mistakes ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(tiny: Path, family: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     process = subprocess.Popen(

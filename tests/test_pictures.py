@@ -206,7 +206,7 @@ def test_a_character_without_a_glyph_is_no_warning(tmp_path: Path) -> None:
 # -- sensitivity -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 5, 100])
+@pytest.mark.parametrize("number", [1, 5, pytest.param(100, marks=pytest.mark.slow)])
 def test_every_unit_has_a_panel(number: int, tmp_path: Path, drawn: Drawn) -> None:
     many = units(number)
     sensitivity_curves(many, tmp_path / "a.png", title="Curves")

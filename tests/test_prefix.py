@@ -371,7 +371,7 @@ def test_the_cut_that_saves_most_is_kept(seconds: list[float]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "yolo11n",
+        pytest.param("yolo11n", marks=pytest.mark.slow),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5n", "yolov9t", "yolo26n", "resnet18")),
     ],
 )

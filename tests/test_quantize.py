@@ -190,6 +190,7 @@ def test_openvino_gets_a_folder_that_ultralytics_knows(
     assert quantized["size_bytes"] == sum(path.stat().st_size for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_loss_that_cannot_be_held_is_told(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

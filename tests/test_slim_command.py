@@ -74,6 +74,7 @@ def test_a_run_that_was_killed_goes_on(finished: Path, quick: None, tmp_path: Pa
     assert summary(copy)["pruned"] == summary(finished)["pruned"]
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_from_nothing_first(tiny: Path, quick: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = arguments("slim", tiny, out, *SHORT, "--architecture", "yolov5n.yaml", "--train-epochs", "1")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import autoprune.commands.sparsity
+import autoprune.commands.tuning
 from autoprune.arguments import load, parse, save
 from autoprune.choices import PenaltyName
 from autoprune.cli import main
@@ -108,7 +108,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(autoprune.commands.sparsity, "finetune", interrupted)
+        patch.setattr(autoprune.commands.tuning, "finetune", interrupted)
         assert main(words(tiny, out, "--penalty", "group-lasso", "--watch", "model.2.cv1")) == 130
     assert f"go on with: autoprune sparsify --resume {out}" in one_sentence(capsys.readouterr().err)
     assert not (out / "sparse.pt").exists()

@@ -91,6 +91,7 @@ def task(name: str) -> str:
     return "segment" if name.endswith("-seg") else "pose" if name.endswith("-pose") else "detect"
 
 
+@pytest.mark.slow
 def test_stock_tools_open_run_and_export_pruned_networks(tmp_path: Path) -> None:
     check(LIGHT, tmp_path)
 
