@@ -30,6 +30,7 @@ from autoprune.models.ultralytics.exporting import difference
 from autoprune.runtimes import RUNTIMES, FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
+from tests.packages import need
 from tests.world import one_sentence
 
 NOTES = {"autoprune": "0", "budget": ["flops=50%"], "keep": {"model.0": 8, "model.1": 24}}
@@ -52,9 +53,8 @@ for path in sys.argv[2:]:
 
 
 def needed(file_format: ExportFormat) -> ExportFormat:
-    package = RUNTIMES[file_format].value
-    if file_format is not ExportFormat.TORCHSCRIPT and importlib.util.find_spec(package) is None:
-        pytest.skip(f"needs the package {package}")
+    if file_format is not ExportFormat.TORCHSCRIPT:
+        need(RUNTIMES[file_format].value)
     return file_format
 
 

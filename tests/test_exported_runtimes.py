@@ -25,6 +25,7 @@ from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, op
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend, SeparateRunner
+from tests.packages import need
 
 SHAPE = (1, 3, 32, 32)
 ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -74,9 +75,7 @@ def image() -> torch.Tensor:
 
 
 def needed(runtime: Runtime, *more: str) -> Runtime:
-    for package in (runtime.value, *more):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs the package {package}")
+    need(runtime.value, *more)
     return runtime
 
 

@@ -27,6 +27,7 @@ from autoprune.quantize import Group, choose, group_operations
 from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
+from tests.packages import need
 from tests.world import cut, one_sentence, records
 
 NNCF = """
@@ -52,8 +53,7 @@ def quantize(network, data, *, preset, subset_size, ignored_scope):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector with random weights, and its data."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        pytest.skip("needs the package onnxruntime")
+    need("onnxruntime")
     folder = tmp_path_factory.mktemp("world")
     write_detector(folder / "best.pt", build(32))
     write_data(folder / "data", images=17)
@@ -174,8 +174,7 @@ def test_the_dense_network_is_put_beside_it(world: Path, tmp_path: Path, capsys:
 def test_openvino_gets_a_folder_that_ultralytics_knows(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if importlib.util.find_spec("openvino") is None:
-        pytest.skip("needs the package openvino")
+    need("openvino")
     (tmp_path / "nncf.py").write_text(NNCF)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -17,13 +17,12 @@ from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.latency import Bench
 from autoprune.commands.network import Network, open_network, pin_threads
 from autoprune.commands.screen import Screen
-from autoprune.commands.stages import Stage
+from autoprune.commands.stages import Stage, validated
 from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation import Evaluator
-from autoprune.models._base import Accuracy
 from autoprune.space import Allocation
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
@@ -124,12 +123,7 @@ class PruningRun:
             file: its checkpoint, where there is one.
             limits: what each metric may be at most; a latency beyond its limit is measured more often.
         """
-
-        def measured() -> dict[str, float]:
-            accuracy = self.network.adapter.validate(module)
-            return {"map50": accuracy.map50, "map50_95": accuracy.map50_95}
-
-        accuracy = Accuracy(**self.folder.once("validation", measured, name))
+        accuracy = validated(name, module, self.network.adapter, self.folder)
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
         return Stage.of(

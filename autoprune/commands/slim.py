@@ -10,11 +10,10 @@ from autoprune.commands.network import Network, choose_device, open_network, pin
 from autoprune.commands.screen import Screen
 from autoprune.commands.search import SearchRun, with_defaults
 from autoprune.commands.sparsity import SPARSE, SparsitySettings, sparsify
-from autoprune.commands.stages import Stage
+from autoprune.commands.stages import Stage, validated
 from autoprune.commands.tuning import Tuning, train_from_nothing
 from autoprune.config import SlimConfig
 from autoprune.models import build_adapter
-from autoprune.models._base import Accuracy
 from autoprune.pictures import slimmed_channels
 from autoprune.policy import Policy
 
@@ -41,7 +40,7 @@ class _Pipeline:
         """Run all stages and return the exit code."""
         config, folder = self._config, self._folder
         dense = self._dense()
-        accuracy = self._accuracy(dense)
+        accuracy = validated("before sparsity", dense.adapter.module, dense.adapter, folder)
         settings = SparsitySettings.of(
             config, epochs=config.sparsity_epochs, lr=config.sparsity_lr, batch=config.batch, seed=config.seed
         )
@@ -76,14 +75,6 @@ class _Pipeline:
             config.model, data=config.data, image_size=config.imgsz, device=config.device,
             trust=config.trust_checkpoint, criterion="l1", screen=self._screen,
         )  # fmt: skip
-
-    def _accuracy(self, dense: Network) -> Accuracy:
-        """Return the accuracy of the network before sparsity training."""
-
-        def measured() -> dict[str, float]:
-            return vars(dense.adapter.validate(dense.adapter.module))
-
-        return Accuracy(**self._folder.once("validation", measured, "before sparsity"))
 
 
 def _draw(network: Network, folder: Path) -> None:

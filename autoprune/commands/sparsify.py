@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from torch import nn
 
 from autoprune.choices import PenaltyName
 from autoprune.commands.folder import RunFolder, environment
-from autoprune.commands.network import Network, open_network, pin_threads
+from autoprune.commands.network import open_network, pin_threads
 from autoprune.commands.run import with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.sparsity import RECORD, SPARSE, Sparsity, SparsitySettings, sparsify
+from autoprune.commands.stages import validated
 from autoprune.config import SparsifyConfig
 from autoprune.models._base import Accuracy
 
@@ -36,8 +36,8 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
     )  # fmt: skip
     settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
     module, found = sparsify(network, folder.path, settings, screen)
-    dense = _accuracy("dense", network.adapter.module, network, folder)
-    sparse = _accuracy("sparse", module, network, folder)
+    dense = validated("dense", network.adapter.module, network.adapter, folder)
+    sparse = validated("sparse", module, network.adapter, folder)
     summary = {
         "dense": {"map50": dense.map50, "map50_95": dense.map50_95},
         "sparse": {"map50": sparse.map50, "map50_95": sparse.map50_95},
@@ -58,16 +58,6 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
         f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
         f"{_CRITERIA[config.penalty]} --budget flops=50%"
     )
-
-
-def _accuracy(name: str, module: nn.Module, network: Network, folder: RunFolder) -> Accuracy:
-    """Return a network's accuracy on the validation split; measured once in a run."""
-
-    def measured() -> dict[str, float]:
-        accuracy = network.adapter.validate(module)
-        return {"map50": accuracy.map50, "map50_95": accuracy.map50_95}
-
-    return Accuracy(**folder.once("validation", measured, name))
 
 
 def _table(dense: Accuracy, sparse: Accuracy, found: Sparsity) -> tuple[list[str], list[list[str]]]:

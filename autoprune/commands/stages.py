@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import nn
+
 from autoprune.budget import Limit, format_amount, is_latency
-from autoprune.models._base import Accuracy
+from autoprune.commands.folder import RunFolder
+from autoprune.models._base import Accuracy, Adapter
 
 _LABELS = {
     "params": "parameters", "channels": "channels", "flops": "FLOPs", "size": "checkpoint", "latency": "latency",
@@ -62,6 +65,18 @@ class Stage:
             return float(latency["median"]) if latency is not None else float("nan")
         costs = {"flops": self.flops, "params": self.params, "size": self.size_bytes, "channels": self.channels}
         return float(costs[metric])
+
+
+def validated(name: str, module: nn.Module, adapter: Adapter, folder: RunFolder) -> Accuracy:
+    """Return a network's accuracy on the validation split; measured once in a run.
+
+    Args:
+        name: of the network, which tells it from the others of the run.
+        module: the network.
+        adapter: has the data.
+        folder: the run's.
+    """
+    return Accuracy(**folder.once("validation", lambda: asdict(adapter.validate(module)), name))
 
 
 def held(limits: Sequence[Limit], dense: Stage, final: Stage) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph
-from autoprune.importance._base import Importance, Member
+from autoprune.importance._base import Ids, Importance, Member
 
 
 class BatchNormImportance(Importance):
@@ -27,10 +27,7 @@ class BatchNormImportance(Importance):
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
         """Return |γ| of every affine batch norm."""
         scales = [
-            Member(graph.axes[axis], child.weight.abs())
-            for path, child in module.named_modules()
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine
-            for _, axis in graph.tensors.get(f"{path}.weight", ())
+            Member(ids, module.get_parameter(f"{path}.weight").abs()) for path, ids in scaled_channels(module, graph)
         ]
         if not scales:
             raise ModelError("The criterion bn needs batch norm layers and this network has none; use --criterion l1")
@@ -38,3 +35,11 @@ class BatchNormImportance(Importance):
         return [
             Member(one.channels, one.scores / torch.from_numpy(norms[one.channels]).to(one.scores)) for one in scales
         ]
+
+
+def scaled_channels(module: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Ids]]:
+    """Yield every affine batch norm on channels of the graph: its path, and the number of the channel of each γ."""
+    for path, child in module.named_modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine:
+            for _, axis in graph.tensors.get(f"{path}.weight", ()):
+                yield path, graph.axes[axis]

@@ -14,6 +14,7 @@ from autoprune.choices import PenaltyName
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph, Ids
 from autoprune.importance._base import rows_of
+from autoprune.importance.batchnorm import scaled_channels
 
 Parameters = Mapping[str, nn.Parameter]
 """A network's parameters by every name that they have."""
@@ -62,12 +63,7 @@ class ScalePenalty(Penalty):
 
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
         prunable = prunable_channels(graph)
-        found = [
-            (path, graph.axes[axis])
-            for path, child in module.named_modules()
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine
-            for _, axis in graph.tensors.get(f"{path}.weight", ())
-        ]
+        found = list(scaled_channels(module, graph))
         self._masks = {path: torch.from_numpy(prunable[ids]) for path, ids in found if prunable[ids].any()}
         if not self._masks:
             raise ModelError(
