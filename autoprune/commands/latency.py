@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -101,30 +103,34 @@ class Bench:
         )
         self._predictions: dict[float | None, Prediction] = {}
         self._learnt: list[Sample] = []
+        self._thorough: dict[Allocation, list[PairedTiming]] = defaultdict(list)
 
     def _calibration(self) -> Sequence[torch.Tensor]:
         return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
 
     # -- measured ----------------------------------------------------------------------------------
 
-    def stage(self, name: str, module: nn.Module, limit: float | None = None) -> dict[str, Any]:
+    def stage(
+        self, name: str, module: nn.Module, allocation: Allocation | None = None, limit: float | None = None
+    ) -> dict[str, Any]:
         """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself.
 
         Args:
             name: of the stage.
             module: its network.
+            allocation: its kept channels per unit; None where it is no pruned dense network.
             limit: milliseconds that it must hold, if any; a miss is measured more often before it is believed.
         """
         if name == "dense":
             return self._described(self.meter.reference)
-        timing = self._typical(lambda: self._deployed(module), ["stage", name], limit)
+        timing = self._typical(lambda: self._deployed(module), ["stage", name], allocation, limit)
         if timing.note is not None:
             self._screen.warn(f"Measuring the {name} network: {timing.note}.")
         return self._described(self.meter.milliseconds(timing))
 
     def confirm(self, allocation: Allocation) -> float:
         """Return a candidate's median in milliseconds, measured as thoroughly as a stage."""
-        timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation])
+        timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation], allocation)
         return timing.ratio * self.meter.reference.median
 
     def measure(self, allocation: Allocation) -> float:
@@ -154,16 +160,31 @@ class Bench:
     def _deployed(self, module: nn.Module) -> nn.Module:
         return self._network.adapter.deployable(module, with_nms=self._with_nms)
 
-    def _typical(self, build: Callable[[], nn.Module], key: list[Any], limit: float | None = None) -> PairedTiming:
+    def _typical(
+        self,
+        build: Callable[[], nn.Module],
+        key: list[Any],
+        allocation: Allocation | None,
+        limit: float | None = None,
+    ) -> PairedTiming:
         """Measure several times, as thoroughly as what ends up in the summary."""
+        known = self._thorough[allocation] if allocation is not None else []
+        taken: list[PairedTiming] = []
 
-        @cache
-        def measure(repeat: int) -> PairedTiming:
-            return self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT)
+        def measure(repeat: int, pause: float) -> PairedTiming:
+            def after_pause() -> nn.Module:
+                if pause:
+                    self._screen.note(f"The machine is not as it was when the limit was set: waiting {pause:.0f} s …")
+                    time.sleep(pause)
+                return build()
 
-        return typical_within(
-            measure, self._steadiness, limit / self.meter.reference.median if limit is not None else None
-        )
+            taken.append(self._measured(after_pause, [*key, "repeat", repeat], effort=STAGE_EFFORT))
+            return taken[-1]
+
+        most = limit / self.meter.reference.median if limit is not None else None
+        found = typical_within(measure, self._steadiness, most, known=known)
+        known += taken
+        return found
 
     def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
         """Measure, again where the machine was disturbed, and return the measurement that may be off least.

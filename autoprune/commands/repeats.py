@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from autoprune.cost.timing import PairedTiming
@@ -26,6 +26,16 @@ REMEMBERED = 15
 
 A shared machine's speed can change for good; then the reference that a run began with would call everything disturbed.
 """
+
+
+PAUSE = 10.0
+"""Seconds to wait before a miss is measured again on a machine that is slower than when the limit was set."""
+
+Measure = Callable[[int, float], PairedTiming]
+"""Takes the number of the measurement, from 0, and the seconds to wait before it."""
+
+Doubt = Callable[[PairedTiming], float]
+"""By what share a measurement may be off."""
 
 
 class Steadiness:
@@ -56,47 +66,54 @@ class Steadiness:
         return timing.spread + DRIFT * abs(timing.dense.median / usual - 1)
 
 
-def typical(
-    measure: Callable[[int], PairedTiming],
-    doubt: Callable[[PairedTiming], float],
-    *,
-    repeats: int = REPEATS,
-    most: int = MOST_REPEATS,
+def typical_within(
+    measure: Measure, steadiness: Steadiness, limit: float | None = None, *, known: Sequence[PairedTiming] = ()
 ) -> PairedTiming:
     """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
 
-    Measurements that the machine disturbed do not count, as long as there are enough others.
+    Measurements that the machine disturbed do not count, as long as there are enough others. A ratio beyond the limit
+    is measured three times as often before it is believed. A miss is believed of the machine as it was when the limit
+    was set, seen from the reference: while it is not as it was, there are pauses, since another's load may end.
 
     Args:
-        measure: takes the number of the measurement, from 0.
+        measure: takes a measurement.
+        steadiness: of the machine.
+        limit: the ratio that is allowed, or None.
+        known: measurements of the same layers with other weights, which take the same time; they count before a miss is
+            believed.
+    """
+    doubt = steadiness.doubt
+    timings = _taken([], measure, doubt, repeats=REPEATS, most=MOST_REPEATS)
+    found = _middle(timings, doubt)
+    if limit is None or found.ratio <= limit:
+        return found
+    doubt = steadiness.reference_doubt
+    timings = _taken(timings, measure, doubt, repeats=3 * REPEATS, most=2 * MOST_REPEATS, pause=PAUSE)
+    return _middle([*known, *timings], doubt)
+
+
+def _taken(
+    timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, *, repeats: int, most: int, pause: float = 0.0
+) -> Sequence[PairedTiming]:
+    """Return the measurements and so many more that enough are undisturbed; a pause follows those that are not.
+
+    Args:
+        timings: those there are.
+        measure: takes another one.
         doubt: by what share a measurement may be off.
         repeats: how many undisturbed measurements are wanted …
         most: … and after how many there will be no more.
+        pause: seconds.
     """
-    timings: list[PairedTiming] = []
+    timings = list(timings)
+    while len(timings) < most and sum(doubt(timing) <= DOUBT for timing in timings) < repeats:
+        disturbed = bool(timings) and doubt(timings[-1]) > DOUBT
+        timings.append(measure(len(timings), pause if disturbed else 0.0))
+    return timings
 
-    def calm() -> int:
-        return sum(doubt(timing) <= DOUBT for timing in timings)
 
-    while len(timings) < most and calm() < repeats:
-        timings.append(measure(len(timings)))
-    counted = sorted(timings, key=doubt)[: max(calm(), REPEATS)]
+def _middle(timings: Sequence[PairedTiming], doubt: Doubt) -> PairedTiming:
+    """Return the measurement with the median ratio of the undisturbed ones, or of the three least disturbed."""
+    calm = sum(doubt(timing) <= DOUBT for timing in timings)
+    counted = sorted(timings, key=doubt)[: max(calm, REPEATS)]
     return sorted(counted, key=lambda timing: timing.ratio)[len(counted) // 2]
-
-
-def typical_within(
-    measure: Callable[[int], PairedTiming], steadiness: Steadiness, limit: float | None = None
-) -> PairedTiming:
-    """Return the typical measurement; a ratio beyond the limit is measured three times as often before it is believed.
-
-    A miss is believed of the machine as it was when the limit was set: seen from the reference.
-
-    Args:
-        measure: takes the number of the measurement, from 0; the same number gives the same measurement.
-        steadiness: of the machine.
-        limit: the ratio that is allowed, or None.
-    """
-    found = typical(measure, steadiness.doubt)
-    if limit is None or found.ratio <= limit:
-        return found
-    return typical(measure, steadiness.reference_doubt, repeats=3 * REPEATS, most=2 * MOST_REPEATS)

@@ -126,11 +126,11 @@ class PruningRun:
         accuracy = validated(name, module, self.network.adapter, self.folder)
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
-        return Stage.of(
-            accuracy,
-            costs,
-            {metric: bench.stage(name, module, (limits or {}).get(metric)) for metric, bench in self.benches.items()},
-        )
+        latencies = {
+            metric: bench.stage(name, module, allocation, (limits or {}).get(metric))
+            for metric, bench in self.benches.items()
+        }
+        return Stage.of(accuracy, costs, latencies)
 
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""
