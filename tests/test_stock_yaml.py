@@ -222,6 +222,21 @@ def test_the_policy_names_all_units_and_applies_without_the_option(searched: Pat
     assert parameters(pruned) == summary(searched)["pruned"]["params"]
 
 
+@pytest.mark.parametrize("command", [["apply"], ["train", "--epochs", "2", "--soften", "--lr-scale", "0.01"]])
+def test_its_policy_applied_to_weights_gives_what_stock_training_keeps(
+    command: list[str], searched: Path, world: Path, tmp_path: Path
+) -> None:
+    options = {
+        "--model": world / "best.pt", "--data": world / "data" / "data.yaml", "--policy": searched / "policy.json",
+        "--imgsz": SIZE, "--batch": 2, "--out": tmp_path / "run",
+    }  # fmt: skip
+    assert main([*command, *(str(word) for option in options.items() for word in option)]) == 0
+    assert "keeps this network pruned" in (tmp_path / "run" / "model.txt").read_text()
+    for file in (tmp_path / "run").glob("*.pt"):
+        StockYaml().described(open_adapter(file).module)
+        assert open_adapter(file).module.yaml["head"] == yaml.safe_load((searched / "pruned.yaml").read_text())["head"]
+
+
 def test_without_the_option_the_run_warns_of_stock_training(world: Path, tmp_path: Path) -> None:
     assert main(arguments("search", world, tmp_path / "run", *SEARCH)) == 0
     assert "NOT" in (tmp_path / "run" / "model.txt").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autoprune.commands.applied import apply_policy
+from autoprune.commands.describable import describe
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.screen import Screen
 from autoprune.config import ApplyConfig
@@ -14,12 +15,13 @@ def run(config: ApplyConfig, screen: Screen) -> int:
     adapter, validate = applied.network.adapter, config.data is not None
     with RunFolder.open("apply", config) as folder:
         path = folder.path / "pruned.pt"
-        adapter.save(applied.module, path, notes=applied.notes)
+        module = describe(applied.module, adapter, folder.path, required=False)
+        adapter.save(module, path, notes=applied.notes)
         applied.policy.save(folder.path / "policy.json")
         dense = applied.network.space.allocation(applied.network.space.dense)
         stages = {
             "dense": applied.stage(adapter.module, dense, validate=validate),
-            "pruned": applied.stage(applied.module, applied.allocation, path, validate=validate),
+            "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
     applied.show(stages, screen)
     screen.note(f"The pruned network is {path}.")

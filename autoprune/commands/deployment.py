@@ -16,6 +16,7 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.budget import Budget, format_amount
+from autoprune.commands.describable import describe
 from autoprune.commands.folder import environment
 from autoprune.commands.goals import Latencies
 from autoprune.commands.run import PruningRun
@@ -95,21 +96,9 @@ class Deployment:
         policy.save(self._path / name)
 
     def described(self, module: nn.Module) -> nn.Module:
-        """Write down what stock training does to the checkpoints of a network, and return it as they hold it.
-
-        Where only describable networks were considered, that is a copy which carries its description, and this is
-        written too.
-        """
-        description = self._run.network.adapter.description
-        if description is None:
-            return module
-        about = description.lost
-        if self._run.config.stock_yaml:
-            module, text = description.described(module)
-            write_atomic(self._path / f"pruned{description.suffix}", text)
-            about = description.kept
-        write_atomic(self._path / "model.txt", about + "\n")
-        return module
+        """Return a network as its checkpoints hold it, see `describe`."""
+        run = self._run
+        return describe(module, run.network.adapter, self._path, required=run.config.stock_yaml)
 
     def ship(self, module: nn.Module, allocation: Allocation) -> dict[str, Stage]:
         """Save the pruned network, fine-tune it, save that, and measure both.

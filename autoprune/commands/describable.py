@@ -1,16 +1,51 @@
-"""What it costs in score that only describable networks are considered."""
+"""Networks that their own tool can describe: the description written down, and what it costs to consider no others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from autoprune.budget import is_latency
 from autoprune.commands.run import PruningRun, make_evaluator
 from autoprune.constraint import Ceiling, Constraint
+from autoprune.errors import ModelError
+from autoprune.files import write_atomic
+from autoprune.models._base import Adapter
 
 Price = Mapping[str, float]
+
+
+def describe(module: nn.Module, adapter: Adapter, folder: Path, *, required: bool) -> nn.Module:
+    """Write down what stock training does to the checkpoints of a network, and return it as they hold it.
+
+    Where its own tool can describe the network, that is a copy which carries its description, which is written, too.
+
+    Args:
+        module: the pruned network.
+        adapter: of its family.
+        folder: of its checkpoints.
+        required: whether only describable networks were considered.
+
+    Raises:
+        ModelError: a description is required, and none expresses the network.
+    """
+    description = adapter.description
+    if description is None:
+        return module
+    about = description.lost
+    try:
+        module, text = description.described(module)
+    except ModelError:
+        if required:
+            raise
+    else:
+        write_atomic(folder / f"pruned{description.suffix}", text)
+        about = description.kept
+    write_atomic(folder / "model.txt", about + "\n")
+    return module
 
 
 def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) -> Price | None:

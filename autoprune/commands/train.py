@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.commands.applied import Applied, apply_policy
+from autoprune.commands.describable import describe
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage, as_json
@@ -61,7 +62,8 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
 
 def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, screen: Screen) -> dict[str, Stage]:
     """Save, train and measure; returns the stages, the trained network's last."""
-    network, adapter, module = applied.network, applied.network.adapter, applied.module
+    network, adapter = applied.network, applied.network.adapter
+    module = describe(applied.module, adapter, folder, required=False)
     pruned = folder / "pruned.pt"
     adapter.save(module, pruned, notes=applied.notes)
     applied.policy.save(folder / "policy.json")

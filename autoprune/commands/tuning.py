@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from autoprune.commands.describable import describe
 from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig
@@ -138,7 +139,8 @@ def soften(
             adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,
             changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
         )  # fmt: skip
-        adapter.save(Surgeon(result.module, network.graph).materialise(keep), path, notes=notes)
+        pruned = Surgeon(result.module, network.graph).materialise(keep)
+        adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
     return _opened(adapter, path, network.pruner.materialise(allocation))
 
 
