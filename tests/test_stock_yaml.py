@@ -258,6 +258,28 @@ def test_netadapt_takes_the_option(world: Path, tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "run" / "pruned.yaml").read_text())["head"] == carrying.yaml["head"]
 
 
+def test_under_a_latency_budget_the_price_is_told_too(world: Path, tmp_path: Path) -> None:
+    words = [*SEARCH[2:], "--stock-yaml"]
+    assert main(arguments("search", world, tmp_path / "run", "--budget", "latency=80%", *words)) == 0
+    assert set(summary(tmp_path / "run")["search"]["stock_yaml"]) == {"uniform", "uniform_untied"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "slim --budget channels=60% --sparsity-epochs 1",
+        "compare --budget flops=80% --evaluations 2 --strategies uniform --seeds 1 --no-references --finetune-epochs 1",
+    ],
+)
+def test_other_commands_take_the_option(command: str, world: Path, tmp_path: Path) -> None:
+    name, *words = command.split()
+    assert main(arguments(name, world, tmp_path / "run", *words, "--stock-yaml")) == 0
+    assert list((tmp_path / "run").rglob("pruned.yaml"))
+    for file in [*(tmp_path / "run").rglob("model.pt"), *(tmp_path / "run").rglob("pruned.pt")]:
+        StockYaml().described(open_adapter(file).module)
+
+
 def test_widths_that_no_yaml_has_are_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments("search", world, tmp_path / "run", *SEARCH, "--stock-yaml", "--round-to", "4")) == 2
     assert "--round-to" in one_sentence(capsys.readouterr().err)

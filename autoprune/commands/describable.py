@@ -48,11 +48,12 @@ def describe(module: nn.Module, adapter: Adapter, folder: Path, *, required: boo
     return module
 
 
-def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) -> Price | None:
+def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) -> Price:
     """Score the uniform ratio on the budget twice: with tied units, and with all units free.
 
     The uniform ratio stands for where a search starts; how far a search gets from there is not in it. It takes the
-    time of three evaluations.
+    time of three evaluations. The predictor of a latency knows tied units only: in place of a latency limit the free
+    units have the FLOPs that the tied ones come to.
 
     Args:
         run: of a network whose units are tied.
@@ -60,21 +61,18 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
         limits: the budget, what each metric may be at most.
 
     Returns:
-        The scores ``uniform`` and ``uniform_untied``; None under a latency budget, whose predictor knows tied units
-        only.
+        The scores ``uniform`` and ``uniform_untied``.
     """
-    if any(is_latency(metric) for metric in limits):
-        return None
     untied = run.network.untied()
-    static = untied.static_costs()
-    free = Constraint(untied.space, [Ceiling(static[metric], most) for metric, most in limits.items()])
     tied = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
-    allocations = [
-        untied.space.from_names(run.network.keep(tied)),
-        untied.space.allocation(free.project(np.zeros(len(free.space)))),
-    ]
+    expressed = untied.space.from_names(run.network.keep(tied))
+    static = untied.static_costs()
+    ceilings = [Ceiling(static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+    if len(ceilings) < len(limits):
+        ceilings.append(Ceiling(static["flops"], float(static["flops"](np.array(expressed)))))
+    free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))
     evaluator = make_evaluator(untied, run.config, run.folder, run.screen, kind="untied", images=run.config.images)
-    with_ties, without = (evaluation.score for evaluation in evaluator(allocations))
+    with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))
     run.screen.note(
         f"Of networks that a stock YAML can express the uniform ratio scores {with_ties:+.4f}, of all {without:+.4f}."
     )
