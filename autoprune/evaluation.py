@@ -99,6 +99,7 @@ class Evaluator:
         self._known: dict[Allocation, Evaluation] = {}
         self._base: Allocation | None = None
         self._prefix: Prefix | None = None
+        self._told = False
         self._load()
         self.dense_loss = self._dense_loss()
 
@@ -207,11 +208,21 @@ class Evaluator:
         graph, kept = pruner.space.graph, pruner.kept(allocation)
         if self.reconstruct:
             images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
-            reconstruct(module, pruner.module, graph, kept, images, seed=self.seed)
+            self._tell_undetermined(reconstruct(module, pruner.module, graph, kept, images, seed=self.seed))
         elif self.fold:
             fold_constants(module, pruner.module, graph, kept, self.adapter.example(1))
         recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
+
+    def _tell_undetermined(self, layers: Sequence[str]) -> None:
+        """Say once that least squares were singular."""
+        if layers and not self._told:
+            self._told = True
+            self.notify(
+                f"Reconstruction: the least squares of {len(layers)} layers ({layers[0]} the first) have more than one "
+                "answer, since channels that they read are zero or say the same; ridge takes the one nearest to the "
+                "weights as they are."
+            )
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
