@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_anywhere(
     assert epochs(out / "finetune") == [1, 2]
     assert (out / "finetune" / "weights" / "distill.pt").exists()
     found = summary(out)
-    assert list(found) == ["dense", "pruned", "softened", "finetuned", "environment"]
+    assert list(found) == ["dense", "pruned", "softened", "finetuned", "accuracy_names", "environment"]
     counts = {name: parameters(open_adapter(out / f"{name}.pt").module) for name in ("pruned", "softened", "model")}
     assert set(counts.values()) == {found["pruned"]["params"]} == {found["finetuned"]["params"]}
     assert found["finetuned"]["flops"] == found["pruned"]["flops"] < found["dense"]["flops"]
