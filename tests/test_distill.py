@@ -174,7 +174,9 @@ def test_a_resume_goes_on_with_the_adapters(adapter: UltralyticsAdapter, tmp_pat
             extensions=[Distillation(adapter.module)],
         )  # fmt: skip
     reports: list[EpochReport] = []
-    resume_finetune(adapter, out=tmp_path, on_epoch=reports.append, extensions=[Distillation(adapter.module)])
+    resume_finetune(
+        adapter, adapter.module, out=tmp_path, on_epoch=reports.append, extensions=[Distillation(adapter.module)]
+    )
     assert [report.epoch for report in reports] == [2, 3]
     assert all(set(DistilledCriterion.TERMS) <= set(report.losses) for report in reports)
     kept = torch.load(tmp_path / "weights" / "distill.pt", weights_only=True)
@@ -190,7 +192,7 @@ def test_adapters_that_are_not_the_trainings_are_refused(adapter: UltralyticsAda
         )  # fmt: skip
     (tmp_path / "weights" / "distill.pt").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match=r"distill\.pt does not hold this training's adapters; remove it"):
-        resume_finetune(adapter, out=tmp_path, extensions=[Distillation(adapter.module)])
+        resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[Distillation(adapter.module)])
 
 
 @pytest.mark.parametrize(

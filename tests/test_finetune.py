@@ -210,12 +210,14 @@ def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Pa
     with pytest.raises(Stop):
         finetune(adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop)
     reports: list[EpochReport] = []
-    result = resume_finetune(adapter, out=tmp_path, on_epoch=reports.append)
+    result = resume_finetune(adapter, adapter.module, out=tmp_path, on_epoch=reports.append)
     assert [report.epoch for report in reports] == [2, 3]
     assert result.epochs == 3
     assert parameters(result.module) == PRUNED
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["last.pt"]
-    again = resume_finetune(adapter, out=tmp_path)  # e.g. killed between the last epoch and what follows
+    again = resume_finetune(
+        adapter, adapter.module, out=tmp_path
+    )  # e.g. killed between the last epoch and what follows
     assert again.epochs == 3
     images = adapter.example()
     with torch.no_grad():
@@ -224,7 +226,7 @@ def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Pa
 
 def test_nothing_to_resume(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"last\.pt does not exist"):
-        resume_finetune(adapter, out=tmp_path)
+        resume_finetune(adapter, adapter.module, out=tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_stops_when_nothing_gets_better_and_keeps_the_best(
     last, best = (read_checkpoint(tmp_path / "weights" / f"{name}.pt") for name in ("last", "best"))
     assert (last.epoch, last.best_epoch, best.epoch) == (3, 2, 1)
     assert_same_weights(result.module, best.module)
-    again = resume_finetune(adapter, out=tmp_path, on_epoch=reports.append)
+    again = resume_finetune(adapter, adapter.module, out=tmp_path, on_epoch=reports.append)
     assert len(reports) == again.epochs == 4, "it is over"
     assert_same_weights(again.module, best.module)
 
@@ -309,7 +311,7 @@ def test_early_stopping_remembers_across_a_kill(
     settings: dict[str, Any] = {"epochs": len(fitness), "batch": 3, "out": tmp_path, "changes": {"patience": 2}}
     with pytest.raises(Stop):
         finetune(adapter, pruned(), on_epoch=stop_in_the_third, **settings)
-    result = resume_finetune(adapter, out=tmp_path)
+    result = resume_finetune(adapter, adapter.module, out=tmp_path)
     assert result.epochs == 4
     assert_same_weights(result.module, read_checkpoint(tmp_path / "weights" / "best.pt").module)
 
@@ -341,7 +343,7 @@ def test_a_process_of_its_own_trains_the_pruned_network_and_goes_on(
 
     unfinished = {**torch.load(tmp_path / "weights" / "last.pt", weights_only=False), "epoch": 0}
     torch.save(unfinished, tmp_path / "weights" / "last.pt")
-    again = resume_finetune(adapter, **settings)
+    again = resume_finetune(adapter, adapter.module, **settings)
     assert parameters(again.module) == PRUNED
     assert [report.epoch for report in reports[2:]] == [2]
 

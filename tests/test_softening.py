@@ -137,5 +137,5 @@ def test_an_interrupted_softening_goes_on_to_zero(
     scales = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(half, graph, keep)])
     whole = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(adapter.module, graph, keep)])
     assert float(scales.sum() / whole.sum()) == pytest.approx(0.5, abs=0.1), "half of the way is half of the cosine"
-    result = resume_finetune(adapter, out=tmp_path, extensions=[Softening(graph, keep)])
+    result = resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[Softening(graph, keep)])
     assert_gone(result.module, graph, keep)

@@ -286,7 +286,7 @@ def test_a_resumed_training_goes_on_with_its_record(
     stopped = json.loads((tmp_path / "sparsity.json").read_text())
     _, listener, record = extension(PenaltyName.L1, 20.0)
     record.add_epoch(2, np.ones(3))  # as if it had been killed after the record was written and before the weights
-    resume_finetune(adapter, out=tmp_path / "run", extensions=[listener])
+    resume_finetune(adapter, adapter.module, out=tmp_path / "run", extensions=[listener])
     listener.close()
     whole = json.loads((tmp_path / "sparsity.json").read_text())
     assert [seen["epoch"] for seen in whole["epochs"]] == [0, 1, 2, 3]

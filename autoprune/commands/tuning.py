@@ -165,7 +165,9 @@ def trained(
             advance(report.epoch, measured)
 
         if (out / "weights" / "last.pt").exists():
-            return resume_finetune(adapter, out=out, devices=tuning.devices, on_epoch=show, extensions=extensions)
+            return resume_finetune(
+                adapter, module, out=out, devices=tuning.devices, on_epoch=show, extensions=extensions
+            )
         return finetune(
             adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,
             seed=tuning.seed, devices=tuning.devices, on_epoch=show, changes=changes, extensions=extensions,

@@ -1,32 +1,19 @@
-"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
-
-Where the parts of a training are: the learning rate's cosine and warm-up, the optimizer and early stopping's default
-in `recipe`; half precision on GPUs (AMP) in `_Training.settings` below; the exponential moving average of the weights
-is Ultralytics' own (``ModelEMA``), it is what is validated, saved and returned; the checks after every save are
-`trainer`'s.
-"""
+"""Fine-tuning a pruned network, however its family trains (`trainers` has one file for each way)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, DeviceError, TrainingError
-from autoprune.files import saying_why
+from autoprune.errors import ConfigError, TrainingError
 from autoprune.models._base import Adapter
-from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
 from autoprune.training.extension import TrainingExtension
-from autoprune.training.parallel import train_in_processes
-from autoprune.training.recipe import recipe
-from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
-from autoprune.training.session import Session, data_settings, process_state_kept
+from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.trainers import trainer_of
+from autoprune.training.trainers._base import Plan, Surroundings
 
 
 def finetune(
@@ -50,23 +37,23 @@ def finetune(
         adapter: the dense network's adapter, with its data set.
         module: the pruned network; it is not changed.
         epochs: passes over the training split.
-        out: folder for Ultralytics' files: ``args.yaml``, ``results.csv``, ``weights/last.pt`` (resumable).
-        batch: images per step; halved, up to three times, where a GPU's memory does not suffice.
+        out: folder for the training's files, such as ``weights/last.pt`` (resumable).
+        batch: images per step.
         lr_scale: the first learning rate as a share of the dense network's first one.
         seed: of the weights' order of images and the augmentations.
-        workers: processes that load images; by default one per core up to eight. Ultralytics uses none on a CPU,
-            where training is slower than loading.
+        workers: processes that load images; by default what the family's training chooses.
         devices: where to train, each in a process of its own with its share of the batch, e.g. ``cuda:0`` and
             ``cuda:1``; by default on the adapter's device in this process. The processes' words go to
             ``processes.log`` in ``out``.
         on_epoch: called after every epoch.
-        changes: Ultralytics' training arguments in place of the recipe's. With ``patience`` above 0 the training
-            stops after so many epochs without a better one, and the best epoch's weights are the result; they are
-            kept as ``weights/best.pt``.
+        changes: settings in place of the recipe's. With ``patience`` above 0 the training stops after so many epochs
+            without a better one, and the best epoch's weights are the result; they are kept as ``weights/best.pt``.
+            What else there is depends on the family, Ultralytics' training arguments for its networks.
         extensions: what takes part in the training; not with ``devices``.
 
     Raises:
-        ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range, or there are extensions and devices.
+        ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range, there are extensions and devices, or the
+            family's training knows no such changes or extensions.
         TrainingError: the loss is not a number, or there is no data set.
         DeviceError: memory runs out.
         RunError: a file cannot be written.
@@ -75,13 +62,16 @@ def finetune(
         raise ConfigError(f"epochs and batch must be at least 1, got {epochs} and {batch}")
     if not 0 < lr_scale <= 10:
         raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
-    training = _Training(_trainable(adapter), out, workers, tuple(devices), on_epoch, tuple(extensions))
-    arguments = recipe(training.adapter.train_args, epochs=epochs, batch=batch, lr_scale=lr_scale)
-    return training.run({**arguments, **training.settings(), "seed": seed, **(changes or {})}, module)
+    plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {})
+    surroundings = Surroundings(
+        out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
+    )
+    return trainer_of(adapter).train(module, plan, surroundings)
 
 
 def resume_finetune(
     adapter: Adapter,
+    module: nn.Module,
     *,
     out: Path,
     workers: int | None = None,
@@ -91,11 +81,12 @@ def resume_finetune(
 ) -> FinetuneResult:
     """Go on with an interrupted `finetune` from its last finished epoch; after its end, return its network.
 
-    The settings are those it was started with. As with every resume of Ultralytics the result is not bit for bit
-    that of an uninterrupted run: weights and optimizer pass through half precision.
+    The settings are those it was started with. Ultralytics' resume is not bit for bit an uninterrupted run (weights
+    and optimizer pass through half precision), the plain loop's is.
 
     Args:
         adapter: as for `finetune`.
+        module: as for `finetune`.
         out: the folder given to the interrupted run.
         workers: as for `finetune`.
         devices: as for `finetune`.
@@ -110,121 +101,7 @@ def resume_finetune(
     last = out / "weights" / "last.pt"
     if not last.is_file():
         raise TrainingError(f"there is no fine-tuning to resume: {last} does not exist")
-    checkpoint = read_checkpoint(last)  # by the safe loader, before Ultralytics opens it with the other one
-    training = _Training(_trainable(adapter), out, workers, tuple(devices), on_epoch, tuple(extensions))
-    if _is_over(checkpoint):
-        return training.saved({})
-    return training.run({**training.settings(), "model": str(last), "resume": str(last)}, None)
-
-
-def _trainable(adapter: Adapter) -> UltralyticsAdapter:
-    if not isinstance(adapter, UltralyticsAdapter):
-        raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
-    data_settings(adapter)
-    return adapter
-
-
-def _is_over(checkpoint: Checkpoint) -> bool:
-    """Return whether the training that wrote a ``last.pt`` went through all epochs, or stopped early."""
-    finished, patience = checkpoint.epoch + 1, int(checkpoint.train_args["patience"])
-    return not 0 < finished < int(checkpoint.train_args["epochs"]) or (
-        patience > 0 and finished - checkpoint.best_epoch >= patience
+    surroundings = Surroundings(
+        out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
     )
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What a fresh and a resumed fine-tune have in common; the fields are the arguments of `finetune`."""
-
-    adapter: UltralyticsAdapter
-    out: Path
-    workers: int | None
-    devices: tuple[str, ...]
-    on_epoch: Callable[[EpochReport], None] | None
-    extensions: tuple[TrainingExtension, ...]
-
-    def __post_init__(self) -> None:
-        if self.devices and self.extensions:
-            raise ConfigError(f"what takes part in a training needs one device, got {', '.join(self.devices)}")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that say where and on what to run."""
-        adapter = self.adapter
-        on_cuda = adapter.device.type == "cuda"
-        return {
-            "task": adapter.task,
-            "mode": "train",
-            "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
-            "data": str(data_settings(adapter)["yaml_file"]),
-            "imgsz": adapter.image_size,
-            "device": ",".join(self.devices) or str(adapter.device),
-            # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
-            "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
-            "workers": min(8, os.cpu_count() or 1) if self.workers is None else self.workers,
-            "save_dir": str(self.out),
-            "exist_ok": True,
-            "plots": False,
-            "val": True,
-            "verbose": False,
-            "deterministic": True,
-        }
-
-    def run(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
-        """Train a network, or where there is none the one of the checkpoint that the arguments resume."""
-        with process_state_kept(self.adapter.device), saying_why(self.out):
-            if self.devices:
-                reports = self._in_processes(arguments, module)
-                return self.saved(reports[-1].losses if reports else {})
-            try:
-                return self._here(arguments, module)
-            except RuntimeError as error:
-                if "out of memory" not in str(error).lower():
-                    raise
-                raise DeviceError(
-                    f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"
-                ) from error
-
-    def saved(self, losses: Mapping[str, float]) -> FinetuneResult:
-        """Return the result of a training that is over, from its files."""
-        weights = self.out / "weights"
-        last = read_checkpoint(weights / "last.pt")
-        batch, epochs = int(last.train_args["batch"]), int(last.train_args["epochs"])
-        result = read_checkpoint(weights / "best.pt") if int(last.train_args["patience"]) else last
-        return FinetuneResult(
-            module=final_network(result.module, self.adapter, batch),
-            epochs=last.epoch + 1 if last.epoch >= 0 else epochs,
-            batch=batch,
-            losses=losses,
-        )
-
-    def _here(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
-        reports: list[EpochReport] = []
-
-        def report(trainer: Any) -> None:
-            reports.append(report_of(trainer))
-            if self.on_epoch is not None:
-                self.on_epoch(reports[-1])
-
-        session = Session(overrides=arguments)
-        if module is not None:
-            session.model = session.get_model(weights=module)
-        for extension in self.extensions:
-            extension.attach(session)
-        session.listen("on_fit_epoch_end", report)
-        session.train()
-        batch = int(session.batch_size)
-        averaged = read_checkpoint(session.best).module if session.keeps_best else session.ema.ema
-        return FinetuneResult(
-            module=final_network(averaged, self.adapter, batch),
-            epochs=reports[-1].epoch,
-            batch=batch,
-            losses=reports[-1].losses,
-        )
-
-    def _in_processes(self, arguments: dict[str, Any], module: nn.Module | None) -> Sequence[EpochReport]:
-        if module is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            start = self.out / "start.pt"  # the processes get the network as a file
-            self.adapter.save(module, start)
-            arguments = {**arguments, "model": str(start)}
-        return train_in_processes(Session(overrides=arguments), self.on_epoch)
+    return trainer_of(adapter).resume(module, surroundings)

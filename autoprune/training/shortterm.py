@@ -10,11 +10,8 @@ from torch import nn
 
 from autoprune.errors import DeviceError, TrainingError
 from autoprune.models._base import Adapter, Batch
-from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.recipe import dense_rate
-
-CLIP = 10.0
-"""Largest norm of a gradient, as in Ultralytics' training."""
+from autoprune.training.trainers import trainer_of
+from autoprune.training.trainers.plain import CLIP
 
 HELD_IMAGES = 128
 """Most training images that are held for short fine-tunes; longer ones go through them again."""
@@ -59,30 +56,18 @@ def train_briefly(
         lr_scale: learning rate as a share of the dense training's.
 
     Raises:
-        TrainingError: the loss is not a number, or the network is no Ultralytics detector.
+        TrainingError: the loss is not a number, or the network's family has no training.
         DeviceError: memory runs out.
     """
-    if not isinstance(adapter, UltralyticsAdapter):
-        raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
-    settings = adapter.train_args
-    size = len(adapter.inputs(batches[0]))
-    name, rate = dense_rate(settings, size)
+    trainer = trainer_of(adapter)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    momentum, decay = float(settings["momentum"]), float(settings["weight_decay"])
-    optimizer: torch.optim.Optimizer
-    if name == "SGD":
-        optimizer = torch.optim.SGD(
-            parameters, lr=rate * lr_scale, momentum=momentum, weight_decay=decay, nesterov=True
-        )
-    else:
-        kind = torch.optim.AdamW if name == "AdamW" else torch.optim.Adam
-        optimizer = kind(parameters, lr=rate * lr_scale, betas=(momentum, 0.999), weight_decay=decay)
+    optimizer = trainer.optimizer(parameters, batch=len(adapter.inputs(batches[0])), lr_scale=lr_scale)
     module.train()
     for step in range(steps):
         batch = batches[step % len(batches)]
         try:
-            loss = adapter.loss(module, batch) * len(adapter.inputs(batch))  # Ultralytics sums over the batch
-            if not math.isfinite(float(loss)):
+            loss = trainer.loss(module, batch)
+            if not math.isfinite(float(loss.detach())):
                 raise TrainingError(f"the training loss is not a number in step {step + 1}; lower --lr-scale")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,96 @@
+"""What a family of models has to know to train its networks, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.models._base import Batch
+from autoprune.training.extension import TrainingExtension
+from autoprune.training.results import EpochReport, FinetuneResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch: images per step.
+        lr_scale: the first learning rate as a share of the dense network's first one.
+        seed: of the order of images and the augmentations.
+        changes: the family's own settings in place of its recipe's.
+    """
+
+    epochs: int
+    batch: int
+    lr_scale: float
+    seed: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where a training runs, and who takes part; the same for a fresh and a resumed one.
+
+    Attributes:
+        out: folder for its files; ``weights/last.pt`` is there once an epoch is finished.
+        workers: processes that load images; None for the family's own choice.
+        devices: several, each in a process of its own; empty for the adapter's device in this process.
+        on_epoch: called after every epoch.
+        extensions: what takes part.
+    """
+
+    out: Path
+    workers: int | None = None
+    devices: tuple[str, ...] = ()
+    on_epoch: Callable[[EpochReport], None] | None = None
+    extensions: tuple[TrainingExtension, ...] = ()
+
+
+class Trainer(ABC):
+    """Trains the networks of one adapter."""
+
+    @abstractmethod
+    def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+        """Train a copy of a network.
+
+        Raises:
+            ConfigError: the family's training has no such setting, device or extension.
+            TrainingError: the loss is not a number, or there is no data set.
+            DeviceError: memory runs out.
+            RunError: a file cannot be written.
+        """
+
+    @abstractmethod
+    def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
+        """Go on with a training that was interrupted after its first epoch; after its end, return its network.
+
+        Args:
+            module: the network that it began with.
+            surroundings: those of the interrupted training.
+
+        Raises:
+            ModelError: ``weights/last.pt`` is corrupt.
+            TrainingError: as for `train`.
+        """
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
+        """Return what the training begins with, for a few steps of one's own.
+
+        Args:
+            parameters: those to be trained.
+            batch: images per step.
+            lr_scale: learning rate as a share of the dense training's.
+        """
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the scalar that a step of the training descends; ``module`` is in train mode."""

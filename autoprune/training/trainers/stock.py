@@ -1,0 +1,175 @@
+"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
+
+Where the parts of a training are: the learning rate's cosine and warm-up, the optimizer and early stopping's default
+in `recipe`; half precision on GPUs (AMP) in `_Training.settings` below; the exponential moving average of the weights
+is Ultralytics' own (``ModelEMA``), it is what is validated, saved and returned; the checks after every save are
+`trainer`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import ConfigError, DeviceError
+from autoprune.files import saying_why
+from autoprune.models._base import Batch
+from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
+from autoprune.training.parallel import train_in_processes
+from autoprune.training.recipe import dense_rate, recipe
+from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
+from autoprune.training.session import Session, data_settings, process_state_kept
+from autoprune.training.trainers._base import Plan, Surroundings, Trainer
+
+
+class StockTrainer(Trainer):
+    """Trains detectors of Ultralytics.
+
+    ``changes`` of a plan are Ultralytics' training arguments in place of the recipe's. ``workers`` is by default one
+    per core up to eight; Ultralytics uses none on a CPU, where training is slower than loading. A batch is halved, up
+    to three times, where a GPU's memory does not suffice.
+
+    Raises:
+        TrainingError: there is no data set.
+    """
+
+    def __init__(self, adapter: UltralyticsAdapter) -> None:
+        self._adapter = adapter
+
+    def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+        """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights/last.pt``."""
+        training = _Training(self._adapter, surroundings)
+        arguments = recipe(self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale)
+        return training.run({**arguments, **training.settings(), "seed": plan.seed, **plan.changes}, module)
+
+    def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
+        """Go on with the network that ``weights/last.pt`` holds."""
+        last = surroundings.out / "weights" / "last.pt"
+        checkpoint = read_checkpoint(last)  # by the safe loader, before Ultralytics opens it with the other one
+        training = _Training(self._adapter, surroundings)
+        if _is_over(checkpoint):
+            return training.saved({})
+        return training.run({**training.settings(), "model": str(last), "resume": str(last)}, None)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
+        """Return the dense training's optimizer, or what stands for it where it was automatic."""
+        settings, trained = self._adapter.train_args, [one for one in parameters if one.requires_grad]
+        name, rate = dense_rate(settings, batch)
+        momentum, decay = float(settings["momentum"]), float(settings["weight_decay"])
+        if name == "SGD":
+            return torch.optim.SGD(trained, lr=rate * lr_scale, momentum=momentum, weight_decay=decay, nesterov=True)
+        kind = torch.optim.AdamW if name == "AdamW" else torch.optim.Adam
+        return kind(trained, lr=rate * lr_scale, betas=(momentum, 0.999), weight_decay=decay)
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over the batch's images, as Ultralytics does."""
+        return self._adapter.loss(module, batch) * len(self._adapter.inputs(batch))
+
+
+def _is_over(checkpoint: Checkpoint) -> bool:
+    """Return whether the training that wrote a ``last.pt`` went through all epochs, or stopped early."""
+    finished, patience = checkpoint.epoch + 1, int(checkpoint.train_args["patience"])
+    return not 0 < finished < int(checkpoint.train_args["epochs"]) or (
+        patience > 0 and finished - checkpoint.best_epoch >= patience
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a fresh and a resumed fine-tune have in common."""
+
+    adapter: UltralyticsAdapter
+    around: Surroundings
+
+    def __post_init__(self) -> None:
+        data_settings(self.adapter)
+        if self.around.devices and self.around.extensions:
+            raise ConfigError(f"what takes part in a training needs one device, got {', '.join(self.around.devices)}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that say where and on what to run."""
+        adapter = self.adapter
+        on_cuda = adapter.device.type == "cuda"
+        return {
+            "task": adapter.task,
+            "mode": "train",
+            "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
+            "data": str(data_settings(adapter)["yaml_file"]),
+            "imgsz": adapter.image_size,
+            "device": ",".join(self.around.devices) or str(adapter.device),
+            # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
+            "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
+            "workers": min(8, os.cpu_count() or 1) if self.around.workers is None else self.around.workers,
+            "save_dir": str(self.around.out),
+            "exist_ok": True,
+            "plots": False,
+            "val": True,
+            "verbose": False,
+            "deterministic": True,
+        }
+
+    def run(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
+        """Train a network, or where there is none the one of the checkpoint that the arguments resume."""
+        with process_state_kept(self.adapter.device), saying_why(self.around.out):
+            if self.around.devices:
+                reports = self._in_processes(arguments, module)
+                return self.saved(reports[-1].losses if reports else {})
+            try:
+                return self._here(arguments, module)
+            except RuntimeError as error:
+                if "out of memory" not in str(error).lower():
+                    raise
+                raise DeviceError(
+                    f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"
+                ) from error
+
+    def saved(self, losses: Mapping[str, float]) -> FinetuneResult:
+        """Return the result of a training that is over, from its files."""
+        weights = self.around.out / "weights"
+        last = read_checkpoint(weights / "last.pt")
+        batch, epochs = int(last.train_args["batch"]), int(last.train_args["epochs"])
+        result = read_checkpoint(weights / "best.pt") if int(last.train_args["patience"]) else last
+        return FinetuneResult(
+            module=final_network(result.module, self.adapter, batch),
+            epochs=last.epoch + 1 if last.epoch >= 0 else epochs,
+            batch=batch,
+            losses=losses,
+        )
+
+    def _here(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
+        reports: list[EpochReport] = []
+
+        def report(trainer: Any) -> None:
+            reports.append(report_of(trainer))
+            if self.around.on_epoch is not None:
+                self.around.on_epoch(reports[-1])
+
+        session = Session(overrides=arguments)
+        if module is not None:
+            session.model = session.get_model(weights=module)
+        for extension in self.around.extensions:
+            extension.attach(session)
+        session.listen("on_fit_epoch_end", report)
+        session.train()
+        batch = int(session.batch_size)
+        averaged = read_checkpoint(session.best).module if session.keeps_best else session.ema.ema
+        return FinetuneResult(
+            module=final_network(averaged, self.adapter, batch),
+            epochs=reports[-1].epoch,
+            batch=batch,
+            losses=reports[-1].losses,
+        )
+
+    def _in_processes(self, arguments: dict[str, Any], module: nn.Module | None) -> Sequence[EpochReport]:
+        if module is not None:
+            self.around.out.mkdir(parents=True, exist_ok=True)
+            start = self.around.out / "start.pt"  # the processes get the network as a file
+            self.adapter.save(module, start)
+            arguments = {**arguments, "model": str(start)}
+        return train_in_processes(Session(overrides=arguments), self.around.on_epoch)
