@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -217,8 +217,7 @@ class Evaluator:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
         found = self.journal.lookup("accuracy", list(allocation))
         if found is None:
-            measured = self.adapter.accuracy(self.recalibrated(allocation), self._batches)
-            found = {"map50": measured.map50, "map50_95": measured.map50_95}
+            found = asdict(self.adapter.accuracy(self.recalibrated(allocation), self._batches))
             self.journal.append("accuracy", list(allocation), found)
         return Accuracy(**found)
 

@@ -14,7 +14,7 @@ from autoprune.choices import ExportFormat, Precision
 from autoprune.cost.meter import REFERENCE_EFFORT
 from autoprune.cost.timing import Timing, time_alone
 from autoprune.files import size_of
-from autoprune.models._base import Accuracy, Adapter, Difference, ExportSettings
+from autoprune.models._base import Accuracy, AccuracyNames, Adapter, Difference, ExportSettings
 from autoprune.runtimes import FileBackend
 from autoprune.runtimes._base import memory_guard
 
@@ -29,18 +29,18 @@ class Tolerance:
     Attributes:
         scores: of a class's score, in [0, 1].
         boxes: of a box's coordinates, in pixels.
-        map50_95: of mAP over IoU 0.5 to 0.95.
+        accuracy: of the accuracy's main figure.
     """
 
     scores: float
     boxes: float
-    map50_95: float
+    accuracy: float
 
 
 TOLERANCES: Mapping[Precision, Tolerance] = {
-    Precision.FP32: Tolerance(scores=0.001, boxes=0.1, map50_95=0.001),
+    Precision.FP32: Tolerance(scores=0.001, boxes=0.1, accuracy=0.001),
     # Eleven bits: a box is off by the rounding of its bins times its stride, which no one number bounds.
-    Precision.FP16: Tolerance(scores=0.1, boxes=math.inf, map50_95=0.01),
+    Precision.FP16: Tolerance(scores=0.1, boxes=math.inf, accuracy=0.01),
 }
 """By the precision that a network is exported in. Runtimes sum in another order than torch, and no more, in fp32."""
 
@@ -65,18 +65,18 @@ class Parity:
     exported: Accuracy | None
 
     @property
-    def map50_95_apart(self) -> float | None:
-        """How much mAP50-95 differs, where it is known."""
+    def accuracy_apart(self) -> float | None:
+        """How much the accuracy's main figure differs, where it is known."""
         if self.torch is None or self.exported is None:
             return None
-        return abs(self.torch.map50_95 - self.exported.map50_95)
+        return abs(self.torch.main - self.exported.main)
 
-    def beyond(self, tolerance: Tolerance) -> tuple[str, ...]:
+    def beyond(self, tolerance: Tolerance, names: AccuracyNames) -> tuple[str, ...]:
         """Return what lies beyond the tolerance, each as people read it."""
         compared = (
             ("scores differ by {:.4g}, allowed are {:g}", self.difference.scores, tolerance.scores),
             ("boxes differ by {:.4g} px, allowed are {:g}", self.difference.boxes, tolerance.boxes),
-            ("mAP50-95 differs by {:.4g}, allowed are {:g}", self.map50_95_apart or 0.0, tolerance.map50_95),
+            (names.main + " differs by {:.4g}, allowed are {:g}", self.accuracy_apart or 0.0, tolerance.accuracy),
         )
         return tuple(text.format(found, most) for text, found, most in compared if not found <= most)
 
@@ -109,7 +109,7 @@ def export(
         file_format: one that the backend runs.
         backend: what runs it.
         dynamic: leave batch and image size open; the images are then compared in one batch.
-        real: compare on validation images, and mAP; else on noise.
+        real: compare on validation images, and the accuracy; else on noise.
 
     Raises:
         ModelError: the format cannot express the network.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,12 +69,12 @@ class Step:
 
     Attributes:
         in_float: names of the groups that are not quantised.
-        map50_95: its mAP50-95 on the held-out training images.
+        accuracy: its main figure on the held-out training images.
         drop: how much lower that is than the float network's on the same runtime.
     """
 
     in_float: tuple[str, ...]
-    map50_95: float
+    accuracy: float
     drop: float
 
 
@@ -96,13 +96,13 @@ class Choice:
     """What stays in float, and how that was found.
 
     Attributes:
-        map50_95: the float network's mAP50-95 on the held-out training images.
+        accuracy: the float network's main figure on the held-out training images.
         errors: by group, how far the predictions are off where it alone is quantised, in [0, 1], the worst one first;
             empty where nothing had to be found.
         steps: the networks that were tried, the chosen one last.
     """
 
-    map50_95: float
+    accuracy: float
     errors: Mapping[str, float]
     steps: tuple[Step, ...]
 
@@ -149,6 +149,11 @@ class Quantization:
         self._recorder = recorder
         self._files: dict[InFloat, Path] = {}
 
+    @property
+    def figure(self) -> str:
+        """What the main figure of the accuracy is called."""
+        return self._adapter.accuracy_names.main
+
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """What stays in float or is quantised as one."""
@@ -175,24 +180,24 @@ class Quantization:
         return float(self._recorded(["error", group], lambda: self._with(others, compare)))
 
     def held_out(self, in_float: InFloat) -> float:
-        """Return a network's mAP50-95 on the held-out training images."""
+        """Return the main figure of a network's accuracy on the held-out training images."""
 
         def measure(predict: Predict) -> float:
             accuracy = self._adapter.accuracy(self._adapter.module, self._samples.held_out, predict=predict)
-            return accuracy.map50_95
+            return accuracy.main
 
         return float(self._recorded(["held out", in_float], lambda: self._with(in_float, measure)))
 
     def deployed(self, in_float: InFloat) -> Deployed:
         """Return what a network is on the validation split and on the disk."""
 
-        def measure() -> dict[str, float]:
+        def measure() -> dict[str, Any]:
             path = self.file(in_float)
             found = self._adapter.validate_deployed(self._predict(path))
-            return {"map50": found.map50, "map50_95": found.map50_95, "size_bytes": size_of(path)}
+            return {"accuracy": asdict(found), "size_bytes": size_of(path)}
 
         found = self._recorded(["deployed", in_float], measure)
-        return Deployed(Accuracy(found["map50"], found["map50_95"]), int(found["size_bytes"]))
+        return Deployed(Accuracy(**found["accuracy"]), int(found["size_bytes"]))
 
     @cached_property
     def _source(self) -> Path:
@@ -262,12 +267,12 @@ class Quantization:
 def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[int, str], None]) -> Choice:
     """Quantise everything; then leave the most sensitive groups in float, one more at a time, until little is lost.
 
-    Groups are ordered by the error of the predictions where each alone is quantised, which tells apart what mAP on a
-    few images does not; mAP decides how many of them stay in float.
+    Groups are ordered by the error of the predictions where each alone is quantised, which tells apart what accuracy
+    on a few images does not; that decides how many of them stay in float.
 
     Args:
         quantization: the network.
-        max_drop: how much mAP50-95 may be lost on the held-out images.
+        max_drop: how much of the accuracy's main figure may be lost on the held-out images.
         advance: told how many measurements are done of two for each group, and a word.
 
     Raises:
@@ -278,13 +283,13 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
         are ranked by what each loses alone in int8, and left in float from the worst one on.
     """
     groups = [group.name for group in quantization.groups]
-    whole = quantization.held_out(None)
+    whole, figure = quantization.held_out(None), quantization.figure
     steps: list[Step] = []
 
     def holds(in_float: tuple[str, ...], done: int) -> bool:
         found = quantization.held_out(in_float)
         steps.append(Step(in_float, found, whole - found))
-        advance(done, f"loses {whole - found:.4f} of mAP50-95 with {len(in_float)} of {len(groups)} groups in float")
+        advance(done, f"loses {whole - found:.4f} of {figure} with {len(in_float)} of {len(groups)} groups in float")
         return whole - found <= max_drop
 
     if holds((), 1):
@@ -294,7 +299,7 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
         if holds(tuple(errors)[:count], len(groups) + count):
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
-        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of mAP50-95 on training images, "
+        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of {figure} on training images, "
         f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, or keep the "
         "float network, which autoprune export writes"
     )

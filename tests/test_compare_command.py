@@ -64,7 +64,7 @@ def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> No
     for row in rows.values():
         assert all(share <= 0.6 for share in row["costs"]["flops"])
         assert all(1 <= count <= EVALUATIONS for count in row["evaluations"])
-        assert len(row["map50_95_before"]) == len(row["seeds"])
+        assert len(row["accuracy_before"]) == len(row["seeds"])
     assert rows["random"]["evaluations"] == [EVALUATIONS] * 2
     assert rows["uniform+ppo"]["evaluations"] == [EVALUATIONS] * 2, "the warm start and the priors are counted"
     assert min(rows["uniform+ppo"]["score"]) >= rows["uniform"]["score"][0], "the agent starts from the uniform ratio"
@@ -174,7 +174,7 @@ def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path
     assert {row["criterion"] for row in first["criteria"]} == {"l1", "random"}
     assert first["costs"]["flops"] <= 0.6
     assert len({row["score"] for row in first["criteria"]}) == 2, "other channels stay"
-    assert all(0 <= row["map50_95_after"] <= 1 and row["seconds"] >= 0 for row in first["criteria"])
+    assert all(0 <= row["accuracy_after"] <= 1 and row["seconds"] >= 0 for row in first["criteria"])
     assert (out / "comparison.png").stat().st_size > 0
     assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor,regression"]) == 0
     extended = results(out)

@@ -22,7 +22,7 @@ from autoprune.cli import main
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.export import TOLERANCES, Parity, Tolerance
-from autoprune.models._base import Accuracy, Difference, ExportSettings
+from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
 from autoprune.models.detection.exporting import difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
@@ -108,7 +108,7 @@ def test_an_exported_network_is_the_network(
     assert (found["file"], parity["passed"], parity["images"], parity["on"]) == (name, True, 6, "validation images")
     assert parity["scores"] < 0.001
     assert parity["boxes_px"] < 0.1
-    assert abs(found["torch"]["map50_95"] - found["exported"]["map50_95"]) <= 0.001
+    assert abs(found["torch"]["main"] - found["exported"]["main"]) <= 0.001
     assert 0 < found["latency_ms"]["p10"] <= found["latency_ms"]["median"] <= found["latency_ms"]["p90"]
     assert found["settings"]["runtime"] == RUNTIMES[file_format].value
     assert found["settings"]["threads"] == 1
@@ -369,14 +369,14 @@ def test_a_class_that_is_not_found_is_infinitely_different() -> None:
 
 
 def test_a_tolerance_names_all_that_is_beyond_it() -> None:
-    parity = Parity(8, True, Difference(boxes=0.5, scores=0.0), Accuracy(0.9, 0.8), Accuracy(0.9, 0.79))
-    assert parity.beyond(TOLERANCES[Precision.FP32]) == (
+    parity = Parity(8, True, Difference(boxes=0.5, scores=0.0), Accuracy(0.8, 0.9), Accuracy(0.79, 0.9))
+    assert parity.beyond(TOLERANCES[Precision.FP32], AccuracyNames()) == (
         "boxes differ by 0.5 px, allowed are 0.1",
         "mAP50-95 differs by 0.01, allowed are 0.001",
     )
-    assert parity.beyond(Tolerance(scores=0, boxes=1, map50_95=0.02)) == ()
+    assert parity.beyond(Tolerance(scores=0, boxes=1, accuracy=0.02), AccuracyNames()) == ()
     nothing = Parity(8, False, Difference(boxes=math.nan, scores=math.inf), None, None)
-    assert len(nothing.beyond(TOLERANCES[Precision.FP32])) == 2
+    assert len(nothing.beyond(TOLERANCES[Precision.FP32], AccuracyNames())) == 2
 
 
 # -- on real detectors, and on CUDA ------------------------------------------------------------------
@@ -392,8 +392,8 @@ def test_a_real_detector_keeps_its_accuracy(file_format: ExportFormat, name: str
     options = ["--imgsz", "320", "--format", needed(file_format).value, "--device", "cpu", "--out", str(out)]
     assert main(["export", *words, *options]) == 0
     found = told(out)
-    assert found["exported"]["map50_95"] == pytest.approx(found["torch"]["map50_95"], abs=0.001)
-    assert found["exported"]["map50_95"] > 0.4
+    assert found["exported"]["main"] == pytest.approx(found["torch"]["main"], abs=0.001)
+    assert found["exported"]["main"] > 0.4
     assert found["latency_ms"]["median"] > 1
 
 

@@ -65,8 +65,7 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     assert set(found) >= {"dense", "pruned", "finetuned", "budget", "search", "environment", "uncounted_operations"}
     for stage in ("dense", "pruned", "finetuned"):
         assert set(found[stage]) == {
-            "map50",
-            "map50_95",
+            "accuracy",
             "params",
             "channels",
             "flops",

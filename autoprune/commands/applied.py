@@ -54,7 +54,7 @@ class Applied:
 
     def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:
         """Show the stages side by side."""
-        header, rows = stage_rows(stages)
+        header, rows = stage_rows(stages, self.network.adapter.accuracy_names)
         screen.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
 
 

@@ -40,7 +40,7 @@ class Tuned:
     """A pruned network before and after the fine-tune.
 
     Attributes:
-        before: mAP50-95 on the validation split.
+        before: the accuracy's main figure on the validation split.
         after: the same after fine-tuning, or None where there are no epochs.
         costs: by metric, in its unit; latency measured, where it is limited.
     """
@@ -75,8 +75,8 @@ class _Comparison:
             row["costs"] = {
                 metric: [item / dense_costs[metric] for item in values] for metric, values in row["costs"].items()
             }
-        assert dense.map50_95 is not None
-        self._write(rows, references, points, dense.map50_95, dense_costs, outcomes)
+        assert dense.accuracy is not None
+        self._write(rows, references, points, dense.accuracy.main, dense_costs, outcomes)
         return 0
 
     # -- fine-tunes --------------------------------------------------------------------------------
@@ -103,19 +103,19 @@ class _Comparison:
         module = contest.evaluator.recalibrated(found.allocation)
         deployment = Deployment(run, self._budget, path=path)
         deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
-        before = adapter.validate(module).map50_95
+        before = adapter.validate(module).main
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
         self._screen.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         module = deployment.described(module)
         trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, screen=self._screen)
-        return Tuned(before, adapter.validate(trained).map50_95, costs)
+        return Tuned(before, adapter.validate(trained).main, costs)
 
     def _points(
         self, contest: Contest, outcomes: Sequence[Outcome], tuned: Sequence[Tuned]
     ) -> list[tuple[float, float]]:
-        """Return (score, fine-tuned mAP50-95) of all winners, and of enough others, spread over quality."""
+        """Return (score, fine-tuned accuracy) of all winners, and of enough others, spread over quality."""
         if not self._config.finetune_epochs:
             return []
         points: dict[Allocation, tuple[float, float | None]] = {
@@ -142,8 +142,8 @@ class _Comparison:
                     "strategy": name,
                     "seeds": [o.seed for o, _ in pairs],
                     "score": [o.score for o, _ in pairs],
-                    "map50_95_before": [t.before for _, t in pairs],
-                    "map50_95_after": [t.after for _, t in pairs if t.after is not None],
+                    "accuracy_before": [t.before for _, t in pairs],
+                    "accuracy_after": [t.after for _, t in pairs if t.after is not None],
                     "evaluations": [o.evaluations for o, _ in pairs],
                     "seconds": [o.seconds for o, _ in pairs],
                     "costs": {limit.metric: [t.costs[limit.metric] for _, t in pairs] for limit in self._budget},
@@ -156,7 +156,7 @@ class _Comparison:
         dense: float, dense_costs: Mapping[str, float], outcomes: Sequence[Outcome],
     ) -> None:  # fmt: skip
         run, config, screen, path = self._run, self._config, self._screen, self._folder.path
-        metric = self._budget.limits[0].metric
+        metric, names = self._budget.limits[0].metric, run.network.adapter.accuracy_names
         shares = [
             {**vars(one), "costs": {name: one.costs[name] / dense_costs[name] for name in dense_costs}}
             for one in references
@@ -169,7 +169,8 @@ class _Comparison:
             "images": config.images,
             "image_size": run.network.adapter.image_size,
             "finetune_epochs": config.finetune_epochs,
-            "dense": {"map50_95": dense, "costs": dict(dense_costs)},
+            "accuracy": names.main,
+            "dense": {"accuracy": dense, "costs": dict(dense_costs)},
             "strategies": list(rows),
             "references": shares,
             "correlation": {
@@ -183,15 +184,17 @@ class _Comparison:
         self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
         title = f"{run.network.adapter.name}, {self._budget}, {config.evaluations} evaluations"
         drawn = _drawn(rows, shares, dense, metric)
-        comparison_plot(drawn, path / "comparison.png", title=title, cost_label=metric)
+        comparison_plot(drawn, path / "comparison.png", title=title, cost_label=metric, accuracy=names.main)
         histories = {row["strategy"]: [o.history for o in outcomes if o.entry == row["strategy"]] for row in rows}
         search_progress(histories, path / "progress.png", title=title)
         if len(points) >= 3:
-            correlation_plot(points, path / "correlation.png", spearman=correlation, title=title)
-        header, table = comparison_table(rows, shares, dense, metric)
+            correlation_plot(points, path / "correlation.png", spearman=correlation, title=title, accuracy=names.main)
+        header, table = comparison_table(rows, shares, dense, metric=metric, accuracy=names.main)
         screen.table(title, header, table)
         if len(points) >= 3:
-            screen.note(f"Score and fine-tuned mAP50-95 rank {len(points)} networks alike: Spearman {correlation:.2f}.")
+            screen.note(
+                f"Score and fine-tuned {names.main} rank {len(points)} networks alike: Spearman {correlation:.2f}."
+            )
         screen.note(verdict)
         screen.note(
             f"The comparison is {path / 'compare.json'}, with comparison.png, progress.png and correlation.png."
@@ -215,14 +218,15 @@ def agents_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_table(
-    rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], dense: float, metric: str
-) -> tuple[list[str], list[list[str]]]:
+    rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], dense: float, *, metric: str,
+    accuracy: str,
+) -> tuple[list[str], list[list[str]]]:  # fmt: skip
     """Return header and rows: strategies first, then the references; mean ± standard deviation over seeds."""
-    header = ["", "score", "mAP50-95", "fine-tuned", metric, "evaluations", "seconds"]
+    header = ["", "score", accuracy, "fine-tuned", metric, "evaluations", "seconds"]
     table = [
         [
-            row["strategy"], _spread(row["score"], "+.4f"), _spread(row["map50_95_before"]),
-            _spread(row["map50_95_after"]), f"{np.mean(row['costs'][metric]):.1%}",
+            row["strategy"], _spread(row["score"], "+.4f"), _spread(row["accuracy_before"]),
+            _spread(row["accuracy_after"]), f"{np.mean(row['costs'][metric]):.1%}",
             f"{np.mean(row['evaluations']):.0f}", f"{np.mean(row['seconds']):.0f}",
         ]
         for row in rows
@@ -253,8 +257,8 @@ def _drawn(
 ) -> list[ComparisonRow]:
     drawn = [
         ComparisonRow(
-            row["strategy"], RowKind.STRATEGY, scores=tuple(row["score"]), before=tuple(row["map50_95_before"]),
-            after=tuple(row["map50_95_after"]), costs=tuple(row["costs"][metric]),
+            row["strategy"], RowKind.STRATEGY, scores=tuple(row["score"]), before=tuple(row["accuracy_before"]),
+            after=tuple(row["accuracy_after"]), costs=tuple(row["costs"][metric]),
             seconds=float(np.mean(row["seconds"])),
         )
         for row in rows

@@ -53,8 +53,8 @@ class CriteriaComparison:
         allocation, costs = self._uniform(limits)
         shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
         rows = [self._row(name, allocation) for name in self._config.compared_criteria]
-        assert dense.map50_95 is not None
-        self._write(sorted(rows, key=lambda row: -row["score"]), dense.map50_95, shares, allocation)
+        assert dense.accuracy is not None
+        self._write(sorted(rows, key=lambda row: -row["score"]), dense.accuracy.main, shares, allocation)
         return 0
 
     def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
@@ -71,7 +71,7 @@ class CriteriaComparison:
         }  # fmt: skip
 
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        """Return what a criterion gives: score, mAP50-95 before and after the fine-tune, the seconds that it takes."""
+        """Return what a criterion gives: score, accuracy before and after the fine-tune, the seconds that it takes."""
         found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
         return dict(found)
 
@@ -87,8 +87,8 @@ class CriteriaComparison:
         row = {
             "criterion": criterion,
             "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
-            "map50_95_before": network.adapter.validate(module).map50_95,
-            "map50_95_after": None,
+            "accuracy_before": network.adapter.validate(module).main,
+            "accuracy_after": None,
             "seconds": seconds,
         }
         if config.finetune_epochs:
@@ -99,13 +99,14 @@ class CriteriaComparison:
             tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
             module = Deployment(self._run, self._budget, path=path).described(module)
             trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
-            row["map50_95_after"] = network.adapter.validate(trained).map50_95
+            row["accuracy_after"] = network.adapter.validate(trained).main
         return row
 
     def _write(
         self, rows: Sequence[Mapping[str, Any]], dense: float, shares: Mapping[str, float], allocation: Allocation
     ) -> None:
         run, config = self._run, self._config
+        name = run.network.adapter.accuracy_names.main
         summary = {
             "budget": list(self._budget.texts),
             "images": config.images,
@@ -113,7 +114,8 @@ class CriteriaComparison:
             "finetune_epochs": config.finetune_epochs,
             "keep": run.network.keep(allocation),
             "costs": dict(shares),
-            "dense": {"map50_95": dense},
+            "accuracy": name,
+            "dense": {"accuracy": dense},
             "criteria": list(rows),
             "environment": {**environment(), **run.bench.environment()},
         }
@@ -122,26 +124,28 @@ class CriteriaComparison:
         title = f"{run.network.adapter.name}, {self._budget}, uniform ratio"
         drawn = [
             ComparisonRow(
-                row["criterion"], RowKind.STRATEGY, scores=(row["score"],), before=(row["map50_95_before"],),
-                after=() if row["map50_95_after"] is None else (row["map50_95_after"],), costs=(shares[metric],),
+                row["criterion"], RowKind.STRATEGY, scores=(row["score"],), before=(row["accuracy_before"],),
+                after=() if row["accuracy_after"] is None else (row["accuracy_after"],), costs=(shares[metric],),
                 seconds=row["seconds"],
             )
             for row in rows
         ]  # fmt: skip
         drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
-        comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric)
-        self._screen.table(title, *criteria_table(rows, dense))
+        comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric, accuracy=name)
+        self._screen.table(title, *criteria_table(rows, dense, accuracy=name))
         self._screen.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
 
 
-def criteria_table(rows: Sequence[Mapping[str, Any]], dense: float) -> tuple[list[str], list[list[str]]]:
+def criteria_table(
+    rows: Sequence[Mapping[str, Any]], dense: float, *, accuracy: str
+) -> tuple[list[str], list[list[str]]]:
     """Return header and rows, the dense network last."""
     table = [
         [
-            row["criterion"], f"{row['score']:+.4f}", f"{row['map50_95_before']:.3f}",
-            "–" if row["map50_95_after"] is None else f"{row['map50_95_after']:.3f}", f"{row['seconds']:.1f}",
+            row["criterion"], f"{row['score']:+.4f}", f"{row['accuracy_before']:.3f}",
+            "–" if row["accuracy_after"] is None else f"{row['accuracy_after']:.3f}", f"{row['seconds']:.1f}",
         ]
         for row in rows
     ]  # fmt: skip
     table.append(["dense", "0", "–", f"{dense:.3f}", ""])
-    return ["", "score", "mAP50-95", "fine-tuned", "seconds"], table
+    return ["", "score", accuracy, "fine-tuned", "seconds"], table

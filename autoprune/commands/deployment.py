@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -160,13 +160,14 @@ class Deployment:
         budget = held(tuple(self._budget), stages["dense"], list(stages.values())[-1])
         summary: dict[str, Any] = {
             **{name: as_json(stage) for name, stage in stages.items()},
+            "accuracy_names": asdict(run.network.adapter.accuracy_names),
             "budget": budget,
             "search": dict(searched),
             "uncounted_operations": uncounted(run.network.graph),
             "environment": {**environment(), **run.bench.environment()},
         }
         write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        header, rows = stage_rows(stages)
+        header, rows = stage_rows(stages, run.network.adapter.accuracy_names)
         run.screen.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
         run.screen.note(f"The network is {self._path / 'model.pt'}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)

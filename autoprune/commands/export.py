@@ -17,6 +17,7 @@ from autoprune.choices import ExportFormat, Precision
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.network import choose_device
 from autoprune.commands.screen import Screen
+from autoprune.commands.stages import accuracy_rows
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ExportError
 from autoprune.export import TOLERANCES, Exported, Tolerance, export
@@ -90,7 +91,7 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
             real=config.data is not None,
         )  # fmt: skip
         name = exported.path.name
-        differs = exported.parity.beyond(TOLERANCES[config.precision])
+        differs = exported.parity.beyond(TOLERANCES[config.precision], adapter.accuracy_names)
         target = folder / (DIFFERS + name.removeprefix("model") if differs else name)
         with saying_why(target):
             exported.path.rename(target)
@@ -115,7 +116,7 @@ class _Outcome:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is beyond the tolerance."""
-        return self.exported.parity.beyond(self.tolerance)
+        return self.exported.parity.beyond(self.tolerance, self.adapter.accuracy_names)
 
     def to_json(self) -> Mapping[str, Any]:
         """Return what ``export.json`` holds."""
@@ -134,9 +135,10 @@ class _Outcome:
                 "on": "validation images" if parity.real else "noise",
                 "scores": _finite(parity.difference.scores),
                 "boxes_px": _finite(parity.difference.boxes),
-                "map50_95": parity.map50_95_apart,
+                "accuracy": parity.accuracy_apart,
                 "allowed": {name: _finite(most) for name, most in asdict(self.tolerance).items()},
             },
+            "accuracy_names": asdict(self.adapter.accuracy_names),
             "torch": None if parity.torch is None else asdict(parity.torch),
             "exported": None if parity.exported is None else asdict(parity.exported),
             "latency_ms": exported.latency.to_json(),
@@ -153,8 +155,7 @@ class _Outcome:
         )
         both, checkpoint = (parity.torch, parity.exported), self.adapter.checkpoint_size(self.adapter.module)
         rows = [
-            ["mAP50", *(_share(None if one is None else one.map50) for one in both)],
-            ["mAP50-95", *(_share(None if one is None else one.map50_95) for one in both)],
+            *accuracy_rows(both, self.adapter.accuracy_names, digits=4),
             ["file", format_amount("size", checkpoint), format_amount("size", exported.size_bytes)],
             ["latency", "–", median],
             ["p10 to p90", "–", f"{p10} to {p90}"],
@@ -167,13 +168,9 @@ class _Outcome:
         )
         screen.table(title, ["", "torch", self.config.format.value], rows)
         if not parity.real:
-            screen.note("Compared on noise; with --data it is compared on validation images and by mAP.")
+            screen.note("Compared on noise; with --data it is compared on validation images and by accuracy.")
 
 
 def _finite(value: float) -> float | None:
     """Return a number that JSON knows: none for one that is not finite."""
     return value if math.isfinite(value) else None
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""From the best candidates of a search to the one that ships: measured whole, compared by mAP."""
+"""From the best candidates of a search to the one that ships: measured whole, compared by accuracy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def choose(
     history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
     count: int, screen: Screen,
 ) -> Finalist:  # fmt: skip
-    """Return the finalist with the highest mAP50-95 on the scoring images (of equals, the higher score).
+    """Return the finalist with the highest accuracy on the scoring images (of equals, the higher score).
 
     Args:
         history: the search's candidates.
@@ -100,7 +100,7 @@ def _compared(
             f"None of {len(best)} finalists could be measured within {goals}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
-    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.map50_95 if item.accuracy else 0), -item.score))
+    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.main if item.accuracy else 0), -item.score))
 
 
 def _measured(

@@ -16,6 +16,7 @@ from autoprune.choices import Precision
 from autoprune.commands.folder import RunFolder, environment
 from autoprune.commands.network import pin_threads
 from autoprune.commands.screen import Screen
+from autoprune.commands.stages import accuracy_rows
 from autoprune.config import QuantizeConfig
 from autoprune.config.quantize import LEAST_IMAGES
 from autoprune.cost.meter import REFERENCE_EFFORT
@@ -50,10 +51,14 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
             choices = {one.name: _choice(one, config, screen) for one in networks}
             variants = _variants(networks, choices, backend, folder)
             target = _keep(networks[-1], choices[_own(config)], folder.path / FILES[config.runtime])
-        report = {**_report(config, choices, variants, samples), "settings": fingerprint(backend.settings)}
+        report = {
+            **_report(config, choices, variants, samples),
+            "accuracy_names": asdict(adapter.accuracy_names),
+            "settings": fingerprint(backend.settings),
+        }
         folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
     _show(config, variants, adapter, screen)
-    _comment(config, choices[_own(config)], variants, screen)
+    _comment(config, choices[_own(config)], variants, adapter.accuracy_names.main, screen=screen)
     screen.note(f"The quantised network is {target}; YOLO opens it.")
     return 0
 
@@ -178,7 +183,7 @@ def _report(
             {
                 "network": one.network,
                 "precision": one.precision.value,
-                **asdict(one.deployed.accuracy),
+                "accuracy": asdict(one.deployed.accuracy),
                 "size_bytes": one.deployed.size_bytes,
                 "latency_ms": one.latency.to_json(),
             }
@@ -193,8 +198,7 @@ def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter
     """Show the table."""
     names = [f"{one.network} {one.precision.value}" for one in variants]
     rows = [
-        ["mAP50", *(f"{one.deployed.accuracy.map50:.4f}" for one in variants)],
-        ["mAP50-95", *(f"{one.deployed.accuracy.map50_95:.4f}" for one in variants)],
+        *accuracy_rows([one.deployed.accuracy for one in variants], adapter.accuracy_names, digits=4),
         ["size", *(format_amount("size", one.deployed.size_bytes) for one in variants)],
         ["latency", *(format_amount("latency", one.latency.median) for one in variants)],
         ["p10", *(format_amount("latency", one.latency.p10) for one in variants)],
@@ -204,16 +208,18 @@ def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter
     screen.table(title, ["", *names], rows)
 
 
-def _comment(config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], screen: Screen) -> None:
+def _comment(
+    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, screen: Screen
+) -> None:
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
     screen.note(
-        f"In float stays {', '.join(step.in_float) or 'nothing'}: of mAP50-95 {step.drop:.4f} is lost on the training "
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
         f"images that decided, --max-drop is {config.max_drop:g}."
     )
-    whole, quantized = (one.deployed.accuracy.map50_95 for one in variants if one.network == _own(config))
+    whole, quantized = (one.deployed.accuracy.main for one in variants if one.network == _own(config))
     if whole - quantized > config.max_drop:
         screen.warn(
-            f"On the validation split int8 loses {whole - quantized:.4f} of mAP50-95, more than --max-drop "
+            f"On the validation split int8 loses {whole - quantized:.4f} of {figure}, more than --max-drop "
             f"{config.max_drop:g}: let more --images decide, or allow less"
         )

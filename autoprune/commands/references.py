@@ -31,7 +31,7 @@ class Trained:
 
     Attributes:
         name: for people.
-        before: mAP50-95 on the validation split before training, or None where that means nothing.
+        before: the accuracy's main figure on the validation split before training, or None where that means nothing.
         after: the same after training, or None where it was not trained.
         costs: by metric, in its unit.
     """
@@ -80,7 +80,7 @@ class References:
     def _dense(self, name: str) -> Trained:
         adapter = self._run.network.adapter
         costs = self._costs(adapter, adapter.module)
-        before = adapter.validate(adapter.module).map50_95
+        before = adapter.validate(adapter.module).main
         return Trained(name, before, self._trained(adapter, adapter.module, "dense"), costs)
 
     def _smaller(self, name: str) -> Trained | None:
@@ -115,7 +115,7 @@ class References:
             )  # fmt: skip
             costs = self._costs(adapter, adapter.module)
             if self._meets(costs):
-                before = adapter.validate(adapter.module).map50_95
+                before = adapter.validate(adapter.module).main
                 after = self._trained(adapter, adapter.module, f"lower-{size}")
                 return Trained(f"{name} ({size} px)", before, after, costs)
         return None
@@ -156,4 +156,4 @@ class References:
         self._run.screen.note(f"Reference: {name}")
         tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
         trained = tune(adapter, module, path, tuning=tuning, notes={}, screen=self._run.screen)
-        return adapter.validate(trained).map50_95
+        return adapter.validate(trained).main

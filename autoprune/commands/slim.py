@@ -51,7 +51,7 @@ class _Pipeline:
         )  # fmt: skip
         stages, figures = search.shipped()
         sparse = stages.pop("dense")
-        first = replace(sparse, map50=accuracy.map50, map50_95=accuracy.map50_95)  # its costs are the same
+        first = replace(sparse, accuracy=accuracy)  # its costs are the same
         _draw(search.run.network, folder.path)
         named: dict[str, Stage] = {"dense": first, "sparse": sparse, **stages}
         return search.deployment.finish(named, figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 
@@ -12,9 +13,8 @@ from autoprune.commands.network import open_network, pin_threads
 from autoprune.commands.run import with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.sparsity import RECORD, SPARSE, Sparsity, SparsitySettings, sparsify
-from autoprune.commands.stages import validated
+from autoprune.commands.stages import accuracy_rows, validated
 from autoprune.config import SparsifyConfig
-from autoprune.models._base import Accuracy
 
 _CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
 """The criterion that finds what a penalty made small."""
@@ -38,9 +38,11 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
     module, found = sparsify(network, folder.path, settings, screen)
     dense = validated("dense", network.adapter.module, network.adapter, folder)
     sparse = validated("sparse", module, network.adapter, folder)
+    names = network.adapter.accuracy_names
     summary = {
-        "dense": {"map50": dense.map50, "map50_95": dense.map50_95},
-        "sparse": {"map50": sparse.map50, "map50_95": sparse.map50_95},
+        "dense": asdict(dense),
+        "sparse": asdict(sparse),
+        "accuracy_names": asdict(names),
         "scales": found.as_json(),
         "penalty": config.penalty.value,
         "sparsity": config.sparsity,
@@ -51,7 +53,10 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
         "environment": environment(),
     }
     folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    screen.table(f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}", *_table(dense, sparse, found))
+    screen.table(
+        f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}",
+        *_table(accuracy_rows([dense, sparse], names), found),
+    )
     path = folder.path
     screen.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
     screen.note(
@@ -60,12 +65,11 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
     )
 
 
-def _table(dense: Accuracy, sparse: Accuracy, found: Sparsity) -> tuple[list[str], list[list[str]]]:
+def _table(accuracies: list[list[str]], found: Sparsity) -> tuple[list[str], list[list[str]]]:
     """Return header and rows that compare the networks."""
     scales = (found.dense, found.sparse)
     rows = [
-        ["mAP50", f"{dense.map50:.3f}", f"{sparse.map50:.3f}"],
-        ["mAP50-95", f"{dense.map50_95:.3f}", f"{sparse.map50_95:.3f}"],
+        *accuracies,
         ["median scale", *(f"{np.median(values):.3g}" for values in scales)],
         [f"scales below {found.limit:.2g}", *(f"{found.near_zero(values):.1%}" for values in scales)],
     ]

@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.budget import Limit, format_amount, is_latency
 from autoprune.commands.folder import RunFolder
-from autoprune.models._base import Accuracy, Adapter
+from autoprune.models._base import Accuracy, AccuracyNames, Adapter
 
 _LABELS = {
     "params": "parameters", "channels": "channels", "flops": "FLOPs", "size": "checkpoint", "latency": "latency",
@@ -22,8 +22,7 @@ class Stage:
     """One network of a run, measured.
 
     Attributes:
-        map50: mAP at IoU 0.5 on the validation split, or None where it was not measured.
-        map50_95: mAP over IoU 0.5 to 0.95 on the validation split, or None.
+        accuracy: on the validation split, or None where it was not measured.
         params: parameters.
         channels: channels of all units.
         flops: FLOPs of one image.
@@ -33,8 +32,7 @@ class Stage:
         other_latency_ms: the same by metric, for each other runtime or device that the budget names.
     """
 
-    map50: float | None
-    map50_95: float | None
+    accuracy: Accuracy | None
     params: int
     channels: int
     flops: float
@@ -48,8 +46,7 @@ class Stage:
     ) -> Stage:
         """Join what was measured of one network; costs and latencies by metric."""
         return cls(
-            accuracy.map50 if accuracy else None,
-            accuracy.map50_95 if accuracy else None,
+            accuracy,
             round(costs["params"]),
             round(costs["channels"]),
             costs["flops"],
@@ -97,14 +94,11 @@ def held(limits: Sequence[Limit], dense: Stage, final: Stage) -> list[dict[str, 
     return rows
 
 
-def stage_rows(stages: Mapping[str, Stage]) -> tuple[list[str], list[list[str]]]:
+def stage_rows(stages: Mapping[str, Stage], names: AccuracyNames) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table that compares the stages, costs with their ratio to the dense network."""
     dense = next(iter(stages.values()))
     header = ["", *stages]
-    rows = [
-        ["mAP50", *(_share(stage.map50) for stage in stages.values())],
-        ["mAP50-95", *(_share(stage.map50_95) for stage in stages.values())],
-    ]
+    rows = accuracy_rows([stage.accuracy for stage in stages.values()], names)
     others = {metric: metric for metric in dense.other_latency_ms}
     for metric, label in {**_LABELS, **others}.items():
         if metric == "latency" and dense.latency_ms is None:
@@ -113,13 +107,21 @@ def stage_rows(stages: Mapping[str, Stage]) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
+def accuracy_rows(accuracies: Sequence[Accuracy | None], names: AccuracyNames, *, digits: int = 3) -> list[list[str]]:
+    """Return the rows of a table that tell accuracies, the lenient figure first where the task has one."""
+
+    def told(value: float | None) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    main = [names.main, *(told(None if one is None else one.main) for one in accuracies)]
+    if names.lenient is None:
+        return [main]
+    return [[names.lenient, *(told(None if one is None else one.lenient) for one in accuracies)], main]
+
+
 def as_json(stage: Stage) -> dict[str, Any]:
     """Return a stage as plain JSON values."""
     return asdict(stage)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _ratio(metric: str, stage: Stage, dense: Stage) -> str:

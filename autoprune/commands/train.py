@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -39,7 +40,11 @@ def run(config: TrainConfig, screen: Screen) -> int:
     )
     with RunFolder.open("train", config) as folder:
         stages = _train(config, applied, folder.path, tuning=tuning, screen=screen)
-        summary = {**{name: as_json(stage) for name, stage in stages.items()}, "environment": environment()}
+        summary = {
+            **{name: as_json(stage) for name, stage in stages.items()},
+            "accuracy_names": asdict(applied.network.adapter.accuracy_names),
+            "environment": environment(),
+        }
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)
         screen.note(f"The trained network is {folder.path / 'model.pt'}.")

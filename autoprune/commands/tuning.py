@@ -161,7 +161,9 @@ def trained(
     with screen.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
-            measured = f"mAP50-95 {report.accuracy.map50_95:.3f}" if report.accuracy is not None else ""
+            measured = (
+                f"{adapter.accuracy_names.main} {report.accuracy.main:.3f}" if report.accuracy is not None else ""
+            )
             advance(report.epoch, measured)
 
         if (out / "weights" / "last.pt").exists():

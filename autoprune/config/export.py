@@ -24,7 +24,7 @@ class ExportConfig:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
         format: what is written: onnx, openvino, torchscript or tensorrt
         data: the data set the weights were trained on, an Ultralytics YAML; with it the exported network is compared
-            with torch's on validation images and by mAP, without it on noise
+            with torch's on validation images and by accuracy, without it on noise
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         dynamic: leave batch and image size open (onnx and openvino)
         precision: number format of the exported network: fp32, or fp16 where device and runtime compute in it

@@ -28,7 +28,8 @@ class QuantizeConfig:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
         data: the data set the weights were trained on, an Ultralytics YAML
         runtime: what runs the result: onnxruntime or openvino
-        max_drop: how much mAP50-95 may be lost against the float network, on the training images that decide
+        max_drop: how much mAP50-95 (top-1 of a classifier) may be lost against the float network, on the training
+            images that decide
         calibration_images: training images that ranges are found on
         images: how many other training images decide which layers stay in float
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with

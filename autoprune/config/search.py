@@ -24,7 +24,7 @@ class SearchConfig(ReconstructingConfig):
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
         warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
             starts from; repeat the option for several
-        finalists: how many of the best candidates are measured whole and compared by mAP
+        finalists: how many of the best candidates are measured whole and compared by accuracy
         tensorboard: write rewards, costs and noise as TensorBoard events
     """
 
@@ -149,7 +149,8 @@ class CompareConfig(ReconstructingConfig):
             allocation that the uniform ratio gives
         references: also train the honest alternatives: the dense network, the same family trained smaller, and the
             dense network at a lower image size
-        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and mAP
+        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and
+            accuracy
     """
 
     strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,evolution,ddpg,ppo"

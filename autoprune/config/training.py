@@ -25,7 +25,7 @@ class ApplyConfig:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         out: the run folder, which must not exist yet; runs/apply-<n> by default
-        data: the data set that recalibrates batch norm and measures mAP, a YAML as Ultralytics reads it; optional
+        data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         images: how many training images recalibrate batch norm
         batch: images per batch

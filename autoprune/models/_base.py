@@ -54,15 +54,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Detection accuracy.
+    """How well a network does its task, in the figures that are usual for it.
 
     Attributes:
-        map50: mean average precision at IoU 0.5, in [0, 1].
-        map50_95: mean average precision over IoU 0.5 to 0.95, in [0, 1].
+        main: the figure that decides, in [0, 1]: mAP50-95 of a detector, top-1 of a classifier.
+        lenient: a more lenient one beside it, in [0, 1]: mAP50, top-5; None where the task has none.
     """
 
-    map50: float
-    map50_95: float
+    main: float
+    lenient: float | None = None
+
+
+@dataclass(frozen=True)
+class AccuracyNames:
+    """What people call the figures of an `Accuracy`."""
+
+    main: str = "mAP50-95"
+    lenient: str | None = "mAP50"
 
 
 class Adapter(ABC):
@@ -76,6 +84,7 @@ class Adapter(ABC):
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: what the network's own tool builds networks from; None where it has no such thing.
+        accuracy_names: what the figures of its accuracy are called.
     """
 
     name: str
@@ -84,6 +93,7 @@ class Adapter(ABC):
     image_size: int
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
+    accuracy_names: AccuracyNames = AccuracyNames()
 
     @property
     @abstractmethod

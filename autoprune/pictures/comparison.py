@@ -21,7 +21,6 @@ _ROW = 0.36  # inches
 _SPREAD = 0.34  # rows over which the seeds of one row are spread, so that equal ones stay countable
 _NAME = 38  # characters of a row's name
 _DENSE_LINE: dict[str, Any] = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 3))}
-_MAP = "mAP50-95"
 _COLUMNS = (60.0, 108.0)  # points from the panel to the right ends of the columns of text
 
 
@@ -31,7 +30,7 @@ class RowKind(Enum):
     STRATEGY = "strategy"
     REFERENCE = "reference"
     DENSE = "dense"
-    """A reference whose mAP is drawn through the whole panel."""
+    """A reference whose accuracy is drawn through the whole panel."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class ComparisonRow:
         name: as it is printed.
         kind: strategies stand above the line, best first; references below it, as given.
         scores: proxy score per seed (0 is the dense network, negative is worse); may be empty.
-        before: mAP50-95 before fine-tuning per seed; may be empty.
-        after: mAP50-95 after fine-tuning per seed; may be empty.
+        before: accuracy before fine-tuning per seed; may be empty.
+        after: accuracy after fine-tuning per seed; may be empty.
         costs: cost as a ratio to the dense network's, per seed; may be empty.
         seconds: wall time of one search, the mean over the seeds; NaN where there was none.
 
@@ -59,14 +58,17 @@ class ComparisonRow:
     seconds: float = math.nan
 
 
-def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str, cost_label: str) -> Path:
-    """Draw proxy score (left) and mAP before and after fine-tuning (right), a dot per seed and a bar at the mean.
+def comparison_plot(
+    rows: Sequence[ComparisonRow], path: Path, *, title: str, cost_label: str, accuracy: str = "accuracy"
+) -> Path:
+    """Draw proxy score (left) and accuracy before and after fine-tuning (right), a dot per seed and a bar at the mean.
 
     Args:
         rows: at least one, in any order; strategies are sorted by their mean score.
         path: the PNG to write; its folder must exist.
         title: stands above both panels.
         cost_label: heads the column of cost ratios, e.g. ``"latency"``; "of dense" is added.
+        accuracy: names the figure, e.g. ``"mAP50-95"``.
 
     Returns:
         the path.
@@ -90,7 +92,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str, co
         left.set_ylim(bottom, -0.6)
         left.set_yticks(list(placed), [shortened(row.name, _NAME) for row in placed.values()], fontsize=9)
         left.set_xlabel("proxy score (0 is the dense network)")
-        right.set_xlabel(f"{_MAP}: hollow before, filled after fine-tuning (right is better)")
+        right.set_xlabel(f"{accuracy}: hollow before, filled after fine-tuning (right is better)")
         for axes in (left, right):
             _guide(axes, placed)
         _head_columns(right, cost_label)
@@ -183,7 +185,7 @@ def _guide(axes: Axes, placed: Mapping[float, ComparisonRow]) -> None:
 
 
 def _dense_levels(rows: Sequence[ComparisonRow]) -> list[float]:
-    """Return the dense network's mAP, fine-tuned where it was; nothing where no row tells it."""
+    """Return the dense network's accuracy, fine-tuned where it was; nothing where no row tells it."""
     known = [row.after if len(finite(row.after)) else row.before for row in rows if row.kind is RowKind.DENSE]
     return [_mean(values) for values in known if len(finite(values))]
 
@@ -203,14 +205,17 @@ def _explain(figure: Figure, *, with_dense: bool) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def correlation_plot(points: Sequence[tuple[float, float]], path: Path, *, spearman: float, title: str) -> Path:
-    """Draw fine-tuned mAP50-95 against proxy score, a dot per candidate.
+def correlation_plot(
+    points: Sequence[tuple[float, float]], path: Path, *, spearman: float, title: str, accuracy: str = "accuracy"
+) -> Path:
+    """Draw fine-tuned accuracy against proxy score, a dot per candidate.
 
     Args:
-        points: (proxy score, mAP50-95 after fine-tuning); a pair with a number that is not finite is left out.
+        points: (proxy score, accuracy after fine-tuning); a pair with a number that is not finite is left out.
         path: the PNG to write; its folder must exist.
         spearman: rank correlation of the points, for the title; NaN where it is undefined.
         title: stands above the plot, before the correlation.
+        accuracy: names the figure, e.g. ``"mAP50-95"``.
 
     Returns:
         the path.
@@ -225,7 +230,7 @@ def correlation_plot(points: Sequence[tuple[float, float]], path: Path, *, spear
         axes.scatter(*_columns_of(known), s=32, color=BLUE, edgecolors="white", linewidths=0.6, alpha=0.85, zorder=3)
         axes.set_title(f"Spearman rank correlation {rank}, {len(known)} candidates")
         axes.set_xlabel("proxy score (0 is the dense network, right is better)")
-        axes.set_ylabel(f"{_MAP} after fine-tuning")
+        axes.set_ylabel(f"{accuracy} after fine-tuning")
         axes.grid(True)
         axes.margins(0.06)
     return path

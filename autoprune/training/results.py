@@ -83,7 +83,7 @@ def reports_in(path: Path, *, epochs: int) -> Sequence[EpochReport]:
 def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
     if "metrics/mAP50-95(B)" not in metrics:
         return None
-    return Accuracy(map50=metrics["metrics/mAP50(B)"], map50_95=metrics["metrics/mAP50-95(B)"])
+    return Accuracy(main=metrics["metrics/mAP50-95(B)"], lenient=metrics["metrics/mAP50(B)"])
 
 
 def final_network(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:

@@ -78,10 +78,7 @@ def measure(
         for batch in batches:
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
-    return Accuracy(
-        map50=float(results["metrics/mAP50(B)"]),
-        map50_95=float(results["metrics/mAP50-95(B)"]),
-    )
+    return Accuracy(main=float(results["metrics/mAP50-95(B)"]), lenient=float(results["metrics/mAP50(B)"]))
 
 
 def _validator(module: nn.Module, *, device: torch.device, objects: int, suppression: Suppression) -> Any:
