@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from autoprune.cli import main
 from autoprune.data.oxford_hand import FOLDERS, hull
-from autoprune.models.ultralytics.data import read_data_set, verified
+from autoprune.models.detection.data_set import read_data_set, verified
 from tests.world import one_sentence
 
 WIDTH, HEIGHT = 64, 48

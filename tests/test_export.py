@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +23,9 @@ from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.export import TOLERANCES, Parity, Tolerance
 from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
+from autoprune.models.detection.exporting import difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.models.ultralytics.exporting import difference
 from autoprune.runtimes import RUNTIMES, FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
@@ -333,8 +332,6 @@ def test_a_network_that_the_exporter_finds_too_small_is_exported(tmp_path: Path)
 
 # -- comparing ---------------------------------------------------------------------------------------
 
-PLAIN, ENDED = SimpleNamespace(end2end=False), SimpleNamespace(end2end=True)
-
 
 @given(seed=st.integers(0, 10_000), box=st.floats(0, 20), score=st.floats(0, 0.5))
 def test_the_largest_difference_is_found(seed: int, box: float, score: float) -> None:
@@ -344,7 +341,7 @@ def test_the_largest_difference_is_found(seed: int, box: float, score: float) ->
     row = int(torch.randint(15, (1,), generator=random))
     found[1, 2, row] += box
     found[0, 5, row] -= score
-    apart = difference(expected, found, head=PLAIN)
+    apart = difference(expected, found, end2end=False)
     assert (apart.boxes, apart.scores) == pytest.approx((box, score), abs=1e-4)
 
 
@@ -356,19 +353,19 @@ def test_rows_without_suppression_may_come_in_any_order(seed: int, box: float, s
     expected = torch.cat([corners, torch.rand(12, 1, generator=random) / 2 + 0.06, kinds], 1)
     found = expected[torch.randperm(12, generator=random)]
     found = found + torch.tensor([box, 0, 0, 0, score, 0])
-    apart = difference(expected[None], found[None], head=ENDED)
+    apart = difference(expected[None], found[None], end2end=True)
     assert (apart.boxes, apart.scores) == pytest.approx((box, score), abs=1e-4)
 
 
-@pytest.mark.parametrize("head", [PLAIN, ENDED], ids=["plain", "end2end"])
+@pytest.mark.parametrize("end2end", [False, True], ids=["plain", "end2end"])
 @pytest.mark.parametrize("found", [torch.ones(1, 5, 6), torch.full((1, 6, 6), torch.nan)], ids=["shape", "nan"])
-def test_what_cannot_be_compared_is_infinitely_different(found: torch.Tensor, head: SimpleNamespace) -> None:
-    assert difference(torch.ones(1, 6, 6), found, head=head) == Difference(math.inf, math.inf)
+def test_what_cannot_be_compared_is_infinitely_different(found: torch.Tensor, end2end: bool) -> None:
+    assert difference(torch.ones(1, 6, 6), found, end2end=end2end) == Difference(math.inf, math.inf)
 
 
 def test_a_class_that_is_not_found_is_infinitely_different() -> None:
     row = torch.tensor([[[0.0, 0, 9, 9, 0.9, 1]]])
-    assert difference(row, row - torch.tensor([0, 0, 0, 0, 0, 1.0]), head=ENDED).boxes == math.inf
+    assert difference(row, row - torch.tensor([0, 0, 0, 0, 0, 1.0]), end2end=True).boxes == math.inf
 
 
 def test_a_tolerance_names_all_that_is_beyond_it() -> None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +20,8 @@ from autoprune.cli import main
 from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError, ExportError
 from autoprune.models._base import Accuracy, Batch, Predict
+from autoprune.models.detection.exporting import disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.models.ultralytics.exporting import disagreement
 from autoprune.quantize import Group, choose, group_operations
 from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
@@ -360,20 +359,19 @@ def predictions(end2end: bool, seed: int) -> torch.Tensor:
 
 @given(seed=st.integers(0, 10_000), other=st.integers(0, 10_000), end2end=st.booleans())
 def test_a_disagreement_is_a_share_and_symmetric(seed: int, other: int, end2end: bool) -> None:
-    head = SimpleNamespace(end2end=end2end)
     one, two = predictions(end2end, seed), predictions(end2end, other)
-    apart = disagreement(one, two, head=head)
+    apart = disagreement(one, two, end2end=end2end)
     assert 0 <= apart <= 1
-    assert apart == pytest.approx(disagreement(two, one, head=head), abs=1e-5)
-    assert disagreement(one, one, head=head) == pytest.approx(0, abs=1e-4)
-    assert disagreement(one, torch.full_like(one, torch.nan), head=head) == 1
+    assert apart == pytest.approx(disagreement(two, one, end2end=end2end), abs=1e-5)
+    assert disagreement(one, one, end2end=end2end) == pytest.approx(0, abs=1e-4)
+    assert disagreement(one, torch.full_like(one, torch.nan), end2end=end2end) == 1
     if end2end:
-        assert disagreement(one, one[:, torch.randperm(15)], head=head) == pytest.approx(0, abs=1e-4)
+        assert disagreement(one, one[:, torch.randperm(15)], end2end=end2end) == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("end2end", [False, True], ids=["plain", "end2end"])
 def test_sure_predictions_count_most(end2end: bool) -> None:
-    head, one = SimpleNamespace(end2end=end2end), predictions(end2end, 0)
+    one = predictions(end2end, 0)
     scores = one[..., 4] if end2end else one[:, 4:].amax(1)
     sure, unsure = one.clone(), one.clone()
     for moved, index in ((sure, int(scores[0].argmax())), (unsure, int(scores[0].argmin()))):
@@ -381,7 +379,7 @@ def test_sure_predictions_count_most(end2end: bool) -> None:
             moved[0, index, :4] += 5
         else:
             moved[0, :4, index] += 5
-    assert disagreement(one, sure, head=head) > disagreement(one, unsure, head=head) > 0
+    assert disagreement(one, sure, end2end=end2end) > disagreement(one, unsure, end2end=end2end) > 0
 
 
 # -- on a real detector ------------------------------------------------------------------------------

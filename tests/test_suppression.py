@@ -11,8 +11,8 @@ from torch import nn
 
 from autoprune.cost.deployed import deployed_layers
 from autoprune.graph import Layer, LayerKind
+from autoprune.models.detection.suppression import CONFIDENCE
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.models.ultralytics.suppression import CONFIDENCE
 from autoprune.runtimes.exported import export_onnx
 from tests.detectors import IMAGE_SIZE, build, write_detector
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from autoprune.errors import TrainingError
+from autoprune.models.detection.data_set import read_data_set
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.models.ultralytics.data import TrainingImages, random_state_kept, read_data_set
+from autoprune.models.ultralytics.data import TrainingImages, random_state_kept
 from autoprune.training.extension import GRADIENTS, STEPPED
 from autoprune.training.trainer import PrunedTrainer
 

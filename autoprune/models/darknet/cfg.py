@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoprune.errors import ModelError
 
@@ -16,6 +18,9 @@ _SECTIONS = {
     **{name: name for name in ("route", "shortcut", "upsample", "yolo")},
 }
 """Names as files have them → one name for each kind."""
+
+_NOTES = "# autoprune: "
+"""How the comment begins that holds notes; tools that read cfgs skip it."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,39 @@ class Cfg:
         """
         lines, layers = list(self.lines), list(self.layers)
         for (index, key), value in values.items():
-            section = layers[index]
-            option = section.options[key]
-            lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
-            options = {**section.options, key: replace(option, text=str(value))}
-            layers[index] = replace(section, options=options)
+            layers[index] = _replaced(lines, layers[index], key, value)
         return replace(self, lines=tuple(lines), layers=tuple(layers))
+
+    def resized(self, size: int) -> Cfg:
+        """Return the cfg for square images of another size, in pixels."""
+        lines, net = list(self.lines), self.net
+        for key in ("width", "height"):
+            net = _replaced(lines, net, key, size)
+        return replace(self, lines=tuple(lines), net=net)
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What an earlier run of autoprune noted in a comment; {} where there is nothing, or nothing readable."""
+        for line in self.lines:
+            if line.startswith(_NOTES):
+                try:
+                    found = json.loads(line.removeprefix(_NOTES))
+                except ValueError:
+                    return {}
+                return found if isinstance(found, dict) else {}
+        return {}
+
+    def noted(self, notes: Mapping[str, Any]) -> str:
+        """Return the file's content with plain JSON values in a comment in front, in place of earlier ones."""
+        kept = [line for line in self.lines if not line.startswith(_NOTES)]
+        return "\n".join([_NOTES + json.dumps(dict(notes)), *kept] if notes else kept)
+
+
+def _replaced(lines: list[str], section: Section, key: str, value: int) -> Section:
+    """Return a section with another number for an option that it has; put it into the option's line, too."""
+    option = section.options[key]
+    lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
+    return replace(section, options={**section.options, key: replace(option, text=str(value))})
 
 
 def read_cfg(path: Path) -> Cfg:

@@ -33,9 +33,9 @@ class DarknetNetwork(nn.Module):
         self.layers = nn.ModuleList(layer.module for layer in built)
         self._sources = tuple(layer.sources for layer in built)
         last_reader = {source: index for index, sources in enumerate(self._sources) for source in sources}
-        heads = {index for index, layer in enumerate(self.layers) if isinstance(layer, Yolo)}
+        self._heads = tuple(index for index, layer in enumerate(self.layers) if isinstance(layer, Yolo))
         self._done = tuple(
-            tuple(source for source in set(sources) - {IMAGES} - heads if last_reader[source] == index)
+            tuple(source for source in set(sources) - {IMAGES, *self._heads} if last_reader[source] == index)
             for index, sources in enumerate(self._sources)
         )
 
@@ -54,11 +54,17 @@ class DarknetNetwork(nn.Module):
             outputs[index] = layer(*(outputs[source] for source in sources))
             for source in done:  # a YOLOv4 holds hundreds of megabytes otherwise
                 del outputs[source]
-        heads = [(layer, outputs[index]) for index, layer in enumerate(self.layers) if isinstance(layer, Yolo)]
         if self.training:
-            return tuple(raw for _, raw in heads)
+            return tuple(outputs[index] for index in self._heads)
         height, width = images.shape[2:]
-        return torch.cat([head.decode(raw, (height, width)) for head, raw in heads], 1)
+        return torch.cat([head.decode(outputs[index], (height, width)) for index, head in self.heads()], 1)
+
+    def heads(self) -> Iterator[tuple[int, Yolo]]:
+        """Yield every ``[yolo]`` layer with its number, in order."""
+        for index in self._heads:
+            head = self.layers[index]
+            assert isinstance(head, Yolo)
+            yield index, head
 
     def convolutions(self) -> Iterator[tuple[int, Convolutional]]:
         """Yield every convolutional layer with its number, in the order of a weights file."""

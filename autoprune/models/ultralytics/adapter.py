@@ -8,15 +8,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict
 from autoprune.models._device import resolve_device
+from autoprune.models.detection import metrics
+from autoprune.models.detection.data_set import (
+    DataSet,
+    Label,
+    check_samples,
+    read_data_set,
+    shuffled,
+    to_batch,
+    verified,
+)
+from autoprune.models.detection.exporting import difference, disagreement, write
+from autoprune.models.detection.suppression import suppressed
 from autoprune.models.ultralytics import data as data_sets
-from autoprune.models.ultralytics import metrics, stock
+from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
 from autoprune.models.ultralytics.checks import (
     TASKS,
@@ -27,12 +38,10 @@ from autoprune.models.ultralytics.checks import (
     name_of,
     stride_of,
 )
-from autoprune.models.ultralytics.data import DataSet, Label, LabelledImages
-from autoprune.models.ultralytics.exporting import difference, disagreement, write
+from autoprune.models.ultralytics.data import LabelledImages
 from autoprune.models.ultralytics.scaling import build_untrained, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
-from autoprune.models.ultralytics.suppression import suppressed
 
 _VALIDATION_BATCH = 16
 _PAIRS = "pairs"
@@ -109,7 +118,7 @@ class UltralyticsAdapter(Adapter):
         size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
         data_set = None
         if data is not None:
-            data_set = data_sets.read_data_set(data)
+            data_set = read_data_set(data)
             check_classes(weights, checkpoint.module, data_set)
         return cls(
             checkpoint.module,
@@ -140,7 +149,7 @@ class UltralyticsAdapter(Adapter):
             DataError: the data set is missing or malformed.
             DeviceError: the device is unknown or not there.
         """
-        target, data_set = resolve_device(device), data_sets.read_data_set(data)
+        target, data_set = resolve_device(device), read_data_set(data)
         module = build_untrained(architecture, data_set.names, seed=seed)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
         return cls(
@@ -172,8 +181,8 @@ class UltralyticsAdapter(Adapter):
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         data = self._data()
         with stock.quiet(), data_sets.random_state_kept():
-            samples = list(islice(self._samples(data, self._shuffled(data, split, seed)), images))
-            self._check_samples(samples, data, split)
+            samples = list(islice(self._samples(data, shuffled(data, split, seed)), images))
+            check_samples(samples, data, split, self.skipped)
             chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
             return [self._batch(chunk) for chunk in chunks]
 
@@ -188,10 +197,10 @@ class UltralyticsAdapter(Adapter):
         augmentation = {**self.train_args, **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste"), 0.0)}
         with stock.quiet(), data_sets.random_state_kept():
             data_sets.seed_all(seed)
-            samples = list(islice(self._samples(data, self._shuffled(data, "train", seed), augmentation), images))
-            self._check_samples(samples, data, "train")
+            samples = list(islice(self._samples(data, shuffled(data, "train", seed), augmentation), images))
+            check_samples(samples, data, "train", self.skipped)
             chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
-            return [self.inputs(data_sets.to_batch(chunk, self.device)) for chunk in chunks]
+            return [self.inputs(to_batch(chunk, self.device)) for chunk in chunks]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -259,7 +268,7 @@ class UltralyticsAdapter(Adapter):
             num_workers=0 if self.device.type == "cpu" else min(4, torch.get_num_threads()),
         )
         with stock.quiet(), data_sets.random_state_kept():
-            batches = (data_sets.to_batch(samples, self.device) for samples in loader)
+            batches = (to_batch(samples, self.device) for samples in loader)
             return metrics.measure(module, batches, device=self.device, objects=objects, predict=predict)
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
@@ -272,20 +281,25 @@ class UltralyticsAdapter(Adapter):
             copy.fuse(verbose=False)
             for head in (part for part in copy.modules() if isinstance(part, stock.Detect)):
                 head.export = True  # returns the predictions alone, without the maps they come from
-            fused: nn.Module = suppressed(copy) if with_nms else copy
-        return fused
+            if not with_nms or self._end2end:
+                return copy  # type: ignore[no-any-return]
+            copy.model[-1].xyxy = True  # as suppression reads boxes
+            return suppressed(copy)
 
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
         """Write a network as Ultralytics' ``export`` does: ``YOLO(file)`` predicts with it; `notes` travel inside."""
-        return write(module, folder, settings, image_size=self.image_size, notes=self.notes, convert=convert)
+        return write(
+            module, folder, settings, image_size=self.image_size, task=self.task, end2end=self._end2end,
+            notes=self.notes, convert=convert,
+        )  # fmt: skip
 
     def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
         """Compare predictions; rows of an end-to-end head may be in another order."""
-        return difference(expected, found, head=self.module.model[-1])  # type: ignore[index]
+        return difference(expected, found, end2end=self._end2end)
 
     def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
         """Compare predictions; rows of an end-to-end head may be in another order."""
-        return disagreement(expected, found, head=self.module.model[-1])  # type: ignore[index]
+        return disagreement(expected, found, end2end=self._end2end)
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""
@@ -304,6 +318,11 @@ class UltralyticsAdapter(Adapter):
         """Return the size in bytes of the checkpoint without notes."""
         return len(checkpoint_bytes(module, train_args=self._recorded_args()))
 
+    @property
+    def _end2end(self) -> bool:
+        head: Any = self.module.model[-1]  # type: ignore[index]
+        return bool(head.end2end)
+
     def _recorded_args(self) -> dict[str, Any]:
         return {**self.train_args, "task": self.task, "imgsz": self.image_size}
 
@@ -313,21 +332,17 @@ class UltralyticsAdapter(Adapter):
         return self.data
 
     def _batch(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        batch = data_sets.to_batch(samples, self.device)
+        batch = to_batch(samples, self.device)
         if supports(self._criterion):
             batch[_PAIRS] = find_pairs(self._criterion, batch)
         return batch
-
-    def _shuffled(self, data: DataSet, split: str, seed: int) -> list[str]:
-        files = data.files(split)
-        return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
 
     def _samples(
         self, data: DataSet, files: Sequence[str], augmentation: Mapping[str, Any] | None = None
     ) -> Iterator[Mapping[str, Any]]:
         """Yield the readable images of these files with their labels; note the others as skipped."""
         for file in files:
-            label = data_sets.verified(file, data, self.task)
+            label = verified(file, data, self.task)
             if isinstance(label, str):
                 self._skipped[file] = label
                 continue
@@ -339,17 +354,6 @@ class UltralyticsAdapter(Adapter):
             except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
                 self._skipped[file] = str(error)
 
-    def _check_samples(self, samples: Sequence[Mapping[str, Any]], data: DataSet, split: str) -> None:
-        if not samples:
-            first = self.skipped[0] if self._skipped else ""
-            raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
-        if not any(len(sample["cls"]) for sample in samples):
-            expected = stock.img2label_paths([samples[0]["im_file"]])[0]
-            raise DataError(
-                f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
-                f"labels are text files such as {expected}"
-            )
-
     def _validation_labels(self) -> list[Label]:
         """Verify the validation split once, and keep its labels."""
         if self._validation is None:
@@ -357,12 +361,12 @@ class UltralyticsAdapter(Adapter):
             found = []
             with stock.quiet():
                 for file in data.files("val"):
-                    label = data_sets.verified(file, data, self.task)
+                    label = verified(file, data, self.task)
                     if isinstance(label, str):
                         self._skipped[file] = label
                     else:
                         found.append(label)
-            self._check_samples([{"im_file": x["im_file"], "cls": x["cls"]} for x in found], data, "val")
+            check_samples(found, data, "val", self.skipped)
             self._validation = found
         return self._validation
 

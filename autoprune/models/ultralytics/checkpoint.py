@@ -19,10 +19,8 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.files import saying_why, write_atomic
+from autoprune.models.detection.exporting import NOTES_KEY
 from autoprune.models.ultralytics import stock
-
-NOTES_KEY = "autoprune"
-"""Key of the checkpoint under which autoprune's notes travel; Ultralytics ignores it."""
 
 
 @dataclass(frozen=True)

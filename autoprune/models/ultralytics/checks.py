@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from autoprune.errors import DataError, ModelError
-from autoprune.models.ultralytics import stock
-from autoprune.models.ultralytics.data import DataSet
+from autoprune.models import stock
+from autoprune.models.detection.data_set import DataSet
 
 TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
 """Network classes that are supported, with Ultralytics' name of their task.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.models.ultralytics import stock
+from autoprune.models import stock
 
 CONFIDENCE = 0.25
 """Score below which a box is dropped; Ultralytics' default where it exports with ``nms=True``."""
@@ -20,13 +20,9 @@ def suppressed(network: nn.Module) -> nn.Module:
     long it takes depends on the boxes, and on noise there are few: what is measured there is the least it costs.
 
     Args:
-        network: fused, eval mode, as exported; it becomes part of what is returned. A head that is switched to
-            end-to-end (YOLOv10, YOLO26) leaves nothing to suppress, and the network is returned as it is.
+        network: fused, eval mode, with the ``names`` of its classes; it maps images to predictions of shape
+            (B, 4 + classes, anchors), x1, y1, x2, y2 in pixels and scores, and becomes part of what is returned.
     """
-    head: Any = network.model[-1]  # type: ignore[index]
-    if head.end2end:
-        return network
-    head.xyxy = True  # as suppression reads boxes
     settings = stock.get_cfg(overrides={"format": "onnx", "nms": True, "conf": CONFIDENCE})
     whole: nn.Module = stock.NMSModel(_SinglePrecision(network), settings).eval()
     return whole

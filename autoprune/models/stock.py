@@ -1,7 +1,8 @@
 """Everything of Ultralytics that autoprune builds on, by name, imported without its side effects.
 
 This and `autoprune.models._quiet` are the only modules that import Ultralytics, and so this is the
-list to read when a new release changes something.
+list to read when a new release changes something. Adapters of other families read labels and measure
+accuracy by the same code.
 """
 
 from __future__ import annotations

@@ -21,12 +21,13 @@ from torch import nn
 
 from autoprune.choices import ExportFormat
 from autoprune.errors import ModelError
+from autoprune.models import stock
 from autoprune.models._base import Convert, Difference, ExportSettings
-from autoprune.models.ultralytics import stock
-from autoprune.models.ultralytics.checkpoint import NOTES_KEY
-from autoprune.models.ultralytics.checks import TASKS
 from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, named_operation
+
+NOTES_KEY = "autoprune"
+"""Under which notes travel in a file's metadata."""
 
 _STEM = "model"
 _REPLACED = ".exported"  # the suffix of the file's name that the exporter puts its own in the place of
@@ -36,15 +37,18 @@ _SURE = 0.05  # rows of an end-to-end head below this score may be there in one 
 
 def write(
     module: nn.Module, folder: Path, settings: ExportSettings, *,
-    image_size: int, notes: Mapping[str, Any], convert: Convert,
+    image_size: int, task: str, end2end: bool, notes: Mapping[str, Any], convert: Convert,
 ) -> Path:  # fmt: skip
     """Write a detector into an empty folder.
 
     Args:
-        module: a detector of stock classes, on the device where it is traced; it is not modified.
+        module: a detector with what the exporter reads (``names``, ``stride``, ``yaml``, ``fuse``), as stock classes
+            have it, on the device where it is traced; it is not modified.
         folder: where to.
         settings: what is written.
         image_size: square input size in pixels.
+        task: Ultralytics' name of it.
+        end2end: whether the head needs no suppression (YOLOv10, YOLO26), and is switched on.
         notes: plain JSON values, which travel in the file's metadata as JSON under the key ``autoprune``.
         convert: writes an ONNX file in OpenVINO's or TensorRT's own format.
 
@@ -57,7 +61,7 @@ def write(
     script = settings.file_format is ExportFormat.TORCHSCRIPT
     traced = folder / f"{_STEM}.{'torchscript' if script else 'onnx'}"
     network: Any = deepcopy(module)
-    network.task = TASKS[type(network)]
+    network.task = task
     network.pt_path = str(traced.with_suffix(_REPLACED))
     options: dict[str, Any] = {
         "format": traced.suffix[1:],
@@ -65,7 +69,7 @@ def write(
         "batch": 1,
         "device": str(next(network.parameters()).device),
         "dynamic": settings.dynamic,
-        "nms": False if network.model[-1].end2end else None,  # False keeps an end-to-end head that is switched on
+        "nms": False if end2end else None,  # False keeps an end-to-end head that is switched on
     }
     if not script:
         options |= {"opset": OPSET, "simplify": False}  # simplifying takes one more package, and runtimes do it anyway
@@ -79,7 +83,7 @@ def write(
     return traced
 
 
-def difference(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> Difference:
+def difference(expected: torch.Tensor, found: torch.Tensor, *, end2end: bool = False) -> Difference:
     """Return how far predictions lie from those expected.
 
     Args:
@@ -87,12 +91,12 @@ def difference(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> Dif
             class, in any order of the rows. Of those only rows that are sure enough to be there in both are compared,
             each with the nearest one of its class.
         found: of the same shape.
-        head: the detector's head.
+        end2end: whether they are of an end-to-end head.
     """
     expected, found = expected.detach().cpu().float(), found.detach().cpu().float()
     if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
         return Difference(math.inf, math.inf)
-    if not head.end2end:
+    if not end2end:
         apart = (expected - found).abs()
         return Difference(float(apart[:, :4].max()), float(apart[:, 4:].max()))
     boxes = scores = 0.0
@@ -107,7 +111,7 @@ def difference(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> Dif
     return Difference(boxes, scores)
 
 
-def disagreement(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> float:
+def disagreement(expected: torch.Tensor, found: torch.Tensor, *, end2end: bool = False) -> float:
     """Return the mean difference of predictions in [0, 1], each prediction weighted by the higher of its scores.
 
     A score that is off by 0.01 counts as much as a box that is off by a pixel, and nothing counts more than 1.
@@ -115,11 +119,11 @@ def disagreement(expected: torch.Tensor, found: torch.Tensor, *, head: Any) -> f
     Args:
         expected: as for ``difference``.
         found: of the same shape.
-        head: the detector's head.
+        end2end: whether they are of an end-to-end head.
     """
     if not found.isfinite().all():
         return 1.0
-    if head.end2end:
+    if end2end:
         return _rows_apart(expected, found)
     boxes = (expected[:, :4] - found[:, :4]).abs().amax(1) / _PIXELS
     scores = (expected[:, 4:] - found[:, 4:]).abs().amax(1)

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from autoprune.models import stock
 from autoprune.models._base import Accuracy, Predict
-from autoprune.models.ultralytics import stock
 
-CONFIDENCE = 0.001
-"""Detections below this score are dropped before NMS; Ultralytics' ``val`` default."""
-OVERLAP = 0.7
-"""IoU threshold of the NMS; Ultralytics' ``val`` default."""
+
+@dataclass(frozen=True)
+class Suppression:
+    """How detections are chosen, each class on its own; by default as Ultralytics' ``val`` does.
+
+    Attributes:
+        confidence: detections below this score are dropped before.
+        overlap: IoU above which the one with the lower score is dropped.
+    """
+
+    confidence: float = 0.001
+    overlap: float = 0.7
+
+
 MAX_DETECTIONS = 300
 """Detections kept per image; as in Ultralytics, raised to the number of objects in the fullest image."""
+
+_STOCK = Suppression()
 
 
 class _Validator(stock.DetectionValidator):  # type: ignore[misc]
@@ -44,22 +57,23 @@ class _Validator(stock.DetectionValidator):  # type: ignore[misc]
 
 def measure(
     module: nn.Module, batches: Iterable[Mapping[str, Any]], *,
-    device: torch.device, objects: int, predict: Predict | None = None,
+    device: torch.device, objects: int, predict: Predict | None = None, suppression: Suppression = _STOCK,
 ) -> Accuracy:  # fmt: skip
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
         module: the network; may be fused.
-        batches: as `data.to_batch` makes them.
+        batches: as `detection.data_set.to_batch` makes them.
         device: where both live.
         objects: labels in the fullest image.
         predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
+        suppression: how detections are chosen.
 
     Returns:
         mAP at IoU 0.5 and averaged over IoU 0.5 to 0.95; zero where nothing is detected.
     """
     with stock.quiet(), torch.no_grad():
-        validator = _validator(module, device=device, objects=objects)
+        validator = _validator(module, device=device, objects=objects, suppression=suppression)
         run = predict or module
         for batch in batches:
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
@@ -67,12 +81,12 @@ def measure(
     return Accuracy(main=float(results["metrics/mAP50-95(B)"]), lenient=float(results["metrics/mAP50(B)"]))
 
 
-def _validator(module: nn.Module, *, device: torch.device, objects: int) -> Any:
+def _validator(module: nn.Module, *, device: torch.device, objects: int, suppression: Suppression) -> Any:
     settings = {
         "task": "detect",
         "mode": "val",
-        "conf": CONFIDENCE,
-        "iou": OVERLAP,
+        "conf": suppression.confidence,
+        "iou": suppression.overlap,
         "max_det": max(MAX_DETECTIONS, objects),
         "plots": False,
     }

@@ -1,0 +1,1 @@
+"""What the adapters of detectors share: labelled data sets, accuracy, suppression, exported files."""

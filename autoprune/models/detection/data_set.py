@@ -1,0 +1,245 @@
+"""The data set of a detector: its YAML file, its splits, the labels of its images, without downloads.
+
+Files are read as Ultralytics reads them, whatever the network's family, but looked up and verified here: Ultralytics
+would download what is missing, write a label cache beside the labels and repair broken images in place. autoprune
+reads a few hundred images, so it verifies those in a second, keeps the result in memory, and writes nothing into the
+user's data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from autoprune.errors import DataError
+from autoprune.models import stock
+
+SPLITS = ("train", "val", "test")
+Label = dict[str, Any]
+"""One verified image with its labels, in the form that `YOLODataset` keeps them."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as its YAML file describes it, with every path resolved.
+
+    Attributes:
+        file: the YAML file.
+        names: class names in the order of their indices.
+        splits: where the images of each split lie: folders, or text files that list images.
+        settings: the whole description in the form that Ultralytics' own code expects.
+    """
+
+    file: Path
+    names: tuple[str, ...]
+    splits: Mapping[str, tuple[Path, ...]]
+    settings: Mapping[str, Any]
+
+    def files(self, split: str) -> list[str]:
+        """Return the image files of a split, sorted.
+
+        Raises:
+            DataError: the split is not in the YAML file, does not exist, or holds no image.
+        """
+        if split not in SPLITS:
+            raise DataError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
+        if split not in self.splits:
+            raise DataError(f"{self.file} names no {split!r} split")
+        found = sorted({file for place in self.splits[split] for file in _images_at(place, split)})
+        if not found:
+            places = ", ".join(map(str, self.splits[split]))
+            raise DataError(f"the {split!r} split of {self.file} holds no image: looked in {places}")
+        return found
+
+
+def read_data_set(file: Path) -> DataSet:
+    """Read a data set's YAML file, resolving its paths as Ultralytics does and downloading nothing.
+
+    Splits are relative to the key ``path``, which is relative to the working directory or else to Ultralytics'
+    ``datasets_dir``; without ``path`` they are relative to the YAML file's own folder.
+
+    Raises:
+        DataError: the file is missing or malformed, or names neither ``train`` nor ``names`` / ``nc``.
+    """
+    if not file.is_file():
+        raise DataError(f"the data set file {file} does not exist (a YAML file with train, val and names is expected)")
+    if file.suffix.lower() not in {".yaml", ".yml"}:
+        raise DataError(f"the data set must be described by a .yaml file, got {file}")
+    try:
+        described: dict[str, Any] = stock.YAML.load(str(file))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{file} is not a readable YAML mapping: {str(error).splitlines()[0]}") from error
+    if not described.get("val") and described.get("validation"):
+        described["val"] = described.pop("validation")
+    if not described.get("train") and not described.get("val"):
+        raise DataError(f"{file} names no 'train' and no 'val' split")
+    names = _names(file, described)
+    root = _root(file, described)
+    splits = {split: _places(file, split, described[split], root) for split in SPLITS if described.get(split)}
+    settings = {
+        **described,
+        "names": dict(enumerate(names)),
+        "nc": len(names),
+        "channels": described.get("channels", 3),
+        "path": root,
+        "yaml_file": str(file),
+        **{split: [str(place) for place in places] for split, places in splits.items()},
+    }
+    return DataSet(file=file, names=names, splits=splits, settings=settings)
+
+
+def _names(file: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
+    names, count = described.get("names"), described.get("nc")
+    if names is None and count is None:
+        raise DataError(f"{file} must name its classes: it has neither 'names' nor 'nc'")
+    if names is None:
+        if not isinstance(count, int) or count < 1:
+            raise DataError(f"'nc' of {file} must be a positive integer, got {count!r}")
+        return tuple(f"class_{index}" for index in range(count))
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise DataError(f"'names' of {file} must be numbered 0 to {len(names) - 1}, got {sorted(names, key=str)}")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"'names' of {file} must be a list or an index-to-name mapping, got {names!r}")
+    if count is not None and count != len(names):
+        raise DataError(f"{file} contradicts itself: 'nc' is {count}, but 'names' has {len(names)} entries")
+    return tuple(map(str, names))
+
+
+def _root(file: Path, described: Mapping[str, Any]) -> Path:
+    root = Path(described.get("path") or file.parent)
+    if not root.exists() and not root.is_absolute():
+        root = Path(stock.DATASETS_DIR) / root
+    return root.resolve()
+
+
+def _places(file: Path, split: str, given: object, root: Path) -> tuple[Path, ...]:
+    entries = [given] if isinstance(given, str) else given
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise DataError(f"{split!r} of {file} must be a path or a list of paths, got {given!r}")
+    places = []
+    for entry in entries:
+        place = (root / entry).resolve()
+        if not place.exists() and entry.startswith("../"):  # exports of Roboflow are one folder off
+            place = (root / entry[3:]).resolve()
+        places.append(place)
+    return tuple(places)
+
+
+def _images_at(place: Path, split: str) -> Iterator[str]:
+    """Yield the images in a folder and below, or listed in a text file."""
+    if place.is_dir():
+        for folder, _, names in os.walk(place, followlinks=True):
+            yield from (os.path.join(folder, name) for name in names if _is_image(name))
+    elif place.is_file():
+        try:
+            lines = place.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the {split!r} split is no readable list of images: {place} ({error})") from error
+        for entry in map(str.strip, lines):
+            if _is_image(entry):
+                yield str(place.parent / entry[2:]) if entry.startswith("./") else entry
+    else:
+        raise DataError(f"the {split!r} split does not exist: {place}")
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in stock.IMG_FORMATS
+
+
+def shuffled(data: DataSet, split: str, seed: int) -> list[str]:
+    """Return the files of a split in an order that the seed fixes; ``DataError`` as `DataSet.files`."""
+    files = data.files(split)
+    return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
+
+
+def check_samples(samples: Sequence[Mapping[str, Any]], data: DataSet, split: str, skipped: Sequence[str]) -> None:
+    """Raise ``DataError`` where there is no image, or none that has a label.
+
+    Args:
+        samples: images with ``im_file``, a path, and ``cls``, a class per label.
+        data: where they are from.
+        split: likewise.
+        skipped: images that could not be read, with the reason.
+    """
+    if not samples:
+        first = skipped[0] if skipped else ""
+        raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
+    if not any(len(sample["cls"]) for sample in samples):
+        expected = stock.img2label_paths([samples[0]["im_file"]])[0]
+        raise DataError(
+            f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
+            f"labels are text files such as {expected}"
+        )
+
+
+def verified(file: str, data: DataSet, task: str) -> Label | str:
+    """Check one image and its labels as Ultralytics does.
+
+    Returns:
+        Its label in `YOLODataset`'s form, or why it cannot be used.
+    """
+    keypoints, dimensions = data.settings.get("kpt_shape", (0, 0))
+    image, boxes, shape, segments, points, *_, message = verify(
+        (file, stock.img2label_paths([file])[0], "", task == "pose", len(data.names), keypoints, dimensions, False)
+    )
+    if image is None:
+        return str(message).rpartition(_IGNORED)[2]
+    return {
+        "im_file": image,
+        "shape": shape,
+        "cls": boxes[:, 0:1],
+        "bboxes": boxes[:, 1:],
+        "segments": segments,
+        "keypoints": points,
+        "normalized": True,
+        "bbox_format": "xywh",
+    }
+
+
+_IGNORED = "ignoring corrupt image/label: "
+
+
+def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
+    """Do as Ultralytics' ``verify_image_label`` does, but never write: it would repair a JPEG without an end."""
+    problem = _cut_short(arguments[0])
+    if problem:
+        return [None] * 5 + [0, 0, 0, 1, f"{arguments[2]}{arguments[0]}: {_IGNORED}{problem}"]
+    found: Sequence[Any] = stock.verify_image_label(arguments)
+    return found
+
+
+def _cut_short(file: str) -> str | None:
+    """Say if an image cannot be opened, or is a JPEG without its end."""
+    try:
+        with PIL.Image.open(file) as image:
+            jpeg = image.format == "JPEG"
+        with open(file, "rb") as content:
+            content.seek(-2, os.SEEK_END)
+            ended = content.read() == b"\xff\xd9"
+    except OSError as error:
+        return str(error)
+    return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None
+
+
+def to_batch(samples: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:
+    """Collate samples and move them to the device, pixels scaled to [0, 1].
+
+    On a CPU the images lie in channels-last order: the shape is the same, and every convolution that
+    follows runs about twice as fast (yolov5n, 320 px, batches of 16: 140 instead of 290 ms).
+    """
+    batch: dict[str, Any] = stock.YOLODataset.collate_fn(list(samples))
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            batch[key] = value.to(device)
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    batch["img"] = batch["img"].float().div_(255).contiguous(memory_format=layout)
+    return batch
