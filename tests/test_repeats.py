@@ -103,3 +103,9 @@ def test_before_a_miss_is_believed_what_is_known_of_the_same_layers_counts() -> 
     assert typical_within(Series(*loaded), Steadiness(10), 0.6, known=known).ratio == 0.58
     slow = Series(*[timed(0.62)] * 9)
     assert typical_within(slow, Steadiness(10), 0.6, known=known).ratio == 0.62, "undisturbed ones outvote it"
+
+
+def test_a_miss_on_a_machine_that_is_a_little_slower_is_not_believed() -> None:
+    """Six percent on the dense network were twelve on a small one."""
+    slower, usual = [timed(0.41, dense=10.6)] * 4, [timed(0.365, dense=10.1)] * 9
+    assert typical_within(Series(*slower, *usual), Steadiness(10), 0.38).ratio == 0.365
