@@ -9,11 +9,11 @@ from autoprune.config import ApplyConfig
 
 
 def run(config: ApplyConfig, screen: Screen) -> int:
-    """Prune by a policy, recalibrate where there is data, and save ``pruned.pt``."""
+    """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
     applied = apply_policy(config, screen, images=config.images)
     adapter, validate = applied.network.adapter, config.data is not None
     with RunFolder.open("apply", config) as folder:
-        path = folder.path / "pruned.pt"
+        path = adapter.checkpoint(folder.path, "pruned")
         adapter.save(applied.module, path, notes=applied.notes)
         applied.policy.save(folder.path / "policy.json")
         dense = applied.network.space.allocation(applied.network.space.dense)

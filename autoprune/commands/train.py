@@ -22,7 +22,7 @@ RECALIBRATION_IMAGES = 60
 
 
 def run(config: TrainConfig, screen: Screen) -> int:
-    """Prune by a policy, soften where asked, fine-tune, and save ``model.pt``."""
+    """Prune by a policy, soften where asked, fine-tune, and save the trained network."""
     devices = devices_of(config.device)
     if len(devices) > 1:
         for name in devices:
@@ -47,7 +47,7 @@ def run(config: TrainConfig, screen: Screen) -> int:
         }
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)
-        screen.note(f"The trained network is {folder.path / 'model.pt'}.")
+        screen.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
     return 0
 
 
@@ -67,7 +67,7 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
 def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, screen: Screen) -> dict[str, Stage]:
     """Save, train and measure; returns the stages, the trained network's last."""
     network, adapter, module = applied.network, applied.network.adapter, applied.module
-    pruned = folder / "pruned.pt"
+    pruned = adapter.checkpoint(folder, "pruned")
     adapter.save(module, pruned, notes=applied.notes)
     applied.policy.save(folder / "policy.json")
     dense = network.space.allocation(network.space.dense)
@@ -80,7 +80,9 @@ def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tunin
             epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
         )
         module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, screen=screen)
-        stages["softened"] = applied.stage(module, applied.allocation, folder / "softened.pt", validate=True)
+        stages["softened"] = applied.stage(
+            module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
+        )
     tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, screen=screen)
-    stages["finetuned"] = applied.stage(tuned, applied.allocation, folder / "model.pt", validate=True)
+    stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
     return stages

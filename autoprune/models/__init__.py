@@ -21,10 +21,10 @@ def open_adapter(
     device: str | torch.device = "cpu",
     trust: bool = False,
 ) -> Adapter:
-    """Open a checkpoint with the adapter of its family (today: Ultralytics').
+    """Open a checkpoint with the adapter of its family: Darknet's for ``.cfg``, or else Ultralytics'.
 
     Args:
-        weights: the checkpoint.
+        weights: the checkpoint; a Darknet ``.cfg`` has its ``.weights`` of the same name beside it.
         data: the data set's description; without one only the network can be used.
         image_size: square input size in pixels; the checkpoint's own if None.
         device: where to compute.
@@ -35,6 +35,10 @@ def open_adapter(
         DataError: the data set is missing or malformed, or does not fit the network.
         DeviceError: the device is unknown or not there.
     """
+    if weights.suffix in (".cfg", ".weights"):
+        from autoprune.models.darknet import DarknetAdapter
+
+        return DarknetAdapter.load(weights, data=data, image_size=image_size, device=device)
     from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
 
     return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)

@@ -199,9 +199,9 @@ class PlainTrainer(Trainer):
     @staticmethod
     def _keep(progress: _Progress, accuracy: Accuracy, weights: Path) -> None:
         """Write what a kill after this epoch must not lose."""
-        better = accuracy.map50_95 > progress.best
+        better = accuracy.main > progress.best
         if better:
-            progress.best, progress.best_epoch = accuracy.map50_95, progress.epoch
+            progress.best, progress.best_epoch = accuracy.main, progress.epoch
         content = progress.to_bytes()
         if better and progress.patience:
             write_atomic(weights / "best.pt", content)  # first: last.pt may not tell of a best epoch that is not there
