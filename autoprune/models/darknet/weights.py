@@ -87,8 +87,8 @@ def _where(network: DarknetNetwork, found: int) -> str:
         if found < 0:
             line = network.cfg.layers[index].line
             return (
-                f"it ends within layer {index} (line {line} of the cfg): it was cut off, holds only some layers, or "
-                "belongs to another cfg"
+                "it was cut off, holds only some layers, or belongs to another cfg: it ends within layer "
+                f"{index}, line {line} of the cfg"
             )
     return "it goes on after the last layer, and so belongs to another cfg"
 
