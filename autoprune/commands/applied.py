@@ -49,7 +49,8 @@ class Applied:
         """Return accuracy (on the validation split, if asked), costs and checkpoint size; latency is not measured."""
         accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
-        costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
+        adapter = self.network.adapter
+        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
         return Stage.of(accuracy, costs, {})
 
     def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:

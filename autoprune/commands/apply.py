@@ -10,11 +10,11 @@ from autoprune.config import ApplyConfig
 
 
 def run(config: ApplyConfig, screen: Screen) -> int:
-    """Prune by a policy, recalibrate where there is data, and save ``pruned.pt``."""
+    """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
     applied = apply_policy(config, screen, images=config.images)
     adapter, validate = applied.network.adapter, applied.network.adapter.has_images
     with RunFolder.open("apply", config) as folder:
-        path = folder.path / "pruned.pt"
+        path = adapter.checkpoint(folder.path, "pruned")
         module = describe(applied.module, adapter, folder.path, required=False)
         adapter.save(module, path, notes=applied.notes)
         applied.policy.save(folder.path / "policy.json")

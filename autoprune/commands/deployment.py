@@ -1,4 +1,4 @@
-"""A chosen network on its way to the user: policy.json, pruned.pt, model.pt, measured at every stage."""
+"""A chosen network on its way to the user: policy.json, pruned and trained checkpoint, measured at every stage."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Deployment:
         """
         run, config, adapter = self._run, self._run.config, self._run.network.adapter
         notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
-        pruned, model = self._path / "pruned.pt", self._path / "model.pt"
+        pruned, model = (adapter.checkpoint(self._path, name) for name in ("pruned", "model"))
         module = self.described(module)
         adapter.save(module, pruned, notes=notes)
         stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
@@ -134,8 +134,9 @@ class Deployment:
         latencies = {metric: dense.cost(metric) for metric in run.benches}
         self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
         module = self.described(run.network.adapter.module)
-        for name in ("pruned.pt", "model.pt"):
-            run.network.adapter.save(module, self._path / name, notes=self._notes(run.dense_allocation))
+        adapter = run.network.adapter
+        for name in ("pruned", "model"):
+            adapter.save(module, adapter.checkpoint(self._path, name), notes=self._notes(run.dense_allocation))
         return {"pruned": dense}
 
     def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> int:
@@ -158,7 +159,8 @@ class Deployment:
         write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
         header, rows = stage_rows(stages, run.network.adapter.accuracy_names)
         run.screen.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
-        run.screen.note(f"The network is {self._path / 'model.pt'}, its policy {self._path / 'policy.json'}.")
+        model = run.network.adapter.checkpoint(self._path, "model")
+        run.screen.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)
 
     def _verdict(self, budget: Sequence[Mapping[str, Any]]) -> int:

@@ -95,7 +95,12 @@ class Network:
         costs = (
             FlopsCost(space, fixed=undescribed_flops(module, self.graph, self.adapter.example(1))),
             ParamsCost(space, parameter_shapes(module)),
-            SizeCost(space, state_shapes(module), dense_bytes=dense_bytes),
+            SizeCost(
+                space,
+                state_shapes(module),
+                dense_bytes=dense_bytes,
+                bytes_per_element=self.adapter.bytes_per_number,
+            ),
             ChannelsCost(space),
         )
         return {cost.metric: cost for cost in costs}

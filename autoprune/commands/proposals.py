@@ -89,7 +89,7 @@ class Trials:
             constraint: tells what each saves.
             iteration: from 1.
         """
-        path = self._run.folder.path / "iterations" / f"{iteration:03}.pt"
+        path = self._run.network.adapter.checkpoint(self._run.folder.path / "iterations", f"{iteration:03}")
         done = self._run.folder.journal.lookup("iteration", iteration)
         if done is None:
             chosen, score, counted = self._best(base, proposals, constraint, iteration)

@@ -125,7 +125,8 @@ class PruningRun:
         """
         accuracy = validated(name, module, self.network.adapter, self.folder)
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
-        costs["size"] = file.stat().st_size if file is not None else self.network.adapter.checkpoint_size(module)
+        adapter = self.network.adapter
+        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
         latencies = {
             metric: bench.stage(name, module, allocation, (limits or {}).get(metric))
             for metric, bench in self.benches.items()

@@ -23,7 +23,7 @@ RECALIBRATION_IMAGES = 60
 
 
 def run(config: TrainConfig, screen: Screen) -> int:
-    """Prune by a policy, soften where asked, fine-tune, and save ``model.pt``."""
+    """Prune by a policy, soften where asked, fine-tune, and save the trained network."""
     devices = devices_of(config.device)
     if len(devices) > 1:
         for name in devices:
@@ -48,7 +48,7 @@ def run(config: TrainConfig, screen: Screen) -> int:
         }
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         applied.show(stages, screen)
-        screen.note(f"The trained network is {folder.path / 'model.pt'}.")
+        screen.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
     return 0
 
 
@@ -69,7 +69,7 @@ def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tunin
     """Save, train and measure; returns the stages, the trained network's last."""
     network, adapter = applied.network, applied.network.adapter
     module = describe(applied.module, adapter, folder, required=False)
-    pruned = folder / "pruned.pt"
+    pruned = adapter.checkpoint(folder, "pruned")
     adapter.save(module, pruned, notes=applied.notes)
     applied.policy.save(folder / "policy.json")
     dense = network.space.allocation(network.space.dense)
@@ -82,7 +82,9 @@ def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tunin
             epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
         )
         module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, screen=screen)
-        stages["softened"] = applied.stage(module, applied.allocation, folder / "softened.pt", validate=True)
+        stages["softened"] = applied.stage(
+            module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
+        )
     tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, screen=screen)
-    stages["finetuned"] = applied.stage(tuned, applied.allocation, folder / "model.pt", validate=True)
+    stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
     return stages

@@ -68,15 +68,15 @@ class Tuning:
 def tune(
     adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], screen: Screen
 ) -> nn.Module:
-    """Fine-tune a pruned network and write ``model.pt`` into a folder; go on where an earlier process stopped.
+    """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process stopped.
 
     Returns:
-        The network as ``model.pt`` holds it: float32, eval mode.
+        The network as ``model`` holds it: float32, eval mode.
 
     Raises:
-        TrainingError: the training failed, or ``model.pt`` holds another network.
+        TrainingError: the training failed, or ``model`` holds another network.
     """
-    path = folder / "model.pt"
+    path = adapter.checkpoint(folder, "model")
     if not path.exists():
         result = trained(
             adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
@@ -95,9 +95,9 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen
     """Train an adapter's own network, which has learnt nothing yet; go on where an earlier process stopped.
 
     Returns:
-        Its checkpoint, ``model.pt`` in the folder.
+        Its checkpoint, ``model`` in the folder.
     """
-    path = folder / "model.pt"
+    path = adapter.checkpoint(folder, "model")
     if not path.exists():
         result = trained(
             adapter, adapter.module, folder / "training", label="Training", tuning=tuning, screen=screen,
@@ -116,7 +116,7 @@ def soften(
     notes: Mapping[str, Any],
     screen: Screen,
 ) -> nn.Module:
-    """Train the dense network while channels fall to zero, remove these, and write ``softened.pt`` into a folder.
+    """Train the dense network while channels fall to zero, remove these, and write ``softened`` into a folder.
 
     The learning rate does not fall meanwhile: what remains has to take over until the end, and the fine-tuning that
     follows has a fall of its own.
@@ -130,9 +130,10 @@ def soften(
         screen: told how it goes.
 
     Returns:
-        The pruned network as ``softened.pt`` holds it: float32, eval mode.
+        The pruned network as ``softened`` holds it: float32, eval mode.
     """
-    path, keep, adapter = folder / "softened.pt", network.pruner.kept(allocation), network.adapter
+    keep, adapter = network.pruner.kept(allocation), network.adapter
+    path = adapter.checkpoint(folder, "softened")
     if not path.exists():
         result = trained(
             adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,

@@ -85,6 +85,9 @@ class Adapter(ABC):
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: what the network's own tool builds networks from; None where it has no such thing.
+        suffixes: of the files that a checkpoint consists of. They lie side by side; `save` and
+            `autoprune.models.open_adapter` take the path of the first one.
+        bytes_per_number: what a number takes in a checkpoint.
         accuracy_names: what the figures of its accuracy are called.
     """
 
@@ -95,7 +98,17 @@ class Adapter(ABC):
     resizable: bool = True
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
+    suffixes: tuple[str, ...] = (".pt",)
+    bytes_per_number: int = 2
     accuracy_names: AccuracyNames = AccuracyNames()
+
+    def checkpoint(self, folder: Path, name: str) -> Path:
+        """Return where the checkpoint of this name lies in a folder, as `save` takes it."""
+        return folder / f"{name}{self.suffixes[0]}"
+
+    def saved_size(self, path: Path) -> int:
+        """Return the size in bytes of a checkpoint that ``save`` wrote."""
+        return sum(path.with_suffix(suffix).stat().st_size for suffix in self.suffixes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -238,7 +251,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint of the family atomically; ``notes`` (plain JSON values) travel inside it."""
+        """Write a checkpoint of the family; ``notes`` (plain JSON values) travel inside it.
+
+        Each of its files is written whole or not at all, the one at ``path`` last: where it is, all are.
+        """
 
     @abstractmethod
     def reopen(self, path: Path) -> nn.Module:

@@ -115,6 +115,7 @@ def check_deployable(adapter: Adapter, pruned: nn.Module) -> None:
 
 def check_save(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
     """Assert that the checkpoint has the size that was told, and that nothing else is left."""
-    adapter.save(pruned, folder / "model.pt")
-    assert (folder / "model.pt").stat().st_size == adapter.checkpoint_size(pruned)
-    assert [path.name for path in folder.iterdir()] == ["model.pt"]
+    path = adapter.checkpoint(folder, "model")
+    adapter.save(pruned, path)
+    assert adapter.saved_size(path) == adapter.checkpoint_size(pruned)
+    assert {one.name for one in folder.iterdir()} == {f"model{suffix}" for suffix in adapter.suffixes}

@@ -2,40 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from autoprune.models.detection.data_set import Label
+from autoprune.models.darknet.cfg import Cfg
+from autoprune.models.detection.data_set import Label, Sample
 
 _GREY = 0.5
+_LEAST = 0.001
+"""Least width and height of a label that is left of an augmented image, as parts of it (``fill_truth_detection``)."""
+
+Floats = npt.NDArray[np.float32]
 
 
-def load_sample(label: Label, size: int) -> Mapping[str, Any]:
-    """Load an image and its labels, letterboxed, as a sample of `detection.data_set.to_batch`.
+@dataclass(frozen=True)
+class Augmentation:
+    """How far training images are changed, as a cfg says.
+
+    Attributes:
+        jitter: of width and height, as a share of them.
+        hue: shift, as a share of the circle.
+        saturation: largest factor, and one over the least.
+        exposure: likewise.
+    """
+
+    jitter: float
+    hue: float
+    saturation: float
+    exposure: float
+
+    @classmethod
+    def of(cls, cfg: Cfg) -> Augmentation:
+        """Read a cfg; what it leaves out is as in ``parser.c``."""
+        head = next(section for section in cfg.layers if section.name == "yolo")
+        colours = (cfg.net.number(key, default) for key, default in (("hue", 0), ("saturation", 1), ("exposure", 1)))
+        return cls(head.number("jitter", 0.2), *colours)
+
+
+def load_sample(label: Label, size: int) -> Sample:
+    """Load an image, letterboxed to a square of this side, with its labels.
 
     Raises:
         OSError: the image cannot be decoded.
     """
-    pixels = cv2.imread(label["im_file"], cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise OSError("its pixels cannot be decoded")
-    image = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).float() / 255
-    boxed, (left, top, width, height) = letterbox(image, size)
-    scale = torch.tensor([width, height, width, height]) / size
-    boxes = torch.from_numpy(label["bboxes"]).float() * scale + torch.tensor([left, top, 0, 0]) / size
-    return {
-        "img": boxed * 255,
-        "cls": torch.from_numpy(label["cls"]).float(),
-        "bboxes": boxes,
-        "batch_idx": torch.zeros(len(boxes)),
-        "im_file": label["im_file"],
-        "ori_shape": tuple(image.shape[1:]),
-        "ratio_pad": ((height / image.shape[1], width / image.shape[2]), (left, top)),
-    }
+    image = _read(label)
+    height, width = image.shape[:2]
+    boxed, (left, top, new_width, new_height) = letterbox(torch.from_numpy(image).permute(2, 0, 1), size)
+    sides = np.array([new_width, new_height, new_width, new_height])
+    boxes = (label["bboxes"] * sides + (left, top, 0, 0)) / size
+    ratio_pad = ((new_height / height, new_width / width), (left, top))
+    return _sample(label, boxed, boxes, label["cls"], (height, width), ratio_pad)
+
+
+def load_augmented(label: Label, size: int, augmentation: Augmentation, random: np.random.Generator) -> Sample:
+    """Load an image as Darknet trains on it: stretched, scaled, moved, recoloured, mirrored.
+
+    Darknet, ``src/data.c``: ``load_data_detection``; ``src/image.c``: ``random_distort_image``.
+
+    Args:
+        label: the image.
+        size: side of the square in pixels.
+        augmentation: how far.
+        random: what is drawn from.
+
+    Raises:
+        OSError: the image cannot be decoded.
+    """
+    image = _read(label)
+    height, width = image.shape[:2]
+    jitter = 1 + random.uniform(-augmentation.jitter, augmentation.jitter, 2)
+    aspect, scale = width * jitter[0] / (height * jitter[1]), random.uniform(0.25, 2) * size
+    sides = np.array([scale * aspect, scale] if aspect < 1 else [scale, scale / aspect])
+    offset = random.uniform(np.minimum(0, size - sides), np.maximum(0, size - sides))
+    placing = np.array([[sides[0] / width, 0, offset[0]], [0, sides[1] / height, offset[1]]])
+    placed = np.asarray(cv2.warpAffine(image, placing, (size, size), borderValue=(_GREY,) * 3), dtype=np.float32)
+    placed = _recoloured(placed, augmentation, random)
+    boxes = label["bboxes"] * np.tile(sides, 2) / size + np.append(offset, (0, 0)) / size
+    if random.random() < 0.5:
+        placed, boxes[:, 0] = placed[:, ::-1], 1 - boxes[:, 0]
+    low, high = ((boxes[:, :2] + sign * boxes[:, 2:] / 2).clip(0, 1) for sign in (-1, 1))
+    left = (high - low > _LEAST).all(1)
+    boxes = np.concatenate([(low + high) / 2, high - low], 1)[left]
+    pixels = torch.from_numpy(np.ascontiguousarray(placed)).permute(2, 0, 1)
+    return _sample(label, pixels, boxes, label["cls"][left], (height, width), ((1.0, 1.0), (0, 0)))
 
 
 def letterbox(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
@@ -59,3 +113,37 @@ def letterbox(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[int, 
         image[None], size=(new_height, new_width), mode="bilinear", align_corners=True
     )[0]
     return boxed, (left, top, new_width, new_height)
+
+
+def _read(label: Label) -> Floats:
+    """Return an image as RGB, shape (H, W, 3), values in [0, 1]."""
+    pixels = cv2.imread(label["im_file"], cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise OSError("its pixels cannot be decoded")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.float32) / np.float32(255)
+
+
+def _recoloured(image: Floats, augmentation: Augmentation, random: np.random.Generator) -> Floats:
+    """Shift the hue, scale saturation and exposure."""
+    hsv = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))  # hue in degrees, the others in [0, 1]
+    hsv[..., 0] = (hsv[..., 0] + 360 * random.uniform(-augmentation.hue, augmentation.hue)) % 360
+    for channel, most in ((1, augmentation.saturation), (2, augmentation.exposure)):
+        factor = random.uniform(1, most)
+        hsv[..., channel] = (hsv[..., channel] * (factor if random.random() < 0.5 else 1 / factor)).clip(0, 1)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), dtype=np.float32)
+
+
+def _sample(
+    label: Label, image: torch.Tensor, boxes: npt.NDArray[np.floating], kinds: npt.NDArray[np.floating],
+    shape: tuple[int, int], ratio_pad: tuple[tuple[float, float], tuple[int, int]],
+) -> Sample:  # fmt: skip
+    """Return what `detection.data_set.to_batch` takes."""
+    return {
+        "img": image * 255,
+        "cls": torch.from_numpy(kinds).float(),
+        "bboxes": torch.from_numpy(boxes).float(),
+        "batch_idx": torch.zeros(len(boxes)),
+        "im_file": label["im_file"],
+        "ori_shape": shape,
+        "ratio_pad": ratio_pad,
+    }

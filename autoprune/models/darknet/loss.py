@@ -40,7 +40,7 @@ class Head:
         scale_x_y: see ``Yolo``.
         ignore_thresh: overlap with a truth from which on a box that need not find it is not told off.
         truth_thresh: overlap from which on it is to find it; 1 for never.
-        iou_thresh: overlap of an anchor with a truth from which on it is to find it beside the best anchor; 1 for never.
+        iou_thresh: overlap of an anchor with a truth from which on it, too, is to find it; 1 for never.
         iou_loss: ``mse`` or one of ``_OVERLAP_LOSSES``.
         box_gain: what the boxes count, ``iou_normalizer``.
         object_gain: what the objectness counts, ``obj_normalizer``.

@@ -1,21 +1,16 @@
-"""Read a Darknet network, prune it, write it back for every tool that reads Darknet's files."""
+"""Prune a Darknet network in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, ModelError
-from autoprune.files import write_atomic
+from autoprune.errors import ConfigError
 from autoprune.graph import ChannelGraph
-from autoprune.models.darknet.cfg import Cfg, read_cfg
 from autoprune.models.darknet.network import DarknetNetwork
-from autoprune.models.darknet.weights import Header, read_weights, write_weights
 from autoprune.proof import analyse
 from autoprune.space import Space
 from autoprune.surgery import Pruner
@@ -25,20 +20,6 @@ Order = Callable[[nn.Module, ChannelGraph], Sequence[npt.NDArray[np.int64]]]
 
 _ANY = 1e-6
 """A lower bound that bounds nothing."""
-
-
-def read(cfg: Path, weights: Path) -> tuple[DarknetNetwork, Header]:
-    """Read a trained network, in eval mode, and its weights file's header.
-
-    Raises:
-        ModelError: a file cannot be read, is malformed or not supported, or the two do not belong together.
-    """
-    network = _empty(read_cfg(cfg)).to_empty(device="cpu")
-    for _, layer in network.convolutions():
-        if layer.norm is not None:
-            layer.norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    header = read_weights(weights, network)
-    return network.eval(), header
 
 
 def prune(
@@ -80,36 +61,3 @@ def prune(
     smaller = Pruner(network, space, order(network, graph)).materialise(allocation)
     assert isinstance(smaller, DarknetNetwork)
     return smaller
-
-
-def write(network: DarknetNetwork, header: Header, *, cfg: Path, weights: Path) -> None:
-    """Write a network, dense or pruned, as a cfg and its weights.
-
-    The cfg is the one that was read but for ``filters`` and ``groups``; comments stay.
-
-    Args:
-        network: what is written.
-        header: of the weights file; that which was read, or a new one.
-        cfg: where the cfg is written.
-        weights: where the weights are written.
-
-    Raises:
-        ModelError: a cfg cannot express the network; nothing is written.
-        RunError: a file cannot be written.
-    """
-    content = network.current_cfg()
-    expected = {name: tensor.shape for name, tensor in _empty(content).state_dict().items()}
-    for name, tensor in network.state_dict().items():
-        if tensor.shape != expected[name]:
-            raise ModelError(
-                f"A cfg must be able to express a network; {name} has shape {tuple(tensor.shape)} and would be read as "
-                f"{tuple(expected[name])}"
-            )
-    write_weights(weights, network, header)
-    write_atomic(cfg, content.text.encode(errors="surrogateescape"))
-
-
-def _empty(cfg: Cfg) -> DarknetNetwork:
-    """Build a network without numbers: drawing those of a YOLOv4 takes seconds and changes the random state."""
-    with torch.device("meta"):
-        return DarknetNetwork(cfg)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from autoprune.errors import ModelError
-from autoprune.files import write_atomic
 from autoprune.models.darknet.network import DarknetNetwork
 
 _NUMBER = np.dtype("<f4")
@@ -71,7 +70,7 @@ def read_weights(path: Path, network: DarknetNetwork) -> Header:
     if found != expected * _NUMBER.itemsize:
         raise ModelError(
             f"{path} must hold {expected} numbers behind its header for {network.cfg.file}, got "
-            f"{found / _NUMBER.itemsize:.15g}; it was cut off, holds only some layers, or belongs to another cfg"
+            f"{found / _NUMBER.itemsize:.15g}; {_where(network, found // _NUMBER.itemsize)}"
         )
     numbers = np.frombuffer(data, _NUMBER, offset=len(header.to_bytes())).astype(np.float32)
     parts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
@@ -81,12 +80,21 @@ def read_weights(path: Path, network: DarknetNetwork) -> Header:
     return header
 
 
-def write_weights(path: Path, network: DarknetNetwork, header: Header) -> None:
-    """Write a network's numbers, whole or not at all.
+def _where(network: DarknetNetwork, found: int) -> str:
+    """Say where a file of so many numbers ends, and why that may be."""
+    for index, layer in network.convolutions():
+        found -= sum(tensor.numel() for tensor in layer.tensors())
+        if found < 0:
+            line = network.cfg.layers[index].line
+            return (
+                "it was cut off, holds only some layers, or belongs to another cfg: it ends within layer "
+                f"{index}, line {line} of the cfg"
+            )
+    return "it goes on after the last layer, and so belongs to another cfg"
 
-    Raises:
-        RunError: the file cannot be written.
-    """
+
+def weights_bytes(network: DarknetNetwork, header: Header) -> bytes:
+    """Return a network's numbers as a file holds them."""
     tensors = [tensor for _, layer in network.convolutions() for tensor in layer.tensors()]
     parts = [tensor.detach().cpu().numpy().astype(_NUMBER).tobytes() for tensor in tensors]
-    write_atomic(path, header.to_bytes() + b"".join(parts))
+    return header.to_bytes() + b"".join(parts)

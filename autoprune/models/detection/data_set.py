@@ -9,7 +9,7 @@ user's data.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from autoprune.errors import DataError
 from autoprune.models import stock
 
 SPLITS = ("train", "val", "test")
+Sample = Mapping[str, Any]
+"""One image with its labels, of which `to_batch` makes batches."""
 Label = dict[str, Any]
 """One verified image with its labels, in the form that `YOLODataset` keeps them."""
 
@@ -161,7 +163,32 @@ def shuffled(data: DataSet, split: str, seed: int) -> list[str]:
     return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
 
 
-def check_samples(samples: Sequence[Mapping[str, Any]], data: DataSet, split: str, skipped: Sequence[str]) -> None:
+def readable(
+    files: Iterable[str], data: DataSet, *, task: str, load: Callable[[Label], Sample], skipped: dict[str, str]
+) -> Iterator[Sample]:
+    """Yield the images that can be read, with their labels.
+
+    Args:
+        files: the images.
+        data: where they are from.
+        task: Ultralytics' name of it.
+        load: makes a sample of a verified label.
+        skipped: gets the other files, each with the reason.
+    """
+    for file in files:
+        label = verified(file, data, task)
+        if isinstance(label, str):
+            skipped[file] = label
+            continue
+        try:
+            sample = load(label)
+        except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
+            skipped[file] = str(error)
+        else:
+            yield sample
+
+
+def check_samples(samples: Sequence[Sample], data: DataSet, split: str, skipped: Sequence[str]) -> None:
     """Raise ``DataError`` where there is no image, or none that has a label.
 
     Args:
@@ -230,7 +257,7 @@ def _cut_short(file: str) -> str | None:
     return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None
 
 
-def to_batch(samples: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:
+def to_batch(samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
     """Collate samples and move them to the device, pixels scaled to [0, 1].
 
     On a CPU the images lie in channels-last order: the shape is the same, and every convolution that

@@ -18,11 +18,12 @@ from autoprune.models.detection import metrics
 from autoprune.models.detection.data_set import (
     DataSet,
     Label,
+    Sample,
     check_samples,
     read_data_set,
+    readable,
     shuffled,
     to_batch,
-    verified,
 )
 from autoprune.models.detection.exporting import difference, disagreement, write
 from autoprune.models.detection.suppression import suppressed
@@ -348,35 +349,28 @@ class UltralyticsAdapter(Adapter):
 
     def _samples(
         self, data: DataSet, files: Sequence[str], augmentation: Mapping[str, Any] | None = None
-    ) -> Iterator[Mapping[str, Any]]:
+    ) -> Iterator[Sample]:
         """Yield the readable images of these files with their labels; note the others as skipped."""
-        for file in files:
-            label = verified(file, data, self.task)
-            if isinstance(label, str):
-                self._skipped[file] = label
-                continue
-            one = LabelledImages(
+
+        def load(label: Label) -> Sample:
+            images = LabelledImages(
                 [label], data=data, image_size=self.image_size, task=self.task, augmentation=augmentation
             )
-            try:
-                yield one[0]
-            except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
-                self._skipped[file] = str(error)
+            sample: Sample = images[0]
+            return sample
+
+        return readable(files, data, task=self.task, load=load, skipped=self._skipped)
 
     def _validation_labels(self) -> list[Label]:
         """Verify the validation split once, and keep its labels."""
         if self._validation is None:
             data = self._data()
-            found = []
             with stock.quiet():
-                for file in data.files("val"):
-                    label = verified(file, data, self.task)
-                    if isinstance(label, str):
-                        self._skipped[file] = label
-                    else:
-                        found.append(label)
+                found = list(
+                    readable(data.files("val"), data, task=self.task, load=lambda label: label, skipped=self._skipped)
+                )
             check_samples(found, data, "val", self.skipped)
-            self._validation = found
+            self._validation = [dict(label) for label in found]
         return self._validation
 
 

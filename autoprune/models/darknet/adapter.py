@@ -1,0 +1,274 @@
+"""The adapter of Darknet's detectors, ``.cfg`` and ``.weights``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.errors import DataError
+from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict
+from autoprune.models._device import resolve_device
+from autoprune.models._trainable import Sgd, TrainableAdapter
+from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, scaled_cfg, stride_of
+from autoprune.models.darknet.deployed import Deployed
+from autoprune.models.darknet.files import checkpoint_size, read, weights_beside, write
+from autoprune.models.darknet.images import Augmentation, load_augmented, load_sample
+from autoprune.models.darknet.loss import Head, Truths, yolo_loss
+from autoprune.models.darknet.network import DarknetNetwork
+from autoprune.models.darknet.weights import Header
+from autoprune.models.detection.data_set import (
+    DataSet,
+    Label,
+    Sample,
+    check_samples,
+    read_data_set,
+    readable,
+    shuffled,
+    to_batch,
+)
+from autoprune.models.detection.exporting import difference, disagreement
+from autoprune.models.detection.exporting import write as write_exported
+from autoprune.models.detection.metrics import Suppression, measure
+from autoprune.models.detection.suppression import suppressed
+
+_TASK = "detect"
+_VALIDATION_BATCH = 16
+_SUPPRESSION = Suppression(confidence=0.005, overlap=0.45)
+"""As ``darknet detector valid`` chooses detections (``detector.c``: ``validate_detector``)."""
+
+
+class DarknetAdapter(TrainableAdapter):
+    """A detector from Darknet's files, with its data set.
+
+    Build one with `DarknetAdapter.load`.
+
+    Attributes:
+        data: the data set, or None where none was given.
+        notes: what an earlier run of autoprune noted in the cfg.
+        header: of the weights file; ``seen`` counts the images of the dense training alone.
+    """
+
+    suffixes = (".cfg", ".weights")
+    bytes_per_number = 4
+
+    def __init__(
+        self, network: DarknetNetwork, header: Header, *, data: DataSet | None, image_size: int, device: torch.device
+    ) -> None:
+        cfg = network.cfg
+        self.name = Path(cfg.file).stem
+        self.device = device
+        self.image_size = image_size
+        self.data = data
+        self.notes = cfg.notes
+        self.header = header
+        self.sgd = Sgd(
+            lr=cfg.net.number("learning_rate", 0.001),
+            momentum=cfg.net.number("momentum", 0.9),
+            weight_decay=cfg.net.number("decay", 0.0001),
+        )
+        self.module: DarknetNetwork = network.to(device)
+        self._stride = stride_of(cfg)
+        self._heads = [Head.of(cfg.layers[index]) for index, _ in network.heads()]
+        self._augmentation = Augmentation.of(cfg)
+        self._skipped: dict[str, str] = {}
+
+    @classmethod
+    def load(
+        cls,
+        cfg: Path,
+        *,
+        data: Path | None = None,
+        image_size: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> DarknetAdapter:
+        """Load a trained detector and, if given, its data set.
+
+        Args:
+            cfg: the ``.cfg`` file; the ``.weights`` file of the same name lies beside it.
+            data: the data set's YAML file; without one, every method that needs images raises ``DataError``.
+            image_size: square input size in pixels; the cfg's own if None.
+            device: where to compute, e.g. ``cpu`` or ``cuda:0``.
+
+        Raises:
+            ModelError: a file is missing or malformed, the two do not belong together, or the image size does not suit.
+            DataError: the data set is missing or malformed, or has another number of classes.
+            DeviceError: the device is unknown or not there.
+        """
+        target, weights = resolve_device(device), weights_beside(cfg)
+        network, header = read(cfg, weights, resize=lambda found: choose_image_size(found, image_size))
+        data_set = None
+        if data is not None:
+            data_set = read_data_set(data)
+            check_classes(network.cfg, data_set)
+        size = network.cfg.net.integer("width")
+        return cls(network, header, data=data_set, image_size=size, device=target)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is a data set."""
+        return self.data is not None
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Images that could not be read so far, as ``path: reason``."""
+        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
+
+    def example(self, batch: int = 2) -> torch.Tensor:
+        """Return an input of uniform noise, the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(batch, 3, self.image_size, self.image_size, generator=generator).to(self.device)
+
+    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+        """Return letterboxed images of a split; see `images.letterbox`."""
+        if images < 1 or batch < 1:
+            raise DataError(f"images and batch must be positive, got {images} and {batch}")
+        data = self._data()
+        samples = list(islice(self._samples(data, shuffled(data, split, seed)), images))
+        check_samples(samples, data, split, self.skipped)
+        return list(self._batched(samples, batch))
+
+    def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
+        """Return training images with the augmentations of Darknet's training; see `images.load_augmented`."""
+        samples = list(islice(self._augmented(seed), images))
+        check_samples(samples, self._data(), "train", self.skipped)
+        return [self.inputs(one) for one in self._batched(samples, batch)]
+
+    def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
+        """Give the training split once, augmented; a last image that is alone is left out."""
+        chunks = self._batched(self._augmented(seed), batch)
+        return (chunk for number, chunk in enumerate(chunks) if number == 0 or len(self.inputs(chunk)) > 1)
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """Return the images of a batch."""
+        images: torch.Tensor = batch["img"]
+        return images
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return Darknet's loss per image; see `loss.yolo_loss`."""
+        truths = Truths(batch["batch_idx"].long(), batch["cls"].view(-1).long(), batch["bboxes"])
+        return yolo_loss(self._heads, module(batch["img"]), truths, self.image_size)
+
+    def stages(self, module: nn.Module) -> Sequence[str]:
+        """Return all layers but the last ``[yolo]``."""
+        layers = module.get_submodule("layers")
+        return [f"layers.{name}" for name, _ in layers.named_children()][:-1]
+
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+        """Measure the accuracy on held batches, of detections that are chosen as ``darknet detector valid`` does."""
+        objects = max((int(x["batch_idx"].int().bincount().max()) for x in batches if len(x["cls"])), default=0)
+        return self._measured(self.deployable(module), batches, objects, predict)
+
+    def validate(self, module: nn.Module) -> Accuracy:
+        """Measure the accuracy on the letterboxed validation split.
+
+        Darknet's own figure differs: there, mAP is 11-point or area by an option, here as Ultralytics computes it.
+        """
+        return self._validated(self.deployable(module))
+
+    def validate_deployed(self, predict: Predict) -> Accuracy:
+        """Measure the accuracy of what runs elsewhere, on the same images as `validate`."""
+        return self._validated(self.deployable(self.module), predict)
+
+    def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
+        """Return a fused copy; see `Deployed`."""
+        assert isinstance(module, DarknetNetwork)
+        deployed = Deployed(module, names=self._names, stride=self._stride, corners=with_nms)
+        return suppressed(deployed) if with_nms else deployed
+
+    def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
+        """Write a file that Ultralytics' ``YOLO`` opens, with the `notes` and the names of the data set's classes."""
+        return write_exported(
+            self.deployable(module), folder, settings, image_size=self.image_size, task=_TASK, end2end=False,
+            notes=self.notes, convert=convert,
+        )  # fmt: skip
+
+    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+        """Compare predictions."""
+        return difference(expected, found)
+
+    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+        """Compare predictions."""
+        return disagreement(expected, found)
+
+    def scaled(self, width: float) -> nn.Module | None:
+        """Return an untrained network of the same cfg, ``filters`` in multiples of 8; None where it has groups."""
+        cfg = scaled_cfg(self.module.cfg, width)
+        return None if cfg is None else DarknetNetwork(cfg).eval().to(self.device)
+
+    def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Write the cfg and, beside it, the weights.
+
+        Raises:
+            ModelError: a cfg cannot express the network.
+            RunError: a file cannot be written.
+        """
+        assert isinstance(module, DarknetNetwork)
+        write(module, self.header, cfg=path, weights=path.with_suffix(self.suffixes[1]), notes=notes)
+
+    def reopen(self, path: Path) -> nn.Module:
+        """Read a cfg and the weights beside it."""
+        network, _ = read(path, weights_beside(path), resize=lambda found: choose_image_size(found, self.image_size))
+        return network.to(self.device)
+
+    def checkpoint_size(self, module: nn.Module) -> int:
+        """Return the size in bytes of cfg and weights together, without notes."""
+        assert isinstance(module, DarknetNetwork)
+        return checkpoint_size(module, self.header)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Names of the classes: Darknet's files have none."""
+        if self.data is not None:
+            return self.data.names
+        return tuple(f"class_{index}" for index in range(classes_of(self.module.cfg)))
+
+    def _data(self) -> DataSet:
+        if self.data is None:
+            raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
+        return self.data
+
+    def _samples(self, data: DataSet, files: Iterable[str]) -> Iterator[Sample]:
+        return readable(
+            files, data, task=_TASK, load=lambda label: load_sample(label, self.image_size), skipped=self._skipped
+        )
+
+    def _augmented(self, seed: int) -> Iterator[Sample]:
+        """Yield the training split once, in an order and with changes that the seed fixes."""
+        data, random = self._data(), np.random.default_rng(seed)
+
+        def load(label: Label) -> Sample:
+            return load_augmented(label, self.image_size, self._augmentation, random)
+
+        return readable(shuffled(data, "train", seed), data, task=_TASK, load=load, skipped=self._skipped)
+
+    def _batched(self, samples: Iterable[Sample], batch: int) -> Iterator[Batch]:
+        remaining = iter(samples)
+        while chunk := list(islice(remaining, batch)):
+            yield to_batch(chunk, self.device)
+
+    @cached_property
+    def _validation(self) -> Sequence[Label]:
+        """Labels of the validation split, verified once."""
+        data = self._data()
+        found = readable(data.files("val"), data, task=_TASK, load=lambda label: label, skipped=self._skipped)
+        labels = [dict(label) for label in found]
+        check_samples(labels, data, "val", self.skipped)
+        return labels
+
+    def _validated(self, module: nn.Module, predict: Predict | None = None) -> Accuracy:
+        labels = self._validation
+        samples = (load_sample(label, self.image_size) for label in labels)
+        objects = max(len(label["cls"]) for label in labels)
+        return self._measured(module, self._batched(samples, _VALIDATION_BATCH), objects, predict)
+
+    def _measured(self, module: nn.Module, batches: Iterable[Batch], objects: int, predict: Predict | None) -> Accuracy:
+        return measure(
+            module, batches, device=self.device, objects=objects, predict=predict, suppression=_SUPPRESSION
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Whether a cfg suits autoprune, the image size asked for, and the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from autoprune.errors import DataError, ModelError
+from autoprune.models.darknet.build import build_layers, input_shape
+from autoprune.models.darknet.cfg import Cfg
+from autoprune.models.detection.data_set import DataSet
+
+_MULTIPLE = 8
+"""Widths of scaled networks are multiples of this."""
+
+
+def stride_of(cfg: Cfg) -> int:
+    """Return how many pixels a cell of the coarsest map has."""
+    with torch.device("meta"):
+        layers = build_layers(cfg)
+    heads = [layer.shape for layer, section in zip(layers, cfg.layers, strict=True) if section.name == "yolo"]
+    return input_shape(cfg).width // min(shape.width for shape in heads)
+
+
+def classes_of(cfg: Cfg) -> int:
+    """Return how many classes a network detects.
+
+    Raises:
+        ModelError: its heads disagree.
+    """
+    heads = [section for section in cfg.layers if section.name == "yolo"]
+    classes = heads[0].integer("classes", 20)
+    for head in heads:
+        if head.integer("classes", 20) != classes:
+            raise head.error(f"all [yolo] must have the same classes, {classes} as the first one", "classes")
+    return classes
+
+
+def choose_image_size(cfg: Cfg, asked: int | None) -> int:
+    """Return the input size: the one asked for, or the cfg's own.
+
+    Raises:
+        ModelError: it is not a positive multiple of the stride, the cfg's own is no square, or images have other
+            channels than three.
+    """
+    classes_of(cfg)
+    shape = input_shape(cfg)
+    if shape.channels != 3:
+        raise cfg.net.error(f"images must have 3 channels, got {shape.channels}", "channels")
+    if asked is None and shape.width != shape.height:
+        raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with --imgsz")
+    size, stride = asked or shape.width, stride_of(cfg)
+    if size < 1 or size % stride:
+        near = max(1, round(size / stride)) * stride
+        raise ModelError(
+            f"the image size must be a positive multiple of the network's stride {stride}, got {size}; try {near}"
+        )
+    return size
+
+
+def check_classes(cfg: Cfg, data: DataSet) -> None:
+    """Raise ``DataError`` where a data set has another number of classes than the network; a cfg does not name them."""
+    if classes_of(cfg) != len(data.names):
+        raise DataError(
+            f"{cfg.file} detects {classes_of(cfg)} classes (classes= of its [yolo] sections), but {data.file} names "
+            f"{len(data.names)}"
+        )
+
+
+def scaled_cfg(cfg: Cfg, width: float) -> Cfg | None:
+    """Return a cfg whose ``filters`` are so many times as many; None where layers have groups.
+
+    Args:
+        cfg: the dense network's.
+        width: the factor.
+    """
+    values: dict[tuple[int, str], int] = {}
+    following: Mapping[int, str] = {index: section.name for index, section in enumerate(cfg.layers[1:])}
+    for index, section in enumerate(cfg.layers):
+        if section.name != "convolutional" or following.get(index) == "yolo":
+            continue
+        if section.integer("groups", 1) > 1:
+            return None
+        if "filters" in section.options:
+            values[index, "filters"] = max(1, round(section.integer("filters") * width / _MULTIPLE)) * _MULTIPLE
+    return cfg.replaced(values)
