@@ -325,9 +325,9 @@ def test_the_fewest_of_the_worst_groups_stay_in_float(
     least = min(names, key=lambda name: (network.errors[name], -names.index(name)))
     if sum(losses) > max_drop and network.losses[least] > max_drop:
         with pytest.raises(ExportError, match=f"even where only {least} is quantised"):
-            choose(network, max_drop=max_drop, advance=ignore)
+            choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
         return
-    choice = choose(network, max_drop=max_drop, advance=ignore)
+    choice = choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
     *before, last = choice.steps
     assert last.drop <= max_drop < min((step.drop for step in before), default=1.0)
     kept = [network.errors[name] for name in choice.in_float]

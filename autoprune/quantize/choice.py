@@ -16,7 +16,7 @@ class Step:
     Attributes:
         in_float: names of the groups that are not quantised.
         accuracy: its main figure on the held-out training images.
-        drop: how much lower that is than the float network's on the same runtime.
+        drop: how much lower that is than the float network's.
     """
 
     in_float: tuple[str, ...]
@@ -45,7 +45,7 @@ class Choice:
         return self.steps[-1].in_float
 
 
-def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[int, str], None]) -> Choice:
+def choose(quantization: Quantization, *, whole: float, max_drop: float, advance: Callable[[int, str], None]) -> Choice:
     """Quantise everything; then leave the most sensitive groups in float, one more at a time, until little is lost.
 
     Groups are ordered by the error of the predictions where each alone is quantised, which tells apart what accuracy
@@ -53,6 +53,7 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
 
     Args:
         quantization: the network.
+        whole: the main figure, on the held-out images, of the float network that it is to come close to.
         max_drop: how much of the accuracy's main figure may be lost on the held-out images.
         advance: told how many measurements are done of two for each group, and a word.
 
@@ -64,7 +65,7 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
         are ranked by what each loses alone in int8, and left in float from the worst one on.
     """
     groups = [group.name for group in quantization.groups]
-    whole, figure = quantization.held_out(None), quantization.figure
+    figure = quantization.figure
     steps: list[Step] = []
 
     def holds(in_float: tuple[str, ...], done: int) -> bool:
@@ -81,8 +82,8 @@ def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[in
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
         f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of {figure} on training images, "
-        f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, or keep the "
-        "float network, which autoprune export writes"
+        f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, tune the "
+        "weights for int8 with --qat-epochs, or keep the float network, which autoprune export writes"
     )
 
 
