@@ -96,6 +96,22 @@ class PenaltyName(Enum):
     """All weights of a channel together."""
 
 
+class Granularity(Enum):
+    """Which single weights are set to zero."""
+
+    TWO_OF_FOUR = "2:4"
+    """Two of every four along the input channels, as sparse tensor cores want it."""
+    UNSTRUCTURED = "unstructured"
+    """The smallest, wherever they are."""
+
+
+class Scope(Enum):
+    """Among which weights the smallest are looked for."""
+
+    LAYER = "layer"
+    NETWORK = "network"
+
+
 class Select(Enum):
     """What NetAdapt and the greedy search keep of a step's proposals."""
 

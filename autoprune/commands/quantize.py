@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from autoprune.budget import format_amount
 from autoprune.choices import Precision
 from autoprune.commands.folder import RunFolder, environment
-from autoprune.commands.network import pin_threads
+from autoprune.commands.network import choose_device, pin_threads
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import accuracy_rows
+from autoprune.commands.tuning import AWARE, tune_for_int8
 from autoprune.config import QuantizeConfig
 from autoprune.config.quantize import LEAST_IMAGES
 from autoprune.cost.meter import REFERENCE_EFFORT
@@ -39,8 +41,8 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
     """
     with RunFolder.open("quantize", config) as folder:
         pin_threads(config.threads, folder)
-        adapters = _open(config)
-        adapter = adapters[_own(config)]
+        adapters = _open(config, folder.path, screen)
+        *_, (own, adapter) = adapters.items()
         backend, samples = _backend(config, adapter), _samples(config, adapter)
         _warn(adapter, screen)
         with TemporaryDirectory(dir=folder.path, prefix=".quantize-") as scratch, backend.session():
@@ -48,9 +50,9 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
                 for name, one in adapters.items()
             ]
-            choices = {one.name: _choice(one, config, screen) for one in networks}
+            choices = _choices(networks, config, screen)
             variants = _variants(networks, choices, backend, folder)
-            target = _keep(networks[-1], choices[_own(config)], folder.path / FILES[config.runtime])
+            target = _keep(networks[-1], choices[own], folder.path / FILES[config.runtime])
         report = {
             **_report(config, choices, variants, samples),
             "accuracy_names": asdict(adapter.accuracy_names),
@@ -58,7 +60,7 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
         }
         folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
     _show(config, variants, adapter, screen)
-    _comment(config, choices[_own(config)], variants, adapter.accuracy_names.main, screen=screen)
+    _comment(config, choices[own], variants, adapter.accuracy_names.main, screen=screen)
     screen.note(f"The quantised network is {target}; YOLO opens it.")
     return 0
 
@@ -80,18 +82,23 @@ class _Variant:
     latency: Timing
 
 
-def _own(config: QuantizeConfig) -> str:
-    """Return what the network is called whose quantised file is the result."""
-    return "model" if config.dense is None else "pruned"
-
-
-def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
-    """Open the network, after the dense one where there is one, which gets the same image size."""
+def _open(config: QuantizeConfig, folder: Path, screen: Screen) -> Mapping[str, Adapter]:
+    """Open the networks by their names, the one whose int8 file is the result last; all get the same image size."""
     options: dict[str, Any] = {"data": config.data, "trust": config.trust_checkpoint}
     adapter = open_adapter(config.model, image_size=config.imgsz, **options)
-    if config.dense is None:
-        return {_own(config): adapter}
-    return {"dense": open_adapter(config.dense, image_size=adapter.image_size, **options), _own(config): adapter}
+    options["image_size"] = adapter.image_size
+    adapters = {_given(config): adapter}
+    if config.dense is not None:
+        adapters = {"dense": open_adapter(config.dense, **options), **adapters}
+    if config.qat_epochs:
+        trainee = open_adapter(config.model, device=choose_device(config.device), **options)
+        adapters[AWARE] = open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
+    return adapters
+
+
+def _given(config: QuantizeConfig) -> str:
+    """Return what the network of ``--model`` is called."""
+    return "model" if config.dense is None else "pruned"
 
 
 def _backend(config: QuantizeConfig, adapter: Adapter) -> SeparateBackend:
@@ -131,10 +138,23 @@ def _warn(adapter: Adapter, screen: Screen) -> None:
         )
 
 
-def _choice(quantization: Quantization, config: QuantizeConfig, screen: Screen) -> Choice:
-    """Find what stays in float."""
-    with screen.progress(f"int8 {quantization.name}", total=2 * len(quantization.groups)) as advance:
-        return choose(quantization, max_drop=config.max_drop, advance=advance)
+def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: Screen) -> Mapping[str, Choice]:
+    """Find what stays in float in each network.
+
+    Where one was tuned for int8, it must come close to what it was tuned from, all of which is quantised to compare.
+    """
+    given = next(one for one in networks if one.name == _given(config))
+    choices = {}
+    for one in networks:
+        tuned_later = bool(config.qat_epochs) and one is given
+        with screen.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
+            choices[one.name] = choose(
+                one,
+                whole=(given if one.name == AWARE else one).held_out(None),
+                max_drop=math.inf if tuned_later else config.max_drop,
+                advance=advance,
+            )
+    return choices
 
 
 def _variants(
@@ -217,9 +237,12 @@ def _comment(
         f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
         f"images that decided, --max-drop is {config.max_drop:g}."
     )
-    whole, quantized = (one.deployed.accuracy.main for one in variants if one.network == _own(config))
-    if whole - quantized > config.max_drop:
+    if step.in_float and not config.qat_epochs:
+        screen.note("A quantisation-aware fine-tuning may bring more of it into int8: --qat-epochs 3.")
+    (whole,) = (one for one in variants if (one.network, one.precision) == (_given(config), Precision.FP32))
+    drop = whole.deployed.accuracy.main - variants[-1].deployed.accuracy.main
+    if drop > config.max_drop:
         screen.warn(
-            f"On the validation split int8 loses {whole - quantized:.4f} of {figure}, more than --max-drop "
+            f"On the validation split int8 loses {drop:.4f} of {figure}, more than --max-drop "
             f"{config.max_drop:g}: let more --images decide, or allow less"
         )

@@ -12,12 +12,13 @@ from torch import nn
 from autoprune.commands.describable import describe
 from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
-from autoprune.config import BudgetedConfig
+from autoprune.config import BudgetedConfig, QuantizeConfig
 from autoprune.models._base import Adapter
 from autoprune.space import Allocation
 from autoprune.surgery import Surgeon
 from autoprune.training.distill import Distillation
 from autoprune.training.extension import TrainingExtension
+from autoprune.training.fake_quantization import FakeQuantization
 from autoprune.training.finetune import finetune, resume_finetune
 from autoprune.training.recipe import beginners_recipe
 from autoprune.training.results import EpochReport, FinetuneResult
@@ -142,6 +143,27 @@ def soften(
         pruned = Surgeon(result.module, network.graph).materialise(keep)
         adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
     return _opened(adapter, path, network.pruner.materialise(allocation))
+
+
+AWARE = "qat"
+"""What a network is called that was tuned for int8."""
+
+
+def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Path:
+    """Fine-tune an adapter's own network as if it were in int8; go on where an earlier process stopped.
+
+    Returns:
+        The float network, ``qat.pt`` in the folder.
+    """
+    path = folder / f"{AWARE}.pt"
+    if not path.exists():
+        tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
+        result = trained(
+            adapter, adapter.module, folder / AWARE, label="Tuning for int8", tuning=tuning, screen=screen,
+            changes={}, extensions=[FakeQuantization()],
+        )  # fmt: skip
+        adapter.save(result.module, path)
+    return path
 
 
 def trained(

@@ -22,6 +22,7 @@ from autoprune.config._base import (
 )
 from autoprune.config.data import DataConfig
 from autoprune.config.export import ExportConfig
+from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.quantize import QuantizeConfig
 from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
@@ -30,13 +31,20 @@ from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
     "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
-    "DataConfig", "Entry", "ExportConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
-    "ReconstructingConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig", "SlimConfig",
-    "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
+    "DataConfig", "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig",
+    "QuantizeConfig", "ReconstructingConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
+    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
 
 RunConfig: TypeAlias = (
-    PruningConfig | ProfileConfig | ApplyConfig | TrainConfig | SparsifyConfig | ExportConfig | QuantizeConfig
+    PruningConfig
+    | ProfileConfig
+    | ApplyConfig
+    | TrainConfig
+    | SparsifyConfig
+    | MaskConfig
+    | ExportConfig
+    | QuantizeConfig
 )
 """What the commands are told that leave a run folder."""
 
@@ -52,6 +60,7 @@ COMMANDS: dict[str, type[Config]] = {
     "train": TrainConfig,
     "sparsify": SparsifyConfig,
     "slim": SlimConfig,
+    "mask": MaskConfig,
     "export": ExportConfig,
     "quantize": QuantizeConfig,
     "data": DataConfig,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Runtime
-from autoprune.config._base import check_counts, check_image_size
+from autoprune.config._base import check_counts, check_device, check_image_size, check_share
 from autoprune.errors import ConfigError
 
 QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -32,10 +32,14 @@ class QuantizeConfig:
             images that decide
         calibration_images: training images that ranges are found on
         images: how many other training images decide which layers stay in float
+        qat_epochs: epochs of a fine-tuning before, in which the weights learn to be rounded to int8; 0 for none
+        qat_lr_scale: its learning rate as a share of the dense training's
+        batch: images per batch of that fine-tuning
+        device: where it trains: cpu, cuda, cuda:1, or auto for the first GPU where there is one
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         dense: the weights that the network was pruned from, to be quantised too and compared with
         threads: CPU threads; by default what torch chooses
-        seed: chooses the images
+        seed: chooses the images, and fixes the fine-tuning
         out: the run folder, which must not exist yet; runs/quantize-<n> by default
         resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
         trust_checkpoint: open a checkpoint even if it could run code of its author
@@ -47,6 +51,10 @@ class QuantizeConfig:
     max_drop: float = 0.01
     calibration_images: int = 64
     images: int = 128
+    qat_epochs: int = 0
+    qat_lr_scale: float = 0.01
+    batch: int = 16
+    device: str = "auto"
     imgsz: int | None = None
     dense: Path | None = None
     threads: int | None = None
@@ -57,8 +65,10 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         check_image_size(self.imgsz)
-        check_counts(self, "threads", least=1)
-        check_counts(self, "seed", least=0)
+        check_device(self.device)
+        check_counts(self, "threads", "batch", least=1)
+        check_counts(self, "seed", "qat_epochs", least=0)
+        check_share("qat_lr_scale", self.qat_lr_scale)
         check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
         if self.runtime not in QUANTIZING:
             runtimes = " or ".join(one.value for one in QUANTIZING)

@@ -61,6 +61,7 @@ class Engine:
         config = builder.create_builder_config()
         if not self._tf32:
             config.clear_flag(tensorrt.BuilderFlag.TF32)
+        config.set_flag(tensorrt.BuilderFlag.SPARSE_WEIGHTS)  # looks for 2:4; others run as without it
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise RuntimeError(self._logger.last)

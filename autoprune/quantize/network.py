@@ -1,13 +1,9 @@
-"""Static int8 quantisation of a trained network: which of its layers stay in float, by what they cost in accuracy.
-
-Ranges are found on one set of training images and every decision is taken on another one, so that the validation split
-only tells how it went.
-"""
+"""One network and its quantised variants: written, run and measured, each once."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +15,9 @@ import torch
 
 from autoprune.choices import ExportFormat, Runtime
 from autoprune.cost.meter import Recorder
-from autoprune.errors import ExportError
 from autoprune.files import size_of
 from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict
+from autoprune.quantize.groups import Group, group_operations
 from autoprune.runtimes import RUNTIMES, SeparateBackend
 
 InFloat: TypeAlias = tuple[str, ...] | None
@@ -38,19 +34,6 @@ _KIND = "quantize"
 
 
 @dataclass(frozen=True)
-class Group:
-    """Operations that are quantised together, or stay in float together.
-
-    Attributes:
-        name: the stage, or the branch of the head, that their layers belong to, e.g. ``model.4`` or ``model.22/cv3.0``.
-        operations: their names in the exported network.
-    """
-
-    name: str
-    operations: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Samples:
     """Training images, each in one of the two sets only.
 
@@ -64,21 +47,6 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One network that was tried.
-
-    Attributes:
-        in_float: names of the groups that are not quantised.
-        accuracy: its main figure on the held-out training images.
-        drop: how much lower that is than the float network's on the same runtime.
-    """
-
-    in_float: tuple[str, ...]
-    accuracy: float
-    drop: float
-
-
-@dataclass(frozen=True)
 class Deployed:
     """A network in its runtime's format.
 
@@ -89,27 +57,6 @@ class Deployed:
 
     accuracy: Accuracy
     size_bytes: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What stays in float, and how that was found.
-
-    Attributes:
-        accuracy: the float network's main figure on the held-out training images.
-        errors: by group, how far the predictions are off where it alone is quantised, in [0, 1], the worst one first;
-            empty where nothing had to be found.
-        steps: the networks that were tried, the chosen one last.
-    """
-
-    accuracy: float
-    errors: Mapping[str, float]
-    steps: tuple[Step, ...]
-
-    @property
-    def in_float(self) -> tuple[str, ...]:
-        """Names of the groups that are not quantised."""
-        return self.steps[-1].in_float
 
 
 class Quantization:
@@ -262,85 +209,3 @@ class Quantization:
             found = measure()
             self._recorder.append(_KIND, [self.name, *key], found)
         return found
-
-
-def choose(quantization: Quantization, *, max_drop: float, advance: Callable[[int, str], None]) -> Choice:
-    """Quantise everything; then leave the most sensitive groups in float, one more at a time, until little is lost.
-
-    Groups are ordered by the error of the predictions where each alone is quantised, which tells apart what accuracy
-    on a few images does not; that decides how many of them stay in float.
-
-    Args:
-        quantization: the network.
-        max_drop: how much of the accuracy's main figure may be lost on the held-out images.
-        advance: told how many measurements are done of two for each group, and a word.
-
-    Raises:
-        ExportError: even the least sensitive group alone loses more.
-
-    Source:
-        Wu et al., Integer Quantization for Deep Learning Inference, 2020, section 5.1 (partial quantization): layers
-        are ranked by what each loses alone in int8, and left in float from the worst one on.
-    """
-    groups = [group.name for group in quantization.groups]
-    whole, figure = quantization.held_out(None), quantization.figure
-    steps: list[Step] = []
-
-    def holds(in_float: tuple[str, ...], done: int) -> bool:
-        found = quantization.held_out(in_float)
-        steps.append(Step(in_float, found, whole - found))
-        advance(done, f"loses {whole - found:.4f} of {figure} with {len(in_float)} of {len(groups)} groups in float")
-        return whole - found <= max_drop
-
-    if holds((), 1):
-        return Choice(whole, {}, tuple(steps))
-    errors = _ranked(quantization, groups, advance)
-    for count in range(1, len(groups)):
-        if holds(tuple(errors)[:count], len(groups) + count):
-            return Choice(whole, errors, tuple(steps))
-    raise ExportError(
-        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of {figure} on training images, "
-        f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, or keep the "
-        "float network, which autoprune export writes"
-    )
-
-
-def _ranked(quantization: Quantization, groups: Sequence[str], advance: Callable[[int, str], None]) -> dict[str, float]:
-    """Return each group's error, the worst one first."""
-    errors = {}
-    for done, group in enumerate(groups, 1):
-        errors[group] = quantization.error(group)
-        advance(done, f"{group} off by {errors[group]:.4f}")
-    return dict(sorted(errors.items(), key=lambda item: -item[1]))
-
-
-def group_operations(operations: Iterable[tuple[str, bool]], stages: Collection[str]) -> tuple[Group, ...]:
-    """Sort a network's operations into groups: a stage is one, and so is each branch of what is no stage, the head.
-
-    Operations without weights that come before a group, such as a concatenation, belong to it: its layers read them.
-
-    Args:
-        operations: their names, paths as ``/model.2/cv1/conv/Conv``, in their order, each with whether it has weights
-            to quantise. Names that are no paths, as exporters give to constants, are in no group.
-        stages: of ``Adapter.stages``.
-    """
-    scopes: dict[str, list[str]] = {}
-    weighty: set[str] = set()
-    for name, has_weights in operations:
-        first, *inner = name.strip("/").split("/")
-        if not inner:
-            continue
-        scope = first if first in stages else f"{first}/{inner[0]}"
-        scopes.setdefault(scope, []).append(name)
-        if has_weights:
-            weighty.add(scope)
-    groups: list[Group] = []
-    waiting: list[str] = []
-    for scope, names in scopes.items():
-        waiting += names
-        if scope in weighty:
-            groups.append(Group(scope, tuple(waiting)))
-            waiting = []
-    if groups and waiting:
-        groups[-1] = Group(groups[-1].name, (*groups[-1].operations, *waiting))
-    return tuple(groups)

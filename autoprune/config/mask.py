@@ -1,0 +1,75 @@
+"""What ``autoprune mask`` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.choices import Granularity, Scope
+from autoprune.config._base import RuntimeConfig, check_counts, check_device, check_image_size, check_share
+from autoprune.errors import ConfigError
+
+_HALF = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig(RuntimeConfig):
+    """Set single weights of a network's convolutions to zero, and fine-tune the others: a finishing step.
+
+    No channel goes, and so the network keeps its FLOPs. 2:4 is faster on NVIDIA GPUs from Ampere on with TensorRT and
+    nowhere else; unstructured is faster nowhere here. Compressed, the file gets smaller.
+
+    Attributes:
+        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
+        data: the data set the weights were trained on, an Ultralytics YAML
+        granularity: which weights go: 2:4 (two of every four along the input channels) or unstructured
+        sparsity: share of the weights that go, in (0, 1), with unstructured; 0.5 by default
+        scope: with unstructured, whether each layer loses this share (layer) or all of them together (network)
+        epochs: how many times to go through the training images
+        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
+        lr_scale: learning rate as a share of the dense training's
+        batch: images per batch
+        device: where to train and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        threads: CPU threads; by default what torch chooses
+        seed: fixes the training
+        out: the run folder, which must not exist yet; runs/mask-<n> by default
+        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
+        trust_checkpoint: open a checkpoint even if it could run code of its author
+    """
+
+    model: Path
+    data: Path
+    granularity: Granularity = Granularity.TWO_OF_FOUR
+    sparsity: float | None = None
+    scope: Scope = Scope.LAYER
+    epochs: int = 10
+    imgsz: int | None = None
+    lr_scale: float = 0.1
+    batch: int = 16
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    resume: Path | None = None
+    trust_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        check_image_size(self.imgsz)
+        check_device(self.device)
+        check_share("lr_scale", self.lr_scale)
+        check_counts(self, "epochs", "batch", "threads", "runtime_batch", least=1)
+        check_counts(self, "seed", least=0)
+        if not 0 < self.share < 1:
+            raise ConfigError(f"--sparsity must lie in (0, 1), got {self.share}")
+        if self.granularity is Granularity.TWO_OF_FOUR and (
+            self.sparsity not in (None, _HALF) or self.scope is not Scope.LAYER
+        ):
+            raise ConfigError(
+                "--granularity 2:4 takes half of every layer's weights: --sparsity and --scope are for --granularity "
+                "unstructured"
+            )
+
+    @property
+    def share(self) -> float:
+        """Share of the weights that go."""
+        return _HALF if self.sparsity is None else self.sparsity

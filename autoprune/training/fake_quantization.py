@@ -1,0 +1,104 @@
+"""Quantisation-aware fine-tuning: the network is trained as if its convolutions were already in int8.
+
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
+section 3: the forward pass rounds weights and activations as the quantised network will, the backward pass does not see
+the rounding (the straight-through estimator of Bengio et al., "Estimating or Propagating Gradients Through Stochastic
+Neurons", 2013, section 4) where a value lies within its range. The weights stay floats, and learn to be rounded.
+
+The paper folds a batch norm into its convolution before it rounds the weights (section 3.2). Here that needs no code:
+with one symmetric scale per output channel, rounding the folded weights γ/σ·w is γ/σ times rounding w. So batch norms
+are trained as in every other fine-tune, and their statistics made to fit the weights at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from autoprune.training.extension import TrainingExtension
+from autoprune.training.session import Session
+
+_FORGOTTEN = 0.01
+"""Share of a range that each batch renews: the ranges are smoothed over many batches (section 3.1)."""
+
+_MOST = 255
+"""The largest unsigned byte."""
+
+_SMALLEST = 1e-8
+"""The smallest scale, of channels and tensors that are zero everywhere."""
+
+
+def rounded_weights(weight: torch.Tensor, *, bits: int = 8) -> torch.Tensor:
+    """Return weights that a symmetric integer with one scale per output channel can hold.
+
+    Args:
+        weight: shape (outputs, ...).
+        bits: of the integer.
+    """
+    most = 2 ** (bits - 1) - 1
+    scale = (weight.detach().flatten(1).abs().amax(1) / most).clamp(min=_SMALLEST)
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -most, most)
+
+
+class ActivationRange:
+    """Rounds one of the network's tensors to unsigned bytes over the range that its batches had so far."""
+
+    def __init__(self) -> None:
+        self._ends: torch.Tensor | None = None
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Look at the range of a batch, and return its values rounded, in their own number format."""
+        with torch.no_grad():
+            ends = torch.stack(torch.aminmax(values)).float()
+            self._ends = ends if self._ends is None else self._ends.lerp(ends, _FORGOTTEN)
+            low, high = self._ends[0].clamp(max=0.0), self._ends[1].clamp(min=0.0)  # 0 has an integer of its own
+            scale = ((high - low) / _MOST).clamp(min=_SMALLEST)
+            zero = (-low / scale).round().int()
+        rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, _MOST)
+        return rounded.to(values.dtype)
+
+
+class FakeQuantization(TrainingExtension):
+    """Rounds what int8 files round: the weights and inputs of convolutions, and what they give with their batch norm.
+
+    Only the network in training does so. Its averaged weights, which are validated and saved, are plain floats.
+
+    Args:
+        weight_bits: of the weights.
+    """
+
+    def __init__(self, *, weight_bits: int = 8) -> None:
+        self._weight_bits = weight_bits
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self, session: Session) -> None:
+        """Listen to the start and the end of the training."""
+        session.listen("on_train_start", lambda trainer: self._begin(trainer.model))
+        session.listen("on_train_end", lambda _: self._end())
+
+    def _begin(self, network: nn.Module) -> None:
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad:
+                self._round(layer)
+            if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and layer.bias is not None):
+                after = ActivationRange()
+                self._undo.append(layer.register_forward_hook(lambda _, __, output, after=after: after(output)).remove)
+
+    def _round(self, layer: nn.Conv2d) -> None:
+        """Let a convolution compute with rounded inputs and weights, whose parameter stays the layer's own."""
+        before = ActivationRange()
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            weight = rounded_weights(layer.weight, bits=self._weight_bits).to(images.dtype)
+            output: torch.Tensor = layer._conv_forward(before(images), weight, layer.bias)
+            return output
+
+        layer.forward = forward  # type: ignore[method-assign, assignment]
+        self._undo.append(lambda: delattr(layer, "forward"))
+
+    def _end(self) -> None:
+        while self._undo:
+            self._undo.pop()()
