@@ -86,6 +86,7 @@ class Adapter(ABC):
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: what the network's own tool builds networks from; None where it has no such thing.
         accuracy_names: what the figures of its accuracy are called.
+        reader: what people open an exported file with, beside its runtime; None where there is nothing.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Adapter(ABC):
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
     accuracy_names: AccuracyNames = AccuracyNames()
+    reader: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
