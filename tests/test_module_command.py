@@ -48,11 +48,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> None:
     found = summary(run)
-    assert found["stages"]["finetuned"]["flops"] <= 0.5 * found["stages"]["dense"]["flops"]
+    assert found["finetuned"]["flops"] <= 0.5 * found["dense"]["flops"]
     assert found["accuracy_names"] == {"main": "accuracy", "lenient": None}
     opened = load(run / "model.pt", make)
-    assert sum(map(torch.numel, opened.module.parameters())) == found["stages"]["finetuned"]["params"]
-    assert opened.validate(opened.module).main == found["stages"]["finetuned"]["accuracy"]["main"]
+    assert sum(map(torch.numel, opened.module.parameters())) == found["finetuned"]["params"]
+    assert opened.validate(opened.module).main == found["finetuned"]["accuracy"]["main"]
     named = open_adapter(Path(f"{OWN}@{run / 'model.pt'}"))
     with torch.no_grad():
         assert torch.equal(named.module(named.example()), opened.module(opened.example()))
@@ -75,7 +75,7 @@ def test_a_search_killed_while_it_fine_tunes_ends_the_same(
     assert (whole / "finetune" / "weights" / "last.pt").exists()
     assert main(["search", "--resume", str(whole)]) == 0
     assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
-    assert summary(whole)["stages"]["finetuned"]["accuracy"] == summary(run)["stages"]["finetuned"]["accuracy"]
+    assert summary(whole)["finetuned"]["accuracy"] == summary(run)["finetuned"]["accuracy"]
 
 
 def test_a_policy_is_applied_and_trained(run: Path, tmp_path: Path) -> None:
