@@ -1,4 +1,4 @@
-"""Checkpoints that hold a pickled network of classes from a person's repository, as trainings of YOLOv5 and v7 write.
+"""Checkpoints that pickle a network of classes from a person's repository, as YOLOv5's and YOLOv7's training write.
 
 Such a file names classes, ``models.yolo.Model``, and unpickling imports and runs them: only where a person says so.
 Nothing is ever installed to satisfy a file.
