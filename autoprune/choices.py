@@ -40,6 +40,20 @@ class Rule(Enum):
     CAPPED = "capped"
 
 
+_FACTORY = re.compile(
+    r"(?P<source>.+?\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<weights>.+))?"
+)
+
+
+def match_factory(model: object) -> re.Match[str] | None:
+    """Return the parts of a model that is named by the function that builds it, or None where it is a file.
+
+    ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and ``@CHECKPOINT`` behind it for a pruned one: the groups
+    ``source``, ``function`` and ``weights``.
+    """
+    return _FACTORY.fullmatch(str(model))
+
+
 FROM_WEIGHTS = ("l1", "l2", "bn", "fpgm", "lamp", "random")
 """Criteria, which say which channels of a unit stay, that read weights alone; ``l<p>`` for any p > 0 is one, too."""
 

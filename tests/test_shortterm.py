@@ -143,5 +143,5 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(
 def test_other_networks_are_refused(adapter: UltralyticsAdapter) -> None:
     batches = training_batches(adapter, scoring=2, steps=1, batch=2, seed=0)
     stranger: Any = type("Stranger", (), {"name": "stranger"})()
-    with pytest.raises(TrainingError, match="stranger is no Ultralytics detector"):
+    with pytest.raises(TrainingError, match="stranger must be of a family that autoprune can train"):
         train_briefly(stranger, nn.Conv2d(1, 1, 1), batches, steps=1, lr_scale=0.1)

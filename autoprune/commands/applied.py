@@ -86,7 +86,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     if policy.criterion in FOLDED:
         kept = network.pruner.kept(allocation)
         fold_constants(module, network.adapter.module, network.graph, kept, network.adapter.example(1))
-    if config.data is not None:
+    if network.adapter.has_images:
         calibration = network.adapter.calibration(images=images, batch=config.batch, seed=config.seed)
         for skipped in network.adapter.skipped:
             screen.warn(f"Skipped {skipped}")

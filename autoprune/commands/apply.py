@@ -11,7 +11,7 @@ from autoprune.config import ApplyConfig
 def run(config: ApplyConfig, screen: Screen) -> int:
     """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
     applied = apply_policy(config, screen, images=config.images)
-    adapter, validate = applied.network.adapter, config.data is not None
+    adapter, validate = applied.network.adapter, applied.network.adapter.has_images
     with RunFolder.open("apply", config) as folder:
         path = adapter.checkpoint(folder.path, "pruned")
         adapter.save(applied.module, path, notes=applied.notes)

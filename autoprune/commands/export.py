@@ -25,7 +25,7 @@ from autoprune.files import saying_why, sync_folder
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.runtimes import RUNTIMES, FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
-from autoprune.runtimes.settings import PRECISIONS
+from autoprune.runtimes.settings import PRECISIONS, image_size_of
 
 DIFFERS = "differs"
 """How the name of an exported network begins that is beyond the tolerance, in place of ``model``."""
@@ -75,7 +75,7 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
         raise ConfigError("TorchScript in fp16 is traced on a GPU, got --device cpu; use --device cuda or fp32")
     settings = runtime_settings(
         device,
-        image_size=adapter.image_size,
+        image_size=image_size_of(adapter.input_shape),
         runtime=RUNTIMES[config.format],
         precision=config.precision,
         threads=config.threads,
@@ -88,7 +88,7 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
     with TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
         exported = export(
             adapter, Path(scratch), file_format=config.format, backend=backend, dynamic=config.dynamic,
-            real=config.data is not None,
+            real=adapter.has_images,
         )  # fmt: skip
         name = exported.path.name
         differs = exported.parity.beyond(TOLERANCES[config.precision], adapter.accuracy_names)

@@ -23,7 +23,7 @@ from autoprune.cost.meter import LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.timing import Effort, PairedTiming, Timing
 from autoprune.errors import ConfigError
-from autoprune.runtimes.settings import RuntimeSettings, fingerprint, runtime_settings
+from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.space import Allocation
 
 EVEN, NEAR = 16, 8
@@ -94,7 +94,7 @@ class Bench:
         self._with_nms = config.with_nms
         self.meter = LatencyMeter(
             adapter.deployable(adapter.module, with_nms=config.with_nms),
-            settings_of(metric, config, image_size=adapter.image_size),
+            settings_of(metric, config, adapter.input_shape),
             recorder=folder.journal,
             kind=metric,
             calibration=self._calibration,
@@ -256,13 +256,13 @@ class Bench:
         return Sample(allocation, self._surest(lambda: self._built(allocation), ["fresh", *allocation], attempts=2))
 
 
-def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, *, image_size: int) -> RuntimeSettings:
+def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape: tuple[int, ...]) -> RuntimeSettings:
     """Return how networks run where a metric is measured.
 
     Args:
         metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
         config: what the person asked for.
-        image_size: height and width of the input, in pixels.
+        input_shape: of one input.
 
     Raises:
         ConfigError: the target is neither a runtime nor a device.
@@ -281,6 +281,6 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, *, image_si
                 f"A latency is measured on a runtime ({', '.join(runtimes)}) or on cpu, cuda or cuda:N, got {metric!r}"
             )
     return runtime_settings(
-        choose_device(device), image_size=image_size, runtime=runtime, precision=config.precision,
+        choose_device(device), image_size=image_size_of(input_shape), runtime=runtime, precision=config.precision,
         threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,
     )  # fmt: skip

@@ -141,7 +141,7 @@ def open_network(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
     )
-    scorer = make_criterion(criterion, partial(evidence_of, adapter) if data is not None else None)
+    scorer = make_criterion(criterion, partial(evidence_of, adapter) if adapter.has_images else None)
     return _scored(adapter, graph, space, scorer)
 
 

@@ -22,7 +22,6 @@ from autoprune.constraint import Constraint
 from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator
 from autoprune.importance import make_criterion
-from autoprune.models import open_adapter
 from autoprune.models._base import Batch
 from autoprune.space import Allocation, Counts, Space
 from autoprune.surgery import Pruner
@@ -177,7 +176,7 @@ class Trials:
 
     def _reopened(self, base: Base, allocation: Allocation, score: float, path: Path) -> Base:
         adapter = self._run.network.adapter
-        module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+        module = adapter.reopen(path)
         graph = base.pruner.graph_of(allocation)
         scorer = make_criterion(self._config.criterion, partial(evidence_of, adapter))
         order = scorer.order(module, graph)

@@ -27,7 +27,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.quantize import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
 from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
-from autoprune.runtimes.settings import has_int8_instructions
+from autoprune.runtimes.settings import has_int8_instructions, image_size_of
 
 
 def run(config: QuantizeConfig, screen: Screen) -> int:
@@ -98,7 +98,7 @@ def _backend(config: QuantizeConfig, adapter: Adapter) -> SeparateBackend:
     """Return what quantises networks and runs them."""
     settings = runtime_settings(
         "cpu",
-        image_size=adapter.image_size,
+        image_size=image_size_of(adapter.input_shape),
         runtime=config.runtime,
         precision=Precision.INT8,
         threads=torch.get_num_threads(),

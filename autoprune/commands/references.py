@@ -106,12 +106,13 @@ class References:
 
     def _lower(self, name: str) -> Trained | None:
         """Use the dense network at the largest lower image size that meets the budget."""
-        for size in range(self._run.network.adapter.image_size - 32, 0, -32):
+        dense = self._run.network.adapter
+        for size in range(dense.image_size - 32, 0, -32) if dense.resizable else ():
             config = self._config
             assert config.model is not None
             adapter = open_adapter(
                 config.model, data=config.data, image_size=size,
-                device=self._run.network.adapter.device, trust=config.trust_checkpoint,
+                device=dense.device, trust=config.trust_checkpoint,
             )  # fmt: skip
             costs = self._costs(adapter, adapter.module)
             if self._meets(costs):
@@ -142,7 +143,7 @@ class References:
                 name = f"reference of {costs['params']} parameters"
                 costs[metric] = self._run.benches[metric].stage(name, module)["median"]
             else:  # another input: it cannot run in turn with the dense network
-                settings = settings_of(metric, self._config, image_size=adapter.image_size)
+                settings = settings_of(metric, self._config, adapter.input_shape)
                 deployed = adapter.deployable(module, with_nms=settings.with_nms)
                 costs[metric] = LatencyMeter(deployed, settings).reference.median
         return costs

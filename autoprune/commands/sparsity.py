@@ -17,7 +17,6 @@ from autoprune.commands.screen import Screen
 from autoprune.commands.tuning import Tuning, trained
 from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError, RunError
-from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.pictures.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.penalties import Penalty, make_penalty
@@ -122,7 +121,7 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
         events = folder / "tensorboard"
         extension = SparsityTraining(penalty, settings.schedule, record, file=folder / RECORD, events=events)
         adapter.save(_train(adapter, folder / "sparsity", settings, extension=extension, screen=screen), path)
-    module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+    module = adapter.reopen(path)
     scales = _scales(penalty, module)
     limit = NEAR_ZERO * float(dense.max())
     found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))

@@ -12,7 +12,6 @@ from torch import nn
 from autoprune.commands.network import Network
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig
-from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.space import Allocation
 from autoprune.surgery import Surgeon
@@ -179,6 +178,6 @@ def trained(
 
 def _opened(adapter: Adapter, path: Path, pruned: nn.Module) -> nn.Module:
     """Open what was saved, and make sure that it is the network that was pruned: its parameters, and so its FLOPs."""
-    module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+    module = adapter.reopen(path)
     check_shapes(shapes_of(module), shapes_of(pruned), path)
     return module

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.budget import Budget
-from autoprune.choices import Precision, Runtime, check_criterion
+from autoprune.choices import Precision, Runtime, check_criterion, match_factory
 from autoprune.errors import ConfigError
 
 
@@ -18,8 +18,10 @@ class PruningConfig:
     """What every command is told that scores pruned networks.
 
     Attributes:
-        model: trained weights to prune, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
+        model: trained weights to prune, a stock Ultralytics checkpoint, or FILE.py:FUNCTION, which returns a network of
+            your own with its data (this runs the file); the bundled demonstration detector by default
+        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model but for
+            FILE.py:FUNCTION
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
             (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression
@@ -153,10 +155,22 @@ def option(name: str) -> str:
 
 
 def check_together(model: Path | None, data: Path | None) -> None:
-    """Make sure that weights and data set are both given, or neither: then there are the bundled ones."""
+    """Make sure that weights and data set are both given, or neither: then there are the bundled ones.
+
+    A function that builds a network brings the data.
+    """
+    if match_factory(model):
+        check_no_data(data)
+        return
     if (model is None) != (data is None):
         given, missing = ("model", "data") if data is None else ("data", "model")
         raise ConfigError(f"--{given} needs --{missing}: the weights and the data set they were trained on go together")
+
+
+def check_no_data(data: Path | None) -> None:
+    """Make sure that there is no data set beside a function that builds a network."""
+    if data is not None:
+        raise ConfigError(f"--model FILE.py:FUNCTION brings its own data; leave --data {data} out")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:

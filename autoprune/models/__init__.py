@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoprune.choices import match_factory
+from autoprune.errors import DataError, ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,10 +24,11 @@ def open_adapter(
     device: str | torch.device = "cpu",
     trust: bool = False,
 ) -> Adapter:
-    """Open a checkpoint with the adapter of its family: Darknet's for ``.cfg``, or else Ultralytics'.
+    """Open a checkpoint with the adapter of its family: Ultralytics', Darknet's, or what a person's function builds.
 
     Args:
-        weights: the checkpoint; a Darknet ``.cfg`` has its ``.weights`` of the same name beside it.
+        weights: the checkpoint; a Darknet ``.cfg``, with its ``.weights`` of the same name beside it; or
+            ``FILE.py:FUNCTION``, with ``@CHECKPOINT`` for a pruned one, which runs that file.
         data: the data set's description; without one only the network can be used.
         image_size: square input size in pixels; the checkpoint's own if None.
         device: where to compute.
@@ -35,13 +39,27 @@ def open_adapter(
         DataError: the data set is missing or malformed, or does not fit the network.
         DeviceError: the device is unknown or not there.
     """
+    if match_factory(weights):
+        return _built(weights, data=data, image_size=image_size, device=device)
     if weights.suffix in (".cfg", ".weights"):
-        from autoprune.models.darknet import DarknetAdapter
+        from autoprune.models.darknet.adapter import DarknetAdapter
 
         return DarknetAdapter.load(weights, data=data, image_size=image_size, device=device)
     from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
 
     return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)
+
+
+def _built(model: Path, *, data: Path | None, image_size: int | None, device: str | torch.device) -> Adapter:
+    """Open what a person's function builds, which brings its own data and size."""
+    from autoprune.models.module.factory import open_factory
+
+    adapter = open_factory(model, device=device)
+    if data is not None:
+        raise DataError(f"{model} brings its own data; leave --data {data} out")
+    if image_size not in (None, adapter.image_size):
+        raise ModelError(f"{model} brings its own image size, {adapter.input_shape}; leave --imgsz {image_size} out")
+    return adapter
 
 
 def build_adapter(

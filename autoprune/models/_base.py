@@ -15,10 +15,10 @@ from autoprune.choices import ExportFormat
 from autoprune.models._description import Description
 
 Batch = Mapping[str, Any]
-"""One batch of images with their labels, already on the device; opaque outside its adapter."""
+"""One batch of inputs with their labels, already on the device; opaque outside its adapter."""
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-"""Maps images, shape (B, 3, image_size, image_size), to their predictions, as a deployable network does."""
+"""Maps inputs, shape (B, *input_shape), to their predictions, as a deployable network does."""
 
 Convert = Callable[[Path, Path], None]
 """Writes an ONNX file, the first path, in a runtime's own format to the second."""
@@ -80,7 +80,8 @@ class Adapter(ABC):
         name: short name for people, e.g. ``yolov8n``.
         module: the dense network; float32, eval mode, on ``device``. Never modified by anyone.
         device: where modules and batches live.
-        image_size: height and width of the square input, in pixels.
+        image_size: height and width of the square input, in pixels; the longer side of one that is not square.
+        resizable: whether the same weights take square images of other sizes, multiples of 32.
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: what the network's own tool builds networks from; None where it has no such thing.
@@ -94,6 +95,7 @@ class Adapter(ABC):
     module: nn.Module
     device: torch.device
     image_size: int
+    resizable: bool = True
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
     suffixes: tuple[str, ...] = (".pt",)
@@ -109,13 +111,23 @@ class Adapter(ABC):
         return sum(path.with_suffix(suffix).stat().st_size for suffix in self.suffixes)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: channels, height, width; (3, image_size, image_size) for a detector."""
+        return tuple(self.example(1).shape[1:])
+
+    @property
+    @abstractmethod
+    def has_images(self) -> bool:
+        """Whether there is a data set; without one, every method that needs images raises ``DataError``."""
+
+    @property
     @abstractmethod
     def skipped(self) -> tuple[str, ...]:
         """Images that could not be read so far, as ``path: reason``."""
 
     @abstractmethod
     def example(self, batch: int = 2) -> torch.Tensor:
-        """Return an example input of shape (batch, 3, image_size, image_size), float32, on the device."""
+        """Return an example input of shape (batch, *input_shape), float32, on the device."""
 
     @abstractmethod
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
@@ -141,7 +153,7 @@ class Adapter(ABC):
             seed: of the choice and the augmentations.
 
         Returns:
-            Tensors of shape (B, 3, image_size, image_size) on the device.
+            Tensors of shape (B, *input_shape) on the device.
 
         Raises:
             DataError: as `batches`.
@@ -149,7 +161,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def inputs(self, batch: Batch) -> torch.Tensor:
-        """Return the input tensor of a batch, shape (B, 3, image_size, image_size)."""
+        """Return the input tensor of a batch, shape (B, *input_shape)."""
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
@@ -239,9 +251,17 @@ class Adapter(ABC):
 
     @abstractmethod
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-        """Write a stock checkpoint; ``notes`` (plain JSON values) travel inside it.
+        """Write a checkpoint of the family; ``notes`` (plain JSON values) travel inside it.
 
         Each of its files is written whole or not at all, the one at ``path`` last: where it is, all are.
+        """
+
+    @abstractmethod
+    def reopen(self, path: Path) -> nn.Module:
+        """Read what ``save`` wrote, of the dense network or a pruned one; float32, eval mode, on the device.
+
+        Raises:
+            ModelError: the file is missing, corrupt, or holds no network of the family.
         """
 
     @abstractmethod

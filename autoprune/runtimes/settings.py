@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -66,6 +66,16 @@ class MemoryFormat(Enum):
         return torch.channels_last if self is MemoryFormat.CHANNELS_LAST else torch.contiguous_format
 
 
+ImageSize: TypeAlias = int | tuple[int, ...]
+"""Height and width of a square RGB image, in pixels; or channels, height and width of another input."""
+
+
+def image_size_of(shape: Sequence[int]) -> ImageSize:
+    """Return how the shape of one input, (channels, height, width), is told."""
+    channels, height, width = shape
+    return height if channels == 3 and height == width else (channels, height, width)
+
+
 @dataclass(frozen=True)
 class RuntimeSettings:
     """How a network runs while it is measured; made by ``runtime_settings``, which checks every value.
@@ -76,7 +86,7 @@ class RuntimeSettings:
         precision: number format.
         threads: CPU threads inside an operation.
         batch: images per run.
-        image_size: height and width of the square input, in pixels.
+        image_size: of the input.
         memory_format: order of dimensions in memory.
         with_nms: whether non-maximum suppression belongs to the network that is measured.
     """
@@ -86,14 +96,15 @@ class RuntimeSettings:
     precision: Precision
     threads: int
     batch: int
-    image_size: int
+    image_size: ImageSize
     memory_format: MemoryFormat = MemoryFormat.AUTO
     with_nms: bool = False
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Shape of the network's input."""
-        return (self.batch, 3, self.image_size, self.image_size)
+        size = self.image_size
+        return (self.batch, *((3, size, size) if isinstance(size, int) else size))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -108,7 +119,7 @@ class RuntimeSettings:
             precision=Precision(values["precision"]),
             threads=int(values["threads"]),
             batch=int(values["batch"]),
-            image_size=int(values["image_size"]),
+            image_size=size if isinstance(size := values["image_size"], int) else tuple(size),
             memory_format=MemoryFormat(values["memory_format"]),
             with_nms=bool(values.get("with_nms", False)),
         )
@@ -117,7 +128,7 @@ class RuntimeSettings:
 def runtime_settings(
     device: str,
     *,
-    image_size: int,
+    image_size: ImageSize,
     runtime: Runtime | None = None,
     precision: Precision = Precision.FP32,
     threads: int | None = None,
@@ -128,7 +139,7 @@ def runtime_settings(
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
-        image_size: height and width of the input, in pixels.
+        image_size: of the input.
         runtime: what runs the network; None takes ``cudagraph`` on CUDA, else ``torch``.
         precision: number format; see ``PRECISIONS``.
         threads: CPU threads; None takes as many as torch uses now.
@@ -159,7 +170,7 @@ def runtime_settings(
             "measure without it, or with --runtime torch"
         )
     for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise DeviceError(f"The number of {name} must be at least 1, got {value}")
     return RuntimeSettings(
         device,

@@ -111,6 +111,11 @@ class DarknetAdapter(TrainableAdapter):
         return cls(network, header, data=data_set, image_size=size, device=target)
 
     @property
+    def has_images(self) -> bool:
+        """Whether it was loaded with a data set."""
+        return self.data is not None
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Images that could not be read so far, as ``path: reason``."""
         return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
@@ -206,6 +211,10 @@ class DarknetAdapter(TrainableAdapter):
         """
         assert isinstance(module, DarknetNetwork)
         write(module, self.header, cfg=path, weights=path.with_suffix(self.suffixes[1]), notes=notes)
+
+    def reopen(self, path: Path) -> nn.Module:
+        """Read a cfg and the weights beside it."""
+        return DarknetAdapter.load(path, image_size=self.image_size, device=self.device).module
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of cfg and weights together, without notes."""

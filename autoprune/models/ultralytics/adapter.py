@@ -163,6 +163,11 @@ class UltralyticsAdapter(Adapter):
         )
 
     @property
+    def has_images(self) -> bool:
+        """Whether it was loaded with a data set."""
+        return self.data is not None
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Images that could not be read so far, as ``path: reason``."""
         return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
@@ -314,6 +319,10 @@ class UltralyticsAdapter(Adapter):
             RunError: the file cannot be written.
         """
         write_checkpoint(module, path, train_args=self._recorded_args(), notes=notes)
+
+    def reopen(self, path: Path) -> nn.Module:
+        """Read a stock checkpoint, by the safe loader."""
+        return UltralyticsAdapter.load(path, image_size=self.image_size, device=self.device).module
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of the checkpoint without notes."""

@@ -1,0 +1,231 @@
+"""The adapter of any ``nn.Module`` that takes images: a person's own network, loss, data and metric."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from autoprune.errors import DataError, ModelError
+from autoprune.models._base import Accuracy, AccuracyNames, Batch, Convert, Difference, ExportSettings, Predict
+from autoprune.models._device import resolve_device
+from autoprune.models._trainable import Sgd, TrainableAdapter
+from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from autoprune.models.module.data import Collate, Data, Samples
+from autoprune.models.module.exporting import FirstOutput, write
+
+_VALIDATION_BATCH = 16
+
+Loss: TypeAlias = Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]
+"""(network in train mode, images, targets) → a scalar, averaged over the images."""
+
+Metric: TypeAlias = Callable[[Predict, Iterable[tuple[torch.Tensor, Any]]], float | tuple[float, float]]
+"""(predict, batches of images and targets) → a share, higher is better; or that and a more lenient one.
+
+``predict`` runs the network in eval mode and returns its output, the first tensor of it where there are several.
+"""
+
+
+class ModuleAdapter(TrainableAdapter):
+    """A network of any class with its data.
+
+    Args:
+        module: the dense, trained network; a copy is kept.
+        example: one input or more, shape (B, channels, height, width).
+        loss: what training descends.
+        train: samples (image, target) by number, as ``torch.utils.data.Dataset`` has them. Random augmentations may
+            draw from torch's generator, which is seeded.
+        val: those that tell how well a network does.
+        metric: how well that is.
+        name: for people, and for policies.
+        accuracy_names: what the figures of the metric are called.
+        collate: makes a batch of samples; by default as torch's loaders do.
+        sgd: how the network was trained; fine-tuning begins with a share of its learning rate.
+        free_outputs: keys of an output dictionary whose tensors may lose channels.
+        device: where to compute.
+
+    Raises:
+        ModelError: the example is no batch of images, or the network does not take it.
+        DeviceError: the device is unknown or not there.
+    """
+
+    resizable = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        example: torch.Tensor,
+        loss: Loss,
+        train: Samples,
+        val: Samples,
+        metric: Metric,
+        name: str | None = None,
+        accuracy_names: AccuracyNames | None = None,
+        collate: Collate = default_collate,
+        sgd: Sgd | None = None,
+        free_outputs: Iterable[str] = (),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if example.ndim != 4 or len(example) == 0:
+            raise ModelError(
+                f"a module's example must be a batch of images, shape (B, channels, height, width), got "
+                f"{tuple(example.shape)}"
+            )
+        self.name = name or type(module).__name__.lower()
+        self.device = resolve_device(device)
+        self.module = copy.deepcopy(module).to(self.device, torch.float32).eval()
+        self.image_size = max(example.shape[2:])
+        self.free_outputs = frozenset(free_outputs)
+        self.accuracy_names = accuracy_names or AccuracyNames("accuracy", None)
+        self.sgd = sgd or Sgd()
+        self._shape = tuple(example.shape[1:])
+        self._data = Data(train, val, collate, self._shape)
+        self._loss, self._metric = loss, metric
+        self._check_runs()
+
+    def opened(self, module: nn.Module | None = None, *, device: str | torch.device | None = None) -> ModuleAdapter:
+        """Return an adapter of the same data for another network of the same classes, or on another device."""
+        other = copy.copy(self)
+        other.device = self.device if device is None else resolve_device(device)
+        other.module = copy.deepcopy(module or self.module).to(other.device).eval()
+        return other
+
+    @property
+    def has_images(self) -> bool:
+        """A module always comes with its data."""
+        return True
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Nothing: a sample that cannot be read is an error."""
+        return ()
+
+    def example(self, batch: int = 2) -> torch.Tensor:
+        """Return inputs of uniform noise, the same at every call."""
+        return torch.rand(batch, *self._shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+        """Return samples of a split as batches held on the device."""
+        if images < 1 or batch < 1:
+            raise DataError(f"images and batch must be positive, got {images} and {batch}")
+        numbers = self._data.chosen(split, images=images, seed=seed)
+        return list(self._data.batches(split, numbers, batch=batch, seed=seed, device=self.device))
+
+    def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
+        """Return training images, augmented where their data set does so."""
+        return [self.inputs(one) for one in self.batches("train", images=images, batch=batch, seed=seed)]
+
+    def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
+        """Give the training samples once, in an order drawn from the seed; a last batch of one sample is left out."""
+        numbers = self._data.chosen("train", images=None, seed=seed)
+        if len(numbers) > 1 and len(numbers) % batch == 1:
+            numbers = numbers[:-1]  # batch norm cannot normalise a single value per channel
+        return self._data.batches("train", numbers, batch=batch, seed=seed, device=self.device)
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """Return the images of a batch."""
+        images: torch.Tensor = batch["images"]
+        return images
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the person's loss.
+
+        Raises:
+            ModelError: it is no scalar.
+        """
+        found = self._loss(module, batch["images"], batch["targets"])
+        if not isinstance(found, torch.Tensor) or found.shape != ():
+            told = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise ModelError(f"the loss of {self.name} must be a scalar tensor, averaged over the images, got {told}")
+        return found
+
+    def stages(self, module: nn.Module) -> Sequence[str]:
+        """Return none: nothing is known of the order in which a network of any class runs."""
+        return ()
+
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+        """Measure the person's metric on held batches."""
+        return self._measured(predict or self.deployable(module), batches)
+
+    def validate(self, module: nn.Module) -> Accuracy:
+        """Measure the person's metric on the validation data."""
+        return self.validate_deployed(self.deployable(module))
+
+    def validate_deployed(self, predict: Predict) -> Accuracy:
+        """Measure the person's metric on the validation data, where something else runs the network."""
+        numbers = self._data.chosen("val", images=None, seed=None)
+        batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
+        return self._measured(predict, batches)
+
+    def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
+        """Return a copy in eval mode without gradients that returns its first output.
+
+        It is not fused: runtimes outside of torch fold batch norms themselves, and what it needs beside the network,
+        such as suppression, is in the network or nowhere.
+        """
+        deployed = copy.deepcopy(module).eval().requires_grad_(False)
+        return deployed if isinstance(self._output(deployed), torch.Tensor) else FirstOutput(deployed)
+
+    def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
+        """Write the network for a runtime, with a fixed input shape."""
+        return write(self.deployable(module), folder, settings, shape=(1, *self._shape), convert=convert)
+
+    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+        """Compare outputs: the largest difference, as a share of the largest output where that is above 1."""
+        if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
+            return Difference(boxes=0.0, scores=math.inf)
+        scale = max(1.0, float(expected.abs().max()))
+        return Difference(boxes=0.0, scores=float((expected - found).abs().max()) / scale)
+
+    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+        """Compare outputs: the summed difference as a share of what both sum to (Bray & Curtis, 1957)."""
+        if not found.isfinite().all():
+            return 1.0
+        both = float((expected.abs() + found.abs()).sum())
+        return float((expected - found).abs().sum()) / both if both else 0.0
+
+    def scaled(self, width: float) -> nn.Module | None:
+        """Return None: how a network of any class is built wider is not known."""
+        return None
+
+    def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Write tensors and widths; `reopen` or `autoprune.models.module.load` builds the network again."""
+        write_checkpoint(Checkpoint.of(module, self.module, name=self.name, notes=notes), path)
+
+    def reopen(self, path: Path) -> nn.Module:
+        """Build what ``save`` wrote from a copy of the dense network."""
+        return read_checkpoint(path).rebuild(self.module, path)
+
+    def checkpoint_size(self, module: nn.Module) -> int:
+        """Return the size in bytes of the checkpoint without notes."""
+        return len(Checkpoint.of(module, self.module, name=self.name, notes=None).to_bytes())
+
+    def _output(self, module: nn.Module) -> Any:
+        with torch.no_grad():
+            return module(self.example(1))
+
+    def _check_runs(self) -> None:
+        try:
+            self._output(self.module)
+        except Exception as error:  # a person's own code
+            raise ModelError(
+                f"{self.name} must take its example, a batch of shape (1, {', '.join(map(str, self._shape))}), and "
+                f"does not ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            ) from error
+
+    def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Accuracy:
+        with torch.no_grad():
+            found = self._metric(predict, ((batch["images"], batch["targets"]) for batch in batches))
+        figures = tuple(float(one) for one in (found if isinstance(found, tuple) else (found,)))
+        named = 1 if self.accuracy_names.lenient is None else 2
+        if len(figures) != named or not all(0 <= one <= 1 for one in figures):
+            wanted = "one number in [0, 1]" if named == 1 else "two numbers in [0, 1], the lenient one second"
+            raise ModelError(f"the metric of {self.name} must return {wanted}, got {found}")
+        return Accuracy(*figures)

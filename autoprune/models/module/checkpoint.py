@@ -1,0 +1,153 @@
+"""Checkpoints of pruned networks of any class: tensors and plain numbers, which run no code when they are read.
+
+A pruned network is the dense one with smaller tensors, and with the numbers changed that repeat widths
+(``in_channels``, ``num_features``, …). Both are in the file; the classes are the person's own, and come with the dense
+network, which the person's own code builds.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import ModelError
+from autoprune.files import saying_why, write_atomic
+
+FORMAT = "autoprune.module"
+VERSION = 1
+
+Numbers = Mapping[str, Mapping[str, Any]]
+"""Path of a submodule → its attributes of plain numbers that the dense network's does not share."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        name: of the dense network.
+        tensors: parameters and buffers by name, those that a state dict leaves out, too; on the CPU.
+        numbers: that repeat widths.
+        notes: plain JSON values.
+    """
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+    numbers: Numbers
+    notes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, dense: nn.Module, *, name: str, notes: Mapping[str, Any] | None) -> Checkpoint:
+        """Describe a network by its dense one; neither is modified."""
+        tensors = {key: tensor.detach().cpu().clone() for key, tensor in _tensors(module).items()}
+        return cls(name, tensors, _changed(module, dense), json.loads(json.dumps(dict(notes or {}))))
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file."""
+        content = {"format": FORMAT, "version": VERSION, **vars(self)}
+        buffer = io.BytesIO()  # to a path, torch.save would put the file's name inside and so change the length
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
+    def rebuild(self, dense: nn.Module, file: Path) -> nn.Module:
+        """Return a network with these tensors and numbers, on the dense one's device, in eval mode.
+
+        Args:
+            dense: of the same classes; it is not modified.
+            file: named in the message.
+
+        Raises:
+            ModelError: the dense network has other tensors or submodules.
+        """
+        own = _tensors(dense)
+        if missing := sorted(own.keys() ^ self.tensors.keys()):
+            raise ModelError(
+                f"{file} must belong to the network {self.name!r} that it was made of, and {missing[0]} is only in one "
+                "of the two; build the network as it was built then"
+            )
+        memo: dict[int, Any] = {}
+        for key, tensor in own.items():
+            if tensor.ndim != self.tensors[key].ndim:
+                raise ModelError(f"{file} must belong to the network that it was made of, and {key} is another there")
+            memo.setdefault(id(tensor), _like(self.tensors[key], tensor))
+        network = copy.deepcopy(dense, memo)
+        modules = dict(network.named_modules())
+        for path, values in self.numbers.items():
+            if path not in modules:
+                raise ModelError(f"{file} must belong to the network that it was made of, which had a module {path}")
+            for key, value in values.items():
+                setattr(modules[path], key, value)
+        return network.eval()
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    write_atomic(path, checkpoint.to_bytes())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint by torch's safe loader.
+
+    Raises:
+        ModelError: it is missing, corrupt, or something else.
+    """
+    if not path.is_file():
+        raise ModelError(f"the checkpoint {path} does not exist")
+    try:
+        with saying_why(path, "read"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch lets through what its unpickler and its archive reader raise
+        raise ModelError(f"{path} is corrupt, or no checkpoint that autoprune wrote of a module") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(f"{path} must be a checkpoint that autoprune wrote of a module, such as a run's model.pt")
+    if content["version"] != VERSION:
+        raise ModelError(f"{path} has version {content['version']} of its format, this autoprune reads {VERSION}")
+    return Checkpoint(**{key: content[key] for key in ("name", "tensors", "numbers", "notes")})
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all parameters and buffers by name, shared ones under every name."""
+    tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def _like(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    placed = tensor.to(own.device).clone()
+    return nn.Parameter(placed, requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else placed
+
+
+def _changed(module: nn.Module, dense: nn.Module) -> Numbers:
+    changed = {}
+    originals = dict(dense.named_modules())
+    for path, child in module.named_modules():
+        before = _numbers(originals[path]) if path in originals else {}
+        values = {key: value for key, value in _numbers(child).items() if before.get(key) != value}
+        if values:
+            changed[path] = values
+    return changed
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own attributes that are whole numbers, or tuples and lists of them."""
+    return {key: value for key, value in vars(module).items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, int) and not isinstance(value, bool)
