@@ -73,9 +73,7 @@ def places(head: Head, truth: Truth, shape: tuple[int, int], size: int) -> list[
     ]
 
 
-def deltas(
-    head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], size: int
-) -> npt.NDArray[np.float64]:
+def deltas(head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], size: int) -> npt.NDArray[np.float64]:
     """What Darknet subtracts from the numbers of a map, shape (B, anchors, H, W, 5 + classes); squared error only."""
     found = np.zeros_like(raw)
     shape = raw.shape[2:4]
