@@ -24,12 +24,11 @@ def open_adapter(
     device: str | torch.device = "cpu",
     trust: bool = False,
 ) -> Adapter:
-    """Open a checkpoint with the adapter of its family, which its name tells; Ultralytics' where nothing else does.
+    """Open a checkpoint with the adapter of its family: Ultralytics', Darknet's, or what a person's function builds.
 
     Args:
-        weights: the checkpoint; a Darknet ``.cfg`` has its ``.weights`` of the same name beside it. Or
-            ``FILE.py:FUNCTION``, with ``@CHECKPOINT`` for a pruned one: a network that a person's function builds, for
-            which that file is run.
+        weights: the checkpoint; a Darknet ``.cfg``, with its ``.weights`` of the same name beside it; or
+            ``FILE.py:FUNCTION``, with ``@CHECKPOINT`` for a pruned one, which runs that file.
         data: the data set's description; without one only the network can be used.
         image_size: square input size in pixels; the checkpoint's own if None.
         device: where to compute.
@@ -43,7 +42,7 @@ def open_adapter(
     if match_factory(weights):
         return _built(weights, data=data, image_size=image_size, device=device)
     if weights.suffix in (".cfg", ".weights"):
-        from autoprune.models.darknet import DarknetAdapter
+        from autoprune.models.darknet.adapter import DarknetAdapter
 
         return DarknetAdapter.load(weights, data=data, image_size=image_size, device=device)
     from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used

@@ -112,7 +112,7 @@ class DarknetAdapter(TrainableAdapter):
 
     @property
     def has_images(self) -> bool:
-        """Whether there is a data set."""
+        """Whether it was loaded with a data set."""
         return self.data is not None
 
     @property
@@ -214,8 +214,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def reopen(self, path: Path) -> nn.Module:
         """Read a cfg and the weights beside it."""
-        network, _ = read(path, weights_beside(path), resize=lambda found: choose_image_size(found, self.image_size))
-        return network.to(self.device)
+        return DarknetAdapter.load(path, image_size=self.image_size, device=self.device).module
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of cfg and weights together, without notes."""
