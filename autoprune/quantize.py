@@ -21,7 +21,7 @@ from autoprune.choices import ExportFormat, Runtime
 from autoprune.cost.meter import Recorder
 from autoprune.errors import ExportError
 from autoprune.files import size_of
-from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict
+from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.runtimes import RUNTIMES, SeparateBackend
 
 InFloat: TypeAlias = tuple[str, ...] | None
@@ -241,7 +241,7 @@ class Quantization:
         return path
 
     @cached_property
-    def _expected(self) -> Sequence[torch.Tensor]:
+    def _expected(self) -> Sequence[Predictions]:
         """What the float network predicts for the held-out images."""
         predict = self._predict(self.file(None))
         return [predict(self._adapter.inputs(batch)) for batch in self._samples.held_out]

@@ -26,7 +26,7 @@ from autoprune.export import TOLERANCES, Parity, Tolerance
 from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.models.ultralytics.exporting import difference
+from autoprune.models.ultralytics.comparing import difference
 from autoprune.runtimes import RUNTIMES, FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector

@@ -22,7 +22,7 @@ from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError, ExportError
 from autoprune.models._base import Accuracy, Batch, Predict
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.models.ultralytics.exporting import disagreement
+from autoprune.models.ultralytics.comparing import disagreement
 from autoprune.quantize import Group, choose, group_operations
 from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions

@@ -26,7 +26,8 @@ from autoprune.training.extension import TrainingExtension
 from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import recipe
 from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
-from autoprune.training.session import Session, data_settings, process_state_kept
+from autoprune.training.session import data_settings, process_state_kept
+from autoprune.training.sessions import session_of
 
 
 def finetune(
@@ -119,7 +120,7 @@ def resume_finetune(
 
 def _trainable(adapter: Adapter) -> UltralyticsAdapter:
     if not isinstance(adapter, UltralyticsAdapter):
-        raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
+        raise TrainingError(f"{adapter.name} is no Ultralytics network, and only those can be fine-tuned")
     data_settings(adapter)
     return adapter
 
@@ -152,7 +153,7 @@ class _Training:
         adapter = self.adapter
         on_cuda = adapter.device.type == "cuda"
         return {
-            "task": adapter.task,
+            "task": adapter.task.name,
             "mode": "train",
             "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
             "data": str(data_settings(adapter)["yaml_file"]),
@@ -201,11 +202,11 @@ class _Training:
         reports: list[EpochReport] = []
 
         def report(trainer: Any) -> None:
-            reports.append(report_of(trainer))
+            reports.append(report_of(trainer, self.adapter))
             if self.on_epoch is not None:
                 self.on_epoch(reports[-1])
 
-        session = Session(overrides=arguments)
+        session = session_of(self.adapter)(overrides=arguments)
         if module is not None:
             session.model = session.get_model(weights=module)
         for extension in self.extensions:
@@ -227,4 +228,4 @@ class _Training:
             start = self.out / "start.pt"  # the processes get the network as a file
             self.adapter.save(module, start)
             arguments = {**arguments, "model": str(start)}
-        return train_in_processes(Session(overrides=arguments), self.on_epoch)
+        return train_in_processes(session_of(self.adapter)(overrides=arguments), self.adapter, self.on_epoch)

@@ -63,7 +63,7 @@ def train_briefly(
         DeviceError: memory runs out.
     """
     if not isinstance(adapter, UltralyticsAdapter):
-        raise TrainingError(f"{adapter.name} is no Ultralytics detector, and only those can be fine-tuned")
+        raise TrainingError(f"{adapter.name} is no Ultralytics network, and only those can be fine-tuned")
     settings = adapter.train_args
     size = len(adapter.inputs(batches[0]))
     name, rate = dense_rate(settings, size)

@@ -1,4 +1,4 @@
-"""The data set of a detector: its YAML file, its splits, its images and labels, without downloads.
+"""The data set of a network that finds objects: its YAML file, its splits, its images and labels, without downloads.
 
 Images and labels go through Ultralytics' own `YOLODataset`, but are looked up and verified here:
 Ultralytics would download what is missing, write a label cache beside the labels and repair broken
@@ -186,15 +186,15 @@ _IGNORED = "ignoring corrupt image/label: "
 
 def _verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
     """Do as Ultralytics' ``verify_image_label`` does, but never write: it would repair a JPEG without an end."""
-    problem = _cut_short(arguments[0])
+    problem = cut_short(arguments[0])
     if problem:
         return [None] * 5 + [0, 0, 0, 1, f"{arguments[2]}{arguments[0]}: {_IGNORED}{problem}"]
     found: Sequence[Any] = stock.verify_image_label(arguments)
     return found
 
 
-def _cut_short(file: str) -> str | None:
-    """Say if an image cannot be opened, or is a JPEG without its end."""
+def cut_short(file: str) -> str | None:
+    """Say why, if an image cannot be opened, or is a JPEG without its end."""
     try:
         with PIL.Image.open(file) as image:
             jpeg = image.format == "JPEG"
@@ -218,6 +218,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
             its own shape, half a stride more than needed); None letterboxes every image to a square.
         stride: the network's largest stride.
         augmentation: Ultralytics' arguments of the training whose augmentations to apply; None applies none.
+        masks: Ultralytics' arguments of the training that say how it has masks.
     """
 
     def __init__(
@@ -230,6 +231,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         rectangular: int | None = None,
         stride: int = 32,
         augmentation: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Any] | None = None,
     ) -> None:
         self._given = [dict(label) for label in labels]
         super().__init__(
@@ -240,7 +242,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
             batch_size=rectangular or 1,
             stride=stride,
             pad=0.5,
-            hyp=stock.get_cfg(dict(augmentation or stock.DEFAULT_CFG_DICT)),
+            hyp=stock.get_cfg({**(augmentation or stock.DEFAULT_CFG_DICT), **(masks or {})}),
             data=dict(data.settings),
             task=task,
         )
@@ -253,6 +255,10 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         """Return the given labels."""
         self.verify_labels(self._given, Path(""))
         return self._given
+
+
+class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc]
+    """Images stretched to a square instead of letterboxed, as RT-DETR takes them; never rectangular."""
 
 
 class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
@@ -274,6 +280,10 @@ class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
         """Return the check of one image and its arguments."""
         _, arguments = super().verify_args()
         return _verify, arguments
+
+
+class StretchedTrainingImages(TrainingImages, stock.RTDETRDataset):  # type: ignore[misc]
+    """`TrainingImages` stretched to a square, as RT-DETR takes them."""
 
 
 @contextmanager
@@ -307,4 +317,6 @@ def to_batch(samples: Sequence[Mapping[str, Any]], device: torch.device) -> dict
             batch[key] = value.to(device)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     batch["img"] = batch["img"].float().div_(255).contiguous(memory_format=layout)
+    if "masks" in batch:
+        batch["masks"] = batch["masks"].float()  # as Ultralytics' loss and validator compare them
     return batch

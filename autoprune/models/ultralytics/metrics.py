@@ -1,4 +1,4 @@
-"""Detection accuracy by Ultralytics' own code: its NMS, its matching, its average precision."""
+"""Accuracy by Ultralytics' own code: its NMS, its matching, its average precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.models._base import Accuracy, Predict
 from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics.tasks import task_of
 
 CONFIDENCE = 0.001
 """Detections below this score are dropped before NMS; Ultralytics' ``val`` default."""
@@ -21,7 +22,7 @@ MAX_DETECTIONS = 300
 """Detections kept per image; as in Ultralytics, raised to the number of objects in the fullest image."""
 
 
-class _Validator(stock.DetectionValidator):  # type: ignore[misc]
+class _Patient(stock.DetectionValidator):  # type: ignore[misc]
     """Ultralytics' validator, fed batch by batch, with an NMS that never gives up on time.
 
     The stock NMS leaves the rest of a batch without detections after 2 s + 0.05 s per image, so that on a busy
@@ -34,49 +35,81 @@ class _Validator(stock.DetectionValidator):  # type: ignore[misc]
             preds,
             self.args.conf,
             self.args.iou,
+            nc=0 if self.args.task == "detect" else self.nc,
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=3600.0,
             end2end=self.end2end,
+            rotated=self.args.task == "obb",
         )
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in found]
 
 
+class _Masks(stock.SegmentationValidator, _Patient):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
+
+class _Keypoints(stock.PoseValidator, _Patient):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
+
+class _Rotated(stock.OBBValidator, _Patient):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
+
+_VALIDATORS: Mapping[type, type] = {
+    stock.DetectionModel: _Patient,
+    stock.SegmentationModel: _Masks,
+    stock.PoseModel: _Keypoints,
+    stock.OBBModel: _Rotated,
+    stock.ClassificationModel: stock.ClassificationValidator,
+    stock.RTDETRDetectionModel: stock.RTDETRValidator,
+}
+"""By the network's class."""
+
+_FACTS = ("kpt_shape", "kpt_oks_sigmas")
+"""Of a data set's description, what a validator reads."""
+
+
 def measure(
     module: nn.Module, batches: Iterable[Mapping[str, Any]], *,
-    device: torch.device, objects: int, predict: Predict | None = None,
+    device: torch.device, objects: int, settings: Mapping[str, Any], predict: Predict | None = None,
 ) -> Accuracy:  # fmt: skip
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
         module: the network; may be fused.
-        batches: as `data.to_batch` makes them.
+        batches: as `images.Images` makes them.
         device: where both live.
         objects: labels in the fullest image.
+        settings: the data set's description.
         predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
 
     Returns:
-        mAP at IoU 0.5 and averaged over IoU 0.5 to 0.95; zero where nothing is detected.
+        The task's figures; zero where nothing is detected.
     """
     with stock.quiet(), torch.no_grad():
-        validator = _validator(module, device=device, objects=objects)
+        validator = _validator(module, device=device, objects=objects, settings=settings)
         run = predict or module
         for batch in batches:
+            validator.args.imgsz = batch["img"].shape[-1]  # RT-DETR's boxes are shares of it
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
-    return Accuracy(main=float(results["metrics/mAP50-95(B)"]), lenient=float(results["metrics/mAP50(B)"]))
+    main, lenient = (float(results[key]) for key in task_of(module).keys)
+    return Accuracy(main, lenient)
 
 
-def _validator(module: nn.Module, *, device: torch.device, objects: int) -> Any:
-    settings = {
-        "task": "detect",
+def _validator(module: nn.Module, *, device: torch.device, objects: int, settings: Mapping[str, Any]) -> Any:
+    arguments = {
+        "task": task_of(module).name,
         "mode": "val",
         "conf": CONFIDENCE,
         "iou": OVERLAP,
         "max_det": max(MAX_DETECTIONS, objects),
         "plots": False,
     }
-    validator = _Validator(save_dir=Path(tempfile.gettempdir()), args=settings)  # writes nothing without plots
-    validator.device, validator.data = device, {}
+    # It writes nothing without plots.
+    validator = _VALIDATORS[type(module)](save_dir=Path(tempfile.gettempdir()), args=arguments)
+    validator.device, validator.data = device, {fact: settings[fact] for fact in _FACTS if fact in settings}
     validator.init_metrics(module)
     return validator

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics.tasks import end_to_end, task_of
 
 CONFIDENCE = 0.25
 """Score below which a box is dropped; Ultralytics' default where it exports with ``nms=True``."""
@@ -21,11 +22,12 @@ def suppressed(network: nn.Module) -> nn.Module:
 
     Args:
         network: fused, eval mode, as exported; it becomes part of what is returned. A head that is switched to
-            end-to-end (YOLOv10, YOLO26) leaves nothing to suppress, and the network is returned as it is.
+            end-to-end (YOLOv10, YOLO26), a classifier and an RT-DETR leave nothing to suppress, and the network is
+            returned as it is.
     """
-    head: Any = network.model[-1]  # type: ignore[index]
-    if head.end2end:
+    if not task_of(network).suppresses or end_to_end(network):
         return network
+    head: Any = network.model[-1]  # type: ignore[index]
     head.xyxy = True  # as suppression reads boxes
     settings = stock.get_cfg(overrides={"format": "onnx", "nms": True, "conf": CONFIDENCE})
     whole: nn.Module = stock.NMSModel(_SinglePrecision(network), settings).eval()
@@ -35,13 +37,14 @@ def suppressed(network: nn.Module) -> nn.Module:
 class _SinglePrecision(nn.Module):
     """A detector whose predictions are float32 whatever it computes in: suppression exists in nothing else on CPUs."""
 
-    task = "detect"
-
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
         self.names = network.names
+        self.task = task_of(network).name
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        predictions: torch.Tensor = self.network(image)
+    def forward(self, image: torch.Tensor) -> Any:
+        predictions = self.network(image)
+        if isinstance(predictions, tuple):  # with what masks are made of
+            return tuple(part.float() for part in predictions)
         return predictions.float()
