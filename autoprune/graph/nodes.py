@@ -21,7 +21,7 @@ def operation(node: fx.Node) -> str:
 def owner(node: fx.Node) -> str:
     """Return the path of the module that runs a node ("" for the network itself).
 
-    A network that runs ``layers[:-1]`` has the slice in the path; as it starts at the first layer, it changes no number.
+    A network that runs ``layers[:-1]`` has the slice in the path; it starts at the first layer and changes no number.
     """
     stack = node.meta.get("nn_module_stack")
     if not stack:

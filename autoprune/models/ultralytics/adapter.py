@@ -55,7 +55,6 @@ class UltralyticsAdapter(Adapter):
     """
 
     free_outputs = frozenset({"feats"})
-    description = StockYaml()
 
     def __init__(
         self,
@@ -76,6 +75,7 @@ class UltralyticsAdapter(Adapter):
         self.module = _prepared(module, train_args).to(device)
         self.task = task_of(module)
         self.accuracy_names = self.task.figures
+        self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._skipped: dict[str, str] = {}
         self._source = None if data is None else IMAGES[type(module)](

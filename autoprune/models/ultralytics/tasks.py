@@ -27,20 +27,22 @@ class Task:
 
     Attributes:
         name: Ultralytics' name of the task.
-        people: what people call such a network.
+        trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
         figures: what the accuracy is called.
         keys: of Ultralytics' results, the main figure's and the lenient one's.
         loss: computes it.
         suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
             end-to-end.
+        opener: Ultralytics' class that opens a checkpoint.
     """
 
     name: str
-    people: str
+    trainer: str
     figures: AccuracyNames
     keys: tuple[str, str]
     loss: Loss
     suppresses: bool = True
+    opener: str = "YOLO"
 
 
 def task_of(module: nn.Module) -> Task:
@@ -87,22 +89,25 @@ def _of_queries(criterion: Any, module: Any, batch: Mapping[str, Any]) -> torch.
 
 
 _BOXES = ("metrics/mAP50-95(B)", "metrics/mAP50(B)")
+_MASKS = ("metrics/mAP50-95(M)", "metrics/mAP50(M)")
+_POSES = ("metrics/mAP50-95(P)", "metrics/mAP50(P)")
+_CLASSES = ("metrics/accuracy_top1", "metrics/accuracy_top5")
 
 TASKS: Mapping[type, Task] = {
-    stock.DetectionModel: Task("detect", "detector", AccuracyNames(), _BOXES, _summed),
+    stock.DetectionModel: Task("detect", "PrunedTrainer", AccuracyNames(), _BOXES, _summed),
     stock.SegmentationModel: Task(
-        "segment", "segmentation network", AccuracyNames("mask mAP50-95", "mask mAP50"),
-        ("metrics/mAP50-95(M)", "metrics/mAP50(M)"), _summed,
+        "segment", "PrunedSegmentationTrainer", AccuracyNames("mask mAP50-95", "mask mAP50"), _MASKS, _summed
     ),
     stock.PoseModel: Task(
-        "pose", "pose network", AccuracyNames("pose mAP50-95", "pose mAP50"),
-        ("metrics/mAP50-95(P)", "metrics/mAP50(P)"), _summed,
+        "pose", "PrunedPoseTrainer", AccuracyNames("pose mAP50-95", "pose mAP50"), _POSES, _summed
     ),
-    stock.OBBModel: Task("obb", "detector of rotated boxes", AccuracyNames(), _BOXES, _summed),
+    stock.OBBModel: Task("obb", "PrunedOBBTrainer", AccuracyNames(), _BOXES, _summed),
     stock.ClassificationModel: Task(
-        "classify", "classifier", AccuracyNames("top-1", "top-5"), ("metrics/accuracy_top1", "metrics/accuracy_top5"),
-        _averaged, suppresses=False,
+        "classify", "PrunedClassificationTrainer", AccuracyNames("top-1", "top-5"), _CLASSES, _averaged,
+        suppresses=False,
     ),
-    stock.RTDETRDetectionModel: Task("detect", "RT-DETR", AccuracyNames(), _BOXES, _of_queries, suppresses=False),
+    stock.RTDETRDetectionModel: Task(
+        "detect", "PrunedRTDETRTrainer", AccuracyNames(), _BOXES, _of_queries, suppresses=False, opener="RTDETR"
+    ),
 }  # fmt: skip
 """Network classes that are supported, with their task."""
