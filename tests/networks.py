@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
+
+from autoprune.graph import ChannelGraph
+from autoprune.space import Space
 
 FREE_OUTPUTS = frozenset({"feats"})
 
@@ -30,7 +35,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def build(name: str) -> nn.Module:
     """Return a network in float64 whose batch norms are far from neutral, so that mistakes show."""
     torch.manual_seed(0)
-    module = NETWORKS[name]().double().eval()
+    return shaken(NETWORKS[name]())
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Put a network into float64 and its batch norms far from neutral; torch's random state says how far."""
+    module = network.double().eval()
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             nn.init.uniform_(child.weight, 0.5, 1.5)
@@ -58,3 +68,26 @@ def compared(output: object) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
     return [tensor for value in output for tensor in compared(value)]  # type: ignore[attr-defined]
+
+
+def random_keep(space: Space, seed: int) -> np.ndarray:
+    """Keep a random count of every unit, and random channels of it: nothing like the orderly choices of a search."""
+    rng = np.random.default_rng(seed)
+    counts = [int(rng.integers(1, unit.width + 1)) for unit in space.units]
+    return space.kept_channels(counts, [rng.permutation(group.size) for group in space.graph.groups])
+
+
+def zeroed(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Module:
+    """Return the dense network with the outputs of every removed channel zero (all its activations map 0 to 0)."""
+    masked = copy.deepcopy(module)
+    state = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
+    transposed = {f"{path}.weight" for path, child in masked.named_modules() if isinstance(child, nn.ConvTranspose2d)}
+    with torch.no_grad():
+        for name, pairs in graph.tensors.items():
+            if name.endswith(("running_mean", "running_var")):
+                continue
+            for dimension, axis in pairs:
+                if dimension == (1 if name in transposed else 0):
+                    removed = torch.from_numpy(np.flatnonzero(~keep[graph.axes[axis]]))
+                    state[name].index_fill_(dimension, removed, 0.0)
+    return masked

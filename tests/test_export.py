@@ -23,7 +23,7 @@ from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.export import TOLERANCES, Parity, Tolerance
 from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
-from autoprune.models.detection.exporting import difference
+from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
 from autoprune.runtimes import RUNTIMES, FileRunner, open_file_backend, runtime_settings
@@ -316,7 +316,7 @@ def test_an_engine_has_the_header_that_ultralytics_reads(adapter: UltralyticsAda
 
 @pytest.mark.parametrize("file_format", [ExportFormat.ONNX, ExportFormat.TORCHSCRIPT], ids=lambda one: one.value)
 def test_a_head_without_suppression_is_exported_as_it_is(file_format: ExportFormat, tmp_path: Path) -> None:
-    network = build(32, end2end=True)
+    network = build(32, layout=Layout(rows=True))
     network.end2end = True
     write_detector(tmp_path / "best.pt", network)
     out = tmp_path / "run"
@@ -341,7 +341,7 @@ def test_the_largest_difference_is_found(seed: int, box: float, score: float) ->
     row = int(torch.randint(15, (1,), generator=random))
     found[1, 2, row] += box
     found[0, 5, row] -= score
-    apart = difference(expected, found, end2end=False)
+    apart = difference(expected, found, layout=BOXES)
     assert (apart.boxes, apart.scores) == pytest.approx((box, score), abs=1e-4)
 
 
@@ -353,19 +353,19 @@ def test_rows_without_suppression_may_come_in_any_order(seed: int, box: float, s
     expected = torch.cat([corners, torch.rand(12, 1, generator=random) / 2 + 0.06, kinds], 1)
     found = expected[torch.randperm(12, generator=random)]
     found = found + torch.tensor([box, 0, 0, 0, score, 0])
-    apart = difference(expected[None], found[None], end2end=True)
+    apart = difference(expected[None], found[None], layout=Layout(rows=True))
     assert (apart.boxes, apart.scores) == pytest.approx((box, score), abs=1e-4)
 
 
 @pytest.mark.parametrize("end2end", [False, True], ids=["plain", "end2end"])
 @pytest.mark.parametrize("found", [torch.ones(1, 5, 6), torch.full((1, 6, 6), torch.nan)], ids=["shape", "nan"])
 def test_what_cannot_be_compared_is_infinitely_different(found: torch.Tensor, end2end: bool) -> None:
-    assert difference(torch.ones(1, 6, 6), found, end2end=end2end) == Difference(math.inf, math.inf)
+    assert difference(torch.ones(1, 6, 6), found, layout=Layout(rows=end2end)) == Difference(math.inf, math.inf)
 
 
 def test_a_class_that_is_not_found_is_infinitely_different() -> None:
     row = torch.tensor([[[0.0, 0, 9, 9, 0.9, 1]]])
-    assert difference(row, row - torch.tensor([0, 0, 0, 0, 0, 1.0]), end2end=True).boxes == math.inf
+    assert difference(row, row - torch.tensor([0, 0, 0, 0, 0, 1.0]), layout=Layout(rows=True)).boxes == math.inf
 
 
 def test_a_tolerance_names_all_that_is_beyond_it() -> None:

@@ -21,7 +21,7 @@ from autoprune.cli import main
 from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError, ExportError
 from autoprune.models._base import Accuracy, Batch, Predict
-from autoprune.models.detection.exporting import disagreement
+from autoprune.models.detection.comparing import Layout, disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.quantize import Group, choose, group_operations
 from autoprune.runtimes import settings
@@ -377,13 +377,13 @@ def predictions(end2end: bool, seed: int) -> torch.Tensor:
 @given(seed=st.integers(0, 10_000), other=st.integers(0, 10_000), end2end=st.booleans())
 def test_a_disagreement_is_a_share_and_symmetric(seed: int, other: int, end2end: bool) -> None:
     one, two = predictions(end2end, seed), predictions(end2end, other)
-    apart = disagreement(one, two, end2end=end2end)
+    apart = disagreement(one, two, layout=Layout(rows=end2end))
     assert 0 <= apart <= 1
-    assert apart == pytest.approx(disagreement(two, one, end2end=end2end), abs=1e-5)
-    assert disagreement(one, one, end2end=end2end) == pytest.approx(0, abs=1e-4)
-    assert disagreement(one, torch.full_like(one, torch.nan), end2end=end2end) == 1
+    assert apart == pytest.approx(disagreement(two, one, layout=Layout(rows=end2end)), abs=1e-5)
+    assert disagreement(one, one, layout=Layout(rows=end2end)) == pytest.approx(0, abs=1e-4)
+    assert disagreement(one, torch.full_like(one, torch.nan), layout=Layout(rows=end2end)) == 1
     if end2end:
-        assert disagreement(one, one[:, torch.randperm(15)], end2end=end2end) == pytest.approx(0, abs=1e-4)
+        assert disagreement(one, one[:, torch.randperm(15)], layout=Layout(rows=end2end)) == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("end2end", [False, True], ids=["plain", "end2end"])
@@ -396,7 +396,11 @@ def test_sure_predictions_count_most(end2end: bool) -> None:
             moved[0, index, :4] += 5
         else:
             moved[0, :4, index] += 5
-    assert disagreement(one, sure, end2end=end2end) > disagreement(one, unsure, end2end=end2end) > 0
+    assert (
+        disagreement(one, sure, layout=Layout(rows=end2end))
+        > disagreement(one, unsure, layout=Layout(rows=end2end))
+        > 0
+    )
 
 
 # -- on a real detector ------------------------------------------------------------------------------

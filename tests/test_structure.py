@@ -16,7 +16,7 @@ from autoprune.proof import analyse
 from autoprune.space import Space
 from autoprune.surgery import Surgeon
 
-from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example
+from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example, random_keep, zeroed
 
 HEAVY = {"yolov3"}
 LONG = {*HEAVY, "yolov6n", "yolov9t", "yolov10n", "yolo12n"}
@@ -27,29 +27,6 @@ ALL = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for na
 def analysed(name: str) -> tuple[nn.Module, ChannelGraph]:
     module = build(name)
     return module, analyse(module, example(), free_outputs=FREE_OUTPUTS)
-
-
-def random_keep(space: Space, seed: int) -> np.ndarray:
-    """Keep a random count of every unit, and random channels of it: nothing like the orderly choices of a search."""
-    rng = np.random.default_rng(seed)
-    counts = [int(rng.integers(1, unit.width + 1)) for unit in space.units]
-    return space.kept_channels(counts, [rng.permutation(group.size) for group in space.graph.groups])
-
-
-def zeroed(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Module:
-    """Return the dense network with the outputs of every removed channel zero (all its activations map 0 to 0)."""
-    masked = copy.deepcopy(module)
-    state = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
-    transposed = {f"{path}.weight" for path, child in masked.named_modules() if isinstance(child, nn.ConvTranspose2d)}
-    with torch.no_grad():
-        for name, pairs in graph.tensors.items():
-            if name.endswith(("running_mean", "running_var")):
-                continue
-            for dimension, axis in pairs:
-                if dimension == (1 if name in transposed else 0):
-                    removed = torch.from_numpy(np.flatnonzero(~keep[graph.axes[axis]]))
-                    state[name].index_fill_(dimension, removed, 0.0)
-    return masked
 
 
 @pytest.mark.parametrize("name", ALL, scope="module")

@@ -24,6 +24,7 @@ from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation import Evaluator
 from autoprune.space import Allocation
+from autoprune.training.distill import check_teacher
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
@@ -89,6 +90,8 @@ class PruningRun:
     def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
         self.config, self.folder, self.screen = config, folder, screen
         self.network = dense_network(config, folder, screen)
+        if config.distill:
+            check_teacher(self.network.adapter.module, self.network.adapter.module)
         self.static = self.network.static_costs()
         named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
         self.benches = {

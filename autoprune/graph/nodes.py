@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import fx
+
+_SLICE = re.compile(r"slice\(None, [^)]*\)\.")
 
 
 def operation(node: fx.Node) -> str:
@@ -16,9 +19,14 @@ def operation(node: fx.Node) -> str:
 
 
 def owner(node: fx.Node) -> str:
-    """Return the path of the module that runs a node ("" for the network itself)."""
+    """Return the path of the module that runs a node ("" for the network itself).
+
+    A network that runs ``layers[:-1]`` has the slice in the path; it starts at the first layer and changes no number.
+    """
     stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name
+    if not stack:
+        return node.name
+    return _SLICE.sub("", str(list(stack.values())[-1][0]).removeprefix("L['self']."))
 
 
 def shape(node: object) -> tuple[int, ...]:

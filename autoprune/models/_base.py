@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,7 +17,10 @@ from autoprune.models._description import Description
 Batch = Mapping[str, Any]
 """One batch of inputs with their labels, already on the device; opaque outside its adapter."""
 
-Predict = Callable[[torch.Tensor], torch.Tensor]
+Predictions: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...]"
+"""What a deployable network returns, batch first: one tensor, or several (boxes, and what masks are made of)."""
+
+Predict = Callable[[torch.Tensor], Predictions]
 """Maps inputs, shape (B, *input_shape), to their predictions, as a deployable network does."""
 
 Convert = Callable[[Path, Path], None]
@@ -44,8 +47,8 @@ class Difference:
     """How far the predictions of one network lie from those of another, at most.
 
     Attributes:
-        boxes: of a box's coordinates, in pixels.
-        scores: of a class's score, which lies in [0, 1].
+        boxes: of a coordinate of a box or a keypoint, in pixels; 0 where none is predicted.
+        scores: of a class's score, which lies in [0, 1], or of another number that is no place in the image.
     """
 
     boxes: float
@@ -234,11 +237,11 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare predictions of two deployed networks for the same images; infinite where they cannot be compared."""
 
     @abstractmethod
-    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+    def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Return by how much two deployed networks disagree on the same images, in [0, 1].
 
         It is a mean over predictions in which sure ones count most; 0 where they are equal.

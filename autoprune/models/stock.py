@@ -12,13 +12,31 @@ from autoprune.models import _quiet  # first: it makes the imports below harmles
 # isort: split
 from ultralytics import __version__ as version
 from ultralytics.cfg import get_cfg
-from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.augment import classify_augmentations, classify_transforms
+from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths, verify_image_label
 from ultralytics.engine.exporter import Exporter, NMSModel
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.rtdetr.val import RTDETRDataset, RTDETRValidator
+from ultralytics.models.yolo.classify import ClassificationTrainer, ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.obb import OBBTrainer, OBBValidator
+from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
+from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
 from ultralytics.nn import tasks
-from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel, guess_model_scale, guess_model_task, torch_safe_load
+from ultralytics.nn.modules import Classify, Detect, RTDETRDecoder
+from ultralytics.nn.tasks import (
+    ClassificationModel,
+    DetectionModel,
+    OBBModel,
+    PoseModel,
+    RTDETRDetectionModel,
+    SegmentationModel,
+    guess_model_scale,
+    guess_model_task,
+    torch_safe_load,
+)
 from ultralytics.utils import (
     DATASETS_DIR,
     DEFAULT_CFG,
@@ -45,6 +63,12 @@ __all__ = [
     "IMG_FORMATS",
     "SETTINGS",
     "YAML",
+    "BaseTrainer",
+    "ClassificationDataset",
+    "ClassificationModel",
+    "ClassificationTrainer",
+    "ClassificationValidator",
+    "Classify",
     "Detect",
     "DetectionModel",
     "DetectionTrainer",
@@ -52,11 +76,27 @@ __all__ = [
     "Exporter",
     "IterableSimpleNamespace",
     "NMSModel",
+    "OBBModel",
+    "OBBTrainer",
+    "OBBValidator",
+    "PoseModel",
+    "PoseTrainer",
+    "PoseValidator",
+    "RTDETRDataset",
+    "RTDETRDecoder",
+    "RTDETRDetectionModel",
+    "RTDETRTrainer",
+    "RTDETRValidator",
+    "SegmentationModel",
+    "SegmentationTrainer",
+    "SegmentationValidator",
     "YOLODataset",
     "bbox2dist",
     "bbox_iou",
     "checks",
     "child_environment",
+    "classify_augmentations",
+    "classify_transforms",
     "ddp_cleanup",
     "dist2bbox",
     "generate_ddp_file",

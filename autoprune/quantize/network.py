@@ -16,7 +16,7 @@ import torch
 from autoprune.choices import ExportFormat, Runtime
 from autoprune.cost.meter import Recorder
 from autoprune.files import size_of
-from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict
+from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.quantize.groups import Group, group_operations
 from autoprune.runtimes import RUNTIMES, SeparateBackend
 
@@ -188,7 +188,7 @@ class Quantization:
         return path
 
     @cached_property
-    def _expected(self) -> Sequence[torch.Tensor]:
+    def _expected(self) -> Sequence[Predictions]:
         """What the float network predicts for the held-out images."""
         predict = self._predict(self.file(None))
         return [predict(self._adapter.inputs(batch)) for batch in self._samples.held_out]

@@ -38,15 +38,17 @@ class FileRunner(Runner):
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Run on an input of the network's shape, in any floating-point type, and return the outputs on the CPU."""
 
-    def predict(self, images: torch.Tensor, *, together: bool = False) -> torch.Tensor:
-        """Return the first output for images, in float32 on their device.
+    def predict(self, images: torch.Tensor, *, together: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return the output for images, or the outputs where there are several, in float32 on their device.
 
         Args:
             images: shape (B, 3, height, width).
             together: run them as one batch, which a file of open shape takes; else one by one.
         """
         parts = images.chunk(1 if together else len(images))
-        return torch.cat([self.outputs(part)[0].float() for part in parts]).to(images.device)
+        found = zip(*(self.outputs(part) for part in parts), strict=True)
+        outputs = tuple(torch.cat([one.float() for one in output]).to(images.device) for output in found)
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 class FileBackend(ABC):

@@ -1,5 +1,19 @@
-"""Training of pruned networks: the trainer that keeps them, and fine-tuning."""
+"""Training of pruned networks: the trainers that keep them, one per task, and fine-tuning."""
 
-from autoprune.training.trainer import PrunedTrainer
+from autoprune.training.trainer import (
+    PrunedClassificationTrainer,
+    PrunedOBBTrainer,
+    PrunedPoseTrainer,
+    PrunedRTDETRTrainer,
+    PrunedSegmentationTrainer,
+    PrunedTrainer,
+)
 
-__all__ = ["PrunedTrainer"]
+__all__ = [
+    "PrunedClassificationTrainer",
+    "PrunedOBBTrainer",
+    "PrunedPoseTrainer",
+    "PrunedRTDETRTrainer",
+    "PrunedSegmentationTrainer",
+    "PrunedTrainer",
+]

@@ -17,6 +17,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.files import write_atomic
+from autoprune.models.ultralytics import stock
 from autoprune.training.adapters import Adapters
 from autoprune.training.extension import STEPPED, TrainingExtension
 from autoprune.training.lessons import DistilledCriterion
@@ -32,8 +33,15 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
     """Make sure that two networks predict the same things at the same places, so that one can teach the other.
 
     Raises:
-        TrainingError: classes, strides, bins of the box distribution, or branches of the head differ.
+        TrainingError: classes, strides, bins of the box distribution, or branches of the head differ, or one of them
+            predicts no boxes and classes on a grid.
     """
+    for network in (teacher, student):
+        if not isinstance(_head(network), stock.Detect):
+            raise TrainingError(
+                f"distillation needs a head that predicts boxes and classes on a grid, as YOLO detectors have it, got "
+                f"{type(_head(network)).__name__}; fine-tune without --distill"
+            )
     taught, given = _facts(teacher), _facts(student)
     for what, value in taught.items():
         if value != given[what]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from autoprune.errors import DeviceError, TrainingError
-from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.training.results import EpochReport, reports_in
 from autoprune.training.session import Session
 
@@ -31,12 +31,13 @@ LOG_FILE = "processes.log"
 
 
 def train_in_processes(
-    session: Session, on_epoch: Callable[[EpochReport], None] | None = None
+    session: Session, adapter: UltralyticsAdapter, on_epoch: Callable[[EpochReport], None] | None = None
 ) -> Sequence[EpochReport]:
     """Train as a session says, one process per device; within `process_state_kept`.
 
     Args:
         session: made with the devices and the network's file among its arguments; it does not train itself.
+        adapter: of the network.
         on_epoch: called after every epoch.
 
     Returns:
@@ -49,11 +50,11 @@ def train_in_processes(
     """
     folder = Path(session.save_dir)
     table = folder / "results.csv"
-    before = seen = len(reports_in(table, epochs=session.epochs))
+    before = seen = len(reports_in(table, adapter, epochs=session.epochs))
 
     def tell() -> None:
         nonlocal seen
-        for report in reports_in(table, epochs=session.epochs)[seen:]:
+        for report in reports_in(table, adapter, epochs=session.epochs)[seen:]:
             seen += 1
             if on_epoch is not None:
                 on_epoch(report)
@@ -68,7 +69,7 @@ def train_in_processes(
     tell()
     if code:
         _explain(folder / LOG_FILE, session)
-    return reports_in(table, epochs=session.epochs)[before:]
+    return reports_in(table, adapter, epochs=session.epochs)[before:]
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def beginners_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
 
 
 _INHERITED = (
-    *("momentum", "weight_decay", "box", "cls", "cls_pw", "dfl"),
+    *("momentum", "weight_decay", "box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle"),
+    *("overlap_mask", "mask_ratio", "dropout", "auto_augment", "erasing"),
     *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"),
     *("mosaic", "mixup", "cutmix"),
 )

@@ -54,17 +54,18 @@ class FinetuneResult:
     losses: Mapping[str, float]
 
 
-def report_of(trainer: Any) -> EpochReport:
+def report_of(trainer: Any, adapter: UltralyticsAdapter) -> EpochReport:
     """Return the report of the epoch that a trainer has just finished."""
     losses = {name: float(value) for name, value in trainer.tloss.items()}
-    return EpochReport(trainer.epoch + 1, trainer.epochs, losses, _accuracy(trainer.metrics or {}))
+    return EpochReport(trainer.epoch + 1, trainer.epochs, losses, _accuracy(trainer.metrics or {}, adapter))
 
 
-def reports_in(path: Path, *, epochs: int) -> Sequence[EpochReport]:
+def reports_in(path: Path, adapter: UltralyticsAdapter, *, epochs: int) -> Sequence[EpochReport]:
     """Return the reports in a ``results.csv`` that a training process writes; a line not yet complete is left out.
 
     Args:
         path: the file, which need not exist yet.
+        adapter: of the network in training.
         epochs: how many there will be.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -74,16 +75,15 @@ def reports_in(path: Path, *, epochs: int) -> Sequence[EpochReport]:
             epoch=int(row["epoch"]),
             epochs=epochs,
             losses={name.removeprefix("train/"): float(row[name]) for name in row if name.startswith("train/")},
-            accuracy=_accuracy({name: float(value) for name, value in row.items()}),
+            accuracy=_accuracy({name: float(value) for name, value in row.items()}, adapter),
         )
         for row in rows
     ]
 
 
-def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
-    if "metrics/mAP50-95(B)" not in metrics:
-        return None
-    return Accuracy(main=metrics["metrics/mAP50-95(B)"], lenient=metrics["metrics/mAP50(B)"])
+def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Accuracy | None:
+    main, lenient = adapter.task.metric.keys
+    return Accuracy(metrics[main], metrics[lenient]) if main in metrics else None
 
 
 def final_network(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from autoprune.errors import TrainingError
-from autoprune.models.detection.data_set import read_data_set
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.models.ultralytics.data import TrainingImages, random_state_kept
+from autoprune.models.ultralytics.class_folders import read_data
+from autoprune.models.ultralytics.data import random_state_kept
 from autoprune.training.extension import GRADIENTS, STEPPED
-from autoprune.training.trainer import PrunedTrainer
+from autoprune.training.trainer import KeepsNetwork
 
 
-class Session(PrunedTrainer):
-    """`PrunedTrainer` heard by nobody but autoprune, writing ``last.pt``, and ``best.pt`` where it may stop early.
+class Session(KeepsNetwork):
+    """A trainer heard by nobody but autoprune, writing ``last.pt``, and ``best.pt`` where it may stop early.
+
+    It comes before Ultralytics' trainer of the task; `sessions` has the two together.
 
     No integration of Ultralytics (ClearML, Comet, MLflow, TensorBoard, W&B, its platform) hears of the run. The
     class is not named a trainer, because Ultralytics loads its integrations for classes that are. It is made from
@@ -69,24 +71,7 @@ class Session(PrunedTrainer):
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set; Ultralytics' own look-up would ask the network for a font."""
-        return dict(read_data_set(Path(self.args.data)).settings)
-
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a split as Ultralytics does, with the label cache in the run's folder."""
-        training = mode == "train"
-        return TrainingImages(
-            cache_folder=self.save_dir,
-            img_path=img_path,
-            imgsz=self.args.imgsz,
-            batch_size=batch,
-            augment=training,
-            hyp=self.args,
-            rect=not training,
-            stride=self.stride,
-            pad=0.0 if training else 0.5,
-            data=self.data,
-            task=self.args.task,
-        )
+        return dict(read_data(Path(self.args.data), self.args.task).settings)
 
     def save_model(self) -> bool:
         """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""

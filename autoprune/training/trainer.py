@@ -20,8 +20,8 @@ from autoprune.models.ultralytics import stock
 from autoprune.training.shapes import Shapes, check_saved, shapes_of
 
 
-class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
-    """Trains a pruned detector with stock Ultralytics: ``YOLO("pruned.pt").train(trainer=PrunedTrainer, ...)``.
+class KeepsNetwork(stock.BaseTrainer):  # type: ignore[misc]
+    """What the trainers of all tasks have in common; it comes before Ultralytics' trainer of the task.
 
     Everything but the origin of the network is Ultralytics' own: its arguments, augmentations, schedules,
     logging, resume and DDP. The checkpoints it writes hold stock classes only. ``optimizer="auto"`` ignores
@@ -48,20 +48,20 @@ class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
         """Return a trainable copy of the network that was loaded; ``cfg``, its dense YAML, is ignored."""
         if weights is None:
             raise TrainingError(
-                "PrunedTrainer trains the network of a checkpoint, and got none: load a .pt file and leave "
+                f"{type(self).__name__} trains the network of a checkpoint, and got none: load a .pt file and leave "
                 "pretrained=True"
             )
         network: Any = deepcopy(weights).float()
-        head = network.model[-1]
-        if head.nc != self.data["nc"]:
+        if len(network.names) != self.data["nc"]:
             raise TrainingError(
-                f"the pruned network detects {head.nc} classes, but {self.args.data} names {self.data['nc']}: "
+                f"the pruned network knows {len(network.names)} classes, but {self.args.data} names {self.data['nc']}: "
                 "another number of classes needs another head; train the dense network on this data set first"
             )
         network.criterion = None
         for name, parameter in network.named_parameters():
             parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
-        trainable: nn.Module = self.set_model_names_for_load(network)
+        network.names = self.data["names"]
+        trainable: nn.Module = network
         return trainable
 
     def setup_model(self) -> Any:
@@ -82,3 +82,27 @@ class PrunedTrainer(stock.DetectionTrainer):  # type: ignore[misc]
         if self.device.type == "cpu":
             prepared["img"] = prepared["img"].contiguous(memory_format=torch.channels_last)
         return prepared
+
+
+class PrunedTrainer(KeepsNetwork, stock.DetectionTrainer):  # type: ignore[misc]
+    """Trains a pruned detector with stock Ultralytics: ``YOLO("pruned.pt").train(trainer=PrunedTrainer, ...)``."""
+
+
+class PrunedSegmentationTrainer(KeepsNetwork, stock.SegmentationTrainer):  # type: ignore[misc]
+    """As `PrunedTrainer`, for networks that predict masks."""
+
+
+class PrunedPoseTrainer(KeepsNetwork, stock.PoseTrainer):  # type: ignore[misc]
+    """As `PrunedTrainer`, for networks that predict keypoints."""
+
+
+class PrunedOBBTrainer(KeepsNetwork, stock.OBBTrainer):  # type: ignore[misc]
+    """As `PrunedTrainer`, for networks that predict rotated boxes."""
+
+
+class PrunedClassificationTrainer(KeepsNetwork, stock.ClassificationTrainer):  # type: ignore[misc]
+    """As `PrunedTrainer`, for classifiers."""
+
+
+class PrunedRTDETRTrainer(KeepsNetwork, stock.RTDETRTrainer):  # type: ignore[misc]
+    """As `PrunedTrainer`, for RT-DETR: ``RTDETR("pruned.pt").train(trainer=PrunedRTDETRTrainer, ...)``."""

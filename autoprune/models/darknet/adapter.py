@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError
-from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict
+from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, scaled_cfg, stride_of
@@ -23,6 +23,7 @@ from autoprune.models.darknet.images import Augmentation, load_augmented, load_s
 from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.weights import Header
+from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
     DataSet,
     Label,
@@ -33,14 +34,13 @@ from autoprune.models.detection.data_set import (
     shuffled,
     to_batch,
 )
-from autoprune.models.detection.exporting import difference, disagreement
 from autoprune.models.detection.exporting import write as write_exported
-from autoprune.models.detection.metrics import Suppression, measure
+from autoprune.models.detection.metrics import Metric, measure
 from autoprune.models.detection.suppression import suppressed
 
 _TASK = "detect"
 _VALIDATION_BATCH = 16
-_SUPPRESSION = Suppression(confidence=0.005, overlap=0.45)
+_METRIC = Metric(confidence=0.005, overlap=0.45)
 """As ``darknet detector valid`` chooses detections (``detector.c``: ``validate_detector``)."""
 
 
@@ -131,13 +131,13 @@ class DarknetAdapter(TrainableAdapter):
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         data = self._data()
         samples = list(islice(self._samples(data, shuffled(data, split, seed)), images))
-        check_samples(samples, data, split, self.skipped)
+        check_samples(samples, data, split, self._skipped)
         return list(self._batched(samples, batch))
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the augmentations of Darknet's training; see `images.load_augmented`."""
         samples = list(islice(self._augmented(seed), images))
-        check_samples(samples, self._data(), "train", self.skipped)
+        check_samples(samples, self._data(), "train", self._skipped)
         return [self.inputs(one) for one in self._batched(samples, batch)]
 
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
@@ -189,13 +189,13 @@ class DarknetAdapter(TrainableAdapter):
             notes=self.notes, convert=convert,
         )  # fmt: skip
 
-    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare predictions."""
-        return difference(expected, found)
+        return difference(expected, found, layout=BOXES)
 
-    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+    def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Compare predictions."""
-        return disagreement(expected, found)
+        return disagreement(expected, found, layout=BOXES)
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same cfg, ``filters`` in multiples of 8; None where it has groups."""
@@ -258,7 +258,7 @@ class DarknetAdapter(TrainableAdapter):
         data = self._data()
         found = readable(data.files("val"), data, task=_TASK, load=lambda label: label, skipped=self._skipped)
         labels = [dict(label) for label in found]
-        check_samples(labels, data, "val", self.skipped)
+        check_samples(labels, data, "val", self._skipped)
         return labels
 
     def _validated(self, module: nn.Module, predict: Predict | None = None) -> Accuracy:
@@ -269,5 +269,6 @@ class DarknetAdapter(TrainableAdapter):
 
     def _measured(self, module: nn.Module, batches: Iterable[Batch], objects: int, predict: Predict | None) -> Accuracy:
         return measure(
-            module, batches, device=self.device, objects=objects, predict=predict, suppression=_SUPPRESSION
+            module, batches, metric=_METRIC, device=self.device, objects=objects, settings=self._data().settings,
+            predict=predict,
         )  # fmt: skip

@@ -188,23 +188,42 @@ def readable(
             yield sample
 
 
-def check_samples(samples: Sequence[Sample], data: DataSet, split: str, skipped: Sequence[str]) -> None:
+def has_labels(sample: Sample) -> bool:
+    """Return whether an image with a class per label, ``cls``, has any."""
+    return len(sample["cls"]) > 0
+
+
+def label_file(image: str) -> str:
+    """Say where Ultralytics looks for the labels of an image."""
+    return f"labels are text files such as {stock.img2label_paths([image])[0]}"
+
+
+def check_samples(
+    samples: Sequence[Sample],
+    data: DataSet,
+    split: str,
+    skipped: Mapping[str, str],
+    *,
+    labelled: Callable[[Sample], bool] = has_labels,
+    expected: Callable[[str], str] = label_file,
+) -> None:
     """Raise ``DataError`` where there is no image, or none that has a label.
 
     Args:
-        samples: images with ``im_file``, a path, and ``cls``, a class per label.
+        samples: images with ``im_file``, a path.
         data: where they are from.
         split: likewise.
         skipped: images that could not be read, with the reason.
+        labelled: tells whether an image has a label; by default ``cls`` has a class per label.
+        expected: says where the labels of an image are looked for.
     """
     if not samples:
-        first = skipped[0] if skipped else ""
+        first = next((f"{file}: {reason}" for file, reason in skipped.items()), "")
         raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
-    if not any(len(sample["cls"]) for sample in samples):
-        expected = stock.img2label_paths([samples[0]["im_file"]])[0]
+    if not any(map(labelled, samples)):
         raise DataError(
             f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
-            f"labels are text files such as {expected}"
+            f"{expected(samples[0]['im_file'])}"
         )
 
 
@@ -237,15 +256,15 @@ _IGNORED = "ignoring corrupt image/label: "
 
 def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
     """Do as Ultralytics' ``verify_image_label`` does, but never write: it would repair a JPEG without an end."""
-    problem = _cut_short(arguments[0])
+    problem = cut_short(arguments[0])
     if problem:
         return [None] * 5 + [0, 0, 0, 1, f"{arguments[2]}{arguments[0]}: {_IGNORED}{problem}"]
     found: Sequence[Any] = stock.verify_image_label(arguments)
     return found
 
 
-def _cut_short(file: str) -> str | None:
-    """Say if an image cannot be opened, or is a JPEG without its end."""
+def cut_short(file: str) -> str | None:
+    """Say why, if an image cannot be opened, or is a JPEG without its end."""
     try:
         with PIL.Image.open(file) as image:
             jpeg = image.format == "JPEG"
@@ -269,4 +288,6 @@ def to_batch(samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
             batch[key] = value.to(device)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     batch["img"] = batch["img"].float().div_(255).contiguous(memory_format=layout)
+    if "masks" in batch:
+        batch["masks"] = batch["masks"].float()  # as Ultralytics' loss and validator compare them
     return batch

@@ -1,4 +1,4 @@
-"""Detectors as files, by Ultralytics' own exporter: ``YOLO(file)`` reads classes, stride and image size out of them.
+"""Networks as files, by Ultralytics' own exporter: ``YOLO(file)`` reads classes, stride and image size out of them.
 
 The exporter writes ONNX and TorchScript. What OpenVINO and TensorRT read is made of the ONNX file by whoever holds the
 runtime, with Ultralytics' metadata beside or in front of it: the exporter would load these runtimes into this process,
@@ -8,7 +8,6 @@ where OpenVINO reports over the network, and would build TensorRT engines in ano
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from autoprune.choices import ExportFormat
 from autoprune.errors import ModelError
 from autoprune.models import stock
-from autoprune.models._base import Convert, Difference, ExportSettings
+from autoprune.models._base import Convert, ExportSettings
 from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, named_operation
 
@@ -31,18 +29,16 @@ NOTES_KEY = "autoprune"
 
 _STEM = "model"
 _REPLACED = ".exported"  # the suffix of the file's name that the exporter puts its own in the place of
-_PIXELS = 100.0  # where rows are paired, a score that is off by 0.01 counts as much as a box that is off by a pixel
-_SURE = 0.05  # rows of an end-to-end head below this score may be there in one network and not in the other
 
 
 def write(
     module: nn.Module, folder: Path, settings: ExportSettings, *,
     image_size: int, task: str, end2end: bool, notes: Mapping[str, Any], convert: Convert,
 ) -> Path:  # fmt: skip
-    """Write a detector into an empty folder.
+    """Write a network into an empty folder.
 
     Args:
-        module: a detector with what the exporter reads (``names``, ``stride``, ``yaml``, ``fuse``), as stock classes
+        module: a network with what the exporter reads (``names``, ``stride``, ``yaml``, ``fuse``), as stock classes
             have it, on the device where it is traced; it is not modified.
         folder: where to.
         settings: what is written.
@@ -81,67 +77,6 @@ def write(
     if settings.file_format is ExportFormat.TENSORRT:
         return _as_engine(traced, metadata, convert)
     return traced
-
-
-def difference(expected: torch.Tensor, found: torch.Tensor, *, end2end: bool = False) -> Difference:
-    """Return how far predictions lie from those expected.
-
-    Args:
-        expected: shape (B, 4 + classes, anchors): box, then scores; of an end-to-end head (B, rows, 6): corners, score,
-            class, in any order of the rows. Of those only rows that are sure enough to be there in both are compared,
-            each with the nearest one of its class.
-        found: of the same shape.
-        end2end: whether they are of an end-to-end head.
-    """
-    expected, found = expected.detach().cpu().float(), found.detach().cpu().float()
-    if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
-        return Difference(math.inf, math.inf)
-    if not end2end:
-        apart = (expected - found).abs()
-        return Difference(float(apart[:, :4].max()), float(apart[:, 4:].max()))
-    boxes = scores = 0.0
-    for rows, others in zip(expected, found, strict=True):
-        for row in rows[rows[:, 4] >= _SURE]:
-            same = others[others[:, 5] == row[5]]
-            if not len(same):
-                return Difference(math.inf, math.inf)
-            apart = torch.stack([(same[:, :4] - row[:4]).abs().amax(1), (same[:, 4] - row[4]).abs()], 1)
-            nearest = apart[(apart @ torch.tensor([1.0, _PIXELS])).argmin()]
-            boxes, scores = max(boxes, float(nearest[0])), max(scores, float(nearest[1]))
-    return Difference(boxes, scores)
-
-
-def disagreement(expected: torch.Tensor, found: torch.Tensor, *, end2end: bool = False) -> float:
-    """Return the mean difference of predictions in [0, 1], each prediction weighted by the higher of its scores.
-
-    A score that is off by 0.01 counts as much as a box that is off by a pixel, and nothing counts more than 1.
-
-    Args:
-        expected: as for ``difference``.
-        found: of the same shape.
-        end2end: whether they are of an end-to-end head.
-    """
-    if not found.isfinite().all():
-        return 1.0
-    if end2end:
-        return _rows_apart(expected, found)
-    boxes = (expected[:, :4] - found[:, :4]).abs().amax(1) / _PIXELS
-    scores = (expected[:, 4:] - found[:, 4:]).abs().amax(1)
-    weights = torch.maximum(expected[:, 4:].amax(1), found[:, 4:].amax(1))
-    return _weighted((boxes + scores).clamp(max=1), weights)
-
-
-def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Pair every row with the other network's nearest one; a row of another class is at least 1 apart."""
-    scale = torch.tensor([1 / _PIXELS] * 4 + [1.0, 1.0])
-    apart = torch.cdist(expected * scale, found * scale, p=1).clamp(max=1)
-    weights = torch.cat([expected[..., 4], found[..., 4]], 1)
-    return _weighted(torch.cat([apart.amin(2), apart.amin(1)], 1), weights)
-
-
-def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
-    """Return a weighted mean; 0 where nothing has weight, as nothing is detected then."""
-    return float((values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
 
 
 def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:

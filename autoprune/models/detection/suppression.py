@@ -13,7 +13,7 @@ CONFIDENCE = 0.25
 """Score below which a box is dropped; Ultralytics' default where it exports with ``nms=True``."""
 
 
-def suppressed(network: nn.Module) -> nn.Module:
+def suppressed(network: nn.Module, *, task: str = "detect") -> nn.Module:
     """Return a fused detector whose output are the boxes left after non-maximum suppression.
 
     The output has shape (B, 300, 6): x1, y1, x2, y2 in pixels, score, class; rows beyond the detections are zero. How
@@ -21,23 +21,26 @@ def suppressed(network: nn.Module) -> nn.Module:
 
     Args:
         network: fused, eval mode, with the ``names`` of its classes; it maps images to predictions of shape
-            (B, 4 + classes, anchors), x1, y1, x2, y2 in pixels and scores, and becomes part of what is returned.
+            (B, 4 + classes + extras, anchors), x1, y1, x2, y2 in pixels and scores, and becomes part of what is
+            returned.
+        task: Ultralytics' name of it.
     """
     settings = stock.get_cfg(overrides={"format": "onnx", "nms": True, "conf": CONFIDENCE})
-    whole: nn.Module = stock.NMSModel(_SinglePrecision(network), settings).eval()
+    whole: nn.Module = stock.NMSModel(_SinglePrecision(network, task), settings).eval()
     return whole
 
 
 class _SinglePrecision(nn.Module):
     """A detector whose predictions are float32 whatever it computes in: suppression exists in nothing else on CPUs."""
 
-    task = "detect"
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, task: str) -> None:
         super().__init__()
         self.network = network
         self.names = network.names
+        self.task = task
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        predictions: torch.Tensor = self.network(image)
+    def forward(self, image: torch.Tensor) -> Any:
+        predictions = self.network(image)
+        if isinstance(predictions, tuple):  # with what masks are made of
+            return tuple(part.float() for part in predictions)
         return predictions.float()

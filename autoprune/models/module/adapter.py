@@ -13,7 +13,16 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
-from autoprune.models._base import Accuracy, AccuracyNames, Batch, Convert, Difference, ExportSettings, Predict
+from autoprune.models._base import (
+    Accuracy,
+    AccuracyNames,
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    Predict,
+    Predictions,
+)
 from autoprune.models._device import resolve_device
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -177,15 +186,19 @@ class ModuleAdapter(TrainableAdapter):
         """Write the network for a runtime, with a fixed input shape."""
         return write(self.deployable(module), folder, settings, shape=(1, *self._shape), convert=convert)
 
-    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare outputs: the largest difference, as a share of the largest output where that is above 1."""
+        assert isinstance(expected, torch.Tensor)  # see `deployable`
+        assert isinstance(found, torch.Tensor)
         if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
             return Difference(boxes=0.0, scores=math.inf)
         scale = max(1.0, float(expected.abs().max()))
         return Difference(boxes=0.0, scores=float((expected - found).abs().max()) / scale)
 
-    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+    def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Compare outputs: the summed difference as a share of what both sum to (Bray & Curtis, 1957)."""
+        assert isinstance(expected, torch.Tensor)  # see `deployable`
+        assert isinstance(found, torch.Tensor)
         if not found.isfinite().all():
             return 1.0
         both = float((expected.abs() + found.abs()).sum())

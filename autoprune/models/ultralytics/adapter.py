@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,17 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError
-from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict
+from autoprune.models import stock
+from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models.detection import metrics
-from autoprune.models.detection.data_set import (
-    DataSet,
-    Label,
-    Sample,
-    check_samples,
-    read_data_set,
-    readable,
-    shuffled,
-    to_batch,
-)
-from autoprune.models.detection.exporting import difference, disagreement, write
+from autoprune.models.detection.comparing import difference, disagreement
+from autoprune.models.detection.data_set import DataSet, Sample
+from autoprune.models.detection.exporting import write
 from autoprune.models.detection.suppression import suppressed
 from autoprune.models.ultralytics import data as data_sets
-from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
 from autoprune.models.ultralytics.checks import (
-    TASKS,
     check_classes,
     check_task,
     check_unfused,
@@ -39,12 +29,15 @@ from autoprune.models.ultralytics.checks import (
     name_of,
     stride_of,
 )
-from autoprune.models.ultralytics.data import LabelledImages
-from autoprune.models.ultralytics.scaling import build_untrained, scaled
+from autoprune.models.ultralytics.class_folders import read_data
+from autoprune.models.ultralytics.images import IMAGES, Images
+from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
+from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 
 _VALIDATION_BATCH = 16
+_HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)
 _PAIRS = "pairs"
 """Key of a batch under which `scoring.find_pairs` of its labels is kept."""
 
@@ -55,14 +48,13 @@ class UltralyticsAdapter(Adapter):
     Build one with `UltralyticsAdapter.load`.
 
     Attributes:
-        data: the data set, or None where none was given.
+        task: what the network does.
         train_args: the settings that the dense network was trained with, all of Ultralytics' keys.
         notes: what an earlier run of autoprune noted in the checkpoint.
         skipped: images that could not be read so far, each with the reason; one entry per image.
     """
 
     free_outputs = frozenset({"feats"})
-    description = StockYaml()
     reader = "YOLO"
 
     def __init__(
@@ -79,14 +71,18 @@ class UltralyticsAdapter(Adapter):
         self.name = name
         self.device = device
         self.image_size = image_size
-        self.data = data
         self.train_args = train_args
         self.notes = notes or {}
         self.module = _prepared(module, train_args).to(device)
-        self.task = TASKS[type(module)]
+        self.task = task_of(module)
+        self.accuracy_names = self.task.figures
+        self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._skipped: dict[str, str] = {}
-        self._validation: list[Label] | None = None
+        self._source = None if data is None else IMAGES[type(module)](
+            data, task=self.task.name, image_size=image_size, stride=stride_of(module), train_args=train_args,
+            skipped=self._skipped,
+        )  # fmt: skip
 
     @classmethod
     def load(
@@ -120,7 +116,7 @@ class UltralyticsAdapter(Adapter):
         size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
         data_set = None
         if data is not None:
-            data_set = read_data_set(data)
+            data_set = read_data(data, task_of(checkpoint.module).name)
             check_classes(weights, checkpoint.module, data_set)
         return cls(
             checkpoint.module,
@@ -151,8 +147,9 @@ class UltralyticsAdapter(Adapter):
             DataError: the data set is missing or malformed.
             DeviceError: the device is unknown or not there.
         """
-        target, data_set = resolve_device(device), read_data_set(data)
-        module = build_untrained(architecture, data_set.names, seed=seed)
+        target, description = resolve_device(device), describe(architecture)
+        data_set = read_data(data, TASKS[kind_of(description)].name)
+        module = build_untrained(description, data_set.settings, seed=seed)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
         return cls(
             module,
@@ -166,7 +163,12 @@ class UltralyticsAdapter(Adapter):
     @property
     def has_images(self) -> bool:
         """Whether it was loaded with a data set."""
-        return self.data is not None
+        return self._source is not None
+
+    @property
+    def data(self) -> DataSet | None:
+        """The data set, or None where none was given."""
+        return None if self._source is None else self._source.data
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -186,12 +188,9 @@ class UltralyticsAdapter(Adapter):
         """
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
-        data = self._data()
         with stock.quiet(), data_sets.random_state_kept():
-            samples = list(islice(self._samples(data, shuffled(data, split, seed)), images))
-            check_samples(samples, data, split, self.skipped)
-            chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
-            return [self._batch(chunk) for chunk in chunks]
+            samples = self._images.chosen(split, images=images, seed=seed)
+            return [self._batch(chunk) for chunk in _chunks(samples, batch)]
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the dense training's augmentations but mosaic, as its last epochs saw them.
@@ -200,14 +199,10 @@ class UltralyticsAdapter(Adapter):
         yolov5nu is 0.490 as trained, 0.493 recalibrated on these and 0.450 on plain ones; with 0.9 and 0.75 of all
         widths it is 0.352 and 0.305 against 0.322 and 0.281.
         """
-        data = self._data()
-        augmentation = {**self.train_args, **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste"), 0.0)}
         with stock.quiet(), data_sets.random_state_kept():
             data_sets.seed_all(seed)
-            samples = list(islice(self._samples(data, shuffled(data, "train", seed), augmentation), images))
-            check_samples(samples, data, "train", self.skipped)
-            chunks = (samples[start : start + batch] for start in range(0, len(samples), batch))
-            return [self.inputs(to_batch(chunk, self.device)) for chunk in chunks]
+            samples = self._images.chosen("train", images=images, seed=seed, augmented=True)
+            return [self.inputs(self._images.collate(chunk, self.device)) for chunk in _chunks(samples, batch)]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -225,12 +220,9 @@ class UltralyticsAdapter(Adapter):
         module of the same family can be passed, and nothing is attached to it. Without gradients the same
         value comes from `scoring.scoring_loss`, in a third of the time.
         """
-        predictions = module(batch["img"])
         if _PAIRS in batch and not torch.is_grad_enabled():
-            return scoring_loss(self._criterion, predictions, batch[_PAIRS])
-        total, _ = self._criterion(predictions, batch)
-        loss: torch.Tensor = total.sum() / len(batch["img"])
-        return loss
+            return scoring_loss(self._criterion, module(batch["img"]), batch[_PAIRS])
+        return self.task.loss(self._criterion, module, batch)
 
     def stages(self, module: nn.Module) -> Sequence[str]:
         """Return Ultralytics' layers but the last, the head."""
@@ -239,11 +231,9 @@ class UltralyticsAdapter(Adapter):
 
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
         """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
-        objects = max(
-            (int(batch["batch_idx"].int().bincount().max()) for batch in batches if len(batch["cls"])), default=0
-        )
-        deployed = self.deployable(module)
-        return metrics.measure(deployed, batches, device=self.device, objects=objects, predict=predict)
+        objects = max((int(batch["batch_idx"].int().bincount().max()) for batch in batches if _has_objects(batch)),
+                      default=0)  # fmt: skip
+        return self._measured(self.deployable(module), batches, objects=objects, predict=predict)
 
     def validate(self, module: nn.Module) -> Accuracy:
         """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.
@@ -251,32 +241,26 @@ class UltralyticsAdapter(Adapter):
         Like the stock command it batches images of similar shape and pads each batch to its own rectangle,
         so the figure is the one that ``YOLO(...).val(imgsz=...)`` reports, not that of `accuracy`.
         """
-        return self._validated(self.deployable(module), rectangular=_VALIDATION_BATCH)
+        return self._validated(self.deployable(module), rectangular=True)
 
     def validate_deployed(self, predict: Predict) -> Accuracy:
         """Measure the accuracy of what runs elsewhere as Ultralytics' ``val`` does of an exported file."""
-        return self._validated(self.deployable(self.module), rectangular=None, predict=predict)
+        return self._validated(self.deployable(self.module), rectangular=False, predict=predict)
 
-    def _validated(self, module: nn.Module, *, rectangular: int | None, predict: Predict | None = None) -> Accuracy:
-        labels = self._validation_labels()
-        objects = max(len(label["cls"]) for label in labels)
-        images = LabelledImages(
-            labels,
-            data=self._data(),
-            image_size=self.image_size,
-            task=self.task,
-            rectangular=rectangular,
-            stride=max(stride_of(self.module), 32),
-        )
-        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-            images,
-            batch_size=_VALIDATION_BATCH,
-            collate_fn=list,
-            num_workers=0 if self.device.type == "cpu" else min(4, torch.get_num_threads()),
-        )
+    def _validated(self, module: nn.Module, *, rectangular: bool, predict: Predict | None = None) -> Accuracy:
+        workers = 0 if self.device.type == "cpu" else min(4, torch.get_num_threads())
         with stock.quiet(), data_sets.random_state_kept():
-            batches = (to_batch(samples, self.device) for samples in loader)
-            return metrics.measure(module, batches, device=self.device, objects=objects, predict=predict)
+            parts, objects = self._images.validation(batch=_VALIDATION_BATCH, rectangular=rectangular, workers=workers)
+            batches = (self._images.collate(samples, self.device) for samples in parts)
+            return self._measured(module, batches, objects=objects, predict=predict)
+
+    def _measured(
+        self, module: nn.Module, batches: Iterable[Batch], *, objects: int, predict: Predict | None
+    ) -> Accuracy:
+        return metrics.measure(
+            module, batches, metric=self.task.metric, device=self.device, objects=objects,
+            settings=self._images.data.settings, predict=predict,
+        )  # fmt: skip
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a fused copy in eval mode without gradients, as Ultralytics exports it.
@@ -286,27 +270,27 @@ class UltralyticsAdapter(Adapter):
         copy: Any = deepcopy(module).eval().requires_grad_(False)
         with stock.quiet():
             copy.fuse(verbose=False)
-            for head in (part for part in copy.modules() if isinstance(part, stock.Detect)):
+            for head in (part for part in copy.modules() if isinstance(part, _HEADS)):
                 head.export = True  # returns the predictions alone, without the maps they come from
-            if not with_nms or self._end2end:
+            if not (with_nms and self.task.suppresses) or end_to_end(copy):
                 return copy  # type: ignore[no-any-return]
             copy.model[-1].xyxy = True  # as suppression reads boxes
-            return suppressed(copy)
+            return suppressed(copy, task=self.task.name)
 
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
         """Write a network as Ultralytics' ``export`` does: ``YOLO(file)`` predicts with it; `notes` travel inside."""
         return write(
-            module, folder, settings, image_size=self.image_size, task=self.task, end2end=self._end2end,
+            module, folder, settings, image_size=self.image_size, task=self.task.name, end2end=end_to_end(module),
             notes=self.notes, convert=convert,
         )  # fmt: skip
 
-    def difference(self, expected: torch.Tensor, found: torch.Tensor) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare predictions; rows of an end-to-end head may be in another order."""
-        return difference(expected, found, end2end=self._end2end)
+        return difference(expected, found, layout=layout_of(self.module, self.image_size))
 
-    def disagreement(self, expected: torch.Tensor, found: torch.Tensor) -> float:
+    def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Compare predictions; rows of an end-to-end head may be in another order."""
-        return disagreement(expected, found, end2end=self._end2end)
+        return disagreement(expected, found, layout=layout_of(self.module, self.image_size))
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""
@@ -329,50 +313,33 @@ class UltralyticsAdapter(Adapter):
         """Return the size in bytes of the checkpoint without notes."""
         return len(checkpoint_bytes(module, train_args=self._recorded_args()))
 
-    @property
-    def _end2end(self) -> bool:
-        head: Any = self.module.model[-1]  # type: ignore[index]
-        return bool(head.end2end)
-
     def _recorded_args(self) -> dict[str, Any]:
-        return {**self.train_args, "task": self.task, "imgsz": self.image_size}
+        return {**self.train_args, "task": self.task.name, "imgsz": self.image_size}
 
-    def _data(self) -> DataSet:
-        if self.data is None:
-            raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
-        return self.data
+    @property
+    def _images(self) -> Images:
+        """What reads the data set.
 
-    def _batch(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        batch = to_batch(samples, self.device)
+        Raises:
+            DataError: there is none.
+        """
+        if self._source is None:
+            raise DataError(f"{self.name} was loaded without a data set; give its YAML file or folder with --data")
+        return self._source
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        batch = self._images.collate(samples, self.device)
         if supports(self._criterion):
             batch[_PAIRS] = find_pairs(self._criterion, batch)
         return batch
 
-    def _samples(
-        self, data: DataSet, files: Sequence[str], augmentation: Mapping[str, Any] | None = None
-    ) -> Iterator[Sample]:
-        """Yield the readable images of these files with their labels; note the others as skipped."""
 
-        def load(label: Label) -> Sample:
-            images = LabelledImages(
-                [label], data=data, image_size=self.image_size, task=self.task, augmentation=augmentation
-            )
-            sample: Sample = images[0]
-            return sample
+def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    return (samples[start : start + size] for start in range(0, len(samples), size))
 
-        return readable(files, data, task=self.task, load=load, skipped=self._skipped)
 
-    def _validation_labels(self) -> list[Label]:
-        """Verify the validation split once, and keep its labels."""
-        if self._validation is None:
-            data = self._data()
-            with stock.quiet():
-                found = list(
-                    readable(data.files("val"), data, task=self.task, load=lambda label: label, skipped=self._skipped)
-                )
-            check_samples(found, data, "val", self.skipped)
-            self._validation = [dict(label) for label in found]
-        return self._validation
+def _has_objects(batch: Batch) -> bool:
+    return len(batch.get("batch_idx", ())) > 0  # a classifier's have no such key
 
 
 def _prepared(module: nn.Module, train_args: Mapping[str, Any]) -> nn.Module:
@@ -381,6 +348,7 @@ def _prepared(module: nn.Module, train_args: Mapping[str, Any]) -> nn.Module:
     with stock.quiet():
         network.args = stock.get_cfg(dict(train_args))  # the loss reads its gains as attributes
     network.criterion = None
+    network.nc = classes_of(network)  # RT-DETR's loss reads it, and an untrained network has none
     for name, parameter in network.named_parameters():
         parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights
     prepared: nn.Module = network

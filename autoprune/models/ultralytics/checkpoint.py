@@ -20,8 +20,8 @@ from torch import nn
 from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
 from autoprune.files import saying_why, write_atomic
+from autoprune.models import stock
 from autoprune.models.detection.exporting import NOTES_KEY
-from autoprune.models.ultralytics import stock
 
 
 @dataclass(frozen=True)

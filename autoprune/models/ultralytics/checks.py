@@ -10,15 +10,8 @@ from typing import Any
 from torch import nn
 
 from autoprune.errors import DataError, ModelError
-from autoprune.models import stock
 from autoprune.models.detection.data_set import DataSet
-
-TASKS: Mapping[type, str] = {stock.DetectionModel: "detect"}
-"""Network classes that are supported, with Ultralytics' name of their task.
-
-Everything else that differs between tasks comes from Ultralytics: the data set (`LabelledImages` takes the
-task), the loss (the network's own ``init_criterion``) and the metric (`metrics`, one validator per task).
-"""
+from autoprune.models.ultralytics.tasks import TASKS, classes_of
 
 
 def stride_of(module: nn.Module) -> int:
@@ -33,7 +26,7 @@ def check_task(weights: Path, module: nn.Module) -> None:
         return
     kind = type(module).__name__
     raise ModelError(
-        f"{weights} holds a {kind}, and only detectors of the YOLOv3 to YOLO26 families "
+        f"{weights} holds a {kind}, and only networks of the YOLOv3 to YOLO26 and RT-DETR families "
         f"({', '.join(sorted(cls.__name__ for cls in TASKS))}) are supported"
     )
 
@@ -69,14 +62,21 @@ def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[
 
 def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
     """Raise ``DataError`` where a data set's classes are not the network's, in number or order."""
-    head: Any = module.model[-1]  # type: ignore[index]
-    if head.nc != len(data.names):
-        raise DataError(f"{weights} detects {head.nc} classes, but {data.file} names {len(data.names)}")
+    count = classes_of(module)
+    if count != len(data.names):
+        raise DataError(f"{weights} tells {count} classes apart, but {data.file} names {len(data.names)}")
     names: Any = module.names
-    known = tuple(str(names[index]) for index in range(head.nc))
+    known = tuple(str(names[index]) for index in range(count))
     if known != data.names and sorted(known) == sorted(data.names):
         raise DataError(
             f"{data.file} lists the classes in another order than {weights}: {list(data.names)}, not {list(known)}"
+        )
+    head: Any = module.get_submodule("model")[-1]  # type: ignore[index]
+    wanted = list(getattr(head, "kpt_shape", ()))
+    if wanted and list(data.settings.get("kpt_shape", ())) != wanted:
+        raise DataError(
+            f"{weights} finds keypoints of the shape {wanted}, but {data.file} has kpt_shape "
+            f"{data.settings.get('kpt_shape')}"
         )
 
 

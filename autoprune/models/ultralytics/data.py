@@ -27,6 +27,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
             its own shape, half a stride more than needed); None letterboxes every image to a square.
         stride: the network's largest stride.
         augmentation: Ultralytics' arguments of the training whose augmentations to apply; None applies none.
+        masks: Ultralytics' arguments of the training that say how it has masks.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         rectangular: int | None = None,
         stride: int = 32,
         augmentation: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Any] | None = None,
     ) -> None:
         self._given = [dict(label) for label in labels]
         super().__init__(
@@ -49,7 +51,7 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
             batch_size=rectangular or 1,
             stride=stride,
             pad=0.5,
-            hyp=stock.get_cfg(dict(augmentation or stock.DEFAULT_CFG_DICT)),
+            hyp=stock.get_cfg({**(augmentation or stock.DEFAULT_CFG_DICT), **(masks or {})}),
             data=dict(data.settings),
             task=task,
         )
@@ -62,6 +64,10 @@ class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
         """Return the given labels."""
         self.verify_labels(self._given, Path(""))
         return self._given
+
+
+class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc]
+    """Images stretched to a square instead of letterboxed, as RT-DETR takes them; never rectangular."""
 
 
 class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
@@ -83,6 +89,10 @@ class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
         """Return the check of one image and its arguments."""
         _, arguments = super().verify_args()
         return verify, arguments
+
+
+class StretchedTrainingImages(TrainingImages, stock.RTDETRDataset):  # type: ignore[misc]
+    """`TrainingImages` stretched to a square, as RT-DETR takes them."""
 
 
 @contextmanager

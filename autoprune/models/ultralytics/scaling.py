@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.models.ultralytics import stock
+from autoprune.models import stock
 
 
 def scaled(module: nn.Module, width: float) -> nn.Module | None:
@@ -39,41 +39,78 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
     return smaller
 
 
-def build_untrained(architecture: str, names: Sequence[str], *, seed: int) -> nn.Module:
-    """Return a detector as its YAML describes it, with fresh weights, on the CPU.
+def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, seed: int) -> nn.Module:
+    """Return a network as its YAML describes it, with fresh weights, on the CPU.
 
     Args:
-        architecture: the name of a YAML that Ultralytics brings, or of one's own file.
-        names: the classes.
+        description: of `describe`.
+        data: the data set's description, which has the classes and the shape of keypoints.
         seed: of the weights; torch's random state stays as it is.
 
     Raises:
-        ModelError: there is no such YAML, or it describes no detector.
+        ModelError: Ultralytics cannot build it.
     """
+    name = description["yaml_file"]
     with stock.quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        description = _described(architecture)
+        extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind_of(description) is _POSE else {}
         try:
-            network: Any = stock.DetectionModel(description, nc=len(names), verbose=False)
+            network: Any = kind_of(description)(dict(description), nc=len(data["names"]), verbose=False, **extra)
         except Exception as error:  # whatever a wrong entry leads to
-            raise ModelError(f"{architecture} describes no network that Ultralytics can build: {error}") from error
-    network.names = dict(enumerate(names))
+            raise ModelError(f"{name} describes no network that Ultralytics can build: {error}") from error
+    network.names = dict(data["names"])
     fresh: nn.Module = network
     return fresh
 
 
-def _described(architecture: str) -> dict[str, Any]:
-    """Read a YAML of a detector; nothing is downloaded."""
+def describe(architecture: str) -> dict[str, Any]:
+    """Read a YAML of a network; nothing is downloaded.
+
+    Args:
+        architecture: the name of a YAML that Ultralytics brings, or of one's own file.
+
+    Raises:
+        ModelError: there is no such YAML, or its network's task is not supported.
+    """
     try:
         if "://" in architecture:
             raise FileNotFoundError(architecture)
-        description: dict[str, Any] = stock.tasks.yaml_model_load(architecture)
+        with stock.quiet():
+            description: dict[str, Any] = stock.tasks.yaml_model_load(architecture)
     except FileNotFoundError as error:
         raise ModelError(
             f"There is no architecture {architecture}; name a YAML that Ultralytics brings, such as yolov3-tiny.yaml, "
             "or a file of your own"
         ) from error
-    task = stock.guess_model_task(description)
-    if task != "detect":
-        raise ModelError(f"{architecture} describes a network for the task {task}; only detectors can be trained")
+    if _head_of(description) not in _NETWORKS:
+        raise ModelError(
+            f"{architecture} describes a network with the head {_head_of(description)}; supported are "
+            f"{', '.join(_NETWORKS)}"
+        )
     return description
+
+
+def kind_of(description: Mapping[str, Any]) -> type:
+    """Return the class of the network that a YAML describes."""
+    return _NETWORKS[_head_of(description)]
+
+
+def _head_of(description: Mapping[str, Any]) -> str:
+    """Return the class of a YAML's last layer."""
+    try:
+        return str(description["head"][-1][2])
+    except (KeyError, IndexError, TypeError):
+        return "none"
+
+
+_POSE = stock.PoseModel
+
+_NETWORKS: Mapping[str, type] = {
+    **dict.fromkeys(("Detect", "v10Detect"), stock.DetectionModel),
+    **dict.fromkeys(("Segment", "Segment26"), stock.SegmentationModel),
+    **dict.fromkeys(("Pose", "Pose26"), _POSE),
+    **dict.fromkeys(("OBB", "OBB26"), stock.OBBModel),
+    "Classify": stock.ClassificationModel,
+    "RTDETRDecoder": stock.RTDETRDetectionModel,
+}
+"""Class of a network by that of its head."""

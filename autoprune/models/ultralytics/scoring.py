@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from autoprune.models.ultralytics import stock
+from autoprune.models import stock
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.graph import Tie
+from autoprune.models import stock
 from autoprune.models._description import Description
-from autoprune.models.ultralytics import stock
+from autoprune.models.ultralytics.tasks import TASKS, Task
 
 Row = list[Any]
 """One layer of a YAML: where its input comes from, how often it is repeated, its class, its arguments."""
@@ -35,6 +36,9 @@ _WIDTHLESS = frozenset({"Upsample", "Concat", "MaxPool2d", "ZeroPad2d", "Detect"
 _HEAD_FLOOR, _CLASSES_FLOOR = 16, 100
 
 
+_INSTEAD = ", or search with --stock-yaml, which considers only networks that stock training keeps."
+
+
 class StockYaml(Description):
     """Ultralytics' YAML, for detectors of the families v5, v8 and 11 and others of the same layers."""
 
@@ -43,13 +47,15 @@ class StockYaml(Description):
         "Stock Ultralytics keeps this network pruned: the checkpoints carry the YAML that builds it (pruned.yaml), so "
         "that train, resume, val, predict and export need nothing of autoprune."
     )
-    lost = (
-        "Stock Ultralytics predicts with these checkpoints, validates and exports them as they are. Its train, resume "
-        "and tune do NOT keep the network pruned: they build the dense one anew from the YAML inside and copy only the "
-        "weights whose shapes match; all that they say is 'Transferred n/m items'. Train on with the trainer of "
-        "autoprune, YOLO('model.pt').train(trainer=autoprune.training.PrunedTrainer, ...), or search with "
-        "--stock-yaml, which considers only networks that stock training keeps."
-    )
+
+    def __init__(self, task: Task = TASKS[stock.DetectionModel]) -> None:
+        self.lost = (
+            "Stock Ultralytics predicts with these checkpoints, validates and exports them as they are. Its train, "
+            "resume and tune do NOT keep the network pruned: they build the dense one anew from the YAML inside and "
+            "copy only the weights whose shapes match; all that they say is 'Transferred n/m items'. Train on with the "
+            f"trainer of autoprune, {task.opener}('model.pt').train(trainer=autoprune.training.{task.trainer}, ...)"
+        )
+        self.lost += _INSTEAD if task is TASKS[stock.DetectionModel] else "."
 
     def ties(self, module: nn.Module) -> Sequence[Tie]:
         """Return the ties within the blocks and the head; see `Description`."""

@@ -24,7 +24,8 @@ from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
 from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import dense_rate, recipe
 from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
-from autoprune.training.session import Session, data_settings, process_state_kept
+from autoprune.training.session import data_settings, process_state_kept
+from autoprune.training.sessions import session_of
 from autoprune.training.trainers._base import Plan, Surroundings, Trainer
 
 
@@ -97,7 +98,7 @@ class _Training:
         adapter = self.adapter
         on_cuda = adapter.device.type == "cuda"
         return {
-            "task": adapter.task,
+            "task": adapter.task.name,
             "mode": "train",
             "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
             "data": str(data_settings(adapter)["yaml_file"]),
@@ -146,11 +147,11 @@ class _Training:
         reports: list[EpochReport] = []
 
         def report(trainer: Any) -> None:
-            reports.append(report_of(trainer))
+            reports.append(report_of(trainer, self.adapter))
             if self.around.on_epoch is not None:
                 self.around.on_epoch(reports[-1])
 
-        session = Session(overrides=arguments)
+        session = session_of(self.adapter)(overrides=arguments)
         if module is not None:
             session.model = session.get_model(weights=module)
         for extension in self.around.extensions:
@@ -172,4 +173,4 @@ class _Training:
             start = self.around.out / "start.pt"  # the processes get the network as a file
             self.adapter.save(module, start)
             arguments = {**arguments, "model": str(start)}
-        return train_in_processes(Session(overrides=arguments), self.around.on_epoch)
+        return train_in_processes(session_of(self.adapter)(overrides=arguments), self.adapter, self.around.on_epoch)

@@ -1,0 +1,135 @@
+"""What differs between the tasks of Ultralytics' networks, as far as Ultralytics does not tell it itself.
+
+What does come from Ultralytics: the loss (a network's own ``init_criterion``), the metric (a validator per task, in
+`validators`), the labels (the data set takes the task's name, in `data`) and the training (a trainer per task, in
+`autoprune.training.trainer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.models import stock
+from autoprune.models._base import AccuracyNames
+from autoprune.models.detection.comparing import Layout
+from autoprune.models.detection.metrics import Metric
+from autoprune.models.ultralytics.validators import KeypointsValidator, MasksValidator, RotatedValidator
+
+Loss = Callable[[Any, nn.Module, Mapping[str, Any]], torch.Tensor]
+"""Maps (criterion, network, batch) to the loss per image."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of network.
+
+    Attributes:
+        metric: judges its predictions.
+        trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
+        figures: what the accuracy is called.
+        loss: computes it.
+        suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
+            end-to-end.
+        opener: Ultralytics' class that opens a checkpoint.
+    """
+
+    metric: Metric
+    trainer: str
+    figures: AccuracyNames
+    loss: Loss
+    suppresses: bool = True
+    opener: str = "YOLO"
+
+    @property
+    def name(self) -> str:
+        """Ultralytics' name of the task."""
+        return self.metric.task
+
+
+def task_of(module: nn.Module) -> Task:
+    """Return the task of a supported network."""
+    return TASKS[type(module)]
+
+
+def classes_of(module: Any) -> int:
+    """Return how many classes a network tells apart."""
+    return len(module.names)
+
+
+def end_to_end(module: Any) -> bool:
+    """Return whether a head that is switched to end-to-end predicts each object once."""
+    return bool(getattr(module.model[-1], "end2end", False))
+
+
+def layout_of(module: Any, image_size: int) -> Layout:
+    """Return how the predictions of a network are laid out whose input is a square of so many pixels."""
+    head = module.model[-1]
+    if isinstance(head, stock.Classify):
+        return Layout(boxes=False)
+    queries = isinstance(head, stock.RTDETRDecoder)
+    return Layout(
+        rows=queries or end_to_end(module),
+        pixels=float(image_size) if queries else 1.0,
+        extras=sum(int(getattr(head, name, 0)) for name in ("nk", "nm", "ne")),
+        keypoint=head.kpt_shape[1] if getattr(head, "nk", 0) else 0,
+    )
+
+
+def _summed(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Of a criterion that multiplies by the batch's size, as those with boxes do."""
+    total, _ = criterion(module(batch["img"]), batch)
+    loss: torch.Tensor = total.sum() / len(batch["img"])
+    return loss
+
+
+def _averaged(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Of cross-entropy, which is a mean already."""
+    loss, _ = criterion(module(batch["img"]), batch)
+    found: torch.Tensor = loss
+    return found
+
+
+def _of_queries(criterion: Any, module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Of an RT-DETR, which itself brings labels and predictions into its criterion's form; a mean over objects.
+
+    The queries made of labels and noise that Ultralytics' training adds (denoising) are left out: they are random.
+    """
+    before, module.criterion = module.criterion, criterion
+    try:
+        loss, _ = module.loss(batch, module(batch["img"]))
+    finally:
+        module.criterion = before
+    found: torch.Tensor = loss
+    return found
+
+
+_MASKS = ("metrics/mAP50-95(M)", "metrics/mAP50(M)")
+_POSES = ("metrics/mAP50-95(P)", "metrics/mAP50(P)")
+_CLASSES = ("metrics/accuracy_top1", "metrics/accuracy_top5")
+
+TASKS: Mapping[type, Task] = {
+    stock.DetectionModel: Task(Metric(), "PrunedTrainer", AccuracyNames(), _summed),
+    stock.SegmentationModel: Task(
+        Metric("segment", MasksValidator, _MASKS), "PrunedSegmentationTrainer",
+        AccuracyNames("mask mAP50-95", "mask mAP50"), _summed,
+    ),
+    stock.PoseModel: Task(
+        Metric("pose", KeypointsValidator, _POSES), "PrunedPoseTrainer",
+        AccuracyNames("pose mAP50-95", "pose mAP50"), _summed,
+    ),
+    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", AccuracyNames(), _summed),
+    stock.ClassificationModel: Task(
+        Metric("classify", stock.ClassificationValidator, _CLASSES), "PrunedClassificationTrainer",
+        AccuracyNames("top-1", "top-5"), _averaged, suppresses=False,
+    ),
+    stock.RTDETRDetectionModel: Task(
+        Metric(validator=stock.RTDETRValidator), "PrunedRTDETRTrainer", AccuracyNames(), _of_queries,
+        suppresses=False, opener="RTDETR",
+    ),
+}  # fmt: skip
+"""Network classes that are supported, with their task."""
