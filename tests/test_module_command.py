@@ -197,3 +197,17 @@ def test_a_run_s_checkpoint_alone_says_what_it_needs(
     shutil.copy(run / "model.pt", tmp_path / "model.pt")
     assert main(words("export", tmp_path / "run", "--format", "onnx", model=str(tmp_path / "model.pt"))) == 2
     assert "FILE.py:FUNCTION@" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet", "segmenter"])
+def test_a_network_of_torchvision_is_searched_and_exported(tmp_path: Path, name: str) -> None:
+    model = f"{Path(__file__).parent / 'torchvision_networks.py'}:{name}"
+    options = ("--budget", "flops=60%", "--strategy", "uniform", "--images", "32", "--finetune-epochs", "1")
+    assert main(words("search", tmp_path / "run", *options, model=model)) == 0
+    stages = summary(tmp_path / "run")
+    assert stages["finetuned"]["flops"] <= 0.6 * stages["dense"]["flops"]
+    exported = words(
+        "export", tmp_path / "out", "--format", "torchscript", model=f"{model}@{tmp_path / 'run/model.pt'}"
+    )
+    assert main(exported) == 0
