@@ -40,6 +40,9 @@ class Rule(Enum):
     CAPPED = "capped"
 
 
+MODULE_FORMAT = "autoprune.module"
+"""What a checkpoint of a person's own network calls its format."""
+
 _FACTORY = re.compile(
     r"(?P<source>.+?\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<weights>.+))?"
 )

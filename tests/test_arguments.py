@@ -192,7 +192,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
             "--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got half",
         ),
         ("apply", "apply needs --policy and --model"),
-        ("train --policy p.json", "train needs --model and --data"),
+        ("train --policy p.json", "train needs --model"),
         ("data", "data needs NAME and SRC and DST"),
         ("data oxford-hand here", "data needs DST"),
         ("data oxford-feet here there", "NAME must be one of oxford-hand, got oxford-feet"),

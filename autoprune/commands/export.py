@@ -58,7 +58,8 @@ def run(config: ExportConfig, screen: Screen) -> int:
             f"The exported network must predict what torch does, and {', '.join(outcome.problems)}; it is kept as "
             f"{outcome.exported.path} to look into, use another --format"
         )
-    screen.note(f"The exported network is {outcome.exported.path}; YOLO opens it.")
+    reader = f"; {adapter.reader} opens it" if adapter.reader else ""
+    screen.note(f"The exported network is {outcome.exported.path}{reader}.")
     return 0
 
 

@@ -113,6 +113,9 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
+        for name in ("distill", "stock_yaml"):
+            if getattr(self, name):
+                check_stock(self.model, option(name))
         if self.distill and self.finetune_epochs == 0:
             raise ConfigError("--distill is a way of fine-tuning, and --finetune-epochs 0 leaves that out")
         if self.stock_yaml and self.round_to % STOCK_MULTIPLE:
@@ -157,20 +160,24 @@ def option(name: str) -> str:
 def check_together(model: Path | None, data: Path | None) -> None:
     """Make sure that weights and data set are both given, or neither: then there are the bundled ones.
 
-    A function that builds a network brings the data.
+    A function that builds a network brings the data itself.
     """
     if match_factory(model):
-        check_no_data(data)
         return
     if (model is None) != (data is None):
         given, missing = ("model", "data") if data is None else ("data", "model")
         raise ConfigError(f"--{given} needs --{missing}: the weights and the data set they were trained on go together")
 
 
-def check_no_data(data: Path | None) -> None:
-    """Make sure that there is no data set beside a function that builds a network."""
-    if data is not None:
-        raise ConfigError(f"--model FILE.py:FUNCTION brings its own data; leave --data {data} out")
+def check_stock(model: Path | None, what: str) -> None:
+    """Refuse what only networks of a stock tool have, where a function builds the network.
+
+    Args:
+        model: as the command line names it.
+        what: the command or the option that is refused.
+    """
+    if match_factory(model):
+        raise ConfigError(f"{what} is for networks of Ultralytics, got --model {model}, a network of one's own")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.choices import Precision
+from autoprune.choices import Precision, match_factory
 from autoprune.config._base import RuntimeConfig, check_counts, check_device, check_image_size, check_share
 from autoprune.errors import ConfigError
 
@@ -43,7 +43,8 @@ class ProfileConfig(RuntimeConfig):
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision is Precision.INT8 and self.model is not None and self.data is None:
+        images = self.model is None or self.data is not None or match_factory(self.model)
+        if self.precision is Precision.INT8 and not images:
             raise ConfigError("--precision int8 needs --data, whose training images say which ranges the numbers have")
         check_image_size(self.imgsz)
         check_device(self.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Runtime
-from autoprune.config._base import check_counts, check_image_size
+from autoprune.config._base import check_counts, check_image_size, check_stock
 from autoprune.errors import ConfigError
 
 QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -56,6 +56,7 @@ class QuantizeConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        check_stock(self.model, "autoprune quantize")
         check_image_size(self.imgsz)
         check_counts(self, "threads", least=1)
         check_counts(self, "seed", least=0)

@@ -12,6 +12,7 @@ from autoprune.config._base import (
     check_device,
     check_image_size,
     check_share,
+    check_stock,
     check_together,
 )
 from autoprune.config.search import SearchConfig
@@ -82,6 +83,7 @@ class SparsifyConfig(SparsityConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stock(self.model, "Sparsity training")
         check_together(self.model, self.data)
         check_image_size(self.imgsz)
         check_device(self.device)

@@ -12,7 +12,10 @@ from autoprune.config._base import (
     check_image_size,
     check_positive,
     check_share,
+    check_stock,
+    check_together,
     devices_of,
+    option,
 )
 from autoprune.errors import ConfigError
 
@@ -61,7 +64,7 @@ class TrainConfig:
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
-        data: the data set to train on, an Ultralytics YAML
+        data: the data set to train on, an Ultralytics YAML; needed but for a --model FILE.py:FUNCTION
         epochs: how many times to go through the training images
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's
@@ -83,7 +86,7 @@ class TrainConfig:
 
     policy: Path
     model: Path
-    data: Path
+    data: Path | None = None
     epochs: int = 20
     imgsz: int | None = None
     lr_scale: float = 0.1
@@ -101,6 +104,8 @@ class TrainConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        check_together(self.model, self.data)
+        self._check_stock()
         check_image_size(self.imgsz)
         check_devices(self.device)
         check_share("lr_scale", self.lr_scale)
@@ -121,6 +126,11 @@ class TrainConfig:
     def tuning_epochs(self) -> int:
         """Epochs that the pruned network is fine-tuned for."""
         return self.epochs - self.softening_epochs
+
+    def _check_stock(self) -> None:
+        for name in ("distill", "soften"):
+            if getattr(self, name):
+                check_stock(self.model, option(name))
 
     def _check_softening(self) -> None:
         if self.soften_epochs is not None and not self.soften:

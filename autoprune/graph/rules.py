@@ -135,18 +135,43 @@ def pad(walk: Walk, node: fx.Node) -> Value:
 
 
 def binary(walk: Walk, node: fx.Node) -> Value:
-    """Two tensors of one shape unite their channels; a plain number leaves them alone."""
-    left, right = walk.input(node, 0), walk.input(node, 1)
-    sizes = [shape(argument(node, position)) for position in (0, 1)]
-    if left is not None and right is not None and len(left) == len(right) and len(sizes[0]) == len(sizes[1]):
+    """Two tensors of one shape unite their channels; what is the same for all channels leaves them alone."""
+    rank = len(shape(node))
+    operands = [argument(node, position) for position in (0, 1)]
+    left, right = (_operand(walk, operand, node) for operand in operands)
+    sizes = [shape(operand) for operand in operands]
+    if left is not None and right is not None and len(left) == len(right) and all(map(len, sizes)):
         walk.found.ids.unite(left, right)
         walk.layer(node, LayerKind.ELEMENTWISE, left, left)
         return left
-    if left is not None and right is None and not sizes[1]:
-        return left
-    if right is not None and left is None and not sizes[0]:
-        return right
+    for value, other, at in ((left, right, 1), (right, left, 0)):
+        strange = other is None and walk.value(operands[at]) is not None  # channels in another dimension
+        if value is not None and not strange and _same_for_all(sizes[at], rank):
+            if other is not None:
+                walk.found.ids.pin(other, f"one channel for all in {owner(node)}")
+            return value
     return walk.unknown(node)
+
+
+def _operand(walk: Walk, operand: object, node: fx.Node) -> Ids | None:
+    """Return an operand's channels; a parameter or buffer of shape (1, C, 1, 1) or (C, 1, 1) has its own."""
+    size, rank = shape(operand), len(shape(node))
+    known = walk.value(operand)
+    if isinstance(known, np.ndarray):
+        return known if len(size) == rank else None
+    dimension = len(size) - rank + 1
+    if operand not in walk.state_names or dimension not in (0, 1) or rank < 2:
+        return None
+    if size[dimension] == 1 or math.prod(size) != size[dimension]:
+        return None
+    ids = walk.new(size[dimension], owner(node))
+    walk.axis(operand, dimension, ids)
+    return ids
+
+
+def _same_for_all(size: tuple[int, ...], rank: int) -> bool:
+    """Return whether a tensor of this size is broadcast over the channels of one of that rank."""
+    return len(size) < rank - 1 or not size or size[len(size) - rank + 1] == 1
 
 
 # -- what joins, splits and reshapes ---------------------------------------------------------------

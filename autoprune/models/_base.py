@@ -89,6 +89,7 @@ class Adapter(ABC):
             `autoprune.models.open_adapter` take the path of the first one.
         bytes_per_number: what a number takes in a checkpoint.
         accuracy_names: what the figures of its accuracy are called.
+        reader: what people open an exported file with, beside its runtime; None where there is nothing.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Adapter(ABC):
     suffixes: tuple[str, ...] = (".pt",)
     bytes_per_number: int = 2
     accuracy_names: AccuracyNames = AccuracyNames()
+    reader: str | None = None
 
     def checkpoint(self, folder: Path, name: str) -> Path:
         """Return where the checkpoint of this name lies in a folder, as `save` takes it."""

@@ -41,15 +41,15 @@ def check_module(adapter: Adapter) -> None:
     tensors = [*adapter.module.parameters(), adapter.example(1)]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     assert {tensor.device for tensor in tensors} == {adapter.device}
-    assert adapter.example(3).shape == (3, 3, adapter.image_size, adapter.image_size)
+    assert adapter.example(3).shape == (3, *adapter.input_shape)
+    assert max(adapter.input_shape[1:]) == adapter.image_size
+    assert adapter.has_images
 
 
 def check_batches(adapter: Adapter) -> None:
     """Assert that the images asked for come, the same for the same seed."""
     batches = adapter.batches("train", images=3, batch=2, seed=0)
-    assert [adapter.inputs(batch).shape for batch in batches] == [
-        (size, 3, adapter.image_size, adapter.image_size) for size in (2, 1)
-    ]
+    assert [adapter.inputs(batch).shape for batch in batches] == [(size, *adapter.input_shape) for size in (2, 1)]
     again = adapter.batches("train", images=3, batch=2, seed=0)
     for batch, same in zip(batches, again, strict=True):
         assert torch.equal(adapter.inputs(batch), adapter.inputs(same))
@@ -75,8 +75,10 @@ def check_loss(adapter: Adapter, pruned: nn.Module) -> None:
 
 
 def check_stages(adapter: Adapter, pruned: nn.Module) -> None:
-    """Assert that the forward pass can start after any stage, given what the stages before it returned."""
+    """Assert that the forward pass can start after any stage there is, given what the stages before it returned."""
     stages = adapter.stages(pruned)
+    if not stages:
+        return
     starts = range(len(stages) + 1)  # as if every stage had one unit, and the head
     base = tuple(0 for _ in starts)
     batches = adapter.batches("train", images=3, batch=2, seed=0)
@@ -114,8 +116,17 @@ def check_deployable(adapter: Adapter, pruned: nn.Module) -> None:
 
 
 def check_save(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
-    """Assert that the checkpoint has the size that was told, and that nothing else is left."""
+    """Assert that the checkpoint has the size that was told, that nothing else is left, and that it opens again."""
     path = adapter.checkpoint(folder, "model")
     adapter.save(pruned, path)
     assert adapter.saved_size(path) == adapter.checkpoint_size(pruned)
     assert {one.name for one in folder.iterdir()} == {f"model{suffix}" for suffix in adapter.suffixes}
+    opened = adapter.reopen(path)
+    shapes = [
+        {name: tensor.shape for name, tensor in module.state_dict().items()}
+        for module in (opened, pruned, adapter.module)
+    ]
+    assert shapes[0] == shapes[1] != shapes[2]
+    assert not opened.training
+    assert {tensor.dtype for tensor in opened.parameters()} == {torch.float32}
+    assert {tensor.device for tensor in opened.parameters()} == {adapter.device}

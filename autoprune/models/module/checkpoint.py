@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
 from autoprune.files import saying_why, write_atomic
 
-FORMAT = "autoprune.module"
 VERSION = 1
 
 Numbers = Mapping[str, Mapping[str, Any]]
@@ -52,7 +52,7 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""
-        content = {"format": FORMAT, "version": VERSION, **vars(self)}
+        content = {"format": MODULE_FORMAT, "version": VERSION, **vars(self)}
         buffer = io.BytesIO()  # to a path, torch.save would put the file's name inside and so change the length
         torch.save(content, buffer)
         return buffer.getvalue()
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # torch lets through what its unpickler and its archive reader raise
         raise ModelError(f"{path} is corrupt, or no checkpoint that autoprune wrote of a module") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MODULE_FORMAT:
         raise ModelError(f"{path} must be a checkpoint that autoprune wrote of a module, such as a run's model.pt")
     if content["version"] != VERSION:
         raise ModelError(f"{path} has version {content['version']} of its format, this autoprune reads {VERSION}")

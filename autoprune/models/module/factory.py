@@ -20,6 +20,8 @@ from autoprune.models.module.checkpoint import read_checkpoint
 Make = Callable[[], ModuleAdapter]
 """A person's function: the trained network with its data."""
 
+_OWN = "autoprune_own_"
+
 
 def load(path: Path, make: Make, *, device: str | torch.device = "cpu") -> ModuleAdapter:
     """Open a checkpoint that autoprune wrote of a module, such as a run's ``model.pt``.
@@ -70,20 +72,33 @@ def open_factory(model: Path, *, device: str | torch.device = "cpu") -> ModuleAd
 
 
 def _imported(source: str) -> ModuleType:
-    """Import a file by its path, with its folder importable meanwhile and after, or a module by its name."""
+    """Import a file by its path, or a module by its name."""
     if not source.endswith(".py"):
         return _executed(lambda: importlib.import_module(source), source)
     path = Path(source).resolve()
     if not path.is_file():
         raise ModelError(f"the file {source} does not exist; --model takes FILE.py:FUNCTION")
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path):
+    name = f"{_OWN}{path.stem}"  # no name of another module, whatever the file is called
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path):
         return known
-    if known is not None:
-        raise ModelError(f"{source} has the name of a Python module that is loaded already, {path.stem}; rename it")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # what lies beside it can be imported, as when Python runs the file
-    return _executed(lambda: importlib.import_module(path.stem), source)
+    return _executed(lambda: _run(path, name), source)
+
+
+def _run(path: Path, name: str) -> ModuleType:
+    """Execute a file as the module of this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _executed(run: Callable[[], ModuleType], source: str) -> ModuleType:

@@ -63,6 +63,7 @@ class UltralyticsAdapter(Adapter):
 
     free_outputs = frozenset({"feats"})
     description = StockYaml()
+    reader = "YOLO"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
 from autoprune.files import saying_why, write_atomic
 from autoprune.models.detection.exporting import NOTES_KEY
@@ -56,6 +57,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     _check_file(path)
     with stock.quiet():
         content = _load(path, trust)
+    if content.get("format") == MODULE_FORMAT:
+        raise ModelError(f"{path} is of a network of one's own; name the function too, --model FILE.py:FUNCTION@{path}")
     module = content.get("ema") if content.get("ema") is not None else content.get("model")
     if not isinstance(module, nn.Module):
         raise ModelError(
