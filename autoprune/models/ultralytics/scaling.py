@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def build_untrained(architecture: str, names: Sequence[str], *, seed: int) -> nn
 def _described(architecture: str) -> dict[str, Any]:
     """Read a YAML of a detector; nothing is downloaded."""
     try:
-        if "://" in architecture:
+        if "://" in architecture or Path(architecture).suffix not in (".yaml", ".yml"):
             raise FileNotFoundError(architecture)
         description: dict[str, Any] = stock.tasks.yaml_model_load(architecture)
     except FileNotFoundError as error:
