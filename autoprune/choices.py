@@ -57,6 +57,9 @@ def match_factory(model: object) -> re.Match[str] | None:
     return _FACTORY.fullmatch(str(model))
 
 
+DARKNET = (".cfg", ".weights")
+"""Suffixes of the two files of a Darknet network."""
+
 FROM_WEIGHTS = ("l1", "l2", "bn", "fpgm", "lamp", "random")
 """Criteria, which say which channels of a unit stay, that read weights alone; ``l<p>`` for any p > 0 is one, too."""
 

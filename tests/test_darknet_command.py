@@ -100,7 +100,7 @@ def test_netadapt_and_sensitivity_know_darknet(world: Path, tmp_path: Path, quic
         (lambda cfg: cfg.write_text(CFG.replace("filters=24", "filters=32")), r"tiny.weights must hold .* numbers"),
         (lambda cfg: cfg.with_suffix(".weights").unlink(), r"tiny.weights does not exist"),
         (lambda cfg: cfg.unlink(), r"tiny.cfg cannot be read: No such file"),
-        (lambda cfg: cfg.write_text(CFG.replace("filters=7", "filters=9", 1)), r"\[yolo\] with 1 anchors and 2 classes"),
+        (lambda cfg: cfg.write_text(CFG.replace("filters=7", "filters=9", 1)), r"\[yolo\] with 1 anchors"),
     ],
 )  # fmt: skip
 def test_bad_files_are_told_in_one_sentence(
@@ -116,3 +116,29 @@ def test_weights_without_their_cfg_are_refused(tmp_path: Path, capsys: pytest.Ca
     weights = write_detector(tmp_path).with_suffix(".weights")
     assert main(["export", "--model", str(weights), "--format", "torchscript", "--out", str(tmp_path / "run")]) == 2
     assert "give the cfg of that network" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("search", ("--budget", "flops=50%", "--finetune-epochs", "1", "--distill")),
+        ("search", ("--budget", "flops=50%", "--stock-yaml")),
+        ("slim", ("--budget", "flops=50%")),
+    ],
+)
+def test_what_only_ultralytics_networks_have_is_refused_at_once(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, words: tuple[str, ...]
+) -> None:
+    assert main(words_of(command, world, tmp_path / "run", *words)) == 2
+    assert "is for networks of Ultralytics" in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [("--soften",), ("--distill", "tiny.cfg")], ids=lambda words: words[0])
+def test_training_has_no_softening_and_no_teacher(
+    searched: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    given = ["--policy", str(searched / "policy.json"), "--model", str(world / "tiny.cfg"), "--epochs", "4"]
+    given += ["--data", str(world / "data" / "data.yaml"), "--out", str(tmp_path / "run"), *words]
+    assert main(["train", *given]) == 2
+    assert "is for networks of Ultralytics" in one_sentence(capsys.readouterr().err)

@@ -117,7 +117,7 @@ def test_images_without_labels_want_no_objects() -> None:
 
 
 def test_boxes_that_overlap_enough_are_to_find_the_object_too() -> None:
-    """A truth of another head's anchor, which a box of this head has found: ignored, or to be found, by truth_thresh."""
+    """A truth of another head's anchor that a box of this head has found: ``truth_thresh`` says what that is."""
     head = replace(PLAIN, mask=(1,))
     raw = torch.zeros(BATCH, 1, ROWS, COLUMNS, 8, dtype=torch.float64)
     raw[0, 0, 0, 0, 2:4] = torch.log(torch.tensor([50 / 30, 60 / 20]))

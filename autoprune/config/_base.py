@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.budget import Budget
-from autoprune.choices import Precision, Runtime, check_criterion, match_factory
+from autoprune.choices import DARKNET, Precision, Runtime, check_criterion, match_factory
 from autoprune.errors import ConfigError
 
 
@@ -18,8 +18,9 @@ class PruningConfig:
     """What every command is told that scores pruned networks.
 
     Attributes:
-        model: trained weights to prune, a stock Ultralytics checkpoint, or FILE.py:FUNCTION, which returns a network of
-            your own with its data (this runs the file); the bundled demonstration detector by default
+        model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
+            beside it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file); the
+            bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML; needed with --model but for
             FILE.py:FUNCTION
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
@@ -170,12 +171,19 @@ def check_together(model: Path | None, data: Path | None) -> None:
 
 
 def check_stock(model: Path | None, what: str) -> None:
-    """Refuse what only networks of a stock tool have, where a function builds the network.
+    """Refuse what only networks of Ultralytics have.
 
     Args:
         model: as the command line names it.
         what: the command or the option that is refused.
     """
+    check_family(model, what)
+    if model is not None and model.suffix in DARKNET:
+        raise ConfigError(f"{what} is for networks of Ultralytics, got --model {model}, one of Darknet")
+
+
+def check_family(model: Path | None, what: str) -> None:
+    """Refuse what needs a family's own tool, where a function builds the network; arguments as for `check_stock`."""
     if match_factory(model):
         raise ConfigError(f"{what} is for networks of Ultralytics, got --model {model}, a network of one's own")
 

@@ -21,7 +21,7 @@ class ExportConfig:
     """Export a network for a runtime, check that it predicts there what it predicts in torch, and measure its latency.
 
     Attributes:
-        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, or
+        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, a Darknet .cfg, or
             FILE.py:FUNCTION@CHECKPOINT for a network of your own
         format: what is written: onnx, openvino, torchscript or tensorrt
         data: the data set the weights were trained on, an Ultralytics YAML; with it the exported network is compared

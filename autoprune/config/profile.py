@@ -15,7 +15,8 @@ class ProfileConfig(RuntimeConfig):
     """Show where a network's latency goes: per layer, per width, predicted against measured; table, JSON and pictures.
 
     Attributes:
-        model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
+        model: trained weights, a stock Ultralytics checkpoint or a Darknet .cfg; the bundled demonstration detector by
+            default
         data: the data set the weights were trained on, an Ultralytics YAML; only int8 needs it, to find its ranges
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         device: where to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Runtime
-from autoprune.config._base import check_counts, check_device, check_image_size, check_share, check_stock
+from autoprune.config._base import check_counts, check_device, check_family, check_image_size, check_share
 from autoprune.errors import ConfigError
 
 QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -25,7 +25,7 @@ class QuantizeConfig:
     told on validation images.
 
     Attributes:
-        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
+        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, or a Darknet .cfg
         data: the data set the weights were trained on, an Ultralytics YAML
         runtime: what runs the result: onnxruntime or openvino
         max_drop: how much mAP50-95 (top-1 of a classifier) may be lost against the float network, on the training
@@ -64,7 +64,7 @@ class QuantizeConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        check_stock(self.model, "autoprune quantize")
+        check_family(self.model, "autoprune quantize")
         check_image_size(self.imgsz)
         check_device(self.device)
         check_counts(self, "threads", "batch", least=1)

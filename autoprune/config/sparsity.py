@@ -115,6 +115,7 @@ class SlimConfig(SearchConfig, SparsityConfig):
     def __post_init__(self) -> None:
         SearchConfig.__post_init__(self)
         SparsityConfig.__post_init__(self)
+        check_stock(self.model, "Sparsity training")
         check_counts(self, "train_epochs", "sparsity_epochs", least=1)
         check_share("sparsity_lr", self.sparsity_lr)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoprune.choices import match_factory
+from autoprune.choices import DARKNET, match_factory
 from autoprune.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_adapter(
     """
     if match_factory(weights):
         return _built(weights, data=data, image_size=image_size, device=device)
-    if weights.suffix in (".cfg", ".weights"):
+    if weights.suffix in DARKNET:
         from autoprune.models.darknet.adapter import DarknetAdapter
 
         return DarknetAdapter.load(weights, data=data, image_size=image_size, device=device)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.choices import DARKNET
 from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
@@ -55,8 +56,9 @@ class DarknetAdapter(TrainableAdapter):
         header: of the weights file; ``seen`` counts the images of the dense training alone.
     """
 
-    suffixes = (".cfg", ".weights")
+    suffixes = DARKNET
     bytes_per_number = 4
+    reader = "YOLO"
 
     def __init__(
         self, network: DarknetNetwork, header: Header, *, data: DataSet | None, image_size: int, device: torch.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def describe(architecture: str) -> dict[str, Any]:
         ModelError: there is no such YAML, or its network's task is not supported.
     """
     try:
-        if "://" in architecture:
+        if "://" in architecture or Path(architecture).suffix not in (".yaml", ".yml"):
             raise FileNotFoundError(architecture)
         with stock.quiet():
             description: dict[str, Any] = stock.tasks.yaml_model_load(architecture)
