@@ -29,7 +29,7 @@ from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.packages import need
-from tests.world import cut, one_sentence, records
+from tests.world import arguments, cut, one_sentence, records
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,17 @@ def test_a_loss_that_cannot_be_held_is_told(
     assert "must lose at most --max-drop 0.1 of mAP50-95 on training images, and loses 0.4000" in said
     assert "is quantised; allow more, tune the weights for int8 with --qat-epochs, or keep the float" in said
     assert not list((tmp_path / "run").glob("*.onnx"))
+
+
+@pytest.mark.slow
+def test_a_search_in_int8_tells_of_a_processor_without_instructions(
+    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : avx2")
+    monkeypatch.setattr(settings, "_LISTING", tmp_path / "cpuinfo")
+    more = ("--budget", "latency=80%", "--runtime", "onnxruntime", "--precision", "int8", "--strategy", "uniform")
+    assert main(arguments("search", tiny, tmp_path / "run", *more)) in (0, 3)
+    assert "This CPU has no instructions for int8" in capsys.readouterr().err
 
 
 @pytest.mark.slow

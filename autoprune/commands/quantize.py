@@ -15,7 +15,7 @@ import torch
 from autoprune.budget import format_amount
 from autoprune.choices import Precision
 from autoprune.commands.folder import RunFolder, environment
-from autoprune.commands.network import choose_device, pin_threads
+from autoprune.commands.network import choose_device, pin_threads, warn_of_slow_int8
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import accuracy_rows
 from autoprune.commands.tuning import AWARE, tune_for_int8
@@ -135,11 +135,7 @@ def _warn(adapter: Adapter, screen: Screen) -> None:
     """Tell what was found before anything is quantised."""
     for skipped in adapter.skipped:
         screen.warn(f"Skipped {skipped}")
-    if has_int8_instructions() is False:
-        screen.warn(
-            "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
-            "here, but may be slower than the float one"
-        )
+    warn_of_slow_int8(screen)
 
 
 def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: Screen) -> Mapping[str, Choice]:
