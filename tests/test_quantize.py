@@ -28,7 +28,7 @@ from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.packages import need
-from tests.world import cut, one_sentence, records
+from tests.world import arguments, cut, one_sentence, records
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +213,40 @@ def test_a_loss_that_cannot_be_held_is_told(
     assert main(words(world, tmp_path / "run", "--max-drop", "0.1")) == 3
     said = one_sentence(capsys.readouterr().err)
     assert "must lose at most --max-drop 0.1 of mAP50-95 on training images, and loses 0.4000" in said
-    assert "is quantised; allow more, or keep the float network" in said
+    assert "is quantised; allow more, tune the weights for int8 with --qat-epochs, or keep the float" in said
     assert not list((tmp_path / "run").glob("*.onnx"))
+
+
+@pytest.mark.slow
+def test_a_search_in_int8_tells_of_a_processor_without_instructions(
+    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : avx2")
+    monkeypatch.setattr(settings, "_LISTING", tmp_path / "cpuinfo")
+    more = ("--budget", "latency=80%", "--runtime", "onnxruntime", "--precision", "int8", "--strategy", "uniform")
+    assert main(arguments("search", tiny, tmp_path / "run", *more)) in (0, 3)
+    assert "This CPU has no instructions for int8" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_network_is_tuned_for_int8_and_compared_with_what_it_was(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(monkeypatch, 0.9, 0.5, 0.895)
+    out = tmp_path / "run"
+    tuning = ("--qat-epochs", "1", "--batch", "8", "--device", "cpu")
+    assert main(words(world, out, *tuning)) == 0
+    found = told(out)
+    variants = [(one["network"], one["precision"]) for one in found["variants"]]
+    assert variants == [("model", "fp32"), ("qat", "fp32"), ("model", "int8"), ("qat", "int8")]
+    before, after = found["networks"]["model"], found["networks"]["qat"]
+    assert before["steps"] == [{"in_float": [], "accuracy": 0.5, "drop": pytest.approx(0.4)}]
+    assert after["accuracy"] == 0.9, "the tuned network must come close to the float one that was given"
+    assert after["in_float"] == []
+    assert found["variants"][3]["size_bytes"] == (out / "model.int8.onnx").stat().st_size
+    given, tuned = (UltralyticsAdapter.load(path).module for path in (world / "best.pt", out / "qat.pt"))
+    assert not torch.equal(given.get_parameter("model.1.conv.weight"), tuned.get_parameter("model.1.conv.weight"))
+    assert "--qat-epochs" not in capsys.readouterr().out, "nobody is told to do what was done"
 
 
 # -- what is refused, and what is told ---------------------------------------------------------------
@@ -230,6 +262,10 @@ def test_a_loss_that_cannot_be_held_is_told(
         ({"images": 7}, "--images must be a whole number of at least 8, got 7"),
         ({"imgsz": 50}, "--imgsz must be a multiple of 32"),
         ({"threads": 0}, "--threads must be"),
+        ({"batch": 0}, "--batch must be"),
+        ({"qat_epochs": -1}, "--qat-epochs must be a whole number of at least 0, got -1"),
+        ({"qat_lr_scale": 0.0}, r"--qat-lr-scale must lie in \(0, 1\], got 0.0"),
+        ({"device": "tpu"}, "--device must be"),
         ({"seed": -1}, "--seed must be"),
     ],
 )

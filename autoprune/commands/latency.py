@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from autoprune.budget import format_amount
-from autoprune.choices import Runtime
+from autoprune.choices import Precision, Runtime
 from autoprune.commands.folder import RunFolder
-from autoprune.commands.network import Network, choose_device
+from autoprune.commands.network import Network, choose_device, warn_of_slow_int8
 from autoprune.commands.repeats import DOUBT, Steadiness, typical_within
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig, ProfileConfig
@@ -94,9 +94,12 @@ class Bench:
         self.metric = metric
         self._network, self._seed, self._screen = network, config.seed, screen
         self._with_nms = config.with_nms
+        settings = settings_of(metric, config, adapter.input_shape)
+        if settings.precision is Precision.INT8 and settings.device == "cpu":
+            warn_of_slow_int8(screen)
         self.meter = LatencyMeter(
             adapter.deployable(adapter.module, with_nms=config.with_nms),
-            settings_of(metric, config, adapter.input_shape),
+            settings,
             recorder=folder.journal,
             kind=metric,
             calibration=self._calibration,

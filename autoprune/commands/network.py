@@ -30,6 +30,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.proof import analyse
+from autoprune.runtimes.settings import has_int8_instructions
 from autoprune.search.curves import SensitivityCurves
 from autoprune.space import Allocation, Space
 from autoprune.surgery import Pruner
@@ -182,3 +183,12 @@ def pin_threads(asked: int | None, folder: RunFolder) -> None:
     different numbers of threads, and report the number of the last process for all of them.
     """
     torch.set_num_threads(asked or folder.once("threads", torch.get_num_threads))
+
+
+def warn_of_slow_int8(screen: Screen) -> None:
+    """Say so where the processor has no instructions for int8."""
+    if has_int8_instructions() is False:
+        screen.warn(
+            "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
+            "here, but may be slower than the float one"
+        )

@@ -15,7 +15,7 @@ import torch
 from autoprune.budget import format_amount
 from autoprune.choices import Precision
 from autoprune.commands.folder import RunFolder, environment
-from autoprune.commands.network import choose_device, pin_threads
+from autoprune.commands.network import choose_device, pin_threads, warn_of_slow_int8
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import accuracy_rows
 from autoprune.commands.tuning import AWARE, tune_for_int8
@@ -41,10 +41,12 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
     """
     with RunFolder.open("quantize", config) as folder:
         pin_threads(config.threads, folder)
-        adapters = _open(config, folder.path, screen)
-        *_, (own, adapter) = adapters.items()
-        backend, samples = _backend(config, adapter), _samples(config, adapter)
+        adapters = dict(_open(config))
+        own, adapter = next(reversed(adapters.items()))
+        backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is told at once
         _warn(adapter, screen)
+        if config.qat_epochs:
+            own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, screen)
         with TemporaryDirectory(dir=folder.path, prefix=".quantize-") as scratch, backend.session():
             networks = [
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
@@ -82,18 +84,20 @@ class _Variant:
     latency: Timing
 
 
-def _open(config: QuantizeConfig, folder: Path, screen: Screen) -> Mapping[str, Adapter]:
-    """Open the networks by their names, the one whose int8 file is the result last; all get the same image size."""
+def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
+    """Open the network, after the dense one where there is one, which gets the same image size."""
     options: dict[str, Any] = {"data": config.data, "trust": config.trust_checkpoint}
     adapter = open_adapter(config.model, image_size=config.imgsz, **options)
-    options["image_size"] = adapter.image_size
-    adapters = {_given(config): adapter}
-    if config.dense is not None:
-        adapters = {"dense": open_adapter(config.dense, **options), **adapters}
-    if config.qat_epochs:
-        trainee = open_adapter(config.model, device=choose_device(config.device), **options)
-        adapters[AWARE] = open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
-    return adapters
+    if config.dense is None:
+        return {_given(config): adapter}
+    return {"dense": open_adapter(config.dense, image_size=adapter.image_size, **options), _given(config): adapter}
+
+
+def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Adapter:
+    """Fine-tune the network for int8, on the device for that, and open what came out."""
+    options: dict[str, Any] = {"data": config.data, "image_size": adapter.image_size}
+    trainee = open_adapter(config.model, device=choose_device(config.device), trust=config.trust_checkpoint, **options)
+    return open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
 
 
 def _given(config: QuantizeConfig) -> str:
@@ -131,11 +135,7 @@ def _warn(adapter: Adapter, screen: Screen) -> None:
     """Tell what was found before anything is quantised."""
     for skipped in adapter.skipped:
         screen.warn(f"Skipped {skipped}")
-    if has_int8_instructions() is False:
-        screen.warn(
-            "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
-            "here, but may be slower than the float one"
-        )
+    warn_of_slow_int8(screen)
 
 
 def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: Screen) -> Mapping[str, Choice]:
