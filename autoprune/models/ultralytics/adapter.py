@@ -252,7 +252,13 @@ class UltralyticsAdapter(Adapter):
         self, module: nn.Module, batches: Iterable[Batch], *, objects: int, predict: Predict | None
     ) -> Accuracy:
         return metrics.measure(
-            module, batches, device=self.device, objects=objects, settings=self._images.data.settings, predict=predict
+            module,
+            batches,
+            kind=type(self.module),
+            device=self.device,
+            objects=objects,
+            settings=self._images.data.settings,
+            predict=predict,
         )
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.models._base import Accuracy, Predict
 from autoprune.models.ultralytics import stock
-from autoprune.models.ultralytics.tasks import task_of
+from autoprune.models.ultralytics.tasks import TASKS
 
 CONFIDENCE = 0.001
 """Detections below this score are dropped before NMS; Ultralytics' ``val`` default."""
@@ -73,12 +73,13 @@ _FACTS = ("kpt_shape", "kpt_oks_sigmas")
 
 def measure(
     module: nn.Module, batches: Iterable[Mapping[str, Any]], *,
-    device: torch.device, objects: int, settings: Mapping[str, Any], predict: Predict | None = None,
+    kind: type, device: torch.device, objects: int, settings: Mapping[str, Any], predict: Predict | None = None,
 ) -> Accuracy:  # fmt: skip
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
-        module: the network; may be fused.
+        module: the network; may be fused, and what runs in its stead needs its ``names`` and ``end2end`` only.
+        kind: the network's class, which has the task.
         batches: as `images.Images` makes them.
         device: where both live.
         objects: labels in the fullest image.
@@ -89,19 +90,21 @@ def measure(
         The task's figures; zero where nothing is detected.
     """
     with stock.quiet(), torch.no_grad():
-        validator = _validator(module, device=device, objects=objects, settings=settings)
+        validator = _validator(module, kind, device=device, objects=objects, settings=settings)
         run = predict or module
         for batch in batches:
             validator.args.imgsz = batch["img"].shape[-1]  # RT-DETR's boxes are shares of it
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
-    main, lenient = (float(results[key]) for key in task_of(module).keys)
+    main, lenient = (float(results[key]) for key in TASKS[kind].keys)
     return Accuracy(main, lenient)
 
 
-def _validator(module: nn.Module, *, device: torch.device, objects: int, settings: Mapping[str, Any]) -> Any:
+def _validator(
+    module: nn.Module, kind: type, *, device: torch.device, objects: int, settings: Mapping[str, Any]
+) -> Any:
     arguments = {
-        "task": task_of(module).name,
+        "task": TASKS[kind].name,
         "mode": "val",
         "conf": CONFIDENCE,
         "iou": OVERLAP,
@@ -109,7 +112,7 @@ def _validator(module: nn.Module, *, device: torch.device, objects: int, setting
         "plots": False,
     }
     # It writes nothing without plots.
-    validator = _VALIDATORS[type(module)](save_dir=Path(tempfile.gettempdir()), args=arguments)
+    validator = _VALIDATORS[kind](save_dir=Path(tempfile.gettempdir()), args=arguments)
     validator.device, validator.data = device, {fact: settings[fact] for fact in _FACTS if fact in settings}
     validator.init_metrics(module)
     return validator
