@@ -19,7 +19,7 @@ class PruningConfig:
 
     Attributes:
         model: trained weights to prune, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
             (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression

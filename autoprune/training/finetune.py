@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
+"""Fine-tuning a pruned network with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
 
 Where the parts of a training are: the learning rate's cosine and warm-up, the optimizer and early stopping's default
 in `recipe`; half precision on GPUs (AMP) in `_Training.settings` below; the exponential moving average of the weights
