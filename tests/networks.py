@@ -67,6 +67,8 @@ def compared(output: object) -> list[torch.Tensor]:
         return [tensor for key, value in output.items() if key not in FREE_OUTPUTS for tensor in compared(value)]
     if isinstance(output, torch.Tensor):
         return [output]
+    if output is None:  # RT-DETR's place for what it has in training only
+        return []
     return [tensor for value in output for tensor in compared(value)]  # type: ignore[attr-defined]
 
 

@@ -142,15 +142,13 @@ def test_torchscript_export_as_checkpoint(tmp_path: Path) -> None:
         UltralyticsAdapter.load(tmp_path / "export.pt")
 
 
-def test_classifier_given_as_detector(tmp_path: Path) -> None:
-    from ultralytics.nn.tasks import ClassificationModel
+def test_a_network_of_a_task_that_is_not_supported(tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import SemanticSegmentationModel
 
-    network = ClassificationModel(
-        {"nc": 2, "backbone": [[-1, 1, "Conv", [8, 3, 2]]], "head": [[-1, 1, "Classify", ["nc"]]]}, verbose=False
-    )
-    write_detector(tmp_path / "cls.pt", network)
-    with pytest.raises(ModelError, match="holds a ClassificationModel, and only detectors"):
-        UltralyticsAdapter.load(tmp_path / "cls.pt")
+    network = SemanticSegmentationModel("yolo26-sem.yaml", nc=2, verbose=False)
+    write_detector(tmp_path / "sem.pt", network)
+    with pytest.raises(ModelError, match="holds a SemanticSegmentationModel, and only networks of"):
+        UltralyticsAdapter.load(tmp_path / "sem.pt")
 
 
 class Foreign(nn.Module):
@@ -226,7 +224,7 @@ def test_missing_data_file(folder: Path) -> None:
         ({"train": "images/train", "names": {1: "a", 2: "b"}}, "numbered 0 to 1"),
         ({"train": "images/train", "nc": "many"}, "positive integer"),
         ({"train": 3, "names": NAMES}, "path or a list of paths"),
-        ({"train": "images/train", "names": ["a", "b", "c"]}, "detects 2 classes, but .* names 3"),
+        ({"train": "images/train", "names": ["a", "b", "c"]}, "tells 2 classes apart, but .* names 3"),
         ({"train": "images/train", "names": ["blue", "green"]}, "in another order"),
     ],
 )

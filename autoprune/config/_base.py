@@ -21,8 +21,8 @@ class PruningConfig:
         model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
             beside it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file); the
             bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model but for
-            FILE.py:FUNCTION
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model but
+            for FILE.py:FUNCTION
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
             (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression

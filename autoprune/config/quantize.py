@@ -26,7 +26,7 @@ class QuantizeConfig:
 
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, or a Darknet .cfg
-        data: the data set the weights were trained on, an Ultralytics YAML
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders
         runtime: what runs the result: onnxruntime or openvino
         max_drop: how much mAP50-95 (top-1 of a classifier) may be lost against the float network, on the training
             images that decide

@@ -55,7 +55,7 @@ class SparsifyConfig(SparsityConfig):
 
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML; needed with --model
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         epochs: how many times to go through the training images
         lr: first learning rate; it falls by a cosine

@@ -64,7 +64,7 @@ class TrainConfig:
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
-        data: the data set to train on, an Ultralytics YAML; needed but for a --model FILE.py:FUNCTION
+        data: the data set to train on, an Ultralytics YAML or class folders; needed but for a --model FILE.py:FUNCTION
         epochs: how many times to go through the training images
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's

@@ -65,7 +65,7 @@ def _built(model: Path, *, data: Path | None, image_size: int | None, device: st
 def build_adapter(
     architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu", seed: int = 0
 ) -> Adapter:
-    """Build a network that has learnt nothing yet, for the classes of a data set (today: Ultralytics' detectors).
+    """Build a network that has learnt nothing yet, for the classes of a data set (today: Ultralytics' networks).
 
     Args:
         architecture: as the family names it; see `UltralyticsAdapter.untrained`.

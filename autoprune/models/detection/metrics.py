@@ -71,7 +71,7 @@ def measure(
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
-        module: the network; may be fused.
+        module: the network; may be fused. Where something runs in its stead, its ``names`` and ``end2end`` are enough.
         batches: images and labels as Ultralytics collates them, on the device.
         metric: judges.
         device: where both live.

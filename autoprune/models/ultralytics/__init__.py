@@ -1,4 +1,4 @@
-"""Adapter of Ultralytics' YOLO detectors (YOLOv3 to YOLO26)."""
+"""Adapter of Ultralytics' networks: YOLOv3 to YOLO26 in all tasks with boxes, and classifiers; RT-DETR."""
 
 from autoprune.models import stock
 from autoprune.models.ultralytics.adapter import UltralyticsAdapter

@@ -1,4 +1,4 @@
-"""The adapter of Ultralytics' YOLO detectors."""
+"""The adapter of Ultralytics' networks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PAIRS = "pairs"
 
 
 class UltralyticsAdapter(Adapter):
-    """A YOLO detector from a stock Ultralytics checkpoint, with its data set.
+    """A network from a stock Ultralytics checkpoint, with its data set: its class decides the task (`tasks`).
 
     Build one with `UltralyticsAdapter.load`.
 
@@ -94,17 +94,18 @@ class UltralyticsAdapter(Adapter):
         device: str | torch.device = "cpu",
         trust: bool = False,
     ) -> UltralyticsAdapter:
-        """Load a trained detector and, if given, its data set.
+        """Load a trained network and, if given, its data set.
 
         Args:
             weights: the ``.pt`` file that Ultralytics' training wrote.
-            data: the data set's YAML file; without one, every method that needs images raises ``DataError``.
+            data: the data set's YAML file, a classifier's folder; without one, every method that needs images raises
+                ``DataError``.
             image_size: square input size in pixels; the size that the network was trained at if None.
             device: where to compute, e.g. ``cpu`` or ``cuda:0``.
             trust: allow the checkpoint to name classes outside Ultralytics and torch (runs code from the file).
 
         Raises:
-            ModelError: the checkpoint is missing, corrupt, refused by the safe loader, or no supported detector;
+            ModelError: the checkpoint is missing, corrupt, refused by the safe loader, or no supported network;
                 or the image size does not suit the network.
             DataError: the data set is missing or malformed, or its classes are not the network's.
             DeviceError: the device is unknown or not there.
@@ -133,17 +134,17 @@ class UltralyticsAdapter(Adapter):
         cls, architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> UltralyticsAdapter:  # fmt: skip
-        """Build a detector that has learnt nothing yet, with the classes of a data set.
+        """Build a network that has learnt nothing yet, with the classes of a data set.
 
         Args:
             architecture: the name of a YAML that Ultralytics brings, such as ``yolov3-tiny.yaml``, or one's own file.
-            data: the data set's YAML file.
+            data: the data set's YAML file, or a classifier's folder.
             image_size: square input size in pixels; 640 if None.
             device: where to compute.
             seed: of the weights.
 
         Raises:
-            ModelError: there is no such architecture, or it is no supported detector.
+            ModelError: there is no such architecture, or its task is not supported.
             DataError: the data set is missing or malformed.
             DeviceError: the device is unknown or not there.
         """

@@ -192,7 +192,7 @@ def _shipped(module: nn.Module) -> nn.Module:
     copy = copy.cpu().half().eval().to(memory_format=torch.contiguous_format).requires_grad_(False)
     copy.criterion = None
     vars(copy).pop("pt_path", None)  # where it was loaded from, on the machine that did so
-    for name in ("anchors", "strides", "shape"):  # the head's cache of its last image size
+    for name in ("anchors", "strides", "shape", "shapes", "valid_mask"):  # the head's cache of its last image size
         vars(copy.model[-1]).pop(name, None)
     if "args" in vars(copy):
         copy.args = {k: v for k, v in dict(copy.args).items() if k in stock.DEFAULT_CFG_DICT}
