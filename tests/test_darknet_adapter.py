@@ -83,6 +83,7 @@ def test_a_network_that_finds_all_labels_is_right_about_everything(adapter: Dark
     assert figures.lenient > 0.99
 
 
+@pytest.mark.slow
 def test_the_loss_falls_where_it_trains_on_two_images(adapter: DarknetAdapter) -> None:
     (batch,) = adapter.batches("train", images=2, batch=2, seed=0)
     module = deepcopy(adapter.module).train()

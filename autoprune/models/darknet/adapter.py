@@ -17,12 +17,13 @@ from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models._trainable import Sgd, TrainableAdapter
-from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, scaled_cfg, stride_of
+from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
 from autoprune.models.darknet.deployed import Deployed
 from autoprune.models.darknet.files import checkpoint_size, read, weights_beside, write
 from autoprune.models.darknet.images import Augmentation, load_augmented, load_sample
 from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork
+from autoprune.models.darknet.scaling import scaled_cfg
 from autoprune.models.darknet.weights import Header
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from autoprune.errors import DataError, ModelError
 from autoprune.models.darknet.build import build_layers, input_shape
 from autoprune.models.darknet.cfg import Cfg
 from autoprune.models.detection.data_set import DataSet
-
-_MULTIPLE = 8
-"""Widths of scaled networks are multiples of this."""
 
 
 def stride_of(cfg: Cfg) -> int:
@@ -66,22 +61,3 @@ def check_classes(cfg: Cfg, data: DataSet) -> None:
             f"{cfg.file} detects {classes_of(cfg)} classes (classes= of its [yolo] sections), but {data.file} names "
             f"{len(data.names)}"
         )
-
-
-def scaled_cfg(cfg: Cfg, width: float) -> Cfg | None:
-    """Return a cfg whose ``filters`` are so many times as many; None where layers have groups.
-
-    Args:
-        cfg: the dense network's.
-        width: the factor.
-    """
-    values: dict[tuple[int, str], int] = {}
-    following: Mapping[int, str] = {index: section.name for index, section in enumerate(cfg.layers[1:])}
-    for index, section in enumerate(cfg.layers):
-        if section.name != "convolutional" or following.get(index) == "yolo":
-            continue
-        if section.integer("groups", 1) > 1:
-            return None
-        if "filters" in section.options:
-            values[index, "filters"] = max(1, round(section.integer("filters") * width / _MULTIPLE)) * _MULTIPLE
-    return cfg.replaced(values)
