@@ -97,7 +97,8 @@ class UltralyticsAdapter(Adapter):
 
         Args:
             weights: the ``.pt`` file that Ultralytics' training wrote.
-            data: the data set's YAML file, a classifier's folder; without one, every method that needs images raises ``DataError``.
+            data: the data set's YAML file, a classifier's folder; without one, every method that needs images raises
+                ``DataError``.
             image_size: square input size in pixels; the size that the network was trained at if None.
             device: where to compute, e.g. ``cpu`` or ``cuda:0``.
             trust: allow the checkpoint to name classes outside Ultralytics and torch (runs code from the file).
