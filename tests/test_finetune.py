@@ -138,7 +138,7 @@ def test_another_number_of_classes_is_refused(folder: Path, tmp_path: Path) -> N
     data = write_yaml(
         tmp_path / "data.yaml", {"path": str(folder), "train": "images/train", "val": "images/val", "names": ["one"]}
     )
-    with pytest.raises(TrainingError, match=r"detects 2 classes, but .* names 1"):
+    with pytest.raises(TrainingError, match=r"knows 2 classes, but .* names 1"):
         YOLO(folder / "pruned.pt").train(
             trainer=PrunedTrainer, **{**arguments(folder, tmp_path, epochs=1), "data": str(data)}
         )

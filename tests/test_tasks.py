@@ -105,6 +105,16 @@ def test_a_fine_tune_keeps_the_network_and_measures_its_task(world: Path, tmp_pa
     assert sorted(path for path in (world / task).rglob("*")) == before, "nothing is written into the user's data"
 
 
+@pytest.mark.slow  # its network is large: half a minute
+def test_an_rt_detr_is_analysed_as_far_as_its_convolutions_allow(world: Path) -> None:
+    adapter = UltralyticsAdapter.untrained("yolov8n-rtdetr.yaml", data=world / "obb" / "data.yaml", image_size=SIZE)
+    graph = analyse(adapter.module, adapter.example(2))
+    assert {unit.name.split(".")[1] for unit in graph.units} >= {"0", "4", "8"}, "layers are found under their names"
+    (batch,) = adapter.batches("train", images=2, batch=2, seed=0)
+    with torch.no_grad():
+        assert torch.isfinite(adapter.loss(adapter.module.train(), batch))
+
+
 # -- classifiers -------------------------------------------------------------------------------------
 
 
