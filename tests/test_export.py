@@ -316,7 +316,7 @@ def test_an_engine_has_the_header_that_ultralytics_reads(adapter: UltralyticsAda
 
 @pytest.mark.parametrize("file_format", [ExportFormat.ONNX, ExportFormat.TORCHSCRIPT], ids=lambda one: one.value)
 def test_a_head_without_suppression_is_exported_as_it_is(file_format: ExportFormat, tmp_path: Path) -> None:
-    network = build(32, layout=Layout(rows=True))
+    network = build(32, end2end=True)
     network.end2end = True
     write_detector(tmp_path / "best.pt", network)
     out = tmp_path / "run"
