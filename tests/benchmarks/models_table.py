@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -130,7 +131,7 @@ class Row:
 
     def resumes(self) -> str:
         """The stopped training goes on to its end, and its result has the pruned network's shapes."""
-        result = resume_finetune(self.adapter, out=self.folder / "tuned", workers=0)
+        result = resume_finetune(self.adapter, self.pruned, out=self.folder / "tuned", workers=0)
         check_shapes(shapes_of(result.module), shapes_of(self.pruned), self.folder)
         return "yes" if result.epochs == 2 else f"after {result.epochs} epochs"
 
@@ -190,9 +191,18 @@ def _reason(error: Exception) -> str:
 
 
 def _pinned(row: Row) -> str:
-    """Name the operations that keep channels, with how many groups of channels they keep."""
-    kinds = Counter(group.pinned.split(" in ")[0].split(": ")[0] for group in row.graph.groups if group.pinned)
-    return ", ".join(f"{kind[:40]} ({count})" for kind, count in kinds.most_common(4))
+    """Name what keeps channels, with how many groups of channels it keeps."""
+    reasons = Counter(_short(group.pinned) for group in row.graph.groups if group.pinned)
+    reasons.pop("network input", None)
+    return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(4))
+
+
+def _short(reason: str) -> str:
+    """Join what differs only in the place or the numbers."""
+    reason = re.sub(r"^(view|reshape) in model\.\d+$", "outputs of the head", reason)
+    reason = re.sub(r"^(\w+) in .*attn.*$", r"\1 in attention", reason)
+    reason = re.sub(r".*shape '.*", "attention reads its input's width, found by the proof", reason)
+    return re.sub(r"^(\w+) in model\..*$", r"\1", reason)
 
 
 if __name__ == "__main__":
