@@ -14,7 +14,7 @@ from autoprune.search.agents import AgentKind, AgentStrategy, walk_prior
 from autoprune.search.exploration import NoExploration, TruncatedNoise
 from autoprune.search.learners import build
 from autoprune.search.random import RandomStrategy
-from autoprune.search.settings import DDPGSettings, Settings
+from autoprune.search.settings import DDPGSettings, PPOSettings, Settings
 from autoprune.search.view import AgentView, RunningScale
 from autoprune.space import Allocation
 from envs.lockstep import LockstepEnv
@@ -53,6 +53,18 @@ def test_ppo_beats_random_search_on_a_small_problem() -> None:
     toys = {seed: make_toy(12, seed=seed) for seed in range(3)}
     agents = [best_of_agent(AgentKind.PPO.settings, toy, evaluations=80, seed=seed) for seed, toy in toys.items()]
     assert median(agents) > median(best_of_random(toy, evaluations=80, seed=seed) for seed, toy in toys.items())
+
+
+def test_deviations_that_rounding_swallows_grow() -> None:
+    toy = make_toy(12, seed=0)
+    swallowed = replace(PPOSettings(), log_std=-9.0)
+
+    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
+        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
+
+    strategy = AgentStrategy(make_env, swallowed, evaluations=150, seed=0)
+    tried = [one.allocation for one in search(strategy, toy.score, constraint=toy.constraint, evaluations=150).history]
+    assert len(set(tried[-30:])) > 2 * len(set(tried[:30]))
 
 
 def view(*, marks: bool = False, rule: type = Projected, episodes: int = 1) -> AgentView:

@@ -19,6 +19,7 @@ from autoprune.search.exploration import Exploration, NoExploration
 from autoprune.search.handoff import Handoff
 from autoprune.search.isolation import PrivateGlobals, compute_on_one_core
 from autoprune.search.learners import build, exploration_of, walk_episode
+from autoprune.search.novelty import Novelty, Widening
 from autoprune.search.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.search.telemetry import Telemetry
 from autoprune.search.view import AgentView, MakeEnv, RunningScale, Score
@@ -123,7 +124,8 @@ class AgentStrategy(Strategy):
         first = self._make_env(episodes=1, score=ask)
         self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
         prior = walk_prior(view(first, NoExploration()))
-        env = view(self._make_env(episodes=episodes, score=ask), self._exploration)
+        novelty = Novelty(ask)
+        env = view(self._make_env(episodes=episodes, score=novelty), self._exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             known = view(self._make_env(episodes=1, score=self._remembered), NoExploration())
@@ -131,7 +133,7 @@ class AgentStrategy(Strategy):
                 model.replay_buffer.add(**transition)
         model.set_logger(self._telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
-        model.learn(total_timesteps=steps)
+        model.learn(total_timesteps=steps, callback=Widening(novelty) if isinstance(settings, PPOSettings) else None)
 
     def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
         """Score by what other strategies told; NaN for what they did not try."""
