@@ -40,11 +40,10 @@ def test_the_seed_says_the_weights_and_nothing_else_changes(tiny: Path) -> None:
     [
         ("yolov99.yaml", "There is no architecture"),
         ("https://example.org/yolov8n.yaml", "There is no architecture"),
-        ("yolov8n-seg.yaml", "only detectors"),
         ("yolov3.cfg", "There is no architecture"),
     ],
 )
-def test_what_is_no_detector_is_refused(tiny: Path, name: str, said: str) -> None:
+def test_what_is_no_architecture_is_refused(tiny: Path, name: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         build_adapter(name, data=tiny / "data" / "data.yaml")
 
