@@ -1,4 +1,4 @@
-"""What every test shares: a private place for settings and caches, two threads, no network.
+"""What every test shares: a private place for settings and caches, one thread, no network.
 
 The environment is set when this file is imported, before anything imports torch or ultralytics,
 so that child processes inherit it too.
@@ -24,7 +24,7 @@ os.environ.update(
     YOLO_OFFLINE="true",
     YOLO_AUTOINSTALL="false",
     AUTOPRUNE_CACHE=str(_SCRATCH / "cache"),
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",  # two threads on tiny tensors wait for each other, long where a core is busy
 )
 (_SCRATCH / "ultralytics").mkdir()
 
@@ -43,7 +43,7 @@ def pytest_runtest_setup() -> None:
     Commands with ``--threads`` set it, and Ultralytics' trainer lowers it.
     """
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(2)
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from copy import deepcopy
 from pathlib import Path
 
@@ -107,6 +109,18 @@ def test_an_epoch_has_every_image_once_but_a_last_one_alone(adapter: DarknetAdap
     one, same, other = (next(iter(adapter.epoch(batch=4, seed=seed)))["img"] for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_an_image_whose_pixels_cannot_be_decoded_is_skipped_and_named(tmp_path: Path) -> None:
+    opened = load(tmp_path)
+    spoilt = tmp_path / "data" / "images" / "val" / "2.png"
+    head = spoilt.read_bytes()[:33]  # its signature and IHDR
+    chunks = [(b"IDAT", b"no stream of zlib"), (b"IEND", b"")]
+    rest = [struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks]
+    spoilt.write_bytes(head + b"".join(rest))
+    for _ in range(2):
+        opened.validate(opened.module)
+        assert opened.skipped == (f"{spoilt}: its pixels cannot be decoded",)
 
 
 def test_a_scaled_network_is_narrower_and_has_the_same_heads(adapter: DarknetAdapter) -> None:

@@ -134,6 +134,16 @@ def test_what_only_ultralytics_networks_have_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("words", [("mask",), ("quantize", "--qat-epochs", "1")], ids=lambda words: words[0])
+def test_no_extension_takes_part_in_its_training(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    named = ["--model", str(world / "tiny.cfg"), "--data", str(world / "data" / "data.yaml")]
+    assert main([*words, *named, "--out", str(tmp_path / "run")]) == 2
+    assert "is for networks of Ultralytics" in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words", [("--soften",), ("--distill", "tiny.cfg")], ids=lambda words: words[0])
 def test_training_has_no_softening_and_no_teacher(
     searched: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]

@@ -47,7 +47,7 @@ def test_every_channel_but_the_heads_and_the_image_can_be_pruned() -> None:
     assert not graph.uncounted
 
 
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32 - 1))
 def test_any_allocation_is_the_masked_network_and_survives_its_files(seed: int) -> None:
     dense, graph = tiny()

@@ -127,6 +127,6 @@ def test_an_interrupted_one_goes_on(adapter: UltralyticsAdapter, tmp_path: Path)
         finetune(
             adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop, extensions=[FakeQuantization()]
         )
-    result = resume_finetune(adapter, out=tmp_path, extensions=[FakeQuantization()])
+    result = resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[FakeQuantization()])
     assert result.epochs == 2
     assert plain(result.module)

@@ -178,6 +178,7 @@ def test_what_is_wrong_with_a_function_is_told(
         ("search", (*SEARCH, "--imgsz", "64"), "brings its own image size, (2, 24, 32); leave --imgsz 64 out"),
         ("sparsify", (), "Sparsity training is for networks of Ultralytics"),
         ("quantize", ("--data", "d.yaml"), "autoprune quantize is for networks of Ultralytics"),
+        ("mask", ("--data", "d.yaml"), "autoprune mask is for networks of Ultralytics"),
         ("export", ("--format", "onnx", "--dynamic"), "exported with the shape of its example; leave --dynamic out"),
     ],
 )

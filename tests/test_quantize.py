@@ -1,31 +1,21 @@
-"""Quantised networks: which layers stay in float, what a run leaves, how it goes on, and what is refused."""
+"""``autoprune quantize``: which layers stay in float, what a run leaves, how it goes on."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.choices import Runtime
 from autoprune.cli import main
-from autoprune.config import QuantizeConfig
-from autoprune.errors import ConfigError, ExportError
 from autoprune.models._base import Accuracy, Batch, Predict
-from autoprune.models.detection.comparing import Layout, disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.quantize import Group, choose, group_operations
 from autoprune.runtimes import settings
-from autoprune.runtimes.settings import has_int8_instructions
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.packages import need
 from tests.world import arguments, cut, one_sentence, records
@@ -247,196 +237,6 @@ def test_a_network_is_tuned_for_int8_and_compared_with_what_it_was(
     given, tuned = (UltralyticsAdapter.load(path).module for path in (world / "best.pt", out / "qat.pt"))
     assert not torch.equal(given.get_parameter("model.1.conv.weight"), tuned.get_parameter("model.1.conv.weight"))
     assert "--qat-epochs" not in capsys.readouterr().out, "nobody is told to do what was done"
-
-
-# -- what is refused, and what is told ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"runtime": Runtime.TORCH}, "int8 files are written for --runtime onnxruntime or openvino, got torch"),
-        ({"max_drop": -0.1}, r"--max-drop must lie in \[0, 1\), got -0.1"),
-        ({"max_drop": float("nan")}, r"--max-drop must lie in \[0, 1\), got nan"),
-        ({"calibration_images": 7}, "--calibration-images must be a whole number of at least 8, got 7"),
-        ({"images": 7}, "--images must be a whole number of at least 8, got 7"),
-        ({"imgsz": 50}, "--imgsz must be a multiple of 32"),
-        ({"threads": 0}, "--threads must be"),
-        ({"batch": 0}, "--batch must be"),
-        ({"qat_epochs": -1}, "--qat-epochs must be a whole number of at least 0, got -1"),
-        ({"qat_lr_scale": 0.0}, r"--qat-lr-scale must lie in \(0, 1\], got 0.0"),
-        ({"device": "tpu"}, "--device must be"),
-        ({"seed": -1}, "--seed must be"),
-    ],
-)
-def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        QuantizeConfig(model=Path("best.pt"), data=Path("data.yaml"), **options)
-
-
-def test_too_few_training_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_detector(tmp_path / "best.pt")
-    write_data(tmp_path / "data", images=15)
-    assert main(words(tmp_path, tmp_path / "run")) == 2
-    said = one_sentence(capsys.readouterr().err)
-    assert "needs at least 16 training images" in said
-    assert "holds 15; give it more images" in said
-
-
-@pytest.mark.parametrize(
-    ("runtime", "missing", "extra"),
-    [("onnxruntime", "onnxruntime", "onnxruntime"), ("openvino", "nncf", "openvino-int8")],
-)
-def test_a_missing_package_is_named_with_its_extra(
-    runtime: str, missing: str, extra: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == missing else there("os"))
-    assert main(words(world, tmp_path / "run", "--runtime", runtime)) == 2
-    wanted = f"needs the package {missing}, which is not installed: pip install 'autoprune[{extra}]'"
-    assert wanted in one_sentence(capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(
-    ("listing", "there"),
-    [
-        ("flags\t\t: fpu avx2 avx512f\n", False),
-        ("flags\t\t: fpu avx512_vnni\nflags\t: fpu\n", True),
-        ("flags\t\t: avx2 avx_vnni", True),
-        ("Features\t: fp asimd asimddp", True),
-        ("Features\t: fp asimd", False),
-        ("", None),
-    ],
-)
-def test_the_processors_flags_are_read(
-    listing: str, there: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(listing)
-    monkeypatch.setattr(settings, "_LISTING", tmp_path / "cpuinfo")
-    assert has_int8_instructions() is there
-
-
-# -- choosing ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Scripted:
-    """A network whose groups lose a known accuracy each, and whose errors rank them in a known order."""
-
-    losses: dict[str, float]
-    errors: dict[str, float]
-    name: str = "model"
-    figure: str = "mAP50-95"
-    asked: list[str] = field(default_factory=list)
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return tuple(Group(name, ()) for name in self.losses)
-
-    def error(self, group: str) -> float:
-        self.asked.append(group)
-        return self.errors[group]
-
-    def held_out(self, in_float: tuple[str, ...] | None) -> float:
-        return 0.75 - sum(loss for name, loss in self.losses.items() if in_float is not None and name not in in_float)
-
-
-def ignore(done: int, detail: str) -> None:
-    assert done >= 1
-    assert detail
-
-
-@given(
-    losses=st.lists(st.integers(0, 50).map(lambda value: value / 1024), min_size=2, max_size=12),
-    errors=st.lists(st.floats(0, 1), min_size=12, max_size=12),
-    max_drop=st.integers(0, 200).map(lambda value: value / 1024),
-)
-def test_the_fewest_of_the_worst_groups_stay_in_float(
-    losses: list[float], errors: list[float], max_drop: float
-) -> None:
-    names = [f"model.{index}" for index in range(len(losses))]
-    network: Any = Scripted(dict(zip(names, losses, strict=True)), dict(zip(names, errors, strict=False)))
-    least = min(names, key=lambda name: (network.errors[name], -names.index(name)))
-    if sum(losses) > max_drop and network.losses[least] > max_drop:
-        with pytest.raises(ExportError, match=f"even where only {least} is quantised"):
-            choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
-        return
-    choice = choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
-    *before, last = choice.steps
-    assert last.drop <= max_drop < min((step.drop for step in before), default=1.0)
-    kept = [network.errors[name] for name in choice.in_float]
-    assert all(
-        worst >= error for worst in kept for name, error in network.errors.items() if name not in choice.in_float
-    )
-    assert network.asked == (names if before else []), "nothing is ranked where all of int8 is good enough"
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["conv/Conv", "cv1/conv/Conv", "Concat"])), max_size=40))
-def test_every_operation_is_in_one_group_with_weights(made: list[tuple[int, str]]) -> None:
-    operations = [(f"/model.{stage}/{rest}-{index}", "Conv" in rest) for index, (stage, rest) in enumerate(made)]
-    groups = group_operations([*operations, ("Constant_3", False)], {f"model.{stage}" for stage in range(6)})
-    weights = {name for name, has_weights in operations if has_weights}
-    members = [name for group in groups for name in group.operations]
-    assert sorted(members) == (sorted(name for name, _ in operations) if weights else [])
-    assert all(weights & set(group.operations) for group in groups)
-    assert len({group.name for group in groups}) == len(groups)
-
-
-def test_a_stage_is_a_group_and_so_is_each_branch_of_the_head() -> None:
-    operations = ["/model.0/conv/Conv", "/model.1/Concat", "/model.2/cv1/Conv", "/model.2/cv2/Conv", "/model.3/Split"]
-    head = ["/model.4/cv2.0/cv2.0.0/Conv", "/model.4/cv3.0/Conv", "/model.4/Sigmoid"]
-    stages = [f"model.{index}" for index in range(4)]
-    groups = group_operations([(name, name.endswith("Conv")) for name in [*operations, *head]], stages)
-    assert [(group.name, len(group.operations)) for group in groups] == [
-        ("model.0", 1), ("model.2", 3), ("model.4/cv2.0", 2), ("model.4/cv3.0", 2),
-    ]  # fmt: skip
-
-
-# -- how far predictions are apart -------------------------------------------------------------------
-
-HEADS = {False: (2, 6, 15), True: (2, 15, 6)}
-"""Shape of the predictions by whether the head is end-to-end."""
-
-
-def predictions(end2end: bool, seed: int) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    found = torch.rand(HEADS[end2end], generator=random)
-    if end2end:
-        found[..., :4] *= 100
-        found[..., 5] = torch.randint(3, found.shape[:2], generator=random)
-    else:
-        found[:, :4] *= 100
-    return found
-
-
-@given(seed=st.integers(0, 10_000), other=st.integers(0, 10_000), end2end=st.booleans())
-def test_a_disagreement_is_a_share_and_symmetric(seed: int, other: int, end2end: bool) -> None:
-    one, two = predictions(end2end, seed), predictions(end2end, other)
-    apart = disagreement(one, two, layout=Layout(rows=end2end))
-    assert 0 <= apart <= 1
-    assert apart == pytest.approx(disagreement(two, one, layout=Layout(rows=end2end)), abs=1e-5)
-    assert disagreement(one, one, layout=Layout(rows=end2end)) == pytest.approx(0, abs=1e-4)
-    assert disagreement(one, torch.full_like(one, torch.nan), layout=Layout(rows=end2end)) == 1
-    if end2end:
-        assert disagreement(one, one[:, torch.randperm(15)], layout=Layout(rows=end2end)) == pytest.approx(0, abs=1e-4)
-
-
-@pytest.mark.parametrize("end2end", [False, True], ids=["plain", "end2end"])
-def test_sure_predictions_count_most(end2end: bool) -> None:
-    one = predictions(end2end, 0)
-    scores = one[..., 4] if end2end else one[:, 4:].amax(1)
-    sure, unsure = one.clone(), one.clone()
-    for moved, index in ((sure, int(scores[0].argmax())), (unsure, int(scores[0].argmin()))):
-        if end2end:
-            moved[0, index, :4] += 5
-        else:
-            moved[0, :4, index] += 5
-    assert (
-        disagreement(one, sure, layout=Layout(rows=end2end))
-        > disagreement(one, unsure, layout=Layout(rows=end2end))
-        > 0
-    )
 
 
 # -- on a real detector ------------------------------------------------------------------------------

@@ -173,6 +173,7 @@ def test_the_last_prior_is_tried_where_the_others_point(scores: tuple[float, ...
     assert further_strength(scores) == pytest.approx(further)
 
 
+@pytest.mark.slow  # a torn journal is resumed above, without a process of its own
 def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ("--budget", "flops=60%", "--finetune-epochs", "0", "--no-tensorboard", "--threads", "1")

@@ -34,7 +34,9 @@ from .detectors import build
 from .toy import chain_graph
 from .world import SIZE, analysed, arguments, one_sentence, quick_commands, summary, write_world
 
-FAMILIES = ("yolov5n", "yolov8n", "yolo11n")
+FAMILIES = (
+    "yolov8n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5n", "yolo11n")),
+)  # fmt: skip
 Described = tuple[Space, Pruner]
 
 

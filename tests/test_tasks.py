@@ -38,6 +38,11 @@ HEADS: dict[str, tuple[type, list[Any]]] = {
     "classify": (stock.ClassificationModel, [-1, 1, "Classify", ["nc"]]),
 }
 each_task = pytest.mark.parametrize("task", HEADS)
+_DISTINCT = ("segment", "classify")
+most_distinct_tasks = pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in _DISTINCT else pytest.mark.slow) for task in HEADS]
+)
+"""The others differ from segmentation in their labels and their metric only."""
 
 
 def build(task: str, width: int = 16) -> Any:
@@ -75,12 +80,12 @@ def opened(world: Path, task: str) -> UltralyticsAdapter:
     return UltralyticsAdapter.load(world / f"{task}.pt", data=data_of(world, task))
 
 
-@each_task
+@most_distinct_tasks
 def test_keeps_the_contract_of_adapters(world: Path, tmp_path: Path, task: str) -> None:
     check_adapter(opened(world, task), build(task, 8), tmp_path)
 
 
-@each_task
+@most_distinct_tasks
 def test_pruned_equals_zeroed(world: Path, task: str) -> None:
     adapter = opened(world, task)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)

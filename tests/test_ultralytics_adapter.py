@@ -621,7 +621,11 @@ def test_working_prints_nothing(adapter: UltralyticsAdapter, capfd: pytest.Captu
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "map50", "map50_95"), [("bccd-yolov5nu-320", 0.7427, 0.4897), ("bccd-yolov8n-320", 0.8626, 0.5543)]
+    ("name", "map50", "map50_95"),
+    [
+        pytest.param("bccd-yolov5nu-320", 0.7427, 0.4897, marks=pytest.mark.slow),
+        ("bccd-yolov8n-320", 0.8626, 0.5543),
+    ],
 )
 def test_validate_agrees_with_stock_val(shared: Path, name: str, map50: float, map50_95: float) -> None:
     """The figures are those that Ultralytics' own ``val`` gave at 320 px, kept in the checkpoints."""

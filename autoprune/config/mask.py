@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Granularity, Scope
-from autoprune.config._base import RuntimeConfig, check_counts, check_device, check_image_size, check_share
+from autoprune.config._base import (
+    RuntimeConfig,
+    check_counts,
+    check_device,
+    check_image_size,
+    check_share,
+    check_stock,
+)
 from autoprune.errors import ConfigError
 
 _HALF = 0.5
@@ -54,6 +61,7 @@ class MaskConfig(RuntimeConfig):
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        check_stock(self.model, "autoprune mask")
         check_image_size(self.imgsz)
         check_device(self.device)
         check_share("lr_scale", self.lr_scale)

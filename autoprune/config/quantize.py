@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Runtime
-from autoprune.config._base import check_counts, check_device, check_family, check_image_size, check_share
+from autoprune.config._base import (
+    check_counts,
+    check_device,
+    check_family,
+    check_image_size,
+    check_share,
+    check_stock,
+)
 from autoprune.errors import ConfigError
 
 QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -65,6 +72,8 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         check_family(self.model, "autoprune quantize")
+        if self.qat_epochs:
+            check_stock(self.model, "--qat-epochs")
         check_image_size(self.imgsz)
         check_device(self.device)
         check_counts(self, "threads", "batch", least=1)

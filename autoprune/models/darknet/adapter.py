@@ -257,9 +257,14 @@ class DarknetAdapter(TrainableAdapter):
 
     @cached_property
     def _validation(self) -> Sequence[Label]:
-        """Labels of the validation split, verified once."""
+        """Labels of the images of the validation split that can be decoded, found once."""
         data = self._data()
-        found = readable(data.files("val"), data, task=_TASK, load=lambda label: label, skipped=self._skipped)
+
+        def load(label: Label) -> Sample:
+            load_sample(label, self.image_size)  # a head may be sound and its pixels not
+            return label
+
+        found = readable(data.files("val"), data, task=_TASK, load=load, skipped=self._skipped)
         labels = [dict(label) for label in found]
         check_samples(labels, data, "val", self._skipped)
         return labels
