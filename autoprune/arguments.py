@@ -32,9 +32,7 @@ _EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a p
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands; it raises ``argparse.ArgumentError`` instead of leaving."""
-    description = (
-        "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
-    )
+    description = "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
     parser = ArgumentParser(prog="autoprune", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
