@@ -49,6 +49,7 @@ def test_agents_beat_random_search_over_five_seeds(kind: AgentKind) -> None:
         assert -score >= OPTIMA[seed] - 1e-4, "nothing is better than the optimum"
 
 
+@pytest.mark.slow
 def test_ppo_beats_random_search_on_a_small_problem() -> None:
     toys = {seed: make_toy(12, seed=seed) for seed in range(3)}
     agents = [best_of_agent(AgentKind.PPO.settings, toy, evaluations=80, seed=seed) for seed, toy in toys.items()]

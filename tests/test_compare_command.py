@@ -197,6 +197,7 @@ def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, t
     assert solved["score"] != plain["score"]
 
 
+@pytest.mark.slow
 def test_priors_are_tried_under_the_corrected_limits(tiny: Path, quick: None, tmp_path: Path) -> None:
     out = tmp_path / "latency"
     line = [*arguments("compare", tiny, out), "--budget", "latency=80%", "--no-references", "--evaluations", "40"]

@@ -67,6 +67,7 @@ def test_a_network_confirmed_far_below_its_limit_raises_the_target_to_the_limit_
 # -- in a search -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_two_runtimes_at_once_are_both_measured_and_held(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -129,6 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_result_even_on_another_processor(
     assert found["int8_instructions"] is False
 
 
+@pytest.mark.slow
 def test_the_dense_network_is_put_beside_it(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pruned = write_detector(tmp_path / "pruned.pt", build(16))
     out = tmp_path / "run"

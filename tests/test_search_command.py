@@ -109,6 +109,7 @@ def test_the_policy_describes_the_network(finished: Path, world: Path) -> None:
     assert any(unit.keep < unit.channels for unit in policy.units)
 
 
+@pytest.mark.slow
 def test_stock_ultralytics_opens_the_result_without_autoprune(finished: Path, root: Path) -> None:
     code = (
         "import sys; sys.modules['autoprune'] = None\n"
@@ -250,6 +251,7 @@ def test_a_policy_for_another_network_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_the_command_that_resumes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

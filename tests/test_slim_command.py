@@ -47,6 +47,7 @@ def test_the_pictures_are_there(finished: Path) -> None:
         assert (finished / f"{name}.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_network_from_before_the_sparsity_teaches(
     tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

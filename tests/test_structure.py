@@ -19,7 +19,7 @@ from autoprune.surgery import Surgeon
 from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example, random_keep, zeroed
 
 HEAVY = {"yolov3"}
-LONG = {*HEAVY, "yolov6n", "yolov9t", "yolov10n", "yolo12n", "yolo26n"}
+LONG = {*HEAVY, "yolov6n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
 
 

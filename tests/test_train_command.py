@@ -72,7 +72,9 @@ class Killed:
         patch.setattr(Session, "save_model", saved)
 
 
-@pytest.mark.parametrize("after", [1, 2], ids=["after softening", "in the fine-tuning"])
+@pytest.mark.parametrize(
+    "after", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["after softening", "in the fine-tuning"]
+)
 def test_a_killed_run_goes_on_from_anywhere(
     tiny: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], after: int
 ) -> None:
