@@ -16,6 +16,7 @@ from autoprune.choices import DARKNET
 from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
+from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
 from autoprune.models.darknet.deployed import Deployed
@@ -125,8 +126,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(batch, 3, self.image_size, self.image_size, generator=generator).to(self.device)
+        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed images of a split; see `images.letterbox`."""

@@ -24,6 +24,7 @@ from autoprune.models._base import (
     Predictions,
 )
 from autoprune.models._device import resolve_device
+from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from autoprune.models.module.data import Collate, Data, Samples
@@ -118,7 +119,7 @@ class ModuleAdapter(TrainableAdapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return inputs of uniform noise, the same at every call."""
-        return torch.rand(batch, *self._shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return noise(batch, *self._shape, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return samples of a split as batches held on the device."""

@@ -14,6 +14,7 @@ from autoprune.errors import DataError
 from autoprune.models import stock
 from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
+from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.detection.data_set import DataSet, Sample
@@ -178,8 +179,7 @@ class UltralyticsAdapter(Adapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(batch, 3, self.image_size, self.image_size, generator=generator).to(self.device)
+        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed, unaugmented images of a split as batches held on the device.
