@@ -30,7 +30,7 @@ from autoprune.cost.store import ANCHOR, Store, look_up, measure_points
 from autoprune.cost.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.graph import Layer, LayerKind
 from autoprune.journal import Journal
-from autoprune.runtimes import MemoryFormat, Runtime
+from autoprune.runtimes import MemoryFormat, Runner, Runtime
 from autoprune.space import Allocation, Space
 
 from .contracts.costs import check_cost
@@ -119,6 +119,37 @@ def test_milliseconds_are_the_ratio_times_the_reference(tmp_path: Path) -> None:
     meter = make_meter(FakeBackend(SETTINGS, drift=0.4), tmp_path)
     timing = meter.measure(lambda: Chain(SPACE, SPACE.lower), "lower")
     assert meter.milliseconds(timing).median == pytest.approx(timing.ratio * meter.reference.median)
+
+
+def test_in_turn_with_a_network_of_the_same_layers_nothing_is_left_of_a_load_that_came_in_between(
+    tmp_path: Path,
+) -> None:
+    """Under load narrow networks lose more than the dense one; two that are alike lose alike."""
+
+    class Loaded(FakeBackend):
+        load = 0.0
+
+        def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+            backend, milliseconds = self, self._law(module, shape)
+
+            class Narrow(Runner):
+                def elapsed(self) -> float:
+                    return milliseconds + backend.load
+
+            return Narrow()
+
+    backend = Loaded(SETTINGS)
+    meter = make_meter(backend, tmp_path)
+
+    def network() -> nn.Module:
+        return Chain(SPACE, SPACE.lower)
+
+    known, calm = meter.measure(network, "calm"), meter.reference
+    backend.load = 1.0
+    assert meter.measure(network, "loaded").ratio > 1.2 * known.ratio
+    beside = meter.measure(network, "beside", beside=network).through(known)
+    assert beside.ratio == pytest.approx(known.ratio)
+    assert meter.milliseconds(beside).median == pytest.approx(known.ratio * calm.median)
 
 
 def test_the_faster_memory_format_is_taken(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoprune.commands.deployment import Found
-from autoprune.commands.goals import LatencyGoals
+from autoprune.commands.goals import Latencies, LatencyGoals
 from autoprune.commands.screen import Screen
 from autoprune.constraint import Constraint
 from autoprune.errors import BudgetUnreachableError
@@ -20,8 +20,11 @@ from autoprune.space import Allocation
 ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
-CONFIRMATIONS = 3
-"""How often the winner is measured thoroughly, and put right where it is off its budget."""
+CONFIRMATIONS, MOST_CONFIRMATIONS = 3, 10
+"""How often the winner is measured thoroughly, and put right where it is off its budget.
+
+The latter while none holds it: on a machine that has become slower since the limit was set, it must become narrower.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,15 @@ def choose(
     if not goals:
         return finalists[0]
     held: list[Finalist] = []
-    for _ in range(CONFIRMATIONS):
+    for number in range(MOST_CONFIRMATIONS):
+        if held and number >= CONFIRMATIONS:
+            break
         chosen = replace(finalists[0], latencies=goals.confirm(finalists[0].allocation))
         if goals.held(chosen.latencies):
             held.append(chosen)
             if goals.spent(chosen.latencies):
                 break
-        goals.aim(chosen.latencies)
-        moved = _measured(Candidate(chosen.allocation, chosen.score), evaluator, constraint, goals)
+        moved = _measured(chosen, evaluator, constraint, goals, known=chosen.latencies)
         if moved is not None and moved.allocation != chosen.allocation:
             finalists[0] = moved
         elif len(finalists) > 1:
@@ -104,9 +108,18 @@ def _compared(
 
 
 def _measured(
-    candidate: Candidate, evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals
-) -> Finalist | None:
-    """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again."""
+    candidate: Candidate | Finalist, evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
+    known: Latencies | None = None,
+) -> Finalist | None:  # fmt: skip
+    """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again.
+
+    Args:
+        candidate: where to begin.
+        evaluator: scores what it becomes.
+        constraint: the budget.
+        goals: the budget's latency limits.
+        known: the candidate's latencies, where they are known better than by a measurement now.
+    """
     if not goals:
         return Finalist(candidate.allocation, candidate.score, {})
     fitting: list[Finalist] = []
@@ -115,7 +128,8 @@ def _measured(
     seen: set[Allocation] = set()
     for _ in range(ROUNDS):
         seen.add(allocation)
-        measured = goals.measure(allocation)
+        measured = known or goals.measure(allocation)
+        known = None
         if goals.within(measured):
             fitting.append(Finalist(allocation, score, measured))
             if goals.spent(measured):

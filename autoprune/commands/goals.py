@@ -18,7 +18,7 @@ MARGIN = 0.025
 UNUSED = 0.025
 """A candidate that leaves more than this share of its target gives accuracy away."""
 
-CLOSE = 0.003
+CLOSE = 0.01
 """A network that was measured nearer to its limit than this might be measured above it the next time."""
 
 _ROUNDING = 0.995  # the projection fills a budget to within a step of one unit; the prediction errs a little there
@@ -82,13 +82,6 @@ class LatencyGoals:
     def off(self, measured: Latencies) -> bool:
         """Return whether latencies are beyond a limit, or so far below it that a search should go on from there."""
         return not self.held(measured) or self.unused(measured) > 2 * UNUSED
-
-    def aim(self, confirmed: Latencies) -> None:
-        """Move what candidates are held to by how far a confirmed network lies from where it should."""
-        off = {metric: limit * (1 - MARGIN) / confirmed[metric] for metric, limit in self.limits.items()}
-        for metric, limit in self.limits.items():
-            factor = max(min(off[metric], 1.0), min(off.values()))  # up only where no limit is in the way
-            self._targets[metric] = min(self._targets[metric] * factor, limit * (1 - CLOSE))
 
     # -- predicted ---------------------------------------------------------------------------------
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +15,7 @@ from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.network import Network, choose_device, warn_of_slow_int8
-from autoprune.commands.repeats import DOUBT, Steadiness, typical_within
+from autoprune.commands.repeats import DOUBT, Steadiness, typical
 from autoprune.commands.screen import Screen
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_predictor
@@ -106,7 +104,7 @@ class Bench:
         )
         self._predictions: dict[float | None, Prediction] = {}
         self._learnt: list[Sample] = []
-        self._thorough: dict[Allocation, list[PairedTiming]] = defaultdict(list)
+        self._confirmed: dict[Allocation, PairedTiming] = {}
 
     def _calibration(self) -> Sequence[torch.Tensor]:
         return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
@@ -118,6 +116,9 @@ class Bench:
     ) -> dict[str, Any]:
         """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself.
 
+        Where the allocation's time is known already, the network runs in turn with one of the same layers, not with the
+        dense one: then nothing is left of what the machine did in between.
+
         Args:
             name: of the stage.
             module: its network.
@@ -126,14 +127,21 @@ class Bench:
         """
         if name == "dense":
             return self._described(self.meter.reference)
-        timing = self._typical(lambda: self._deployed(module), ["stage", name], allocation, limit)
+        known = self._confirmed.get(allocation) if allocation is not None else None
+        if allocation is None or known is None:
+            timing = self._typical(lambda: self._deployed(module), ["stage", name])
+            if allocation is not None:
+                self._confirmed[allocation] = timing
+        else:
+            timing = self._typical_beside(module, ["stage", name], allocation, known, limit)
         if timing.note is not None:
             self._screen.warn(f"Measuring the {name} network: {timing.note}.")
         return self._described(self.meter.milliseconds(timing))
 
     def confirm(self, allocation: Allocation) -> float:
         """Return a candidate's median in milliseconds, measured as thoroughly as a stage."""
-        timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation], allocation)
+        timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation])
+        self._confirmed[allocation] = timing
         return timing.ratio * self.meter.reference.median
 
     def measure(self, allocation: Allocation) -> float:
@@ -163,31 +171,29 @@ class Bench:
     def _deployed(self, module: nn.Module) -> nn.Module:
         return self._network.adapter.deployable(module, with_nms=self._with_nms)
 
-    def _typical(
-        self,
-        build: Callable[[], nn.Module],
-        key: list[Any],
-        allocation: Allocation | None,
-        limit: float | None = None,
+    def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
+        """Measure in turn with the dense network, several times."""
+        return typical(
+            lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT),
+            self._steadiness.doubt,
+        )
+
+    def _typical_beside(
+        self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
     ) -> PairedTiming:
-        """Measure several times, as thoroughly as what ends up in the summary."""
-        known = self._thorough[allocation] if allocation is not None else []
-        taken: list[PairedTiming] = []
+        """Measure in turn with a network of the same layers whose time is known, several times."""
 
-        def measure(repeat: int, pause: float) -> PairedTiming:
-            def after_pause() -> nn.Module:
-                if pause:
-                    self._screen.note(f"The machine is not as it was when the limit was set: waiting {pause:.0f} s …")
-                    time.sleep(pause)
-                return build()
-
-            taken.append(self._measured(after_pause, [*key, "repeat", repeat], effort=STAGE_EFFORT))
-            return taken[-1]
+        def measure(repeat: int) -> PairedTiming:
+            timing = self.meter.measure(
+                lambda: self._deployed(module),
+                [*key, "beside", repeat],
+                effort=STAGE_EFFORT,
+                beside=lambda: self._built(allocation),
+            )
+            return timing.through(known)
 
         most = limit / self.meter.reference.median if limit is not None else None
-        found = typical_within(measure, self._steadiness, most, known=known)
-        known += taken
-        return found
+        return typical(measure, lambda timing: timing.spread, most)
 
     def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
         """Measure, again where the machine was disturbed, and return the measurement that may be off least.

@@ -108,7 +108,7 @@ class _NetAdaptRun:
             confirmed = goals.confirm(base.allocation)
             if goals.held(confirmed):
                 return _Level(budget, base, confirmed)
-            goals.aim(confirmed)  # predicted within, measured without: hold it to less
+            base = self._step(goals.rescaled(constraint, base.allocation, confirmed), base)
 
     def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
         """Return whether the network is within the limits already, latency as measured."""

@@ -15,12 +15,6 @@ The demo's network at 34% of the dense one, measured 29 times while the machine 
 took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
 """
 
-MISS_DRIFT = 1.8
-"""The same before a miss is believed: the most that was seen.
-
-On another day the demo's network had 0.365 where the dense one took 21.7 ms, and 0.41 at 23.2 ms.
-"""
-
 DOUBT = 0.05
 """A measurement whose ratio may be off by more than this share is taken again."""
 
@@ -33,12 +27,8 @@ REMEMBERED = 15
 A shared machine's speed can change for good; then the reference that a run began with would call everything disturbed.
 """
 
-
-PAUSE = 10.0
-"""Seconds to wait before a miss is measured again on a machine that is slower than when the limit was set."""
-
-Measure = Callable[[int, float], PairedTiming]
-"""Takes the number of the measurement, from 0, and the seconds to wait before it."""
+Measure = Callable[[int], PairedTiming]
+"""Takes the number of the measurement, from 0."""
 
 Doubt = Callable[[PairedTiming], float]
 """By what share a measurement may be off."""
@@ -52,7 +42,6 @@ class Steadiness:
     """
 
     def __init__(self, reference: float) -> None:
-        self._reference = reference
         self._recent = deque([reference] * (REMEMBERED // 2 + 1), maxlen=REMEMBERED)
 
     def learn(self, timing: PairedTiming) -> None:
@@ -61,60 +50,33 @@ class Steadiness:
 
     def doubt(self, timing: PairedTiming) -> float:
         """Return by what share a ratio may be off, seen from how the machine has been of late."""
-        return self._doubt(timing, median(self._recent), DRIFT)
-
-    def reference_doubt(self, timing: PairedTiming) -> float:
-        """Return by what share a ratio may be off that misses its limit, seen from the moment of the reference."""
-        return self._doubt(timing, self._reference, MISS_DRIFT)
-
-    @staticmethod
-    def _doubt(timing: PairedTiming, usual: float, drift: float) -> float:
-        return timing.spread + drift * abs(timing.dense.median / usual - 1)
+        return timing.spread + DRIFT * abs(timing.dense.median / median(self._recent) - 1)
 
 
-def typical_within(
-    measure: Measure, steadiness: Steadiness, limit: float | None = None, *, known: Sequence[PairedTiming] = ()
-) -> PairedTiming:
+def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> PairedTiming:
     """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
 
     Measurements that the machine disturbed do not count, as long as there are enough others. A ratio beyond the limit
-    is measured three times as often before it is believed. A miss is believed of the machine as it was when the limit
-    was set, seen from the reference: while it is not as it was, there are pauses, since another's load may end.
+    is measured three times as often before it is believed.
 
     Args:
         measure: takes a measurement.
-        steadiness: of the machine.
+        doubt: by what share one may be off.
         limit: the ratio that is allowed, or None.
-        known: measurements of the same layers with other weights, which take the same time; they count before a miss is
-            believed.
     """
-    doubt = steadiness.doubt
-    timings = _taken([], measure, doubt, repeats=REPEATS, most=MOST_REPEATS)
+    timings = _taken([], measure, doubt, REPEATS)
     found = _middle(timings, doubt)
     if limit is None or found.ratio <= limit:
         return found
-    doubt = steadiness.reference_doubt
-    timings = _taken(timings, measure, doubt, repeats=3 * REPEATS, most=2 * MOST_REPEATS, pause=PAUSE)
-    return _middle([*known, *timings], doubt)
+    return _middle(_taken(timings, measure, doubt, 3 * REPEATS), doubt)
 
 
-def _taken(
-    timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, *, repeats: int, most: int, pause: float = 0.0
-) -> Sequence[PairedTiming]:
-    """Return the measurements and so many more that enough are undisturbed; a pause follows those that are not.
-
-    Args:
-        timings: those there are.
-        measure: takes another one.
-        doubt: by what share a measurement may be off.
-        repeats: how many undisturbed measurements are wanted …
-        most: … and after how many there will be no more.
-        pause: seconds.
-    """
+def _taken(timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, repeats: int) -> Sequence[PairedTiming]:
+    """Return the measurements, and more until so many are undisturbed or there are three times as many."""
     timings = list(timings)
+    most = repeats * MOST_REPEATS // REPEATS
     while len(timings) < most and sum(doubt(timing) <= DOUBT for timing in timings) < repeats:
-        disturbed = bool(timings) and doubt(timings[-1]) > DOUBT
-        timings.append(measure(len(timings), pause if disturbed else 0.0))
+        timings.append(measure(len(timings)))
     return timings
 
 

@@ -140,21 +140,30 @@ class LatencyMeter:
 
         return self._recorded("note", ask) or None
 
-    def measure(self, build: Callable[[], nn.Module], key: Any, *, effort: Effort | None = None) -> PairedTiming:
-        """Time a network in turn with the dense one.
+    def measure(
+        self,
+        build: Callable[[], nn.Module],
+        key: Any,
+        *,
+        effort: Effort | None = None,
+        beside: Callable[[], nn.Module] | None = None,
+    ) -> PairedTiming:
+        """Time a network in turn with the dense one, or with another.
 
         Args:
             build: makes the network as it is deployed; not called where the recorder knows the answer.
             key: plain JSON that names the measurement, e.g. the allocation; a second measurement of the same network
                 needs another one.
             effort: how long; None for the meter's own.
+            beside: makes the other network; None for the dense one.
         """
 
         def measure() -> Mapping[str, Any]:
             module = build()
             with self._backend.session():
                 runner = self._backend.prepare(module, self.settings.shape)
-                return time_pair(runner, self._dense_runner, effort or self._effort).to_json()
+                other = self._dense_runner if beside is None else self._backend.prepare(beside(), self.settings.shape)
+                return time_pair(runner, other, effort or self._effort).to_json()
 
         return PairedTiming.from_json(self._recorded(["network", key], measure))
 

@@ -113,7 +113,7 @@ class PairedTiming:
 
     Attributes:
         candidate: the candidate's times.
-        dense: the dense network's times, taken between the candidate's.
+        dense: the dense network's times, taken between the candidate's; of another network where `through` follows.
         ratio: median of the candidate's over median of the dense network's times.
         spread: half width of the ratio's 90% bootstrap interval, relative to the ratio.
         note: what a reader should know, e.g. that the machine was too noisy for what was asked, or that the candidate
@@ -125,6 +125,14 @@ class PairedTiming:
     ratio: float
     spread: float
     note: str | None = None
+
+    def through(self, known: PairedTiming) -> PairedTiming:
+        """Return a network timed in turn with another as if it had been timed with the dense one.
+
+        Args:
+            known: that other network, timed with the dense one.
+        """
+        return replace(self, dense=self.dense.scaled(1 / known.ratio), ratio=self.ratio * known.ratio)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -1,0 +1,106 @@
+"""Which candidate ships is what was measured last, on the machine as it is by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoprune.commands.finalists import Finalist, choose
+from autoprune.commands.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
+from autoprune.commands.screen import Advance
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.models._base import Accuracy
+from autoprune.search._base import Candidate
+from autoprune.space import Allocation, Counts, Space
+
+from .toy import LayerFlops, chain_graph
+
+SPACE = Space(chain_graph((64, 96, 128, 64, 192)), round_to=4)
+DENSE_MS = 20.0
+
+
+class Milliseconds(LayerFlops):
+    """A millisecond that no layer accounts for, and the rest in proportion to the FLOPs."""
+
+    metric = "latency"
+    unit = "ms"
+
+    def __call__(self, counts: Counts) -> Any:
+        flops = super().__call__
+        return 1.0 + (DENSE_MS - 1.0) * flops(counts) / flops(SPACE.dense)
+
+
+COST = Milliseconds(SPACE)
+
+
+class Machine:
+    """Measures latencies, each once; how slow it is depends on how much it has measured."""
+
+    def __init__(self, slowness: Callable[[int], float]) -> None:
+        self._slowness, self._measured = slowness, 0
+        self._known: dict[tuple[str, Allocation], float] = {}
+
+    def measure(self, allocation: Allocation) -> float:
+        return self._once("measure", allocation)
+
+    def confirm(self, allocation: Allocation) -> float:
+        return self._once("confirm", allocation)
+
+    def _once(self, how: str, allocation: Allocation) -> float:
+        if (how, allocation) not in self._known:
+            self._known[how, allocation] = float(COST(np.array(allocation))) * self._slowness(self._measured)
+            self._measured += 1
+        return self._known[how, allocation]
+
+
+class Silent:
+    """Tells nobody."""
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Advance]:
+        yield lambda *_: None
+
+
+def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
+    goals = LatencyGoals({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
+    constraint = Constraint(SPACE, [Ceiling(COST, 0.975 * limit)])
+    wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
+    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+    history = [Candidate(allocation, -0.1 * number) for number, allocation in enumerate(allocations)]
+
+    class Evaluator:
+        def __call__(self, allocations: list[Allocation]) -> list[Any]:
+            return [SimpleNamespace(score=sum(allocation) / 1000 - 1) for allocation in allocations]
+
+        def accuracy(self, allocation: Allocation) -> Accuracy:
+            return Accuracy(sum(allocation) / 1000, None)
+
+    evaluator: Any = Evaluator()
+    return choose(history, evaluator, constraint, goals, count=5, screen=Silent())
+
+
+def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
+    found = chosen(lambda _: 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - MARGIN)
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.15, 1.3])
+@pytest.mark.parametrize("after", [2, 5, 6, 7])
+def test_a_machine_that_becomes_slower_gets_a_narrower_network(after: int, factor: float) -> None:
+    found = chosen(lambda measured: factor if measured >= after else 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - CLOSE)
+
+
+def test_a_machine_that_gets_slower_all_the_time_is_caught_up_with() -> None:
+    assert chosen(lambda measured: 1 + 0.01 * measured).latencies["latency"] <= 10.0 * (1 - CLOSE)
