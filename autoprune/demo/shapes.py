@@ -18,7 +18,7 @@ import numpy as np
 from autoprune.demo.drawing import CLASSES, Shape, random_picture
 from autoprune.errors import DataError
 
-DEMO_IMAGE_SIZE = 320
+DEMO_IMAGE_SIZE = 288
 
 _VERSION = 1  # raise when the pictures change, so that no stale copy is taken from the cache
 _LEAST_SIZE = 64

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
+from autoprune.demo import demo_weights, shapes_dataset
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
 _EPOCHS = 60
+_IMAGE_SIZE = 320  # the demo runs it at less, which costs 0.016 of its mAP50-95 and saves a third of the time
 _THREADS = 1  # sums are then added up in the same order on every machine
 
 # What the run that trained the weights leaves in a checkpoint about the machine it ran on.
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=_EPOCHS, help="passes over the training images (%(default)s)")
     options = parser.parse_args(arguments)
     with _quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="autoprune-demo-") as folder:
-        data = shapes_dataset()
+        data = shapes_dataset(size=_IMAGE_SIZE)
         trained = _train(data, epochs=options.epochs, folder=Path(folder))
         _write(_clean(trained), options.out)
         map50, map50_95 = _score(options.out, data, folder=Path(folder))
@@ -63,7 +64,7 @@ def _train(data: Path, *, epochs: int, folder: Path) -> Path:
     model.add_callback("on_pretrain_routine_end", lambda trainer: _halve_the_work(trainer.model))
     model.train(
         data=str(data),
-        imgsz=DEMO_IMAGE_SIZE,
+        imgsz=_IMAGE_SIZE,
         epochs=epochs,
         batch=8,
         nbs=8,
@@ -155,7 +156,7 @@ def _score(weights: Path, data: Path, *, folder: Path) -> tuple[float, float]:
     from ultralytics import YOLO
 
     result = YOLO(str(weights)).val(
-        data=str(data), imgsz=DEMO_IMAGE_SIZE, device="cpu", plots=False, verbose=False, project=str(folder), name="val"
+        data=str(data), imgsz=_IMAGE_SIZE, device="cpu", plots=False, verbose=False, project=str(folder), name="val"
     )
     return float(result.box.map50), float(result.box.map)
 
