@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from autoprune import __version__
-from autoprune.config import COMMANDS, EXTENDABLE, ONE_STEP, PLACE, Config, RunConfig, option, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, PLACE, Config, ResumableConfig, RunConfig, option, to_yaml
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
 
@@ -40,7 +40,7 @@ def build_parser() -> ArgumentParser:
         docs = parse_docstring(kind.__doc__ or "")
         helps = {
             param.arg_name: " ".join((param.description or "").split())
-            for ancestor in kind.__mro__
+            for ancestor in reversed(kind.__mro__)
             for param in parse_docstring(ancestor.__doc__ or "").params
         }
         command = ArgumentParser(description=docs.short_description, exit_on_error=False, allow_abbrev=False)
@@ -104,7 +104,10 @@ def save(config: RunConfig, folder: Path) -> Path:
 
 
 def _hints(kind: type[Config]) -> dict[str, Any]:
-    return get_type_hints(kind)
+    """Return the fields of a configuration with their types; those that commands have in common come last."""
+    common = get_type_hints(ResumableConfig)
+    hints = get_type_hints(kind)
+    return {name: hints[name] for name in sorted(hints, key=lambda name: name in common)}
 
 
 def _field(kind: type[Config], name: str) -> Field[Any]:
@@ -207,7 +210,7 @@ def _tidy(argv: Sequence[str]) -> list[str]:
 
 def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
     """Return the folder after ``--resume``, which must be the only option, and what extends the run."""
-    if not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]] in ONE_STEP:
+    if not argv or argv[0] not in COMMANDS or not issubclass(COMMANDS[argv[0]], ResumableConfig):
         return None
     words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--resume" not in words or {"-h", "--help"} & set(words):
@@ -233,7 +236,7 @@ def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     if not path.is_file():
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
-    if isinstance(config, ONE_STEP):
+    if not isinstance(config, ResumableConfig):
         raise ConfigError(f"{command} has nothing to resume")
     return replace(config, resume=run, out=run)
 

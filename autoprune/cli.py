@@ -50,7 +50,9 @@ class Terminal:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
         )  # fmt: skip
         with Progress(*columns, console=self._out) as progress:
-            yield _Bar(progress, label, total)
+            bar = _Bar(progress, label, total)
+            yield bar
+            bar.finish()
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table, numbers to the right."""
@@ -72,6 +74,11 @@ class _Bar:
     def __call__(self, done: int, detail: str = "") -> None:
         """Show how much is done, and a few words beside it."""
         self._progress.update(self._task, completed=done, detail=detail)
+
+    def finish(self) -> None:
+        """Show that this was all: some strategies need fewer candidates than they may try."""
+        (task,) = self._progress.tasks
+        self._progress.update(self._task, total=task.completed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.arguments import save
-from autoprune.config import COMMANDS, EXTENDABLE, ONE_STEP, CompareConfig, RunConfig, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, CompareConfig, ResumableConfig, RunConfig, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
 from autoprune.journal import Journal
@@ -45,7 +45,7 @@ class RunFolder:
             RunError: the folder exists already, or is not a run of this command and configuration.
         """
         told = {"command": command, "config": _identity(command, config)}
-        resume = None if isinstance(config, ONE_STEP) else config.resume
+        resume = config.resume if isinstance(config, ResumableConfig) else None
         if resume is not None:
             journal = Journal.open(resume / "journal.jsonl")
             if {key: journal.header.get(key) for key in told} != told:
@@ -56,7 +56,7 @@ class RunFolder:
             return cls(resume, journal, command=command, resumed=True)
         path = config.out if config.out is not None else _next(command)
         if path.exists():
-            resumed = "" if isinstance(config, ONE_STEP) else f", or --resume {path}"
+            resumed = f", or --resume {path}" if isinstance(config, ResumableConfig) else ""
             raise RunError(f"The run folder {path} exists already; choose another --out{resumed}")
         with saying_why(path):
             path.mkdir(parents=True)
@@ -85,7 +85,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.journal.close()
-        if isinstance(error, KeyboardInterrupt) and COMMANDS[self._command] not in ONE_STEP:
+        if isinstance(error, KeyboardInterrupt) and issubclass(COMMANDS[self._command], ResumableConfig):
             raise KeyboardInterrupt(
                 f"stopped; everything so far is kept, go on with: autoprune {self._command} --resume {self.path}"
             ) from error

@@ -16,6 +16,8 @@ from autoprune.config._base import (
     BudgetedConfig,
     PruningConfig,
     ReconstructingConfig,
+    ResumableConfig,
+    RunConfig,
     RuntimeConfig,
     devices_of,
     option,
@@ -30,23 +32,11 @@ from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
-    "COMMANDS", "EXTENDABLE", "ONE_STEP", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config",
-    "DataConfig", "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig",
-    "QuantizeConfig", "ReconstructingConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
+    "COMMANDS", "EXTENDABLE", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "DataConfig",
+    "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
+    "ReconstructingConfig", "ResumableConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
     "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
 ]  # fmt: skip
-
-RunConfig: TypeAlias = (
-    PruningConfig
-    | ProfileConfig
-    | ApplyConfig
-    | TrainConfig
-    | SparsifyConfig
-    | MaskConfig
-    | ExportConfig
-    | QuantizeConfig
-)
-"""What the commands are told that leave a run folder."""
 
 Config: TypeAlias = RunConfig | DataConfig
 
@@ -66,10 +56,6 @@ COMMANDS: dict[str, type[Config]] = {
     "data": DataConfig,
 }
 """Every command by its name, with the configuration it takes."""
-
-ONE_STEP = (ApplyConfig, ExportConfig, DataConfig)
-"""Configurations of the commands that have nothing to resume."""
-
 
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""

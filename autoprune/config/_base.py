@@ -14,7 +14,52 @@ from autoprune.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningConfig:
+class RunConfig:
+    """What every command is told that leaves a run folder.
+
+    Attributes:
+        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
+        device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        threads: CPU threads for computing and measuring; by default what torch chooses
+        out: the run folder, which must not exist yet; runs/<command>-<n> by default
+        trust_checkpoint: open a checkpoint even if it could run code of its author
+    """
+
+    imgsz: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+    trust_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.imgsz is not None and (self.imgsz < 32 or self.imgsz % 32):
+            raise ConfigError(f"--imgsz must be a multiple of 32 of at least 32, got {self.imgsz}")
+        self._check_device()
+        check_counts(self, "threads", least=1)
+
+    def _check_device(self) -> None:
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumableConfig(RunConfig):
+    """What every command is told whose run can be interrupted.
+
+    Attributes:
+        seed: fixes all that chance decides: which images, the search, the training
+        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
+    """
+
+    seed: int = 0
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "seed", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig(ResumableConfig):
     """What every command is told that scores pruned networks.
 
     Attributes:
@@ -23,43 +68,27 @@ class PruningConfig:
             bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model but
             for FILE.py:FUNCTION
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
             (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression
         round_to: widths are multiples of this
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
         batch: images per batch, in scoring and in fine-tuning
-        device: where to compute and to measure latency: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads for computing and measuring; by default what torch chooses
-        seed: fixes the images, the search and the fine-tuning
-        out: the run folder, which must not exist yet; runs/<command>-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     model: Path | None = None
     data: Path | None = None
-    imgsz: int | None = None
     criterion: str = "l1"
     round_to: int = 8
     min_keep: float = 0.1
     images: int = 60
     batch: int = 16
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_model()
         check_criterion(self.criterion)
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "round_to", "images", "batch", "threads", least=1)
-        check_counts(self, "seed", least=0)
+        check_counts(self, "round_to", "images", "batch", least=1)
         check_share("min_keep", self.min_keep)
 
     def _check_model(self) -> None:
@@ -200,12 +229,6 @@ def check_share(name: str, value: float) -> None:
     """Make sure that a share lies in (0, 1]."""
     if not (math.isfinite(value) and 0 < value <= 1):
         raise ConfigError(f"{option(name)} must lie in (0, 1], got {value}")
-
-
-def check_image_size(value: int | None) -> None:
-    """Make sure that an image size is one that detectors take."""
-    if value is not None and (value < 32 or value % 32):
-        raise ConfigError(f"--imgsz must be a multiple of 32 of at least 32, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:

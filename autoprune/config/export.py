@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import ExportFormat, Precision
-from autoprune.config._base import check_counts, check_device, check_image_size
+from autoprune.config._base import RunConfig
 from autoprune.errors import ConfigError
 
 WRITTEN = (Precision.FP32, Precision.FP16)
@@ -17,7 +17,7 @@ DYNAMIC = (ExportFormat.ONNX, ExportFormat.OPENVINO)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(RunConfig):
     """Export a network for a runtime, check that it predicts there what it predicts in torch, and measure its latency.
 
     Attributes:
@@ -26,31 +26,18 @@ class ExportConfig:
         format: what is written: onnx, openvino, torchscript or tensorrt
         data: the data set the weights were trained on, an Ultralytics YAML; with it the exported network is compared
             with torch's on validation images and by accuracy, without it on noise
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         dynamic: leave batch and image size open (onnx and openvino)
         precision: number format of the exported network: fp32, or fp16 where device and runtime compute in it
-        device: where the network is exported and measured: cpu, cuda, cuda:1, or auto for the first GPU where there is
-            one and the runtime runs on it
-        threads: CPU threads; by default what torch chooses
-        out: the run folder, which must not exist yet; runs/export-<n> by default
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     model: Path
     format: ExportFormat = ExportFormat.ONNX
     data: Path | None = None
-    imgsz: int | None = None
     dynamic: bool = False
     precision: Precision = Precision.FP32
-    device: str = "auto"
-    threads: int | None = None
-    out: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "threads", least=1)
+        super().__post_init__()
         if self.precision not in WRITTEN:
             raise ConfigError(f"An exported network is written in fp32 or fp16, got --precision {self.precision.value}")
         if self.dynamic and self.format not in DYNAMIC:

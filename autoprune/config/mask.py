@@ -7,10 +7,9 @@ from pathlib import Path
 
 from autoprune.choices import Granularity, Scope
 from autoprune.config._base import (
+    ResumableConfig,
     RuntimeConfig,
     check_counts,
-    check_device,
-    check_image_size,
     check_share,
     check_stock,
 )
@@ -20,7 +19,7 @@ _HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskConfig(RuntimeConfig):
+class MaskConfig(ResumableConfig, RuntimeConfig):
     """Set single weights of a network's convolutions to zero, and fine-tune the others: a finishing step.
 
     No channel goes, and so the network keeps its FLOPs. 2:4 is faster on NVIDIA GPUs from Ampere on with TensorRT and
@@ -33,15 +32,8 @@ class MaskConfig(RuntimeConfig):
         sparsity: share of the weights that go, in (0, 1), with unstructured; 0.5 by default
         scope: with unstructured, whether each layer loses this share (layer) or all of them together (network)
         epochs: how many times to go through the training images
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's
         batch: images per batch
-        device: where to train and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads; by default what torch chooses
-        seed: fixes the training
-        out: the run folder, which must not exist yet; runs/mask-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     model: Path
@@ -50,23 +42,14 @@ class MaskConfig(RuntimeConfig):
     sparsity: float | None = None
     scope: Scope = Scope.LAYER
     epochs: int = 10
-    imgsz: int | None = None
     lr_scale: float = 0.1
     batch: int = 16
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_stock(self.model, "autoprune mask")
-        check_image_size(self.imgsz)
-        check_device(self.device)
         check_share("lr_scale", self.lr_scale)
-        check_counts(self, "epochs", "batch", "threads", "runtime_batch", least=1)
-        check_counts(self, "seed", least=0)
+        check_counts(self, "epochs", "batch", "runtime_batch", least=1)
         if not 0 < self.share < 1:
             raise ConfigError(f"--sparsity must lie in (0, 1), got {self.share}")
         if self.granularity is Granularity.TWO_OF_FOUR and (

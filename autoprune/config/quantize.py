@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Runtime
-from autoprune.config._base import (
-    check_counts,
-    check_device,
-    check_family,
-    check_image_size,
-    check_share,
-    check_stock,
-)
+from autoprune.config._base import ResumableConfig, check_counts, check_family, check_share, check_stock
 from autoprune.errors import ConfigError
 
 QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -25,7 +18,7 @@ LEAST_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
+class QuantizeConfig(ResumableConfig):
     """Quantise a network to int8 after training, and keep in float what loses too much accuracy.
 
     Ranges are found on training images. Which layers stay in float is decided on other training images; the result is
@@ -42,14 +35,7 @@ class QuantizeConfig:
         qat_epochs: epochs of a fine-tuning before, in which the weights learn to be rounded to int8; 0 for none
         qat_lr_scale: its learning rate as a share of the dense training's
         batch: images per batch of that fine-tuning
-        device: where it trains: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         dense: the weights that the network was pruned from, to be quantised too and compared with
-        threads: CPU threads; by default what torch chooses
-        seed: chooses the images, and fixes the fine-tuning
-        out: the run folder, which must not exist yet; runs/quantize-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     model: Path
@@ -61,23 +47,15 @@ class QuantizeConfig:
     qat_epochs: int = 0
     qat_lr_scale: float = 0.01
     batch: int = 16
-    device: str = "auto"
-    imgsz: int | None = None
     dense: Path | None = None
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_family(self.model, "autoprune quantize")
         if self.qat_epochs:
             check_stock(self.model, "--qat-epochs")
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "threads", "batch", least=1)
-        check_counts(self, "seed", "qat_epochs", least=0)
+        check_counts(self, "batch", least=1)
+        check_counts(self, "qat_epochs", least=0)
         check_share("qat_lr_scale", self.qat_lr_scale)
         check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
         if self.runtime not in QUANTIZING:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from autoprune.choices import PenaltyName, StrategyName
 from autoprune.config._base import (
+    ResumableConfig,
     check_counts,
-    check_device,
-    check_image_size,
     check_share,
     check_stock,
     check_together,
@@ -48,7 +47,7 @@ class SparsityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsifyConfig(SparsityConfig):
+class SparsifyConfig(SparsityConfig, ResumableConfig):
     """Train the dense network with a penalty that makes channels small, to be pruned then (network slimming).
 
     The optimizer is SGD, whatever the dense training took: Adam divides a penalty's gradient by its own size.
@@ -56,39 +55,23 @@ class SparsifyConfig(SparsityConfig):
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         epochs: how many times to go through the training images
         lr: first learning rate; it falls by a cosine
         batch: images per batch
-        device: where to train: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads; by default what torch chooses
-        seed: fixes the training
-        out: the run folder, which must not exist yet; runs/sparsify-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     model: Path | None = None
     data: Path | None = None
-    imgsz: int | None = None
     epochs: int = 20
     lr: float = 0.001
     batch: int = 16
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SparsityConfig.__post_init__(self)
+        ResumableConfig.__post_init__(self)
         check_stock(self.model, "Sparsity training")
         check_together(self.model, self.data)
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "epochs", "batch", "threads", least=1)
-        check_counts(self, "seed", least=0)
+        check_counts(self, "epochs", "batch", least=1)
         check_share("lr", self.lr)
 
 

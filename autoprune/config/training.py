@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.config._base import (
+    ResumableConfig,
+    RunConfig,
     check_counts,
-    check_device,
     check_devices,
-    check_image_size,
     check_positive,
     check_share,
     check_stock,
@@ -21,44 +21,33 @@ from autoprune.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig:
+class ApplyConfig(RunConfig):
     """Apply a policy to weights: prune, recalibrate batch norm where there is data, and save a stock checkpoint.
 
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
-        out: the run folder, which must not exist yet; runs/apply-<n> by default
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         images: how many training images recalibrate batch norm
         batch: images per batch
-        device: where to compute: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads; by default what torch chooses
         seed: chooses the images
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     policy: Path
     model: Path
-    out: Path | None = None
     data: Path | None = None
-    imgsz: int | None = None
     images: int = 60
     batch: int = 16
-    device: str = "auto"
-    threads: int | None = None
     seed: int = 0
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        check_image_size(self.imgsz)
-        check_device(self.device)
-        check_counts(self, "images", "batch", "threads", least=1)
+        super().__post_init__()
+        check_counts(self, "images", "batch", least=1)
         check_counts(self, "seed", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ResumableConfig):
     """Apply a policy to weights and train the pruned network.
 
     Attributes:
@@ -66,7 +55,6 @@ class TrainConfig:
         model: trained weights of the architecture that the policy was made for
         data: the data set to train on, an Ultralytics YAML or class folders; needed but for a --model FILE.py:FUNCTION
         epochs: how many times to go through the training images
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         lr_scale: learning rate as a share of the dense training's
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
             epochs and keep the last one's
@@ -77,18 +65,12 @@ class TrainConfig:
         batch: images per batch; with several GPUs they share it
         device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU where there is
             one
-        threads: CPU threads; by default what torch chooses
-        seed: fixes the training
-        out: the run folder, which must not exist yet; runs/train-<n> by default
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
-        trust_checkpoint: open a checkpoint even if it could run code of its author
     """
 
     policy: Path
     model: Path
     data: Path | None = None
     epochs: int = 20
-    imgsz: int | None = None
     lr_scale: float = 0.1
     patience: int | None = None
     distill: Path | None = None
@@ -97,23 +79,15 @@ class TrainConfig:
     soften_epochs: int | None = None
     batch: int = 16
     device: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: Path | None = None
-    trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_together(self.model, self.data)
         self._check_stock()
-        check_image_size(self.imgsz)
-        check_devices(self.device)
         check_share("lr_scale", self.lr_scale)
         check_positive("distill_weight", self.distill_weight)
-        check_counts(self, "epochs", "batch", "threads", "patience", "soften_epochs", least=1)
-        check_counts(self, "seed", least=0)
+        check_counts(self, "epochs", "batch", "patience", "soften_epochs", least=1)
         self._check_softening()
-        self._check_devices()
 
     @property
     def softening_epochs(self) -> int:
@@ -140,7 +114,8 @@ class TrainConfig:
                 f"--soften leaves no epoch for fine-tuning: it takes {self.softening_epochs} of --epochs {self.epochs}"
             )
 
-    def _check_devices(self) -> None:
+    def _check_device(self) -> None:
+        check_devices(self.device)
         count = len(devices_of(self.device))
         if count > 1 and (self.distill is not None or self.soften):
             raise ConfigError(f"--distill and --soften train on one device, got --device {self.device}")
