@@ -32,7 +32,13 @@ def agent(kind: AgentKind, toy: Toy, evaluations: int, *, rule: str = "projected
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", AgentKind)
+@pytest.mark.parametrize(
+    "kind",  # SAC and TD3 differ from DDPG in their learner only
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in (AgentKind.SAC, AgentKind.TD3) else ())
+        for kind in AgentKind
+    ],
+)
 def test_agents_keep_the_contract(kind: AgentKind, rule: str) -> None:
     check_strategy(lambda evaluations: agent(kind, TOY, evaluations, rule=rule), TOY)
 

@@ -19,7 +19,7 @@ from autoprune.surgery import Surgeon
 from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example, random_keep, zeroed
 
 HEAVY = {"yolov3"}
-LONG = {*HEAVY, "yolov6n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"}
+LONG = {*HEAVY, "yolov5n", "yolov6n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-pose"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
 
 
@@ -108,6 +108,7 @@ def test_halves_of_a_chunk_are_one_unit_with_two_groups() -> None:
     assert (unit.width, len(unit.groups)) == (16, 2)
 
 
+@pytest.mark.slow  # five seconds: its network is bisected
 def test_attention_that_reads_its_input_width_is_pinned_by_the_proof() -> None:
     _, graph = analysed("yolo26n")
     reasons = [group.pinned for group in graph.groups if group.pinned and "fails without" in group.pinned]
