@@ -1,21 +1,25 @@
 """Trains the demo detector again: `python -m autoprune.demo.train [--out FILE] [--epochs N]`.
 
 Stock Ultralytics, from scratch, on a CPU, on the data set that `shapes_dataset()` draws. The file
-that comes with autoprune was made by this module; the last line that it prints tells the score.
+that comes with autoprune was made by this module; the last line that it logs tells the score.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
+import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoprune.demo import demo_weights, shapes_dataset
+from autoprune.files import write_atomic
+from autoprune.models import stock
+
+_LOG = logging.getLogger(__name__)
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
 _EPOCHS = 60
@@ -32,33 +36,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=demo_weights(), help="where to write the weights (%(default)s)")
     parser.add_argument("--epochs", type=int, default=_EPOCHS, help="passes over the training images (%(default)s)")
     options = parser.parse_args(arguments)
-    with _quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="autoprune-demo-") as folder:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    stock.data_utils.check_font = lambda font: None  # would download a font for plots, and none are made
+    with tempfile.TemporaryDirectory(prefix="autoprune-demo-") as folder:
         data = shapes_dataset(size=_IMAGE_SIZE)
         trained = _train(data, epochs=options.epochs, folder=Path(folder))
         _write(_clean(trained), options.out)
         map50, map50_95 = _score(options.out, data, folder=Path(folder))
     size = options.out.stat().st_size
-    print(f"{options.out}: {size / 1e6:.2f} MB, mAP50 {map50:.3f}, mAP50-95 {map50_95:.3f}")  # noqa: T201
-
-
-@contextmanager
-def _quiet_ultralytics() -> Iterator[None]:
-    """Keep Ultralytics away from the user's settings file and from the network; import it inside only."""
-    with tempfile.TemporaryDirectory(prefix="autoprune-yolo-") as folder:
-        os.environ.setdefault("YOLO_CONFIG_DIR", folder)
-        os.environ.setdefault("YOLO_OFFLINE", "true")
-        from ultralytics.data import utils
-
-        utils.check_font = lambda font: None  # would download a font for plots, and none are made
-        yield
+    _LOG.info("%s: %.2f MB, mAP50 %.3f, mAP50-95 %.3f", options.out, size / 1e6, map50, map50_95)
 
 
 def _train(data: Path, *, epochs: int, folder: Path) -> Path:
     """Train from scratch; returns the last checkpoint as Ultralytics wrote it."""
-    import torch
-    from ultralytics import YOLO
-
-    model = YOLO(str(_ARCHITECTURE))
+    model = stock.YOLO(str(_ARCHITECTURE))
     # Ultralytics sets the number of threads itself, before this callback.
     model.add_callback("on_pretrain_routine_start", lambda trainer: torch.set_num_threads(_THREADS))
     model.add_callback("on_pretrain_routine_end", lambda trainer: _halve_the_work(trainer.model))
@@ -96,8 +87,6 @@ def _halve_the_work(model: Any) -> None:
 
     The weights that are saved are those of the moving average, a copy that Ultralytics has made before.
     """
-    import torch
-
     model.to(memory_format=torch.channels_last)
     forward = model.forward
 
@@ -121,9 +110,7 @@ def _to_float(values: Any) -> Any:
 
 def _clean(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint without optimizer, dates, and anything about the machine it was made on."""
-    from ultralytics.utils.torch_utils import strip_optimizer
-
-    stripped = strip_optimizer(checkpoint)
+    stripped = stock.strip_optimizer(checkpoint)
     model = stripped["model"]
     arguments = _portable(stripped["train_args"])
     model.args = _portable(model.args)
@@ -139,23 +126,15 @@ def _portable(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _write(checkpoint: dict[str, Any], out: Path) -> None:
     """Write so that `out` is either the old file or the whole new one."""
-    import torch
-
     buffer = io.BytesIO()  # torch would write a file's name into it
     torch.save(checkpoint, buffer)
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(buffer.getvalue())
-    os.chmod(name, 0o644)
-    os.replace(name, out)
+    write_atomic(out, buffer.getvalue())
 
 
 def _score(weights: Path, data: Path, *, folder: Path) -> tuple[float, float]:
     """mAP50 and mAP50-95 on the validation images, by Ultralytics' own `val`."""
-    from ultralytics import YOLO
-
-    result = YOLO(str(weights)).val(
+    result = stock.YOLO(str(weights)).val(
         data=str(data), imgsz=_IMAGE_SIZE, device="cpu", plots=False, verbose=False, project=str(folder), name="val"
     )
     return float(result.box.map50), float(result.box.map)

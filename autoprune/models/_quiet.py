@@ -15,8 +15,8 @@ program that uses autoprune:
   and environment from leaking, around each call that autoprune makes.
 * `child_environment` hands the same precautions to processes that Ultralytics starts (DDP).
 
-Modules of autoprune take what they need of Ultralytics from `autoprune.models.ultralytics.stock`,
-which imports this module first.
+Modules of autoprune take what they need of Ultralytics from `autoprune.models.stock`, which imports this
+module first.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ from __future__ import annotations
 from autoprune.models import _quiet  # first: it makes the imports below harmless
 
 # isort: split
+from ultralytics import YOLO
 from ultralytics import __version__ as version
 from ultralytics.cfg import get_cfg
+from ultralytics.data import utils as data_utils
 from ultralytics.data.augment import classify_augmentations, classify_transforms
 from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths, verify_image_label
@@ -63,6 +65,7 @@ __all__ = [
     "IMG_FORMATS",
     "SETTINGS",
     "YAML",
+    "YOLO",
     "BaseTrainer",
     "ClassificationDataset",
     "ClassificationModel",
@@ -97,6 +100,7 @@ __all__ = [
     "child_environment",
     "classify_augmentations",
     "classify_transforms",
+    "data_utils",
     "ddp_cleanup",
     "dist2bbox",
     "generate_ddp_file",
