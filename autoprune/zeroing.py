@@ -165,8 +165,8 @@ def _moved(module: nn.Module) -> nn.Module:
             if parameter.is_floating_point() and parameter.numel():
                 inputs = math.prod(parameter.shape[1:])
                 size = max(float(parameter.square().mean().sqrt()), inputs**-0.5)
-                step = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-                parameter += NOISE * size * step.to(parameter.device)
+                step = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                parameter.add_(step, alpha=NOISE * size)
     for child in network.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.momentum = 1.0

@@ -79,6 +79,8 @@ class Walk:
         self._exported = exported
         self._free_outputs = free_outputs
         self._values: dict[fx.Node, Value] = {}
+        self._current: fx.Node | None = None
+        self._known_uses: set[tuple[fx.Node, fx.Node | None]] = set()
 
     def run(self, rules: Mapping[str, Callable[[Walk, fx.Node], Value]]) -> Findings:
         """Walk everything by the rules (operation name → rule) and return what was found."""
@@ -91,9 +93,11 @@ class Walk:
                 elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                     self.state_names[node] = self._first_names[str(spec.target)]
             elif node.op == "call_function":
+                self._current = node
                 self._values[node] = rules.get(operation(node), Walk.unknown)(self, node)
             elif node.op == "output":
                 self._pin_outputs()
+        self._pin_other_uses()
         return self.found
 
     # -- for the rules -----------------------------------------------------------------------------
@@ -127,6 +131,7 @@ class Walk:
         """
         if not isinstance(parameter, fx.Node) or parameter not in self.state_names:
             return
+        self._known_uses.add((parameter, self._current))
         key = (self.state_names[parameter], dimension)
         if key in self.found.axes:
             self.found.ids.unite(self.found.axes[key], ids)
@@ -160,7 +165,7 @@ class Walk:
                 self.found.ids.pin(ids, reason)
         return self._pinned(node, reason)
 
-    # -- inputs and outputs ------------------------------------------------------------------------
+    # -- inputs, outputs and other uses of state tensors -----------------------------------------------
 
     def _pinned(self, node: fx.Node, reason: str) -> Value:
         value = node.meta.get("val")
@@ -181,6 +186,15 @@ class Walk:
             value = self.value(by_name.get(name))
             if isinstance(value, np.ndarray) and not keys & self._free_outputs:
                 self.found.ids.pin(value, "network output")
+
+    def _pin_other_uses(self) -> None:
+        """Pin the channels of a state tensor that something else than a layer uses too, such as a tied embedding."""
+        for source, name in self.state_names.items():
+            for user in source.users:
+                if (source, user) not in self._known_uses:
+                    for dimension in range(len(shape(source))):
+                        ids = self.found.axes.get((name, dimension), np.array([], dtype=np.int64))
+                        self.found.ids.pin(ids, f"{operation(user)} in {self.owner(user)} uses {name}")
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
