@@ -101,6 +101,11 @@ def forward(walk: Walk, node: fx.Node) -> Value:
     return walk.input(node)
 
 
+def nothing(walk: Walk, node: fx.Node) -> Value:
+    """Compute nothing: a check of a tensor's type, as torch.export writes it before a cast."""
+    return None
+
+
 def elementwise(walk: Walk, node: fx.Node) -> Value:
     """Pass channels on; what it costs depends on the number of elements."""
     inputs = walk.input(node)
@@ -282,6 +287,7 @@ RULES: dict[str, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d"), upsample),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(("view", "reshape"), view),
+    "_assert_tensor_metadata": nothing,
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "linear": linear,
