@@ -8,15 +8,13 @@ something else; only the values tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph, copied
@@ -69,11 +67,10 @@ class DenseNetwork:
         self.module = _moved(module) if moved else copied(module)
         self._images = images.double() + _noise(images) if moved else images
         self._run(self.module, training=True)
-        with _Rounding(self._images.dtype) as rounding:
-            outputs = self._run(self.module)
+        outputs = self._run(self.module)
         if moved and not all(bool(value.isfinite().all()) for value in outputs.values()):
             raise ArithmeticError("the moved parameters leave the numbers that the network computes with")
-        self._tolerance = math.sqrt(rounding.step)
+        self._tolerance = math.sqrt(torch.finfo(self._images.dtype).eps)  # half of the digits
         if _difference(self._run(self.module, seed=1), outputs, self._tolerance) is not None:
             self._tolerance = math.inf  # it draws random numbers, so that no two passes are equal
 
@@ -114,20 +111,14 @@ class DenseNetwork:
 def unread(module: nn.Module, graph: ChannelGraph, keep: Keep) -> Iterator[None]:
     """Put zeros, for the time of a ``with``, into every weight that reads a channel that does not stay."""
     state = state_tensors(module)
-    undo: list[Callable[[], object]] = []
-    try:
-        with torch.no_grad():
-            for name, dimension in sorted(graph.reads):
-                axis = dict(graph.tensors[name])[dimension]
-                tensor = state[name].detach()
-                removed = torch.from_numpy(np.flatnonzero(~keep[graph.axes[axis]])).to(tensor.device)
-                before = tensor.index_select(dimension, removed)
-                undo.append(lambda tensor=tensor, at=(dimension, removed, before): tensor.index_copy_(*at))
-                tensor.index_fill_(dimension, removed, 0.0)
+    with ExitStack() as undo:
+        for name, dimension in sorted(graph.reads):
+            axis = dict(graph.tensors[name])[dimension]
+            tensor = state[name].detach()
+            removed = torch.from_numpy(np.flatnonzero(~keep[graph.axes[axis]])).to(tensor.device)
+            undo.callback(tensor.index_copy_, dimension, removed, tensor.index_select(dimension, removed))
+            tensor.index_fill_(dimension, removed, 0.0)
         yield
-    finally:
-        for restore in reversed(undo):
-            restore()
 
 
 def first_line(error: Exception) -> str:
@@ -177,32 +168,3 @@ def _noise(images: torch.Tensor) -> torch.Tensor:
     """Return numbers in [0, 1), so that an example without content has some."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(images.shape, dtype=torch.float64, generator=generator).to(images.device)
-
-
-class _Rounding(TorchDispatchMode):
-    """Watches how precisely a network computes.
-
-    Attributes:
-        step: relative distance of neighbouring numbers in the coarsest type that an operation rounds to.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.step = torch.finfo(dtype).eps
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        coarse, fine = _steps(result), _steps((args, kwargs))
-        if coarse and fine and max(coarse) > min(fine):
-            self.step = max(self.step, *coarse)
-        return result
-
-
-def _steps(values: object) -> list[float]:
-    return [
-        torch.finfo(leaf.dtype).eps
-        for leaf in pytree.tree_leaves(values)
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-    ]

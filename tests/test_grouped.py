@@ -153,9 +153,7 @@ def test_other_grouped_layers_keep_their_groups(name: str) -> None:
     graph = analyse(shaken(module), IMAGES.double())
     assert {unit.name for unit in graph.units} == {"0", "1"}
     pruned = check_exact(module, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), 1), IMAGES)
-    layers = [
-        next(layer for layer in each.modules() if getattr(layer, "groups", 1) > 1) for each in (module, pruned)
-    ]
+    layers = [next(layer for layer in each.modules() if getattr(layer, "groups", 1) > 1) for each in (module, pruned)]
     assert repr(layers[0]) == repr(layers[1])
 
 

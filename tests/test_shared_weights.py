@@ -198,9 +198,7 @@ def test_costs_are_those_of_the_pruned_network_which_is_exact(name: str, seed: i
 def test_what_is_shared_stays_shared(name: str) -> None:
     module, graph = analysed(name)
     pruned = Surgeon(module, graph).materialise(random_keep(Space(graph, round_to=1, min_keep=0.5), 0))
-    objects = [
-        len({id(tensor) for tensor in [*each.parameters(), *each.buffers()]}) for each in (module, pruned)
-    ]
+    objects = [len({id(tensor) for tensor in [*each.parameters(), *each.buffers()]}) for each in (module, pruned)]
     assert objects[0] == objects[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,8 +32,7 @@ class Chain(nn.Module):
     def __init__(self, *behind: Callable[[torch.Tensor, nn.Conv2d], torch.Tensor] | None) -> None:
         super().__init__()
         widths = (3, *SIZES[: len(behind)])
-        pairs = zip(widths, widths[1:], strict=False)
-        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairs])
+        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)])
         self.head, self._behind = nn.Conv2d(widths[-1], 2, 1), behind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,9 +96,23 @@ class Hidden(nn.Module):
         return self.head(branch)
 
 
-@pytest.mark.parametrize("how", ["norm", "gate", "weight", "layer scale"])
+class Deep(nn.Module):
+    """Its signal dies away through many layers, as long as nothing is trained."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        blocks = [(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU()) for _ in range(30)]
+        self.blocks = nn.Sequential(*[layer for block in blocks for layer in block])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(self.blocks(x * x.shape[1] ** -0.5))
+
+
+@pytest.mark.parametrize("how", ["norm", "gate", "weight", "layer scale", "depth"])
 def test_a_dead_layer_hides_nothing(how: str) -> None:
-    module = Hidden(how).eval()
+    module = (Deep if how == "depth" else Hidden)(how).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     assert pins(analyse(module, torch.zeros_like(IMAGES)))["stem"] == USED_AS_NUMBER
@@ -140,8 +154,8 @@ class Kept(nn.Module):
 @pytest.mark.parametrize(
     "how",
     [
-        "constants behind removed channels", "quotient", "float32 inside", "float32 only", "random", "infinite", "order",
-        "number",
+        "constants behind removed channels", "quotient", "float32 inside", "float32 only", "random", "infinite",
+        "order", "number",
     ],
 )  # fmt: skip
 def test_exact_networks_are_not_pinned(how: str) -> None:

@@ -11,4 +11,16 @@ from autoprune.graph.ties import Tie, tie
 from autoprune.graph.trace import trace
 from autoprune.graph.types import ChannelGraph, Group, Ids, Layer, LayerKind, Unit, WidthAttribute
 
-__all__ = ["ChannelGraph", "Group", "Ids", "Layer", "LayerKind", "Tie", "Unit", "WidthAttribute", "tie", "trace"]
+__all__ = [
+    "ChannelGraph",
+    "Group",
+    "Ids",
+    "Layer",
+    "LayerKind",
+    "Tie",
+    "Unit",
+    "WidthAttribute",
+    "copied",
+    "tie",
+    "trace",
+]

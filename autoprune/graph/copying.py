@@ -22,8 +22,8 @@ def copied(module: nn.Module) -> nn.Module:
     """
     for path, tensor, way_out in _computed_weights(module):
         raise ModelError(
-            f"A network's layers must hold their weights as they use them, and {path or type(module).__name__} computes "
-            f"its {tensor} at every pass; call {way_out} before"
+            f"A network's layers must hold their weights as they use them, and {path or type(module).__name__} "
+            f"computes its {tensor} at every pass; call {way_out} before"
         )
     try:
         return copy.deepcopy(module)
@@ -41,7 +41,7 @@ def _computed_weights(module: nn.Module) -> Iterator[tuple[str, str, str]]:
     for path, child in module.named_modules():
         place = f"network.{path}" if path else "network"
         if parametrize.is_parametrized(child):
-            for name in child.parametrizations:  # type: ignore[union-attr]
+            for name in child.parametrizations:
                 yield path, name, f"torch.nn.utils.parametrize.remove_parametrizations({place}, {name!r})"
         for hook in child._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):

@@ -117,8 +117,8 @@ class ChannelGraph:
         layers: operations that cost something, in the order of the forward pass.
         attributes: plain numbers to be kept in step.
         uncounted: operations whose cost no layer describes, with how often each occurs.
-        reads: (state-dict name, dimension) of the weights that read channels: with zeros there the network computes what
-            it does without these channels.
+        reads: (state-dict name, dimension) of the weights that read channels: with zeros there the network computes
+            what it does without these channels.
     """
 
     groups: tuple[Group, ...]
