@@ -32,21 +32,22 @@ def analyse(module: nn.Module, example: torch.Tensor, *, free_outputs: Collectio
     """
     graph = trace(module, example, free_outputs=free_outputs)
     dense = DenseNetwork(module, example, free_outputs=free_outputs)
-    while faults := _faults(_check(dense, graph), list(graph.units)):  # units may fail only together with others
-        graph = graph.pin(faults)
+    for half in (False, True):
+        while faults := _faults(_check(dense, graph, half=half), list(graph.units)):  # some fail only with others
+            graph = graph.pin(faults)
     return graph
 
 
-def _check(dense: DenseNetwork, graph: ChannelGraph) -> Check:
+def _check(dense: DenseNetwork, graph: ChannelGraph, *, half: bool) -> Check:
     surgeon = Surgeon(dense.module, graph)
-    return lambda units: dense.fault(graph, surgeon, _without_some(graph, units))
+    return lambda units: dense.fault(surgeon, _without_some(graph, units, half=half))
 
 
-def _without_some(graph: ChannelGraph, units: Sequence[Unit]) -> Keep:
-    """Remove one or two channels of every group of these units."""
+def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> Keep:
+    """Remove channels of every group of these units: one or two, which divisors show, or half, which steps show."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     for position, unit in enumerate(units):
-        removed = min(1 + position % 2, unit.width - 1)
+        removed = unit.width // 2 if half else min(1 + position % 2, unit.width - 1)
         for index in unit.groups:
             offset = graph.groups[index].offset
             keep[offset : offset + removed] = False

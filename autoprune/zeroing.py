@@ -70,16 +70,15 @@ class DenseNetwork:
         outputs = self._run(self.module)
         if moved and not all(bool(value.isfinite().all()) for value in outputs.values()):
             raise ArithmeticError("the moved parameters leave the numbers that the network computes with")
-        self._tolerance = math.sqrt(torch.finfo(self._images.dtype).eps)  # half of the digits
+        self._tolerance = math.sqrt(_precision(images.device, self._images.dtype))  # half of the digits
         if _difference(self._run(self.module, seed=1), outputs, self._tolerance) is not None:
             self._tolerance = math.inf  # it draws random numbers, so that no two passes are equal
 
-    def fault(self, graph: ChannelGraph, surgeon: Surgeon, keep: Keep) -> str | None:
+    def fault(self, surgeon: Surgeon, keep: Keep) -> str | None:
         """Return why the network cannot do without some of its channels, or None.
 
         Args:
-            graph: the channel groups.
-            surgeon: of ``module`` and the graph.
+            surgeon: of ``module``.
             keep: which channels stay, shape (channels of the graph,).
         """
         pruned = surgeon.materialise(keep)
@@ -90,7 +89,7 @@ class DenseNetwork:
             raise
         except Exception as error:  # the network's own
             return f"the network fails without some of its channels: {first_line(error)}"
-        with unread(self.module, graph, keep):
+        with unread(self.module, surgeon.graph, keep):
             expected = self._run(self.module)
         return _difference(found, expected, self._tolerance)
 
@@ -142,6 +141,11 @@ def _agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> boo
     values = expected[finite]
     largest = float(values.abs().max()) if len(values) else 0.0
     return bool(((found[finite] - values).abs() <= tolerance * max(largest, tolerance)).all())
+
+
+def _precision(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the relative distance of neighbouring numbers; a GPU may multiply in TF32, which has ten bits."""
+    return 2.0**-10 if device.type == "cuda" and dtype == torch.float32 else torch.finfo(dtype).eps
 
 
 def _moved(module: nn.Module) -> nn.Module:

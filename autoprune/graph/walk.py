@@ -165,7 +165,7 @@ class Walk:
                 self.found.ids.pin(ids, reason)
         return self._pinned(node, reason)
 
-    # -- inputs, outputs and other uses of state tensors -----------------------------------------------
+    # -- inputs, outputs and other uses of state tensors -------------------------------------------
 
     def _pinned(self, node: fx.Node, reason: str) -> Value:
         value = node.meta.get("val")
@@ -191,10 +191,10 @@ class Walk:
         """Pin the channels of a state tensor that something else than a layer uses too, such as a tied embedding."""
         for source, name in self.state_names.items():
             for user in source.users:
-                if (source, user) not in self._known_uses:
-                    for dimension in range(len(shape(source))):
-                        ids = self.found.axes.get((name, dimension), np.array([], dtype=np.int64))
-                        self.found.ids.pin(ids, f"{operation(user)} in {self.owner(user)} uses {name}")
+                if (source, user) in self._known_uses:
+                    continue
+                for ids in [ids for (tensor, _), ids in self.found.axes.items() if tensor == name]:
+                    self.found.ids.pin(ids, f"{operation(user)} in {self.owner(user)} uses {name}")
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
