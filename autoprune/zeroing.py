@@ -68,8 +68,8 @@ class DenseNetwork:
         self._images = images.double() + _noise(images) if moved else images
         self._run(self.module, training=True)
         outputs = self._run(self.module)
-        if moved and not all(bool(value.isfinite().all()) for value in outputs.values()):
-            raise ArithmeticError("the moved parameters leave the numbers that the network computes with")
+        if moved and any(bool(value.isnan().any()) for value in outputs.values()):
+            raise ArithmeticError("the moved parameters are none that the network computes with")
         self._tolerance = math.sqrt(_precision(images.device, self._images.dtype))  # half of the digits
         if _difference(self._run(self.module, seed=1), outputs, self._tolerance) is not None:
             self._tolerance = math.inf  # it draws random numbers, so that no two passes are equal
@@ -96,7 +96,7 @@ class DenseNetwork:
     def _run(self, network: nn.Module, *, training: bool = False, seed: int = 0) -> Outputs:
         """Return the outputs that pruning must not change, by where they are."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             output = network.train(training)(self._images)
         leaves, _ = pytree.tree_flatten_with_path(output)
         return {
