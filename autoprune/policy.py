@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _RATIO_DIGITS = 6
-_LAYERS_NAMED = 5
+_UNITS_NAMED = 5
 
 
 class CostKind(Enum):
@@ -69,7 +69,7 @@ class PolicyModel:
 
     Attributes:
         name: for people, e.g. ``yolov8n``.
-        layers: output channels of the dense network's prunable layers, by layer name.
+        layers: channels of the dense network's units, by name.
     """
 
     name: str
@@ -125,14 +125,15 @@ class Policy:
         model: the network it is for.
         criterion: the importance criterion that says which channels stay.
         round_to: the widths' common divisor in the search.
-        units: what each unit keeps, in the order of the forward pass.
+        units: what each unit of the model keeps, in the order of the forward pass.
         budget: the limits it was made for, as texts.
         costs: by metric.
         score: the evaluation's score, or None where it was not scored.
         provenance: where it came from.
 
     Raises:
-        PolicyError: two units of one name, a number that is not finite, or a ``round_to`` below 1.
+        PolicyError: the units are not those of the model, each once and with its channels; a number is not finite; or
+            ``round_to`` is below 1.
     """
 
     model: PolicyModel
@@ -150,6 +151,12 @@ class Policy:
             if unit.name in seen:
                 raise PolicyError(f"A policy names every unit once, got {unit.name} twice")
             seen.add(unit.name)
+        channels = {unit.name: unit.channels for unit in self.units}
+        if differences := _differences(channels, self.model.layers, "in units", "in the model's layers"):
+            raise PolicyError(
+                f"A policy names every unit of its model with the channels it has there, and differs at {differences}; "
+                "change keep alone"
+            )
         if self.round_to < 1:
             raise PolicyError(f"round_to must be at least 1, got {self.round_to}")
         for name, value in [("score", self.score), *((metric, cost.value) for metric, cost in self.costs.items())]:
@@ -161,28 +168,19 @@ class Policy:
         """Kept channels by unit name, in the order of the forward pass."""
         return {unit.name: unit.keep for unit in self.units}
 
-    def check(self, names_and_widths: Mapping[str, int]) -> None:
+    def check(self, widths: Mapping[str, int]) -> None:
         """Make sure that the policy fits a model.
 
         Args:
-            names_and_widths: output channels of the model's prunable layers, by layer name, as in ``model.layers``.
+            widths: channels of all units of the model, by name, as in ``model.layers``.
 
         Raises:
-            PolicyError: the layers differ; the message names the first of them.
+            PolicyError: the units differ; the message names the first of them.
         """
-        ours, theirs = self.model.layers, names_and_widths
-        differences = [
-            f"{name} ({_width(ours.get(name))} in the policy, {_width(theirs.get(name))} in the model)"
-            for name in [*ours, *(name for name in theirs if name not in ours)]
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differences:
-            more = len(differences) - _LAYERS_NAMED
+        if differences := _differences(self.model.layers, widths, "in the policy", "in the model"):
             raise PolicyError(
-                f"The policy was made for {self.model.name} and does not fit this model: "
-                + ", ".join(differences[:_LAYERS_NAMED])
-                + (f" and {more} more layers differ" if more > 0 else "")
-                + "; apply it to weights of the architecture it was made for"
+                f"The policy was made for {self.model.name} and does not fit this model: {differences}; apply it to "
+                "weights of the architecture it was made for"
             )
 
     def check_criterion(self) -> None:
@@ -372,6 +370,17 @@ def _provenance(fields: Fields) -> Provenance:
 
 def _rounded(unit: PolicyUnit) -> float:
     return round(unit.ratio, _RATIO_DIGITS)
+
+
+def _differences(ours: Mapping[str, int], theirs: Mapping[str, int], here: str, there: str) -> str:
+    """Name the first units whose channels are not the same in both; empty if there are none."""
+    differences = [
+        f"{name} ({_width(ours.get(name))} {here}, {_width(theirs.get(name))} {there})"
+        for name in [*ours, *(name for name in theirs if name not in ours)]
+        if ours.get(name) != theirs.get(name)
+    ]
+    more = len(differences) - _UNITS_NAMED
+    return ", ".join(differences[:_UNITS_NAMED]) + (f" and {more} more units differ" if more > 0 else "")
 
 
 def _width(channels: int | None) -> str:
