@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from autoprune.errors import RunError
-from autoprune.files import saying_why, sync_folder
+from autoprune.files import BINARY, NO_LINK, saying_why, sync_folder
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
@@ -74,10 +74,10 @@ class Journal:
         Raises:
             RunError: the file exists already or cannot be written.
         """
-        if path.exists():
+        if os.path.lexists(path):
             raise RunError(f"{path} exists already; resume that run with --resume or choose another folder with --out")
         with saying_why(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         try:
             _lock(descriptor, path)
             line = _line(_HEADER, _SCHEMA, header)
@@ -96,16 +96,19 @@ class Journal:
         A last record that was cut off is dropped with a ``JournalWarning``, and the file is cut to what is whole.
 
         Raises:
-            RunError: the file is missing, is not a journal, is broken before its last record, or is in use.
+            RunError: the file is missing, a symbolic link or not a journal, is broken before its last record, or is in
+                use.
         """
+        if path.is_symlink():
+            raise RunError(f"{path} must be a file of its run, and is a symbolic link; put the file itself there")
         if not path.is_file():
             raise RunError(f"{path.parent} is not a run: it has no {path.name}")
         with saying_why(path, "opened"):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _BINARY)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
         try:
             _lock(descriptor, path)
             with saying_why(path, "read"):
-                data = path.read_bytes()
+                data = _content(descriptor)
             records, whole = _read(data, path)
             if whole < len(data):
                 with saying_why(path):
@@ -220,7 +223,11 @@ def _decode(value: Any) -> Any:
 
 # -- the file --------------------------------------------------------------------------------------
 
-_BINARY = getattr(os, "O_BINARY", 0)
+
+def _content(descriptor: int) -> bytes:
+    """Return what an open file holds: what its path names may be another file by now."""
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
 
 
 def _read(data: bytes, path: Path) -> tuple[list[Record], int]:

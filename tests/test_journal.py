@@ -234,6 +234,34 @@ def test_a_missing_journal_is_no_run(path: Path) -> None:
         Journal.create(path.parent / "nowhere" / "journal.jsonl", {})
 
 
+def test_a_journal_that_is_a_link_is_neither_read_nor_written(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    before = write(other, 1.25)
+    path.symlink_to(other)
+    with pytest.raises(RunError, match=r"journal\.jsonl must be a file of its run, and is a symbolic link"):
+        Journal.open(path)
+    with pytest.raises(RunError, match="exists already"):
+        Journal.create(path, {})
+    assert other.read_bytes() == before
+    path.unlink()
+    path.symlink_to(path.with_name("absent"))
+    with pytest.raises(RunError, match="exists already"):
+        Journal.create(path, {})
+    assert not path.with_name("absent").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system can only follow links")
+def test_a_journal_that_becomes_a_link_at_the_last_moment_is_not_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = path.with_name("other.jsonl")
+    write(other, 1.25)
+    path.symlink_to(other)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+    with pytest.raises(RunError, match=r"journal\.jsonl cannot be opened: Too many levels of symbolic links"):
+        Journal.open(path)
+
+
 @pytest.mark.parametrize("step", ["write", "fsync"])
 def test_a_full_disk_leaves_the_journal_whole(path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     real_write, calls = os.write, 0
