@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from autoprune.errors import RunError
+from autoprune.errors import AutopruneWarning, RunError
 from autoprune.files import BINARY, NO_LINK, saying_why, sync_folder
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -30,7 +30,7 @@ _HEADER = "header"
 _FLOAT = "$float"
 
 
-class JournalWarning(UserWarning):
+class JournalWarning(AutopruneWarning):
     """A journal ended in a record that was cut off, and the record was dropped."""
 
 
@@ -144,6 +144,11 @@ class Journal:
     def lookup(self, kind: str, key: JSON) -> Any:
         """Return the value of the last record of this kind and key, or None; not to be modified."""
         return self._values.get((kind, _text(key)))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of all records."""
+        return frozenset(self._records)
 
     def records(self, kind: str) -> tuple[Record, ...]:
         """Return all records of a kind, in the order they were appended."""

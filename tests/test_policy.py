@@ -269,7 +269,9 @@ def test_a_policy_for_another_architecture_names_the_first_layers_that_differ() 
         "apply it to weights of the architecture it was made for"
     )
     with pytest.raises(PolicyError, match=r"other\.4 \(absent in the policy, 4 in the model\) and 5 more units differ"):
-        replace(POLICY, model=PolicyModel("empty", {}), units=()).check({f"other.{index}": index for index in range(10)})
+        replace(POLICY, model=PolicyModel("empty", {}), units=()).check(
+            {f"other.{index}": index for index in range(10)}
+        )
 
 
 @pytest.mark.parametrize(
