@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.choices import check_criterion
-from autoprune.errors import ConfigError, PolicyError
+from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
 from autoprune.files import write_atomic
 
@@ -21,10 +23,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoprune.importance import Evidence
+    from autoprune.models._base import Adapter
 
 SCHEMA_VERSION = 1
 _RATIO_DIGITS = 6
 _UNITS_NAMED = 5
+
+
+class PolicyWarning(AutopruneWarning):
+    """A policy was applied in a way that leaves the network less accurate than it can be."""
 
 
 class CostKind(Enum):
@@ -198,43 +205,68 @@ class Policy:
         self,
         module: nn.Module,
         *,
+        data: Adapter | Path | str | None = None,
+        imgsz: int | None = None,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
         evidence: Evidence | None = None,
     ) -> nn.Module:
-        """Return a new network that keeps what the policy says; batch norm is not recalibrated.
+        """Return a new network that keeps what the policy says, its batch norm recalibrated on training images.
 
-        For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model)``.
+        For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model, data="data.yaml")``. That is the
+        network that ``autoprune apply --data data.yaml`` writes.
 
         Args:
             module: a network of the architecture that the policy is for, with any weights; it is not modified.
-            example: an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
-            free_outputs: keys of a training output whose tensors may change their channel count (Ultralytics' own).
-            evidence: training images, where the policy's criterion looks at them.
+            data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
+                of such a network with its data, for those that are not Ultralytics'.
+            imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
+            example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
+            free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
+                (Ultralytics' own).
+            evidence: without ``data``, training images, where the policy's criterion looks at them.
 
         Raises:
             PolicyError: the policy is for another architecture, or names an unknown criterion.
-            ConfigError: its criterion needs ``evidence``.
-            ModelError: the network cannot be analysed.
+            ConfigError: its criterion needs images, and there are none.
+            ModelError: the network cannot be analysed, or is not one of Ultralytics and ``data`` is a path.
+            DataError: the data set is missing or malformed, or does not fit the network.
+
+        Warns:
+            PolicyWarning: there is no ``data``, and so batch norm is not recalibrated.
         """
         import torch
 
         from autoprune.importance import make_criterion
+        from autoprune.models import adapter_of
+        from autoprune.models._base import Adapter
         from autoprune.proof import analyse
+        from autoprune.pruning import calibration_of, evidence_of, prune
         from autoprune.space import Space
         from autoprune.surgery import Pruner
 
         self.check_criterion()
-        parameter = next(module.parameters())
-        if example is None:
+        dense, adapter = module, data if isinstance(data, Adapter) else None
+        if data is not None and adapter is None:
+            adapter = adapter_of(module, data=Path(data), image_size=imgsz)
+            dense = adapter.module  # the same weights, ready for gradients
+        if adapter is not None:
+            example, free_outputs = adapter.example(2), adapter.free_outputs
+        elif example is None:
+            parameter = next(module.parameters())
             example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
-        graph = analyse(module, example, free_outputs=free_outputs)
+        graph = analyse(dense, example, free_outputs=free_outputs)
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})
-        order = make_criterion(self.criterion, (lambda: evidence) if evidence is not None else None).order(
-            module, graph
-        )
-        return Pruner(module, space, order).materialise(space.from_names(self.keep))
+        if adapter is None:
+            _warn_of_batch_norm(module)
+        images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
+        order = make_criterion(self.criterion, images).order(dense, graph)
+        return prune(
+            Pruner(module, space, order), space.from_names(self.keep),
+            criterion=self.criterion, example=example[:1],
+            calibration=calibration_of(adapter) if adapter is not None else (),
+        )  # fmt: skip
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
@@ -295,6 +327,18 @@ def model_to_json(model: PolicyModel) -> str:
     """Return a file's entry ``model``, one layer per line, indented by two spaces."""
     names = pretty({"name": model.name, "fingerprint": model.fingerprint}, indent="  ")
     return names.removesuffix("\n  }") + f',\n    "layers": {pretty(dict(model.layers), indent="    ")}\n  }}'
+
+
+def _warn_of_batch_norm(module: nn.Module) -> None:
+    """Say what a network lacks that is pruned without images."""
+    from torch import nn
+
+    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        warnings.warn(
+            "Without data the batch norm of a pruned network is not recalibrated, and its accuracy is next to nothing "
+            'until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
+            PolicyWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 def _policy(fields: Fields) -> Policy:

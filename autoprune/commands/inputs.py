@@ -152,7 +152,7 @@ def _marks(images: Sequence[str], root: Path) -> Iterator[tuple[str, str]]:
 
 def _short(file: Path) -> str:
     """Return a name that tells the files of an option apart, wherever their folders lie."""
-    return f"{file.parent.name}/{file.name}"
+    return f"{file.absolute().parent.name}/{file.name}"
 
 
 def _sha256(file: Path) -> str:
