@@ -246,8 +246,10 @@ class Policy:
         from autoprune.surgery import Pruner
 
         self.check_criterion()
-        dense, adapter = module, data if isinstance(data, Adapter) else None
-        if data is not None and adapter is None:
+        dense, adapter = module, None
+        if isinstance(data, Adapter):
+            adapter = data
+        elif data is not None:
             adapter = adapter_of(module, data=Path(data), image_size=imgsz)
             dense = adapter.module  # the same weights, ready for gradients
         if adapter is not None:
