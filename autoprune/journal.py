@@ -57,11 +57,11 @@ class Journal:
         header: what ``create`` was given; the caller checks that it fits what is being resumed.
     """
 
-    def __init__(self, path: Path, descriptor: int, header: Any, records: Sequence[Record]) -> None:
-        """Use ``create`` or ``open``."""
+    def __init__(self, path: Path, descriptor: int | None, header: Any, records: Sequence[Record]) -> None:
+        """Use ``create``, ``open`` or ``read``."""
         self.path = path
         self.header: Any = header
-        self._descriptor: int | None = descriptor
+        self._descriptor = descriptor
         self._records: dict[str, list[Record]] = {}
         self._values: dict[tuple[str, str], Any] = {}
         for record in records:
@@ -99,14 +99,8 @@ class Journal:
             RunError: the file is missing, a symbolic link or not a journal, is broken before its last record, or is in
                 use.
         """
-        if path.is_symlink():
-            raise RunError(f"{path} must be a file of its run, and is a symbolic link; put the file itself there")
-        if not path.is_file():
-            raise RunError(f"{path.parent} is not a run: it has no {path.name}")
-        with saying_why(path, "opened"):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
+        descriptor = _opened(path, os.O_RDWR | os.O_APPEND)
         try:
-            _lock(descriptor, path)
             with saying_why(path, "read"):
                 data = _content(descriptor)
             records, whole = _read(data, path)
@@ -118,6 +112,22 @@ class Journal:
             os.close(descriptor)
             raise
         return cls(path, descriptor, records[0].value, records[1:])
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """Read a journal that ends here, and leave the file as it is; nothing can be added.
+
+        Raises:
+            RunError: as ``open``.
+        """
+        descriptor = _opened(path, os.O_RDONLY)
+        try:
+            with saying_why(path, "read"):
+                data = _content(descriptor)
+        finally:
+            os.close(descriptor)
+        records, _ = _read(data, path)
+        return cls(path, None, records[0].value, records[1:])
 
     def append(self, kind: str, key: JSON, value: JSON) -> None:
         """Keep a record; it is on the disk when this returns, or not at all when this raises.
@@ -227,6 +237,22 @@ def _decode(value: Any) -> Any:
 
 
 # -- the file --------------------------------------------------------------------------------------
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open an existing journal for this process alone."""
+    if path.is_symlink():
+        raise RunError(f"{path} must be a file of its run, and is a symbolic link; put the file itself there")
+    if not path.is_file():
+        raise RunError(f"{path.parent} is not a run: it has no {path.name}")
+    with saying_why(path, "opened"):
+        descriptor = os.open(path, flags | NO_LINK | BINARY)
+    try:
+        _lock(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _content(descriptor: int) -> bytes:

@@ -129,6 +129,24 @@ def test_a_last_record_cut_at_any_byte_is_dropped_and_the_file_is_mended(path: P
             assert [record.value for record in journal.records("evaluation")] == [1.25, "again"]
 
 
+def test_a_journal_that_is_only_read_stays_as_it_is(path: Path) -> None:
+    whole = write(path, 1.25, 2.5)
+    path.write_bytes(whole[:-3])
+    path.chmod(0o444)
+    with pytest.warns(JournalWarning, match="cut off"):
+        journal = Journal.read(path)
+    assert journal.header == {"seed": 0}
+    assert [record.value for record in journal.records("evaluation")] == [1.25]
+    with pytest.raises(RunError, match="is closed"):
+        journal.append("k", 0, 1)
+    assert path.read_bytes() == whole[:-3]
+    path.unlink()
+    with Journal.create(path, {}), pytest.raises(RunError, match="in use by another process"):
+        Journal.read(path)
+    with pytest.raises(RunError, match="is not a run"):
+        Journal.read(path.with_name("absent"))
+
+
 def test_a_journal_cut_between_records_opens_without_a_word(path: Path) -> None:
     whole = write(path, 1.25, 2.5)
     path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])

@@ -17,7 +17,7 @@ from typing import Any
 from autoprune import __version__
 from autoprune.arguments import save
 from autoprune.budget import is_latency
-from autoprune.commands.inputs import Inputs
+from autoprune.commands.inputs import Inputs, noted_in
 from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
@@ -184,8 +184,8 @@ def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
 
     A run of an autoprune that did not look at them is not lost for that: it goes on, and says so.
     """
-    digests = began.get("inputs")
-    if not isinstance(digests, dict):
+    digests = noted_in(began)
+    if digests is None:
         warnings.warn(
             f"{path} was begun by autoprune {began.get('autoprune')}, which did not note what the run reads: whether "
             "weights or data have changed since cannot be told",

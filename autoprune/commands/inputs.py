@@ -84,6 +84,12 @@ class Inputs:
         return "; ".join(told)
 
 
+def noted_in(header: Any) -> Mapping[str, Any] | None:
+    """Return the digests in a journal's header, or None in one of an autoprune that did not note them."""
+    digests = header.get("inputs") if isinstance(header, dict) else None
+    return digests if isinstance(digests, dict) else None
+
+
 # -- which files -----------------------------------------------------------------------------------
 
 

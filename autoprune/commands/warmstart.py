@@ -10,7 +10,7 @@ import numpy as np
 
 from autoprune.arguments import CONFIG_FILE, load
 from autoprune.commands.folder import JOURNAL
-from autoprune.commands.inputs import Inputs
+from autoprune.commands.inputs import Inputs, noted_in
 from autoprune.commands.run import with_model
 from autoprune.config import PruningConfig, SearchConfig, option
 from autoprune.constraint import Constraint
@@ -75,8 +75,7 @@ def _check(run: Path, config: SearchConfig) -> None:
 
 
 def _check_files(run: Path, digests: Mapping[str, str]) -> None:
-    with Journal.open(run / JOURNAL) as journal:
-        theirs = journal.header.get("inputs", {})
+    theirs = noted_in(Journal.read(run / JOURNAL).header) or {}
     for name in READ:
         if theirs.get(name) != digests.get(name):
             raise ConfigError(
@@ -86,8 +85,8 @@ def _check_files(run: Path, digests: Mapping[str, str]) -> None:
 
 
 def _scored(run: Path) -> list[Candidate]:
-    with Journal.open(run / JOURNAL) as journal:
-        return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
+    records = Journal.read(run / JOURNAL).records("evaluation")
+    return [Candidate(tuple(record.key), float(record.value["score"])) for record in records]
 
 
 def _plain(value: object) -> object:
