@@ -16,8 +16,7 @@ from rich.text import Text
 
 from autoprune.arguments import parse
 from autoprune.config import Config
-from autoprune.errors import AutopruneError
-from autoprune.journal import JournalWarning
+from autoprune.errors import AutopruneError, AutopruneWarning
 
 INTERRUPTED = 130
 
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, config = parse(sys.argv[1:] if argv is None else argv)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # third parties'; ours are told in one line
-            warnings.simplefilter("always", JournalWarning)
+            warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             return _run(command, config, terminal)
     except AutopruneError as error:

@@ -21,7 +21,7 @@ from autoprune.models.detection.data_set import DataSet, Sample
 from autoprune.models.detection.exporting import write
 from autoprune.models.detection.suppression import suppressed
 from autoprune.models.ultralytics import data as data_sets
-from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, settings_of, write_checkpoint
 from autoprune.models.ultralytics.checks import (
     check_classes,
     check_task,
@@ -128,6 +128,34 @@ class UltralyticsAdapter(Adapter):
             image_size=size,
             device=target,
             notes=checkpoint.notes,
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module, *, data: Path, image_size: int | None = None) -> UltralyticsAdapter:
+        """Give a network that is open already, such as ``YOLO("best.pt").model``, its data set.
+
+        Args:
+            module: a trained network, not fused; it is copied.
+            data: the data set's YAML file, or a classifier's folder.
+            image_size: square input size in pixels; the size that the network was trained at if None.
+
+        Raises:
+            ModelError: it is no supported network, or fused, or the image size does not suit it.
+            DataError: the data set is missing or malformed, or its classes are not the network's.
+        """
+        file = Path(getattr(module, "pt_path", None) or "the network")
+        check_task(file, module)
+        check_unfused(file, module)
+        train_args = settings_of(module, file)
+        data_set = read_data(data, task_of(module).name)
+        check_classes(file, module, data_set)
+        return cls(
+            deepcopy(module),
+            name=name_of(module, file),
+            train_args=train_args,
+            data=data_set,
+            image_size=choose_image_size(module, image_size, train_args),
+            device=next(module.parameters()).device,
         )
 
     @classmethod
