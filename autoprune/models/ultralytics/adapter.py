@@ -12,7 +12,17 @@ from torch import nn
 
 from autoprune.errors import DataError
 from autoprune.models import stock
-from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
+from autoprune.models._base import (
+    Accuracy,
+    Adapter,
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    LossSum,
+    Predict,
+    Predictions,
+)
 from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
@@ -32,8 +42,9 @@ from autoprune.models.ultralytics.checks import (
 )
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.images import IMAGES, Images
+from autoprune.models.ultralytics.loss_sums import scoring_criterion
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
-from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
+from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 
@@ -79,6 +90,7 @@ class UltralyticsAdapter(Adapter):
         self.accuracy_names = self.task.figures
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
+        self._scoring = scoring_criterion(self.module)
         self._skipped: dict[str, str] = {}
         self._source = None if data is None else IMAGES[type(module)](
             data, task=self.task.name, image_size=image_size, stride=stride_of(module), train_args=train_args,
@@ -246,12 +258,18 @@ class UltralyticsAdapter(Adapter):
         End-to-end heads (YOLOv10, YOLO26) give their combined loss, with the weights of the training's start.
 
         The criterion is the dense network's: it depends on nothing that pruning changes, so any pruned
-        module of the same family can be passed, and nothing is attached to it. Without gradients the same
-        value comes from `scoring.scoring_loss`, in a third of the time.
+        module of the same family can be passed, and nothing is attached to it.
         """
-        if _PAIRS in batch and not torch.is_grad_enabled():
-            return scoring_loss(self._criterion, module(batch["img"]), batch[_PAIRS])
         return self.task.loss(self._criterion, module, batch)
+
+    def loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
+        """Return the same terms as sums, with what each is divided by; see `loss_sums`.
+
+        That of plain detection comes from `scoring.scoring_sum`, in a third of the time.
+        """
+        if _PAIRS in batch:
+            return scoring_sum(self._scoring, module(batch["img"]), batch[_PAIRS])
+        return self.task.loss_sum(self._scoring, module, batch)
 
     def stages(self, module: nn.Module) -> Sequence[str]:
         """Return Ultralytics' layers but the last, the head."""
@@ -358,8 +376,8 @@ class UltralyticsAdapter(Adapter):
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         batch = self._images.collate(samples, self.device)
-        if supports(self._criterion):
-            batch[_PAIRS] = find_pairs(self._criterion, batch)
+        if supports(self._scoring):
+            batch[_PAIRS] = find_pairs(self._scoring, batch)
         return batch
 
 
