@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -29,7 +30,8 @@ _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True,
 _SHOWN = 60
 
 
-def hints_of(kind: type[Config]) -> dict[str, Any]:
+@cache
+def hints_of(kind: type[Config]) -> Mapping[str, Any]:
     """Return the fields of a configuration with their types; those that commands have in common come last."""
     common = get_type_hints(ResumableConfig)
     hints = get_type_hints(kind)
@@ -41,7 +43,8 @@ def field_of(kind: type[Config], name: str) -> Field[Any]:
     return next(item for item in fields(kind) if item.name == name)
 
 
-def places_of(kind: type[Config]) -> dict[str, str]:
+@cache
+def places_of(kind: type[Config]) -> Mapping[str, str]:
     """Return the fields that are taken by their place, each with the word that stands for it."""
     return {item.name: item.metadata[PLACE] for item in fields(kind) if PLACE in item.metadata}
 

@@ -83,10 +83,9 @@ def test_no_other_form_of_an_option_is_taken(command: str, capsys: pytest.Captur
     for word in sorted(words):
         forms = {f"{word}+", f"{word}.x", f"{word}.help", f"--no-{word[2:]}", word[:-1], word.upper(), f"--{word}"}
         for form in forms - words - {"--"}:
-            for argv in ([form], [form, "3"], [f"{form}=3"]):
-                with pytest.raises(ConfigError, match="is not an option of autoprune") as caught:
-                    parse([command, *argv])
-                assert "\n" not in str(caught.value)
+            with pytest.raises(ConfigError, match="is not an option of autoprune") as caught:
+                parse([command, f"{form}=3"])
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ALL)
