@@ -237,7 +237,7 @@ def test_data_file_that_does_not_fit(folder: Path, tmp_path: Path, content: dict
 @pytest.mark.parametrize("text", ["- a list\n", "train: [unclosed\n"])
 def test_data_file_that_is_no_mapping(folder: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(DataError, match="is not readable YAML|must map names"):
+    with pytest.raises(DataError, match=r"is not readable YAML|must map names"):
         UltralyticsAdapter.load(folder / "tiny.pt", data=tmp_path / "data.yaml")
 
 

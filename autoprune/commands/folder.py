@@ -12,6 +12,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.arguments import save
+from autoprune.commands.records import check_record
 from autoprune.config import COMMANDS, EXTENDABLE, CompareConfig, ResumableConfig, RunConfig, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
@@ -47,7 +48,7 @@ class RunFolder:
         told = {"command": command, "config": _identity(command, config)}
         resume = config.resume if isinstance(config, ResumableConfig) else None
         if resume is not None:
-            journal = Journal.open(resume / "journal.jsonl")
+            journal = Journal.open(resume / "journal.jsonl", check=check_record)
             if {key: journal.header.get(key) for key in told} != told:
                 journal.close()
                 raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")

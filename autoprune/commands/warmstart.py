@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.arguments import CONFIG_FILE, load
+from autoprune.commands.records import check_record
 from autoprune.commands.run import with_model
 from autoprune.config import PruningConfig, SearchConfig, option
 from autoprune.constraint import Constraint
@@ -67,7 +68,7 @@ def _check(run: Path, config: SearchConfig) -> None:
 
 def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
     _check(run, config)
-    with Journal.open(run / "journal.jsonl") as journal:
+    with Journal.open(run / "journal.jsonl", check=check_record) as journal:
         return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
 
 
