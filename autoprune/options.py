@@ -30,9 +30,13 @@ _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True,
 _SHOWN = 60
 
 
-@cache
 def hints_of(kind: type[Config]) -> Mapping[str, Any]:
     """Return the fields of a configuration with their types; those that commands have in common come last."""
+    return _hints(kind)
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
     common = get_type_hints(ResumableConfig)
     hints = get_type_hints(kind)
     return {name: hints[name] for name in sorted(hints, key=lambda name: name in common)}
@@ -43,7 +47,6 @@ def field_of(kind: type[Config], name: str) -> Field[Any]:
     return next(item for item in fields(kind) if item.name == name)
 
 
-@cache
 def places_of(kind: type[Config]) -> Mapping[str, str]:
     """Return the fields that are taken by their place, each with the word that stands for it."""
     return {item.name: item.metadata[PLACE] for item in fields(kind) if PLACE in item.metadata}

@@ -92,6 +92,9 @@ def _word(*words: str) -> Any:
     return Annotated[str, lambda value: value in words]
 
 
+_FIGURE, _DEPLOYED = _word("error", "held out"), _word("deployed")
+_BESIDE, _NETWORK = _word("beside"), _word("network", "sample")
+
 _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"evaluation|probe|untied|netadapt \d+", _Counts, _Score),
     (r"(evaluation|probe|untied|netadapt \d+) dense", int, _Loss),
@@ -105,16 +108,16 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"tuned", tuple[_Counts, int], _Tuned),
     (r"criterion", tuple[str, _Counts], _Criterion),
     (r"reference", str, _Reference),
-    (r"quantize", tuple[str, _word("error", "held out"), Any], float),
-    (r"quantize", tuple[str, _word("deployed"), Any], _Deployed),
+    (r"quantize", tuple[str, _FIGURE, Any], float),
+    (r"quantize", tuple[str, _DEPLOYED, Any], _Deployed),
     (r"latency", _word(""), Sequence[_Timing] | _Pair),
     (r"latency(@.*)?", _word("format"), _word(*(member.value for member in MemoryFormat))),
     (r"latency(@.*)?", _word("block"), _Count),
     (r"latency(@.*)?", _word("reference"), _Timing),
     (r"latency(@.*)?", _word("note"), str),
     (r"latency(@.*)?", _word("layers"), Mapping[str, _Positive]),
-    (r"latency(@.*)?", tuple[_word("beside"), str], Mapping[str, _Positive]),
-    (r"latency(@.*)?", tuple[_word("network", "sample"), Any], _Pair),
+    (r"latency(@.*)?", tuple[_BESIDE, str], Mapping[str, _Positive]),
+    (r"latency(@.*)?", tuple[_NETWORK, Any], _Pair),
 )
 """A pattern of kinds, with the types of such a record's key and value; several for a kind are alternatives."""
 

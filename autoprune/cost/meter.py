@@ -179,7 +179,7 @@ class LatencyMeter:
         def measure() -> Mapping[str, Any]:
             key = "-".join(str(count) for count in allocation)
             known = self._networks.load().get(key)
-            if fits(known, PairedTiming):
+            if known is not None and fits(known, PairedTiming):
                 return dict(known)
             timing = self.measure(build, list(allocation), effort=SAMPLE_EFFORT)
             if timing.spread <= KEPT_SPREAD:  # what a disturbed moment gave is not handed on
