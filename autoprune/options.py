@@ -32,14 +32,11 @@ _SHOWN = 60
 
 def hints_of(kind: type[Config]) -> Mapping[str, Any]:
     """Return the fields of a configuration with their types; those that commands have in common come last."""
-    return _hints(kind)
+    found = _types(kind)
+    return {name: found[name] for name in sorted(found, key=lambda name: name in _types(ResumableConfig))}
 
 
-@cache
-def _hints(kind: Any) -> Mapping[str, Any]:
-    common = get_type_hints(ResumableConfig)
-    hints = get_type_hints(kind)
-    return {name: hints[name] for name in sorted(hints, key=lambda name: name in common)}
+_types: Callable[[Any], Mapping[str, Any]] = cache(get_type_hints)
 
 
 def field_of(kind: type[Config], name: str) -> Field[Any]:

@@ -89,11 +89,14 @@ class _Deployed(TypedDict):
 
 
 def _word(*words: str) -> Any:
+    """Return the type of these words."""
     return Annotated[str, lambda value: value in words]
 
 
-_FIGURE, _DEPLOYED = _word("error", "held out"), _word("deployed")
-_BESIDE, _NETWORK = _word("beside"), _word("network", "sample")
+def _led(*words: str, at: int = 0) -> Any:
+    """Return the type of lists that have one of these words at a place."""
+    return Annotated[Any, lambda value: isinstance(value, list) and len(value) > at and value[at] in words]
+
 
 _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"evaluation|probe|untied|netadapt \d+", _Counts, _Score),
@@ -108,16 +111,16 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"tuned", tuple[_Counts, int], _Tuned),
     (r"criterion", tuple[str, _Counts], _Criterion),
     (r"reference", str, _Reference),
-    (r"quantize", tuple[str, _FIGURE, Any], float),
-    (r"quantize", tuple[str, _DEPLOYED, Any], _Deployed),
+    (r"quantize", _led("error", "held out", at=1), float),
+    (r"quantize", _led("deployed", at=1), _Deployed),
     (r"latency", _word(""), Sequence[_Timing] | _Pair),
     (r"latency(@.*)?", _word("format"), _word(*(member.value for member in MemoryFormat))),
     (r"latency(@.*)?", _word("block"), _Count),
     (r"latency(@.*)?", _word("reference"), _Timing),
     (r"latency(@.*)?", _word("note"), str),
     (r"latency(@.*)?", _word("layers"), Mapping[str, _Positive]),
-    (r"latency(@.*)?", tuple[_BESIDE, str], Mapping[str, _Positive]),
-    (r"latency(@.*)?", tuple[_NETWORK, Any], _Pair),
+    (r"latency(@.*)?", _led("beside"), Mapping[str, _Positive]),
+    (r"latency(@.*)?", _led("network", "sample"), _Pair),
 )
 """A pattern of kinds, with the types of such a record's key and value; several for a kind are alternatives."""
 
