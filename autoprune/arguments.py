@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 class _Parser(argparse.ArgumentParser):
     """A parser that raises ``ConfigError`` with one sentence, where argparse would print and leave."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stdout).write(message)  # argparse's own hides it where that fails
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(_one_sentence(message, self.prog.split()[-1]))
@@ -193,8 +197,8 @@ def _frozen(value: Any) -> Any:
 
 def _from_file(command: str, path: Path) -> dict[str, Any]:
     """Return the values of a configuration file."""
-    if not path.is_file():
-        missing = "is no file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        missing = "is no file" if os.path.exists(path) else "does not exist"
         raise ConfigError(f"The configuration file {path} {missing}")
     try:
         texts = read_texts(path)

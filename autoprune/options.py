@@ -23,7 +23,7 @@ _EXPECTED = {
     int: "a whole number (digits 0-9)",
     float: "a finite number (digits 0-9)",
     str: "a text",
-    Path: "a path that a file can have",
+    Path: "a path that can be looked up",
     bool: "true or false",
 }
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
@@ -113,14 +113,14 @@ def _text(text: object) -> str | None:
 
 
 def _path(text: str) -> Path | None:
-    """Return a path that a file can have, whether there is one or not."""
+    """Return a path that can be looked up, whether there is a file or not."""
+    if not text or _text(text) is None:
+        return None
     try:
         os.lstat(text)
     except OSError as error:
-        return None if error.errno == errno.ENAMETOOLONG or not text else Path(text)
-    except ValueError:  # a NUL in it
-        return None
-    return None if _text(text) is None else Path(text)
+        return None if error.errno in (errno.ENAMETOOLONG, errno.EACCES) else Path(text)
+    return Path(text)
 
 
 _READERS: Mapping[Any, Callable[[str], Any]] = {

@@ -47,7 +47,7 @@ def class_names(file: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
     if count is not None and not (_is_whole(count) and 1 <= count <= _MOST_CLASSES):
         raise DataError(f"'nc' of {file} must be a whole number from 1 to {_MOST_CLASSES}, got {_shown(count)}")
     if names is None:
-        return tuple(f"class_{index}" for index in range(int(count)))
+        return tuple(f"class_{index}" for index in range(described["nc"]))
     if isinstance(names, dict):
         if not all(map(_is_whole, names)) or sorted(names) != list(range(len(names))):
             raise DataError(f"'names' of {file} must be numbered 0 to {len(names) - 1}, got {_shown(list(names))}")

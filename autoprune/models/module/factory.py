@@ -106,7 +106,7 @@ def _executed(run: Callable[[], ModuleType], source: str) -> ModuleType:
         return run()
     except MemoryError:
         raise
-    except Exception as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a person's own code
         raise ModelError(f"{source} cannot be imported ({_told(error)})") from error
 
 
@@ -115,9 +115,9 @@ def _called(make: Callable[[], Any], model: Path) -> Any:
         return make()
     except (AutopruneError, MemoryError):
         raise
-    except Exception as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a person's own code
         raise ModelError(f"{model} must return a ModuleAdapter, and raised {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
