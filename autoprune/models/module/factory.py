@@ -62,10 +62,8 @@ def open_factory(model: Path, *, device: str | torch.device = "cpu") -> ModuleAd
     def made() -> ModuleAdapter:
         adapter = _called(make, model)
         if not isinstance(adapter, ModuleAdapter):
-            raise ModelError(
-                f"{source}:{function} must return an autoprune.models.module.ModuleAdapter, got a "
-                f"{type(adapter).__name__}"
-            )
+            got = "nothing" if adapter is None else f"a {type(adapter).__name__}"
+            raise ModelError(f"{source}:{function} must return an autoprune.models.module.ModuleAdapter, got {got}")
         return adapter
 
     return made().opened(device=device) if weights is None else load(Path(weights), made, device=device)
