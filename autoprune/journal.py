@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +90,14 @@ class Journal:
         return cls(path, descriptor, _record(line).value, ())
 
     @classmethod
-    def open(cls, path: Path) -> Journal:
+    def open(cls, path: Path, *, check: Callable[[Record], bool] = lambda _: True) -> Journal:
         """Read a journal and go on with it.
 
         A last record that was cut off is dropped with a ``JournalWarning``, and the file is cut to what is whole.
+
+        Args:
+            path: the file.
+            check: tells whether a record holds what its kind has; a checksum says only that nothing was changed later.
 
         Raises:
             RunError: the file is missing, a symbolic link or not a journal, is broken before its last record, or is in
@@ -104,6 +108,7 @@ class Journal:
             with saying_why(path, "read"):
                 data = _content(descriptor)
             records, whole = _read(data, path)
+            _check(records, check, path)
             if whole < len(data):
                 with saying_why(path):
                     os.ftruncate(descriptor, whole)
@@ -114,8 +119,12 @@ class Journal:
         return cls(path, descriptor, records[0].value, records[1:])
 
     @classmethod
-    def read(cls, path: Path) -> Journal:
+    def read(cls, path: Path, *, check: Callable[[Record], bool] = lambda _: True) -> Journal:
         """Read a journal that ends here, and leave the file as it is; nothing can be added.
+
+        Args:
+            path: the file.
+            check: as for ``open``.
 
         Raises:
             RunError: as ``open``.
@@ -127,6 +136,7 @@ class Journal:
         finally:
             os.close(descriptor)
         records, _ = _read(data, path)
+        _check(records, check, path)
         return cls(path, None, records[0].value, records[1:])
 
     def append(self, kind: str, key: JSON, value: JSON) -> None:
@@ -198,6 +208,8 @@ def _record(line: bytes) -> Record:
         raise ValueError("not a record")
     if body.pop("crc") != _checksum(body):
         raise ValueError("wrong checksum")
+    if not isinstance(body["kind"], str):
+        raise ValueError("not a record")
     return Record(body["kind"], _decode(body["key"]), _decode(body["value"]))
 
 
@@ -285,6 +297,17 @@ def _read(data: bytes, path: Path) -> tuple[list[Record], int]:
             f"{path}: the last record was cut off ({len(tail)} bytes) and is dropped", JournalWarning, stacklevel=4
         )
     return records, len(data) - len(tail)
+
+
+def _check(records: Sequence[Record], check: Callable[[Record], bool], path: Path) -> None:
+    """Refuse a header that is no object, and records that do not pass the check."""
+    wrong = 1 if not isinstance(records[0].value, Mapping) else None
+    wrong = wrong or next((line for line, record in enumerate(records[1:], start=2) if not check(record)), None)
+    if wrong is not None:
+        raise RunError(
+            f"{path}: line {wrong} ({records[wrong - 1].kind!r}) does not hold what autoprune writes there; restore "
+            "the file from a copy or start the run again"
+        )
 
 
 def _write(descriptor: int, line: bytes, path: Path) -> None:

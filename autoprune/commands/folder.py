@@ -18,6 +18,7 @@ from autoprune import __version__
 from autoprune.arguments import save
 from autoprune.budget import is_latency
 from autoprune.commands.inputs import Inputs, noted_in
+from autoprune.commands.records import check_record
 from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
@@ -98,7 +99,7 @@ class RunFolder:
     def _go_on(cls, command: str, config: RunConfig, path: Path) -> RunFolder:
         if link := first_link(path):
             raise RunError(f"{link} is a symbolic link, and nothing is written through one; put the file itself there")
-        journal = Journal.open(path / JOURNAL)
+        journal = Journal.open(path / JOURNAL, check=check_record)
         try:
             began = journal.header if isinstance(journal.header, dict) else {}
             if any(began.get(key) != value for key, value in _told(command, config).items()):

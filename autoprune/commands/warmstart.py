@@ -11,6 +11,7 @@ import numpy as np
 from autoprune.arguments import CONFIG_FILE, load
 from autoprune.commands.folder import JOURNAL
 from autoprune.commands.inputs import Inputs, noted_in
+from autoprune.commands.records import check_record
 from autoprune.commands.run import with_model
 from autoprune.config import PruningConfig, SearchConfig, option
 from autoprune.constraint import Constraint
@@ -85,7 +86,7 @@ def _check_files(run: Path, digests: Mapping[str, str]) -> None:
 
 
 def _scored(run: Path) -> list[Candidate]:
-    records = Journal.read(run / JOURNAL).records("evaluation")
+    records = Journal.read(run / JOURNAL, check=check_record).records("evaluation")
     return [Candidate(tuple(record.key), float(record.value["score"])) for record in records]
 
 

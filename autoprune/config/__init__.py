@@ -6,6 +6,7 @@ A configuration checks itself when it is made, so whoever holds one may trust it
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -36,7 +37,7 @@ __all__ = [
     "COMMANDS", "EXTENDABLE", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "DataConfig",
     "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
     "ReconstructingConfig", "ResumableConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
+    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml", "yaml_of",
 ]  # fmt: skip
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -67,7 +68,11 @@ def to_yaml(config: Config) -> str:
 
     Paths become absolute, and ``resume`` is left out: it says how a run goes on, not what it is.
     """
-    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name != "resume"}
+    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name != "resume"})
+
+
+def yaml_of(values: Mapping[str, object]) -> str:
+    """Return values of a configuration's fields as YAML that ``--config`` reads; paths become absolute."""
     return "".join(f"{name}: {json.dumps(_plain(value))}\n" for name, value in values.items())
 
 
