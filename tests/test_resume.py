@@ -268,7 +268,7 @@ def test_a_stop_of_a_real_detector(shared: Path, tmp_path: Path) -> None:
     adapter = UltralyticsAdapter.load(
         shared / "models/bccd-yolov5nu-320.pt", data=shared / "data/bccd/bccd.yaml", image_size=96
     )
-    options: dict[str, Any] = {"epochs": 2, "batch": 16, "changes": {"fraction": 0.2, "mosaic": 1.0}}
+    options: dict[str, Any] = {"epochs": 2, "batch": 16, "changes": {"fraction": 0.2, "mosaic": 1.0, "close_mosaic": 1}}
     whole = tune(adapter, tmp_path / "whole", adapter.module, **options)
     with pytest.raises(Stop):
         tune(adapter, tmp_path / "out", adapter.module, extensions=[StopAt(STEPPED, 1)], **options)
