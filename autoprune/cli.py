@@ -18,6 +18,7 @@ from rich.text import Text
 from autoprune.arguments import parse
 from autoprune.config import Config
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
+from autoprune.stopping import stoppable
 
 INTERRUPTED = 130
 
@@ -134,8 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
+    with stoppable() as stop:
+        code = _told(argv)
+    return stop.exit_code if code == INTERRUPTED else code
+
+
+def _told(argv: Sequence[str] | None) -> int:
+    """Run one command, and print its error where there is one."""
     terminal = Terminal()
     try:
         command, config = _understood(sys.argv[1:] if argv is None else argv)
