@@ -48,7 +48,7 @@ NUMBERS: dict[str, Callable[[torch.Tensor, nn.Conv2d], torch.Tensor]] = {
     "size of the weight": lambda x, conv: x + 1.0 / len(conv.weight),
     "numel": lambda x, _: x * (x.numel() / 1000),
     "steps": lambda x, _: x * (x.shape[1] // 8),
-    "threshold": lambda x, _: torch.clamp(x, max=0.004 * x.size(1)),
+    "threshold": lambda x, _: torch.clamp(x, min=0.004 * x.size(1)),
 }
 """A width that changes what is computed."""
 
