@@ -100,7 +100,7 @@ class DenseNetwork:
             output = network.train(training)(self._images)
         leaves, _ = pytree.tree_flatten_with_path(output)
         return {
-            pytree.keystr(path): leaf
+            pytree.keystr(path): leaf.cpu()
             for path, leaf in leaves
             if isinstance(leaf, torch.Tensor) and not {getattr(key, "key", None) for key in path} & self._free
         }
