@@ -236,5 +236,5 @@ def test_a_function_that_builds_a_network_is_found_from_any_folder() -> None:
         "package.nets:make": "package.nets:make",
         "package.nets:make@model.pt": f"package.nets:make@{here}/model.pt",
     }
-    for word, kept in spelled.items():
-        assert f"model: {json.dumps(kept)}\n" in to_yaml(replace(SEARCH, model=Path(word), data=None))
+    for typed, kept in spelled.items():
+        assert f"model: {json.dumps(kept)}\n" in to_yaml(replace(SEARCH, model=Path(typed), data=None))
