@@ -94,7 +94,7 @@ def test_runs_that_were_there_stay(world: Path) -> None:
 
 
 def score(folder: RunFolder) -> None:
-    folder.journal.append("evaluation", [8, 8], {"score": -0.1})
+    folder.journal.append("evaluation", [8, 8], {"score": -0.1, "seconds": 0.5})
 
 
 def train(folder: RunFolder) -> None:

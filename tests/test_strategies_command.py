@@ -142,7 +142,7 @@ def test_curves_of_another_model_are_refused_before_anything_is_measured(
     said = one_sentence(capsys.readouterr().err)
     assert "The sensitivity curves do not fit this model" in said
     assert "stem with 32 channels in the curves, model.1 with 32 channels in the model" in said
-    assert records(out, "latency") == []
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("{}", "schema_version"), ("no", "curves.json")])
