@@ -29,7 +29,7 @@ from autoprune.models._base import LossSum
 LEAST_SCORE = 1e-20
 """What assignment takes for a score that is lower, so that powers of it are numbers still."""
 
-_NO_EPSILON = 1e-30
+NO_EPSILON = 1e-30
 """Far below what assignment makes of ``LEAST_SCORE``."""
 
 _DIVISORS = {
@@ -52,7 +52,7 @@ def scoring_criterion(module: Any) -> Any:
     criterion = module.init_criterion()
     for one in (getattr(criterion, "one2many", criterion), getattr(criterion, "one2one", criterion)):
         if hasattr(one, "assigner"):
-            one.assigner.eps = _NO_EPSILON
+            one.assigner.eps = NO_EPSILON
             one.assigner.register_forward_pre_hook(_with_least_score)
     if isinstance(module, stock.RTDETRDetectionModel):
         criterion.fl = _WithoutObjects(criterion.vfl)
@@ -105,7 +105,7 @@ def _undivided(criterion: Any, predictions: Mapping[str, Any], batch: Mapping[st
 @contextmanager
 def _watched(criterion: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Note what assignment finds, and how many keypoints have a likelihood, while a criterion computes."""
-    seen: dict[str, torch.Tensor] = {"keypoints": torch.tensor(_NO_EPSILON)}  # none: the term is zero, not missing
+    seen: dict[str, torch.Tensor] = {"keypoints": torch.tensor(NO_EPSILON)}  # none: the term is zero, not missing
 
     def assigned(_: nn.Module, arguments: Any, found: Any) -> None:
         seen["targets"], seen["positives"] = found[2].sum(), found[3].sum()
