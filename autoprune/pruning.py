@@ -26,9 +26,12 @@ CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
 
 
 def evidence_of(adapter: Adapter) -> Evidence:
-    """Return the training images that criteria look at: the same in every run, so that a policy says which channels."""
+    """Return the training images that criteria look at: the same in every run, so that a policy says which channels.
+
+    Batches without labels are left out: training divides its loss by the labels, and theirs would outweigh all others.
+    """
     batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0)
-    return Evidence(batches, adapter.inputs, adapter.loss)
+    return Evidence([batch for batch in batches if adapter.labelled(batch)], adapter.inputs, adapter.loss)
 
 
 def calibration_of(

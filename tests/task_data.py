@@ -47,6 +47,15 @@ def write_task_data(folder: Path, task: str, *, images: int = 4, size: int = 64)
     return folder / "data.yaml"
 
 
+def add_backgrounds(folder: Path, images: int, *, size: int = 64) -> None:
+    """Add images of noise to the train split in a folder, with empty files of labels."""
+    rng = np.random.default_rng(1)
+    for index in range(images):
+        picture = rng.integers(96, 160, (size, size, 3)).astype(np.uint8)
+        _write(picture, folder / "images" / "train" / f"background{index}.png")
+        (folder / "labels" / "train" / f"background{index}.txt").write_text("\n")
+
+
 def _corners(rng: np.random.Generator) -> Corners:
     """Return a rectangle of any direction that lies within the image."""
     width, height = rng.uniform(0.3, 0.5, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from autoprune.cost.timing import Timing, time_all
 from autoprune.errors import DataError
 from autoprune.files import saying_why, sync_folder
 from autoprune.models import open_adapter
-from autoprune.models._base import Adapter
+from autoprune.models._base import Adapter, Batch
 from autoprune.quantize import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
 from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of
@@ -128,7 +128,17 @@ def _samples(config: QuantizeConfig, adapter: Adapter) -> Samples:
         )
     calibration = max(LEAST_IMAGES, len(batches) * config.calibration_images // wanted)
     calibration = min(calibration, len(batches) - LEAST_IMAGES)
-    return Samples([adapter.inputs(batch) for batch in batches[:calibration]], batches[calibration:])
+    chosen, held_out = shared_out(batches, calibration, adapter.labelled)
+    return Samples([adapter.inputs(batch) for batch in chosen], held_out)
+
+
+def shared_out(
+    batches: Sequence[Batch], count: int, labelled: Callable[[Batch], bool]
+) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Split off ``count`` batches; those with labels, if there are any, are among the others too, by their share."""
+    first, second = [batch for batch in batches if labelled(batch)], [batch for batch in batches if not labelled(batch)]
+    share = len(first) * count // len(batches)
+    return first[:share] + second[: count - share], first[share:] + second[count - share :]
 
 
 def _warn(adapter: Adapter, screen: Screen) -> None:

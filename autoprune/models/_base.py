@@ -197,6 +197,10 @@ class Adapter(ABC):
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the input tensor of a batch, shape (B, *input_shape)."""
 
+    def labelled(self, batch: Batch) -> bool:
+        """Return whether any image of a batch has a label."""
+        return True
+
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the training loss, a scalar averaged over the batch's images.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
     check_module(adapter)
     check_batches(adapter)
     check_loss(adapter, pruned)
+    check_loss_sum(adapter, pruned)
     check_stages(adapter, pruned)
     check_accuracy(adapter, pruned)
     check_deployable(adapter, pruned)
@@ -74,6 +77,27 @@ def check_loss(adapter: Adapter, pruned: nn.Module) -> None:
     pruned.eval()
 
 
+def check_loss_sum(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that the loss that scores candidates does not depend on how images fall into batches."""
+    module = with_frozen_statistics(pruned)
+    losses = []
+    for batch in (3, 2, 1):
+        with torch.no_grad():
+            sums = [adapter.loss_sum(module, one) for one in adapter.batches("train", images=3, batch=batch, seed=0)]
+        assert {one.totals.shape for one in sums} == {one.weights.shape for one in sums} == {sums[0].totals.shape}
+        losses.append(reduce(add, sums).mean())
+    torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-4, atol=1e-5)
+
+
+def with_frozen_statistics(module: nn.Module) -> nn.Module:
+    """Return a copy in train mode, except that batch norm takes its statistics from no batch."""
+    copied = deepcopy(module).train()
+    for layer in copied.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    return copied
+
+
 def check_stages(adapter: Adapter, pruned: nn.Module) -> None:
     """Assert that the forward pass can start after any stage there is, given what the stages before it returned."""
     stages = adapter.stages(pruned)
@@ -83,7 +107,7 @@ def check_stages(adapter: Adapter, pruned: nn.Module) -> None:
     base = tuple(0 for _ in starts)
     batches = adapter.batches("train", images=3, batch=2, seed=0)
     module, losses = deepcopy(pruned).train(), []
-    passes = [lambda batch=batch: losses.append(adapter.loss(module, batch)) for batch in batches]
+    passes = [lambda batch=batch: losses.append(adapter.loss_sum(module, batch)) for batch in batches]
     prefix = Prefix.record(module, passes, base=base, stages=stages, starts=starts)
     assert prefix.cuts == tuple(starts[1:])
     for cut in prefix.cuts:
@@ -91,7 +115,8 @@ def check_stages(adapter: Adapter, pruned: nn.Module) -> None:
         shortened = prefix.shorten(deepcopy(pruned).train(), candidate)
         with torch.no_grad():
             for batch, loss in zip(batches, losses, strict=True):
-                torch.testing.assert_close(adapter.loss(shortened, batch), loss, rtol=1e-5, atol=0)
+                again = adapter.loss_sum(shortened, batch)
+                torch.testing.assert_close(again.totals, loss.totals, rtol=1e-5, atol=0)
 
 
 def check_accuracy(adapter: Adapter, pruned: nn.Module) -> None:

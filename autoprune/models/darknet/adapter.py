@@ -153,6 +153,10 @@ class DarknetAdapter(TrainableAdapter):
         images: torch.Tensor = batch["img"]
         return images
 
+    def labelled(self, batch: Batch) -> bool:
+        """Return whether any image has a label."""
+        return len(batch["cls"]) > 0
+
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return Darknet's loss per image; see `loss.yolo_loss`."""
         truths = Truths(batch["batch_idx"].long(), batch["cls"].view(-1).long(), batch["bboxes"])

@@ -250,6 +250,10 @@ class UltralyticsAdapter(Adapter):
         images: torch.Tensor = batch["img"]
         return images
 
+    def labelled(self, batch: Batch) -> bool:
+        """Return whether any image has a label; a classifier's have one each."""
+        return len(batch["cls"]) > 0
+
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the network's own training loss per image.
 

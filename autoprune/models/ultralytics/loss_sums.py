@@ -29,7 +29,7 @@ from autoprune.models._base import LossSum
 LEAST_SCORE = 1e-20
 """What assignment takes for a score that is lower, so that powers of it are numbers still."""
 
-_NO_EPSILON = 1e-30
+NO_EPSILON = 1e-30
 """Far below what assignment makes of ``LEAST_SCORE``."""
 
 _DIVISORS = {
@@ -50,10 +50,10 @@ def scoring_criterion(module: Any) -> Any:
     another loss than others; here they have the same.
     """
     criterion = module.init_criterion()
-    for one in (getattr(criterion, "one2many", criterion), getattr(criterion, "one2one", criterion)):
-        if hasattr(one, "assigner"):
-            one.assigner.eps = _NO_EPSILON
-            one.assigner.register_forward_pre_hook(_with_least_score)
+    for branch in (criterion.one2many, criterion.one2one) if _two_fold(criterion) else (criterion,):
+        if hasattr(branch, "assigner"):
+            branch.assigner.eps = NO_EPSILON
+            branch.assigner.register_forward_pre_hook(_with_least_score)
     if isinstance(module, stock.RTDETRDetectionModel):
         criterion.fl = _WithoutObjects(criterion.vfl)
     return criterion
@@ -65,7 +65,7 @@ def boxes_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> Lo
     An end-to-end head (YOLOv10, YOLO26) has two such losses, with the weights of the training's start.
     """
     predictions = module(batch["img"])
-    if not hasattr(criterion, "one2many"):
+    if not _two_fold(criterion):
         return _undivided(criterion, predictions, batch)
     parts = [
         (gain, _undivided(branch, predictions[name], batch))
@@ -77,6 +77,10 @@ def boxes_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> Lo
     return LossSum(
         torch.cat([part.totals * gain for gain, part in parts]), torch.cat([part.weights for _, part in parts])
     )
+
+
+def _two_fold(criterion: Any) -> bool:
+    return hasattr(criterion, "one2many")
 
 
 def queries_sum(loss: torch.Tensor, batch: Mapping[str, Any], queries: int) -> LossSum:
@@ -105,7 +109,7 @@ def _undivided(criterion: Any, predictions: Mapping[str, Any], batch: Mapping[st
 @contextmanager
 def _watched(criterion: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Note what assignment finds, and how many keypoints have a likelihood, while a criterion computes."""
-    seen: dict[str, torch.Tensor] = {"keypoints": torch.tensor(_NO_EPSILON)}  # none: the term is zero, not missing
+    seen: dict[str, torch.Tensor] = {"keypoints": torch.tensor(NO_EPSILON)}  # none: the term is zero, not missing
 
     def assigned(_: nn.Module, arguments: Any, found: Any) -> None:
         seen["targets"], seen["positives"] = found[2].sum(), found[3].sum()
