@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.errors import TrainingError
+from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.adapters import Adapters
@@ -183,6 +183,22 @@ def test_a_resume_goes_on_with_the_adapters(adapter: UltralyticsAdapter, tmp_pat
     kept = torch.load(tmp_path / "weights" / "state.pt", weights_only=True)["extensions"]["distillation"]
     steps = {int(state["step"]) for state in kept["optimizer"]["state"].values()}
     assert steps == {3 * 2}, "three epochs of two batches, two of the epochs after the kill"
+
+
+def test_adapters_that_are_not_the_trainings_are_refused(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    def tune(**options: Any) -> None:
+        finetune(
+            adapter, pruned(), epochs=2, batch=3, out=tmp_path, extensions=[Distillation(adapter.module)], **options
+        )
+
+    with pytest.raises(Stop):
+        tune(on_epoch=stop)
+    file = tmp_path / "weights" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    state["extensions"]["distillation"]["adapters"].popitem()
+    torch.save(state, file)
+    with pytest.raises(ModelError, match=r"state\.pt is damaged or not of this training; remove its folder"):
+        tune(resume=True)
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,7 @@ class Distillation(TrainingExtension):
             widths = list(zip(_map_widths(student), _map_widths(teacher), strict=True))
             self._adapters = Adapters(widths).to(session.device)
         self._optimizer = torch.optim.AdamW(self._adapters.parameters(), lr=ADAPTER_RATE)
-        kept = session.kept(_NAME)
-        if kept is not None:
-            self._adapters.load_state_dict(kept["adapters"])
-            self._optimizer.load_state_dict(kept["optimizer"])
-            self._adapters.fitted = True
+        session.put_back(_NAME, self._put_back)
         own = student.criterion if student.criterion is not None else student.init_criterion()
         student.criterion = DistilledCriterion(own, teacher, self._adapters, weight=self._weight)
 
@@ -118,6 +114,11 @@ class Distillation(TrainingExtension):
 
     def _state(self) -> Mapping[str, Any]:
         return {"adapters": self._adapters.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def _put_back(self, state: Mapping[str, Any]) -> None:
+        self._adapters.load_state_dict(state["adapters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._adapters.fitted = True
 
 
 def _map_widths(module: nn.Module) -> list[int]:

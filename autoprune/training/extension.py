@@ -20,7 +20,7 @@ class TrainingExtension(ABC):
 
     An extension may change gradients (``GRADIENTS``), weights (``STEPPED``), or what the network's loss is
     (``on_train_start``). What it hangs onto the network must not be there when a checkpoint is written. What it learns
-    itself must survive an interruption: it gives it to ``session.keep`` and asks ``session.kept`` for it at the start.
+    itself must survive an interruption: it gives it to ``session.keep``, and has ``session.put_back`` return it.
     """
 
     @abstractmethod

@@ -88,20 +88,23 @@ class FakeQuantization(TrainingExtension):
         session.keep(_NAME, self._state)
 
     def _begin(self, session: Session) -> None:
-        kept = {name: ends.to(session.device) for name, ends in (session.kept(_NAME) or {}).items()}
         for name, layer in session.model.named_modules():
             if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad:
-                self._round(layer, self._range(f"{name}:before", kept))
+                self._round(layer, self._range(f"{name}:before"))
             if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and layer.bias is not None):
-                after = self._range(f"{name}:after", kept)
+                after = self._range(f"{name}:after")
                 self._undo.append(layer.register_forward_hook(lambda _, __, output, after=after: after(output)).remove)
+        session.put_back(_NAME, lambda kept: self._put_back(kept, session.device))
 
     def _state(self) -> Mapping[str, torch.Tensor]:
         return {name: one.ends for name, one in self._ranges.items() if one.ends is not None}
 
-    def _range(self, name: str, kept: Mapping[str, torch.Tensor]) -> ActivationRange:
+    def _put_back(self, kept: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        for name, ends in kept.items():
+            self._ranges[name].ends = ends.to(device)
+
+    def _range(self, name: str) -> ActivationRange:
         self._ranges[name] = found = ActivationRange()
-        found.ends = kept.get(name)
         return found
 
     def _round(self, layer: nn.Conv2d, before: ActivationRange) -> None:

@@ -17,7 +17,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.data import random_state_kept
 from autoprune.training.extension import GRADIENTS, STEPPED
-from autoprune.training.state import begin_epoch, read_state, restore, state_file, write_state
+from autoprune.training.state import begin_epoch, read_state, restore, state_file, telling_damage, write_state
 from autoprune.training.trainer import KeepsNetwork
 
 
@@ -61,6 +61,10 @@ class Session(KeepsNetwork):
         """Whether the training may stop early, so that the best epoch's weights are its result."""
         return bool(self.args.patience)
 
+    @property
+    def _state_file(self) -> Path:
+        return state_file(Path(self.save_dir))
+
     def listen(self, event: str, listener: Callable[[Any], None]) -> None:
         """Call ``listener(trainer)`` at an event of Ultralytics' training loop, or at ``GRADIENTS`` or ``STEPPED``.
 
@@ -77,9 +81,15 @@ class Session(KeepsNetwork):
         """
         self._kept[name] = state
 
-    def kept(self, name: str) -> Any:
-        """Return what an extension kept when the training was interrupted; None if there is nothing."""
-        return self._found.get(name)
+    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call ``put`` with what an extension kept before the training was interrupted, if it was.
+
+        Raises:
+            ModelError: that is damaged.
+        """
+        if name in self._found:
+            with telling_damage(self._state_file):
+                put(self._found[name])
 
     def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
         """Return what all extensions want to keep."""
@@ -93,11 +103,11 @@ class Session(KeepsNetwork):
         """Go on from the session's own state instead of Ultralytics' checkpoint."""
         if not self.resume:
             return
-        file = state_file(Path(self.save_dir))
-        state = read_state(file)
-        restore(self, state, file)
-        self.last_step, self._gradients = state["last_step"], state["gradients"]
-        self._found, self._best = state["extensions"], state["best"]
+        state = read_state(self._state_file)
+        restore(self, state, self._state_file)
+        with telling_damage(self._state_file):
+            self.last_step, self._gradients = int(state["last_step"]), dict(state["gradients"])
+            self._found, self._best = dict(state["extensions"]), dict(state["best"])
 
     def optimizer_step(self) -> None:
         """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
@@ -113,9 +123,10 @@ class Session(KeepsNetwork):
         batches = len(self.train_loader)
         self._batch = batches * self.epoch - 1
         self.last_step = min(self.last_step, self._batch)  # an epoch may be repeated
-        for name, gradient in self._gradients.items():
-            parameter = stock.unwrap_model(self.model).get_parameter(name)
-            parameter.grad = gradient.to(parameter.device)
+        with telling_damage(self._state_file):
+            for name, gradient in self._gradients.items():
+                parameter = stock.unwrap_model(self.model).get_parameter(name)
+                parameter.grad = gradient.to(parameter.device)
         self._gradients = {}
         begin_epoch(self)
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,23 @@ if TYPE_CHECKING:
 State = Mapping[str, Any]
 """What `write_state` writes: tensors and plain values by name."""
 
-_DAMAGED = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
+_DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
 """What torch's loader, and a look into what it gives, raise for a file that is not a state."""
+
+
+@contextmanager
+def telling_damage(file: Path) -> Iterator[None]:
+    """Turn what a damaged state makes the block raise into one sentence.
+
+    Raises:
+        ModelError: the block failed of what is in the file.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
+        raise ModelError(
+            f"{file} is damaged or not of this training; remove its folder, and the training starts anew"
+        ) from error
 
 
 def state_file(out: Path) -> Path:
@@ -54,7 +70,7 @@ def write_state(session: Session, best: Mapping[str, torch.Tensor]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    fitness = session.best_fitness
+    fitness, stopper = session.best_fitness, session.stopper
     content = {
         "epoch": session.epoch + 1,
         "over": bool(session.stop),
@@ -65,7 +81,7 @@ def write_state(session: Session, best: Mapping[str, torch.Tensor]) -> None:
         "updates": int(session.ema.updates),
         "best": best,
         "best_fitness": None if fitness is None else float(fitness),
-        "stopper": {name: float(value) for name, value in vars(session.stopper).items()},
+        "stopper": (float(stopper.best_fitness), int(stopper.best_epoch), bool(stopper.possible_stop)),
         "optimizer": session.optimizer.state_dict(),
         "scaler": session.scaler.state_dict(),
         "last_step": session.last_step,
@@ -86,11 +102,9 @@ def read_state(file: Path) -> State:
     """
     with saying_why(file, "read"):
         data = file.read_bytes()
-    try:
+    with telling_damage(file):
         content: State = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        int(content["epoch"]), int(content["batch"]), content["averaged"].items()
-    except _DAMAGED as error:
-        raise _damaged(file) from error
+        int(content["epoch"]), int(content["batch"]), bool(content["over"]), dict(content["losses"])
     return content
 
 
@@ -107,19 +121,17 @@ def restore(session: Session, state: State, file: Path) -> None:
         ModelError: the state is damaged.
     """
     network: Any = stock.unwrap_model(session.model)
-    try:
+    with telling_damage(file):
         _load(network, state["model"], file)
         _load(session.ema.ema, state["averaged"], file)
-        session.ema.updates = state["updates"]
+        session.ema.updates = int(state["updates"])
         for saved, group in zip(state["optimizer"]["param_groups"], session.optimizer.param_groups, strict=True):
             saved["fused"] = group.get("fused")  # the device picks the kernel, not the file
         session.optimizer.load_state_dict(state["optimizer"])
         session.scaler.load_state_dict(state["scaler"])
         session.best_fitness = state["best_fitness"]
-        vars(session.stopper).update(state["stopper"])
-    except _DAMAGED as error:
-        raise _damaged(file) from error
-    session.start_epoch = int(state["epoch"])
+        session.stopper.best_fitness, session.stopper.best_epoch, session.stopper.possible_stop = state["stopper"]
+        session.start_epoch = int(state["epoch"])
     criterion = network.init_criterion()
     if hasattr(criterion, "update"):  # the losses of end-to-end heads shift their weights after every epoch
         for _ in range(session.start_epoch):
@@ -139,10 +151,8 @@ def averaged_network(module: nn.Module, state: State, file: Path) -> nn.Module:
         TrainingError: it is the state of another network.
         ModelError: the state is damaged.
     """
-    try:
+    with telling_damage(file):
         _load(module, state["best"] or state["averaged"], file)
-    except _DAMAGED as error:
-        raise _damaged(file) from error
     return module
 
 
@@ -162,7 +172,3 @@ def begin_epoch(session: Session) -> None:
 def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes_of(module), file)
     module.load_state_dict(dict(tensors))
-
-
-def _damaged(file: Path) -> ModelError:
-    return ModelError(f"{file} is damaged or not of this training; remove its folder, and the training starts anew")
