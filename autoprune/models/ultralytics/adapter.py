@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import DataError
+from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
 from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
@@ -295,7 +295,10 @@ class UltralyticsAdapter(Adapter):
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""
-        network = scaled(self.module, width)
+        try:
+            network = scaled(self.module, width)
+        except ModelError:  # its YAML builds no network: a comparison goes on without this one
+            return None
         return None if network is None else _prepared(network, self.train_args).to(self.device)
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
