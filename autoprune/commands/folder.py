@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from autoprune import __version__
-from autoprune.arguments import save
-from autoprune.config import COMMANDS, EXTENDABLE, CompareConfig, ResumableConfig, RunConfig, to_yaml
+from autoprune.arguments import resume_command, save
+from autoprune.config import EXTENDABLE, CompareConfig, ResumableConfig, RunConfig, to_yaml
 from autoprune.errors import RunError
 from autoprune.files import saying_why, write_atomic
 from autoprune.journal import Journal
@@ -31,11 +31,11 @@ class RunFolder:
         resumed: whether an earlier process began it.
     """
 
-    def __init__(self, path: Path, journal: Journal, *, command: str, resumed: bool) -> None:
+    def __init__(self, path: Path, journal: Journal, *, command: str, config: RunConfig, resumed: bool) -> None:
         self.path = path
         self.journal = journal
         self.resumed = resumed
-        self._command = command
+        self._again = resume_command(command, config, path) if isinstance(config, ResumableConfig) else None
 
     @classmethod
     def open(cls, command: str, config: RunConfig) -> RunFolder:
@@ -53,7 +53,7 @@ class RunFolder:
                 raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")
             if isinstance(config, CompareConfig):
                 save(replace(config, resume=None), resume)  # a comparison that goes further remembers it
-            return cls(resume, journal, command=command, resumed=True)
+            return cls(resume, journal, command=command, config=config, resumed=True)
         path = config.out if config.out is not None else _next(command)
         if path.exists():
             resumed = f", or --resume {path}" if isinstance(config, ResumableConfig) else ""
@@ -62,7 +62,7 @@ class RunFolder:
             path.mkdir(parents=True)
         journal = Journal.create(path / "journal.jsonl", {**told, "autoprune": __version__})
         save(config, path)
-        return cls(path, journal, command=command, resumed=False)
+        return cls(path, journal, command=command, config=config, resumed=False)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run whole or not at all; returns its path."""
@@ -85,10 +85,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.journal.close()
-        if isinstance(error, KeyboardInterrupt) and issubclass(COMMANDS[self._command], ResumableConfig):
-            raise KeyboardInterrupt(
-                f"stopped; everything so far is kept, go on with: autoprune {self._command} --resume {self.path}"
-            ) from error
+        if isinstance(error, KeyboardInterrupt) and self._again is not None:
+            raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
 
 
 def _identity(command: str, config: RunConfig) -> str:

@@ -17,6 +17,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.data import random_state_kept
 from autoprune.training.extension import GRADIENTS, STEPPED
+from autoprune.training.recipe import RECIPE
 from autoprune.training.trainer import KeepsNetwork
 
 
@@ -68,6 +69,17 @@ class Session(KeepsNetwork):
         optimizer.register_step_pre_hook(lambda *_: self.run_callbacks(GRADIENTS))
         optimizer.register_step_post_hook(lambda *_: self.run_callbacks(STEPPED))
         return optimizer
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Take up an interrupted training; of the settings in its file only those of a recipe count.
+
+        The file lies in a run's folder, which may be somebody else's, and others have Ultralytics open further files.
+        """
+        super().check_resume(overrides)
+        if self.resume:
+            how = {name: value for name, value in vars(self.args).items() if name in RECIPE}
+            what = {"model": self.args.model, "resume": self.args.resume}
+            self.args = stock.get_cfg({**stock.DEFAULT_CFG_DICT, **how, **overrides, **what})
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set; Ultralytics' own look-up would ask the network for a font."""

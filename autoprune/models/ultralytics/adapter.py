@@ -14,6 +14,7 @@ from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
 from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
+from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
 from autoprune.models.detection.comparing import difference, disagreement
@@ -37,7 +38,7 @@ from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, suppo
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 
-_VALIDATION_BATCH = 16
+_VALIDATION_BATCH, _EXAMPLES = 16, 2
 _HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)
 _PAIRS = "pairs"
 """Key of a batch under which `scoring.find_pairs` of its labels is kept."""
@@ -52,6 +53,8 @@ class UltralyticsAdapter(Adapter):
         task: what the network does.
         train_args: the settings that the dense network was trained with, all of Ultralytics' keys.
         notes: what an earlier run of autoprune noted in the checkpoint.
+        trust: whether the checkpoint was allowed to name classes outside Ultralytics and torch; what is written of its
+            network is read again on the same terms.
         skipped: images that could not be read so far, each with the reason; one entry per image.
     """
 
@@ -68,8 +71,10 @@ class UltralyticsAdapter(Adapter):
         image_size: int,
         device: torch.device,
         notes: Mapping[str, Any] | None = None,
+        trust: bool = False,
     ) -> None:
         self.name = name
+        self.trust = trust
         self.device = device
         self.image_size = image_size
         self.train_args = train_args
@@ -116,6 +121,7 @@ class UltralyticsAdapter(Adapter):
         check_task(weights, checkpoint.module)
         check_unfused(weights, checkpoint.module)
         size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
+        _check_memory(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
         data_set = None
         if data is not None:
             data_set = read_data(data, task_of(checkpoint.module).name)
@@ -128,6 +134,7 @@ class UltralyticsAdapter(Adapter):
             image_size=size,
             device=target,
             notes=checkpoint.notes,
+            trust=trust,
         )
 
     @classmethod
@@ -153,12 +160,14 @@ class UltralyticsAdapter(Adapter):
         data_set = read_data(data, TASKS[kind_of(description)].name)
         module = build_untrained(description, data_set.settings, seed=seed)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
+        size = choose_image_size(module, image_size, settings)
+        _check_memory(module, size, name=architecture, validated=True, device=target)
         return cls(
             module,
             name=name_of(module, Path(architecture)),
             train_args=settings,
             data=data_set,
-            image_size=choose_image_size(module, image_size, settings),
+            image_size=size,
             device=target,
         )
 
@@ -310,8 +319,10 @@ class UltralyticsAdapter(Adapter):
         write_checkpoint(module, path, train_args=self._recorded_args(), notes=notes)
 
     def reopen(self, path: Path) -> nn.Module:
-        """Read a stock checkpoint, by the safe loader."""
-        return UltralyticsAdapter.load(path, image_size=self.image_size, device=self.device).module
+        """Read a stock checkpoint, by the safe loader unless the dense network's was trusted."""
+        checkpoint = read_checkpoint(path, trust=self.trust)
+        check_task(path, checkpoint.module)
+        return _prepared(checkpoint.module, checkpoint.train_args).to(self.device)
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of the checkpoint without notes."""
@@ -336,6 +347,12 @@ class UltralyticsAdapter(Adapter):
         if supports(self._criterion):
             batch[_PAIRS] = find_pairs(self._criterion, batch)
         return batch
+
+
+def _check_memory(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:
+    """Make sure that the images of one batch fit into memory: of the validation where there is data, else examples."""
+    images = _VALIDATION_BATCH if validated else _EXAMPLES
+    check_memory(module, size, name=name, stride=stride_of(module), images=images, device=device)
 
 
 def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -55,9 +55,9 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     """
     content = load_content(path, trust=trust)
     module = network_of(content, path)
+    check_entries(content, path)
     if content.get("modelopt"):
         raise ModelError(f"{path} was trained for quantization (QAT); prune the network first and quantize it after")
-    check_entries(content, path)
     check_network(module, path, trust=trust)
     notes, epoch, best = (content.get(name) for name in (NOTES_KEY, "epoch", "stopper"))
     best_epoch = (best or {}).get("best_epoch", 0)

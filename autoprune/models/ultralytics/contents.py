@@ -25,6 +25,7 @@ _ENTRIES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "optimizer": ((Mapping,), "a dictionary"),
     "scaler": ((Mapping,), "a dictionary"),
     "stopper": ((Mapping,), "a dictionary"),
+    "modelopt": ((Mapping,), "a dictionary"),
 }
 """Entries beside the network that are read: their types, and what these are called. None stands for an absent one."""
 
@@ -100,7 +101,8 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
     """Make sure that a network has what every one of Ultralytics' has, and fill in what old ones lack.
 
     Args:
-        module: changed in place: an absent ``yaml`` and ``stride`` are set as Ultralytics' loader does.
+        module: changed in place: an absent ``yaml`` and ``stride`` are set, and a list of names gets its numbers, as
+            Ultralytics does.
         path: named in messages.
         trust: take the YAML's activation as it is; it is not evaluated here either way.
 
@@ -110,6 +112,9 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
     network: Any = module
     for part in module.modules():
         _check_part(part, path)
+    layers = getattr(network, "model", None)
+    if not isinstance(layers, nn.Sequential) or not len(layers):
+        raise ModelError(f"{path} holds a {type(module).__name__} without a sequence of layers, which Ultralytics' have")
     if not hasattr(network, "yaml"):
         network.yaml = {}
     if not hasattr(network, "stride"):
@@ -118,9 +123,10 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
         raise ModelError(f"{path} must carry its YAML as a dictionary of plain values, got {shown(network.yaml)}")
     if network.yaml.get("activation") and not trust:
         activation_of(network.yaml["activation"], f"{OWN} {path}")
-    if not _is_naming(getattr(network, "names", None)):
-        names = shown(getattr(network, "names", None))
-        raise ModelError(f"{path} must name its classes by their numbers from 0 on, got {names}")
+    names = getattr(network, "names", None)
+    network.names = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
+    if not _is_naming(network.names):
+        raise ModelError(f"{path} must name its classes by their numbers from 0 on, got {shown(names)}")
     stride = network.stride
     if not (isinstance(stride, torch.Tensor) and stride.numel() and bool((stride >= 1).all()) and stride.max() < 2**16):
         raise ModelError(f"{path} must have strides of at least a pixel, got {shown(stride)}")
@@ -156,8 +162,6 @@ def _is_held(tensor: Any) -> bool:
 
 
 def _is_naming(names: Any) -> bool:
-    if isinstance(names, (list, tuple)):
-        names = dict(enumerate(names))
     return (
         isinstance(names, dict)
         and 0 < len(names) <= 2**16

@@ -7,6 +7,7 @@ download. Trained networks are restored, not constructed: whoever wants to const
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import threading
 import zipfile
@@ -95,7 +96,10 @@ def _no_installs(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _restoring_only(path: Path) -> Iterator[None]:
-    """Let a pickle restore modules, but not construct any; one that runs on several GPUs (DataParallel) is known."""
+    """Let a pickle restore modules, but not construct any.
+
+    Known beside Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel).
+    """
     construct, here = nn.Module.__init__, threading.get_ident()
 
     def refuse(module: nn.Module, *arguments: Any, **options: Any) -> None:
@@ -108,10 +112,20 @@ def _restoring_only(path: Path) -> Iterator[None]:
 
     nn.Module.__init__ = refuse  # type: ignore[method-assign]
     try:
-        with torch.serialization.safe_globals([nn.DataParallel]):
+        with torch.serialization.safe_globals([nn.DataParallel, *_torchvision_layers(path)]):
             yield
     finally:
         nn.Module.__init__ = construct  # type: ignore[method-assign]
+
+
+def _torchvision_layers(path: Path) -> Iterator[type]:
+    """Yield the layers of torchvision that a file names."""
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        home, _, kind = name.rpartition(".")
+        if re.match(r"torchvision\.(models|ops)\.", name) and importlib.util.find_spec(home) is not None:
+            found = getattr(importlib.import_module(home), kind, None)
+            if isinstance(found, type) and issubclass(found, nn.Module):
+                yield found
 
 
 def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:

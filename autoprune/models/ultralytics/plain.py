@@ -26,9 +26,14 @@ def is_plain(value: Any) -> bool:
             waiting.extend(one.values())
         elif isinstance(one, (list, tuple)):
             waiting.extend(one)
-        elif not (one is None or isinstance(one, (str, int, float, PurePath))):
+        elif not (one is None or isinstance(one, (str, int, float, PurePath))) or _is_huge(one):
             return False
     return True
+
+
+def _is_huge(value: Any) -> bool:
+    """Return whether a whole number is none that a computer counts with; Python would still compute with it."""
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def shown(value: Any) -> str:

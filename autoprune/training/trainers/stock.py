@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from autoprune.files import saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
+from autoprune.models.ultralytics.checks import check_task
 from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import dense_rate, recipe
 from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
@@ -52,8 +54,8 @@ class StockTrainer(Trainer):
     def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
         """Go on with the network that ``weights/last.pt`` holds."""
         last = surroundings.out / "weights" / "last.pt"
-        checkpoint = read_checkpoint(last)  # by the safe loader, before Ultralytics opens it with the other one
         training = _Training(self._adapter, surroundings)
+        checkpoint = training.written(last)
         if _is_over(checkpoint):
             return training.saved({})
         return training.run({**training.settings(), "model": str(last), "resume": str(last)}, None)
@@ -130,12 +132,21 @@ class _Training:
                     f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"
                 ) from error
 
+    def written(self, file: Path) -> Checkpoint:
+        """Read what this training wrote, by the safe loader unless the dense network's file was trusted.
+
+        Ultralytics reads such a file by the other loader, and so whatever it is to open goes through here before.
+        """
+        checkpoint = read_checkpoint(file, trust=self.adapter.trust)
+        check_task(file, checkpoint.module)
+        return checkpoint
+
     def saved(self, losses: Mapping[str, float]) -> FinetuneResult:
         """Return the result of a training that is over, from its files."""
         weights = self.around.out / "weights"
-        last = read_checkpoint(weights / "last.pt")
+        last = self.written(weights / "last.pt")
         batch, epochs = int(last.train_args["batch"]), int(last.train_args["epochs"])
-        result = read_checkpoint(weights / "best.pt") if int(last.train_args["patience"]) else last
+        result = self.written(weights / "best.pt") if int(last.train_args["patience"]) else last
         return FinetuneResult(
             module=final_network(result.module, self.adapter, batch),
             epochs=last.epoch + 1 if last.epoch >= 0 else epochs,
@@ -159,7 +170,7 @@ class _Training:
         session.listen("on_fit_epoch_end", report)
         session.train()
         batch = int(session.batch_size)
-        averaged = read_checkpoint(session.best).module if session.keeps_best else session.ema.ema
+        averaged = self.written(session.best).module if session.keeps_best else session.ema.ema
         return FinetuneResult(
             module=final_network(averaged, self.adapter, batch),
             epochs=reports[-1].epoch,
