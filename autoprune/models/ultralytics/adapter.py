@@ -32,6 +32,7 @@ from autoprune.models.ultralytics.checks import (
     stride_of,
 )
 from autoprune.models.ultralytics.class_folders import read_data
+from autoprune.models.ultralytics.contents import usable
 from autoprune.models.ultralytics.images import IMAGES, Images
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
@@ -118,24 +119,25 @@ class UltralyticsAdapter(Adapter):
         """
         target = resolve_device(device)
         checkpoint = read_checkpoint(weights, trust=trust)
-        check_task(weights, checkpoint.module)
-        check_unfused(weights, checkpoint.module)
-        size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
-        _check_memory(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
-        data_set = None
-        if data is not None:
-            data_set = read_data(data, task_of(checkpoint.module).name)
-            check_classes(weights, checkpoint.module, data_set)
-        return cls(
-            checkpoint.module,
-            name=name_of(checkpoint.module, weights),
-            train_args=checkpoint.train_args,
-            data=data_set,
-            image_size=size,
-            device=target,
-            notes=checkpoint.notes,
-            trust=trust,
-        )
+        with usable(weights):
+            check_task(weights, checkpoint.module)
+            check_unfused(weights, checkpoint.module)
+            size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
+            _check_memory(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
+        data_set = None if data is None else read_data(data, task_of(checkpoint.module).name)
+        with usable(weights):
+            if data_set is not None:
+                check_classes(weights, checkpoint.module, data_set)
+            return cls(
+                checkpoint.module,
+                name=name_of(checkpoint.module, weights),
+                train_args=checkpoint.train_args,
+                data=data_set,
+                image_size=size,
+                device=target,
+                notes=checkpoint.notes,
+                trust=trust,
+            )
 
     @classmethod
     def untrained(

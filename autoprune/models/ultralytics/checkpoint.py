@@ -18,7 +18,7 @@ from autoprune.errors import ModelError
 from autoprune.files import write_atomic
 from autoprune.models import stock
 from autoprune.models.detection.exporting import NOTES_KEY
-from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, settings_of
+from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, settings_of, usable
 from autoprune.models.ultralytics.loading import load_content
 from autoprune.models.ultralytics.plain import is_plain
 
@@ -58,11 +58,13 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     check_entries(content, path)
     if content.get("modelopt"):
         raise ModelError(f"{path} was trained for quantization (QAT); prune the network first and quantize it after")
-    check_network(module, path, trust=trust)
+    with usable(path):
+        check_network(module, path, trust=trust)
+        module = module.float().eval()
     notes, epoch, best = (content.get(name) for name in (NOTES_KEY, "epoch", "stopper"))
     best_epoch = (best or {}).get("best_epoch", 0)
     return Checkpoint(
-        module=module.float().eval(),
+        module=module,
         train_args=settings_of(content, path),
         notes=notes if isinstance(notes, dict) and is_plain(notes) else {},
         epoch=-1 if epoch is None else int(epoch),

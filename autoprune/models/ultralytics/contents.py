@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import MODULE_FORMAT
-from autoprune.errors import ModelError
+from autoprune.errors import AutopruneError, ModelError
 from autoprune.models import stock
 from autoprune.models.ultralytics.building import OWN, activation_of
 from autoprune.models.ultralytics.plain import first_line, is_plain, shown
@@ -29,10 +30,31 @@ _ENTRIES: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 """Entries beside the network that are read: their types, and what these are called. None stands for an absent one."""
 
+MOST_STRIDE = 256
+"""Pixels of a network's coarsest cells; Ultralytics' have 64."""
+
 _UNREAD = ("distill_model", "pretrained")
 """Settings that have Ultralytics open a file; the dense network's training is over."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Say of a network that it cannot be used, whatever its wrong attributes lead to in Ultralytics' code.
+
+    Raises:
+        ModelError: the block raised what is no error of autoprune, nor a lack of memory.
+    """
+    try:
+        yield
+    except (AutopruneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{path} holds a network that cannot be used ({type(error).__name__}: {first_line(error)}); give a "
+            "checkpoint as training wrote it"
+        ) from error
 
 
 def network_of(content: Mapping[str, Any], path: Path) -> nn.Module:
@@ -114,7 +136,7 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
         _check_part(part, path)
     layers = getattr(network, "model", None)
     if not isinstance(layers, nn.Sequential) or not len(layers):
-        raise ModelError(f"{path} holds a {type(module).__name__} without a sequence of layers, which Ultralytics' have")
+        raise ModelError(f"{path} holds a {type(module).__name__} without a sequence of layers, as Ultralytics has")
     if not hasattr(network, "yaml"):
         network.yaml = {}
     if not hasattr(network, "stride"):
@@ -127,9 +149,9 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
     network.names = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
     if not _is_naming(network.names):
         raise ModelError(f"{path} must name its classes by their numbers from 0 on, got {shown(names)}")
-    stride = network.stride
-    if not (isinstance(stride, torch.Tensor) and stride.numel() and bool((stride >= 1).all()) and stride.max() < 2**16):
-        raise ModelError(f"{path} must have strides of at least a pixel, got {shown(stride)}")
+    for stride in (network.stride, getattr(layers[-1], "stride", network.stride)):
+        if not _is_stride(stride):
+            raise ModelError(f"{path} must have strides of 1 to {MOST_STRIDE} pixels, and has not")
 
 
 def _check_part(part: nn.Module, path: Path) -> None:
@@ -167,6 +189,14 @@ def _is_naming(names: Any) -> bool:
         and 0 < len(names) <= 2**16
         and set(names) == set(range(len(names)))
         and all(isinstance(name, (str, int, float)) for name in names.values())
+    )
+
+
+def _is_stride(stride: Any) -> bool:
+    return (
+        isinstance(stride, torch.Tensor)
+        and stride.numel() > 0
+        and bool(((stride >= 1) & (stride <= MOST_STRIDE)).all())
     )
 
 
