@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, replace
-from enum import Enum
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Optional, get_args, get_type_hints
+from typing import Any, NoReturn, get_args
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from autoprune import __version__
 from autoprune.choices import match_factory
-from autoprune.config import COMMANDS, EXTENDABLE, PLACE, Config, ResumableConfig, RunConfig, option, to_yaml
+from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, RunConfig, option, to_yaml, yaml_of
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
+from autoprune.options import base_of, enum_of, field_of, hints_of, is_list, places_of, read_value, spelled
+from autoprune.plain_yaml import read_texts
 
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that keeps what the run was told."""
@@ -27,33 +29,45 @@ CONFIG_FILE = "config.yaml"
 TRUST = "--trust-checkpoint"
 """The option that lets a file run code. It counts where it is said, on the command line; no file says it for itself."""
 
-_ALIASES = {"--agent": "--strategy"}
+_ALIASES = {"--strategy": "--agent"}
 """Other names of options."""
 
+_PRINT = ("--print-config", "--print_config")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_EXPECTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "true or false"}
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of all commands; it raises ``argparse.ArgumentError`` instead of leaving."""
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises ``ConfigError`` with one sentence, where argparse would print and leave."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stdout).write(message)  # argparse's own hides it where that fails
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(_one_sentence(message, self.prog.split()[-1]))
+
+
+@cache
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; it raises ``ConfigError`` instead of leaving."""
     description = "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
-    parser = ArgumentParser(prog="autoprune", description=description, exit_on_error=False, allow_abbrev=False)
+    parser = _Parser(prog="autoprune", description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, kind in COMMANDS.items():
-        docs = parse_docstring(kind.__doc__ or "")
-        helps = {
-            param.arg_name: " ".join((param.description or "").split())
-            for ancestor in reversed(kind.__mro__)
-            for param in parse_docstring(ancestor.__doc__ or "").params
-        }
-        command = ArgumentParser(description=docs.short_description, exit_on_error=False, allow_abbrev=False)
-        if not _places(kind):  # jsonargparse cannot take those from a file
-            command.add_argument("--config", action="config", metavar="FILE", help="a YAML file of these options")
-        for item, hint in _hints(kind).items():
-            add = _add_place if item in _places(kind) else _add_option
-            add(command, _field(kind, item), hint, helps[item])
-        commands.add_subcommand(name, command, help=docs.short_description)
+        summary = parse_docstring(kind.__doc__ or "").short_description or ""
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if not places_of(kind):
+            command.add_argument(
+                "--config", action="append", default=argparse.SUPPRESS, metavar="FILE",
+                type=partial(read_value, "--config", Path), help="a YAML file of these options",
+            )  # fmt: skip
+            command.add_argument(
+                *_PRINT, dest="print_config", action="store_true", default=argparse.SUPPRESS,
+                help="print all options with their values as YAML, and leave",
+            )  # fmt: skip
+        helps = _helps(kind)
+        for item, hint in hints_of(kind).items():
+            _add(command, kind, item, hint, helps[item])
     return parser
 
 
@@ -71,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
         ConfigError: an option or the file breaks a rule; the message is one sentence.
         BudgetError: a limit is malformed.
         RunError: the folder to resume is not a run.
-        SystemExit: ``--help``, ``--version`` or ``--print_config`` was given and is answered.
+        SystemExit: ``--help``, ``--version`` or ``--print-config`` was given and is answered.
     """
     run = _run_to_resume(argv)
     if run is not None:
@@ -90,8 +104,9 @@ def load(command: str, path: Path) -> Config:
         ConfigError: the file cannot be read or breaks a rule; the message names it.
         BudgetError: a limit is malformed.
     """
+    values = _from_file(command, path)
     try:
-        return _parse([command, f"--config={path}"])[1]
+        return _built(command, values)
     except (ConfigError, BudgetError) as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -116,109 +131,116 @@ def resume_command(command: str, config: RunConfig, run: Path) -> str:
 # -- building --------------------------------------------------------------------------------------
 
 
-def _hints(kind: type[Config]) -> dict[str, Any]:
-    """Return the fields of a configuration with their types; those that commands have in common come last."""
-    common = get_type_hints(ResumableConfig)
-    hints = get_type_hints(kind)
-    return {name: hints[name] for name in sorted(hints, key=lambda name: name in common)}
+def _helps(kind: type[Config]) -> dict[str, str]:
+    """Return what the docs of a configuration say of its fields, by name."""
+    return {
+        param.arg_name: " ".join((param.description or "").split())
+        for ancestor in reversed(kind.__mro__)
+        for param in parse_docstring(ancestor.__doc__ or "").params
+    }
 
 
-def _field(kind: type[Config], name: str) -> Field[Any]:
-    return next(item for item in fields(kind) if item.name == name)
-
-
-def _places(kind: type[Config]) -> dict[str, str]:
-    """Return the fields that are taken by their place, each with the word that stands for it."""
-    return {item.name: item.metadata[PLACE] for item in fields(kind) if PLACE in item.metadata}
-
-
-def _add_place(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) -> None:
-    """Add one field that is taken by its place."""
-    members = _enum(hint)
-    taken = hint if members is None else _choices(members)
-    parser.add_argument(item.name, type=taken, metavar=item.metadata[PLACE], help=text)
-
-
-def _add_option(parser: ArgumentParser, item: Field[Any], hint: Any, text: str) -> None:
-    """Add one field. Enums are offered by their values, tuples of texts as an option to repeat."""
-    default = None if item.default is MISSING else item.default
+def _add(parser: argparse.ArgumentParser, kind: type[Config], name: str, hint: Any, text: str) -> None:
+    """Add one field. What is not given does not come up in the result, so that a file may say it."""
+    word, default = spelled(kind, name), field_of(kind, name).default
+    if default is MISSING:
+        text += " (required)"
+    elif (default not in (None, "", ()) and hint is not bool) or default is True:
+        text += f" (default: {getattr(default, 'value', default)})"
+    text = text.replace("%", "%%")  # argparse fills in what follows one
+    if name in places_of(kind):
+        parser.add_argument(name, metavar=word, type=partial(read_value, word, hint), help=text)
+        return
+    words = [word, *([_ALIASES[word]] if word in _ALIASES else [])]
+    common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if hint is bool:
-        parser.add_argument(option(item.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
-    elif (members := _enum(hint)) is not None:
-        choices = _choices(members)
-        offered = choices if default is not None else Optional[choices]  # noqa: UP045  (built, not written)
-        parser.add_argument(option(item.name), type=offered, default=default and default.value, help=text)
-    elif hint == tuple[str, ...]:
-        metavar = {"budget": "LIMIT"}.get(item.name, "TEXT")
-        parser.add_argument(option(item.name), type=list[str], default=[], metavar=metavar, help=text)
+        parser.add_argument(*words, action=argparse.BooleanOptionalAction, **common)
+    elif is_list(hint):
+        metavar = {"budget": "LIMIT"}.get(name, "TEXT")
+        read = partial(_listed, word, hint)
+        parser.add_argument(*words, action="extend", type=read, metavar=metavar, **common)
     else:
-        metavar = _METAVARS[_base(hint)]
-        required = item.default is MISSING
-        parser.add_argument(
-            option(item.name), type=hint, default=default, required=required, metavar=metavar, help=text
-        )
+        parser.add_argument(*words, type=partial(_given, word, hint), metavar=_metavar(hint), **common)
 
 
-def _choices(members: type[Enum]) -> Any:
-    """Return a type of the values of an enum, as they are written."""
-    return Literal[tuple(member.value for member in members)]
+def _metavar(hint: Any) -> str:
+    if (members := enum_of(hint)) is not None:
+        return "{" + ",".join(member.value for member in members) + "}"
+    return _METAVARS[base_of(hint)]
 
 
-def _enum(hint: Any) -> type[Enum] | None:
-    """Return the enum of a hint ``E`` or ``E | None``."""
-    base = _base(hint)
-    return base if isinstance(base, type) and issubclass(base, Enum) else None
+def _given(word: str, hint: Any, text: str) -> Any:
+    """Read a value of the command line, where ``null`` takes back what a file says."""
+    return read_value(word, hint, None if text == "null" and type(None) in get_args(hint) else text)
 
 
-def _base(hint: Any) -> Any:
-    """Return T for ``T | None``, and any other hint as it is."""
-    return next((member for member in get_args(hint) if member is not type(None)), hint)
+def _listed(word: str, hint: Any, text: str) -> Any:
+    """Read one value of an option that repeats."""
+    return read_value(word, hint, [text])
 
 
 # -- parsing ---------------------------------------------------------------------------------------
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, Config]:
-    try:
-        parsed = build_parser().parse_args(_tidy(argv))
-    except argparse.ArgumentError as error:
-        raise ConfigError(_one_sentence(str(error), argv)) from error
-    command = str(parsed.command)
-    return command, _config(COMMANDS[command], parsed[command])
-
-
-def _config(kind: type[Config], parsed: Namespace) -> Config:
+    command = argv[0] if argv else "none"
+    if command not in COMMANDS and command not in ("-h", "--help", "--version"):
+        raise ConfigError(
+            f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {command}"
+        )
+    for word in argv[1:] if command in COMMANDS else ():
+        if word.startswith("--") and word.partition("=")[0] not in _words(command):
+            raise _unknown(word, command, _words(command))
+    parsed, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        raise _unknown(unknown[0], command, _words(command))
+    given = vars(parsed)
     values: dict[str, Any] = {}
-    for name, hint in _hints(kind).items():
-        value, members = parsed[name], _enum(hint)
-        if members is not None and value is not None:
-            value = members(value)
-        values[name] = tuple(value) if isinstance(value, list) else value
+    for file in given.get("config", ()):
+        values |= _from_file(command, file)
+    values |= {name: _frozen(given[name]) for name in hints_of(COMMANDS[command]) if name in given}
+    if given.get("print_config"):
+        _print(command, values)
+    return command, _built(command, values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _from_file(command: str, path: Path) -> dict[str, Any]:
+    """Return the values of a configuration file."""
+    if not os.path.isfile(path):
+        missing = "is no file" if os.path.exists(path) else "does not exist"
+        raise ConfigError(f"The configuration file {path} {missing}")
+    try:
+        texts = read_texts(path)
+    except ValueError as error:
+        raise ConfigError(f"The configuration file {path} {error}") from error
+    kind, hints = COMMANDS[command], hints_of(COMMANDS[command])
+    try:
+        for name in texts:
+            if name not in hints or name in places_of(kind):
+                raise _unknown(name, command, list(hints))
+        return {name: read_value(option(name), hints[name], value) for name, value in texts.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _built(command: str, values: Mapping[str, Any]) -> Config:
+    kind = COMMANDS[command]
+    missing = [spelled(kind, item.name) for item in fields(kind) if item.default is MISSING and item.name not in values]
+    if missing:
+        raise ConfigError(f"{command} needs {' and '.join(missing)}")
     return kind(**values)
 
 
-def _tidy(argv: Sequence[str]) -> list[str]:
-    """Put ``--config`` first, so that the file never wins, and gather options that repeat into one list each."""
-    if not argv or argv[0] not in COMMANDS:
-        return list(argv)
-    repeated = [option(name) for name, hint in _hints(COMMANDS[argv[0]]).items() if hint == tuple[str, ...]]
-    gathered: dict[str, list[str]] = {name: [] for name in ("--config", *repeated)}
-    rest: list[str] = []
-    words = iter(argv[1:])
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name not in gathered:
-            rest.append(_ALIASES.get(name, name) + equals + value)
-            continue
-        value = value if equals else next(words, "--")
-        if not value or value.startswith("--"):
-            raise ConfigError(f"{name} needs a value")
-        gathered[name].append(value)
-    for file in gathered["--config"]:
-        if not Path(file).is_file():
-            raise ConfigError(f"The configuration file {file} does not exist")
-    lists = [f"{name}={json.dumps(gathered[name])}" for name in repeated if gathered[name]]
-    return [argv[0], *(f"--config={file}" for file in gathered["--config"]), *rest, *lists]
+def _print(command: str, values: Mapping[str, Any]) -> NoReturn:
+    """Print a configuration whether it is complete or not, and leave."""
+    names = [item for item in fields(COMMANDS[command]) if item.name != "resume"]
+    defaults = {item.name: None if item.default is MISSING else item.default for item in names}
+    sys.stdout.write(yaml_of(defaults | {name: value for name, value in values.items() if name in defaults}))
+    raise SystemExit(0)
 
 
 def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
@@ -271,7 +293,7 @@ def _check_trust(config: Config, words: Sequence[str]) -> None:
     for name, value in _factories(config).items():
         if option(name) not in said:
             raise ConfigError(
-                f"A file names {option(name)} {value}, which runs that code; if you trust it, give {TRUST}"
+                f"{option(name)} {value} is code to be run, and comes from a file; if you trust its origin, give {TRUST}"
             )
 
 
@@ -284,54 +306,29 @@ def _factories(config: RunConfig) -> dict[str, Path]:
 # -- saying what is wrong --------------------------------------------------------------------------
 
 
-def _one_sentence(message: str, argv: Sequence[str]) -> str:
-    """Turn jsonargparse's report into one sentence that names the option, the rule and the value."""
-    if not argv or argv[0] not in COMMANDS:
-        got = argv[0] if argv else "none"
-        return f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {got}"
-    command, text = argv[0], " ".join(message.split())
-    hints = _hints(COMMANDS[command])
-    if found := re.match(r'Parser key "(\w+)": .*?(?:Got|Given) value: (.*)$', text):
-        return f"{_spelled(command, found[1])} must be {_expected(hints.get(found[1]))}, got {found[2]}"
-    if found := re.match(r"unrecognized arguments: (\S+)", text):
-        return _unknown(found[1], command, _options(COMMANDS[command]))
-    if found := re.match(r".*does not accept option '([\w.-]+)'", text):
-        return _unknown(found[1], command, list(hints))
-    if found := re.match(r"the following arguments are required: (.*)$", text):
-        missing = [_spelled(command, name.removeprefix(f"{command}.")) for name in found[1].split(", ")]
-        return f"{command} needs {' and '.join(missing)}"
-    if found := re.match(r"argument (--[\w-]+).*: expected one argument", text):
-        return f"{found[1]} needs a value"
-    if found := re.match(r"argument (--[\w-]+)/(--[\w-]+): ignored explicit argument", text):
-        return f"{found[1]} takes no value: write {found[1]} or {found[2]}"
-    if found := re.match(r"Value not boolean: (.*)\.$", text):
-        return f"A flag in the configuration file must be true or false, got {found[1]}"
-    if re.match(r"Problems parsing config|Unexpected config", text):
-        return f"The configuration file must be YAML that maps options to values: {text}"
-    return text
+def _one_sentence(message: str, command: str) -> str:
+    """Turn argparse's report into one sentence that names the option, the rule and the value."""
+    if found := re.match(r"the following arguments are required: (.*)$", message):
+        return f"{command} needs {' and '.join(found[1].split(', '))}"
+    if found := re.match(r"argument ([^\s/]+).*: expected (?:one|at least one) argument", message):
+        return f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
+    if found := re.match(r"argument (\S+): ignored explicit argument", message):
+        words = found[1].split("/")
+        return f"{words[0]} takes no value: write {' or '.join(words)}"
+    return message
 
 
-def _options(kind: type[Config]) -> list[str]:
+def _words(command: str) -> list[str]:
     """Return the options of a command as they are written."""
-    options = [option(name) for name in _hints(kind) if name not in _places(kind)]
-    return options if _places(kind) else [*options, "--config"]
+    kind = COMMANDS[command]
+    hints = {option(name): hint for name, hint in hints_of(kind).items() if name not in places_of(kind)}
+    switched_off = [word.replace("--", "--no-", 1) for word, hint in hints.items() if hint is bool]
+    others = [] if places_of(kind) else ["--config", *_PRINT]
+    return [*hints, *switched_off, *(_ALIASES[word] for word in hints if word in _ALIASES), *others, "--help"]
 
 
-def _spelled(command: str, name: str) -> str:
-    """Return what stands for a field on the command line."""
-    return _places(COMMANDS[command]).get(name, option(name))
-
-
-def _unknown(word: str, command: str, known: Sequence[str]) -> str:
+def _unknown(word: str, command: str, known: Sequence[str]) -> ConfigError:
     name = word.split("=")[0]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
-    return f"{name} is not an option of autoprune {command}; {hint}"
-
-
-def _expected(hint: Any) -> str:
-    if (members := _enum(hint)) is not None:
-        return "one of " + ", ".join(member.value for member in members)
-    if hint == tuple[str, ...]:
-        return "a list of texts"
-    return _EXPECTED.get(_base(hint), "of another type")
+    return ConfigError(f"{name} is not an option of autoprune {command}; {hint}")

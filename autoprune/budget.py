@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 
+from autoprune.choices import Runtime, is_device
 from autoprune.errors import BudgetError
+from autoprune.numerals import DECIMAL
 
 METRICS = ("latency", "flops", "params", "size", "channels")
 """What can be limited.
@@ -20,10 +22,14 @@ METRICS = ("latency", "flops", "params", "size", "channels")
 Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
 """
 
+RUNTIMES = tuple(member.value for member in Runtime)
+"""What a latency can name behind its @, beside devices."""
+
 _COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
 _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
 _BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
 _TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
+_SPACE = "[ \t]"
 _UNITS = {"latency": _TIME_UNITS, "size": _BYTE_UNITS, **dict.fromkeys(("flops", "params", "channels"), _COUNT_UNITS)}
 _EXAMPLES = {
     "latency": "8ms, 0.008s, 8000us or 60%",
@@ -32,7 +38,9 @@ _EXAMPLES = {
     "size": "3MB, 900KB, 2MiB or 50%",
     "channels": "2000, 2K or 15%",
 }
-_AMOUNT = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*(?P<unit>[^\W\d_]*|%)", re.IGNORECASE)
+_AMOUNT = re.compile(rf"(?P<number>{DECIMAL}){_SPACE}*(?P<unit>[a-z\u00b5\u03bc]*|%)", re.IGNORECASE | re.ASCII)
+_LARGEST_EXPONENT = 999
+_LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,15 @@ class Limit:
         Raises:
             BudgetError: unknown metric, no or unknown unit, not a number, not above zero, above 100%.
         """
-        requested = text.strip()
-        metric, equals, amount = (part.strip() for part in requested.partition("="))
+        requested = text.strip(" \t")
+        metric, equals, amount = (part.strip(" \t") for part in requested.partition("="))
         if not equals:
-            raise BudgetError(f"A budget reads METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got {requested!r}")
+            raise BudgetError(f"A budget reads METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got {_quoted(requested)}")
         metric = metric.lower()
-        kind, at, target = metric.partition("@")
-        if kind not in METRICS:
-            raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r} in {requested!r}")
-        if at and (kind != "latency" or not target):
-            raise BudgetError(
-                f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {requested!r}"
-            )
+        _check_metric(metric, requested)
         match = _AMOUNT.fullmatch(amount)
-        if match is None:
-            raise _malformed(metric, requested, f"{amount!r} is not a number with a unit")
+        if match is None or len(amount) > _LONGEST or _exponent(match["number"]) > _LARGEST_EXPONENT:
+            raise _malformed(metric, requested, f"{_quoted(amount)} is not a number with a unit")
         number, unit = Decimal(match["number"]), match["unit"].lower()
         if number <= 0:
             raise _malformed(metric, requested, "the amount must be above zero")
@@ -80,10 +82,10 @@ class Limit:
             if number > 100:
                 raise _malformed(metric, requested, "a share of the dense network must lie in (0, 100] percent")
             return cls(metric, requested, _finite(number / 100, metric, requested), relative=True)
-        scale = _scale(metric, requested, unit)
+        value = _finite(number * _scale(metric, requested, unit), metric, requested)
         if not unit and number < 1:
-            raise _malformed(metric, requested, f"a share is written in percent: {metric}={number * 100:f}%")
-        return cls(metric, requested, _finite(number * scale, metric, requested), relative=False)
+            raise _malformed(metric, requested, f"a share is written in percent: {metric}={_percent(number)}%")
+        return cls(metric, requested, value, relative=False)
 
     def resolve(self, dense: float) -> float:
         """Return the limit in the metric's unit.
@@ -232,5 +234,35 @@ def _finite(value: Decimal, metric: str, requested: str) -> float:
 
 def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
     return BudgetError(
-        f"The budget {requested!r} cannot be read: {reason}; write {metric}= with {_EXAMPLES[metric_kind(metric)]}"
+        f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with "
+        f"{_EXAMPLES[metric_kind(metric)]}"
     )
+
+
+def _check_metric(metric: str, requested: str) -> None:
+    kind, at, target = metric.partition("@")
+    if kind not in METRICS:
+        raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {_quoted(metric)} in {_quoted(requested)}")
+    if at and (kind != "latency" or not target):
+        raise BudgetError(
+            f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
+        )
+    if at and target not in RUNTIMES and not is_device(target):
+        raise BudgetError(
+            f"A latency is measured on a runtime ({', '.join(RUNTIMES)}) or on cpu, cuda or cuda:N, got "
+            f"{_quoted(requested)}"
+        )
+
+
+def _exponent(number: str) -> int:
+    """Return the power of ten that a number is written with, without its sign."""
+    return int(number.lower().partition("e")[2].lstrip("+-") or "0")
+
+
+def _percent(share: Decimal) -> str:
+    """Return a share in percent, with an exponent where the zeros could not be counted."""
+    return f"{share * 100:f}" if share > Decimal("1e-6") else f"{share * 100:.0e}"
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}… ({len(text)} characters)"

@@ -70,10 +70,13 @@ FROM_IMAGES = ("taylor", "fisher", "hutchinson", "apoz", "regression")
 FOLDED = ("bn",)
 """Criteria whose least channels give a constant, which is folded into what reads them."""
 
+LARGEST_EXPONENT = 16
+"""Of a norm; beyond it, the powers of small weights are zero."""
+
 
 def exponent_of(criterion: str) -> float | None:
     """Return p where a criterion is the norm ``l<p>``, or None where it is none."""
-    found = re.fullmatch(r"l(-?\d+(?:\.\d+)?)", criterion)
+    found = re.fullmatch(r"l(-?[0-9]+(?:\.[0-9]+)?)", criterion)
     return float(found[1]) if found else None
 
 
@@ -84,8 +87,11 @@ def check_criterion(name: str) -> None:
         ConfigError: it is not; the message says which there are.
     """
     exponent = exponent_of(name)
-    if exponent is not None and exponent <= 0:
-        raise ConfigError(f"The criterion l<p> is the norm with the exponent p, which must be above 0, got {name!r}")
+    if exponent is not None and not 0 < exponent <= LARGEST_EXPONENT:
+        raise ConfigError(
+            f"The criterion l<p> is the norm with the exponent p, which must be above 0 and at most "
+            f"{LARGEST_EXPONENT}, got {name!r}"
+        )
     if exponent is None and name not in (*FROM_WEIGHTS, *FROM_IMAGES):
         raise ConfigError(
             f"A criterion is one of {', '.join((*FROM_WEIGHTS, *FROM_IMAGES))}, or l<p> for the norm of any p > 0, "
@@ -142,6 +148,11 @@ class Runtime(Enum):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
+
+
+def is_device(name: str) -> bool:
+    """Return whether a text names a device: cpu, cuda or cuda:N."""
+    return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
 
 
 class Precision(Enum):

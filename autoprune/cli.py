@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich import box
 from rich.console import Console
@@ -16,8 +17,8 @@ from rich.text import Text
 
 from autoprune.arguments import parse
 from autoprune.config import Config
-from autoprune.errors import AutopruneError
-from autoprune.journal import JournalWarning
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
+from autoprune.stopping import stoppable
 
 INTERRUPTED = 130
 
@@ -25,22 +26,35 @@ WIDTH = 140
 """Columns of what is written to a file or a pipe, where no terminal says how wide it is."""
 
 
+class _Closed(SystemExit):
+    """Leaves the process since nobody reads standard output any more."""
+
+
+class _Console(Console):
+    """A console that leaves it to others what happens then."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Terminal:
     """Shows a command's notes, progress and tables on standard output, its warnings on standard error."""
 
     def __init__(self) -> None:
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = _Console(highlight=False, soft_wrap=True)
         if not self._out.is_terminal:
-            self._out = Console(highlight=False, soft_wrap=True, width=WIDTH)
-        self._err = Console(highlight=False, soft_wrap=True, stderr=True)
+            self._out = _Console(highlight=False, soft_wrap=True, width=WIDTH)
+        self._err = _Console(highlight=False, soft_wrap=True, stderr=True)
 
     def note(self, text: str) -> None:
         """Print one sentence."""
-        self._out.print(Text(text))
+        with _writing():
+            self._out.print(Text(text))
 
     def warn(self, text: str) -> None:
         """Print one sentence to standard error."""
-        self._err.print(Text(text, style="yellow"))
+        with suppress(OSError):  # there is nowhere to say it
+            self._err.print(Text(text, style="yellow"))
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
@@ -49,10 +63,16 @@ class Terminal:
             TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self._out) as progress:
+        progress = Progress(*columns, console=self._out)
+        with _writing():
+            progress.start()
+        try:
             bar = _Bar(progress, label, total)
             yield bar
             bar.finish()
+        finally:
+            with _writing():
+                progress.stop()
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table, numbers to the right."""
@@ -61,7 +81,8 @@ class Terminal:
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self._out.print(table)
+        with _writing():
+            self._out.print(table)
 
 
 class _Bar:
@@ -81,6 +102,31 @@ class _Bar:
         self._progress.update(self._task, total=task.completed)
 
 
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Say why standard output cannot be written; where nobody reads it any more, leave without a word as others do."""
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):  # what is left in buffers must not fail once more when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise _Closed(1) from error
+        raise RunError(
+            f"Standard output cannot be written: {error.strerror}; what a run has found so far is kept, and --resume "
+            "goes on with it"
+        ) from error
+
+
+def _understood(argv: Sequence[str]) -> tuple[str, Config]:
+    """Return what ``parse`` does; what that prints, such as help, reaches standard output here or is told why not."""
+    with _writing():
+        try:
+            return parse(argv)
+        finally:
+            sys.stdout.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -89,14 +135,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
+    with stoppable() as stop:
+        code = _told(argv)
+    return stop.exit_code if code == INTERRUPTED else code
+
+
+def _told(argv: Sequence[str] | None) -> int:
+    """Run one command, and print its error where there is one."""
     terminal = Terminal()
     try:
-        command, config = parse(sys.argv[1:] if argv is None else argv)
+        command, config = _understood(sys.argv[1:] if argv is None else argv)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # third parties'; ours are told in one line
-            warnings.simplefilter("always", JournalWarning)
+            warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             return _run(command, config, terminal)
     except AutopruneError as error:
@@ -112,5 +165,13 @@ def _run(command: str, config: Config, terminal: Terminal) -> int:
     module = importlib.import_module(f"autoprune.commands.{command}")
     from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
 
-    with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
-        return int(module.run(config, terminal))
+    try:
+        with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
+            return int(module.run(config, terminal))
+    except _Closed:
+        raise
+    except SystemExit as error:
+        raise RunError(
+            f"Code that is not autoprune's called sys.exit({error.code!r}) in the middle of {command}; let it return, "
+            "or raise an error"
+        ) from error

@@ -21,10 +21,12 @@ class Ceiling:
     Attributes:
         cost: the cost.
         limit: in the cost's unit.
+        requested: the budget that it was made of, as it was written, where there is one.
     """
 
     cost: Cost
     limit: float
+    requested: str = ""
 
 
 class Constraint:
@@ -42,9 +44,10 @@ class Constraint:
             if lowest > ceiling.limit:
                 metric = ceiling.cost.metric
                 raise BudgetUnreachableError(
-                    f"The budget {metric}={format_amount(metric, ceiling.limit)} is out of reach: with every unit at "
-                    f"its lower bound the network still needs {format_amount(metric, lowest)}; ask for more than that, "
-                    "lower --min-keep, or use a smaller image size"
+                    f"The budget {ceiling.requested or metric} is out of reach: candidates may need "
+                    f"{format_amount(metric, ceiling.limit)}, and with every unit at its lower bound the network still "
+                    f"needs {format_amount(metric, lowest)}; ask for more than that, lower --min-keep, or use a "
+                    "smaller image size"
                 )
 
     def costs(self, counts: Counts) -> dict[str, float]:

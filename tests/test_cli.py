@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import pytest
 from autoprune.cli import main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
+from tests.world import arguments
 
 Answer = Callable[[Config], int]
 
@@ -80,3 +83,72 @@ def test_the_module_can_be_run(root: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "autoprune: --episods is not an option of autoprune search; did you mean --episodes?\n"
+
+
+def leave(_: Config) -> int:
+    raise SystemExit(0)
+
+
+def test_a_command_does_not_end_by_anothers_exit(
+    answering: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(leave)
+    assert main(["search", "--budget", "flops=50%"]) == 2
+    assert "called sys.exit(0) in the middle of search" in capsys.readouterr().err
+
+
+# -- standard output that cannot be written --------------------------------------------------------
+
+PYTHON = f"{sys.executable} -m autoprune"
+NO_SPACE = "autoprune: Standard output cannot be written: No space left on device; what a run has found so far is kept"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["--version", "search --help", "search --print-config"])
+def test_a_full_disk_behind_standard_output_is_told(root: Path, words: str) -> None:
+    done = subprocess.run(f"{PYTHON} {words} > /dev/full", shell=True, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(NO_SPACE)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_reads_standard_output(root: Path) -> None:
+    words = f"set -o pipefail; {PYTHON} search --help | true"
+    done = subprocess.run(["bash", "-c", words], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+class Full(io.StringIO):
+    """A standard output on a disk that fills up, or that is closed, after some lines."""
+
+    def __init__(self, error: OSError, *, lines: int) -> None:
+        super().__init__()
+        self.error, self.left = error, lines
+
+    def write(self, text: str) -> int:
+        self.left -= text.count("\n")
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(errno.ENOSPC, "No space left on device"), 2), (BrokenPipeError(errno.EPIPE, "pipe"), 1)],
+)
+def test_a_run_whose_output_fails_is_kept_and_goes_on(
+    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: OSError, code: int,
+) -> None:  # fmt: skip
+    words = arguments("sensitivity", tiny, tmp_path / "run", "--ratios", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full(error, lines=1))
+        if code == 2:
+            assert main(words) == code
+        else:
+            with pytest.raises(SystemExit) as caught:
+                main(words)
+            assert caught.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(NO_SPACE) if code == 2 else said == ""
+    assert main(["sensitivity", "--resume", str(tmp_path / "run")]) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from autoprune.config import (
     option,
     to_yaml,
 )
+from autoprune.config._base import MOST
 from autoprune.errors import BudgetError, ConfigError, RunError
 
 SEARCH = SearchConfig(budget=("flops=50%",))
@@ -61,13 +63,17 @@ def test_every_field_is_documented(kind: type[Config]) -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"imgsz": 0}, "--imgsz must be a multiple of 32 of at least 32, got 0"),
-    ({"imgsz": 100}, "--imgsz must be a multiple of 32 of at least 32, got 100"),
+    ({"imgsz": 0}, "--imgsz must be a multiple of 32 from 32 to 32768, got 0"),
+    ({"imgsz": 100}, "--imgsz must be a multiple of 32 from 32 to 32768, got 100"),
     ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ({"device": "cuda:"}, "--device must be"),
     ({"batch": 0}, "--batch must be a whole number of at least 1, got 0"),
     ({"threads": 0}, "--threads must be a whole number of at least 1, got 0"),
     ({"seed": -1}, "--seed must be a whole number of at least 0, got -1"),
+    ({"seed": 2**31}, "--seed must be a whole number of at most 2147483647, got 2147483648"),
+    ({"imgsz": 2**16}, "--imgsz must be a multiple of 32 from 32 to 32768, got 65536"),
+    ({"threads": 10**6}, r"--threads must be at most \d+, the CPU cores of this machine, got 1000000"),
+    ({"images": 10**5000}, r"--images must be a whole number of at most 2147483647, got 1.00e\+5000"),
     ({"images": 0}, "--images must be"),
     ({"epochs": 0}, "--epochs must be"),
     ({"round_to": 0}, "--round-to must be"),
@@ -155,11 +161,11 @@ plain = st.builds(
     rule=st.sampled_from(Rule),
     criterion=st.sampled_from((*FROM_WEIGHTS, *FROM_IMAGES, "l0.5")),
     precision=st.sampled_from(Precision),
-    episodes=st.none() | st.integers(1),
+    episodes=st.none() | st.integers(1, MOST),
     min_keep=st.floats(0, 1, exclude_min=True),
     lr_scale=st.floats(0, 1, exclude_min=True),
-    finetune_epochs=st.none() | st.integers(0),
-    seed=st.integers(0),
+    finetune_epochs=st.none() | st.integers(0, MOST),
+    seed=st.integers(0, MOST),
     device=st.sampled_from(["auto", "cuda", "cuda:1"]),
     out=st.none() | paths.map(Path),
     trust_checkpoint=st.booleans(),
@@ -225,3 +231,15 @@ def test_a_configuration_that_cannot_be_written_or_read_names_the_file(tmp_path:
 
 def test_options_are_spelled_with_dashes() -> None:
     assert option("min_keep") == "--min-keep"
+
+
+def test_a_function_that_builds_a_network_is_found_from_any_folder() -> None:
+    here = Path.cwd()
+    spelled = {
+        "net.py:make": f"{here}/net.py:make",
+        "net.py:make@runs/1/model.pt": f"{here}/net.py:make@{here}/runs/1/model.pt",
+        "package.nets:make": "package.nets:make",
+        "package.nets:make@model.pt": f"package.nets:make@{here}/model.pt",
+    }
+    for typed, kept in spelled.items():
+        assert f"model: {json.dumps(kept)}\n" in to_yaml(replace(SEARCH, model=Path(typed), data=None))

@@ -139,6 +139,9 @@ SOURCES = {
     "syntax.py": "def make(:\n",
     "empty.py": "",
     "json.py": "def make():\n    return []\n",
+    "leaves.py": "import sys\ndef make():\n    sys.exit(0)\n",
+    "gone.py": "raise SystemExit\n",
+    "nothing.py": "def make():\n    pass\n",
 }
 
 
@@ -158,6 +161,9 @@ SOURCES = {
         ),
         ("syntax.py:make", "syntax.py cannot be imported (SyntaxError: invalid syntax"),
         ("json.py:make", "json.py:make must return an autoprune.models.module.ModuleAdapter, got a list"),
+        ("leaves.py:make", "leaves.py:make must return a ModuleAdapter, and raised SystemExit: 0"),
+        ("gone.py:make", "gone.py cannot be imported (SystemExit: )"),
+        ("nothing.py:make", "nothing.py:make must return an autoprune.models.module.ModuleAdapter, got nothing"),
         ("no.such.package:make", "no.such.package cannot be imported (ModuleNotFoundError"),
         (f"{OWN}@none.pt", "the checkpoint none.pt does not exist"),
     ],

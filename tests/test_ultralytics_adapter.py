@@ -223,7 +223,7 @@ def test_missing_data_file(folder: Path) -> None:
         ({"train": "images/train"}, "neither 'names' nor 'nc'"),
         ({"train": "images/train", "names": NAMES, "nc": 3}, "contradicts itself"),
         ({"train": "images/train", "names": {1: "a", 2: "b"}}, "numbered 0 to 1"),
-        ({"train": "images/train", "nc": "many"}, "positive integer"),
+        ({"train": "images/train", "nc": "many"}, "must be a whole number from 1"),
         ({"train": 3, "names": NAMES}, "path or a list of paths"),
         ({"train": "images/train", "names": ["a", "b", "c"]}, "tells 2 classes apart, but .* names 3"),
         ({"train": "images/train", "names": ["blue", "green"]}, "in another order"),
@@ -238,7 +238,7 @@ def test_data_file_that_does_not_fit(folder: Path, tmp_path: Path, content: dict
 @pytest.mark.parametrize("text", ["- a list\n", "train: [unclosed\n"])
 def test_data_file_that_is_no_mapping(folder: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(DataError, match="not a readable YAML mapping"):
+    with pytest.raises(DataError, match=r"is not readable YAML|must map names"):
         UltralyticsAdapter.load(folder / "tiny.pt", data=tmp_path / "data.yaml")
 
 

@@ -64,7 +64,7 @@ class _Comparison:
         dense = run.dense()
         limits = run.binding_limits(self._budget, dense)
         self._goals = LatencyGoals(run.benches, limits)
-        contest = Contest(run, config, run.constrain(limits, self._goals), self._goals)
+        contest = Contest(run, config, run.constrain(self._budget, limits, self._goals), self._goals)
         outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
         tuned = [self._tuned(contest, outcome) for outcome in outcomes]
         references = References(run, config, limits).all() if config.references else []

@@ -14,6 +14,7 @@ from autoprune.choices import StrategyName
 from autoprune.commands.finalists import choose
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.guidance import PRIORS, Guidance, measured_guidance, probes
+from autoprune.commands.records import recorded_allocation
 from autoprune.commands.run import PruningRun
 from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
 from autoprune.config import CompareConfig, Entry
@@ -107,7 +108,10 @@ class Contest:
         def searched() -> dict[str, Any]:
             return self._searched(entry, seed).to_json()
 
-        return Outcome.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
+        found = Outcome.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
+        for allocation in (found.allocation, *(candidate.allocation for candidate in found.tried)):
+            recorded_allocation(allocation, self._run.network.space, self._run.folder.journal, "outcome")
+        return found
 
     # -- one search --------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class CriteriaComparison:
         """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
         run, space = self._run, self._run.network.space
         goals = LatencyGoals(run.benches, limits)
-        constraint = run.constrain(limits, goals)
+        constraint = run.constrain(self._budget, limits, goals)
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
         chosen = choose([first], self._evaluator, constraint, goals, count=1, screen=self._screen)

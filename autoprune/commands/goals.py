@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class LatencyGoals:
             if metric not in self.limits:
                 return given
             off = float(given.cost(np.array(allocation))) / measured[metric]
-            return Ceiling(given.cost, self._targets[metric] * off * _ROUNDING)
+            return replace(given, limit=self._targets[metric] * off * _ROUNDING)
 
         return Constraint(constraint.space, [ceiling(given) for given in constraint.ceilings])
 
@@ -119,5 +120,5 @@ class LatencyGoals:
             cost = given.cost
             if isinstance(cost, LatencyCost):
                 cost = self._benches[cost.metric].corrected(cost)
-            ceilings.append(Ceiling(cost, given.limit))
+            ceilings.append(replace(given, cost=cost))
         return Constraint(constraint.space, ceilings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.budget import format_amount
-from autoprune.choices import Precision, Runtime
+from autoprune.choices import Precision, Runtime, is_device
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.network import Network, choose_device, warn_of_slow_int8
 from autoprune.commands.repeats import DOUBT, Steadiness, typical
@@ -22,7 +21,6 @@ from autoprune.cost.latency import LatencyCost, LatencyError, Sample, latency_pr
 from autoprune.cost.meter import LatencyMeter
 from autoprune.cost.samples import spread_allocations
 from autoprune.cost.timing import Effort, PairedTiming, Timing
-from autoprune.errors import ConfigError
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.space import Allocation
 
@@ -75,7 +73,6 @@ class Bench:
         meter: what measures.
 
     Raises:
-        ConfigError: the target is neither a runtime nor a device.
         DeviceError: the device or the runtime is not here.
     """
 
@@ -295,21 +292,12 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
         input_shape: of one input.
 
     Raises:
-        ConfigError: the target is neither a runtime nor a device.
         DeviceError: the device or the runtime is not here.
     """
     device, runtime = config.device, config.runtime
     target = metric.partition("@")[2]
     if target:
-        runtimes = {member.value: member for member in Runtime}
-        if target in runtimes:
-            runtime = runtimes[target]
-        elif re.fullmatch(r"cpu|cuda(:\d+)?", target):
-            device, runtime = target, None
-        else:
-            raise ConfigError(
-                f"A latency is measured on a runtime ({', '.join(runtimes)}) or on cpu, cuda or cuda:N, got {metric!r}"
-            )
+        device, runtime = (target, None) if is_device(target) else (device, Runtime(target))
     return runtime_settings(
         choose_device(device), image_size=image_size_of(input_shape), runtime=runtime, precision=config.precision,
         threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,

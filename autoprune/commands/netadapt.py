@@ -72,10 +72,10 @@ class _NetAdaptRun:
         start = time.perf_counter()
         base = self._trials.dense
         limits = [self._run.limits(budget, dense) for budget in self._budgets]
-        for most in limits:
+        for budget, most in zip(self._budgets, limits, strict=True):
             if not self._holds(base, most):
                 # a level out of reach ends the run here, not after the levels before it
-                self._run.constrain(most, LatencyGoals(self._run.benches, most))
+                self._run.constrain(budget, most, LatencyGoals(self._run.benches, most))
         levels = []
         for budget, most in zip(self._budgets, limits, strict=True):
             level = self._descend(budget, base, most)
@@ -99,7 +99,7 @@ class _NetAdaptRun:
         goals = LatencyGoals(self._run.benches, limits)
         if self._holds(base, limits):
             return _Level(budget, base, goals.measure(base.allocation))
-        constraint = self._run.constrain(limits, goals)
+        constraint = self._run.constrain(budget, limits, goals)
         while True:
             constraint = goals.calibrated(constraint, base.allocation)
             if not constraint.holds(np.array(base.allocation)):

@@ -15,7 +15,7 @@ from torch import nn
 from autoprune.budget import budget_levels
 from autoprune.choices import Select
 from autoprune.commands.deployment import Deployment, Found
-from autoprune.commands.network import evidence_of
+from autoprune.commands.records import recorded_allocation
 from autoprune.commands.run import PruningRun
 from autoprune.config import NetAdaptConfig
 from autoprune.constraint import Constraint
@@ -23,6 +23,7 @@ from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator
 from autoprune.importance import make_criterion
 from autoprune.models._base import Batch
+from autoprune.pruning import evidence_of
 from autoprune.space import Allocation, Counts, Space
 from autoprune.surgery import Pruner
 from autoprune.training.shortterm import train_briefly, training_batches
@@ -100,7 +101,9 @@ class Trials:
         self.evaluations += int(done["evaluations"])
         self.fine_tunes += int(done["fine_tunes"])
         # Read back even what was just written: a run that goes on after a kill must not differ by a rounding.
-        return self._reopened(base, tuple(done["allocation"]), float(done["score"]), path)
+        journal, space = self._run.folder.journal, self._run.network.space
+        allocation = recorded_allocation(done["allocation"], space, journal, "iteration")
+        return self._reopened(base, allocation, float(done["score"]), path)
 
     # -- scoring -----------------------------------------------------------------------------------
 

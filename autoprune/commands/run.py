@@ -151,14 +151,16 @@ class PruningRun:
             raise ConfigError(f"The dense network already holds {budget}; compare with a tighter budget")
         return limits
 
-    def constrain(self, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
-        """Return the limits as a constraint on allocations; latency by its predictor, fitted first.
+    def constrain(self, budget: Budget, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
+        """Return the limits of a budget as a constraint on allocations; latency by its predictor, fitted first.
 
         Raises:
             BudgetUnreachableError: even the narrowest network exceeds a limit.
         """
         ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
         ceilings += goals.ceilings()
+        requested = {limit.metric: limit.requested for limit in budget}
+        ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]
         try:
             return Constraint(self.network.space, ceilings)
         except BudgetUnreachableError as error:

@@ -87,7 +87,7 @@ class SearchRun:
             nothing = {"strategy": "none", "evaluations": 0, "cache_hits": 0, "seconds": 0.0, "best_score": 0.0}
             return {"dense": dense, **kept}, nothing
         goals = LatencyGoals(run.benches, limits)
-        constraint = run.constrain(limits, goals)
+        constraint = run.constrain(self._budget, limits, goals)
         evaluator = run.evaluator("evaluation", config.images)
         priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()

@@ -6,11 +6,13 @@ A configuration checks itself when it is made, so whoever holds one may trust it
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
+from autoprune.choices import match_factory
 from autoprune.config._base import (
     PLACE,
     BudgetedConfig,
@@ -35,7 +37,7 @@ __all__ = [
     "COMMANDS", "EXTENDABLE", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "DataConfig",
     "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
     "ReconstructingConfig", "ResumableConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml",
+    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml", "yaml_of",
 ]  # fmt: skip
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -70,11 +72,25 @@ def to_yaml(config: Config) -> str:
 
     Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
-    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT}
+    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT})
+
+
+def yaml_of(values: Mapping[str, object]) -> str:
+    """Return values of a configuration's fields as YAML that ``--config`` reads; paths become absolute."""
     return "".join(f"{name}: {json.dumps(_plain(value))}\n" for name, value in values.items())
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
-    return str(value.absolute()) if isinstance(value, Path) else value
+    return _absolute(value) if isinstance(value, Path) else value
+
+
+def _absolute(path: Path) -> str:
+    """Return a path that means the same from any folder; of a function that builds a network, its files' paths."""
+    found = match_factory(path)
+    if not found:
+        return str(path.absolute())
+    source = Path(found["source"]).absolute() if found["source"].endswith(".py") else found["source"]
+    weights = f"@{Path(found['weights']).absolute()}" if found["weights"] else ""
+    return f"{source}:{found['function']}{weights}"

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from autoprune.budget import Budget
-from autoprune.choices import DARKNET, Precision, Runtime, check_criterion, match_factory
+from autoprune.choices import DARKNET, Precision, Runtime, check_criterion, is_device, match_factory
 from autoprune.errors import ConfigError
+
+LARGEST_IMAGE = 2**15
+"""Pixels on a side; a batch of such images takes gigabytes by itself."""
+
+MOST = 2**31 - 1
+"""The largest count or seed: what every library takes, with room for the seeds that are made of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +41,12 @@ class RunConfig:
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.imgsz is not None and (self.imgsz < 32 or self.imgsz % 32):
-            raise ConfigError(f"--imgsz must be a multiple of 32 of at least 32, got {self.imgsz}")
+        if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
+            raise ConfigError(f"--imgsz must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
         self._check_device()
         check_counts(self, "threads", least=1)
+        if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
+            raise ConfigError(f"--threads must be at most {cores}, the CPU cores of this machine, got {self.threads}")
 
     def _check_device(self) -> None:
         check_device(self.device)
@@ -220,11 +230,18 @@ def check_family(model: Path | None, what: str) -> None:
 
 
 def check_counts(config: object, *names: str, least: int) -> None:
-    """Make sure that whole numbers, where they are given, are at least ``least``."""
+    """Make sure that whole numbers, where they are given, are at least ``least``, and that 32 bits hold them."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
-            raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {value}")
+            raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {shown(value)}")
+        if value is not None and value > MOST:
+            raise ConfigError(f"{option(name)} must be a whole number of at most {MOST}, got {shown(value)}")
+
+
+def shown(value: int) -> str:
+    """Return a whole number as a message can have it, however long it is."""
+    return str(value) if abs(value) < 10**20 else f"{Decimal(value):.2e}"
 
 
 def check_share(name: str, value: float) -> None:
@@ -244,7 +261,7 @@ def check_devices(value: str) -> None:
     names = devices_of(value)
     if len(names) == 1:
         check_device(value)
-    elif not re.fullmatch(r"cuda:\d+(,\d+)+", value) or len(set(names)) < len(names):
+    elif not re.fullmatch(r"cuda:[0-9]{1,3}(,[0-9]{1,3})+", value) or len(set(names)) < len(names):
         raise ConfigError(f"--device takes several GPUs as cuda:0,1, each once, got {value!r}")
 
 
@@ -256,5 +273,5 @@ def devices_of(value: str) -> tuple[str, ...]:
 
 def check_device(value: str) -> None:
     """Make sure that a device is named as they are named here."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+    if value != "auto" and not is_device(value):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {value!r}")

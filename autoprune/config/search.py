@@ -9,6 +9,7 @@ from autoprune.budget import budget_levels
 from autoprune.choices import FROM_CURVES, WARM_STARTED, Rule, Select, StrategyName, check_criterion
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
 from autoprune.errors import ConfigError
+from autoprune.numerals import decimal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,8 @@ class SensitivityConfig(PruningConfig):
     @property
     def keep_ratios(self) -> tuple[float, ...]:
         """The ratios as numbers, largest first."""
-        try:
-            ratios = {float(word) for word in self.ratios.split(",")}
-        except ValueError:
-            ratios = set()
-        if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        ratios = {decimal(word.strip()) or 0.0 for word in self.ratios.split(",")}
+        if not all(0 < ratio < 1 for ratio in ratios):
             raise ConfigError(f"--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got {self.ratios}")
         return tuple(sorted(ratios, reverse=True))
 

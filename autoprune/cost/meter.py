@@ -14,6 +14,7 @@ from autoprune.cost.beside import shares_beside
 from autoprune.cost.store import Store, look_up
 from autoprune.cost.tables import Point
 from autoprune.cost.timing import Effort, PairedTiming, Timing, time_alone, time_pair
+from autoprune.fields import fits
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
 from autoprune.runtimes.settings import (
     LAYERS_ALONE,
@@ -178,7 +179,7 @@ class LatencyMeter:
         def measure() -> Mapping[str, Any]:
             key = "-".join(str(count) for count in allocation)
             known = self._networks.load().get(key)
-            if known is not None:
+            if known is not None and fits(known, PairedTiming):
                 return dict(known)
             timing = self.measure(build, list(allocation), effort=SAMPLE_EFFORT)
             if timing.spread <= KEPT_SPREAD:  # what a disturbed moment gave is not handed on

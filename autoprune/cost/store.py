@@ -76,7 +76,7 @@ def look_up(store: Store, backend: Backend, points: Iterable[Point]) -> dict[Poi
     Times measured at different moments are made comparable by the anchor, a layer that is timed every time.
     """
     wanted = sorted(set(points), key=lambda point: point.key)
-    known = {key: value for key, value in store.load().items() if isinstance(value, float)}
+    known = {key: value for key, value in store.load().items() if isinstance(value, float) and value > 0}
     missing = [point for point in wanted if point.key not in known]
     if missing:
         measured = measure_points(backend, missing, anchor=known.get(ANCHOR.key))

@@ -142,7 +142,7 @@ class PairedTiming:
     def from_json(cls, values: Mapping[str, Any]) -> PairedTiming:
         """Read what ``to_json`` gave."""
         candidate, dense = Timing.from_json(values["candidate"]), Timing.from_json(values["dense"])
-        return cls(candidate, dense, float(values["ratio"]), float(values["spread"]), values["note"])
+        return cls(candidate, dense, float(values["ratio"]), float(values["spread"]), values.get("note"))
 
 
 def time_alone(runner: Runner, effort: Effort) -> Timing:

@@ -102,7 +102,3 @@ def dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
     if name == "AdamW" and float(dense["warmup_bias_lr"]) == 0:  # the mark that "auto" leaves beside its choice
         return name, 10 * rate
     return name, rate * min(1.0, batch / float(dense["nbs"])) if name == "SGD" else rate
-
-
-RECIPE = frozenset(recipe(stock.DEFAULT_CFG_DICT, epochs=1, batch=1, lr_scale=1.0)) | {"seed"}
-"""Names of the arguments that say how to train, and not where, on what or with whose files."""

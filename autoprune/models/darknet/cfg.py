@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import ModelError
+from autoprune.numerals import decimal, whole
 
 _SECTIONS = {
     **dict.fromkeys(("net", "network"), "net"),
@@ -67,9 +69,10 @@ class Section:
                 raise self.error(f"[{self.name}] needs {key}=")
             return default
         text = self.options[key].text
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+        found = whole(text)
+        if found is None or found < least:
             raise self.error(f"{key} must be a whole number of at least {least}, got {text!r}", key)
-        return int(text)
+        return found
 
     def number(self, key: str, default: float) -> float:
         """Return an option that is a number; ModelError where it is none."""
@@ -88,10 +91,11 @@ class Section:
 
     def _numbers(self, key: str) -> tuple[float, ...]:
         text = self.options[key].text
-        number = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-        if not re.fullmatch(f"{number}(,{number})*,?", text, re.IGNORECASE):
+        numbers = [decimal(part) for part in text.removesuffix(",").split(",")]
+        found = tuple(number for number in numbers if number is not None and math.isfinite(number))
+        if len(found) < len(numbers):
             raise self.error(f"{key} must be numbers with commas between, got {text!r}", key)
-        return tuple(float(part) for part in text.split(",") if part)
+        return found
 
 
 @dataclass(frozen=True)

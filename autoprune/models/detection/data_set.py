@@ -20,6 +20,7 @@ import torch
 
 from autoprune.errors import DataError
 from autoprune.models import stock
+from autoprune.models.detection.description import class_names, places_of, read_description, root_of
 
 SPLITS = ("train", "val", "test")
 Sample = Mapping[str, Any]
@@ -70,21 +71,14 @@ def read_data_set(file: Path) -> DataSet:
     Raises:
         DataError: the file is missing or malformed, or names neither ``train`` nor ``names`` / ``nc``.
     """
-    if not file.is_file():
-        raise DataError(f"the data set file {file} does not exist (a YAML file with train, val and names is expected)")
-    if file.suffix.lower() not in {".yaml", ".yml"}:
-        raise DataError(f"the data set must be described by a .yaml file, got {file}")
-    try:
-        described: dict[str, Any] = stock.YAML.load(str(file))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file} is not a readable YAML mapping: {str(error).splitlines()[0]}") from error
+    described = read_description(file)
     if not described.get("val") and described.get("validation"):
         described["val"] = described.pop("validation")
     if not described.get("train") and not described.get("val"):
         raise DataError(f"{file} names no 'train' and no 'val' split")
-    names = _names(file, described)
-    root = _root(file, described)
-    splits = {split: _places(file, split, described[split], root) for split in SPLITS if described.get(split)}
+    names = class_names(file, described)
+    root = root_of(file, described)
+    splits = {split: places_of(file, split, described[split], root) for split in SPLITS if described.get(split)}
     settings = {
         **described,
         "names": dict(enumerate(names)),
@@ -95,45 +89,6 @@ def read_data_set(file: Path) -> DataSet:
         **{split: [str(place) for place in places] for split, places in splits.items()},
     }
     return DataSet(file=file, names=names, splits=splits, settings=settings)
-
-
-def _names(file: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
-    names, count = described.get("names"), described.get("nc")
-    if names is None and count is None:
-        raise DataError(f"{file} must name its classes: it has neither 'names' nor 'nc'")
-    if names is None:
-        if not isinstance(count, int) or count < 1:
-            raise DataError(f"'nc' of {file} must be a positive integer, got {count!r}")
-        return tuple(f"class_{index}" for index in range(count))
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"'names' of {file} must be numbered 0 to {len(names) - 1}, got {sorted(names, key=str)}")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"'names' of {file} must be a list or an index-to-name mapping, got {names!r}")
-    if count is not None and count != len(names):
-        raise DataError(f"{file} contradicts itself: 'nc' is {count}, but 'names' has {len(names)} entries")
-    return tuple(map(str, names))
-
-
-def _root(file: Path, described: Mapping[str, Any]) -> Path:
-    root = Path(described.get("path") or file.parent)
-    if not root.exists() and not root.is_absolute():
-        root = Path(stock.DATASETS_DIR) / root
-    return root.resolve()
-
-
-def _places(file: Path, split: str, given: object, root: Path) -> tuple[Path, ...]:
-    entries = [given] if isinstance(given, str) else given
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise DataError(f"{split!r} of {file} must be a path or a list of paths, got {given!r}")
-    places = []
-    for entry in entries:
-        place = (root / entry).resolve()
-        if not place.exists() and entry.startswith("../"):  # exports of Roboflow are one folder off
-            place = (root / entry[3:]).resolve()
-        places.append(place)
-    return tuple(places)
 
 
 def _images_at(place: Path, split: str) -> Iterator[str]:
@@ -188,9 +143,13 @@ def readable(
             yield sample
 
 
-def has_labels(sample: Sample) -> bool:
-    """Return whether an image with a class per label, ``cls``, has any."""
-    return len(sample["cls"]) > 0
+def has_labels(image: str) -> bool:
+    """Return whether an image's file of labels says anything; nothing else is read."""
+    try:
+        with open(stock.img2label_paths([image])[0], "rb") as content:
+            return any(map(bytes.strip, content))
+    except OSError:
+        return False
 
 
 def label_file(image: str) -> str:
@@ -204,25 +163,25 @@ def check_samples(
     split: str,
     skipped: Mapping[str, str],
     *,
-    labelled: Callable[[Sample], bool] = has_labels,
+    labelled: Callable[[str], bool] = has_labels,
     expected: Callable[[str], str] = label_file,
 ) -> None:
     """Raise ``DataError`` where there is no image, or none that has a label.
 
     Args:
-        samples: images with ``im_file``, a path.
+        samples: images with ``im_file``, a path: all of the split, or the first `choosing.balanced` ones.
         data: where they are from.
         split: likewise.
         skipped: images that could not be read, with the reason.
-        labelled: tells whether an image has a label; by default ``cls`` has a class per label.
+        labelled: tells whether an image has a label.
         expected: says where the labels of an image are looked for.
     """
     if not samples:
         first = next((f"{file}: {reason}" for file, reason in skipped.items()), "")
         raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
-    if not any(map(labelled, samples)):
+    if not any(labelled(sample["im_file"]) for sample in samples):
         raise DataError(
-            f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
+            f"no image of the {split!r} split of {data.file} that can be read has a label; "
             f"{expected(samples[0]['im_file'])}"
         )
 
@@ -264,14 +223,18 @@ def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
 
 
 def cut_short(file: str) -> str | None:
-    """Say why, if an image cannot be opened, or is a JPEG without its end."""
+    """Say why, if an image cannot be opened, is too large, or is a JPEG without its end."""
+    if not os.path.isfile(file):
+        return "is no file" if os.path.lexists(file) else "does not exist"
     try:
         with PIL.Image.open(file) as image:
             jpeg = image.format == "JPEG"
         with open(file, "rb") as content:
             content.seek(-2, os.SEEK_END)
             ended = content.read() == b"\xff\xd9"
-    except OSError as error:
+    except PIL.Image.DecompressionBombError:
+        return f"has more than {2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)} pixels, which is refused as a decompression bomb"
+    except Exception as error:  # whatever a format's decoder raises
         return str(error)
     return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None
 

@@ -62,10 +62,8 @@ def open_factory(model: Path, *, device: str | torch.device = "cpu") -> ModuleAd
     def made() -> ModuleAdapter:
         adapter = _called(make, model)
         if not isinstance(adapter, ModuleAdapter):
-            raise ModelError(
-                f"{source}:{function} must return an autoprune.models.module.ModuleAdapter, got a "
-                f"{type(adapter).__name__}"
-            )
+            got = "nothing" if adapter is None else f"a {type(adapter).__name__}"
+            raise ModelError(f"{source}:{function} must return an autoprune.models.module.ModuleAdapter, got {got}")
         return adapter
 
     return made().opened(device=device) if weights is None else load(Path(weights), made, device=device)
@@ -106,7 +104,7 @@ def _executed(run: Callable[[], ModuleType], source: str) -> ModuleType:
         return run()
     except MemoryError:
         raise
-    except Exception as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a person's own code
         raise ModelError(f"{source} cannot be imported ({_told(error)})") from error
 
 
@@ -115,9 +113,9 @@ def _called(make: Callable[[], Any], model: Path) -> Any:
         return make()
     except (AutopruneError, MemoryError):
         raise
-    except Exception as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a person's own code
         raise ModelError(f"{model} must return a ModuleAdapter, and raised {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

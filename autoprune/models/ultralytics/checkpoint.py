@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from autoprune.errors import ModelError
 from autoprune.files import write_atomic
 from autoprune.models import stock
 from autoprune.models.detection.exporting import NOTES_KEY
-from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, settings_of, usable
+from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, train_args_of, usable
 from autoprune.models.ultralytics.loading import load_content
 from autoprune.models.ultralytics.plain import is_plain
 
@@ -65,11 +66,25 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     best_epoch = (best or {}).get("best_epoch", 0)
     return Checkpoint(
         module=module,
-        train_args=settings_of(content, path),
+        train_args=train_args_of(content, path),
         notes=notes if isinstance(notes, dict) and is_plain(notes) else {},
         epoch=-1 if epoch is None else int(epoch),
         best_epoch=best_epoch if isinstance(best_epoch, int) else 0,
     )
+
+
+def settings_of(module: Any, file: Path) -> Mapping[str, Any]:
+    """Return the settings that an open network was trained with, all of Ultralytics' keys.
+
+    ``YOLO`` leaves four of them in the network that it opens; the others are read again from its file, and are
+    Ultralytics' defaults where that is not there any more.
+    """
+    kept = module.args if isinstance(module.args, Mapping) else vars(module.args)
+    trained: Mapping[str, Any] = stock.DEFAULT_CFG_DICT
+    if not stock.DEFAULT_CFG_DICT.keys() <= kept.keys():
+        with suppress(ModelError):
+            trained = read_checkpoint(file).train_args
+    return {**trained, **{key: value for key, value in kept.items() if key in trained}}
 
 
 def checkpoint_bytes(

@@ -98,7 +98,7 @@ def check_entries(content: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def settings_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def train_args_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the training's settings, all of Ultralytics' keys; the defaults fill what is missing.
 
     Raises:

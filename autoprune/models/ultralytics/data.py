@@ -81,6 +81,16 @@ class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
         with TemporaryDirectory() as scratch:
             return self.cache_labels(Path(scratch) / cache_path.name), False
 
+    def begin_epoch(self) -> None:
+        """Forget the images of the last epoch, and draw those that mosaics are made of until others were loaded.
+
+        Ultralytics makes mosaics of the last images that it loaded, which a resumed training has not.
+        """
+        if self.cache != "ram":  # mosaics are of all images there
+            for index in self.buffer:
+                self.ims[index] = self.im_hw0[index] = self.im_hw[index] = None
+            self.buffer = random.sample(range(self.ni), max(self.max_buffer_length - 1, 0))
+
     def verify_args(self) -> tuple[Any, Any]:
         """Return the check of one image and its arguments."""
         _, arguments = super().verify_args()
