@@ -293,7 +293,7 @@ def _check_trust(config: Config, words: Sequence[str]) -> None:
     for name, value in _factories(config).items():
         if option(name) not in said:
             raise ConfigError(
-                f"{option(name)} {value} is code to be run, and comes from a file; if you trust its origin, give {TRUST}"
+                f"{option(name)} {value} is code to be run and comes from a file; if you trust it, give {TRUST}"
             )
 
 

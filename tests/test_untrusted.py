@@ -21,7 +21,7 @@ from autoprune.models import build_adapter, open_adapter
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.building import activation_of, build
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training import finetune, resume_finetune
+from autoprune.training import finetune
 
 from .detectors import build as build_detector
 from .detectors import tiny_yaml, write_detector
@@ -251,36 +251,24 @@ def test_a_checkpoint_has_no_hooks_and_no_parts_that_are_no_modules(tmp_path: Pa
 
 
 def test_a_training_that_goes_on_in_a_folder_of_others_runs_nothing(tmp_path: Path, canary: Canary) -> None:
-    """Neither a cache of labels, which Ultralytics keeps as a pickle, nor what the settings in the file name."""
+    """Neither a cache of labels, which Ultralytics keeps as a pickle, nor a checkpoint, nor what its settings name."""
     adapter = write_training(tmp_path)
     out = tmp_path / "out"
     with pytest.raises(Stop):
         finetune(adapter, adapter.module, epochs=2, batch=3, out=out, on_epoch=stop)
     assert not list(tmp_path.rglob("*.cache")), "no cache is kept"
-    evil = tmp_path / "evil.pt"
-    torch.save({"model": Call(os.system, f"touch {canary.path}")}, evil)
-    for place in (
-        out / "train.cache",
-        out / "val.cache",
-        *(tmp_path / "labels" / f"{x}.cache" for x in ("train", "val")),
-    ):
-        np.save(place, np.array(Call(os.system, f"touch {canary.path}"), dtype=object), allow_pickle=True)
-        place.with_suffix(".cache.npy").rename(place)
-    last = out / "weights" / "last.pt"
-    content = torch.load(last, weights_only=False)
-    for name in ("distill_model", "pretrained", "cfg", "tracker", "project", "model", "data", "augmentations"):
-        content["train_args"][name] = str(evil)
-    torch.save(content, last)
-    assert resume_finetune(adapter, adapter.module, out=out).epochs == 2
+    call = Call(os.system, f"touch {canary.path}")
+    for name in ("train.cache", "val.cache"):
+        for folder in (out, tmp_path / "labels"):
+            with (folder / name).open("wb") as file:
+                np.save(file, np.array(call, dtype=object), allow_pickle=True)
+    evil = {"model": call, "ema": call, "train_args": dict.fromkeys(("distill_model", "pretrained", "cfg"), "evil.pt")}
+    torch.save(evil, out / "weights" / "last.pt")
+    assert finetune(adapter, adapter.module, epochs=2, batch=3, out=out, resume=True).epochs == 2
     assert not canary.sings
-
-
-def test_a_checkpoint_that_is_resumed_is_read_safely_first(tmp_path: Path, canary: Canary) -> None:
-    adapter = write_training(tmp_path)
-    (tmp_path / "out" / "weights").mkdir(parents=True)
-    torch.save({"model": Call(os.system, f"touch {canary.path}")}, tmp_path / "out" / "weights" / "last.pt")
-    with pytest.raises(ModelError, match="safe loader does not know"):
-        resume_finetune(adapter, adapter.module, out=tmp_path / "out")
+    torch.save({"epoch": call}, out / "weights" / "state.pt")
+    with pytest.raises(ModelError, match="state"):
+        finetune(adapter, adapter.module, epochs=2, batch=3, out=out, resume=True)
     assert not canary.sings
 
 
