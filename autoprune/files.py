@@ -61,6 +61,17 @@ def why_no_file(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: as ``Path.read_bytes``; also of a pipe or a device, which may be read for ever.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return path.read_bytes()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 

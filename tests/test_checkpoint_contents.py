@@ -88,10 +88,10 @@ def test_a_checkpoint_of_the_yolov5_repository_is_told(file: Path, monkeypatch: 
         open_adapter(file)
 
 
-@pytest.mark.parametrize("name", ["best.pt", "best.cfg", "best.weights"])
+@pytest.mark.parametrize("name", ["best.pt", "best.cfg"])
 def test_a_pipe_is_no_file_and_nothing_waits_for_it(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ModelError, match=r"is no regular file|does not exist|numbers alone"):
+    with pytest.raises(ModelError, match="is no regular file"):
         open_adapter(tmp_path / name)
 
 
