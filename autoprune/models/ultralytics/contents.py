@@ -126,7 +126,7 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
         module: changed in place: an absent ``yaml`` and ``stride`` are set, and a list of names gets its numbers, as
             Ultralytics does.
         path: named in messages.
-        trust: take the YAML's activation as it is; it is not evaluated here either way.
+        trust: also allow hooks, and any activation in the YAML; nothing of that is evaluated here either way.
 
     Raises:
         ModelError: a part is no module, or has another type; or a tensor is larger than what the file has of it.
@@ -134,6 +134,11 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
     network: Any = module
     for part in module.modules():
         _check_part(part, path)
+        if not trust and any(vars(part).get(name) for name in _HOOKS):
+            raise ModelError(
+                f"{path} has hooks on a {type(part).__name__}, which would run with it; save it without them, or add "
+                "--trust-checkpoint"
+            )
     layers = getattr(network, "model", None)
     if not isinstance(layers, nn.Sequential) or not len(layers):
         raise ModelError(f"{path} holds a {type(module).__name__} without a sequence of layers, as Ultralytics has")
@@ -155,13 +160,10 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
 
 
 def _check_part(part: nn.Module, path: Path) -> None:
-    """Make sure of one module: what it consists of, and that nothing else is called when it runs."""
-    children, tensors = vars(part).get("_modules"), {**_own(part, "_parameters"), **_own(part, "_buffers")}
-    if not isinstance(children, dict) or not all(child is None or isinstance(child, nn.Module) for child in
-                                                 children.values()):  # fmt: skip
+    """Make sure of what one module consists of: modules, and tensors that the file holds."""
+    children, tensors = _own(part, "_modules"), {**_own(part, "_parameters"), **_own(part, "_buffers")}
+    if not all(child is None or isinstance(child, nn.Module) for child in children.values()):
         raise ModelError(f"{path} is damaged: a {type(part).__name__} in it has parts that are no modules")
-    if any(vars(part).get(name) for name in _HOOKS):
-        raise ModelError(f"{path} has hooks on a {type(part).__name__}, which would run with it; save it without them")
     for name, tensor in tensors.items():
         if tensor is not None and not _is_held(tensor):
             raise ModelError(f"{path} is damaged: it does not hold all numbers of a {type(part).__name__}'s {name}")
