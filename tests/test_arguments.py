@@ -287,7 +287,7 @@ def test_a_network_that_the_command_line_names_needs_no_further_word(tmp_path: P
 def test_trust_is_given_again_with_resume(tmp_path: Path, config: dict[str, Any]) -> None:
     told = SearchConfig(budget=("flops=50%",), out=tmp_path, **config)
     file = save(told, tmp_path)
-    assert "trust" not in file.read_text()
+    assert "trust_checkpoint" not in file.read_text()
     assert resume_command("search", told, tmp_path) == f"autoprune search --resume {tmp_path} --trust-checkpoint"
     for words in (["--resume", str(tmp_path), "--trust-checkpoint"], ["--trust-checkpoint", f"--resume={tmp_path}"]):
         resumed = search(*words)

@@ -53,7 +53,8 @@ def test_a_network_that_ran_on_several_gpus_is_unwrapped(file: Path) -> None:
         (lambda: {"model": build().state_dict()}, "is a state dict, which has a network's weights and not the network"),
         (lambda: {}, "holds no network, neither a model nor an ema; give the .pt file"),
         (lambda: {"model": 5}, "holds no network, only 5 as its model"),
-        (lambda: [build()], "is corrupt or no Ultralytics checkpoint"),
+        (lambda: [build()], "holds a list, not an Ultralytics checkpoint"),
+        (lambda: torch.zeros(2), "holds a Tensor, not an Ultralytics checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_called_by_its_name(file: Path, what: Any, said: str) -> None:

@@ -21,7 +21,7 @@ from autoprune.models import build_adapter, open_adapter
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.building import activation_of, build
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training import finetune
+from autoprune.training.finetune import finetune
 
 from .detectors import build as build_detector
 from .detectors import tiny_yaml, write_detector
@@ -160,7 +160,6 @@ def test_what_is_no_activation_is_refused(spelled: object) -> None:
         {"scales": {"n": ["CANARY", 1, 1]}},
         {"scales": "CANARY"},
         {"depth_multiple": 10**9},
-        {"nc": "CANARY"},
     ],
 )
 def test_an_architecture_file_runs_nothing(tiny: Path, tmp_path: Path, canary: Canary, change: dict[str, Any]) -> None:
@@ -279,7 +278,7 @@ def test_nothing_in_a_policy_is_evaluated(
     tiny: Path, searched: Path, tmp_path: Path, canary: Canary, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = (searched / "policy.json").read_text()
-    for old in _texts(json.loads(good)):
+    for old in _texts(json.loads(good))[:6]:
         (tmp_path / "policy.json").write_text(good.replace(json.dumps(old), json.dumps(canary.expression)))
         words = ["apply", "--policy", str(tmp_path / "policy.json"), "--model", str(tiny / "best.pt")]
         code = main([*words, "--imgsz", str(SIZE), "--out", str(tmp_path / "run")])
@@ -322,7 +321,7 @@ def test_nothing_in_a_sensitivity_file_is_evaluated(
     assert main(arguments("sensitivity", tiny, tmp_path / "curves", "--ratios", "0.5")) == 0
     good = (tmp_path / "curves" / "sensitivity.json").read_text()
     capsys.readouterr()
-    for old in _texts(json.loads(good))[:8]:
+    for old in _texts(json.loads(good))[:4]:
         file = tmp_path / "sensitivity.json"
         file.write_text(good.replace(json.dumps(old), json.dumps(canary.expression)))
         words = ("--budget", "flops=70%", "--strategy", "sensitivity", "--episodes", "2", "--sensitivity", str(file))
@@ -339,12 +338,12 @@ def test_a_run_of_others_is_not_trusted_because_it_says_so(
     run = shutil.copytree(searched, tmp_path / "run")
     (tmp_path / "net.py").write_text(f"def make():\n    {canary.expression}\n")
     config = (run / "config.yaml").read_text()
-    lines = [line for line in config.splitlines() if not line.startswith("model:")]
+    lines = [line for line in config.splitlines() if not line.startswith(("model:", "data:"))]
     for more in ([f'model: "{tmp_path / "net.py"}:make"', "data: null"], ["trust_checkpoint: true"]):
         (run / "config.yaml").write_text("\n".join([*(lines if len(more) == 2 else config.splitlines()), *more]))
         for words in (["--resume", str(run)], ["--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]):
             assert main(["search", *words]) == 2
-            assert "give --trust-checkpoint" in one_sentence(capsys.readouterr().err) or "--data" in more[-1]
+            assert "give --trust-checkpoint" in one_sentence(capsys.readouterr().err)
             assert not canary.sings
 
 

@@ -161,17 +161,15 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
 
 def _check_part(part: nn.Module, path: Path) -> None:
     """Make sure of what one module consists of: modules, and tensors that the file holds."""
-    children, tensors = _own(part, "_modules"), {**_own(part, "_parameters"), **_own(part, "_buffers")}
+    own = [vars(part).get(kind) for kind in ("_modules", "_parameters", "_buffers")]
+    if not all(isinstance(one, dict) for one in own):
+        raise ModelError(f"{path} is damaged: a {type(part).__name__} in it has no lists of its parts")
+    children, *tensors = (one or {} for one in own)
     if not all(child is None or isinstance(child, nn.Module) for child in children.values()):
         raise ModelError(f"{path} is damaged: a {type(part).__name__} in it has parts that are no modules")
-    for name, tensor in tensors.items():
+    for name, tensor in (item for kind in tensors for item in kind.items()):
         if tensor is not None and not _is_held(tensor):
             raise ModelError(f"{path} is damaged: it does not hold all numbers of a {type(part).__name__}'s {name}")
-
-
-def _own(part: nn.Module, kind: str) -> dict[str, Any]:
-    found = vars(part).get(kind)
-    return found if isinstance(found, dict) else {}
 
 
 def _is_held(tensor: Any) -> bool:

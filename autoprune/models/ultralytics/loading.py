@@ -145,6 +145,8 @@ def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
             f"{path} uses {what} that Ultralytics' safe loader does not know, and loading it would run code from the "
             f"file; {_TRUST}"
         ) from error
+    if isinstance(error, AttributeError) and error.name == "model":  # so the loader takes whatever is no dictionary
+        raise ModelError(f"{path} holds a {type(error.obj).__name__}, not an Ultralytics checkpoint") from error
     if isinstance(error, (ImportError, AttributeError)):
         raise ModelError(f"{path} uses a class that cannot be imported here: {error}") from error
     raise ModelError(f"{path} is corrupt or no Ultralytics checkpoint ({type(error).__name__})") from error
