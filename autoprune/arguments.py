@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_args
 from docstring_parser import parse as parse_docstring
 
 from autoprune import __version__
+from autoprune.choices import match_factory
 from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, RunConfig, option, to_yaml, yaml_of
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.files import write_atomic
@@ -24,6 +25,9 @@ from autoprune.plain_yaml import read_texts
 
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that keeps what the run was told."""
+
+TRUST = "--trust-checkpoint"
+"""The option that lets a file run code. It counts where it is said, on the command line; no file says it for itself."""
 
 _ALIASES = {"--strategy": "--agent"}
 """Other names of options."""
@@ -71,6 +75,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
     """Return the command and its configuration.
 
     With ``--resume RUN`` the configuration is the one kept in the run folder, with ``resume`` and ``out`` set to it.
+    What runs somebody's code is taken from the command line only: ``--trust-checkpoint``, and a network that is named
+    by the function that builds it.
 
     Args:
         argv: the command line without the program's name.
@@ -87,6 +93,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
     command, config = _parse(argv)
     if getattr(config, "resume", None) is not None:
         raise ConfigError("resume belongs on the command line, not into a configuration file")
+    _check_trust(config, argv)
     return command, config
 
 
@@ -113,6 +120,12 @@ def save(config: RunConfig, folder: Path) -> Path:
     path = folder / CONFIG_FILE
     write_atomic(path, to_yaml(config))
     return path
+
+
+def resume_command(command: str, config: RunConfig, run: Path) -> str:
+    """Return what is typed to go on with a run that was interrupted."""
+    trusting = config.trust_checkpoint or bool(_factories(config))
+    return f"autoprune {command} --resume {run}" + (f" {TRUST}" if trusting else "")
 
 
 # -- building --------------------------------------------------------------------------------------
@@ -240,12 +253,13 @@ def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
     at = words.index("--resume")
     run, rest = words[at + 1 : at + 2], words[:at] + words[at + 2 :]
     extensions = [option(name) for name in EXTENDABLE.get(argv[0], ())]
-    more: list[str] = []
+    more = [word for word in rest if word == TRUST]
+    rest = [word for word in rest if word != TRUST]
     while len(rest) >= 2 and rest[0] in extensions:
         more, rest = [*more, f"{rest[0]}={rest[1]}"], rest[2:]
     if rest or not run:
         others = [word for word in rest if word.startswith("-")]
-        allowed = f" but for {' and '.join(extensions)}" if extensions else ""
+        allowed = f" but for {' and '.join([*extensions, TRUST])}"
         raise ConfigError(
             f"--resume RUN stands alone{allowed}, the run knows its other options"
             + (f"; remove {', '.join(others)}" if others else f", got {' '.join(words)}")
@@ -260,7 +274,33 @@ def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
     if not isinstance(config, ResumableConfig):
         raise ConfigError(f"{command} has nothing to resume")
+    _check_trust(config, more)
     return replace(config, resume=run, out=run)
+
+
+def _check_trust(config: Config, words: Sequence[str]) -> None:
+    """Refuse what a file would have run, unless the command line says so: the file may be somebody else's.
+
+    Args:
+        config: from a file, the command line, or both.
+        words: the command line.
+    """
+    said = {word.partition("=")[0] for word in words}
+    if TRUST in said or not isinstance(config, RunConfig):
+        return
+    if config.trust_checkpoint:
+        raise ConfigError(f"trust_checkpoint is not taken from a file, which could so trust itself; give {TRUST}")
+    for name, value in _factories(config).items():
+        if option(name) not in said:
+            raise ConfigError(
+                f"{option(name)} {value} is code to be run and comes from a file; if you trust it, give {TRUST}"
+            )
+
+
+def _factories(config: RunConfig) -> dict[str, Path]:
+    """Return the options whose value names a function that builds a network."""
+    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "resume")}
+    return {name: value for name, value in values.items() if isinstance(value, Path) and match_factory(value)}
 
 
 # -- saying what is wrong --------------------------------------------------------------------------

@@ -48,6 +48,30 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
         raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
 
 
+def why_no_file(path: Path) -> str | None:
+    """Return why nothing can be read from a path, as the end of a sentence; None where it is a regular file.
+
+    A pipe or a device is none: opening it may wait for ever.
+    """
+    try:
+        if path.is_file():
+            return None
+        return "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+    except OSError as error:  # such as a name that is too long
+        return f"cannot be read: {error.strerror}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: as ``Path.read_bytes``; also of a pipe or a device, which may be read for ever.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return path.read_bytes()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autoprune import __version__
-from autoprune.arguments import parse, save
+from autoprune.arguments import parse, resume_command, save
 from autoprune.budget import METRICS
 from autoprune.choices import DataSetName, Select, StrategyName
 from autoprune.config import (
@@ -249,6 +250,60 @@ def test_resume_stands_alone(tmp_path: Path, line: str) -> None:
     save(SearchConfig(budget=("flops=50%",)), tmp_path)
     with pytest.raises(ConfigError, match="--resume RUN stands alone"):
         search(*line.replace("RUN", str(tmp_path)).split())
+
+
+OWN = "net.py:make"
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("search", "budget: [flops=50%]\ntrust_checkpoint: true\n"),
+        ("search", f"budget: [flops=50%]\nmodel: {OWN}\n"),
+        ("profile", f"model: {OWN}\n"),
+        ("export", f"model: {OWN}@model.pt\n"),
+        ("export", "model: package.module:make\n"),
+        ("train", f"policy: p.json\nmodel: a.pt\ndata: d.yaml\ndistill: {OWN}\n"),
+        ("quantize", f"model: a.pt\ndata: d.yaml\ndense: {OWN}\n"),
+        ("mask", "model: a.pt\ndata: d.yaml\ntrust_checkpoint: true\n"),
+    ],
+)
+def test_a_file_cannot_have_code_run(tmp_path: Path, command: str, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"give --trust-checkpoint$"):
+        parse([command, "--config", str(file)])
+    assert parse([command, "--config", str(file), "--trust-checkpoint"])[1]
+
+
+def test_a_network_that_the_command_line_names_needs_no_further_word(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"budget: [flops=50%]\nmodel: {OWN}\n")
+    assert search("--config", str(file), "--model", "other.py:make").model == Path("other.py:make")
+    assert search("--config", str(file), f"--model={OWN}").model == Path(OWN)
+
+
+@pytest.mark.parametrize("config", [{"trust_checkpoint": True}, {"model": Path(OWN)}])
+def test_trust_is_given_again_with_resume(tmp_path: Path, config: dict[str, Any]) -> None:
+    told = SearchConfig(budget=("flops=50%",), out=tmp_path, **config)
+    file = save(told, tmp_path)
+    assert "trust_checkpoint" not in file.read_text()
+    assert resume_command("search", told, tmp_path) == f"autoprune search --resume {tmp_path} --trust-checkpoint"
+    for words in (["--resume", str(tmp_path), "--trust-checkpoint"], ["--trust-checkpoint", f"--resume={tmp_path}"]):
+        resumed = search(*words)
+        assert resumed.trust_checkpoint
+        assert resumed.resume == tmp_path
+    if told.model is not None:
+        with pytest.raises(ConfigError, match=r"--model .*net\.py:make is code to be run and comes from a file"):
+            search("--resume", str(tmp_path))
+    file.write_text(file.read_text() + "trust_checkpoint: true\n")
+    with pytest.raises(ConfigError, match=r"give --trust-checkpoint$"):
+        search("--resume", str(tmp_path))
+
+
+def test_a_run_that_trusted_nothing_is_resumed_without_a_word(tmp_path: Path) -> None:
+    told = SearchConfig(budget=("flops=50%",), out=tmp_path)
+    assert resume_command("search", told, tmp_path) == f"autoprune search --resume {tmp_path}"
 
 
 def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:

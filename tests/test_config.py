@@ -192,7 +192,7 @@ def absolute(config: Config) -> Config:
 def test_a_search_written_as_yaml_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
     path = save(config, tmp_path_factory.mktemp("run"))
     assert path.name == "config.yaml"
-    assert load("search", path) == absolute(config)
+    assert load("search", path) == replace(absolute(config), trust_checkpoint=False), "a file holds no trust"
 
 
 @pytest.mark.parametrize(

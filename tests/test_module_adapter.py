@@ -136,6 +136,27 @@ def test_another_network_s_checkpoint_is_refused(own: ModuleAdapter, pruned: nn.
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": [1]}, r"has version \[1\] of its format"),
+        ({"tensors": {"a": 5}}, "is damaged"),
+        ({"tensors": {"a": torch.zeros(1).expand(10**12)}}, "is damaged"),
+        ({"numbers": {"": {"forward": "x"}}}, "is damaged"),
+        ({"numbers": 5}, "is damaged"),
+        ({"numbers": {"": {"forward": 5}}}, "must change numbers of the network alone, and has forward"),
+        ({"name": None}, "is damaged"),
+    ],
+)
+def test_a_checkpoint_with_wrong_values_is_told(
+    own: ModuleAdapter, pruned: nn.Module, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    own.save(pruned, tmp_path / "model.pt")
+    torch.save({**torch.load(tmp_path / "model.pt", weights_only=True), **change}, tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=message):
+        own.reopen(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [(None, "does not exist"), (b"", "is corrupt"), ({"model": 1}, "must be a checkpoint that autoprune wrote")],
 )

@@ -59,7 +59,7 @@ def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> Non
 
 
 def test_a_search_killed_while_it_fine_tunes_ends_the_same(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import autoprune.commands.tuning as tuning
 
@@ -73,7 +73,10 @@ def test_a_search_killed_while_it_fine_tunes_ends_the_same(
         with pytest.raises(Stop):
             main(words("search", whole, *SEARCH))
     assert (whole / "finetune" / "weights" / "last.pt").exists()
-    assert main(["search", "--resume", str(whole)]) == 0
+    capsys.readouterr()
+    assert main(["search", "--resume", str(whole)]) == 2, "a run's folder may be somebody else's"
+    assert "is code to be run and comes from a file" in one_sentence(capsys.readouterr().err)
+    assert main(["search", "--resume", str(whole), "--trust-checkpoint"]) == 0
     assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
     assert summary(whole)["finetuned"]["accuracy"] == summary(run)["finetuned"]["accuracy"]
 

@@ -124,9 +124,10 @@ def test_flipped_bits_in_a_checkpoint(folder: Path, tmp_path: Path) -> None:
 
 
 def test_weights_without_a_network(tmp_path: Path) -> None:
-    torch.save({"model": build().state_dict()}, tmp_path / "state.pt")
-    with pytest.raises(ModelError, match="holds no network, only OrderedDict"):
-        UltralyticsAdapter.load(tmp_path / "state.pt")
+    for content in ({"model": build().state_dict()}, build().state_dict()):
+        torch.save(content, tmp_path / "state.pt")
+        with pytest.raises(ModelError, match=r"is a state dict, which has .* weights and not the network"):
+            UltralyticsAdapter.load(tmp_path / "state.pt")
 
 
 def test_bare_tensor_as_checkpoint(tmp_path: Path) -> None:

@@ -52,5 +52,5 @@ def test_what_cannot_be_built_is_refused(tiny: Path, name: str, said: str) -> No
 def test_a_broken_file_is_named(tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("nc: 1\nbackbone:\n  - [-1, 1, Cnov, [16, 3, 2]]\nhead:\n  - [[0], 1, Detect, [nc]]\n")
-    with pytest.raises(ModelError, match=r"mine\.yaml describes no network that Ultralytics can build"):
+    with pytest.raises(ModelError, match=r"mine\.yaml names 'Cnov', which is no layer of Ultralytics"):
         build_adapter(str(file), data=tiny / "data" / "data.yaml")

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from autoprune import __version__
-from autoprune.arguments import save
+from autoprune.arguments import resume_command, save
 from autoprune.budget import is_latency
 from autoprune.commands.inputs import Inputs, noted_in
 from autoprune.commands.records import check_record
@@ -58,12 +58,15 @@ class RunFolder:
         resumed: whether an earlier process began it.
     """
 
-    def __init__(self, path: Path, journal: Journal, *, command: str, made: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, path: Path, journal: Journal, *, command: str, config: RunConfig, made: Sequence[Path] = ()
+    ) -> None:
         """Use ``open``; ``made`` are the folders that this process made, the run's own first."""
         self.path = path
         self.journal = journal
         self.resumed = not made
         self._command, self._made = command, made
+        self._again = resume_command(command, config, path)
 
     @classmethod
     def open(cls, command: str, config: RunConfig) -> RunFolder:
@@ -93,7 +96,7 @@ class RunFolder:
         except BaseException:
             _remove(made)
             raise
-        return cls(path, journal, command=command, made=made)
+        return cls(path, journal, command=command, config=config, made=made)
 
     @classmethod
     def _go_on(cls, command: str, config: RunConfig, path: Path) -> RunFolder:
@@ -111,7 +114,7 @@ class RunFolder:
         except BaseException:
             journal.close()
             raise
-        return cls(path, journal, command=command)
+        return cls(path, journal, command=command, config=config)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run whole or not at all; returns its path."""
@@ -137,12 +140,11 @@ class RunFolder:
         if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
             return
         resumable = issubclass(COMMANDS[self._command], ResumableConfig)
-        resume = f"autoprune {self._command} --resume {self.path}"
         if isinstance(error, KeyboardInterrupt) and resumable:
-            raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {resume}") from error
+            raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
         if resumable and (self.resumed or self._found_anything()):
             raise type(error)(
-                f"{str(error).rstrip('.')}; what was found is kept, and {resume} goes on there"
+                f"{str(error).rstrip('.')}; what was found is kept, and {self._again} goes on there"
             ) from error
         _remove(self._made)
 

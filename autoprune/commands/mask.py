@@ -66,7 +66,7 @@ def run(config: MaskConfig, screen: Screen) -> int:
         path = folder.path / MASKED
         if not path.exists():
             adapter.save(_tuned(config, adapter, masks, folder.path, screen), path)
-        module = open_adapter(path, image_size=adapter.image_size, device=adapter.device).module
+        module = adapter.reopen(path)
         check_masks(module, masks)
         given, masked = (
             _Network.of(name, one, adapter, folder) for name, one in (("given", adapter.module), ("masked", module))

@@ -72,7 +72,8 @@ class References:
             if row is not None:
                 found.append(Trained(**row))
             else:
-                self._run.screen.note(f"There is no row '{name}': it cannot meet {', '.join(self._config.budget)}.")
+                budget = ", ".join(self._config.budget)
+                self._run.screen.note(f"There is no row '{name}': no such network meets {budget}.")
         return found
 
     # -- the alternatives --------------------------------------------------------------------------

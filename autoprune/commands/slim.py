@@ -46,8 +46,7 @@ class _Pipeline:
         )
         sparsify(dense, folder.path, settings, self._screen)
         search = SearchRun(
-            replace(config, model=folder.path / SPARSE, trust_checkpoint=False), folder, self._screen,
-            teacher=dense.adapter.module,
+            replace(config, model=folder.path / SPARSE), folder, self._screen, teacher=dense.adapter.module,
         )  # fmt: skip
         stages, figures = search.shipped()
         sparse = stages.pop("dense")

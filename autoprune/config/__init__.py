@@ -63,12 +63,16 @@ EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "cr
 """What may be changed when a run of a command goes on: it then does more than it was told at first."""
 
 
+UNKEPT = ("resume", "trust_checkpoint")
+"""What a configuration's file does not hold: how a run goes on, and whom its user trusts, is said each time."""
+
+
 def to_yaml(config: Config) -> str:
     """Return a configuration as YAML that ``--config`` reads back to an equal one, from any folder.
 
-    Paths become absolute, and ``resume`` is left out: it says how a run goes on, not what it is.
+    Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
-    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name != "resume"})
+    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT})
 
 
 def yaml_of(values: Mapping[str, object]) -> str:

@@ -30,7 +30,8 @@ class RunConfig:
         device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
         threads: CPU threads for computing and measuring; by default what torch chooses
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
-        trust_checkpoint: open a checkpoint even if it could run code of its author
+        trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and --resume
+            takes it anew
     """
 
     imgsz: int | None = None
@@ -57,7 +58,8 @@ class ResumableConfig(RunConfig):
 
     Attributes:
         seed: fixes all that chance decides: which images, the search, the training
-        resume: the folder of a run that was interrupted, to go on with; stands alone, the run knows its other options
+        resume: the folder of a run that was interrupted, to go on with; the run knows its other options, all but
+            --trust-checkpoint
     """
 
     seed: int = 0

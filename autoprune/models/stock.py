@@ -27,7 +27,7 @@ from ultralytics.models.yolo.obb import OBBTrainer, OBBValidator
 from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
 from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
 from ultralytics.nn import tasks
-from ultralytics.nn.modules import Classify, Detect, RTDETRDecoder
+from ultralytics.nn.modules import Classify, Conv, Detect, RTDETRDecoder
 from ultralytics.nn.tasks import (
     ClassificationModel,
     DetectionModel,
@@ -72,6 +72,7 @@ __all__ = [
     "ClassificationTrainer",
     "ClassificationValidator",
     "Classify",
+    "Conv",
     "Detect",
     "DetectionModel",
     "DetectionTrainer",

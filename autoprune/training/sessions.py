@@ -12,7 +12,7 @@ from autoprune.training.session import Session
 
 
 class FileSession(Session):
-    """Of images with label files, whose cache goes into the run's folder."""
+    """Of images with label files."""
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a split as Ultralytics does."""
@@ -56,7 +56,6 @@ def _images(
 ) -> Any:
     training = mode == "train"
     return kind(
-        cache_folder=session.save_dir,
         img_path=place,
         imgsz=session.args.imgsz,
         batch_size=batch,

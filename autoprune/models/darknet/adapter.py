@@ -16,6 +16,7 @@ from autoprune.choices import DARKNET
 from autoprune.errors import DataError
 from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
+from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
@@ -44,7 +45,7 @@ from autoprune.models.detection.metrics import Metric, measure
 from autoprune.models.detection.suppression import suppressed
 
 _TASK = "detect"
-_VALIDATION_BATCH = 16
+_VALIDATION_BATCH, _EXAMPLES = 16, 2
 _METRIC = Metric(confidence=0.005, overlap=0.45)
 """As ``darknet detector valid`` chooses detections (``detector.c``: ``validate_detector``)."""
 
@@ -114,6 +115,8 @@ class DarknetAdapter(TrainableAdapter):
             data_set = read_data_set(data)
             check_classes(network.cfg, data_set)
         size = network.cfg.net.integer("width")
+        images = _VALIDATION_BATCH if data is not None else _EXAMPLES
+        check_memory(network, size, name=str(cfg), stride=stride_of(network.cfg), images=images, device=target)
         return cls(network, header, data=data_set, image_size=size, device=target)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from autoprune.errors import ModelError
+from autoprune.files import read_bytes
 from autoprune.models.darknet.network import DarknetNetwork
 
 _NUMBER = np.dtype("<f4")
@@ -58,7 +59,7 @@ def read_weights(path: Path, network: DarknetNetwork) -> Header:
         ModelError: the file cannot be read, or holds more or fewer numbers than the network has.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     try:

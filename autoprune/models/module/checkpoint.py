@@ -20,7 +20,7 @@ from torch import nn
 
 from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
-from autoprune.files import saying_why, write_atomic
+from autoprune.files import saying_why, why_no_file, write_atomic
 
 VERSION = 1
 
@@ -86,6 +86,8 @@ class Checkpoint:
             if path not in modules:
                 raise ModelError(f"{file} must belong to the network that it was made of, which had a module {path}")
             for key, value in values.items():
+                if not _is_number(getattr(modules[path], key, 0)):
+                    raise ModelError(f"{file} must change numbers of the network alone, and has {key} of {path}")
                 setattr(modules[path], key, value)
         return network.eval()
 
@@ -105,8 +107,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: it is missing, corrupt, or something else.
     """
-    if not path.is_file():
-        raise ModelError(f"the checkpoint {path} does not exist")
+    if reason := why_no_file(path):
+        raise ModelError(f"the checkpoint {path} {reason}")
     try:
         with saying_why(path, "read"):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,9 +118,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path} is corrupt, or no checkpoint that autoprune wrote of a module") from error
     if not isinstance(content, dict) or content.get("format") != MODULE_FORMAT:
         raise ModelError(f"{path} must be a checkpoint that autoprune wrote of a module, such as a run's model.pt")
-    if content["version"] != VERSION:
-        raise ModelError(f"{path} has version {content['version']} of its format, this autoprune reads {VERSION}")
-    return Checkpoint(**{key: content[key] for key in ("name", "tensors", "numbers", "notes")})
+    if content.get("version") != VERSION:
+        raise ModelError(
+            f"{path} has version {content.get('version')!s:.20} of its format, this autoprune reads {VERSION}"
+        )
+    name, tensors, numbers, notes = (content.get(key) for key in ("name", "tensors", "numbers", "notes"))
+    if not (isinstance(name, str) and isinstance(notes, dict) and _are_tensors(tensors) and _are_numbers(numbers)):
+        raise ModelError(f"{path} is damaged: it must have tensors and whole numbers by their names")
+    return Checkpoint(name, tensors, numbers, notes)
+
+
+def _are_tensors(value: Any) -> bool:
+    """Return whether a value maps names to tensors that the file holds whole."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str)
+        and isinstance(one, torch.Tensor)
+        and one.layout is torch.strided
+        and one.numel() * one.element_size() <= one.untyped_storage().nbytes()
+        for key, one in value.items()
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    """Return whether a value maps paths to the numbers of modules."""
+    return isinstance(value, dict) and all(
+        isinstance(numbers, dict) and all(map(_is_number, numbers.values())) for numbers in value.values()
+    )
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

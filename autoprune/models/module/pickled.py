@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.files import saying_why
+from autoprune.files import saying_why, why_no_file
 
 
 def load_pickled(path: Path, *, trust: bool = False, repository: Path | None = None) -> nn.Module:
@@ -39,8 +39,8 @@ def load_pickled(path: Path, *, trust: bool = False, repository: Path | None = N
         ModelError: the file is missing, corrupt, not trusted, holds no network, or names a class that cannot be
             imported; the message says which one.
     """
-    if not path.is_file():
-        raise ModelError(f"the checkpoint {path} does not exist")
+    if reason := why_no_file(path):
+        raise ModelError(f"the checkpoint {path} {reason}")
     if not trust:
         raise ModelError(
             f"{path} holds a pickled network, and opening it runs code that the file names; if you trust its origin, "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import DataError
+from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
 from autoprune.models._base import (
     Accuracy,
@@ -24,6 +24,7 @@ from autoprune.models._base import (
     Predictions,
 )
 from autoprune.models._device import resolve_device
+from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
 from autoprune.models.detection.comparing import difference, disagreement
@@ -41,6 +42,7 @@ from autoprune.models.ultralytics.checks import (
     stride_of,
 )
 from autoprune.models.ultralytics.class_folders import read_data
+from autoprune.models.ultralytics.contents import usable
 from autoprune.models.ultralytics.images import IMAGES, Images
 from autoprune.models.ultralytics.loss_sums import scoring_criterion
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
@@ -48,7 +50,7 @@ from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, suppor
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 
-_VALIDATION_BATCH = 16
+_VALIDATION_BATCH, _EXAMPLES = 16, 2
 _HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)
 _PAIRS = "pairs"
 """Key of a batch under which `scoring.find_pairs` of its labels is kept."""
@@ -63,6 +65,8 @@ class UltralyticsAdapter(Adapter):
         task: what the network does.
         train_args: the settings that the dense network was trained with, all of Ultralytics' keys.
         notes: what an earlier run of autoprune noted in the checkpoint.
+        trust: whether the checkpoint was allowed to name classes outside Ultralytics and torch; what is written of its
+            network is read again on the same terms.
         skipped: images that could not be read so far, each with the reason; one entry per image.
     """
 
@@ -79,8 +83,10 @@ class UltralyticsAdapter(Adapter):
         image_size: int,
         device: torch.device,
         notes: Mapping[str, Any] | None = None,
+        trust: bool = False,
     ) -> None:
         self.name = name
+        self.trust = trust
         self.device = device
         self.image_size = image_size
         self.train_args = train_args
@@ -125,22 +131,25 @@ class UltralyticsAdapter(Adapter):
         """
         target = resolve_device(device)
         checkpoint = read_checkpoint(weights, trust=trust)
-        check_task(weights, checkpoint.module)
-        check_unfused(weights, checkpoint.module)
-        size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
-        data_set = None
-        if data is not None:
-            data_set = read_data(data, task_of(checkpoint.module).name)
-            check_classes(weights, checkpoint.module, data_set)
-        return cls(
-            checkpoint.module,
-            name=name_of(checkpoint.module, weights),
-            train_args=checkpoint.train_args,
-            data=data_set,
-            image_size=size,
-            device=target,
-            notes=checkpoint.notes,
-        )
+        with usable(weights):
+            check_task(weights, checkpoint.module)
+            check_unfused(weights, checkpoint.module)
+            size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
+            _check_memory(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
+        data_set = None if data is None else read_data(data, task_of(checkpoint.module).name)
+        with usable(weights):
+            if data_set is not None:
+                check_classes(weights, checkpoint.module, data_set)
+            return cls(
+                checkpoint.module,
+                name=name_of(checkpoint.module, weights),
+                train_args=checkpoint.train_args,
+                data=data_set,
+                image_size=size,
+                device=target,
+                notes=checkpoint.notes,
+                trust=trust,
+            )
 
     @classmethod
     def of(cls, module: nn.Module, *, data: Path, image_size: int | None = None) -> UltralyticsAdapter:
@@ -193,12 +202,14 @@ class UltralyticsAdapter(Adapter):
         data_set = read_data(data, TASKS[kind_of(description)].name)
         module = build_untrained(description, data_set.settings, seed=seed)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
+        size = choose_image_size(module, image_size, settings)
+        _check_memory(module, size, name=architecture, validated=True, device=target)
         return cls(
             module,
             name=name_of(module, Path(architecture)),
             train_args=settings,
             data=data_set,
-            image_size=choose_image_size(module, image_size, settings),
+            image_size=size,
             device=target,
         )
 
@@ -345,7 +356,10 @@ class UltralyticsAdapter(Adapter):
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""
-        network = scaled(self.module, width)
+        try:
+            network = scaled(self.module, width)
+        except ModelError:  # its YAML builds no network: a comparison goes on without this one
+            return None
         return None if network is None else _prepared(network, self.train_args).to(self.device)
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
@@ -357,8 +371,10 @@ class UltralyticsAdapter(Adapter):
         write_checkpoint(module, path, train_args=self._recorded_args(), notes=notes)
 
     def reopen(self, path: Path) -> nn.Module:
-        """Read a stock checkpoint, by the safe loader."""
-        return UltralyticsAdapter.load(path, image_size=self.image_size, device=self.device).module
+        """Read a stock checkpoint, by the safe loader unless the dense network's was trusted."""
+        checkpoint = read_checkpoint(path, trust=self.trust)
+        check_task(path, checkpoint.module)
+        return _prepared(checkpoint.module, checkpoint.train_args).to(self.device)
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of the checkpoint without notes."""
@@ -383,6 +399,12 @@ class UltralyticsAdapter(Adapter):
         if supports(self._scoring):
             batch[_PAIRS] = find_pairs(self._scoring, batch)
         return batch
+
+
+def _check_memory(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:
+    """Make sure that the images of one batch fit into memory: of the validation where there is data, else examples."""
+    images = _VALIDATION_BATCH if validated else _EXAMPLES
+    check_memory(module, size, name=name, stride=stride_of(module), images=images, device=device)
 
 
 def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
-from autoprune.files import saying_why, write_atomic
+from autoprune.files import write_atomic
 from autoprune.models import stock
 from autoprune.models.detection.exporting import NOTES_KEY
+from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, train_args_of, usable
+from autoprune.models.ultralytics.loading import load_content
+from autoprune.models.ultralytics.plain import is_plain
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,22 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     Raises:
         ModelError: the file is missing, corrupt, not an Ultralytics checkpoint, or needs ``trust``.
     """
-    _check_file(path)
-    with stock.quiet():
-        content = _load(path, trust)
-    if content.get("format") == MODULE_FORMAT:
-        raise ModelError(f"{path} is of a network of one's own; name the function too, --model FILE.py:FUNCTION@{path}")
-    module = content.get("ema") if content.get("ema") is not None else content.get("model")
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{path} holds no network, only {type(module).__name__}; give the .pt file that Ultralytics' training wrote"
-        )
+    content = load_content(path, trust=trust)
+    module = network_of(content, path)
+    check_entries(content, path)
     if content.get("modelopt"):
         raise ModelError(f"{path} was trained for quantization (QAT); prune the network first and quantize it after")
-    given = content.get("train_args") or {}
-    notes, epoch = content.get(NOTES_KEY), content.get("epoch")
+    with usable(path):
+        check_network(module, path, trust=trust)
+        module = module.float().eval()
+    notes, epoch, best = (content.get(name) for name in (NOTES_KEY, "epoch", "stopper"))
+    best_epoch = (best or {}).get("best_epoch", 0)
     return Checkpoint(
-        module=module.float().eval(),
-        train_args={**stock.DEFAULT_CFG_DICT, **{k: v for k, v in given.items() if k in stock.DEFAULT_CFG_DICT}},
-        notes=notes if isinstance(notes, dict) else {},
+        module=module,
+        train_args=train_args_of(content, path),
+        notes=notes if isinstance(notes, dict) and is_plain(notes) else {},
         epoch=-1 if epoch is None else int(epoch),
-        best_epoch=int((content.get("stopper") or {}).get("best_epoch", 0)),
+        best_epoch=best_epoch if isinstance(best_epoch, int) else 0,
     )
 
 
@@ -89,67 +85,6 @@ def settings_of(module: Any, file: Path) -> Mapping[str, Any]:
         with suppress(ModelError):
             trained = read_checkpoint(file).train_args
     return {**trained, **{key: value for key, value in kept.items() if key in trained}}
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what cannot be a checkpoint, before any loader guesses (or searches the network for it)."""
-    if not path.exists():
-        raise ModelError(f"the weights file {path} does not exist")
-    if not path.is_file():
-        raise ModelError(f"the weights must be a .pt file, but {path} is a folder")
-    if path.suffix != ".pt":
-        raise ModelError(f"the weights must be a .pt file that Ultralytics' training wrote, got {path}")
-    with saying_why(path, "read"), path.open("rb"):
-        pass
-    if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} is corrupt, cut short, or no checkpoint: it is not a file that torch.save wrote")
-
-
-def _load(path: Path, trust: bool) -> dict[str, Any]:
-    try:
-        with _no_installs(path):
-            content, _ = stock.torch_safe_load(str(path), safe_only=not trust)
-    except ModelError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:  # the loader raises seven kinds of errors for four conditions
-        _explain(path, error, trust)
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a {type(content).__name__}, not an Ultralytics checkpoint")
-    return content
-
-
-@contextmanager
-def _no_installs(path: Path) -> Iterator[None]:
-    """Keep the loader from installing, by pip, the modules that a checkpoint names."""
-
-    def refuse(requirement: str, *_: object, **__: object) -> NoReturn:
-        raise ModelError(f"{path} needs the Python module {requirement!r}, which is not installed here")
-
-    before: Callable[..., object] = stock.tasks.check_requirements
-    stock.tasks.check_requirements = refuse
-    try:
-        yield
-    finally:
-        stock.tasks.check_requirements = before
-
-
-def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
-    """Raise what a loader's error means."""
-    reason = f"{error} {error.__cause__ or ''}"
-    if "TorchScript" in reason:
-        raise ModelError(f"{path} is a TorchScript export; give the .pt file that training wrote") from error
-    foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-    if not trust and ("outside the supported" in reason or foreign or isinstance(error, ModuleNotFoundError)):
-        what = f"the class {foreign[1]}" if foreign else "classes"
-        raise ModelError(
-            f"{path} uses {what} that Ultralytics' safe loader does not know, and loading it would run code from the "
-            "file; if you trust its origin, add --trust-checkpoint"
-        ) from error
-    if isinstance(error, (ImportError, AttributeError)):
-        raise ModelError(f"{path} uses a class that cannot be imported here: {error}") from error
-    raise ModelError(f"{path} is corrupt or no Ultralytics checkpoint ({type(error).__name__})") from error
 
 
 def checkpoint_bytes(

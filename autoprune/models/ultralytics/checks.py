@@ -11,7 +11,11 @@ from torch import nn
 
 from autoprune.errors import DataError, ModelError
 from autoprune.models.detection.data_set import DataSet
+from autoprune.models.ultralytics.plain import shown
 from autoprune.models.ultralytics.tasks import TASKS, classes_of
+
+DEFAULT_SIZE, LEAST_SIZE = 640, 32
+"""Pixels of Ultralytics' images where a training names no size, and of the smallest that are sensible."""
 
 
 def stride_of(module: nn.Module) -> int:
@@ -45,13 +49,15 @@ def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[
     """Return the input size: the one asked for, or the trained one rounded up to the stride.
 
     Raises:
-        ModelError: the size asked for is not a positive multiple of the stride.
+        ModelError: the size asked for is not a positive multiple of the stride, or the trained one is no size.
     """
     stride = stride_of(module)
     if asked is None:
-        trained = train_args.get("imgsz")
-        asked = max(trained) if isinstance(trained, (list, tuple)) else int(trained or 640)
-        return max(stride, -(-asked // stride) * stride)  # rounded up, as Ultralytics does itself
+        given = train_args.get("imgsz")
+        trained = list(given) if isinstance(given, (list, tuple)) and given else [given or DEFAULT_SIZE]
+        if not all(type(side) is int and side > 0 for side in trained):
+            raise ModelError(f"the checkpoint was trained at imgsz {shown(given)}, no image size; give --imgsz")
+        return -(-max(LEAST_SIZE, *trained) // stride) * stride  # rounded up, as Ultralytics does itself
     if asked < 1 or asked % stride:
         near = max(1, round(asked / stride)) * stride
         raise ModelError(

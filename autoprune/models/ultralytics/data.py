@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -71,19 +72,14 @@ class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc
 
 
 class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set as its trainer uses it, except that it writes nothing into the user's data.
+    """Ultralytics' data set as its trainer uses it, except that it keeps no cache of the labels.
 
-    Args:
-        cache_folder: where the label cache goes, instead of beside the labels.
-        settings: the arguments of `YOLODataset`.
+    Ultralytics' is a pickle beside the labels, which runs code of whoever put it there when it is read.
     """
 
-    def __init__(self, *, cache_folder: Path, **settings: Any) -> None:
-        self._cache_folder = cache_folder
-        super().__init__(**settings)
-
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> Any:
-        return super()._load_or_scan_cache(self._cache_folder / cache_path.name, cache_hash)
+        with TemporaryDirectory() as scratch:
+            return self.cache_labels(Path(scratch) / cache_path.name), False
 
     def begin_epoch(self) -> None:
         """Forget the images of the last epoch, and draw those that mosaics are made of until others were loaded.

@@ -12,6 +12,8 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models import stock
+from autoprune.models.ultralytics.building import OWN, build, check_description
+from autoprune.models.ultralytics.plain import first_line, shown
 
 
 def scaled(module: nn.Module, width: float) -> nn.Module | None:
@@ -23,18 +25,25 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
 
     Returns:
         The network, on the CPU; None where the YAML names no scale.
+
+    Raises:
+        ModelError: Ultralytics cannot build the YAML's network.
     """
     source: Any = module
-    description: dict[str, Any] = deepcopy(source.yaml)
+    check_description(source.yaml, OWN)
+    description: dict[str, Any] = dict(source.yaml)
     scales = description.get("scales")
     if not scales:
         return None
     scale = description.get("scale") or next(iter(scales))
+    if scale not in scales:
+        raise ModelError(f"{OWN} has no scale {shown(scale)}")
     depth, multiple, most = scales[scale]
     description["scales"] = {scale: [depth, multiple * width, most]}
     description["scale"] = scale
-    with stock.quiet():
-        network: Any = type(module)(description, ch=description.get("channels", 3), nc=description["nc"], verbose=False)
+    network: Any = build(
+        type(module), description, name=OWN, ch=description.get("channels", 3), nc=description.get("nc")
+    )
     network.names = deepcopy(source.names)
     smaller: nn.Module = network
     return smaller
@@ -49,16 +58,13 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
         seed: of the weights; torch's random state stays as it is.
 
     Raises:
-        ModelError: Ultralytics cannot build it.
+        ModelError: it is malformed, or Ultralytics cannot build it.
     """
-    name = description["yaml_file"]
-    with stock.quiet(), torch.random.fork_rng(devices=[]):
+    kind = kind_of(description)
+    extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind is _POSE else {}
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind_of(description) is _POSE else {}
-        try:
-            network: Any = kind_of(description)(dict(description), nc=len(data["names"]), verbose=False, **extra)
-        except Exception as error:  # whatever a wrong entry leads to
-            raise ModelError(f"{name} describes no network that Ultralytics can build: {error}") from error
+        network: Any = build(kind, description, name=description["yaml_file"], nc=len(data["names"]), **extra)
     network.names = dict(data["names"])
     fresh: nn.Module = network
     return fresh
@@ -83,6 +89,8 @@ def describe(architecture: str) -> dict[str, Any]:
             f"There is no architecture {architecture}; name a YAML that Ultralytics brings, such as yolov3-tiny.yaml, "
             "or a file of your own"
         ) from error
+    except Exception as error:  # what is in the file is no YAML, or no mapping
+        raise ModelError(f"{architecture} is not a readable YAML mapping: {first_line(error)}") from error
     if _head_of(description) not in _NETWORKS:
         raise ModelError(
             f"{architecture} describes a network with the head {_head_of(description)}; supported are "
@@ -99,13 +107,13 @@ def kind_of(description: Mapping[str, Any]) -> type:
 def _head_of(description: Mapping[str, Any]) -> str:
     """Return the class of a YAML's last layer."""
     try:
-        return str(description["head"][-1][2])
+        name = description["head"][-1][2]
     except (KeyError, IndexError, TypeError):
         return "none"
+    return name if isinstance(name, str) else "none"
 
 
 _POSE = stock.PoseModel
-
 _NETWORKS: Mapping[str, type] = {
     **dict.fromkeys(("Detect", "v10Detect"), stock.DetectionModel),
     **dict.fromkeys(("Segment", "Segment26"), stock.SegmentationModel),

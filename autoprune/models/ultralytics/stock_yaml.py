@@ -22,6 +22,7 @@ from autoprune.errors import ModelError
 from autoprune.graph import Tie
 from autoprune.models import stock
 from autoprune.models._description import Description
+from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.tasks import TASKS, Task
 
 Row = list[Any]
@@ -130,12 +131,15 @@ def _convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 def _description(module: nn.Module) -> dict[str, Any]:
     """Return the YAML of a network, as far as its rows can tell its widths."""
     source: Any = module
-    given: dict[str, Any] = deepcopy(source.yaml)
     if type(module) is not stock.DetectionModel:
         raise ModelError(
             f"A stock YAML is written for detectors, got a {type(module).__name__}; leave --stock-yaml out"
         )
+    check_description(source.yaml, OWN)
+    given: dict[str, Any] = deepcopy(source.yaml)
     layers = _layers(module)
+    if len(layers) != len(given["backbone"]) + len(given["head"]):
+        raise ModelError(f"{OWN} must have the {len(layers)} layers that the network has; leave --stock-yaml out")
     rows = [
         _row(number, row, layer)
         for number, (row, layer) in enumerate(zip([*given["backbone"], *given["head"]], layers, strict=True))
@@ -217,8 +221,8 @@ def _verify(module: nn.Module, description: Mapping[str, Any]) -> None:
         ModelError: one differs.
     """
     channels = description.get("channels", description.get("ch", 3))
-    with stock.quiet(), torch.random.fork_rng(devices=[]):
-        built = stock.DetectionModel(deepcopy(dict(description)), ch=channels, verbose=False)
+    with torch.random.fork_rng(devices=[]):
+        built = build(stock.DetectionModel, description, name=OWN, ch=channels)
     ours, theirs = ({name: tuple(x.shape) for name, x in each.state_dict().items()} for each in (module, built))
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):

@@ -120,8 +120,8 @@ class _Training:
     def run(self, arguments: dict[str, Any], module: nn.Module) -> None:
         """Train a copy of a network, to the end."""
         with process_state_kept(self.adapter.device), saying_why(self.around.out):
-            for left in (*self.around.out.glob("*.cache"), *self.around.out.glob("weights/.state.pt.*.tmp")):
-                left.unlink()  # labels, which Ultralytics would unpickle, and what a kill has cut off
+            for left in self.around.out.glob("weights/.state.pt.*.tmp"):
+                left.unlink()  # what a kill has cut off
             if self.around.devices:
                 self._in_processes(arguments, module)
                 return

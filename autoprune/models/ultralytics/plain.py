@@ -1,0 +1,51 @@
+"""Plain values: what a file of somebody else may hold beside tensors, told from what only looks like it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+MOST_VALUES = 100_000
+"""More values than any settings have: a few lists that contain each other can stand for billions."""
+
+_SHOWN = 60
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value consists of texts, numbers, paths, None, and lists and dictionaries of them."""
+    waiting, seen = [value], 0
+    while waiting:
+        one = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            return False
+        if isinstance(one, Mapping):
+            if not all(key is None or type(key) in (str, int, float, bool) for key in one):
+                return False
+            waiting.extend(one.values())
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(one)
+        elif not (one is None or isinstance(one, (str, int, float, PurePath))) or _is_huge(one):
+            return False
+    return True
+
+
+def _is_huge(value: Any) -> bool:
+    """Return whether a whole number is none that a computer counts with; Python would still compute with it."""
+    return isinstance(value, int) and abs(value) >= 2**63
+
+
+def shown(value: Any) -> str:
+    """Return a value of somebody else's file for a message: short, on one line, its class where it is not plain."""
+    if not is_plain(value):
+        return f"a {type(value).__name__}"
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > _SHOWN:
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of a library says, on one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
