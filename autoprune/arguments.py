@@ -265,7 +265,7 @@ def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
 
 def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     path = run / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
     if not isinstance(config, ResumableConfig):
