@@ -260,7 +260,7 @@ IMAGES: list[tuple[str, Callable[[Path], str], str]] = [
 
 
 @pytest.mark.parametrize(("write", "said"), [case[1:] for case in IMAGES], ids=[case[0] for case in IMAGES])
-def test_images_and_labels(  # fmt: skip
+def test_images_and_labels(
     write: Callable[[Path], str],
     said: str,
     tiny: Path,

@@ -107,11 +107,9 @@ OTHERS: list[tuple[str, Callable[[Any], object], str]] = [
 """Policies of another network."""
 
 
-@pytest.mark.parametrize(
-    ("edit", "said"), [case[1:] for case in EDITS + OTHERS], ids=[case[0] for case in EDITS + OTHERS]
-)
+@pytest.mark.parametrize(("name", "edit", "said"), EDITS + OTHERS)
 def test_policies_that_were_edited(
-    edit: Callable[[Any], object], said: str, searched: Path, tiny: Path, folder: Path, capsys: Capsys
+    name: str, edit: Callable[[Any], object], said: str, searched: Path, tiny: Path, folder: Path, capsys: Capsys
 ) -> None:
     policy = edited(searched / "policy.json", edit)
     argv = ["apply", "--policy", policy, "--model", str(tiny / "best.pt"), "--threads", "1", "--out", "run"]
@@ -237,10 +235,8 @@ def test_what_may_not_be_read(tiny: Path, folder: Path, capsys: Capsys) -> None:
     if os.access("p.json", os.R_OK):
         pytest.skip("this user may read everything")
     argv = ["apply", "--model", str(tiny / "best.pt"), "--out", "run", "--threads", "1"]
-    refuse([*argv, "--policy", "p.json"], ["p.json cannot be read: Permission denied"], capsys, folder=folder)
-    refuse(
-        [*argv, "--policy", "closed/p.json"], ["--policy must be a path that can be looked up"], capsys, folder=folder
-    )
+    for policy, said in (("p.json", "cannot be read"), ("closed/p.json", "--policy must be a path")):
+        refuse([*argv, "--policy", policy], [said], capsys, folder=folder)
 
 
 def test_a_cache_that_is_a_file_costs_time_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
