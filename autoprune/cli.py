@@ -17,8 +17,8 @@ from rich.text import Text
 
 from autoprune.arguments import parse
 from autoprune.config import Config
-from autoprune.errors import AutopruneError, RunError
-from autoprune.journal import JournalWarning
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
+from autoprune.stopping import stoppable
 
 INTERRUPTED = 130
 
@@ -137,14 +137,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
+    with stoppable() as stop:
+        code = _told(argv)
+    return stop.exit_code if code == INTERRUPTED else code
+
+
+def _told(argv: Sequence[str] | None) -> int:
+    """Run one command, and print its error where there is one."""
     terminal = Terminal()
     try:
         command, config = _understood(sys.argv[1:] if argv is None else argv)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # third parties'; ours are told in one line
-            warnings.simplefilter("always", JournalWarning)
+            warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             return _run(command, config, terminal)
     except AutopruneError as error:

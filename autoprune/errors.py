@@ -55,3 +55,7 @@ class ExportError(AutopruneError):
     """An exported network does not predict what the network predicts that it was made of."""
 
     exit_code = 3
+
+
+class AutopruneWarning(UserWarning):
+    """Root of all warnings: one sentence that a person should read, though nothing failed."""

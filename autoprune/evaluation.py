@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add
 
 import torch
 from torch import nn
@@ -158,7 +159,7 @@ class Evaluator:
         module = self.materialise(base).train()
         return Prefix.record(
             module,
-            [partial(self.adapter.loss, module, batch) for batch in self._batches],
+            [partial(self.adapter.loss_sum, module, batch) for batch in self._batches],
             base=base,
             stages=stages,
             starts=first_stages(self.pruner.space.graph, self.pruner.module, stages),
@@ -166,15 +167,11 @@ class Evaluator:
         )
 
     def _loss(self, module: nn.Module) -> float:
-        """Return the loss per image in train mode, over all scoring images."""
+        """Return the loss in train mode, over all scoring images."""
         module.train()
-        total, images = 0.0, 0
         with torch.no_grad():
-            for batch in self._batches:
-                size = len(self.adapter.inputs(batch))
-                total += float(self.adapter.loss(module, batch)) * size
-                images += size
-        return total / images
+            sums = [self.adapter.loss_sum(module, batch) for batch in self._batches]
+        return reduce(add, sums).mean()
 
     def _dense_loss(self) -> float:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,13 @@ _WAYS_OUT = {
 
 _LARGEST = 2**26
 """Bytes of a file of settings."""
+
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of ``os.open`` with which it refuses a symbolic link; Windows has none."""
+
+BINARY = getattr(os, "O_BINARY", 0)
+"""Flag of ``os.open`` without which Windows changes line ends."""
 
 
 @contextmanager
@@ -47,7 +55,8 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
-    The content goes to a temporary file beside the target, reaches the disk, and is renamed over the target.
+    The content goes to a temporary file beside the target, reaches the disk, and is renamed over the target. No link is
+    followed: a target that is one is replaced.
 
     Args:
         path: the file to write; its folder must exist.
@@ -57,10 +66,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         RunError: the file cannot be written; the old one, if any, is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with saying_why(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | BINARY, 0o666)
         try:
-            with temporary.open("wb") as file:
+            with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -97,7 +107,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the target exists already, or it cannot be written.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise RunError(f"{path} exists already; choose another place")
     with saying_why(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +127,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def first_link(folder: Path) -> Path | None:
+    """Return a symbolic link in a folder or below it, or None if there is none; the folder itself may be one."""
+    for place, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            path = Path(place, name)
+            if path.is_symlink():
+                return path
+    return None
 
 
 def size_of(path: Path) -> int:

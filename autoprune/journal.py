@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from autoprune.errors import RunError
-from autoprune.files import saying_why, sync_folder
+from autoprune.errors import AutopruneWarning, RunError
+from autoprune.files import BINARY, NO_LINK, saying_why, sync_folder
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
@@ -30,7 +30,7 @@ _HEADER = "header"
 _FLOAT = "$float"
 
 
-class JournalWarning(UserWarning):
+class JournalWarning(AutopruneWarning):
     """A journal ended in a record that was cut off, and the record was dropped."""
 
 
@@ -57,11 +57,11 @@ class Journal:
         header: what ``create`` was given; the caller checks that it fits what is being resumed.
     """
 
-    def __init__(self, path: Path, descriptor: int, header: Any, records: Sequence[Record]) -> None:
-        """Use ``create`` or ``open``."""
+    def __init__(self, path: Path, descriptor: int | None, header: Any, records: Sequence[Record]) -> None:
+        """Use ``create``, ``open`` or ``read``."""
         self.path = path
         self.header: Any = header
-        self._descriptor: int | None = descriptor
+        self._descriptor = descriptor
         self._records: dict[str, list[Record]] = {}
         self._values: dict[tuple[str, str], Any] = {}
         for record in records:
@@ -74,10 +74,10 @@ class Journal:
         Raises:
             RunError: the file exists already or cannot be written.
         """
-        if path.exists():
+        if os.path.lexists(path):
             raise RunError(f"{path} exists already; resume that run with --resume or choose another folder with --out")
         with saying_why(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         try:
             _lock(descriptor, path)
             line = _line(_HEADER, _SCHEMA, header)
@@ -100,16 +100,13 @@ class Journal:
             check: tells whether a record holds what its kind has; a checksum says only that nothing was changed later.
 
         Raises:
-            RunError: the file is missing, is not a journal, is broken before its last record, or is in use.
+            RunError: the file is missing, a symbolic link or not a journal, is broken before its last record, or is in
+                use.
         """
-        if not path.is_file():
-            raise RunError(f"{path.parent} is not a run: it has no {path.name}")
-        with saying_why(path, "opened"):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _BINARY)
+        descriptor = _opened(path, os.O_RDWR | os.O_APPEND)
         try:
-            _lock(descriptor, path)
             with saying_why(path, "read"):
-                data = path.read_bytes()
+                data = _content(descriptor)
             records, whole = _read(data, path)
             _check(records, check, path)
             if whole < len(data):
@@ -120,6 +117,27 @@ class Journal:
             os.close(descriptor)
             raise
         return cls(path, descriptor, records[0].value, records[1:])
+
+    @classmethod
+    def read(cls, path: Path, *, check: Callable[[Record], bool] = lambda _: True) -> Journal:
+        """Read a journal that ends here, and leave the file as it is; nothing can be added.
+
+        Args:
+            path: the file.
+            check: as for ``open``.
+
+        Raises:
+            RunError: as ``open``.
+        """
+        descriptor = _opened(path, os.O_RDONLY)
+        try:
+            with saying_why(path, "read"):
+                data = _content(descriptor)
+        finally:
+            os.close(descriptor)
+        records, _ = _read(data, path)
+        _check(records, check, path)
+        return cls(path, None, records[0].value, records[1:])
 
     def append(self, kind: str, key: JSON, value: JSON) -> None:
         """Keep a record; it is on the disk when this returns, or not at all when this raises.
@@ -146,6 +164,11 @@ class Journal:
     def lookup(self, kind: str, key: JSON) -> Any:
         """Return the value of the last record of this kind and key, or None; not to be modified."""
         return self._values.get((kind, _text(key)))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of all records."""
+        return frozenset(self._records)
 
     def records(self, kind: str) -> tuple[Record, ...]:
         """Return all records of a kind, in the order they were appended."""
@@ -227,7 +250,27 @@ def _decode(value: Any) -> Any:
 
 # -- the file --------------------------------------------------------------------------------------
 
-_BINARY = getattr(os, "O_BINARY", 0)
+
+def _opened(path: Path, flags: int) -> int:
+    """Open an existing journal for this process alone."""
+    if path.is_symlink():
+        raise RunError(f"{path} must be a file of its run, and is a symbolic link; put the file itself there")
+    if not path.is_file():
+        raise RunError(f"{path.parent} is not a run: it has no {path.name}")
+    with saying_why(path, "opened"):
+        descriptor = os.open(path, flags | NO_LINK | BINARY)
+    try:
+        _lock(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _content(descriptor: int) -> bytes:
+    """Return what an open file holds: what its path names may be another file by now."""
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
 
 
 def _read(data: bytes, path: Path) -> tuple[list[Record], int]:

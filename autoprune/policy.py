@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.choices import check_criterion
-from autoprune.errors import ConfigError, PolicyError
+from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
 from autoprune.files import read_file, write_atomic
 
@@ -21,10 +23,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoprune.importance import Evidence
+    from autoprune.models._base import Adapter
 
 SCHEMA_VERSION = 1
 _RATIO_DIGITS = 6
-_LAYERS_NAMED = 5
+_UNITS_NAMED = 5
+
+
+class PolicyWarning(AutopruneWarning):
+    """A policy was applied in a way that leaves the network less accurate than it can be."""
 
 
 class CostKind(Enum):
@@ -69,7 +76,7 @@ class PolicyModel:
 
     Attributes:
         name: for people, e.g. ``yolov8n``.
-        layers: output channels of the dense network's prunable layers, by layer name.
+        layers: channels of the dense network's units, by name.
     """
 
     name: str
@@ -125,14 +132,15 @@ class Policy:
         model: the network it is for.
         criterion: the importance criterion that says which channels stay.
         round_to: the widths' common divisor in the search.
-        units: what each unit keeps, in the order of the forward pass.
+        units: what each unit of the model keeps, in the order of the forward pass.
         budget: the limits it was made for, as texts.
         costs: by metric.
         score: the evaluation's score, or None where it was not scored.
         provenance: where it came from.
 
     Raises:
-        PolicyError: two units of one name, a number that is not finite, or a ``round_to`` below 1.
+        PolicyError: the units are not those of the model, each once and with its channels; a number is not finite; or
+            ``round_to`` is below 1.
     """
 
     model: PolicyModel
@@ -150,6 +158,12 @@ class Policy:
             if unit.name in seen:
                 raise PolicyError(f"A policy names every unit once, got {unit.name} twice")
             seen.add(unit.name)
+        channels = {unit.name: unit.channels for unit in self.units}
+        if differences := _differences(channels, self.model.layers, "in units", "in the model's layers"):
+            raise PolicyError(
+                f"A policy names every unit of its model with the channels it has there, and differs at {differences}; "
+                "change keep alone"
+            )
         if self.round_to < 1:
             raise PolicyError(f"round_to must be at least 1, got {self.round_to}")
         for name, value in [("score", self.score), *((metric, cost.value) for metric, cost in self.costs.items())]:
@@ -161,28 +175,19 @@ class Policy:
         """Kept channels by unit name, in the order of the forward pass."""
         return {unit.name: unit.keep for unit in self.units}
 
-    def check(self, names_and_widths: Mapping[str, int]) -> None:
+    def check(self, widths: Mapping[str, int]) -> None:
         """Make sure that the policy fits a model.
 
         Args:
-            names_and_widths: output channels of the model's prunable layers, by layer name, as in ``model.layers``.
+            widths: channels of all units of the model, by name, as in ``model.layers``.
 
         Raises:
-            PolicyError: the layers differ; the message names the first of them.
+            PolicyError: the units differ; the message names the first of them.
         """
-        ours, theirs = self.model.layers, names_and_widths
-        differences = [
-            f"{name} ({_width(ours.get(name))} in the policy, {_width(theirs.get(name))} in the model)"
-            for name in [*ours, *(name for name in theirs if name not in ours)]
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differences:
-            more = len(differences) - _LAYERS_NAMED
+        if differences := _differences(self.model.layers, widths, "in the policy", "in the model"):
             raise PolicyError(
-                f"The policy was made for {self.model.name} and does not fit this model: "
-                + ", ".join(differences[:_LAYERS_NAMED])
-                + (f" and {more} more layers differ" if more > 0 else "")
-                + "; apply it to weights of the architecture it was made for"
+                f"The policy was made for {self.model.name} and does not fit this model: {differences}; apply it to "
+                "weights of the architecture it was made for"
             )
 
     def check_criterion(self) -> None:
@@ -200,43 +205,70 @@ class Policy:
         self,
         module: nn.Module,
         *,
+        data: Adapter | Path | str | None = None,
+        imgsz: int | None = None,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
         evidence: Evidence | None = None,
     ) -> nn.Module:
-        """Return a new network that keeps what the policy says; batch norm is not recalibrated.
+        """Return a new network that keeps what the policy says, its batch norm recalibrated on training images.
 
-        For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model)``.
+        For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model, data="data.yaml")``. That is the
+        network that ``autoprune apply --data data.yaml`` writes.
 
         Args:
             module: a network of the architecture that the policy is for, with any weights; it is not modified.
-            example: an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
-            free_outputs: keys of a training output whose tensors may change their channel count (Ultralytics' own).
-            evidence: training images, where the policy's criterion looks at them.
+            data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
+                of such a network with its data, for those that are not Ultralytics'.
+            imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
+            example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
+            free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
+                (Ultralytics' own).
+            evidence: without ``data``, training images, where the policy's criterion looks at them.
 
         Raises:
             PolicyError: the policy is for another architecture, or names an unknown criterion.
-            ConfigError: its criterion needs ``evidence``.
-            ModelError: the network cannot be analysed.
+            ConfigError: its criterion needs images, and there are none.
+            ModelError: the network cannot be analysed, or is not one of Ultralytics and ``data`` is a path.
+            DataError: the data set is missing or malformed, or does not fit the network.
+
+        Warns:
+            PolicyWarning: there is no ``data``, and so batch norm is not recalibrated.
         """
         import torch
 
         from autoprune.importance import make_criterion
+        from autoprune.models import adapter_of
+        from autoprune.models._base import Adapter
         from autoprune.proof import analyse
+        from autoprune.pruning import calibration_of, evidence_of, prune
         from autoprune.space import Space
         from autoprune.surgery import Pruner
 
         self.check_criterion()
-        parameter = next(module.parameters())
-        if example is None:
+        dense, adapter = module, None
+        if isinstance(data, Adapter):
+            adapter = data
+        elif data is not None:
+            adapter = adapter_of(module, data=Path(data), image_size=imgsz)
+            dense = adapter.module  # the same weights, ready for gradients
+        if adapter is not None:
+            example, free_outputs = adapter.example(2), adapter.free_outputs
+        elif example is None:
+            parameter = next(module.parameters())
             example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
-        graph = analyse(module, example, free_outputs=free_outputs)
+        graph = analyse(dense, example, free_outputs=free_outputs)
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})
-        order = make_criterion(self.criterion, (lambda: evidence) if evidence is not None else None).order(
-            module, graph
-        )
-        return Pruner(module, space, order).materialise(space.from_names(self.keep))
+        if adapter is None:
+            _warn_of_batch_norm(module)
+        images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
+        order = make_criterion(self.criterion, images).order(dense, graph)
+        return prune(
+            Pruner(module, space, order), space.from_names(self.keep),
+            criterion=self.criterion, example=example[:1],
+            calibration=calibration_of(adapter) if adapter is not None else (),
+        )  # fmt: skip
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
@@ -297,6 +329,18 @@ def model_to_json(model: PolicyModel) -> str:
     """Return a file's entry ``model``, one layer per line, indented by two spaces."""
     names = pretty({"name": model.name, "fingerprint": model.fingerprint}, indent="  ")
     return names.removesuffix("\n  }") + f',\n    "layers": {pretty(dict(model.layers), indent="    ")}\n  }}'
+
+
+def _warn_of_batch_norm(module: nn.Module) -> None:
+    """Say what a network lacks that is pruned without images."""
+    from torch import nn
+
+    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        warnings.warn(
+            "Without data the batch norm of a pruned network is not recalibrated, and its accuracy is next to nothing "
+            'until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
+            PolicyWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 def _policy(fields: Fields) -> Policy:
@@ -372,6 +416,17 @@ def _provenance(fields: Fields) -> Provenance:
 
 def _rounded(unit: PolicyUnit) -> float:
     return round(unit.ratio, _RATIO_DIGITS)
+
+
+def _differences(ours: Mapping[str, int], theirs: Mapping[str, int], here: str, there: str) -> str:
+    """Name the first units whose channels are not the same in both; empty if there are none."""
+    differences = [
+        f"{name} ({_width(ours.get(name))} {here}, {_width(theirs.get(name))} {there})"
+        for name in [*ours, *(name for name in theirs if name not in ours)]
+        if ours.get(name) != theirs.get(name)
+    ]
+    more = len(differences) - _UNITS_NAMED
+    return ", ".join(differences[:_UNITS_NAMED]) + (f" and {more} more units differ" if more > 0 else "")
 
 
 def _width(channels: int | None) -> str:

@@ -132,8 +132,16 @@ class Space:
         return values
 
     def from_names(self, kept: Mapping[str, int]) -> Allocation:
-        """Return the allocation that keeps the given counts; units that are not named keep everything."""
-        return self.allocation([kept.get(unit.name, unit.width) for unit in self.units])
+        """Return the allocation that keeps the given counts, by the names of all units.
+
+        Raises:
+            ConfigError: a unit is missing, a name is of no unit, or a count is out of range.
+        """
+        names = {unit.name for unit in self.units}
+        for unknown, what in ((names - kept.keys(), "no count for"), (kept.keys() - names, "an unknown unit")):
+            if unknown:
+                raise ConfigError(f"An allocation names every unit of the network, got {what} {min(unknown)}")
+        return self.allocation([kept[unit.name] for unit in self.units])
 
     def group_counts(self, counts: Sequence[int] | Counts) -> list[int]:
         """Return how many channels each group of the graph keeps, for the counts of all units."""

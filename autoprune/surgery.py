@@ -34,11 +34,8 @@ class Surgeon:
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
         self.module = module
         self.graph = graph
-        self._tensors = _state(module)
-        names_of: dict[int, str] = {}
-        for name, tensor in self._tensors.items():
-            names_of.setdefault(id(tensor), name)
-        # A tensor that two modules share is listed under one of its names in the graph: follow the object.
+        self._tensors = state_tensors(module)
+        # A tensor that two modules share is listed under its first name in the graph: follow the object.
         self._axes_of = {id(self._tensors[name]): pairs for name, pairs in graph.tensors.items()}
         self._updates: list[tuple[str, Callable[[nn.Module], None]]] = [
             (path, update) for path, child in module.named_modules() if (update := _width_update(child)) is not None
@@ -112,7 +109,7 @@ class Pruner:
         return self.space.graph.restricted(self.kept(allocation))
 
 
-def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+def state_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return all parameters and buffers by name, non-persistent buffers too, shared ones under every name."""
     tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
@@ -151,8 +148,8 @@ def _width_update(module: nn.Module) -> Callable[[nn.Module], None] | None:
 def _update_convolution(module: nn.Module) -> None:
     assert isinstance(module, nn.modules.conv._ConvNd)
     out, inputs = module.weight.shape[:2]
-    if module.groups > 1 and inputs == 1:
-        module.groups = out  # depthwise: one group per channel
+    if module.groups > 1:
+        module.groups = out // (module.out_channels // module.groups)  # a group loses all its filters or none
     module.out_channels, module.in_channels = out, inputs * module.groups
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,8 +13,9 @@ import torchvision
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 
-from autoprune.graph import ChannelGraph
+from autoprune.graph import ChannelGraph, LayerKind
 from autoprune.space import Space
+from autoprune.surgery import Surgeon
 
 FREE_OUTPUTS = frozenset({"feats"})
 
@@ -93,3 +95,32 @@ def zeroed(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Modul
                     removed = torch.from_numpy(np.flatnonzero(~keep[graph.axes[axis]]))
                     state[name].index_fill_(dimension, removed, 0.0)
     return masked
+
+
+@contextmanager
+def reading_only(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> Iterator[None]:
+    """Give every convolution and linear layer of the dense network zeros in place of removed channels."""
+    axes = {
+        layer.name: torch.from_numpy(np.flatnonzero(~keep[graph.axes[layer.in_axis]]))
+        for layer in graph.layers
+        if layer.kind in (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+    }
+    with ExitStack() as hooks:
+        for name, removed in axes.items():
+            hooks.enter_context(
+                module.get_submodule(name).register_forward_pre_hook(
+                    lambda _, inputs, removed=removed: (inputs[0].index_fill(1, removed, 0.0),)
+                )
+            )
+        yield
+
+
+def check_exact(module: nn.Module, graph: ChannelGraph, keep: np.ndarray, images: torch.Tensor) -> nn.Module:
+    """Check that a network pruned in float64 computes what the dense one does without reading what was removed."""
+    module = module.double().eval()
+    pruned = Surgeon(module, graph).materialise(keep)
+    with torch.no_grad(), reading_only(module, graph, keep):
+        expected = module(images.double())
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images.double()), expected, rtol=1e-9, atol=1e-9)
+    return pruned

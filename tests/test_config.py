@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,15 @@ def test_a_configuration_that_cannot_be_written_or_read_names_the_file(tmp_path:
 
 def test_options_are_spelled_with_dashes() -> None:
     assert option("min_keep") == "--min-keep"
+
+
+def test_a_function_that_builds_a_network_is_found_from_any_folder() -> None:
+    here = Path.cwd()
+    spelled = {
+        "net.py:make": f"{here}/net.py:make",
+        "net.py:make@runs/1/model.pt": f"{here}/net.py:make@{here}/runs/1/model.pt",
+        "package.nets:make": "package.nets:make",
+        "package.nets:make@model.pt": f"package.nets:make@{here}/model.pt",
+    }
+    for typed, kept in spelled.items():
+        assert f"model: {json.dumps(kept)}\n" in to_yaml(replace(SEARCH, model=Path(typed), data=None))

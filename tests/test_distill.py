@@ -17,7 +17,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.adapters import Adapters
 from autoprune.training.distill import Distillation, check_teacher
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.lessons import DistilledCriterion, box_term, branches, class_term, feature_term
 from autoprune.training.results import EpochReport
 from tests.detectors import build
@@ -174,25 +174,15 @@ def test_a_resume_goes_on_with_the_adapters(adapter: UltralyticsAdapter, tmp_pat
             extensions=[Distillation(adapter.module)],
         )  # fmt: skip
     reports: list[EpochReport] = []
-    resume_finetune(
-        adapter, adapter.module, out=tmp_path, on_epoch=reports.append, extensions=[Distillation(adapter.module)]
-    )
+    finetune(
+        adapter, pruned(), epochs=3, batch=3, out=tmp_path, resume=True, on_epoch=reports.append,
+        extensions=[Distillation(adapter.module)],
+    )  # fmt: skip
     assert [report.epoch for report in reports] == [2, 3]
     assert all(set(DistilledCriterion.TERMS) <= set(report.losses) for report in reports)
-    kept = torch.load(tmp_path / "weights" / "distill.pt", weights_only=True)
+    kept = torch.load(tmp_path / "weights" / "state.pt", weights_only=True)["extensions"]["distillation"]
     steps = {int(state["step"]) for state in kept["optimizer"]["state"].values()}
     assert steps == {3 * 2}, "three epochs of two batches, two of the epochs after the kill"
-
-
-def test_adapters_that_are_not_the_trainings_are_refused(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    with pytest.raises(Stop):
-        finetune(
-            adapter, pruned(), epochs=2, batch=3, out=tmp_path, on_epoch=stop,
-            extensions=[Distillation(adapter.module)],
-        )  # fmt: skip
-    (tmp_path / "weights" / "distill.pt").write_bytes(b"nothing")
-    with pytest.raises(TrainingError, match=r"distill\.pt does not hold this training's adapters; remove it"):
-        resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[Distillation(adapter.module)])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extension import GRADIENTS, TrainingExtension
 from autoprune.training.fake_quantization import ActivationRange, FakeQuantization, rounded_weights
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.session import Session
 from autoprune.training.shapes import shapes_of
 from tests.training import Stop, stop, write_training
@@ -127,6 +127,8 @@ def test_an_interrupted_one_goes_on(adapter: UltralyticsAdapter, tmp_path: Path)
         finetune(
             adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop, extensions=[FakeQuantization()]
         )
-    result = resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[FakeQuantization()])
+    result = finetune(
+        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, resume=True, extensions=[FakeQuantization()]
+    )
     assert result.epochs == 2
     assert plain(result.module)

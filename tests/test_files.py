@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.files import new_folder, write_atomic
+from autoprune.files import first_link, new_folder, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -94,3 +94,64 @@ def test_a_folder_that_could_not_be_filled_leaves_nothing(
 def test_a_folder_that_exists_is_not_filled(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exists already; choose another place"), new_folder(tmp_path):
         pytest.fail("the block must not begin")
+
+
+# -- links are not followed ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file that nobody may write to through a link."""
+    path = tmp_path / "victim"
+    path.write_text("mine")
+    return path
+
+
+def test_a_file_that_is_a_link_is_replaced_and_what_it_names_is_left_alone(tmp_path: Path, victim: Path) -> None:
+    for target in (victim, tmp_path / "absent"):
+        link = tmp_path / "link"
+        link.symlink_to(target)
+        write_atomic(link, "new")
+        assert not link.is_symlink()
+        assert link.read_text() == "new"
+        link.unlink()
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_temporary_file_that_somebody_laid_is_not_written_through(
+    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+    (tmp_path / ".a.known.tmp").symlink_to(victim)
+    with pytest.raises(RunError, match="a cannot be written: File exists"):
+        write_atomic(tmp_path / "a", "new")
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "a").exists()
+
+
+def test_names_of_temporary_files_cannot_be_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Path, "replace", lambda self, _: seen.append(self.name))
+    for _ in range(2):
+        write_atomic(tmp_path / "a", "x")
+    assert len(set(seen)) == 2
+
+
+def test_a_folder_that_is_a_dangling_link_is_not_filled(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(RunError, match="exists already"), new_folder(tmp_path / "link"):
+        pytest.fail("the block must not begin")
+
+
+def test_a_link_is_found_at_any_depth_and_not_entered(tmp_path: Path, victim: Path) -> None:
+    run = tmp_path / "run"
+    (run / "a" / "b").mkdir(parents=True)
+    assert first_link(run) is None
+    (tmp_path / "alias").symlink_to(run)
+    assert first_link(tmp_path / "alias") is None
+    for target in (victim, run, tmp_path / "absent"):
+        link = run / "a" / "b" / "link"
+        link.symlink_to(target)
+        assert first_link(run) == link
+        link.unlink()

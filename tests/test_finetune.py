@@ -16,7 +16,7 @@ from autoprune.errors import ConfigError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extension import TrainingExtension
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.recipe import recipe
 from autoprune.training.results import EpochReport
 from autoprune.training.session import Session
@@ -206,29 +206,6 @@ def test_the_same_seed_gives_the_same_network(adapter: UltralyticsAdapter, tmp_p
     assert not torch.equal(first, tuned("third", 4))
 
 
-def test_an_interrupted_tuning_goes_on(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    with pytest.raises(Stop):
-        finetune(adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop)
-    reports: list[EpochReport] = []
-    result = resume_finetune(adapter, adapter.module, out=tmp_path, on_epoch=reports.append)
-    assert [report.epoch for report in reports] == [2, 3]
-    assert result.epochs == 3
-    assert parameters(result.module) == PRUNED
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["last.pt"]
-    again = resume_finetune(
-        adapter, adapter.module, out=tmp_path
-    )  # e.g. killed between the last epoch and what follows
-    assert again.epochs == 3
-    images = adapter.example()
-    with torch.no_grad():
-        torch.testing.assert_close(again.module(images)[0], result.module(images)[0], rtol=0.05, atol=0.5)
-
-
-def test_nothing_to_resume(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"last\.pt does not exist"):
-        resume_finetune(adapter, adapter.module, out=tmp_path)
-
-
 def test_a_loss_that_is_no_number_ends_the_training(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     network = pruned()
     with torch.no_grad():
@@ -296,7 +273,7 @@ def test_stops_when_nothing_gets_better_and_keeps_the_best(
     last, best = (read_checkpoint(tmp_path / "weights" / f"{name}.pt") for name in ("last", "best"))
     assert (last.epoch, last.best_epoch, best.epoch) == (3, 2, 1)
     assert_same_weights(result.module, best.module)
-    again = resume_finetune(adapter, adapter.module, out=tmp_path, on_epoch=reports.append)
+    again = finetune(adapter, pruned(), on_epoch=reports.append, resume=True, **settings)
     assert len(reports) == again.epochs == 4, "it is over"
     assert_same_weights(again.module, best.module)
 
@@ -311,15 +288,15 @@ def test_early_stopping_remembers_across_a_kill(
     settings: dict[str, Any] = {"epochs": len(fitness), "batch": 3, "out": tmp_path, "changes": {"patience": 2}}
     with pytest.raises(Stop):
         finetune(adapter, pruned(), on_epoch=stop_in_the_third, **settings)
-    result = resume_finetune(adapter, adapter.module, out=tmp_path)
+    result = finetune(adapter, pruned(), resume=True, **settings)
     assert result.epochs == 4
     assert_same_weights(result.module, read_checkpoint(tmp_path / "weights" / "best.pt").module)
 
 
 def assert_same_weights(one: Any, other: Any) -> None:
-    """Compare parameters; batch norm's statistics are calibrated anew."""
+    """Compare parameters with a checkpoint's; batch norm's statistics are calibrated anew."""
     for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, theirs.float()), name
+        assert torch.equal(mine.half(), theirs.half()), name
 
 
 # -- several devices -------------------------------------------------------------------------------
@@ -341,9 +318,9 @@ def test_a_process_of_its_own_trains_the_pruned_network_and_goes_on(
     assert result.losses == reports[1].losses
     assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss"}
 
-    unfinished = {**torch.load(tmp_path / "weights" / "last.pt", weights_only=False), "epoch": 0}
-    torch.save(unfinished, tmp_path / "weights" / "last.pt")
-    again = resume_finetune(adapter, adapter.module, **settings)
+    unfinished = {**torch.load(tmp_path / "weights" / "state.pt", weights_only=True), "epoch": 1, "over": False}
+    torch.save(unfinished, tmp_path / "weights" / "state.pt")
+    again = finetune(adapter, pruned(), epochs=2, batch=3, resume=True, **settings)
     assert parameters(again.module) == PRUNED
     assert [report.epoch for report in reports[2:]] == [2]
 

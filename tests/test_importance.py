@@ -284,8 +284,8 @@ def test_without_images(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FROM_IMAGES)
 def test_on_a_real_detector(shared: Path, name: str) -> None:
-    from autoprune.commands.network import evidence_of
     from autoprune.models import open_adapter
+    from autoprune.pruning import evidence_of
 
     adapter = open_adapter(
         shared / "models" / "bccd-yolov5nu-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=96

@@ -129,6 +129,24 @@ def test_a_last_record_cut_at_any_byte_is_dropped_and_the_file_is_mended(path: P
             assert [record.value for record in journal.records("evaluation")] == [1.25, "again"]
 
 
+def test_a_journal_that_is_only_read_stays_as_it_is(path: Path) -> None:
+    whole = write(path, 1.25, 2.5)
+    path.write_bytes(whole[:-3])
+    path.chmod(0o444)
+    with pytest.warns(JournalWarning, match="cut off"):
+        journal = Journal.read(path)
+    assert journal.header == {"seed": 0}
+    assert [record.value for record in journal.records("evaluation")] == [1.25]
+    with pytest.raises(RunError, match="is closed"):
+        journal.append("k", 0, 1)
+    assert path.read_bytes() == whole[:-3]
+    path.unlink()
+    with Journal.create(path, {}), pytest.raises(RunError, match="in use by another process"):
+        Journal.read(path)
+    with pytest.raises(RunError, match="is not a run"):
+        Journal.read(path.with_name("absent"))
+
+
 def test_a_journal_cut_between_records_opens_without_a_word(path: Path) -> None:
     whole = write(path, 1.25, 2.5)
     path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
@@ -232,6 +250,34 @@ def test_a_missing_journal_is_no_run(path: Path) -> None:
         Journal.open(path)
     with pytest.raises(RunError, match="cannot be written"):
         Journal.create(path.parent / "nowhere" / "journal.jsonl", {})
+
+
+def test_a_journal_that_is_a_link_is_neither_read_nor_written(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    before = write(other, 1.25)
+    path.symlink_to(other)
+    with pytest.raises(RunError, match=r"journal\.jsonl must be a file of its run, and is a symbolic link"):
+        Journal.open(path)
+    with pytest.raises(RunError, match="exists already"):
+        Journal.create(path, {})
+    assert other.read_bytes() == before
+    path.unlink()
+    path.symlink_to(path.with_name("absent"))
+    with pytest.raises(RunError, match="exists already"):
+        Journal.create(path, {})
+    assert not path.with_name("absent").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system can only follow links")
+def test_a_journal_that_becomes_a_link_at_the_last_moment_is_not_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = path.with_name("other.jsonl")
+    write(other, 1.25)
+    path.symlink_to(other)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+    with pytest.raises(RunError, match=r"journal\.jsonl cannot be opened: Too many levels of symbolic links"):
+        Journal.open(path)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])

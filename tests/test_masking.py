@@ -17,7 +17,7 @@ from autoprune.config import MaskConfig
 from autoprune.errors import ConfigError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.masking import (
     Masking,
     SmallestOfLayer,
@@ -95,7 +95,9 @@ def test_masked_weights_stay_zero_in_every_checkpoint(adapter: UltralyticsAdapte
     with pytest.raises(Stop):
         finetune(adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop, extensions=[Masking(masks)])
     check_masks(read_checkpoint(tmp_path / "weights" / "last.pt").module, masks)
-    result = resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[Masking(masks)])
+    result = finetune(
+        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, resume=True, extensions=[Masking(masks)]
+    )
     check_masks(result.module, masks)
     before, after = (convolution_weights(one)["model.1.conv.weight"] for one in (adapter.module, result.module))
     kept = masks["model.1.conv.weight"]

@@ -125,7 +125,7 @@ def test_every_iteration_prunes_one_unit_and_leaves_a_network_and_a_policy(famil
     for number, policy in enumerate(found, start=1):
         module = open_adapter(family / "iterations" / f"{number:03}.pt").module
         assert sum(weight.numel() for weight in module.parameters()) == policy.costs["params"].value
-    applied = found[-1].apply(network.adapter.module).state_dict()
+    applied = found[-1].apply(network.adapter.module, data=network.adapter).state_dict()
     assert {name: tensor.shape for name, tensor in module.state_dict().items()} == {
         name: tensor.shape for name, tensor in applied.items()
     }
@@ -368,7 +368,7 @@ def test_without_images_to_train_on_it_says_so_before_anything_is_measured(
     said = one_sentence(capsys.readouterr().err)
     assert "need training images besides the 6 that score candidates" in said
     assert "--short-term-steps 0" in said
-    assert [record for kind in ("latency", "validation") for record in records(out, kind)] == []
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

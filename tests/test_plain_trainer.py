@@ -9,7 +9,7 @@ from torch import nn
 
 from autoprune.errors import ConfigError, ModelError, TrainingError
 from autoprune.models.module import ModuleAdapter, Sgd
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.results import EpochReport, FinetuneResult
 from tests.own_network import SHAPE, Net, Shapes, adapter, loss
 from tests.training import Stop, stop
@@ -57,11 +57,11 @@ def test_a_killed_training_ends_as_one_that_was_not(own: ModuleAdapter, tmp_path
     with pytest.raises(Stop):
         tuned(own, tmp_path / "killed", on_epoch=stop)
     reports: list[EpochReport] = []
-    resumed = resume_finetune(own, own.module, out=tmp_path / "killed", on_epoch=reports.append)
+    resumed = tuned(own, tmp_path / "killed", on_epoch=reports.append, resume=True)
     assert [report.epoch for report in reports] == [2, 3]
     assert same(resumed.module, whole.module)
     assert (resumed.epochs, resumed.batch, resumed.losses) == (whole.epochs, whole.batch, whole.losses)
-    again = resume_finetune(own, own.module, out=tmp_path / "killed")  # killed between the last epoch and what follows
+    again = tuned(own, tmp_path / "killed", resume=True)  # killed between the last epoch and what follows
     assert same(again.module, whole.module)
 
 
@@ -98,7 +98,7 @@ def test_with_patience_the_best_epoch_s_weights_are_the_result(tmp_path: Path, k
     if kill:
         with pytest.raises(Stop):
             tuned(own, tmp_path / "run", epochs=9, changes={"patience": 2}, on_epoch=note)
-        result = resume_finetune(own, own.module, out=tmp_path / "run", on_epoch=note)
+        result = tuned(own, tmp_path / "run", epochs=9, changes={"patience": 2}, on_epoch=note, resume=True)
     else:
         result = tuned(own, tmp_path / "run", epochs=9, changes={"patience": 2}, on_epoch=note)
     assert [report.epoch for report in reports] == [1, 2, 3, 4]
@@ -139,14 +139,16 @@ def test_what_it_cannot_do_is_refused_before_anything_is_written(
 def test_another_network_s_training_is_not_resumed(own: ModuleAdapter, tmp_path: Path) -> None:
     tuned(own, tmp_path, epochs=1)
     with pytest.raises(TrainingError, match=r"last.pt does not hold the pruned network: stem.0.weight is 8×2×3×3"):
-        resume_finetune(own, Net(12), out=tmp_path)
+        finetune(own, Net(12), epochs=1, out=tmp_path, resume=True)
 
 
-def test_a_corrupt_file_is_told(own: ModuleAdapter, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [2, 1000])
+def test_a_corrupt_file_is_told(own: ModuleAdapter, tmp_path: Path, left: int) -> None:
     tuned(own, tmp_path, epochs=1)
-    (tmp_path / "weights" / "last.pt").write_bytes(b"no")
+    file = tmp_path / "weights" / "last.pt"
+    file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(ModelError, match="corrupt or not of a plain training"):
-        resume_finetune(own, own.module, out=tmp_path)
+        tuned(own, tmp_path, epochs=1, resume=True)
 
 
 def test_every_image_counts_the_same(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from autoprune.errors import PolicyError, RunError
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyModel, PolicyUnit, Provenance
 
-LAYERS = {"model.0.conv": 16, "model.1.conv": 32, "model.2.cv1.conv": 32}
+LAYERS = {"model.0": 16, "model.1": 32, "model.2.cv1": 48}
 POLICY = Policy(
     model=PolicyModel("yolov8n", LAYERS),
     criterion="l1",
@@ -37,9 +38,9 @@ TEXT = """\
     "name": "yolov8n",
     "fingerprint": "FINGERPRINT",
     "layers": {
-      "model.0.conv": 16,
-      "model.1.conv": 32,
-      "model.2.cv1.conv": 32
+      "model.0": 16,
+      "model.1": 32,
+      "model.2.cv1": 48
     }
   },
   "criterion": "l1",
@@ -74,17 +75,22 @@ def test_the_file_is_laid_out_for_people(tmp_path: Path) -> None:
     assert POLICY.keep == {"model.0": 8, "model.1": 32, "model.2.cv1": 8}
 
 
+def model_of(name: str, units: Sequence[PolicyUnit]) -> PolicyModel:
+    return PolicyModel(name, {unit.name: unit.channels for unit in units})
+
+
 names = st.text(min_size=1, max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 units = st.integers(1, 4096).flatmap(
     lambda channels: st.builds(PolicyUnit, name=names, channels=st.just(channels), keep=st.integers(1, channels))
 )
+described = st.lists(units, max_size=5, unique_by=lambda unit: unit.name).map(tuple)
 policies = st.builds(
-    Policy,
-    model=st.builds(PolicyModel, name=names, layers=st.dictionaries(names, st.integers(1, 4096), max_size=4)),
+    lambda name, units, **others: Policy(model=model_of(name, units), units=units, **others),
+    name=names,
+    units=described,
     criterion=names,
     round_to=st.integers(1, 64),
-    units=st.lists(units, max_size=5, unique_by=lambda unit: unit.name).map(tuple),
     budget=st.lists(names, max_size=3).map(tuple),
     costs=st.dictionaries(
         names, st.builds(PolicyCost, value=finite, unit=names, kind=st.sampled_from(CostKind)), max_size=3
@@ -182,7 +188,7 @@ def test_a_unit_edited_out_of_the_rules_is_named(changes: dict[str, Any], said: 
             "predicted or measured, got 'guessed'",
         ),
         (edited(costs={"flops": {"value": 1, "unit": "FLOPs"}}), "flops lacks the entry 'kind'"),
-        (TEXT.replace('"model.1.conv": 32', '"model.1.conv": 64'), "fingerprint does not belong to layers"),
+        (TEXT.replace('"model.1": 32', '"model.1": 64'), "fingerprint does not belong to layers"),
     ],
 )
 def test_a_broken_policy_is_refused_in_one_sentence(text: str, said: str) -> None:
@@ -245,7 +251,7 @@ def test_numbers_are_finite(value: float) -> None:
 def test_the_fingerprint_depends_on_names_and_widths_alone() -> None:
     turned = PolicyModel("other", dict(reversed(LAYERS.items())))
     assert turned.fingerprint == POLICY.model.fingerprint
-    for changed in ({**LAYERS, "model.1.conv": 31}, {**LAYERS, "model.3.conv": 8}, {"model.0.conv": 16}):
+    for changed in ({**LAYERS, "model.1": 31}, {**LAYERS, "model.3": 8}, {"model.0": 16}):
         assert PolicyModel("yolov8n", changed).fingerprint != POLICY.model.fingerprint
 
 
@@ -255,17 +261,47 @@ def test_a_policy_fits_the_architecture_it_was_made_for() -> None:
 
 def test_a_policy_for_another_architecture_names_the_first_layers_that_differ() -> None:
     with pytest.raises(PolicyError) as caught:
-        POLICY.check({"model.0.conv": 16, "model.1.conv": 64, "model.9.conv": 8})
+        POLICY.check({"model.0": 16, "model.1": 64, "model.9": 8})
     assert str(caught.value) == (
         "The policy was made for yolov8n and does not fit this model: "
-        "model.1.conv (32 in the policy, 64 in the model), model.2.cv1.conv (32 in the policy, absent in the model), "
-        "model.9.conv (absent in the policy, 8 in the model); "
+        "model.1 (32 in the policy, 64 in the model), model.2.cv1 (48 in the policy, absent in the model), "
+        "model.9 (absent in the policy, 8 in the model); "
         "apply it to weights of the architecture it was made for"
     )
-    with pytest.raises(
-        PolicyError, match=r"other\.4 \(absent in the policy, 4 in the model\) and 5 more layers differ"
-    ):
-        replace(POLICY, model=PolicyModel("empty", {})).check({f"other.{index}": index for index in range(10)})
+    with pytest.raises(PolicyError, match=r"other\.4 \(absent in the policy, 4 in the model\) and 5 more units differ"):
+        replace(POLICY, model=PolicyModel("empty", {}), units=()).check(
+            {f"other.{index}": index for index in range(10)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (edited(units=[]), r"model\.0 \(absent in units, 16 in the model's layers\), model\.1 .*, model\.2\.cv1 "),
+        (with_unit(name="model.7"), r"model\.7 \(16 in units, absent in the model's layers\), model\.0 "),
+        (with_unit(channels=20, ratio=0.4), r"model\.0 \(20 in units, 16 in the model's layers\); change keep alone"),
+    ],
+)
+def test_units_that_are_not_the_models_are_refused_when_the_file_is_read(text: str, said: str) -> None:
+    with pytest.raises(PolicyError, match=said):
+        Policy.from_json(text)
+
+
+@given(policies.filter(lambda policy: policy.units), st.data())
+def test_a_policy_that_leaves_out_or_changes_any_unit_is_refused(policy: Policy, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(policy.units) - 1))
+    unit, others = policy.units[at], [*policy.units[:at], *policy.units[at + 1 :]]
+    taken = {other.name for other in policy.units}
+    replaced = data.draw(
+        st.none()
+        | names.filter(lambda name: name not in taken).map(lambda name: replace(unit, name=name))
+        | st.just(replace(unit, channels=unit.channels + 1))
+    )
+    with pytest.raises(PolicyError, match="names every unit of its model"):
+        replace(policy, units=(*others, *(() if replaced is None else (replaced,))))
+    policy.check(policy.model.layers)
+    with pytest.raises(PolicyError, match="does not fit this model"):
+        policy.check(model_of("other", [*others, *(() if replaced is None else (replaced,))]).layers)
 
 
 def test_a_criterion_that_there_is_none_of_is_refused_before_anything_is_analysed() -> None:

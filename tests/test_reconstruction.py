@@ -22,7 +22,8 @@ def pruned(module: nn.Module, graph: ChannelGraph, keep: int | None) -> tuple[nn
     """Return the network with so many channels of ``inner`` left, and which channels stay."""
     space = Space(graph, round_to=1)
     pruner = Pruner(module, space, make_criterion("l1").order(module, graph))
-    allocation = space.from_names({} if keep is None else {"inner": keep})
+    dense = {unit.name: unit.width for unit in space.units}
+    allocation = space.from_names(dense if keep is None else {**dense, "inner": keep})
     return pruner.materialise(allocation), pruner.kept(allocation)
 
 

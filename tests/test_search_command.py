@@ -103,7 +103,7 @@ def test_every_limit_is_held_by_what_was_saved(finished: Path) -> None:
 def test_the_policy_describes_the_network(finished: Path, world: Path) -> None:
     policy = Policy.load(finished / "policy.json")
     dense = open_adapter(world / "best.pt").module
-    pruned = policy.apply(dense)
+    pruned = policy.apply(dense, data=world / "data" / "data.yaml", imgsz=SIZE)
     assert sum(p.numel() for p in pruned.parameters()) == summary(finished)["pruned"]["params"]
     assert policy.budget == ("flops=50%", "params=60%")
     assert any(unit.keep < unit.channels for unit in policy.units)

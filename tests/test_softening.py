@@ -17,7 +17,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.space import Space
 from autoprune.surgery import Keep, Surgeon
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.softening import Softening, doomed, remaining
 from tests.detectors import build
 from tests.networks import compared
@@ -137,5 +137,7 @@ def test_an_interrupted_softening_goes_on_to_zero(
     scales = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(half, graph, keep)])
     whole = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(adapter.module, graph, keep)])
     assert float(scales.sum() / whole.sum()) == pytest.approx(0.5, abs=0.1), "half of the way is half of the cosine"
-    result = resume_finetune(adapter, adapter.module, out=tmp_path, extensions=[Softening(graph, keep)])
+    result = finetune(
+        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, resume=True, extensions=[Softening(graph, keep)]
+    )
     assert_gone(result.module, graph, keep)

@@ -112,5 +112,14 @@ def test_allocations_are_checked() -> None:
         units.allocation([1])
     with pytest.raises(ConfigError, match="must keep 1 to 16"):
         units.allocation([0, 8, 8, 8, 8, 8])
+
+
+def test_an_allocation_by_names_names_every_unit() -> None:
+    units = space()
+    dense = {unit.name: unit.width for unit in units.units}
     name = units.units[1].name
-    assert units.from_names({name: 8}) == (16, 8, 32, 8, 64, 20)
+    assert units.from_names({**dense, name: 8}) == (16, 8, 32, 8, 64, 20)
+    with pytest.raises(ConfigError, match=f"names every unit of the network, got no count for {name}"):
+        units.from_names({other: width for other, width in dense.items() if other != name})
+    with pytest.raises(ConfigError, match="names every unit of the network, got an unknown unit nothing"):
+        units.from_names({**dense, "nothing": 8})

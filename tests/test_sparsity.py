@@ -19,7 +19,7 @@ from autoprune.errors import ModelError, RunError
 from autoprune.graph import ChannelGraph
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.proof import analyse
-from autoprune.training.finetune import EpochReport, finetune, resume_finetune
+from autoprune.training.finetune import EpochReport, finetune
 from autoprune.training.penalties import Penalty, make_penalty, prunable_channels
 from autoprune.training.sparsity import Schedule, SparsityTraining, dead_units
 from autoprune.training.sparsity_record import SHARES, SparsityRecord
@@ -286,7 +286,7 @@ def test_a_resumed_training_goes_on_with_its_record(
     stopped = json.loads((tmp_path / "sparsity.json").read_text())
     _, listener, record = extension(PenaltyName.L1, 20.0)
     record.add_epoch(2, np.ones(3))  # as if it had been killed after the record was written and before the weights
-    resume_finetune(adapter, adapter.module, out=tmp_path / "run", extensions=[listener])
+    train(adapter, tmp_path / "run", listener, epochs=3, resume=True)
     listener.close()
     whole = json.loads((tmp_path / "sparsity.json").read_text())
     assert [seen["epoch"] for seen in whole["epochs"]] == [0, 1, 2, 3]

@@ -220,7 +220,8 @@ def test_the_run_says_what_stock_training_does_and_what_the_limit_costs(searched
 
 
 def test_the_policy_names_all_units_and_applies_without_the_option(searched: Path, world: Path) -> None:
-    pruned = Policy.load(searched / "policy.json").apply(open_adapter(world / "best.pt").module)
+    dense, data = open_adapter(world / "best.pt").module, world / "data" / "data.yaml"
+    pruned = Policy.load(searched / "policy.json").apply(dense, data=data, imgsz=SIZE)
     assert parameters(pruned) == summary(searched)["pruned"]["params"]
 
 

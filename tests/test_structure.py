@@ -129,13 +129,18 @@ def test_unknown_operations_pin_and_never_break() -> None:
     assert "roll" in next(group.pinned for group in graph.groups if group.name == "two")
 
 
-def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence() -> None:
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if bool(x.sum() > 0) else -x
+def test_a_tensor_that_is_neither_parameter_nor_buffer_pins_what_it_touches() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.scale = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), torch.rand(1, 8, 1, 1)
+            self.three = nn.Conv2d(8, 2, 1)
 
-    with pytest.raises(ModelError, match=r"torch\.export must be able"):
-        analyse(Branching(), torch.rand(2, 3, 8, 8))
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.three(self.two(self.one(x)) * self.scale)
+
+    graph = analyse(Constant(), torch.rand(2, 3, 8, 8))
+    assert [unit.name for unit in graph.units] == ["one"]
 
 
 def test_a_group_may_not_lose_all_its_channels() -> None:

@@ -12,15 +12,13 @@ import torch
 from torch import nn
 
 from autoprune import __version__
-from autoprune.choices import FOLDED
 from autoprune.commands.network import Network, open_network
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage, stage_rows
 from autoprune.config import ApplyConfig, TrainConfig, devices_of
-from autoprune.evaluation import recalibrate
-from autoprune.importance.folding import fold_constants
 from autoprune.models._base import Accuracy
 from autoprune.policy import Policy
+from autoprune.pruning import calibration_of, prune
 from autoprune.space import Allocation
 
 
@@ -82,13 +80,11 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     )
     policy.check(network.described.layers)
     allocation = network.space.from_names(policy.keep)
-    module = network.pruner.materialise(allocation)
-    if policy.criterion in FOLDED:
-        kept = network.pruner.kept(allocation)
-        fold_constants(module, network.adapter.module, network.graph, kept, network.adapter.example(1))
-    if network.adapter.has_images:
-        calibration = network.adapter.calibration(images=images, batch=config.batch, seed=config.seed)
-        for skipped in network.adapter.skipped:
-            screen.warn(f"Skipped {skipped}")
-        recalibrate(module, calibration)
+    calibration = calibration_of(network.adapter, images=images, batch=config.batch, seed=config.seed)
+    for skipped in network.adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    module = prune(
+        network.pruner, allocation,
+        criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
+    )  # fmt: skip
     return Applied(network, policy, allocation, module)

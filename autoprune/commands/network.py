@@ -25,18 +25,16 @@ from autoprune.cost import (
 from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError, ModelError
 from autoprune.graph import ChannelGraph, tie
-from autoprune.importance import Evidence, Importance, make_criterion, ranking
+from autoprune.importance import Importance, make_criterion, ranking
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.proof import analyse
+from autoprune.pruning import evidence_of
 from autoprune.runtimes.settings import has_int8_instructions
 from autoprune.search.curves import SensitivityCurves
 from autoprune.space import Allocation, Space
 from autoprune.surgery import Pruner
-
-EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
-"""Training images that a criterion looks at, and how many at once."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +159,6 @@ def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
     if adapter.description is None:
         raise ModelError(f"{adapter.name} has no stock YAML that could describe it pruned; leave --stock-yaml out")
     return tie(graph, adapter.description.ties(adapter.module))
-
-
-def evidence_of(adapter: Adapter) -> Evidence:
-    """Return the training images that criteria look at: the same in every run, so that a policy says which channels."""
-    batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0)
-    return Evidence(batches, adapter.inputs, adapter.loss)
 
 
 def choose_device(asked: str) -> str:

@@ -15,7 +15,6 @@ from torch import nn
 from autoprune.budget import budget_levels
 from autoprune.choices import Select
 from autoprune.commands.deployment import Deployment, Found
-from autoprune.commands.network import evidence_of
 from autoprune.commands.records import recorded_allocation
 from autoprune.commands.run import PruningRun
 from autoprune.config import NetAdaptConfig
@@ -24,6 +23,7 @@ from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator
 from autoprune.importance import make_criterion
 from autoprune.models._base import Batch
+from autoprune.pruning import evidence_of
 from autoprune.space import Allocation, Counts, Space
 from autoprune.surgery import Pruner
 from autoprune.training.shortterm import train_briefly, training_batches

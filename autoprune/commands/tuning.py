@@ -19,7 +19,7 @@ from autoprune.surgery import Surgeon
 from autoprune.training.distill import Distillation
 from autoprune.training.extension import TrainingExtension
 from autoprune.training.fake_quantization import FakeQuantization
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.recipe import beginners_recipe
 from autoprune.training.results import EpochReport, FinetuneResult
 from autoprune.training.shapes import check_shapes, shapes_of
@@ -190,13 +190,10 @@ def trained(
             )
             advance(report.epoch, measured)
 
-        if (out / "weights" / "last.pt").exists():
-            return resume_finetune(
-                adapter, module, out=out, devices=tuning.devices, on_epoch=show, extensions=extensions
-            )
         return finetune(
             adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,
             seed=tuning.seed, devices=tuning.devices, on_epoch=show, changes=changes, extensions=extensions,
+            resume=True,
         )  # fmt: skip
 
 

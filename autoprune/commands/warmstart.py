@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from autoprune.arguments import CONFIG_FILE, load
+from autoprune.commands.folder import JOURNAL
+from autoprune.commands.inputs import Inputs, noted_in
 from autoprune.commands.records import check_record
 from autoprune.commands.run import with_model
 from autoprune.config import PruningConfig, SearchConfig, option
@@ -19,6 +21,9 @@ from autoprune.search._base import Candidate
 
 SAME = ("model", "data", "imgsz", "criterion", "round_to", "stock_yaml", "images", "batch", "seed")
 """What two runs must have in common for their scores to be comparable."""
+
+READ = ("--model", "--data", "--data (train)")
+"""The files that must be the same, too."""
 
 
 def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Constraint) -> tuple[Candidate, ...]:
@@ -33,9 +38,10 @@ def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Co
         ConfigError: a folder is not a search that scored candidates as this one does.
         RunError: its journal cannot be read.
     """
+    check_runs(runs, config)
     found: dict[tuple[int, ...], Candidate] = {}
     for name in runs:
-        for candidate in _scored(Path(name), config):
+        for candidate in _scored(Path(name)):
             if len(candidate.allocation) == len(constraint.space) and constraint.holds(np.array(candidate.allocation)):
                 found[candidate.allocation] = candidate
     return tuple(found.values())
@@ -46,9 +52,12 @@ def check_runs(runs: Sequence[str], config: SearchConfig) -> None:
 
     Raises:
         ConfigError: a folder is not a search that scored candidates as this one does.
+        RunError: its journal cannot be read.
     """
+    digests = Inputs.of(config).digests if runs else {}
     for name in runs:
         _check(Path(name), config)
+        _check_files(Path(name), digests)
 
 
 def _check(run: Path, config: SearchConfig) -> None:
@@ -66,10 +75,19 @@ def _check(run: Path, config: SearchConfig) -> None:
             )
 
 
-def _scored(run: Path, config: SearchConfig) -> list[Candidate]:
-    _check(run, config)
-    with Journal.open(run / "journal.jsonl", check=check_record) as journal:
-        return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
+def _check_files(run: Path, digests: Mapping[str, str]) -> None:
+    theirs = noted_in(Journal.read(run / JOURNAL).header) or {}
+    for name in READ:
+        if theirs.get(name) != digests.get(name):
+            raise ConfigError(
+                f"--warm-start needs scores of the same network on the same images, and {run} was made with another "
+                f"{name} than is there now; make that search again"
+            )
+
+
+def _scored(run: Path) -> list[Candidate]:
+    records = Journal.read(run / JOURNAL, check=check_record).records("evaluation")
+    return [Candidate(tuple(record.key), float(record.value["score"])) for record in records]
 
 
 def _plain(value: object) -> object:

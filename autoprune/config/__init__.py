@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
+from autoprune.choices import match_factory
 from autoprune.config._base import (
     PLACE,
     BudgetedConfig,
@@ -78,4 +79,14 @@ def yaml_of(values: Mapping[str, object]) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
-    return str(value.absolute()) if isinstance(value, Path) else value
+    return _absolute(value) if isinstance(value, Path) else value
+
+
+def _absolute(path: Path) -> str:
+    """Return a path that means the same from any folder; of a function that builds a network, its files' paths."""
+    found = match_factory(path)
+    if not found:
+        return str(path.absolute())
+    source = Path(found["source"]).absolute() if found["source"].endswith(".py") else found["source"]
+    weights = f"@{Path(found['weights']).absolute()}" if found["weights"] else ""
+    return f"{source}:{found['function']}{weights}"

@@ -101,7 +101,7 @@ class LayerGrid:
     Attributes:
         layer: the layer.
         c_in: input widths, ascending.
-        c_out: output widths, ascending; for a depthwise layer only the dense one, since they follow the input.
+        c_out: output widths, ascending; for a depthwise layer only the dense one, since its outputs follow its inputs.
     """
 
     layer: Layer
@@ -112,7 +112,7 @@ class LayerGrid:
         """Return the layer at a pair of widths."""
         layer = self.layer
         depthwise = layer.kind is LayerKind.DEPTHWISE
-        groups, c_out = (0, c_in) if depthwise else (layer.groups, c_out)
+        groups, c_out = (0, c_in * (self.c_out[-1] // self.c_in[-1])) if depthwise else (layer.groups, c_out)
         return Point(layer.kind, layer.kernel, layer.stride, layer.in_hw, layer.out_hw, groups, c_in, c_out)
 
     def points(self) -> list[Point]:

@@ -6,8 +6,21 @@ unite ids, and any operation without a rule pins what it touches. Channels with 
 groups that must keep equal counts form a unit (``assemble.py``). Units can be joined further (``ties.py``).
 """
 
+from autoprune.graph.copying import copied
 from autoprune.graph.ties import Tie, tie
 from autoprune.graph.trace import trace
 from autoprune.graph.types import ChannelGraph, Group, Ids, Layer, LayerKind, Unit, WidthAttribute
 
-__all__ = ["ChannelGraph", "Group", "Ids", "Layer", "LayerKind", "Tie", "Unit", "WidthAttribute", "tie", "trace"]
+__all__ = [
+    "ChannelGraph",
+    "Group",
+    "Ids",
+    "Layer",
+    "LayerKind",
+    "Tie",
+    "Unit",
+    "WidthAttribute",
+    "copied",
+    "tie",
+    "trace",
+]

@@ -46,6 +46,7 @@ def assemble(found: Findings) -> ChannelGraph:
             for (module, name, _), axis in zip(found.attributes, attribute_axes, strict=True)
         ),
         uncounted=dict(found.uncounted),
+        reads=frozenset(found.reads),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import fx
 
-from autoprune.graph.nodes import argument, operation, owner, pair, shape
+from autoprune.graph.nodes import argument, operation, pair, shape
 from autoprune.graph.types import Ids, LayerKind
 from autoprune.graph.walk import Value, Walk
 
@@ -20,19 +20,22 @@ WIDTH_ATTRIBUTES = ("c", "c_", "hidden_channels")
 
 
 def conv2d(walk: Walk, node: fx.Node) -> Value:
-    """A convolution makes new channels, a depthwise one passes them on, any other grouped one pins."""
+    """A convolution makes new channels, a depthwise one passes them on (each as often as it has filters for it).
+
+    Any other grouped one pins.
+    """
     inputs, weight, groups = walk.input(node), argument(node, 1), int(argument(node, 6, 1))
     if inputs is None or weight not in walk.state_names:
         return walk.unknown(node)
     width, _, *kernel = shape(weight)
     if groups == 1:
-        outputs, kind = walk.new(width, owner(node)), LayerKind.CONV
-        walk.axis(weight, 1, inputs)
-    elif groups == len(inputs) == width:
-        outputs, kind = inputs, LayerKind.DEPTHWISE
+        outputs, kind = walk.new(width, walk.owner(node)), LayerKind.CONV
+        walk.axis(weight, 1, inputs, read=True)
+    elif groups == len(inputs):
+        outputs, kind = np.repeat(inputs, width // groups), LayerKind.DEPTHWISE
     else:
-        reason = f"grouped convolution {owner(node)}"
-        outputs, kind = walk.new(width, owner(node), reason), LayerKind.CONV
+        reason = f"grouped convolution {walk.owner(node)}"
+        outputs, kind = walk.new(width, walk.owner(node), reason), LayerKind.CONV
         walk.found.ids.pin(inputs, reason)
     walk.axis(weight, 0, outputs)
     walk.axis(argument(node, 2), 0, outputs)
@@ -48,8 +51,8 @@ def conv_transpose2d(walk: Walk, node: fx.Node) -> Value:
     if inputs is None or weight not in walk.state_names or int(argument(node, 6, 1)) != 1:
         return walk.unknown(node)
     _, width, *kernel = shape(weight)
-    outputs = walk.new(width, owner(node))
-    walk.axis(weight, 0, inputs)
+    outputs = walk.new(width, walk.owner(node))
+    walk.axis(weight, 0, inputs, read=True)
     walk.axis(weight, 1, outputs)
     walk.axis(argument(node, 2), 0, outputs)
     walk.layer(
@@ -63,9 +66,9 @@ def linear(walk: Walk, node: fx.Node) -> Value:
     inputs, weight = walk.input(node), argument(node, 1)
     if inputs is None or weight not in walk.state_names or len(shape(node)) != 2:
         return walk.unknown(node)
-    outputs = walk.new(shape(weight)[0], owner(node))
+    outputs = walk.new(shape(weight)[0], walk.owner(node))
     walk.axis(weight, 0, outputs)
-    walk.axis(weight, 1, inputs)
+    walk.axis(weight, 1, inputs, read=True)
     walk.axis(argument(node, 2), 0, outputs)
     walk.layer(node, LayerKind.LINEAR, inputs, outputs)
     return outputs
@@ -96,6 +99,11 @@ def prelu(walk: Walk, node: fx.Node) -> Value:
 def forward(walk: Walk, node: fx.Node) -> Value:
     """Pass channels on at no cost."""
     return walk.input(node)
+
+
+def nothing(walk: Walk, node: fx.Node) -> Value:
+    """Compute nothing: a check of a tensor's type, as torch.export writes it before a cast."""
+    return None
 
 
 def elementwise(walk: Walk, node: fx.Node) -> Value:
@@ -148,7 +156,7 @@ def binary(walk: Walk, node: fx.Node) -> Value:
         strange = other is None and walk.value(operands[at]) is not None  # channels in another dimension
         if value is not None and not strange and _same_for_all(sizes[at], rank):
             if other is not None:
-                walk.found.ids.pin(other, f"one channel for all in {owner(node)}")
+                walk.found.ids.pin(other, f"one channel for all in {walk.owner(node)}")
             return value
     return walk.unknown(node)
 
@@ -164,7 +172,7 @@ def _operand(walk: Walk, operand: object, node: fx.Node) -> Ids | None:
         return None
     if size[dimension] == 1 or math.prod(size) != size[dimension]:
         return None
-    ids = walk.new(size[dimension], owner(node))
+    ids = walk.new(size[dimension], walk.owner(node))
     walk.axis(operand, dimension, ids)
     return ids
 
@@ -218,9 +226,9 @@ def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
         return walk.unknown(node)
     sizes = [int(size) for size in argument(node, 1)]
     pieces = _split(walk, node, inputs, np.cumsum(sizes)[:-1].tolist())
-    told = {len(ids) for path, _, ids in walk.found.attributes if path == owner(node)}
+    told = {len(ids) for path, _, ids in walk.found.attributes if path == walk.owner(node)}
     if not set(sizes) <= told:
-        walk.found.ids.pin(inputs, f"split into fixed sizes in {owner(node)}")
+        walk.found.ids.pin(inputs, f"split into fixed sizes in {walk.owner(node)}")
     return pieces
 
 
@@ -233,13 +241,13 @@ def _split(walk: Walk, node: fx.Node, inputs: Ids, cuts: list[int]) -> list[Ids]
     """Record the pieces, and the attributes of the owning module that repeat their width."""
     pieces: list[Ids] = np.split(inputs, cuts)
     if len({len(piece) for piece in pieces}) > 1:
-        walk.found.ids.pin(inputs, f"split into unequal pieces in {owner(node)}")
+        walk.found.ids.pin(inputs, f"split into unequal pieces in {walk.owner(node)}")
     walk.found.splits.append(tuple(pieces))
-    module = walk.module.get_submodule(owner(node))
+    module = walk.module.get_submodule(walk.owner(node))
     for name in WIDTH_ATTRIBUTES:
         value = getattr(module, name, None)
         if type(value) is int and value == len(pieces[0]):
-            walk.found.attributes.append((owner(node), name, pieces[0]))
+            walk.found.attributes.append((walk.owner(node), name, pieces[0]))
     return pieces
 
 
@@ -279,6 +287,7 @@ RULES: dict[str, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d"), upsample),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(("view", "reshape"), view),
+    "_assert_tensor_metadata": nothing,
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "linear": linear,

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import io
+import logging
+import os
+import traceback
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from autoprune.errors import ModelError
 from autoprune.graph.assemble import assemble
+from autoprune.graph.copying import copied
 from autoprune.graph.rules import RULES
 from autoprune.graph.types import ChannelGraph
 from autoprune.graph.walk import Walk
+
+_OTHERS = ("<", *(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__)))
+"""How the names of files begin that are no part of the network."""
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[str] = ()) -> ChannelGraph:
@@ -25,17 +36,40 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
         free_outputs: keys of an output dictionary whose tensors may change their channel count.
 
     Raises:
-        ModelError: the network cannot be exported.
+        ModelError: the network cannot be copied or exported.
     """
-    copied = copy.deepcopy(module).train()
+    network = copied(module).train()
+    return assemble(Walk(network, _exported(network, example), free_outputs=frozenset(free_outputs)).run(RULES))
+
+
+def _exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(copied, (example,), strict=False)
+        with _quiet(), torch.no_grad():
+            return torch.export.export(network, (example,), strict=False)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"torch.export must be able to export a network before its channel groups can be found; "
-            f"{type(module).__name__} fails with: {reason}"
+            f"{type(network).__name__} {_reason(error)}"
         ) from error
-    return assemble(Walk(copied, exported, free_outputs=frozenset(free_outputs)).run(RULES))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch warns, logs and prints; of a network that it refuses it prints all operations."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a network cannot be exported, and where in its source that is."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return f"lets the values of a tensor decide{place} what it computes, where torch.where could choose"
+    return f"fails{place} with: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -75,7 +75,7 @@ class Layer:
         stride: vertical and horizontal stride.
         in_hw: height and width of the input.
         out_hw: height and width of the output.
-        groups: convolution groups of the dense layer (a depthwise one has as many as channels).
+        groups: convolution groups of the dense layer (a depthwise one has as many as it reads channels).
     """
 
     name: str
@@ -112,10 +112,13 @@ class ChannelGraph:
         groups: all groups, pinned ones too; their channels are numbered without gaps.
         units: what may be decided, in the order of the forward pass; no pinned group is in any.
         axes: per axis, the global channel number at each position; tensors share axes.
-        tensors: state-dict name → ((dimension, axis), …); absent tensors never change.
+        tensors: state-dict name → ((dimension, axis), …); absent tensors never change. One that several modules share
+            has the first of its names, as in ``named_parameters``.
         layers: operations that cost something, in the order of the forward pass.
         attributes: plain numbers to be kept in step.
         uncounted: operations whose cost no layer describes, with how often each occurs.
+        reads: (state-dict name, dimension) of the weights that read channels: with zeros there the network computes
+            what it does without these channels.
     """
 
     groups: tuple[Group, ...]
@@ -125,6 +128,7 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     attributes: tuple[WidthAttribute, ...]
     uncounted: Mapping[str, int] = field(default_factory=dict)
+    reads: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def channels(self) -> int:
@@ -150,7 +154,7 @@ class ChannelGraph:
             units=tuple(replace(unit, width=sizes[unit.groups[0]]) for unit in self.units),
             axes=axes,
             layers=tuple(
-                replace(layer, groups=len(axes[layer.out_axis])) if layer.kind is LayerKind.DEPTHWISE else layer
+                replace(layer, groups=len(axes[layer.in_axis])) if layer.kind is LayerKind.DEPTHWISE else layer
                 for layer in self.layers
             ),
         )

@@ -10,10 +10,11 @@ from autoprune.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from autoprune.models._base import Adapter
 
-__all__ = ["build_adapter", "open_adapter"]
+__all__ = ["adapter_of", "build_adapter", "open_adapter"]
 
 
 def open_adapter(
@@ -48,6 +49,13 @@ def open_adapter(
     from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
 
     return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)
+
+
+def adapter_of(module: nn.Module, *, data: Path, image_size: int | None = None) -> Adapter:
+    """Give a network that is open already its data set (today: Ultralytics' networks); see `UltralyticsAdapter.of`."""
+    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+
+    return UltralyticsAdapter.of(module, data=data, image_size=image_size)
 
 
 def _built(model: Path, *, data: Path | None, image_size: int | None, device: str | torch.device) -> Adapter:

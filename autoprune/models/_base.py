@@ -69,6 +69,35 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class LossSum:
+    """A loss that is not divided yet: each of its T terms, summed over images, and what it has to be divided by.
+
+    A term may be divided by something else than the number of images, such as the objects in them. Sums of batches
+    add up to the sum of all their images, so the loss does not depend on how images fall into batches.
+
+    Attributes:
+        totals: summed terms, shape (T,).
+        weights: their divisors, shape (T,).
+    """
+
+    totals: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def of_mean(cls, loss: torch.Tensor, images: int) -> LossSum:
+        """Return the sum of a scalar loss that is a mean over so many images."""
+        return cls(loss.view(1) * images, torch.full_like(loss, images).view(1))
+
+    def __add__(self, other: LossSum) -> LossSum:
+        """Return the sum over the images of both."""
+        return LossSum(self.totals + other.totals, self.weights + other.weights)
+
+    def mean(self) -> float:
+        """Return the loss, of which no term counts less than zero; not finite where a term has no weight."""
+        return float((self.totals / self.weights).clamp(min=0).sum())
+
+
+@dataclass(frozen=True)
 class AccuracyNames:
     """What people call the figures of an `Accuracy`."""
 
@@ -174,6 +203,16 @@ class Adapter(ABC):
 
         ``module`` is in train mode (batch statistics); whether gradients flow is the caller's choice.
         """
+
+    def loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
+        """Return the loss that candidates are scored by, not yet divided.
+
+        As `loss`, but a batch counts by what is in it: a training loss that is divided by the labels of its batch
+        gives a batch without labels many times the weight of the others, and rewards networks that find nothing.
+
+        ``module`` is in train mode (batch statistics); whether gradients flow is the caller's choice.
+        """
+        return LossSum.of_mean(self.loss(module, batch), len(self.inputs(batch)))
 
     @abstractmethod
     def stages(self, module: nn.Module) -> Sequence[str]:

@@ -53,7 +53,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors
-from ultralytics.utils.torch_utils import strip_optimizer
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 child_environment = _quiet.child_environment
 quiet = _quiet.quiet
@@ -114,6 +114,7 @@ __all__ = [
     "strip_optimizer",
     "tasks",
     "torch_safe_load",
+    "unwrap_model",
     "v8DetectionLoss",
     "verify_image_label",
     "version",

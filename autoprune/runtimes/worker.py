@@ -27,7 +27,9 @@ CALLS_HOME = ("openvino_telemetry",)
 
 def main(engine: str, options: str) -> None:
     """Start the engine in a file with JSON options, and serve it until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and decides
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent is told to stop too, and decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints is no answer
     sys.modules.update(dict.fromkeys(CALLS_HOME))  # type: ignore[arg-type]  # None: cannot be imported

@@ -6,17 +6,14 @@ weights or in the validation's loss.
 
 from __future__ import annotations
 
-import io
-import pickle
+from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
-from autoprune.files import write_atomic
 from autoprune.models.ultralytics import stock
 from autoprune.training.adapters import Adapters
 from autoprune.training.extension import STEPPED, TrainingExtension
@@ -26,7 +23,7 @@ from autoprune.training.session import Session
 ADAPTER_RATE = 1e-3
 """Learning rate of the adapters (AdamW's usual one), while the network has its own first one; both fall alike."""
 
-ADAPTER_FILE = "distill.pt"
+_NAME = "distillation"
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
@@ -71,8 +68,7 @@ class Distillation(TrainingExtension):
 
     The teacher sees the same augmented images, in eval mode with its own batch norm statistics, without gradients, and
     in the same number format. The maps that the student's head reads go through a 1×1 convolution each to the teacher's
-    widths; these adapters have an optimizer of their own and lie beside ``last.pt``, so that a resume goes on with them
-    (where the file is gone they start anew).
+    widths; these adapters have an optimizer of their own, and a resume goes on with both.
 
     Args:
         teacher: the dense network; it is copied.
@@ -88,6 +84,7 @@ class Distillation(TrainingExtension):
         session.listen("on_train_epoch_start", lambda _: self._optimizer.zero_grad())  # also after a lack of memory
         session.listen(STEPPED, self._step)
         session.listen("on_train_epoch_end", self._end_epoch)
+        session.keep(_NAME, self._state)
 
     def _begin(self, session: Session) -> None:
         student: Any = session.model
@@ -97,8 +94,11 @@ class Distillation(TrainingExtension):
             widths = list(zip(_map_widths(student), _map_widths(teacher), strict=True))
             self._adapters = Adapters(widths).to(session.device)
         self._optimizer = torch.optim.AdamW(self._adapters.parameters(), lr=ADAPTER_RATE)
-        if session.resume:
-            self._load(_file(session))
+        kept = session.kept(_NAME)
+        if kept is not None:
+            self._adapters.load_state_dict(kept["adapters"])
+            self._optimizer.load_state_dict(kept["optimizer"])
+            self._adapters.fitted = True
         own = student.criterion if student.criterion is not None else student.init_criterion()
         student.criterion = DistilledCriterion(own, teacher, self._adapters, weight=self._weight)
 
@@ -111,30 +111,13 @@ class Distillation(TrainingExtension):
         self._optimizer.zero_grad()
 
     def _end_epoch(self, session: Session) -> None:
-        """Keep the adapters, before ``last.pt`` is written; take out what the validation's loss does not have."""
+        """Take out what the validation's loss does not have."""
         session.loss_items = {
             name: value for name, value in session.loss_items.items() if name not in DistilledCriterion.TERMS
         }
-        buffer = io.BytesIO()
-        torch.save({"adapters": self._adapters.state_dict(), "optimizer": self._optimizer.state_dict()}, buffer)
-        write_atomic(_file(session), buffer.getvalue())
 
-    def _load(self, file: Path) -> None:
-        if not file.exists():
-            return
-        try:
-            kept = torch.load(file, map_location="cpu", weights_only=True)
-            self._adapters.load_state_dict(kept["adapters"])
-            self._optimizer.load_state_dict(kept["optimizer"])
-            self._adapters.fitted = True
-        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"{file} does not hold this training's adapters; remove it, and they start anew"
-            ) from error
-
-
-def _file(session: Session) -> Path:
-    return Path(session.save_dir) / "weights" / ADAPTER_FILE
+    def _state(self) -> Mapping[str, Any]:
+        return {"adapters": self._adapters.state_dict(), "optimizer": self._optimizer.state_dict()}
 
 
 def _map_widths(module: nn.Module) -> list[int]:

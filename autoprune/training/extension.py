@@ -19,7 +19,8 @@ class TrainingExtension(ABC):
     """Takes part in a training by listening to its events, Ultralytics' and the session's own two.
 
     An extension may change gradients (``GRADIENTS``), weights (``STEPPED``), or what the network's loss is
-    (``on_train_start``). What it hangs onto the network must not be there when a checkpoint is written.
+    (``on_train_start``). What it hangs onto the network must not be there when a checkpoint is written. What it learns
+    itself must survive an interruption: it gives it to ``session.keep`` and asks ``session.kept`` for it at the start.
     """
 
     @abstractmethod

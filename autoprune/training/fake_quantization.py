@@ -12,7 +12,7 @@ are trained as in every other fine-tune, and their statistics made to fit the we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ _MOST = 255
 _SMALLEST = 1e-8
 """The smallest scale, of channels and tensors that are zero everywhere."""
 
+_NAME = "fake quantization"
+
 
 def rounded_weights(weight: torch.Tensor, *, bits: int = 8) -> torch.Tensor:
     """Return weights that a symmetric integer with one scale per output channel can hold.
@@ -44,17 +46,21 @@ def rounded_weights(weight: torch.Tensor, *, bits: int = 8) -> torch.Tensor:
 
 
 class ActivationRange:
-    """Rounds one of the network's tensors to unsigned bytes over the range that its batches had so far."""
+    """Rounds one of the network's tensors to unsigned bytes over the range that its batches had so far.
+
+    Attributes:
+        ends: of the range, shape (2,); None before the first batch.
+    """
 
     def __init__(self) -> None:
-        self._ends: torch.Tensor | None = None
+        self.ends: torch.Tensor | None = None
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Look at the range of a batch, and return its values rounded, in their own number format."""
         with torch.no_grad():
             ends = torch.stack(torch.aminmax(values)).float()
-            self._ends = ends if self._ends is None else self._ends.lerp(ends, _FORGOTTEN)
-            low, high = self._ends[0].clamp(max=0.0), self._ends[1].clamp(min=0.0)  # 0 has an integer of its own
+            self.ends = ends if self.ends is None else self.ends.lerp(ends, _FORGOTTEN)
+            low, high = self.ends[0].clamp(max=0.0), self.ends[1].clamp(min=0.0)  # 0 has an integer of its own
             scale = ((high - low) / _MOST).clamp(min=_SMALLEST)
             zero = (-low / scale).round().int()
         rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, _MOST)
@@ -72,24 +78,34 @@ class FakeQuantization(TrainingExtension):
 
     def __init__(self, *, weight_bits: int = 8) -> None:
         self._weight_bits = weight_bits
+        self._ranges: dict[str, ActivationRange] = {}
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, session: Session) -> None:
-        """Listen to the start and the end of the training."""
-        session.listen("on_train_start", lambda trainer: self._begin(trainer.model))
+        """Listen to the start and the end of the training; the ranges go on where it was interrupted."""
+        session.listen("on_train_start", self._begin)
         session.listen("on_train_end", lambda _: self._end())
+        session.keep(_NAME, self._state)
 
-    def _begin(self, network: nn.Module) -> None:
-        for layer in network.modules():
+    def _begin(self, session: Session) -> None:
+        kept = {name: ends.to(session.device) for name, ends in (session.kept(_NAME) or {}).items()}
+        for name, layer in session.model.named_modules():
             if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad:
-                self._round(layer)
+                self._round(layer, self._range(f"{name}:before", kept))
             if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and layer.bias is not None):
-                after = ActivationRange()
+                after = self._range(f"{name}:after", kept)
                 self._undo.append(layer.register_forward_hook(lambda _, __, output, after=after: after(output)).remove)
 
-    def _round(self, layer: nn.Conv2d) -> None:
+    def _state(self) -> Mapping[str, torch.Tensor]:
+        return {name: one.ends for name, one in self._ranges.items() if one.ends is not None}
+
+    def _range(self, name: str, kept: Mapping[str, torch.Tensor]) -> ActivationRange:
+        self._ranges[name] = found = ActivationRange()
+        found.ends = kept.get(name)
+        return found
+
+    def _round(self, layer: nn.Conv2d, before: ActivationRange) -> None:
         """Let a convolution compute with rounded inputs and weights, whose parameter stays the layer's own."""
-        before = ActivationRange()
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             weight = rounded_weights(layer.weight, bits=self._weight_bits).to(images.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.errors import ConfigError, TrainingError
+from autoprune.errors import ConfigError
 from autoprune.models._base import Adapter
 from autoprune.training.extension import TrainingExtension
 from autoprune.training.results import EpochReport, FinetuneResult
@@ -30,14 +30,19 @@ def finetune(
     on_epoch: Callable[[EpochReport], None] | None = None,
     changes: Mapping[str, Any] | None = None,
     extensions: Sequence[TrainingExtension] = (),
+    resume: bool = False,
 ) -> FinetuneResult:
     """Train a pruned network on, with the dense network's settings at a fraction of its learning rate.
+
+    A call that was interrupted, by a kill too, is repeated with ``resume``. On a CPU it then ends with the network that
+    it would have ended with, bit for bit; on GPUs the images, their order and augmentations are the same, and so are
+    the numbers but for what CUDA's kernels add in an order of their own.
 
     Args:
         adapter: the dense network's adapter, with its data set.
         module: the pruned network; it is not changed.
         epochs: passes over the training split.
-        out: folder for the training's files, such as ``weights/last.pt`` (resumable).
+        out: folder for the training's files.
         batch: images per step.
         lr_scale: the first learning rate as a share of the dense network's first one.
         seed: of the weights' order of images and the augmentations.
@@ -50,11 +55,13 @@ def finetune(
             without a better one, and the best epoch's weights are the result; they are kept as ``weights/best.pt``.
             What else there is depends on the family, Ultralytics' training arguments for its networks.
         extensions: what takes part in the training; not with ``devices``.
+        resume: go on with what an interrupted call with the same arguments has left in ``out``, if anything.
 
     Raises:
         ConfigError: ``epochs``, ``batch`` or ``lr_scale`` is out of its range, there are extensions and devices, or the
             family's training knows no such changes or extensions.
-        TrainingError: the loss is not a number, or there is no data set.
+        TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
+        ModelError: the file to go on from is damaged.
         DeviceError: memory runs out.
         RunError: a file cannot be written.
     """
@@ -66,42 +73,5 @@ def finetune(
     surroundings = Surroundings(
         out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
     )
-    return trainer_of(adapter).train(module, plan, surroundings)
-
-
-def resume_finetune(
-    adapter: Adapter,
-    module: nn.Module,
-    *,
-    out: Path,
-    workers: int | None = None,
-    devices: Sequence[str] = (),
-    on_epoch: Callable[[EpochReport], None] | None = None,
-    extensions: Sequence[TrainingExtension] = (),
-) -> FinetuneResult:
-    """Go on with an interrupted `finetune` from its last finished epoch; after its end, return its network.
-
-    The settings are those it was started with. Ultralytics' resume is not bit for bit an uninterrupted run (weights
-    and optimizer pass through half precision), the plain loop's is.
-
-    Args:
-        adapter: as for `finetune`.
-        module: as for `finetune`.
-        out: the folder given to the interrupted run.
-        workers: as for `finetune`.
-        devices: as for `finetune`.
-        on_epoch: called after every epoch that is left.
-        extensions: those of the interrupted run.
-
-    Raises:
-        TrainingError: there is nothing to resume in ``out``, or as for `finetune`.
-        ModelError: ``weights/last.pt`` is corrupt.
-        RunError: a file cannot be written.
-    """
-    last = out / "weights" / "last.pt"
-    if not last.is_file():
-        raise TrainingError(f"there is no fine-tuning to resume: {last} does not exist")
-    surroundings = Surroundings(
-        out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
-    )
-    return trainer_of(adapter).resume(module, surroundings)
+    trainer = trainer_of(adapter)
+    return trainer.resume(module, plan, surroundings) if resume else trainer.train(module, plan, surroundings)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -32,16 +32,13 @@ LOG_FILE = "processes.log"
 
 def train_in_processes(
     session: Session, adapter: UltralyticsAdapter, on_epoch: Callable[[EpochReport], None] | None = None
-) -> Sequence[EpochReport]:
+) -> None:
     """Train as a session says, one process per device; within `process_state_kept`.
 
     Args:
         session: made with the devices and the network's file among its arguments; it does not train itself.
         adapter: of the network.
         on_epoch: called after every epoch.
-
-    Returns:
-        The epochs trained here, reported.
 
     Raises:
         TrainingError: a process failed; what it said is in the message where it is one of our own sentences, else in
@@ -50,7 +47,7 @@ def train_in_processes(
     """
     folder = Path(session.save_dir)
     table = folder / "results.csv"
-    before = seen = len(reports_in(table, adapter, epochs=session.epochs))
+    seen = len(reports_in(table, adapter, epochs=session.epochs))
 
     def tell() -> None:
         nonlocal seen
@@ -69,7 +66,6 @@ def train_in_processes(
     tell()
     if code:
         _explain(folder / LOG_FILE, session)
-    return reports_in(table, adapter, epochs=session.epochs)[before:]
 
 
 @contextmanager

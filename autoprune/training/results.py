@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from autoprune.files import write_atomic
 from autoprune.models._base import Accuracy
 from autoprune.models.recalibration import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
@@ -79,6 +80,17 @@ def reports_in(path: Path, adapter: UltralyticsAdapter, *, epochs: int) -> Seque
         )
         for row in rows
     ]
+
+
+def cut_reports(path: Path, *, epochs: int) -> None:
+    """Leave only the first epochs in a ``results.csv``: the others are trained again.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        write_atomic(path, "".join(lines[: 1 + epochs]))
 
 
 def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Accuracy | None:

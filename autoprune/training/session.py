@@ -1,4 +1,4 @@
-"""One fine-tune in a process: stock training that prints nothing, reports to nobody, and leaves no trace."""
+"""One fine-tune in a process: stock training that prints nothing, reports to nobody, and can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.data import random_state_kept
 from autoprune.training.extension import GRADIENTS, STEPPED
+from autoprune.training.state import begin_epoch, read_state, restore, state_file, write_state
 from autoprune.training.trainer import KeepsNetwork
 
 
 class Session(KeepsNetwork):
-    """A trainer heard by nobody but autoprune, writing ``last.pt``, and ``best.pt`` where it may stop early.
+    """A trainer heard by nobody but autoprune, writing ``state.pt``, ``last.pt``, and ``best.pt`` if it may stop early.
+
+    With ``resume`` it goes on from ``state.pt`` (see `state`), with the network and the arguments that it was given the
+    first time; Ultralytics' own resume, from ``last.pt``, is not used.
 
     It comes before Ultralytics' trainer of the task; `sessions` has the two together.
 
@@ -39,6 +43,13 @@ class Session(KeepsNetwork):
         self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
         self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
+        self._kept: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self._found: Mapping[str, Any] = {}
+        self._best: Mapping[str, torch.Tensor] = {}
+        self._gradients: Mapping[str, torch.Tensor] = {}
+        self.last_step = self._batch = -1
+        self.listen("on_train_epoch_start", Session._begin_epoch)
+        self.listen("on_train_batch_end", Session._step_in_time)
         self.listen("on_train_epoch_end", _refuse_nan)  # first: nothing is made of what is no number
         threads = torch.get_num_threads()
         super().__init__(cfg, overrides, None)
@@ -56,6 +67,64 @@ class Session(KeepsNetwork):
         Listeners to the same event are called in the order in which they came.
         """
         self._listeners[event].append(listener)
+
+    def keep(self, name: str, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep what an extension needs to go on after a resume.
+
+        Args:
+            name: of the extension.
+            state: called at the end of every epoch; returns tensors and plain values.
+        """
+        self._kept[name] = state
+
+    def kept(self, name: str) -> Any:
+        """Return what an extension kept when the training was interrupted; None if there is nothing."""
+        return self._found.get(name)
+
+    def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what all extensions want to keep."""
+        return {name: state() for name, state in self._kept.items()}
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Take the arguments as they are; Ultralytics would take those in ``last.pt``, and its network."""
+        self.resume = bool(self.args.resume)
+
+    def resume_training(self, ckpt: object) -> None:
+        """Go on from the session's own state instead of Ultralytics' checkpoint."""
+        if not self.resume:
+            return
+        file = state_file(Path(self.save_dir))
+        state = read_state(file)
+        restore(self, state, file)
+        self.last_step, self._gradients = state["last_step"], state["gradients"]
+        self._found, self._best = state["extensions"], state["best"]
+
+    def optimizer_step(self) -> None:
+        """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
+
+    def pending_gradients(self) -> Mapping[str, torch.Tensor]:
+        """Return the gradients of batches that no step was made of yet, where a step takes several batches."""
+        if self.last_step == self._batch:
+            return {}
+        parameters = stock.unwrap_model(self.model).named_parameters()
+        return {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+
+    def _begin_epoch(self) -> None:
+        batches = len(self.train_loader)
+        self._batch = batches * self.epoch - 1
+        self.last_step = min(self.last_step, self._batch)  # an epoch may be repeated
+        for name, gradient in self._gradients.items():
+            parameter = stock.unwrap_model(self.model).get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+        self._gradients = {}
+        begin_epoch(self)
+
+    def _step_in_time(self) -> None:
+        """Make a step of the optimizer once there are gradients of as many batches as a step takes."""
+        self._batch += 1
+        if self._batch - self.last_step >= self.accumulate:
+            super().optimizer_step()
+            self.last_step = self._batch
 
     def run_callbacks(self, event: str) -> None:
         """Call this run's listeners and nobody else."""
@@ -83,8 +152,10 @@ class Session(KeepsNetwork):
         try:
             super().save_model()
             if self.keeps_best and self.best.exists():
-                self.best.replace(best)  # first: last.pt may not tell of a best epoch whose weights are not there
+                self._best = {name: tensor.clone() for name, tensor in self.ema.ema.state_dict().items()}
+                self.best.replace(best)
             self.last.replace(last)
+            write_state(self, self._best)  # last: until it is there, a resume makes the other files anew
         finally:
             self.last, self.best = last, best
         return True

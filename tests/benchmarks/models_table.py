@@ -38,7 +38,7 @@ from autoprune.runtimes import open_file_backend, runtime_settings
 from autoprune.space import Space
 from autoprune.surgery import Surgeon
 from autoprune.training.extension import TrainingExtension
-from autoprune.training.finetune import finetune, resume_finetune
+from autoprune.training.finetune import finetune
 from autoprune.training.shapes import check_shapes, shapes_of
 from tests.networks import compared, random_keep, shaken, zeroed
 from tests.task_data import write_task_data
@@ -131,7 +131,9 @@ class Row:
 
     def resumes(self) -> str:
         """The stopped training goes on to its end, and its result has the pruned network's shapes."""
-        result = resume_finetune(self.adapter, self.pruned, out=self.folder / "tuned", workers=0)
+        result = finetune(
+            self.adapter, self.pruned, epochs=2, out=self.folder / "tuned", batch=2, workers=0, resume=True
+        )
         check_shapes(shapes_of(result.module), shapes_of(self.pruned), self.folder)
         return "yes" if result.epochs == 2 else f"after {result.epochs} epochs"
 

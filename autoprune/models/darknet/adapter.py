@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,12 +26,14 @@ from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.scaling import scaled_cfg
 from autoprune.models.darknet.weights import Header
+from autoprune.models.detection.choosing import balanced
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
     DataSet,
     Label,
     Sample,
     check_samples,
+    has_labels,
     read_data_set,
     readable,
     shuffled,
@@ -132,20 +134,18 @@ class DarknetAdapter(TrainableAdapter):
         """Return letterboxed images of a split; see `images.letterbox`."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
-        data = self._data()
-        samples = list(islice(self._samples(data, shuffled(data, split, seed)), images))
-        check_samples(samples, data, split, self._skipped)
+        samples = self._chosen(split, images, seed, lambda label: load_sample(label, self.image_size))
         return list(self._batched(samples, batch))
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the augmentations of Darknet's training; see `images.load_augmented`."""
-        samples = list(islice(self._augmented(seed), images))
-        check_samples(samples, self._data(), "train", self._skipped)
+        samples = self._chosen("train", images, seed, self._augmented(seed))
         return [self.inputs(one) for one in self._batched(samples, batch)]
 
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
         """Give the training split once, augmented; a last image that is alone is left out."""
-        chunks = self._batched(self._augmented(seed), batch)
+        files = shuffled(self._data(), "train", seed)
+        chunks = self._batched(self._samples(files, self._augmented(seed)), batch)
         return (chunk for number, chunk in enumerate(chunks) if number == 0 or len(self.inputs(chunk)) > 1)
 
     def inputs(self, batch: Batch) -> torch.Tensor:
@@ -236,19 +236,21 @@ class DarknetAdapter(TrainableAdapter):
             raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
         return self.data
 
-    def _samples(self, data: DataSet, files: Iterable[str]) -> Iterator[Sample]:
-        return readable(
-            files, data, task=_TASK, load=lambda label: load_sample(label, self.image_size), skipped=self._skipped
-        )
+    def _samples(self, files: Iterable[str], load: Callable[[Label], Sample]) -> Iterator[Sample]:
+        return readable(files, self._data(), task=_TASK, load=load, skipped=self._skipped)
 
-    def _augmented(self, seed: int) -> Iterator[Sample]:
-        """Yield the training split once, in an order and with changes that the seed fixes."""
-        data, random = self._data(), np.random.default_rng(seed)
+    def _chosen(self, split: str, images: int, seed: int, load: Callable[[Label], Sample]) -> Sequence[Sample]:
+        """Return images of a split, at least half of them with labels while there are any; see `balanced`."""
+        files = shuffled(self._data(), split, seed)
+        samples = balanced(files, labelled=has_labels, read=lambda file: next(self._samples([file], load), None))
+        found = list(islice(samples, images))
+        check_samples(found, self._data(), split, self._skipped)
+        return found
 
-        def load(label: Label) -> Sample:
-            return load_augmented(label, self.image_size, self._augmentation, random)
-
-        return readable(shuffled(data, "train", seed), data, task=_TASK, load=load, skipped=self._skipped)
+    def _augmented(self, seed: int) -> Callable[[Label], Sample]:
+        """Return what loads one image after the other, with changes that the seed fixes."""
+        random = np.random.default_rng(seed)
+        return lambda label: load_augmented(label, self.image_size, self._augmentation, random)
 
     def _batched(self, samples: Iterable[Sample], batch: int) -> Iterator[Batch]:
         remaining = iter(samples)
@@ -264,8 +266,7 @@ class DarknetAdapter(TrainableAdapter):
             load_sample(label, self.image_size)  # a head may be sound and its pixels not
             return label
 
-        found = readable(data.files("val"), data, task=_TASK, load=load, skipped=self._skipped)
-        labels = [dict(label) for label in found]
+        labels = [dict(label) for label in self._samples(data.files("val"), load)]
         check_samples(labels, data, "val", self._skipped)
         return labels
 

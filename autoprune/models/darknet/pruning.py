@@ -49,10 +49,10 @@ def prune(
     graph = analyse(network, network.example())
     if isinstance(keep, Mapping):
         space = Space(graph, round_to=1, min_keep=_ANY)
-        known = {unit.name for unit in space.units}
-        if unknown := [name for name in keep if name not in known]:
+        widths = {unit.name: unit.width for unit in space.units}
+        if unknown := [name for name in keep if name not in widths]:
             raise ConfigError(f"{unknown[0]} is no unit of {network.cfg.file} that can be pruned")
-        allocation = space.from_names(keep)
+        allocation = space.from_names({**widths, **keep})
     else:
         if not 0 < keep <= 1:
             raise ConfigError(f"The keep ratio must lie in (0, 1], got {keep:g}")

@@ -143,9 +143,13 @@ def readable(
             yield sample
 
 
-def has_labels(sample: Sample) -> bool:
-    """Return whether an image with a class per label, ``cls``, has any."""
-    return len(sample["cls"]) > 0
+def has_labels(image: str) -> bool:
+    """Return whether an image's file of labels says anything; nothing else is read."""
+    try:
+        with open(stock.img2label_paths([image])[0], "rb") as content:
+            return any(map(bytes.strip, content))
+    except OSError:
+        return False
 
 
 def label_file(image: str) -> str:
@@ -159,25 +163,25 @@ def check_samples(
     split: str,
     skipped: Mapping[str, str],
     *,
-    labelled: Callable[[Sample], bool] = has_labels,
+    labelled: Callable[[str], bool] = has_labels,
     expected: Callable[[str], str] = label_file,
 ) -> None:
     """Raise ``DataError`` where there is no image, or none that has a label.
 
     Args:
-        samples: images with ``im_file``, a path.
+        samples: images with ``im_file``, a path: all of the split, or the first `choosing.balanced` ones.
         data: where they are from.
         split: likewise.
         skipped: images that could not be read, with the reason.
-        labelled: tells whether an image has a label; by default ``cls`` has a class per label.
+        labelled: tells whether an image has a label.
         expected: says where the labels of an image are looked for.
     """
     if not samples:
         first = next((f"{file}: {reason}" for file, reason in skipped.items()), "")
         raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
-    if not any(map(labelled, samples)):
+    if not any(labelled(sample["im_file"]) for sample in samples):
         raise DataError(
-            f"none of the {len(samples)} images chosen from the {split!r} split of {data.file} has a label; "
+            f"no image of the {split!r} split of {data.file} that can be read has a label; "
             f"{expected(samples[0]['im_file'])}"
         )
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
+from autoprune.graph import copied
 from autoprune.models._base import (
     Accuracy,
     AccuracyNames,
@@ -66,6 +67,7 @@ class ModuleAdapter(TrainableAdapter):
     """
 
     resizable = False
+    bytes_per_number = 4
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class ModuleAdapter(TrainableAdapter):
             )
         self.name = name or type(module).__name__.lower()
         self.device = resolve_device(device)
-        self.module = copy.deepcopy(module).to(self.device, torch.float32).eval()
+        self.module = copied(module).to(self.device, torch.float32).eval()
         self.image_size = max(example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
         self.accuracy_names = accuracy_names or AccuracyNames("accuracy", None)

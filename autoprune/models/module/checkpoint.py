@@ -47,7 +47,9 @@ class Checkpoint:
     @classmethod
     def of(cls, module: nn.Module, dense: nn.Module, *, name: str, notes: Mapping[str, Any] | None) -> Checkpoint:
         """Describe a network by its dense one; neither is modified."""
-        tensors = {key: tensor.detach().cpu().clone() for key, tensor in _tensors(module).items()}
+        own = _tensors(module)
+        copies = {id(tensor): tensor.detach().cpu().clone() for tensor in own.values()}  # shared ones are in it once
+        tensors = {key: copies[id(tensor)] for key, tensor in own.items()}
         return cls(name, tensors, _changed(module, dense), json.loads(json.dumps(dict(notes or {}))))
 
     def to_bytes(self) -> bytes:

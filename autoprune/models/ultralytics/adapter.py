@@ -12,7 +12,17 @@ from torch import nn
 
 from autoprune.errors import DataError
 from autoprune.models import stock
-from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference, ExportSettings, Predict, Predictions
+from autoprune.models._base import (
+    Accuracy,
+    Adapter,
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    LossSum,
+    Predict,
+    Predictions,
+)
 from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
@@ -21,7 +31,7 @@ from autoprune.models.detection.data_set import DataSet, Sample
 from autoprune.models.detection.exporting import write
 from autoprune.models.detection.suppression import suppressed
 from autoprune.models.ultralytics import data as data_sets
-from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, settings_of, write_checkpoint
 from autoprune.models.ultralytics.checks import (
     check_classes,
     check_task,
@@ -32,8 +42,9 @@ from autoprune.models.ultralytics.checks import (
 )
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.images import IMAGES, Images
+from autoprune.models.ultralytics.loss_sums import scoring_criterion
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
-from autoprune.models.ultralytics.scoring import find_pairs, scoring_loss, supports
+from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 
@@ -79,6 +90,7 @@ class UltralyticsAdapter(Adapter):
         self.accuracy_names = self.task.figures
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
+        self._scoring = scoring_criterion(self.module)
         self._skipped: dict[str, str] = {}
         self._source = None if data is None else IMAGES[type(module)](
             data, task=self.task.name, image_size=image_size, stride=stride_of(module), train_args=train_args,
@@ -128,6 +140,34 @@ class UltralyticsAdapter(Adapter):
             image_size=size,
             device=target,
             notes=checkpoint.notes,
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module, *, data: Path, image_size: int | None = None) -> UltralyticsAdapter:
+        """Give a network that is open already, such as ``YOLO("best.pt").model``, its data set.
+
+        Args:
+            module: a trained network, not fused; it is copied.
+            data: the data set's YAML file, or a classifier's folder.
+            image_size: square input size in pixels; the size that the network was trained at if None.
+
+        Raises:
+            ModelError: it is no supported network, or fused, or the image size does not suit it.
+            DataError: the data set is missing or malformed, or its classes are not the network's.
+        """
+        file = Path(getattr(module, "pt_path", None) or "the network")
+        check_task(file, module)
+        check_unfused(file, module)
+        train_args = settings_of(module, file)
+        data_set = read_data(data, task_of(module).name)
+        check_classes(file, module, data_set)
+        return cls(
+            deepcopy(module),
+            name=name_of(module, file),
+            train_args=train_args,
+            data=data_set,
+            image_size=choose_image_size(module, image_size, train_args),
+            device=next(module.parameters()).device,
         )
 
     @classmethod
@@ -218,12 +258,18 @@ class UltralyticsAdapter(Adapter):
         End-to-end heads (YOLOv10, YOLO26) give their combined loss, with the weights of the training's start.
 
         The criterion is the dense network's: it depends on nothing that pruning changes, so any pruned
-        module of the same family can be passed, and nothing is attached to it. Without gradients the same
-        value comes from `scoring.scoring_loss`, in a third of the time.
+        module of the same family can be passed, and nothing is attached to it.
         """
-        if _PAIRS in batch and not torch.is_grad_enabled():
-            return scoring_loss(self._criterion, module(batch["img"]), batch[_PAIRS])
         return self.task.loss(self._criterion, module, batch)
+
+    def loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
+        """Return the same terms as sums, with what each is divided by; see `loss_sums`.
+
+        That of plain detection comes from `scoring.scoring_sum`, in a third of the time.
+        """
+        if _PAIRS in batch:
+            return scoring_sum(self._scoring, module(batch["img"]), batch[_PAIRS])
+        return self.task.loss_sum(self._scoring, module, batch)
 
     def stages(self, module: nn.Module) -> Sequence[str]:
         """Return Ultralytics' layers but the last, the head."""
@@ -330,8 +376,8 @@ class UltralyticsAdapter(Adapter):
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         batch = self._images.collate(samples, self.device)
-        if supports(self._criterion):
-            batch[_PAIRS] = find_pairs(self._criterion, batch)
+        if supports(self._scoring):
+            batch[_PAIRS] = find_pairs(self._scoring, batch)
         return batch
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -75,6 +75,20 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         epoch=-1 if epoch is None else int(epoch),
         best_epoch=int((content.get("stopper") or {}).get("best_epoch", 0)),
     )
+
+
+def settings_of(module: Any, file: Path) -> Mapping[str, Any]:
+    """Return the settings that an open network was trained with, all of Ultralytics' keys.
+
+    ``YOLO`` leaves four of them in the network that it opens; the others are read again from its file, and are
+    Ultralytics' defaults where that is not there any more.
+    """
+    kept = module.args if isinstance(module.args, Mapping) else vars(module.args)
+    trained: Mapping[str, Any] = stock.DEFAULT_CFG_DICT
+    if not stock.DEFAULT_CFG_DICT.keys() <= kept.keys():
+        with suppress(ModelError):
+            trained = read_checkpoint(file).train_args
+    return {**trained, **{key: value for key, value in kept.items() if key in trained}}
 
 
 def _check_file(path: Path) -> None:

@@ -85,6 +85,16 @@ class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> Any:
         return super()._load_or_scan_cache(self._cache_folder / cache_path.name, cache_hash)
 
+    def begin_epoch(self) -> None:
+        """Forget the images of the last epoch, and draw those that mosaics are made of until others were loaded.
+
+        Ultralytics makes mosaics of the last images that it loaded, which a resumed training has not.
+        """
+        if self.cache != "ram":  # mosaics are of all images there
+            for index in self.buffer:
+                self.ims[index] = self.im_hw0[index] = self.im_hw[index] = None
+            self.buffer = random.sample(range(self.ni), max(self.max_buffer_length - 1, 0))
+
     def verify_args(self) -> tuple[Any, Any]:
         """Return the check of one image and its arguments."""
         _, arguments = super().verify_args()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from autoprune.models import stock
+from autoprune.models._base import LossSum
+from autoprune.models.ultralytics.loss_sums import LEAST_SCORE
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,13 @@ def find_pairs(criterion: Any, batch: Mapping[str, Any]) -> Pairs:
 
 
 def supports(criterion: Any) -> bool:
-    """Return whether `scoring_loss` evaluates this criterion: a plain one-to-many head with distributed boxes."""
+    """Return whether `scoring_sum` evaluates this criterion: a plain one-to-many head with distributed boxes."""
     return type(criterion) is stock.v8DetectionLoss and criterion.use_dfl and criterion.class_weights is None
 
 
 @torch.no_grad()
-def scoring_loss(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: Pairs) -> torch.Tensor:
-    """Return the stock loss per image, without gradients.
+def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: Pairs) -> LossSum:
+    """Return the stock loss without gradients, not yet divided by the target scores.
 
     Args:
         criterion: Ultralytics' ``v8DetectionLoss``.
@@ -109,27 +111,26 @@ def scoring_loss(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs:
             (B, classes, anchors).
         pairs: of the same batch.
     """
-    scores = predictions["scores"]
+    scores, gains = predictions["scores"], criterion.hyp
     classification = F.softplus(scores).sum()
     if not pairs.objects:
-        return classification * float(criterion.hyp.cls)
+        return LossSum((classification * gains.cls).view(1), classification.new_zeros(1))
     bins = predictions["boxes"].transpose(1, 2)[pairs.image, pairs.anchor].view(-1, 4, criterion.reg_max)
     distances = bins.softmax(2).matmul(criterion.proj)
     boxes = stock.dist2bbox(distances, pairs.point, xywh=False) * pairs.stride
     logits = scores[pairs.image[pairs.candidate], pairs.kind, pairs.anchor[pairs.candidate]]
     similarity = stock.bbox_iou(boxes[pairs.candidate], pairs.box, xywh=False, CIoU=True).squeeze(-1)
-    chosen, target = _assign(criterion.assigner, pairs, logits.sigmoid(), similarity.clamp(min=0))
-    total = target.sum().clamp(min=1)
+    probability = logits.sigmoid().clamp(min=LEAST_SCORE)
+    chosen, target = _assign(criterion.assigner, pairs, probability, similarity.clamp(min=0))
     candidate = pairs.candidate[chosen]
     sides = stock.bbox2dist(pairs.point[candidate], pairs.box[chosen] / pairs.stride[candidate], criterion.reg_max - 1)
     distribution = criterion.bbox_loss.dfl_loss(bins[candidate].view(-1, criterion.reg_max), sides).squeeze(-1)
-    gains = criterion.hyp
-    loss: torch.Tensor = (
+    total = (
         gains.cls * (classification - (logits[chosen] * target).sum())
         + gains.box * ((1 - similarity[chosen]) * target).sum()
         + gains.dfl * (distribution * target).sum()
-    ) / total
-    return loss
+    )
+    return LossSum(total.view(1), target.sum().view(1))
 
 
 def _assign(

@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from autoprune.models import stock
-from autoprune.models._base import AccuracyNames
+from autoprune.models._base import AccuracyNames, LossSum
 from autoprune.models.detection.comparing import Layout
 from autoprune.models.detection.metrics import Metric
+from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
 from autoprune.models.ultralytics.validators import KeypointsValidator, MasksValidator, RotatedValidator
 
 Loss = Callable[[Any, nn.Module, Mapping[str, Any]], torch.Tensor]
 """Maps (criterion, network, batch) to the loss per image."""
+
+Sum = Callable[[Any, nn.Module, Mapping[str, Any]], LossSum]
+"""Maps (scoring criterion, network, batch) to the loss that is not divided yet, see `loss_sums`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Task:
         trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
         figures: what the accuracy is called.
         loss: computes it.
+        loss_sum: computes it undivided.
         suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
             end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
@@ -42,6 +47,7 @@ class Task:
     trainer: str
     figures: AccuracyNames
     loss: Loss
+    loss_sum: Sum
     suppresses: bool = True
     opener: str = "YOLO"
 
@@ -94,14 +100,28 @@ def _averaged(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> to
     return found
 
 
-def _of_queries(criterion: Any, module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Of an RT-DETR, which itself brings labels and predictions into its criterion's form; a mean over objects.
+def _averaged_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> LossSum:
+    return LossSum.of_mean(_averaged(criterion, module, batch), len(batch["img"]))
+
+
+def _of_queries(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Of an RT-DETR; a mean over objects.
 
     The queries made of labels and noise that Ultralytics' training adds (denoising) are left out: they are random.
     """
+    return _matched(criterion, module, module(batch["img"]), batch)
+
+
+def _of_queries_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> LossSum:
+    predictions = module(batch["img"])
+    return queries_sum(_matched(criterion, module, predictions, batch), batch, queries=predictions[0].shape[2])
+
+
+def _matched(criterion: Any, module: Any, predictions: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Let an RT-DETR itself bring labels and predictions into its criterion's form."""
     before, module.criterion = module.criterion, criterion
     try:
-        loss, _ = module.loss(batch, module(batch["img"]))
+        loss, _ = module.loss(batch, predictions)
     finally:
         module.criterion = before
     found: torch.Tensor = loss
@@ -113,22 +133,22 @@ _POSES = ("metrics/mAP50-95(P)", "metrics/mAP50(P)")
 _CLASSES = ("metrics/accuracy_top1", "metrics/accuracy_top5")
 
 TASKS: Mapping[type, Task] = {
-    stock.DetectionModel: Task(Metric(), "PrunedTrainer", AccuracyNames(), _summed),
+    stock.DetectionModel: Task(Metric(), "PrunedTrainer", AccuracyNames(), _summed, boxes_sum),
     stock.SegmentationModel: Task(
         Metric("segment", MasksValidator, _MASKS), "PrunedSegmentationTrainer",
-        AccuracyNames("mask mAP50-95", "mask mAP50"), _summed,
+        AccuracyNames("mask mAP50-95", "mask mAP50"), _summed, boxes_sum,
     ),
     stock.PoseModel: Task(
         Metric("pose", KeypointsValidator, _POSES), "PrunedPoseTrainer",
-        AccuracyNames("pose mAP50-95", "pose mAP50"), _summed,
+        AccuracyNames("pose mAP50-95", "pose mAP50"), _summed, boxes_sum,
     ),
-    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", AccuracyNames(), _summed),
+    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", AccuracyNames(), _summed, boxes_sum),
     stock.ClassificationModel: Task(
         Metric("classify", stock.ClassificationValidator, _CLASSES), "PrunedClassificationTrainer",
-        AccuracyNames("top-1", "top-5"), _averaged, suppresses=False,
+        AccuracyNames("top-1", "top-5"), _averaged, _averaged_sum, suppresses=False,
     ),
     stock.RTDETRDetectionModel: Task(
-        Metric(validator=stock.RTDETRValidator), "PrunedRTDETRTrainer", AccuracyNames(), _of_queries,
+        Metric(validator=stock.RTDETRValidator), "PrunedRTDETRTrainer", AccuracyNames(), _of_queries, _of_queries_sum,
         suppresses=False, opener="RTDETR",
     ),
 }  # fmt: skip

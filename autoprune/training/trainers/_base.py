@@ -40,7 +40,7 @@ class Surroundings:
     """Where a training runs, and who takes part; the same for a fresh and a resumed one.
 
     Attributes:
-        out: folder for its files; ``weights/last.pt`` is there once an epoch is finished.
+        out: folder for its files.
         workers: processes that load images; None for the family's own choice.
         devices: several, each in a process of its own; empty for the adapter's device in this process.
         on_epoch: called after every epoch.
@@ -69,16 +69,19 @@ class Trainer(ABC):
         """
 
     @abstractmethod
-    def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
-        """Go on with a training that was interrupted after its first epoch; after its end, return its network.
+    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+        """Go on with an interrupted training from its last finished epoch; after its end, return its network.
+
+        Where there is nothing to go on with, the training begins.
 
         Args:
             module: the network that it began with.
+            plan: that of the interrupted training.
             surroundings: those of the interrupted training.
 
         Raises:
-            ModelError: ``weights/last.pt`` is corrupt.
-            TrainingError: as for `train`.
+            ModelError: the file that it is kept in is damaged.
+            TrainingError: the file is of another network; else as for `train`.
         """
 
     @abstractmethod

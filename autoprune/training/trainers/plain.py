@@ -116,10 +116,13 @@ class PlainTrainer(Trainer):
         )
         return self._run(progress, surroundings)
 
-    def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
+    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
         """Go on from ``weights/last.pt``, with the settings that it tells."""
         self._check(surroundings)
-        network, file = deepcopy(module), surroundings.out / "weights" / "last.pt"
+        file = surroundings.out / "weights" / "last.pt"
+        if not file.is_file():
+            return self.train(module, plan, surroundings)
+        network = deepcopy(module)
         optimizer = self.optimizer(network.parameters(), batch=1, lr_scale=1.0)  # the file has its settings
         progress = _Progress(network, optimizer, epochs=0, batch=0, seed=0, patience=0)
         return self._run(progress.restored(_read(file), file), surroundings)
@@ -214,10 +217,10 @@ def _fallen(progress: float) -> float:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
+    with saying_why(file, "read"):
+        data = file.read_bytes()
     try:
-        content: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        content: Mapping[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets through what its unpickler and its archive reader raise
         raise ModelError(f"{file} is corrupt or not of a plain training; remove its folder and train again") from error
     return content

@@ -9,7 +9,8 @@ is Ultralytics' own (``ModelEMA``), it is what is validated, saved and returned;
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,12 @@ from autoprune.errors import ConfigError, DeviceError
 from autoprune.files import saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.models.ultralytics.checkpoint import Checkpoint, read_checkpoint
 from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import dense_rate, recipe
-from autoprune.training.results import EpochReport, FinetuneResult, final_network, report_of
+from autoprune.training.results import FinetuneResult, cut_reports, final_network, report_of
 from autoprune.training.session import data_settings, process_state_kept
 from autoprune.training.sessions import session_of
+from autoprune.training.state import averaged_network, read_state, state_file
 from autoprune.training.trainers._base import Plan, Surroundings, Trainer
 
 
@@ -44,19 +45,28 @@ class StockTrainer(Trainer):
         self._adapter = adapter
 
     def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
-        """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights/last.pt``."""
+        """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights``."""
+        file = state_file(surroundings.out)
+        with saying_why(file):
+            file.unlink(missing_ok=True)  # of another training
         training = _Training(self._adapter, surroundings)
-        arguments = recipe(self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale)
-        return training.run({**arguments, **training.settings(), "seed": plan.seed, **plan.changes}, module)
+        training.run(self._arguments(training, plan), module)
+        return training.result(module)
 
-    def resume(self, module: nn.Module, surroundings: Surroundings) -> FinetuneResult:
-        """Go on with the network that ``weights/last.pt`` holds."""
-        last = surroundings.out / "weights" / "last.pt"
-        checkpoint = read_checkpoint(last)  # by the safe loader, before Ultralytics opens it with the other one
-        training = _Training(self._adapter, surroundings)
-        if _is_over(checkpoint):
-            return training.saved({})
-        return training.run({**training.settings(), "model": str(last), "resume": str(last)}, None)
+    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+        """Go on from ``weights/state.pt``."""
+        file = state_file(surroundings.out)
+        if not file.is_file():
+            return self.train(module, plan, surroundings)
+        training, state = _Training(self._adapter, surroundings), read_state(file)
+        if not state["over"]:
+            cut_reports(surroundings.out / "results.csv", epochs=state["epoch"])
+            training.run({**self._arguments(training, plan), "batch": state["batch"], "resume": True}, module)
+        return training.result(module)
+
+    def _arguments(self, training: _Training, plan: Plan) -> dict[str, Any]:
+        arguments = recipe(self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale)
+        return {**arguments, **training.settings(), "seed": plan.seed, **plan.changes}
 
     def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
         """Return the dense training's optimizer, or what stands for it where it was automatic."""
@@ -71,14 +81,6 @@ class StockTrainer(Trainer):
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the loss summed over the batch's images, as Ultralytics does."""
         return self._adapter.loss(module, batch) * len(self._adapter.inputs(batch))
-
-
-def _is_over(checkpoint: Checkpoint) -> bool:
-    """Return whether the training that wrote a ``last.pt`` went through all epochs, or stopped early."""
-    finished, patience = checkpoint.epoch + 1, int(checkpoint.train_args["patience"])
-    return not 0 < finished < int(checkpoint.train_args["epochs"]) or (
-        patience > 0 and finished - checkpoint.best_epoch >= patience
-    )
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,16 @@ class _Training:
             "deterministic": True,
         }
 
-    def run(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
-        """Train a network, or where there is none the one of the checkpoint that the arguments resume."""
+    def run(self, arguments: dict[str, Any], module: nn.Module) -> None:
+        """Train a copy of a network, to the end."""
         with process_state_kept(self.adapter.device), saying_why(self.around.out):
+            for left in (*self.around.out.glob("*.cache"), *self.around.out.glob("weights/.state.pt.*.tmp")):
+                left.unlink()  # labels, which Ultralytics would unpickle, and what a kill has cut off
             if self.around.devices:
-                reports = self._in_processes(arguments, module)
-                return self.saved(reports[-1].losses if reports else {})
+                self._in_processes(arguments, module)
+                return
             try:
-                return self._here(arguments, module)
+                self._here(arguments, module)
             except RuntimeError as error:
                 if "out of memory" not in str(error).lower():
                     raise
@@ -130,47 +134,34 @@ class _Training:
                     f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"
                 ) from error
 
-    def saved(self, losses: Mapping[str, float]) -> FinetuneResult:
-        """Return the result of a training that is over, from its files."""
-        weights = self.around.out / "weights"
-        last = read_checkpoint(weights / "last.pt")
-        batch, epochs = int(last.train_args["batch"]), int(last.train_args["epochs"])
-        result = read_checkpoint(weights / "best.pt") if int(last.train_args["patience"]) else last
+    def result(self, module: nn.Module) -> FinetuneResult:
+        """Return the result of a training that is over, from its state."""
+        file = state_file(self.around.out)
+        state = read_state(file)
+        averaged = averaged_network(deepcopy(module).float(), state, file)
+        batch = int(state["batch"])
         return FinetuneResult(
-            module=final_network(result.module, self.adapter, batch),
-            epochs=last.epoch + 1 if last.epoch >= 0 else epochs,
+            module=final_network(averaged, self.adapter, batch),
+            epochs=int(state["epoch"]),
             batch=batch,
-            losses=losses,
+            losses=state["losses"],
         )
 
-    def _here(self, arguments: dict[str, Any], module: nn.Module | None) -> FinetuneResult:
-        reports: list[EpochReport] = []
-
+    def _here(self, arguments: dict[str, Any], module: nn.Module) -> None:
         def report(trainer: Any) -> None:
-            reports.append(report_of(trainer, self.adapter))
             if self.around.on_epoch is not None:
-                self.around.on_epoch(reports[-1])
+                self.around.on_epoch(report_of(trainer, self.adapter))
 
         session = session_of(self.adapter)(overrides=arguments)
-        if module is not None:
-            session.model = session.get_model(weights=module)
+        session.model = session.get_model(weights=module)
         for extension in self.around.extensions:
             extension.attach(session)
         session.listen("on_fit_epoch_end", report)
         session.train()
-        batch = int(session.batch_size)
-        averaged = read_checkpoint(session.best).module if session.keeps_best else session.ema.ema
-        return FinetuneResult(
-            module=final_network(averaged, self.adapter, batch),
-            epochs=reports[-1].epoch,
-            batch=batch,
-            losses=reports[-1].losses,
-        )
 
-    def _in_processes(self, arguments: dict[str, Any], module: nn.Module | None) -> Sequence[EpochReport]:
-        if module is not None:
-            self.around.out.mkdir(parents=True, exist_ok=True)
-            start = self.around.out / "start.pt"  # the processes get the network as a file
-            self.adapter.save(module, start)
-            arguments = {**arguments, "model": str(start)}
-        return train_in_processes(session_of(self.adapter)(overrides=arguments), self.adapter, self.around.on_epoch)
+    def _in_processes(self, arguments: dict[str, Any], module: nn.Module) -> None:
+        self.around.out.mkdir(parents=True, exist_ok=True)
+        start = self.around.out / "start.pt"  # the processes get the network as a file
+        self.adapter.save(module, start)
+        session = session_of(self.adapter)(overrides={**arguments, "model": str(start)})
+        train_in_processes(session, self.adapter, self.around.on_epoch)

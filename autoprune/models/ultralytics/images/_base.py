@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
+from autoprune.models.detection.choosing import balanced
 from autoprune.models.detection.data_set import DataSet, Sample, check_samples, shuffled
 
 
@@ -43,6 +46,8 @@ class Images(ABC):
     def chosen(self, split: str, *, images: int, seed: int, augmented: bool = False) -> list[Sample]:
         """Return images of a split: its sorted files in an order drawn from the seed, the first that can be read.
 
+        At least half of them have labels, while there are any; see `balanced`.
+
         Args:
             split: of the data set.
             images: how many; fewer are returned where the split holds fewer.
@@ -52,15 +57,9 @@ class Images(ABC):
         Raises:
             DataError: the split is missing, or has no readable image or no labels.
         """
-        found: list[Sample] = []
-        for file in shuffled(self.data, split, seed):
-            sample = self._sample(file, augmented=augmented)
-            if isinstance(sample, str):
-                self.skipped[file] = sample
-            else:
-                found.append(sample)
-            if len(found) == images:
-                break
+        files = shuffled(self.data, split, seed)
+        samples = balanced(files, labelled=self._labelled, read=partial(self._read, augmented=augmented))
+        found = list(islice(samples, images))
         self._check(found, split)
         return found
 
@@ -81,13 +80,21 @@ class Images(ABC):
             DataError: as ``chosen``.
         """
 
+    def _read(self, file: str, *, augmented: bool = False) -> Sample | None:
+        """Read an image; note why, if it cannot be used."""
+        sample = self._sample(file, augmented=augmented)
+        if not isinstance(sample, str):
+            return sample
+        self.skipped[file] = sample
+        return None
+
     @abstractmethod
     def _sample(self, file: str, *, augmented: bool) -> Sample | str:
         """Read an image, or say why it cannot be used."""
 
     @abstractmethod
-    def _labelled(self, sample: Sample) -> bool:
-        """Return whether an image has labels."""
+    def _labelled(self, file: str) -> bool:
+        """Return whether an image has labels, without reading it."""
 
     @abstractmethod
     def _labels_lie(self, file: str) -> str:

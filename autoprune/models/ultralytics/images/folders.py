@@ -39,18 +39,8 @@ class FolderImages(Images):
     def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
         """Return the validation split; see `Images`. A classifier's images are squares always."""
         files = self.data.files("val")
-        parts = (self._readable(files[start : start + batch]) for start in range(0, len(files), batch))
-        return filter(None, parts), 1
-
-    def _readable(self, files: Sequence[str]) -> list[Sample]:
-        found = []
-        for file in files:
-            sample = self._sample(file, augmented=False)
-            if isinstance(sample, str):
-                self.skipped[file] = sample
-            else:
-                found.append(sample)
-        return found
+        parts = (map(self._read, files[start : start + batch]) for start in range(0, len(files), batch))
+        return filter(None, ([sample for sample in part if sample is not None] for part in parts)), 1
 
     def _sample(self, file: str, *, augmented: bool) -> Sample | str:
         problem = cut_short(file)
@@ -81,7 +71,7 @@ class FolderImages(Images):
             **{argument: settings[name] for argument, name in _AUGMENTATIONS.items()},
         )
 
-    def _labelled(self, sample: Sample) -> bool:
+    def _labelled(self, file: str) -> bool:
         return True
 
     def _labels_lie(self, file: str) -> str:

@@ -83,8 +83,8 @@ class LabelledFiles(Images):
             masks={name: self.train_args[name] for name in _MASKS if name in self.train_args},
         )
 
-    def _labelled(self, sample: Sample) -> bool:
-        return has_labels(sample)
+    def _labelled(self, file: str) -> bool:
+        return has_labels(file)
 
     def _labels_lie(self, file: str) -> str:
         return label_file(file)
