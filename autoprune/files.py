@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +20,6 @@ _WAYS_OUT = {
     errno.EROFS: "choose a place that you may write to",
     errno.ENOENT: "its folder does not exist",
 }
-
-_LARGEST = 2**26
-"""Bytes of a file of settings."""
 
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -50,6 +46,17 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
         reason = error.strerror or str(error)
         hint = _WAYS_OUT.get(error.errno or 0) if action == "written" else None
         raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: as ``Path.read_bytes``; also of a pipe or a device, which may be read for ever.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return path.read_bytes()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -80,22 +87,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-
-
-def read_file(path: Path) -> bytes:
-    """Return what a file of settings holds; what has no end, or would wait for a writer, is not read.
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or has more than 64 MiB.
-    """
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no file, but a device or a pipe")
-    if status.st_size > _LARGEST:
-        raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and at most {_LARGEST} are read")
-    return path.read_bytes()
 
 
 @contextmanager

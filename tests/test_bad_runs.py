@@ -37,9 +37,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 POLICIES: list[tuple[str, str]] = [
     ("nowhere.json", "cannot be read"),
-    ("folder", "it is a folder"),
-    ("fifo", "it is no file"),
-    ("/dev/null", "it is no file"),
+    ("folder", "Is a directory"),
+    ("fifo", "It is no regular file"),
+    ("/dev/null", "It is no regular file"),
     ("empty.json", "not valid JSON at line 1"),
     ("text.json", "not valid JSON at line 1"),
     ("noise.json", "not a text in UTF-8"),

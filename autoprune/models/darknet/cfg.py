@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import ModelError
-from autoprune.files import read_file
+from autoprune.files import read_bytes
 from autoprune.numerals import decimal, whole
 
 _SECTIONS = {
@@ -171,7 +171,7 @@ def read_cfg(path: Path) -> Cfg:
     """
     try:
         # Comments may be in any encoding: bytes that are no UTF-8 are kept as they are.
-        text = read_file(path).decode(errors="surrogateescape")
+        text = read_bytes(path).decode(errors="surrogateescape")
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     return parse_cfg(text, str(path))
