@@ -188,9 +188,8 @@ def _parse(argv: Sequence[str]) -> tuple[str, Config]:
         raise ConfigError(
             f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {command}"
         )
-    for word in argv[1:] if command in COMMANDS else ():
-        if word.startswith("--") and word.partition("=")[0] not in _words(command):
-            raise _unknown(word, command, _words(command))
+    if command in COMMANDS:
+        _check_words(command, argv[1:])
     parsed, unknown = build_parser().parse_known_args(argv)
     if unknown:
         raise _unknown(unknown[0], command, _words(command))
@@ -202,6 +201,17 @@ def _parse(argv: Sequence[str]) -> tuple[str, Config]:
     if given.get("print_config"):
         _print(command, values)
     return command, _built(command, values)
+
+
+def _check_words(command: str, argv: Sequence[str]) -> None:
+    """Refuse options that there are not, before argparse takes their values for something else."""
+    known = _words(command)
+    for word in argv:
+        name, _, value = word.partition("=")
+        if word.startswith("--") and name not in known:
+            raise _unknown(word, command, known)
+        if value == "--":  # argparse takes it for the end of the options
+            raise ConfigError(_needs_a_value(name))
 
 
 def _frozen(value: Any) -> Any:
@@ -269,7 +279,7 @@ def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
 
 def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     path = run / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
     if not isinstance(config, ResumableConfig):
@@ -311,19 +321,24 @@ def _one_sentence(message: str, command: str) -> str:
     if found := re.match(r"the following arguments are required: (.*)$", message):
         return f"{command} needs {' and '.join(found[1].split(', '))}"
     if found := re.match(r"argument ([^\s/]+).*: expected (?:one|at least one) argument", message):
-        return f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
+        return _needs_a_value(found[1])
     if found := re.match(r"argument (\S+): ignored explicit argument", message):
         words = found[1].split("/")
         return f"{words[0]} takes no value: write {' or '.join(words)}"
     return message
 
 
+def _needs_a_value(word: str) -> str:
+    return f"{word} needs a value; one that begins with a dash is written {word}=VALUE"
+
+
 def _words(command: str) -> list[str]:
     """Return the options of a command as they are written."""
     kind = COMMANDS[command]
-    hints = {option(name): hint for name, hint in hints_of(kind).items() if name not in places_of(kind)}
+    places = places_of(kind)
+    hints = {option(name): hint for name, hint in hints_of(kind).items() if name not in places}
     switched_off = [word.replace("--", "--no-", 1) for word, hint in hints.items() if hint is bool]
-    others = [] if places_of(kind) else ["--config", *_PRINT]
+    others = [] if places else ["--config", *_PRINT]
     return [*hints, *switched_off, *(_ALIASES[word] for word in hints if word in _ALIASES), *others, "--help"]
 
 

@@ -108,6 +108,8 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is not None:  # that is a file
+            raise
         with suppress(OSError):  # what is left in buffers must not fail once more when the process ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

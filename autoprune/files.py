@@ -44,7 +44,7 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        hint = _WAYS_OUT.get(error.errno or 0)
+        hint = _WAYS_OUT.get(error.errno or 0) if action == "written" else None
         raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
 
 

@@ -91,7 +91,7 @@ def read_value(name: str, hint: Any, value: Plain) -> Any:
 
 def _texts(value: Plain) -> tuple[str, ...] | None:
     texts = value if isinstance(value, list) else []
-    return tuple(map(str, texts)) if value == texts and all(_text(text) for text in texts) else None
+    return tuple(map(str, texts)) if value == texts and all(_text(text) is not None for text in texts) else None
 
 
 def _one(hint: Any, value: Plain) -> Any:
@@ -140,5 +140,5 @@ def _expected(hint: Any) -> str:
 
 def _shown(value: Plain) -> str:
     """Return a value as a message can have it: in one line, and not too long."""
-    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    text = value if isinstance(value, str) and value and value.isprintable() else json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

@@ -7,6 +7,7 @@ description of a data set has a use for them.
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,8 +59,10 @@ def read_values(file: Path) -> dict[str, Any]:
 
 def _content(file: Path) -> bytes:
     try:
-        size = file.stat().st_size
-        if size > _LARGEST:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no file, but a folder, a device or a pipe")
+        if (size := status.st_size) > _LARGEST:
             raise ValueError(f"has {size} bytes, and at most {_LARGEST} are read")
         return file.read_bytes()
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from autoprune.choices import check_criterion
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
-from autoprune.files import write_atomic
+from autoprune.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -314,7 +314,7 @@ class Policy:
             PolicyError: it cannot be read, or is not a policy; the message begins with the path.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = read_bytes(Path(path)).decode("utf-8-sig")
         except OSError as error:
             raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:

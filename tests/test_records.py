@@ -97,7 +97,9 @@ def test_what_no_command_writes_is_refused(kind: str, key: Any, value: Any) -> N
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("search", ("--budget", "latency=85%", "--episodes", "6", "--finalists", "2")),
+        pytest.param(
+            "search", ("--budget", "latency=85%", "--episodes", "6", "--finalists", "2"), marks=pytest.mark.slow
+        ),
         ("netadapt", ("--budget", "flops=80%", "--initial-step", "0.2", "--short-term-steps", "1")),
         pytest.param("compare", ("--budget", "flops=60%", "--strategies", "uniform"), marks=pytest.mark.slow),
         pytest.param("compare", ("--budget", "flops=60%", "--criteria", "l1,l2"), marks=pytest.mark.slow),

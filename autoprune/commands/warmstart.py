@@ -76,7 +76,7 @@ def _check(run: Path, config: SearchConfig) -> None:
 
 
 def _check_files(run: Path, digests: Mapping[str, str]) -> None:
-    theirs = noted_in(Journal.read(run / JOURNAL).header) or {}
+    theirs = noted_in(Journal.read(run / JOURNAL, check=check_record).header) or {}
     for name in READ:
         if theirs.get(name) != digests.get(name):
             raise ConfigError(

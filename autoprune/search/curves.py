@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.fields import Fields, parse_strictly, pretty
-from autoprune.files import write_atomic
+from autoprune.files import read_bytes, write_atomic
 from autoprune.policy import PolicyModel, model_to_json, read_model
 from autoprune.space import Allocation, Space
 
@@ -187,7 +187,7 @@ class SensitivityCurves:
             ConfigError: it cannot be read, or is no file of curves; the message begins with the path.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
+            return cls.from_json(read_bytes(Path(path)).decode("utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +15,7 @@ from autoprune.errors import ModelError
 from autoprune.models import stock
 from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.plain import first_line, shown
+from autoprune.plain_yaml import read_values
 
 
 def scaled(module: nn.Module, width: float) -> nn.Module | None:
@@ -77,8 +79,13 @@ def describe(architecture: str) -> dict[str, Any]:
         architecture: the name of a YAML that Ultralytics brings, or of one's own file.
 
     Raises:
-        ModelError: there is no such YAML, or its network's task is not supported.
+        ModelError: there is no such YAML, it cannot be read, or its network's task is not supported.
     """
+    if os.path.exists(architecture):
+        try:
+            read_values(Path(architecture))  # which refuses what has no end: Ultralytics would not
+        except ValueError as error:
+            raise ModelError(f"{architecture} {error}") from error
     try:
         if "://" in architecture or Path(architecture).suffix not in (".yaml", ".yml"):
             raise FileNotFoundError(architecture)
