@@ -15,7 +15,7 @@ from autoprune.finite import check_finite
 from autoprune.space import Counts, Space
 
 _LARGEST = 1e3
-"""Log-ratios beyond ± this are taken for it: e to the power of it is 0 or infinite, and larger ones round small ones."""
+"""Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ class Walk:
         check_finite(
             numbers,
             lambda episode: f"The action for {self.unit} (step {self.step + 1} of {self.steps}, episode {episode + 1})",
-            way_out=f"actions lie in [{self.rule.low:g}, {self.rule.high:g}]; an agent without such an action has diverged, "
-            "and needs a lower learning rate",
+            way_out=f"actions lie in [{self.rule.low:g}, {self.rule.high:g}]; an agent without such an action has "
+            "diverged, and needs a lower learning rate",
         )
         return numbers
 

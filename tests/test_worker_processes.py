@@ -43,7 +43,7 @@ def problem(network: Network, journal: Journal) -> PruningProblem:
     """Half of every cost; candidates are scored, and journalled."""
     lock = threading.Lock()  # as a terminal's: it cannot be pickled
     evaluator = Evaluator(
-        network.adapter, network.pruner, images=4, batch=2, seed=0, journal=journal, notify=lambda _: print(lock)
+        network.adapter, network.pruner, images=4, batch=2, seed=0, journal=journal, notify=lambda _: lock.release()
     )
     space, costs = network.space, network.static_costs()
     return PruningProblem(

@@ -57,7 +57,7 @@ class DDPGSettings:
         random_share: share of the search spent on random episodes (AMC: 100 of 400).
         updates: updates per step of an episode, at its end.
         baseline: α of the moving-average baseline that is subtracted from the rewards.
-        bootstrap: whether the critic's target is AMC's, see ``replay.EpisodeReplayBuffer``; or else the episode's score.
+        bootstrap: whether the critic's target is AMC's, or else the episode's score; see ``replay``.
         marks: whether the state tells every step apart by a column of its own.
     """
 
