@@ -11,7 +11,11 @@ import numpy.typing as npt
 from autoprune.budget import format_amount
 from autoprune.cost._base import Cost
 from autoprune.errors import BudgetUnreachableError
+from autoprune.finite import check_finite
 from autoprune.space import Counts, Space
+
+_LARGEST = 1e3
+"""Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,20 @@ class Constraint:
 
     Raises:
         BudgetUnreachableError: even the narrowest allocation exceeds a limit.
+        ConfigError: a limit, or the cost of the narrowest allocation, is NaN or infinite.
     """
 
     def __init__(self, space: Space, ceilings: Sequence[Ceiling]) -> None:
         self.space = space
         self.ceilings = tuple(ceilings)
         for ceiling in self.ceilings:
-            lowest = float(ceiling.cost(space.lower))
+            metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
+            check_finite(
+                [ceiling.limit, lowest],
+                lambda place, metric=metric: ("The limit of " if place == 0 else "The least ") + metric,
+                way_out="a budget can be held only where both are known",
+            )
             if lowest > ceiling.limit:
-                metric = ceiling.cost.metric
                 raise BudgetUnreachableError(
                     f"The budget {ceiling.requested or metric} is out of reach: candidates may need "
                     f"{format_amount(metric, ceiling.limit)}, and with every unit at its lower bound the network still "
@@ -72,14 +81,20 @@ class Constraint:
 
         Returns:
             Counts that hold every limit, shape (units,); no unit can be widened by a step without breaking one.
+
+        Raises:
+            ConfigError: a log-ratio is NaN or infinite.
         """
         space = self.space
-        wish = np.asarray(log_ratios, dtype=np.float64)
+        space.check_units("log keep ratio", log_ratios)
+        wish = np.clip(np.asarray(log_ratios, dtype=np.float64), -_LARGEST, _LARGEST)
 
         def scaled(shift: float) -> Counts:
             return space.round_down(np.exp(np.minimum(wish + shift, 0.0)))
 
         low, high = float(np.log(1e-4) - wish.max()), float(-wish.min())
+        if not self.holds(scaled(low)):  # a unit of so many channels that this is above its lower bound
+            return self.fill(space.lower, wish + low)
         if self.holds(scaled(high)):
             return self.fill(scaled(high), wish)
         for _ in range(24):
@@ -88,7 +103,12 @@ class Constraint:
         return self.fill(scaled(low), wish + low)
 
     def fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
-        """Widen units step by step while every limit holds, those furthest below their wish first."""
+        """Widen units step by step while every limit holds, those furthest below their wish first.
+
+        Raises:
+            ConfigError: a log-ratio is NaN or infinite.
+        """
+        self.space.check_units("log keep ratio", log_ratios)
         space, counts = self.space, counts.copy()
         open_units = set(range(len(space)))
         while open_units:

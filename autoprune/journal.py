@@ -52,6 +52,8 @@ class Record:
 class Journal:
     """The journal of one run, open for one process at a time. A context manager; ``close`` lets go of the file.
 
+    Unpickled or copied, it has no file: it knows what was recorded, and keeps what is appended in memory alone.
+
     Attributes:
         path: the file.
         header: what ``create`` was given; the caller checks that it fits what is being resumed.
@@ -62,6 +64,7 @@ class Journal:
         self.path = path
         self.header: Any = header
         self._descriptor = descriptor
+        self._in_memory = False
         self._records: dict[str, list[Record]] = {}
         self._values: dict[tuple[str, str], Any] = {}
         for record in records:
@@ -155,10 +158,11 @@ class Journal:
             raise TypeError("A journal's value must not be None: that is what a lookup returns for what is absent")
         if kind == _HEADER:
             raise TypeError(f"{_HEADER!r} is the kind of a journal's first line only")
-        if self._descriptor is None:
+        if self._descriptor is None and not self._in_memory:
             raise RunError(f"{self.path} is closed; open it again to go on")
         line = _line(kind, key, value)
-        _write(self._descriptor, line, self.path)
+        if self._descriptor is not None:
+            _write(self._descriptor, line, self.path)
         self._keep(_record(line))
 
     def lookup(self, kind: str, key: JSON) -> Any:
@@ -179,6 +183,9 @@ class Journal:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None, "_in_memory": True}
 
     def __enter__(self) -> Journal:
         return self

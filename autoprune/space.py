@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
+from autoprune.finite import check_finite
 from autoprune.graph import ChannelGraph, Unit
 
 Counts = npt.NDArray[np.int64]
@@ -91,7 +92,12 @@ class Space:
         return np.asarray(counts @ slope.T + constant)
 
     def round_down(self, ratios: npt.NDArray[np.float64]) -> Counts:
-        """Return the widest allowed counts not above the given keep ratios (or the lower bound), shape (units,)."""
+        """Return the widest allowed counts not above the given keep ratios (or the lower bound), shape (units,).
+
+        Raises:
+            ConfigError: a ratio is NaN or infinite.
+        """
+        self.check_units("keep ratio", ratios)
         wanted = np.asarray(ratios, dtype=np.float64) * self.dense + 1e-9
         return np.array(
             [
@@ -112,6 +118,18 @@ class Space:
         choices = self.choices[unit]
         index = int(np.searchsorted(choices, counts[unit], side="left")) - 1
         return int(choices[index]) if index >= 0 else None
+
+    def check_units(self, what: str, values: npt.NDArray[np.float64]) -> None:
+        """Refuse numbers, one per unit, of which one is NaN or infinite.
+
+        Raises:
+            ConfigError: names the first unit with such a number.
+        """
+        check_finite(
+            values,
+            lambda unit: f"The {what} of {self.units[unit].name} (unit {unit + 1} of {len(self)})",
+            way_out="look for a logarithm of 0 or a division by 0 where it was computed",
+        )
 
     def ratios(self, counts: Counts) -> npt.NDArray[np.float64]:
         """Return keep ratios, shape as ``counts``."""

@@ -41,6 +41,9 @@ class Surgeon:
             (path, update) for path, child in module.named_modules() if (update := _width_update(child)) is not None
         ]
 
+    def __reduce__(self) -> tuple[type[Surgeon], tuple[nn.Module, ChannelGraph]]:
+        return Surgeon, (self.module, self.graph)  # what it keeps by a tensor's identity is found again in the copy
+
     def materialise(self, keep: Keep) -> nn.Module:
         """Return a new network with only the kept channels, in the mode and on the device of the dense one.
 

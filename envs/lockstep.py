@@ -27,7 +27,7 @@ class LockstepEnv(VecEnv):
         episode_steps: length of an episode.
     """
 
-    def __init__(self, problem: PruningProblem, *, episodes: int, rule: RuleFactory = Projected) -> None:
+    def __init__(self, problem: PruningProblem, *, episodes: int, rule: str | RuleFactory = Projected) -> None:
         self.walk = Walk(problem, rule, episodes=episodes)
         self.prior_actions = self.walk.rule.prior_actions()
         self.episode_steps = self.walk.steps
@@ -53,12 +53,12 @@ class LockstepEnv(VecEnv):
             States (episodes, columns), rewards (episodes,), whether the walks ended (episodes,), infos.
         """
         walk = self.walk
-        states, executed = walk.advance(np.asarray(self._actions).reshape(self.num_envs))
+        states, executed = walk.advance(self._actions)
         infos: list[dict[str, Any]] = [{"executed_action": np.array([value], dtype=np.float32)} for value in executed]
         rewards = np.zeros(self.num_envs, dtype=np.float32)
         if walk.finished:
             allocations = walk.allocations()
-            scores = [float(score) for score in walk.problem.score(allocations)]
+            scores = walk.problem.scores(allocations)
             rewards = np.array(scores, dtype=np.float32)
             for info, state, allocation, score in zip(infos, states, allocations, scores, strict=True):
                 info.update(walk.describe(allocation, score), terminal_observation=state)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from autoprune.constraint import Constraint
 from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
+from autoprune.finite import check_finite
 from autoprune.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
@@ -24,6 +25,8 @@ Score = Callable[[Sequence[Allocation]], Sequence[float]]
 class PruningProblem:
     """A budgeted search for the best allocation of a space.
 
+    It can be pickled if its score can, so that stable-baselines3's ``SubprocVecEnv`` may hand it to other processes.
+
     Attributes:
         space: all allocations.
         constraint: the limits that an allocation must hold.
@@ -35,7 +38,8 @@ class PruningProblem:
         columns: further state columns, name → one value per unit, shape (units,); scaled to [0, 1] when observed.
 
     Raises:
-        ConfigError: a shape does not fit, a sensitivity lies outside [0, 1], or no unit has more than one choice.
+        ConfigError: a part is of another type, a shape does not fit, a sensitivity lies outside [0, 1], or no unit has
+            more than one choice.
     """
 
     space: Space
@@ -47,6 +51,9 @@ class PruningProblem:
     columns: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, kind in {"space": Space, "constraint": Constraint, "cost": Cost, "score": Callable}.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
         units = len(self.space)
         for name, values in {"sensitivity": self.sensitivity, "prior": self.prior, **self.columns}.items():
             if np.shape(values) != (units,) or not np.isfinite(values).all():
@@ -60,6 +67,22 @@ class PruningProblem:
     def walked(self) -> tuple[int, ...]:
         """Units with more than one choice: one step of the walk each. The others stay as they are, without a step."""
         return tuple(index for index, choices in enumerate(self.space.choices) if len(choices) > 1)
+
+    def scores(self, allocations: Sequence[Allocation]) -> list[float]:
+        """Return the score of each allocation, in order.
+
+        Raises:
+            ConfigError: there is not one score for each allocation, or one is NaN or infinite.
+        """
+        scores = [float(score) for score in self.score(allocations)]
+        if len(scores) != len(allocations):
+            raise ConfigError(f"score must return one number for each of {len(allocations)} allocations, got {scores}")
+        check_finite(
+            scores,
+            lambda place: f"The score of {allocations[place]}",
+            way_out="let score return a very low number for a network that does not compute",
+        )
+        return scores
 
     @cached_property
     def start(self) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from autoprune.errors import ConfigError
 from envs.problem import PruningProblem
 from envs.rules import Projected
 from envs.walk import RuleFactory, Walk
@@ -23,14 +24,27 @@ class PruningEnv(gymnasium.Env[Row, Row]):
     ``executed_action``, which differs from the given one where the rule had to cap or round it; at the end also
     ``allocation``, ``score`` and ``costs``.
 
+    Args:
+        problem: what is searched.
+        rule: how actions meet the budget: a name of ``envs.rules.RULES`` or a class.
+        render_mode: ``ansi`` or None.
+
     Attributes:
         observation_space: see ``envs.observations``; its columns are ``columns``.
         action_space: one number; its meaning and bounds are the rule's.
+
+    Raises:
+        ConfigError: the problem is none, or there is no such rule or render mode.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own declaration)
 
-    def __init__(self, problem: PruningProblem, *, rule: RuleFactory = Projected) -> None:
+    def __init__(
+        self, problem: PruningProblem, *, rule: str | RuleFactory = Projected, render_mode: str | None = None
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode must be ansi or None, got {render_mode!r}")
+        self.render_mode = render_mode
         self.walk = Walk(problem, rule, episodes=1)
         self.columns = self.walk.observer.names
         self.observation_space = self.walk.observer.box
@@ -42,13 +56,24 @@ class PruningEnv(gymnasium.Env[Row, Row]):
         return self.walk.reset()[0], {}
 
     def step(self, action: Row) -> tuple[Row, float, bool, bool, dict[str, Any]]:
-        """Decide one unit; return state, reward, whether the walk ended, False, info."""
+        """Decide one unit; return state, reward, whether the walk ended, False, info.
+
+        Raises:
+            ConfigError: the walk has ended, or the action is no finite number.
+        """
         walk = self.walk
-        unit = walk.problem.space.units[walk.problem.walked[walk.step]].name
-        states, executed = walk.advance(np.asarray(action).reshape(1))
+        unit = walk.unit
+        states, executed = walk.advance(action)
         info: dict[str, Any] = {"unit": unit, "executed_action": executed.astype(np.float32)}
         if not walk.finished:
             return states[0], 0.0, False, False, info
         allocations = walk.allocations()
-        score = float(walk.problem.score(allocations)[0])
+        (score,) = walk.problem.scores(allocations)
         return states[0], score, True, False, info | walk.describe(allocations[0], score)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return a line for each unit decided, e.g. ``conv3: 24 of 64``; None without a render mode.
+
+        Under the rule ``projected`` the widths before the end are what the actions so far would give.
+        """
+        return "\n".join(self.walk.decided(0)) if self.render_mode == "ansi" else None

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from autoprune.search._base import search
 from autoprune.search.agents import AgentKind, AgentStrategy, walk_prior
 from autoprune.search.exploration import NoExploration, TruncatedNoise
-from autoprune.search.learners import build
+from autoprune.search.learners import build, exploration_of
 from autoprune.search.random import RandomStrategy
 from autoprune.search.settings import DDPGSettings, PPOSettings, Settings
 from autoprune.search.view import AgentView, RunningScale
@@ -95,8 +95,51 @@ def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> Non
     assert all(TOY.constraint.holds(np.round(row).astype(np.int64)) for row in counts)
 
 
-def test_replayed_rewards_are_whole_episodes_in_standard_deviations() -> None:
-    settings = DDPGSettings(random_share=1.0, baseline=0.0)
+@pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.TD3])
+def test_actor_and_critic_learn_at_amcs_rates_to_the_end(kind: AgentKind) -> None:
+    agent = build(kind.settings, view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    assert agent._n_updates > 0  # type: ignore[attr-defined]
+    assert {group["lr"] for group in agent.actor.optimizer.param_groups} == {1e-4}  # type: ignore[attr-defined]
+    assert {group["lr"] for group in agent.critic.optimizer.param_groups} == {1e-3}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.TD3])
+def test_the_noise_is_amcs_in_its_share_of_the_actions_box(kind: AgentKind) -> None:
+    """AMC: a standard deviation of 0.5 where keep ratios lie in (0, 1]."""
+    exploration = exploration_of(kind.settings, evaluations=4, seed=0)
+    exploration.episode_ended()  # the random one
+    env = view()
+    width = float((env.action_space.high - env.action_space.low).item())  # type: ignore[attr-defined]
+    assert exploration.noise / width == 0.5
+    exploration.episode_ended()
+    assert exploration.noise / width == pytest.approx(0.5 * 0.95)
+
+
+def test_the_critics_target_is_amcs() -> None:
+    """The final reward at every step, and the next state's value but after the last."""
+    agent = build(DDPGSettings(random_share=1.0, baseline=0.0), view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0]
+    samples = buffer._get_samples(np.arange(24))
+    assert samples.rewards.flatten().tolist() == pytest.approx(np.repeat(scores / scores.std(), 6).tolist())
+    assert samples.dones.flatten().tolist() == [0, 0, 0, 0, 0, 1] * 4
+    assert np.array_equal(samples.next_observations[:5], samples.observations[1:6])
+
+
+def test_the_baseline_is_a_moving_average_of_the_batches_rewards() -> None:
+    agent = build(DDPGSettings(random_share=1.0, baseline=0.5), view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0] / buffer.rewards[5:24:6, 0].std()
+    first, second = (buffer._get_samples(np.arange(6 * episode, 6 * episode + 6)).rewards for episode in (0, 1))
+    assert first.flatten().tolist() == pytest.approx([0.0] * 6)
+    assert second.flatten().tolist() == pytest.approx([0.5 * (scores[1] - scores[0])] * 6, abs=1e-6)
+
+
+def test_replayed_rewards_without_bootstrapping_are_whole_episodes_in_standard_deviations() -> None:
+    settings = DDPGSettings(random_share=1.0, baseline=0.0, bootstrap=False)
     agent = build(settings, view(), evaluations=4, seed=0)
     agent.learn(6 * 4)
     buffer = agent.replay_buffer  # type: ignore[attr-defined]

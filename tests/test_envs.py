@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import gymnasium
@@ -34,11 +35,15 @@ def walk_through(env: PruningEnv, actions: Sequence[float]) -> tuple[float, dict
     """Take all steps; return the last reward and info."""
     env.reset()
     for action in actions:
-        _, reward, terminated, truncated, info = env.step(np.array([action], dtype=np.float32))
+        _, reward, terminated, truncated, info = env.step(np.array([action]))  # type: ignore[arg-type]
         assert not truncated
         assert terminated or reward == 0
     assert terminated
     return reward, info
+
+
+NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
+in_any_number = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def test_it_is_registered_and_made_by_name() -> None:
@@ -49,7 +54,7 @@ def test_it_is_registered_and_made_by_name() -> None:
 
 @pytest.mark.parametrize("rule", [Projected, Capped])
 def test_it_passes_both_checkers(rule: type) -> None:
-    env = gymnasium.make(envs.CHANNEL_PRUNING, problem=TOY.problem(), rule=rule).unwrapped
+    env = gymnasium.make(envs.CHANNEL_PRUNING, problem=TOY.problem(), rule=rule, render_mode="ansi").unwrapped
     check_gymnasium(env)
     if rule is Projected:
         check_sb3(env)
@@ -116,7 +121,7 @@ def test_the_first_producing_layer_is_found_by_channels_where_names_differ() -> 
     assert found.name == "conv1"
 
 
-actions_of = st.lists(st.floats(-1.5, 1.5, allow_nan=False), min_size=6, max_size=6)
+actions_of = st.lists(st.floats(-1.5, 1.5) | in_any_number, min_size=6, max_size=6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,3 +251,123 @@ def test_a_space_without_choices_is_refused() -> None:
     toy: Toy = make_toy(3, round_to=512, budget=1.0)
     with pytest.raises(ConfigError, match="nothing to search"):
         toy.problem()
+
+
+# -- what makes no sense ----------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    actions=st.lists(in_any_number, max_size=5),
+    broken=st.sampled_from(NOT_FINITE),
+    rule=st.sampled_from(list(RULES)),
+    episode=st.integers(0, 2),
+)
+def test_an_action_that_is_not_finite_is_refused_at_any_step(
+    actions: list[float], broken: float, rule: str, episode: int
+) -> None:
+    single, several = PruningEnv(TOY.problem(), rule=rule), LockstepEnv(TOY.problem(), episodes=3, rule=rule)
+    single.reset()
+    several.reset()
+    for action in actions:
+        single.step(np.array([action]))
+        several.step(np.full((3, 1), action))
+    said = (
+        rf"action for conv{len(actions)} \(step {len(actions) + 1} of 6, .* must be a finite number, got -?(nan|inf);"
+    )
+    with pytest.raises(ConfigError, match=said):
+        single.step(np.array([broken]))
+    together = np.zeros((3, 1))
+    together[episode] = broken
+    with pytest.raises(ConfigError, match=f"episode {episode + 1}"):
+        several.step(together)
+
+
+@pytest.mark.parametrize("action", ["wide", [], [0.1, 0.2], [[0.1, 0.2]], {"keep": 1}])
+def test_an_action_that_is_no_number_is_refused(action: object) -> None:
+    env = PruningEnv(TOY.problem())
+    env.reset()
+    with pytest.raises(ConfigError, match="takes one number for each episode, 1 in all, got"):
+        env.step(action)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("score", NOT_FINITE)
+def test_a_score_that_is_not_finite_is_no_reward(score: float) -> None:
+    problem = replace(TOY.problem(), score=lambda allocations: [score] * len(allocations))
+    with pytest.raises(ConfigError, match=r"The score of \(\d.* must be a finite number, got -?(nan|inf);"):
+        walk_through(PruningEnv(problem), [0.0] * 6)
+    env = LockstepEnv(problem, episodes=2)
+    env.reset()
+    for _ in range(5):
+        env.step(np.zeros((2, 1)))
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        env.step(np.zeros((2, 1)))
+
+
+def test_a_score_for_each_allocation_is_needed() -> None:
+    problem = replace(TOY.problem(), score=lambda allocations: [])
+    with pytest.raises(ConfigError, match="one number for each of 1 allocations"):
+        walk_through(PruningEnv(problem), [0.0] * 6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda problem: PruningEnv(problem), lambda problem: LockstepEnv(problem, episodes=1)]
+)
+@pytest.mark.parametrize("problem", ["best.pt", None, 3])
+def test_only_a_problem_is_a_problem(make: Callable[[object], object], problem: object) -> None:
+    with pytest.raises(ConfigError, match=r"problem must be an envs\.problem\.PruningProblem, got"):
+        make(problem)
+
+
+@pytest.mark.parametrize("name", ["space", "constraint", "cost", "score"])
+def test_the_parts_of_a_problem_are_checked(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be a .*, got 'best.pt'"):
+        replace(TOY.problem(), **{name: "best.pt"})  # type: ignore[arg-type]
+
+
+def test_a_rule_may_be_told_by_its_name() -> None:
+    assert isinstance(PruningEnv(TOY.problem(), rule="capped").walk.rule, Capped)
+    assert isinstance(LockstepEnv(TOY.problem(), episodes=2, rule="projected").walk.rule, Projected)
+    made = gymnasium.make(envs.CHANNEL_PRUNING, problem=TOY.problem(), rule="capped").unwrapped
+    assert made.action_space.low == 0  # type: ignore[attr-defined]
+    for rule in ("Capped", 5):
+        with pytest.raises(ConfigError, match="rule must be one of projected, capped or a class"):
+            PruningEnv(TOY.problem(), rule=rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_after_the_end_asks_for_a_reset(rule: str) -> None:
+    env = PruningEnv(TOY.problem(), rule=rule)
+    _, first = walk_through(env, [0.5] * 6)
+    with pytest.raises(ConfigError, match=r"ended after 6 steps.*call reset\(\)"):
+        env.step(np.array([0.5]))
+    assert walk_through(env, [0.5] * 6)[1]["allocation"] == first["allocation"]
+
+
+def test_an_environment_has_an_episode() -> None:
+    with pytest.raises(ConfigError, match="at least 1 episode, got 0"):
+        LockstepEnv(TOY.problem(), episodes=0)
+
+
+# -- what a person sees ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_line_is_rendered_for_every_decided_unit(rule: str) -> None:
+    made = gymnasium.make(envs.CHANNEL_PRUNING, problem=TOY.problem(), rule=rule, render_mode="ansi")
+    made.reset()
+    assert made.render() == ""
+    made.step(np.array([0.5], dtype=np.float32))
+    assert re.fullmatch(rf"conv0: \d+ of {TOY.space.dense[0]}", str(made.render()))
+    for _ in range(5):
+        *_, info = made.step(np.array([0.5], dtype=np.float32))
+    kept = zip(TOY.space.units, info["allocation"], strict=True)
+    assert made.render() == "\n".join(f"{unit.name}: {count} of {unit.width}" for unit, count in kept)
+
+
+def test_nothing_is_rendered_unasked_and_other_modes_are_refused() -> None:
+    env = PruningEnv(TOY.problem())
+    env.reset()
+    assert env.render() is None
+    with pytest.raises(ConfigError, match="render_mode must be ansi or None, got 'human'"):
+        PruningEnv(TOY.problem(), render_mode="human")

@@ -8,18 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from autoprune.errors import ConfigError
-from autoprune.search._base import Progress, search
+from autoprune.search._base import Candidate, Progress, Strategy, search
 from autoprune.search.agents import AgentKind, AgentStrategy
+from autoprune.search.evolution import EvolutionStrategy
 from autoprune.search.exploration import TruncatedNoise, truncated_normal
+from autoprune.search.greedy import GreedyStrategy
 from autoprune.search.handoff import Handoff
 from autoprune.search.isolation import PrivateGlobals, preserved_random_state
 from autoprune.search.random import RandomStrategy
+from autoprune.search.replay import EpisodeReplayBuffer
 from autoprune.space import Allocation
 from envs.lockstep import LockstepEnv
 from tests.toy import Toy, make_toy
@@ -62,14 +66,34 @@ def test_the_loop_refuses_what_makes_no_sense() -> None:
     strategy = RandomStrategy(TOY.constraint, evaluations=3, seed=0)
     with pytest.raises(ConfigError, match="at least 1 evaluation, got 0"):
         search(strategy, TOY.score, constraint=TOY.constraint, evaluations=0)
-    with pytest.raises(ConfigError, match="finite number, got nan"):
-        search(
-            strategy, lambda allocations: [float("nan")] * len(allocations), constraint=TOY.constraint, evaluations=3
-        )
+    with pytest.raises(ConfigError, match="One score is needed for each of 1 allocations"):
+        search(strategy, lambda allocations: [], constraint=TOY.constraint, evaluations=3)
     with pytest.raises(ConfigError, match="nothing within the budget in 0 evaluations"):
         search(
             RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, constraint=TOY.constraint, evaluations=3
         )
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["random", "greedy", "evolution", *(kind.value for kind in AgentKind)])
+def test_a_score_that_is_not_finite_ends_any_search(name: str, score: float) -> None:
+    constraint = TOY.constraint
+    makers: dict[str, Callable[[], Strategy]] = {
+        "random": lambda: RandomStrategy(constraint, evaluations=9, seed=0),
+        "greedy": lambda: GreedyStrategy(constraint, evaluations=9),
+        "evolution": lambda: EvolutionStrategy(constraint, evaluations=9, seed=0),
+    }
+    strategy = makers[name]() if name in makers else agent(AgentKind(name), evaluations=9)
+    calls = 0
+
+    def breaking(allocations: Sequence[Allocation]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return TOY.score(allocations) if calls == 1 else [score] * len(allocations)
+
+    with pytest.raises(ConfigError, match=r"The score of \(\d.* must be a finite number, got -?(nan|inf);"):
+        search(strategy, breaking, constraint=constraint, evaluations=9)
+    assert not agent_threads()
 
 
 # -- random numbers ----------------------------------------------------------------------------
@@ -235,6 +259,38 @@ def test_the_first_candidate_is_the_prior_and_the_count_is_exact(kind: AgentKind
     assert result.history[0].allocation == TOY.space.allocation(TOY.constraint.project(np.zeros(6)))
     assert len(result.history) == 9
     assert not agent_threads()
+
+
+@pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.SAC])
+def test_candidates_of_others_that_a_walk_misses_are_not_remembered(
+    kind: AgentKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ``projected`` a walk ends on the budget: one that was far below it is not found again, and has no score."""
+    reached = TOY.space.allocation(TOY.constraint.project(np.array([0.5, 0.0, 0.2, -0.3, 0.0, 0.1])))
+    start = [Candidate(reached, -0.3), Candidate(TOY.space.allocation(TOY.space.lower), -3.0)]
+    remembered: list[float] = []
+    add = EpisodeReplayBuffer.add
+
+    def spy(self: EpisodeReplayBuffer, *args: Any, **transition: Any) -> None:
+        remembered.append(float(transition["reward"][0]) if transition else float(args[3][0]))
+        add(self, *args, **transition)
+
+    monkeypatch.setattr(EpisodeReplayBuffer, "add", spy)
+
+    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> LockstepEnv:
+        return LockstepEnv(replace(TOY.problem(), score=score), episodes=episodes)
+
+    strategy = AgentStrategy(make_env, kind.settings, evaluations=3, seed=0, start=start)
+    search(strategy, TOY.score, constraint=TOY.constraint, evaluations=3)
+    assert remembered[6:12] == pytest.approx([0, 0, 0, 0, 0, -0.3])
+    assert -3.0 not in remembered
+    assert all(remembered[5::6]), "whatever is remembered ends with a score"
+
+
+def test_noise_around_an_action_that_is_not_finite_is_refused_rather_than_drawn_for_ever() -> None:
+    noise = TruncatedNoise(sigma=0.5, decay=0.9, random_episodes=0, seed=0)
+    with pytest.raises(ConfigError, match="An agent's action must be a finite number, got nan; the agent has diverged"):
+        noise(np.array([[0.1], [np.nan]]))
 
 
 def test_truncated_noise_stays_in_the_box_and_shrinks() -> None:

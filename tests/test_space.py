@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import BudgetUnreachableError, ConfigError
-from autoprune.space import Space
+from autoprune.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
 
@@ -53,7 +54,9 @@ def test_rounding_down_never_exceeds_the_ratio_but_for_the_lower_bound(ratios: l
 
 @settings(deadline=None)
 @given(
-    st.lists(st.floats(-3, 3), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+    st.lists(
+        st.floats(-3, 3) | st.floats(allow_nan=False, allow_infinity=False), min_size=len(WIDTHS), max_size=len(WIDTHS)
+    ),
     st.floats(0.2, 1.0),
 )
 def test_projection_holds_the_budget_and_leaves_no_step_unused(wish: list[float], share: float) -> None:
@@ -66,6 +69,48 @@ def test_projection_holds_the_budget_and_leaves_no_step_unused(wish: list[float]
             trial = counts.copy()
             trial[unit] = wider
             assert not limits.holds(trial)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+    st.integers(0, len(WIDTHS) - 1),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(wish: list[float], place: int, broken: float) -> None:
+    limits = constraint(0.5)
+    numbers = np.array(wish)
+    numbers[place] = broken
+    said = rf"of conv{place} \(unit {place + 1} of 6\) must be a finite number, got -?(nan|inf);"
+    with pytest.raises(ConfigError, match=f"log keep ratio {said}"):
+        limits.project(numbers)
+    with pytest.raises(ConfigError, match=f"log keep ratio {said}"):
+        limits.fill(limits.space.lower, numbers)
+    with pytest.raises(ConfigError, match=f"keep ratio {said}"):
+        limits.space.round_down(numbers)
+
+
+@pytest.mark.parametrize("limit", [np.nan, np.inf])
+def test_a_limit_is_a_finite_number(limit: float) -> None:
+    units = space()
+    with pytest.raises(ConfigError, match="The limit of flops must be a finite number"):
+        Constraint(units, [Ceiling(LayerFlops(units), limit)])
+
+
+def test_a_cost_that_is_not_a_number_holds_no_budget() -> None:
+    class Broken(LayerFlops):
+        def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+            return super().__call__(counts) * np.nan
+
+    with pytest.raises(ConfigError, match="The least flops must be a finite number, got nan"):
+        Constraint(space(), [Ceiling(Broken(space()), 1e9)])
+
+
+def test_the_lower_bounds_of_very_wide_units_are_reached_too() -> None:
+    units = Space(chain_graph([40_000, 16]), round_to=1, min_keep=1e-6)
+    cost = LayerFlops(units)
+    limits = Constraint(units, [Ceiling(cost, float(cost(units.lower)))])
+    assert list(limits.project(np.zeros(2))) == list(units.lower)
 
 
 def test_projecting_a_loose_budget_keeps_everything() -> None:

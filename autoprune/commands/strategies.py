@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from autoprune.search.sensitivity import SensitivityStrategy
 from autoprune.search.settings import PPOSettings, Settings
 from autoprune.search.threshold import ThresholdStrategy
 from autoprune.search.uniform import UniformStrategy
-from autoprune.space import Space
+from autoprune.space import Allocation, Space
 from envs.lockstep import LockstepEnv
 from envs.problem import PruningProblem
 from envs.rules import Capped, Projected
@@ -95,8 +96,12 @@ def make_strategy(name: StrategyName, task: SearchTask) -> Strategy:
 
 
 def scores_of(evaluator: Evaluator) -> Evaluate:
-    """Return an evaluator as the search loop wants it."""
-    return lambda allocations: [evaluation.score for evaluation in evaluator(allocations)]
+    """Return an evaluator as the search loop and a `PruningProblem` want it; it can be pickled as the evaluator can."""
+    return partial(_scores, evaluator)
+
+
+def _scores(evaluator: Evaluator, allocations: Sequence[Allocation]) -> list[float]:
+    return [evaluation.score for evaluation in evaluator(allocations)]
 
 
 def _agent(kind: AgentKind, task: SearchTask) -> AgentStrategy:

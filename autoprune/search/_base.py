@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
+from autoprune.finite import check_finite
 from autoprune.search.isolation import preserved_random_state
 from autoprune.space import Allocation
 
@@ -48,10 +48,21 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An allocation with its score; higher is better."""
+    """An allocation with its score; higher is better.
+
+    Raises:
+        ConfigError: the score is NaN or infinite.
+    """
 
     allocation: Allocation
     score: float
+
+    def __post_init__(self) -> None:
+        check_finite(
+            [self.score],
+            lambda _: f"The score of {self.allocation}",
+            way_out="a network that does not compute should get a very low score",
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,8 @@ def search(
         on_evaluation: told after every scored allocation.
 
     Raises:
-        ConfigError: fewer than one evaluation is allowed, or the strategy proposes nothing that holds the constraint.
+        ConfigError: fewer than one evaluation is allowed, the strategy proposes nothing that holds the constraint, or
+            a score is NaN or infinite.
     """
     if evaluations < 1:
         raise ConfigError(f"A search needs at least 1 evaluation, got {evaluations}")
@@ -135,7 +147,6 @@ def search(
 def _scored(allocations: Sequence[Allocation], evaluate: Evaluate) -> list[Candidate]:
     with preserved_random_state():
         scores = [float(score) for score in evaluate(allocations)]
-    for allocation, score in zip(allocations, scores, strict=True):
-        if not math.isfinite(score):
-            raise ConfigError(f"A score must be a finite number, got {score} for {allocation}")
+    if len(scores) != len(allocations):
+        raise ConfigError(f"One score is needed for each of {len(allocations)} allocations, got {scores}")
     return [Candidate(allocation, score) for allocation, score in zip(allocations, scores, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import Path
@@ -129,26 +129,27 @@ class AgentStrategy(Strategy):
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             known = view(self._make_env(episodes=1, score=self._remembered), NoExploration())
-            for transition in chain(prior, *(walk_known(known, allocation) for allocation in self._start)):
+            for transition in chain(prior, self._walk_known(known)):
                 model.replay_buffer.add(**transition)
         model.set_logger(self._telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
         model.learn(total_timesteps=steps, callback=Widening(novelty) if isinstance(settings, PPOSettings) else None)
 
     def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
-        """Score by what other strategies told; NaN for what they did not try."""
-        return [self._start.get(allocation, np.nan) for allocation in allocations]
+        """Score by what other strategies told; 0 for what they did not try, see `_walk_known`."""
+        return [self._start.get(allocation, 0.0) for allocation in allocations]
+
+    def _walk_known(self, env: AgentView) -> Iterator[dict[str, Any]]:
+        """Walk to every candidate that other strategies told; yield the transitions of walks that end at one."""
+        for allocation in self._start:
+            transitions = _walk_along(env, env.env_method("actions_for", allocation)[0])
+            if transitions[-1]["infos"][0]["allocation"] in self._start:
+                yield from transitions
 
 
 def walk_prior(env: AgentView) -> list[dict[str, Any]]:
     """Walk one episode along the prior's actions; return its transitions."""
     return _walk_along(env, env.get_attr("prior_actions")[0])
-
-
-def walk_known(env: AgentView, allocation: Allocation) -> list[dict[str, Any]]:
-    """Walk to an allocation; return the transitions, none where the walk ends at one that has no score."""
-    transitions = _walk_along(env, env.env_method("actions_for", allocation)[0])
-    return transitions if np.isfinite(transitions[-1]["reward"]).all() else []
 
 
 def _walk_along(env: AgentView, actions: npt.NDArray[Any]) -> list[dict[str, Any]]:

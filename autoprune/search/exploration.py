@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.finite import check_finite
+
 Array = npt.NDArray[Any]
 
 
@@ -62,7 +64,16 @@ class TruncatedNoise(Exploration):
         return float("nan") if self._random_left > 0 else self._sigma
 
     def __call__(self, actions: Array) -> Array:
-        """Return uniform actions, or draws from a normal distribution around the given ones, cut at ±1."""
+        """Return uniform actions, or draws from a normal distribution around the given ones, cut at ±1.
+
+        Raises:
+            ConfigError: an action is NaN or infinite; no draw would come near it.
+        """
+        check_finite(
+            actions.reshape(-1),
+            lambda _: "An agent's action",
+            way_out="the agent has diverged: lower its learning rate, or take another seed",
+        )
         if self._random_left > 0:
             return self._rng.uniform(-1.0, 1.0, size=actions.shape)
         return truncated_normal(self._rng, np.clip(actions, -1.0, 1.0), self._sigma)

@@ -10,6 +10,7 @@ import torch
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import update_learning_rate
 
 from autoprune.search.exploration import Exploration, NoExploration, TruncatedNoise
 from autoprune.search.replay import EpisodeReplayBuffer
@@ -22,7 +23,7 @@ def exploration_of(settings: Settings, *, evaluations: int, seed: int) -> Explor
     if isinstance(settings, (PPOSettings, SACSettings)):
         return NoExploration()
     return TruncatedNoise(
-        sigma=settings.noise,
+        sigma=2 * settings.noise,  # the box that it draws in is 2 wide
         decay=settings.noise_decay,
         random_episodes=_random_episodes(settings, evaluations),
         seed=seed,
@@ -94,7 +95,11 @@ def _off_policy(
         "train_freq": (steps, "step"),
         "gradient_steps": settings.updates * steps,
         "replay_buffer_class": EpisodeReplayBuffer,
-        "replay_buffer_kwargs": {"n_steps": steps, "gamma": 1.0, "baseline": settings.baseline},
+        "replay_buffer_kwargs": {
+            "steps": steps,
+            "baseline": settings.baseline,
+            "bootstrap": isinstance(settings, DDPGSettings) and settings.bootstrap,
+        },
         "seed": seed,
         "device": "cpu",
     }
@@ -103,10 +108,25 @@ def _off_policy(
         return SAC("MlpPolicy", env, learning_rate=settings.learning_rate, policy_kwargs=network, **shared)
     if isinstance(settings, TD3Settings):
         shared["policy_delay"] = settings.policy_delay
-    kind = TD3 if isinstance(settings, TD3Settings) else DDPG
+    kind = _TD3 if isinstance(settings, TD3Settings) else _DDPG
     model = kind("MlpPolicy", env, learning_rate=settings.critic_rate, policy_kwargs=network, **shared)
-    model.actor.optimizer = torch.optim.Adam(model.actor.parameters(), lr=settings.actor_rate)
+    update_learning_rate(model.actor.optimizer, settings.actor_rate)
     return model
+
+
+class _RatesAsBuilt(OffPolicyAlgorithm):
+    """Leaves every optimizer its own learning rate; stable-baselines3 gives all of them the same at every update."""
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        pass
+
+
+class _DDPG(_RatesAsBuilt, DDPG):
+    pass
+
+
+class _TD3(_RatesAsBuilt, TD3):
+    pass
 
 
 def _random_episodes(settings: DDPGSettings | SACSettings, evaluations: int) -> int:

@@ -52,11 +52,12 @@ class DDPGSettings:
         tau: soft update of the target networks.
         batch: transitions per update.
         replay: transitions remembered, per step of an episode.
-        noise: standard deviation of the truncated normal noise, as a share of half the action box.
+        noise: standard deviation of the truncated normal noise, as a share of the width of the action's box.
         noise_decay: factor on it per episode, after the random episodes.
         random_share: share of the search spent on random episodes (AMC: 100 of 400).
         updates: updates per step of an episode, at its end.
         baseline: α of the moving-average baseline that is subtracted from the rewards.
+        bootstrap: whether the critic's target is AMC's, or else the episode's score; see ``replay``.
         marks: whether the state tells every step apart by a column of its own.
     """
 
@@ -71,6 +72,7 @@ class DDPGSettings:
     random_share: float = 0.25
     updates: int = 1
     baseline: float = 0.5
+    bootstrap: bool = True
     marks: bool = False
 
 

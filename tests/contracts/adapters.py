@@ -7,6 +7,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+import cloudpickle
 import torch
 from torch import nn
 
@@ -31,10 +32,19 @@ def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
     check_accuracy(adapter, pruned)
     check_deployable(adapter, pruned)
     check_save(adapter, pruned, folder)
+    check_copy(adapter, pruned)
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.module.state_dict().items()), (
         "nobody modifies the dense network"
     )
     assert not adapter.module.training
+
+
+def check_copy(adapter: Adapter, pruned: nn.Module) -> None:
+    """Assert that it can be handed to another process, where it computes the same."""
+    copy, module = cloudpickle.loads(cloudpickle.dumps((adapter, pruned.eval())))
+    for one, other in zip(*(each.batches("train", images=2, batch=2, seed=0) for each in (adapter, copy)), strict=True):
+        with torch.no_grad():
+            assert torch.equal(adapter.loss(pruned.train(), one), copy.loss(module.train(), other))
 
 
 def check_module(adapter: Adapter) -> None:
