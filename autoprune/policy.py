@@ -222,6 +222,7 @@ class Policy:
         import torch
 
         from autoprune.importance import make_criterion
+        from autoprune.models.detection.channels import input_channels
         from autoprune.proof import analyse
         from autoprune.space import Space
         from autoprune.surgery import Pruner
@@ -229,7 +230,7 @@ class Policy:
         self.check_criterion()
         parameter = next(module.parameters())
         if example is None:
-            example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
+            example = torch.zeros(2, input_channels(module), 128, 128, device=parameter.device, dtype=parameter.dtype)
         graph = analyse(module, example, free_outputs=free_outputs)
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})

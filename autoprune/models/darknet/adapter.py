@@ -18,6 +18,7 @@ from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportS
 from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
+from autoprune.models.darknet.build import input_shape
 from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
 from autoprune.models.darknet.deployed import Deployed
 from autoprune.models.darknet.files import checkpoint_size, read, weights_beside, write
@@ -26,6 +27,7 @@ from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.scaling import scaled_cfg
 from autoprune.models.darknet.weights import Header
+from autoprune.models.detection.channels import check_channels
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
     DataSet,
@@ -53,6 +55,7 @@ class DarknetAdapter(TrainableAdapter):
     Build one with `DarknetAdapter.load`.
 
     Attributes:
+        channels: of the images that it takes.
         data: the data set, or None where none was given.
         notes: what an earlier run of autoprune noted in the cfg.
         header: of the weights file; ``seen`` counts the images of the dense training alone.
@@ -78,7 +81,7 @@ class DarknetAdapter(TrainableAdapter):
             weight_decay=cfg.net.number("decay", 0.0001),
         )
         self.module: DarknetNetwork = network.to(device)
-        self._stride = stride_of(cfg)
+        self.channels, self._stride = input_shape(cfg).channels, stride_of(cfg)
         self._heads = [Head.of(cfg.layers[index]) for index, _ in network.heads()]
         self._augmentation = Augmentation.of(cfg)
         self._skipped: dict[str, str] = {}
@@ -102,7 +105,7 @@ class DarknetAdapter(TrainableAdapter):
 
         Raises:
             ModelError: a file is missing or malformed, the two do not belong together, or the image size does not suit.
-            DataError: the data set is missing or malformed, or has another number of classes.
+            DataError: the data set is missing or malformed, or has other classes or channels.
             DeviceError: the device is unknown or not there.
         """
         target, weights = resolve_device(device), weights_beside(cfg)
@@ -110,6 +113,7 @@ class DarknetAdapter(TrainableAdapter):
         data_set = None
         if data is not None:
             data_set = read_data_set(data)
+            check_channels(cfg, input_shape(network.cfg).channels, data_set.settings)
             check_classes(network.cfg, data_set)
         size = network.cfg.net.integer("width")
         return cls(network, header, data=data_set, image_size=size, device=target)
@@ -126,7 +130,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed images of a split; see `images.letterbox`."""
@@ -237,16 +241,19 @@ class DarknetAdapter(TrainableAdapter):
         return self.data
 
     def _samples(self, data: DataSet, files: Iterable[str]) -> Iterator[Sample]:
-        return readable(
-            files, data, task=_TASK, load=lambda label: load_sample(label, self.image_size), skipped=self._skipped
-        )
+        return readable(files, data, task=_TASK, load=self._sample, skipped=self._skipped)
+
+    def _sample(self, label: Label) -> Sample:
+        return load_sample(label, self.image_size, self.channels)
 
     def _augmented(self, seed: int) -> Iterator[Sample]:
         """Yield the training split once, in an order and with changes that the seed fixes."""
         data, random = self._data(), np.random.default_rng(seed)
 
         def load(label: Label) -> Sample:
-            return load_augmented(label, self.image_size, self._augmentation, random)
+            return load_augmented(
+                label, self.image_size, self._augmentation, random=random, channels=self.channels
+            )
 
         return readable(shuffled(data, "train", seed), data, task=_TASK, load=load, skipped=self._skipped)
 
@@ -261,7 +268,7 @@ class DarknetAdapter(TrainableAdapter):
         data = self._data()
 
         def load(label: Label) -> Sample:
-            load_sample(label, self.image_size)  # a head may be sound and its pixels not
+            self._sample(label)  # a head may be sound and its pixels not
             return label
 
         found = readable(data.files("val"), data, task=_TASK, load=load, skipped=self._skipped)
@@ -271,7 +278,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def _validated(self, module: nn.Module, predict: Predict | None = None) -> Accuracy:
         labels = self._validation
-        samples = (load_sample(label, self.image_size) for label in labels)
+        samples = map(self._sample, labels)
         objects = max(len(label["cls"]) for label in labels)
         return self._measured(module, self._batched(samples, _VALIDATION_BATCH), objects, predict)
 

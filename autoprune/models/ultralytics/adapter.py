@@ -16,6 +16,7 @@ from autoprune.models._base import Accuracy, Adapter, Batch, Convert, Difference
 from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
+from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.detection.data_set import DataSet, Sample
 from autoprune.models.detection.exporting import write
@@ -52,6 +53,7 @@ class UltralyticsAdapter(Adapter):
         task: what the network does.
         train_args: the settings that the dense network was trained with, all of Ultralytics' keys.
         notes: what an earlier run of autoprune noted in the checkpoint.
+        channels: of the images that it takes.
         skipped: images that could not be read so far, each with the reason; one entry per image.
     """
 
@@ -71,7 +73,7 @@ class UltralyticsAdapter(Adapter):
     ) -> None:
         self.name = name
         self.device = device
-        self.image_size = image_size
+        self.image_size, self.channels = image_size, input_channels(module)
         self.train_args = train_args
         self.notes = notes or {}
         self.module = _prepared(module, train_args).to(device)
@@ -108,7 +110,7 @@ class UltralyticsAdapter(Adapter):
         Raises:
             ModelError: the checkpoint is missing, corrupt, refused by the safe loader, or no supported network;
                 or the image size does not suit the network.
-            DataError: the data set is missing or malformed, or its classes are not the network's.
+            DataError: the data set is missing or malformed, or its classes or channels are not the network's.
             DeviceError: the device is unknown or not there.
         """
         target = resolve_device(device)
@@ -118,7 +120,10 @@ class UltralyticsAdapter(Adapter):
         size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
         data_set = None
         if data is not None:
-            data_set = read_data(data, task_of(checkpoint.module).name)
+            data_set = read_data(
+                data, task_of(checkpoint.module).name, single_class=bool(checkpoint.train_args["single_cls"])
+            )
+            check_channels(weights, input_channels(checkpoint.module), data_set.settings)
             check_classes(weights, checkpoint.module, data_set)
         return cls(
             checkpoint.module,
@@ -152,6 +157,7 @@ class UltralyticsAdapter(Adapter):
         target, description = resolve_device(device), describe(architecture)
         data_set = read_data(data, TASKS[kind_of(description)].name)
         module = build_untrained(description, data_set.settings, seed=seed)
+        check_channels(Path(architecture), input_channels(module), data_set.settings)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
         return cls(
             module,
@@ -179,7 +185,7 @@ class UltralyticsAdapter(Adapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed, unaugmented images of a split as batches held on the device.

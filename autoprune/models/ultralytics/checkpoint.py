@@ -66,7 +66,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         )
     if content.get("modelopt"):
         raise ModelError(f"{path} was trained for quantization (QAT); prune the network first and quantize it after")
-    given = content.get("train_args") or {}
+    # A newer release's None, by which it decides itself, is refused by an older one: that one decides, too.
+    given = {k: v for k, v in (content.get("train_args") or {}).items() if v is not None}
     notes, epoch = content.get(NOTES_KEY), content.get("epoch")
     return Checkpoint(
         module=module.float().eval(),

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models import stock
+from autoprune.models.detection.channels import input_channels
 
 
 def scaled(module: nn.Module, width: float) -> nn.Module | None:
@@ -34,7 +35,7 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
     description["scales"] = {scale: [depth, multiple * width, most]}
     description["scale"] = scale
     with stock.quiet():
-        network: Any = type(module)(description, ch=description.get("channels", 3), nc=description["nc"], verbose=False)
+        network: Any = type(module)(description, ch=input_channels(source), nc=description["nc"], verbose=False)
     network.names = deepcopy(source.names)
     smaller: nn.Module = network
     return smaller
@@ -45,7 +46,7 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
 
     Args:
         description: of `describe`.
-        data: the data set's description, which has the classes and the shape of keypoints.
+        data: the data set's description, which has the classes, the channels of images and the shape of keypoints.
         seed: of the weights; torch's random state stays as it is.
 
     Raises:
@@ -56,7 +57,9 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
         torch.manual_seed(seed)
         extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind_of(description) is _POSE else {}
         try:
-            network: Any = kind_of(description)(dict(description), nc=len(data["names"]), verbose=False, **extra)
+            network: Any = kind_of(description)(
+                dict(description), ch=data["channels"], nc=len(data["names"]), verbose=False, **extra
+            )
         except Exception as error:  # whatever a wrong entry leads to
             raise ModelError(f"{name} describes no network that Ultralytics can build: {error}") from error
     network.names = dict(data["names"])
