@@ -87,7 +87,7 @@ def test_images_are_what_stock_ultralytics_reads(tmp_path: Path) -> None:
 def test_validates_as_stock_val_does(worlds: Path, channels: int) -> None:
     adapter = opened(worlds, channels)
     found = adapter.validate(adapter.module)
-    assert found.main > 0.1
+    assert found.main > 0.2
     assert (found.main, found.lenient) == pytest.approx(
         stock_val(worlds / str(channels) / "best.pt", worlds / str(channels) / "data" / "data.yaml"), abs=1e-6
     )

@@ -50,7 +50,7 @@ def test_every_label_is_of_the_one_class(adapter: UltralyticsAdapter) -> None:
 
 def test_validates_as_stock_val_does_on_the_original_data(world: Path, adapter: UltralyticsAdapter) -> None:
     found = adapter.validate(adapter.module)
-    assert found.main > 0.3
+    assert found.main > 0.2
     expected = stock_val(world / "best.pt", world / "data" / "data.yaml")
     assert (found.main, found.lenient) == pytest.approx(expected, abs=1e-6)
 

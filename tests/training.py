@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.evaluation import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
 from tests.detectors import build, write_data, write_detector
 
@@ -36,7 +37,7 @@ def pruned(**extra: object) -> Any:
     return network
 
 
-def teach(adapter: UltralyticsAdapter, *, steps: int = 60) -> Any:
+def teach(adapter: UltralyticsAdapter, *, steps: int = 40) -> Any:
     """Return a copy of the dense network that has learnt its validation images by heart, in a second or two."""
     network, batches = deepcopy(adapter.module).train(), adapter.batches("val", images=16, batch=16, seed=0)
     optimizer = torch.optim.AdamW([one for one in network.parameters() if one.requires_grad], lr=0.01)
@@ -45,6 +46,7 @@ def teach(adapter: UltralyticsAdapter, *, steps: int = 60) -> Any:
             optimizer.zero_grad()
             adapter.loss(network, batch).backward()
             optimizer.step()
+    recalibrate(network, [adapter.inputs(batch) for batch in batches])
     return network.eval()
 
 
