@@ -41,7 +41,10 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hold, for every number of channels, a folder with ``best.pt``, which finds the boxes, and ``data``."""
     folder = tmp_path_factory.mktemp("channels")
     for channels in GREY_AND_RGBA:
-        weights, data = folder / str(channels) / "best.pt", write_data(folder / str(channels) / "data", channels=channels)
+        weights, data = (
+            folder / str(channels) / "best.pt",
+            write_data(folder / str(channels) / "data", channels=channels),
+        )
         adapter = UltralyticsAdapter.load(write_detector(weights, build(32, channels=channels)), data=data)
         adapter.save(teach(adapter), weights)
     return folder
@@ -76,8 +79,7 @@ def test_images_are_what_stock_ultralytics_reads(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", channels=BANDS, suffix=".tiff")
     adapter = UltralyticsAdapter.load(write_detector(tmp_path / "best.pt", build(channels=BANDS)), data=data)
     (batch,) = adapter.batches("val", images=1, batch=1, seed=0)
-    (label,) = adapter._images._verified[:1]  # type: ignore[attr-defined]
-    assert label and batch["img"].shape == (1, BANDS, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["img"].shape == (1, BANDS, IMAGE_SIZE, IMAGE_SIZE)
     _, pages = cv2.imreadmulti(batch["im_file"][0], flags=cv2.IMREAD_UNCHANGED)
     inside = batch["img"][0, :, 8:56]  # 64×48 pixels, with bars above and below
     assert torch.equal(inside, torch.from_numpy(np.stack(pages)).float() / 255)
@@ -177,7 +179,7 @@ def test_a_data_set_of_other_channels(
 
 def test_a_training_on_images_of_other_channels(worlds: Path, tiny: Path, tmp_path: Path) -> None:
     options = {"imgsz": IMAGE_SIZE, "epochs": 1, "device": "cpu", "plots": False, "project": str(tmp_path)}
-    with stock.quiet(), pytest.raises(DataError, match="takes images of 1 channel, but those of .* have 3"):
+    with stock.quiet(), pytest.raises(DataError, match=r"takes images of 1 channel, but those of .* have 3"):
         stock.YOLO(worlds / "1" / "best.pt").train(
             trainer=PrunedTrainer, data=str(tiny / "data" / "data.yaml"), **options
         )
@@ -237,9 +239,7 @@ def test_darknet_data_of_other_channels(tmp_path: Path) -> None:
         open_adapter(write_darknet(tmp_path, grown(1)), data=data)
 
 
-def test_an_exported_darknet_detector_takes_grey_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_exported_darknet_detector_takes_grey_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     need("onnx", "onnxruntime")
     data = write_data(tmp_path / "data", channels=1)
     words = ["--model", str(write_darknet(tmp_path, grown(1))), "--data", str(data), "--out", str(tmp_path / "run")]

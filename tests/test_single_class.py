@@ -14,7 +14,7 @@ from autoprune.training import PrunedTrainer
 from tests.detectors import IMAGE_SIZE, build, write_data, write_detector
 from tests.stock_val import stock_val
 from tests.training import teach
-from tests.world import arguments, one_sentence, summary
+from tests.world import arguments, summary
 
 TRAINED = {"imgsz": IMAGE_SIZE, "task": "detect", "single_cls": True}
 
@@ -79,9 +79,7 @@ def test_stock_training_goes_on(world: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "weights" / "last.pt").is_file()
 
 
-def test_without_that_training_the_classes_must_be_the_same(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_that_training_the_classes_must_be_the_same(world: Path, tmp_path: Path) -> None:
     write_detector(tmp_path / "best.pt", single(16))
-    with pytest.raises(DataError, match="tells 1 classes apart, but .* names 2"):
+    with pytest.raises(DataError, match=r"tells 1 classes apart, but .* names 2"):
         UltralyticsAdapter.load(tmp_path / "best.pt", data=world / "data" / "data.yaml")

@@ -251,9 +251,7 @@ class DarknetAdapter(TrainableAdapter):
         data, random = self._data(), np.random.default_rng(seed)
 
         def load(label: Label) -> Sample:
-            return load_augmented(
-                label, self.image_size, self._augmentation, random=random, channels=self.channels
-            )
+            return load_augmented(label, self.image_size, self._augmentation, random=random, channels=self.channels)
 
         return readable(shuffled(data, "train", seed), data, task=_TASK, load=load, skipped=self._skipped)
 

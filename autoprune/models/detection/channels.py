@@ -51,11 +51,11 @@ def check_channels(weights: Path, channels: int, data: Mapping[str, Any]) -> Non
         channels: what it takes.
         data: the description of the data set in Ultralytics' form.
     """
-    if data["channels"] != channels:
+    found, file = data["channels"], data.get("yaml_file", "the data set")
+    if found != channels:
         raise DataError(
-            f"{weights} takes images of {_counted(channels)}, but those of {data.get('yaml_file', 'the data set')} have "
-            f"{data['channels']} ('channels' of a YAML file, {COLOUR} where it is left out); use the data set that the "
-            "network was trained on"
+            f"{weights} takes images of {_counted(channels)}, but those of {file} have {found} ('channels' of a YAML "
+            f"file, {COLOUR} where it is left out); use the data set that the network was trained on"
         )
 
 

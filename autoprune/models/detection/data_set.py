@@ -243,12 +243,10 @@ def verified(file: str, data: DataSet, task: str) -> Label | str:
     Returns:
         Its label in `YOLODataset`'s form, or why it cannot be used.
     """
-    keypoints, dimensions = data.settings.get("kpt_shape", (0, 0))
+    keypoints = data.settings.get("kpt_shape", (0, 0))
+    classes = (len(data.names), *keypoints, data.single_class)
     image, boxes, shape, segments, points, *_, message = verify(
-        (
-            file, stock.img2label_paths([file])[0], "", task == "pose", len(data.names), keypoints, dimensions,
-            data.single_class,
-        )  # fmt: skip
+        (file, stock.img2label_paths([file])[0], "", task == "pose", *classes)
     )
     if image is None:
         return str(message).rpartition(_IGNORED)[2]
