@@ -140,7 +140,7 @@ def export(
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:
-    """Return the images that outputs are compared on, shape (B, 3, image_size, image_size)."""
+    """Return the images that outputs are compared on, shape (B, *input_shape)."""
     if not real:
         return adapter.example(COMPARED)
     (batch,) = adapter.batches("val", images=COMPARED, batch=COMPARED, seed=0)

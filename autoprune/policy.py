@@ -240,6 +240,7 @@ class Policy:
         from autoprune.importance import make_criterion
         from autoprune.models import adapter_of
         from autoprune.models._base import Adapter
+        from autoprune.models.detection.channels import input_channels
         from autoprune.proof import analyse
         from autoprune.pruning import calibration_of, evidence_of, prune
         from autoprune.space import Space
@@ -256,7 +257,7 @@ class Policy:
             example, free_outputs = adapter.example(2), adapter.free_outputs
         elif example is None:
             parameter = next(module.parameters())
-            example = torch.zeros(2, 3, 128, 128, device=parameter.device, dtype=parameter.dtype)
+            example = torch.zeros(2, input_channels(module), 128, 128, device=parameter.device, dtype=parameter.dtype)
         graph = analyse(dense, example, free_outputs=free_outputs)
         space = Space(graph, round_to=1, min_keep=1e-6)
         self.check({unit.name: unit.width for unit in space.units})

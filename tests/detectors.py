@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 
@@ -40,11 +41,11 @@ def tiny_yaml(width: int = 16, **extra: object) -> dict[str, Any]:
     }
 
 
-def build(width: int = 16, *, seed: int = 0, **extra: object) -> Any:
+def build(width: int = 16, *, seed: int = 0, channels: int = 3, **extra: object) -> Any:
     """Build the tiny detector with random weights, in eval mode."""
     with torch.random.fork_rng(), stock.quiet():
         torch.manual_seed(seed)
-        network = stock.DetectionModel(tiny_yaml(width, **extra), ch=3, verbose=False)
+        network = stock.DetectionModel(tiny_yaml(width, **extra), ch=channels, verbose=False)
     network.names = dict(NAMES)
     network.args = stock.get_cfg()
     return network.eval()
@@ -58,9 +59,13 @@ def write_detector(path: Path, network: Any = None, *, train_args: Mapping[str, 
 
 
 def write_data(
-    folder: Path, *, images: int = 6, suffix: str = ".png", splits: tuple[str, ...] = ("train", "val")
-) -> Path:
-    """Write a data set of 64×48 images with two boxes each, laid out as Ultralytics expects; return its YAML file."""
+    folder: Path, *, images: int = 6, suffix: str = ".png", splits: tuple[str, ...] = ("train", "val"),
+    channels: int = 3,
+) -> Path:  # fmt: skip
+    """Write a data set of 64×48 images with two boxes each, laid out as Ultralytics expects; return its YAML file.
+
+    Images of other channels than 3 and 1 have those of the colour image over and over; above 4 their suffix is .tiff.
+    """
     random = np.random.default_rng(0)
     for split in splits:
         for kind in ("images", "labels"):
@@ -72,9 +77,20 @@ def write_data(
                 x, y = int(random.integers(64 - width)), int(random.integers(48 - height))
                 image[y : y + height, x : x + width] = (60, 255, 60) if kind == 0 else (255, 60, 60)
                 rows.append(f"{kind} {(x + width / 2) / 64} {(y + height / 2) / 48} {width / 64} {height / 48}")
-            cv2.imwrite(str(folder / "images" / split / f"{index}{suffix}"), image)
+            write_image(folder / "images" / split / f"{index}{suffix}", image, channels)
             (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
-    return write_yaml(folder / "data.yaml", {**{split: f"images/{split}" for split in splits}, "names": NAMES})
+    named = {} if channels == 3 else {"channels": channels}
+    return write_yaml(folder / "data.yaml", {**{split: f"images/{split}" for split in splits}, "names": NAMES, **named})
+
+
+def write_image(file: Path, image: npt.NDArray[np.uint8], channels: int) -> None:
+    """Write a colour image with as many channels; more than 4 are the pages of a TIFF file."""
+    if channels == 1:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    elif channels != 3:
+        image = image[..., np.arange(channels) % 3]
+    pages = [np.ascontiguousarray(page) for page in image.transpose(2, 0, 1)] if channels > 4 else [image]
+    assert cv2.imwritemulti(str(file), pages) if channels > 4 else cv2.imwrite(str(file), image)
 
 
 def write_yaml(path: Path, content: Mapping[str, object]) -> Path:

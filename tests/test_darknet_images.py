@@ -71,8 +71,8 @@ def test_labels_follow_the_letterbox(label: Label) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_labels_follow_the_augmentation(label: Label, seed: int) -> None:
     augmentation = Augmentation(jitter=0.3, hue=0.0, saturation=1.2, exposure=1.2)
-    sample = load_augmented(label, SIZE, augmentation, np.random.default_rng(seed))
-    again = load_augmented(label, SIZE, augmentation, np.random.default_rng(seed))
+    sample = load_augmented(label, SIZE, augmentation, random=np.random.default_rng(seed))
+    again = load_augmented(label, SIZE, augmentation, random=np.random.default_rng(seed))
     assert torch.equal(sample["img"], again["img"])
     assert sample["img"].shape == (3, SIZE, SIZE)
     for kind, box in zip(sample["cls"].view(-1).tolist(), sample["bboxes"], strict=True):

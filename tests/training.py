@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from autoprune.evaluation import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
 from tests.detectors import build, write_data, write_detector
 
@@ -32,6 +35,19 @@ def pruned(**extra: object) -> Any:
     network = build(8, seed=1, **extra)
     network.yaml = build(16, **extra).yaml
     return network
+
+
+def teach(adapter: UltralyticsAdapter, *, steps: int = 40) -> Any:
+    """Return a copy of the dense network that has learnt its validation images by heart, in a second or two."""
+    network, batches = deepcopy(adapter.module).train(), adapter.batches("val", images=16, batch=16, seed=0)
+    optimizer = torch.optim.AdamW([one for one in network.parameters() if one.requires_grad], lr=0.01)
+    for _ in range(steps):
+        for batch in batches:
+            optimizer.zero_grad()
+            adapter.loss(network, batch).backward()
+            optimizer.step()
+    recalibrate(network, [adapter.inputs(batch) for batch in batches])
+    return network.eval()
 
 
 def parameters(module: nn.Module) -> int:

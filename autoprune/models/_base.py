@@ -146,7 +146,7 @@ class Adapter(ABC):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: channels, height, width; (3, image_size, image_size) for a detector."""
+        """Shape of one input: channels, height, width; (3, image_size, image_size) for a detector of colour images."""
         return tuple(self.example(1).shape[1:])
 
     @property

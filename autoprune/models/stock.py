@@ -52,6 +52,7 @@ from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.patches import imread
 from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
@@ -109,6 +110,7 @@ __all__ = [
     "guess_model_scale",
     "guess_model_task",
     "img2label_paths",
+    "imread",
     "make_anchors",
     "non_max_suppression",
     "quiet",

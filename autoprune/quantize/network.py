@@ -38,7 +38,7 @@ class Samples:
     """Training images, each in one of the two sets only.
 
     Attributes:
-        calibration: inputs that ranges are found on, each of shape (1, 3, image_size, image_size).
+        calibration: inputs that ranges are found on, each of shape (1, *input_shape).
         held_out: labelled images that decide which layers stay in float.
     """
 
@@ -182,7 +182,7 @@ class Quantization:
 
     @cached_property
     def _images(self) -> Path:
-        """The calibration images as a file of shape (images, 1, 3, image_size, image_size)."""
+        """The calibration images as a file of shape (images, 1, *input_shape)."""
         path = self._folder / "images.npy"
         np.save(path, np.stack([images.float().numpy() for images in self._samples.calibration]))
         return path

@@ -14,7 +14,7 @@ from autoprune.errors import DeviceError
 from autoprune.runtimes.settings import RuntimeSettings
 
 Calibration = Callable[[], Sequence[torch.Tensor]]
-"""Gives batches of input images, each of shape (B, 3, height, width), as the network meets them in use."""
+"""Gives batches of input images, each of shape (B, channels, height, width), as the network meets them in use."""
 
 
 class Runner(ABC):
@@ -42,7 +42,7 @@ class FileRunner(Runner):
         """Return the output for images, or the outputs where there are several, in float32 on their device.
 
         Args:
-            images: shape (B, 3, height, width).
+            images: shape (B, channels, height, width).
             together: run them as one batch, which a file of open shape takes; else one by one.
         """
         parts = images.chunk(1 if together else len(images))

@@ -216,7 +216,7 @@ class SeparateBackend(Backend, FileBackend):
 
     @cached_property
     def _images(self) -> Any:
-        """Calibration images, shape (images, 3, height, width), or None."""
+        """Calibration images, shape (images, channels, height, width), or None."""
         if self.calibration is None:
             return None
         return np.concatenate([batch.detach().cpu().float().numpy() for batch in self.calibration()])

@@ -151,7 +151,8 @@ class Session(KeepsNetwork):
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set; Ultralytics' own look-up would ask the network for a font."""
-        return dict(read_data(Path(self.args.data), self.args.task).settings)
+        data = read_data(Path(self.args.data), self.args.task, single_class=self.args.single_cls)
+        return dict(data.settings)
 
     def save_model(self) -> bool:
         """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""

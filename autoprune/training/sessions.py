@@ -66,6 +66,7 @@ def _images(
         pad=0.0 if training else 0.5,
         data=session.data,
         task=session.args.task,
+        single_cls=session.args.single_cls,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
+from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.ultralytics import stock
 from autoprune.training.shapes import Shapes, check_saved, shapes_of
 
@@ -57,6 +58,7 @@ class KeepsNetwork(stock.BaseTrainer):  # type: ignore[misc]
                 f"the pruned network knows {len(network.names)} classes, but {self.args.data} names {self.data['nc']}: "
                 "another number of classes needs another head; train the dense network on this data set first"
             )
+        check_channels(Path(self.args.model), input_channels(network), self.data)
         network.criterion = None
         for name, parameter in network.named_parameters():
             parameter.requires_grad = ".dfl." not in name  # the fixed bins of the distribution are no weights

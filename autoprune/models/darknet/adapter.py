@@ -19,6 +19,7 @@ from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
+from autoprune.models.darknet.build import input_shape
 from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
 from autoprune.models.darknet.deployed import Deployed
 from autoprune.models.darknet.files import checkpoint_size, read, weights_beside, write
@@ -27,6 +28,7 @@ from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.scaling import scaled_cfg
 from autoprune.models.darknet.weights import Header
+from autoprune.models.detection.channels import check_channels
 from autoprune.models.detection.choosing import balanced
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
@@ -56,6 +58,7 @@ class DarknetAdapter(TrainableAdapter):
     Build one with `DarknetAdapter.load`.
 
     Attributes:
+        channels: of the images that it takes.
         data: the data set, or None where none was given.
         notes: what an earlier run of autoprune noted in the cfg.
         header: of the weights file; ``seen`` counts the images of the dense training alone.
@@ -81,7 +84,7 @@ class DarknetAdapter(TrainableAdapter):
             weight_decay=cfg.net.number("decay", 0.0001),
         )
         self.module: DarknetNetwork = network.to(device)
-        self._stride = stride_of(cfg)
+        self.channels, self._stride = input_shape(cfg).channels, stride_of(cfg)
         self._heads = [Head.of(cfg.layers[index]) for index, _ in network.heads()]
         self._augmentation = Augmentation.of(cfg)
         self._skipped: dict[str, str] = {}
@@ -105,7 +108,7 @@ class DarknetAdapter(TrainableAdapter):
 
         Raises:
             ModelError: a file is missing or malformed, the two do not belong together, or the image size does not suit.
-            DataError: the data set is missing or malformed, or has another number of classes.
+            DataError: the data set is missing or malformed, or has other classes or channels.
             DeviceError: the device is unknown or not there.
         """
         target, weights = resolve_device(device), weights_beside(cfg)
@@ -113,6 +116,7 @@ class DarknetAdapter(TrainableAdapter):
         data_set = None
         if data is not None:
             data_set = read_data_set(data)
+            check_channels(cfg, input_shape(network.cfg).channels, data_set.settings)
             check_classes(network.cfg, data_set)
         size = network.cfg.net.integer("width")
         images = _VALIDATION_BATCH if data is not None else _EXAMPLES
@@ -131,13 +135,13 @@ class DarknetAdapter(TrainableAdapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed images of a split; see `images.letterbox`."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
-        samples = self._chosen(split, images, seed, lambda label: load_sample(label, self.image_size))
+        samples = self._chosen(split, images, seed, self._sample)
         return list(self._batched(samples, batch))
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
@@ -246,6 +250,9 @@ class DarknetAdapter(TrainableAdapter):
     def _samples(self, files: Iterable[str], load: Callable[[Label], Sample]) -> Iterator[Sample]:
         return readable(files, self._data(), task=_TASK, load=load, skipped=self._skipped)
 
+    def _sample(self, label: Label) -> Sample:
+        return load_sample(label, self.image_size, self.channels)
+
     def _chosen(self, split: str, images: int, seed: int, load: Callable[[Label], Sample]) -> Sequence[Sample]:
         """Return images of a split, at least half of them with labels while there are any; see `balanced`."""
         files = shuffled(self._data(), split, seed)
@@ -257,7 +264,9 @@ class DarknetAdapter(TrainableAdapter):
     def _augmented(self, seed: int) -> Callable[[Label], Sample]:
         """Return what loads one image after the other, with changes that the seed fixes."""
         random = np.random.default_rng(seed)
-        return lambda label: load_augmented(label, self.image_size, self._augmentation, random)
+        return lambda label: load_augmented(
+            label, self.image_size, self._augmentation, random=random, channels=self.channels
+        )
 
     def _batched(self, samples: Iterable[Sample], batch: int) -> Iterator[Batch]:
         remaining = iter(samples)
@@ -270,7 +279,7 @@ class DarknetAdapter(TrainableAdapter):
         data = self._data()
 
         def load(label: Label) -> Sample:
-            load_sample(label, self.image_size)  # a head may be sound and its pixels not
+            self._sample(label)  # a head may be sound and its pixels not
             return label
 
         labels = [dict(label) for label in self._samples(data.files("val"), load)]
@@ -279,7 +288,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def _validated(self, module: nn.Module, predict: Predict | None = None) -> Accuracy:
         labels = self._validation
-        samples = (load_sample(label, self.image_size) for label in labels)
+        samples = map(self._sample, labels)
         objects = max(len(label["cls"]) for label in labels)
         return self._measured(module, self._batched(samples, _VALIDATION_BATCH), objects, predict)
 

@@ -36,13 +36,10 @@ def choose_image_size(cfg: Cfg, asked: int | None) -> int:
     """Return the input size: the one asked for, or the cfg's own.
 
     Raises:
-        ModelError: it is not a positive multiple of the stride, the cfg's own is no square, or images have other
-            channels than three.
+        ModelError: it is not a positive multiple of the stride, or the cfg's own is no square.
     """
     classes_of(cfg)
     shape = input_shape(cfg)
-    if shape.channels != 3:
-        raise cfg.net.error(f"images must have 3 channels, got {shape.channels}", "channels")
     if asked is None and shape.width != shape.height:
         raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with --imgsz")
     size, stride = asked or shape.width, stride_of(cfg)

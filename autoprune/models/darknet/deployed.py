@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from autoprune.models.darknet.build import input_shape
 from autoprune.models.darknet.network import DarknetNetwork
 
 
@@ -31,12 +32,15 @@ class Deployed(nn.Module):
         self.names = dict(enumerate(names))
         self.stride = torch.tensor([float(stride)])
         self.task = "detect"
-        self.yaml: Mapping[str, Any] = {"yaml_file": network.cfg.file}
+        self.yaml: Mapping[str, Any] = {
+            "yaml_file": network.cfg.file,
+            "channels": input_shape(network.cfg).channels,
+        }
         self._corners = corners
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return box, in pixels of the input, and class scores: (B, 3, H, W) → (B, 4 + classes, boxes)."""
+        """Return box, in pixels of the input, and class scores: (B, C, H, W) → (B, 4 + classes, boxes)."""
         found = self.network(images)
         height, width = images.shape[2:]
         centre, extent = (part * part.new_tensor([width, height]) for part in (found[..., :2], found[..., 2:4]))

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from autoprune.models import stock
 from autoprune.models.darknet.cfg import Cfg
+from autoprune.models.detection.channels import COLOUR, check_image, reading_flag
 from autoprune.models.detection.data_set import Label, Sample
 
 _GREY = 0.5
@@ -44,13 +46,14 @@ class Augmentation:
         return cls(head.number("jitter", 0.2), *colours)
 
 
-def load_sample(label: Label, size: int) -> Sample:
-    """Load an image, letterboxed to a square of this side, with its labels.
+def load_sample(label: Label, size: int, channels: int = COLOUR) -> Sample:
+    """Load an image of so many channels, letterboxed to a square of this side, with its labels.
 
     Raises:
         OSError: the image cannot be decoded.
+        DataError: it has other channels.
     """
-    image = _read(label)
+    image = _read(label, channels)
     height, width = image.shape[:2]
     boxed, (left, top, new_width, new_height) = letterbox(torch.from_numpy(image).permute(2, 0, 1), size)
     sides = np.array([new_width, new_height, new_width, new_height])
@@ -59,8 +62,10 @@ def load_sample(label: Label, size: int) -> Sample:
     return _sample(label, boxed, boxes, label["cls"], (height, width), ratio_pad)
 
 
-def load_augmented(label: Label, size: int, augmentation: Augmentation, random: np.random.Generator) -> Sample:
-    """Load an image as Darknet trains on it: stretched, scaled, moved, recoloured, mirrored.
+def load_augmented(
+    label: Label, size: int, augmentation: Augmentation, *, random: np.random.Generator, channels: int = COLOUR
+) -> Sample:
+    """Load an image as Darknet trains on it: stretched, scaled, moved, recoloured if it has colours, mirrored.
 
     Darknet, ``src/data.c``: ``load_data_detection``; ``src/image.c``: ``random_distort_image``.
 
@@ -69,19 +74,21 @@ def load_augmented(label: Label, size: int, augmentation: Augmentation, random: 
         size: side of the square in pixels.
         augmentation: how far.
         random: what is drawn from.
+        channels: of the image.
 
     Raises:
         OSError: the image cannot be decoded.
+        DataError: it has other channels.
     """
-    image = _read(label)
+    image = _read(label, channels)
     height, width = image.shape[:2]
     jitter = 1 + random.uniform(-augmentation.jitter, augmentation.jitter, 2)
     aspect, scale = width * jitter[0] / (height * jitter[1]), random.uniform(0.25, 2) * size
     sides = np.array([scale * aspect, scale] if aspect < 1 else [scale, scale / aspect])
     offset = random.uniform(np.minimum(0, size - sides), np.maximum(0, size - sides))
     placing = np.array([[sides[0] / width, 0, offset[0]], [0, sides[1] / height, offset[1]]])
-    placed = np.asarray(cv2.warpAffine(image, placing, (size, size), borderValue=(_GREY,) * 3), dtype=np.float32)
-    placed = _recoloured(placed, augmentation, random)
+    placed = np.asarray(cv2.warpAffine(image, placing, (size, size), borderValue=(_GREY,) * 4), dtype=np.float32)
+    placed = _recoloured(placed, augmentation, random) if channels == COLOUR else placed.reshape(size, size, channels)
     boxes = label["bboxes"] * np.tile(sides, 2) / size + np.append(offset, (0, 0)) / size
     if random.random() < 0.5:
         placed, boxes[:, 0] = placed[:, ::-1], 1 - boxes[:, 0]
@@ -98,29 +105,36 @@ def letterbox(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[int, 
     Darknet, ``src/image.c``: ``letterbox_image``, ``resize_image`` (bilinear, corners on corners, sides rounded down).
 
     Args:
-        image: shape (3, H, W), values in [0, 1].
+        image: shape (C, H, W), values in [0, 1].
         size: side of the square in pixels.
 
     Returns:
-        The square, shape (3, size, size), and where the image lies in it: left, top, width, height in pixels.
+        The square, shape (C, size, size), and where the image lies in it: left, top, width, height in pixels.
     """
-    height, width = image.shape[1:]
+    channels, height, width = image.shape
     longest = max(height, width)
     new_height, new_width = (max(1, side * size // longest) for side in (height, width))
     left, top = (size - new_width) // 2, (size - new_height) // 2
-    boxed = torch.full((3, size, size), _GREY)
+    boxed = torch.full((channels, size, size), _GREY)
     boxed[:, top : top + new_height, left : left + new_width] = functional.interpolate(
         image[None], size=(new_height, new_width), mode="bilinear", align_corners=True
     )[0]
     return boxed, (left, top, new_width, new_height)
 
 
-def _read(label: Label) -> Floats:
-    """Return an image as RGB, shape (H, W, 3), values in [0, 1]."""
-    pixels = cv2.imread(label["im_file"], cv2.IMREAD_COLOR)
+def _read(label: Label, channels: int) -> Floats:
+    """Return an image, shape (H, W, channels), values in [0, 1]: grey, RGB, RGBA, or its bands in their order."""
+    pixels = stock.imread(label["im_file"], reading_flag(channels))
     if pixels is None:
         raise OSError("its pixels cannot be decoded")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.float32) / np.float32(255)
+    check_image(label["im_file"], pixels.shape[2], channels)
+    if channels in _REORDERED:
+        pixels = cv2.cvtColor(pixels, _REORDERED[channels])
+    return np.asarray(pixels, dtype=np.float32) / np.float32(255)
+
+
+_REORDERED = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+"""How OpenCV's order of channels becomes Darknet's (``src/image_opencv.cpp``: ``load_image_mat_cv``)."""
 
 
 def _recoloured(image: Floats, augmentation: Augmentation, random: np.random.Generator) -> Floats:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from autoprune.errors import DataError
 from autoprune.models import stock
+from autoprune.models.detection.channels import data_channels
 from autoprune.models.detection.description import class_names, places_of, read_description, root_of
 
 SPLITS = ("train", "val", "test")
@@ -38,12 +39,14 @@ class DataSet:
         names: class names in the order of their indices.
         splits: where the images of each split lie: folders, or text files that list images.
         settings: the whole description in the form that Ultralytics' own code expects.
+        single_class: whether every label counts as of the class 0, whatever the file says; see `as_one_class`.
     """
 
     file: Path
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Path, ...]]
     settings: Mapping[str, Any]
+    single_class: bool = False
 
     def files(self, split: str) -> list[str]:
         """Return the image files of a split, sorted.
@@ -60,6 +63,13 @@ class DataSet:
             places = ", ".join(map(str, self.splits[split]))
             raise DataError(f"the {split!r} split of {self.file} holds no image: looked in {places}")
         return found
+
+
+def as_one_class(data: DataSet) -> DataSet:
+    """Return a data set whose labels are all of one class, as Ultralytics' training with ``single_cls=True`` has it."""
+    names = ("item",)  # what that training calls the class
+    settings = {**data.settings, "names": dict(enumerate(names)), "nc": len(names)}
+    return replace(data, names=names, settings=settings, single_class=True)
 
 
 def read_data_set(file: Path) -> DataSet:
@@ -83,7 +93,7 @@ def read_data_set(file: Path) -> DataSet:
         **described,
         "names": dict(enumerate(names)),
         "nc": len(names),
-        "channels": described.get("channels", 3),
+        "channels": data_channels(file, described),
         "path": root,
         "yaml_file": str(file),
         **{split: [str(place) for place in places] for split, places in splits.items()},
@@ -192,16 +202,17 @@ def verified(file: str, data: DataSet, task: str) -> Label | str:
     Returns:
         Its label in `YOLODataset`'s form, or why it cannot be used.
     """
-    keypoints, dimensions = data.settings.get("kpt_shape", (0, 0))
+    keypoints = data.settings.get("kpt_shape", (0, 0))
+    classes = (len(data.names), *keypoints, data.single_class)
     image, boxes, shape, segments, points, *_, message = verify(
-        (file, stock.img2label_paths([file])[0], "", task == "pose", len(data.names), keypoints, dimensions, False)
+        (file, stock.img2label_paths([file])[0], "", task == "pose", *classes)
     )
     if image is None:
         return str(message).rpartition(_IGNORED)[2]
     return {
         "im_file": image,
         "shape": shape,
-        "cls": boxes[:, 0:1],
+        "cls": boxes[:, 0:1] * (not data.single_class),
         "bboxes": boxes[:, 1:],
         "segments": segments,
         "keypoints": points,

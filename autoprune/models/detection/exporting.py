@@ -65,8 +65,9 @@ def write(
         "batch": 1,
         "device": str(next(network.parameters()).device),
         "dynamic": settings.dynamic,
-        "nms": False if end2end else None,  # False keeps an end-to-end head that is switched on
     }
+    if end2end:
+        options["nms"] = False  # keeps an end-to-end head that is switched on
     if not script:
         options |= {"opset": OPSET, "simplify": False}  # simplifying takes one more package, and runtimes do it anyway
     if settings.half:

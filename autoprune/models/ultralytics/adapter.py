@@ -27,6 +27,7 @@ from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
+from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.detection.data_set import DataSet, Sample
 from autoprune.models.detection.exporting import write
@@ -67,6 +68,7 @@ class UltralyticsAdapter(Adapter):
         notes: what an earlier run of autoprune noted in the checkpoint.
         trust: whether the checkpoint was allowed to name classes outside Ultralytics and torch; what is written of its
             network is read again on the same terms.
+        channels: of the images that it takes.
         skipped: images that could not be read so far, each with the reason; one entry per image.
     """
 
@@ -88,7 +90,7 @@ class UltralyticsAdapter(Adapter):
         self.name = name
         self.trust = trust
         self.device = device
-        self.image_size = image_size
+        self.image_size, self.channels = image_size, input_channels(module)
         self.train_args = train_args
         self.notes = notes or {}
         self.module = _prepared(module, train_args).to(device)
@@ -126,7 +128,7 @@ class UltralyticsAdapter(Adapter):
         Raises:
             ModelError: the checkpoint is missing, corrupt, refused by the safe loader, or no supported network;
                 or the image size does not suit the network.
-            DataError: the data set is missing or malformed, or its classes are not the network's.
+            DataError: the data set is missing or malformed, or its classes or channels are not the network's.
             DeviceError: the device is unknown or not there.
         """
         target = resolve_device(device)
@@ -136,9 +138,10 @@ class UltralyticsAdapter(Adapter):
             check_unfused(weights, checkpoint.module)
             size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
             _check_memory(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
-        data_set = None if data is None else read_data(data, task_of(checkpoint.module).name)
+        data_set = None if data is None else _data_of(checkpoint.module, data, checkpoint.train_args)
         with usable(weights):
             if data_set is not None:
+                check_channels(weights, input_channels(checkpoint.module), data_set.settings)
                 check_classes(weights, checkpoint.module, data_set)
             return cls(
                 checkpoint.module,
@@ -168,7 +171,8 @@ class UltralyticsAdapter(Adapter):
         check_task(file, module)
         check_unfused(file, module)
         train_args = settings_of(module, file)
-        data_set = read_data(data, task_of(module).name)
+        data_set = _data_of(module, data, train_args)
+        check_channels(file, input_channels(module), data_set.settings)
         check_classes(file, module, data_set)
         return cls(
             deepcopy(module),
@@ -201,6 +205,7 @@ class UltralyticsAdapter(Adapter):
         target, description = resolve_device(device), describe(architecture)
         data_set = read_data(data, TASKS[kind_of(description)].name)
         module = build_untrained(description, data_set.settings, seed=seed)
+        check_channels(Path(architecture), input_channels(module), data_set.settings)
         settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
         size = choose_image_size(module, image_size, settings)
         _check_memory(module, size, name=architecture, validated=True, device=target)
@@ -230,7 +235,7 @@ class UltralyticsAdapter(Adapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, 3, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
         """Return letterboxed, unaugmented images of a split as batches held on the device.
@@ -399,6 +404,11 @@ class UltralyticsAdapter(Adapter):
         if supports(self._scoring):
             batch[_PAIRS] = find_pairs(self._scoring, batch)
         return batch
+
+
+def _data_of(module: nn.Module, data: Path, train_args: Mapping[str, Any]) -> DataSet:
+    """Read a data set as the training of a network did."""
+    return read_data(data, task_of(module).name, single_class=bool(train_args["single_cls"]))
 
 
 def _check_memory(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from autoprune.errors import DataError
 from autoprune.models import stock
-from autoprune.models.detection.data_set import DataSet, cut_short, read_data_set
+from autoprune.models.detection.data_set import DataSet, as_one_class, cut_short, read_data_set
 
 _FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 """What Ultralytics takes as a split's folder, the first that is there."""
@@ -40,13 +40,21 @@ def read_class_folders(folder: Path) -> DataSet:
     return DataSet(folder, names, {split: (place,) for split, place in splits.items()}, settings)
 
 
-def read_data(data: Path, task: str) -> DataSet:
+def read_data(data: Path, task: str, *, single_class: bool = False) -> DataSet:
     """Read a data set in the form that a task has it: class folders of a classifier, else a YAML file.
+
+    Args:
+        data: the folder or the file.
+        task: Ultralytics' name of it.
+        single_class: take every label of a YAML file as of one class, as a training with ``single_cls=True`` does.
 
     Raises:
         DataError: it is missing or malformed.
     """
-    return read_class_folders(data) if task == "classify" else read_data_set(data)
+    if task == "classify":
+        return read_class_folders(data)
+    found = read_data_set(data)
+    return as_one_class(found) if single_class else found
 
 
 def class_of(file: str, data: DataSet) -> str:

@@ -105,18 +105,20 @@ def train_args_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ModelError: Ultralytics would not take them.
     """
     known = stock.DEFAULT_CFG_DICT
-    given = {name: value for name, value in (content.get("train_args") or {}).items() if name in known}
+    # A newer release's None, by which it decides itself, is refused by an older one: that one decides, too.
+    settings = (content.get("train_args") or {}).items()
+    given = {name: value for name, value in settings if name in known and value is not None}
     given |= {name: known[name] for name in _UNREAD if name in known}
     for name, value in given.items():
         if not is_plain(value):
             raise ModelError(f"{path} must have plain values as its train_args, got {shown(value)} for {name}")
-    settings: dict[str, Any] = {**known, **given}
+    complete: dict[str, Any] = {**known, **given}
     try:
         with stock.quiet():
-            stock.get_cfg(settings)
+            stock.get_cfg(complete)
     except Exception as error:  # of its checks, which assume the types that they check
         raise ModelError(f"{path} has train_args that Ultralytics does not take: {first_line(error)}") from error
-    return settings
+    return complete
 
 
 def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:

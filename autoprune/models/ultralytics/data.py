@@ -13,10 +13,25 @@ import numpy as np
 import torch
 
 from autoprune.models import stock
+from autoprune.models.detection.channels import check_image
 from autoprune.models.detection.data_set import DataSet, Label, verify
 
 
-class LabelledImages(stock.YOLODataset):  # type: ignore[misc]
+class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
+    """Ultralytics' data set, which refuses images of other channels than the data set names."""
+
+    def load_image(self, i: int, *args: Any, **settings: Any) -> Any:
+        """Return an image and its sizes.
+
+        Raises:
+            DataError: it has other channels.
+        """
+        loaded = super().load_image(i, *args, **settings)
+        check_image(self.im_files[i], loaded[0].shape[-1], self.channels)
+        return loaded
+
+
+class LabelledImages(CheckedImages):
     """Ultralytics' data set of images whose labels are known already: nothing is searched or cached.
 
     Args:
@@ -71,7 +86,7 @@ class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc
     """Images stretched to a square instead of letterboxed, as RT-DETR takes them; never rectangular."""
 
 
-class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
+class TrainingImages(CheckedImages):
     """Ultralytics' data set as its trainer uses it, except that it keeps no cache of the labels.
 
     Ultralytics' is a pickle beside the labels, which runs code of whoever put it there when it is read.

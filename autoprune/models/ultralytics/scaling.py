@@ -13,6 +13,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models import stock
+from autoprune.models.detection.channels import input_channels
 from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.plain import first_line, shown
 from autoprune.plain_yaml import read_values
@@ -43,9 +44,7 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
     depth, multiple, most = scales[scale]
     description["scales"] = {scale: [depth, multiple * width, most]}
     description["scale"] = scale
-    network: Any = build(
-        type(module), description, name=OWN, ch=description.get("channels", 3), nc=description.get("nc")
-    )
+    network: Any = build(type(module), description, name=OWN, ch=input_channels(source), nc=description.get("nc"))
     network.names = deepcopy(source.names)
     smaller: nn.Module = network
     return smaller
@@ -56,7 +55,7 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
 
     Args:
         description: of `describe`.
-        data: the data set's description, which has the classes and the shape of keypoints.
+        data: the data set's description, which has the classes, the channels of images and the shape of keypoints.
         seed: of the weights; torch's random state stays as it is.
 
     Raises:
@@ -66,7 +65,9 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
     extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind is _POSE else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: Any = build(kind, description, name=description["yaml_file"], nc=len(data["names"]), **extra)
+        network: Any = build(
+            kind, description, name=description["yaml_file"], ch=data["channels"], nc=len(data["names"]), **extra
+        )
     network.names = dict(data["names"])
     fresh: nn.Module = network
     return fresh

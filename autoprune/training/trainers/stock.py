@@ -104,6 +104,7 @@ class _Training:
             "mode": "train",
             "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
             "data": str(data_settings(adapter)["yaml_file"]),
+            "single_cls": adapter.data is not None and adapter.data.single_class,
             "imgsz": adapter.image_size,
             "device": ",".join(self.around.devices) or str(adapter.device),
             # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
