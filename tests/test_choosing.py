@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.commands.network import EVIDENCE_BATCH, evidence_of
+from autoprune.pruning import EVIDENCE_BATCH, evidence_of
 from autoprune.commands.quantize import shared_out
 from autoprune.errors import DataError
 from autoprune.models import open_adapter
