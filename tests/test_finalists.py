@@ -77,11 +77,15 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
     constraint = Constraint(SPACE, [Ceiling(COST, 0.975 * limit)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
     allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
-    history = [Candidate(allocation, -0.1 * number) for number, allocation in enumerate(allocations)]
+
+    def score(allocation: Allocation) -> float:
+        return sum(allocation) / 1000 - 1
+
+    history = [Candidate(allocation, score(allocation)) for allocation in allocations]
 
     class Evaluator:
         def __call__(self, allocations: list[Allocation]) -> list[Any]:
-            return [SimpleNamespace(score=sum(allocation) / 1000 - 1) for allocation in allocations]
+            return [SimpleNamespace(score=score(allocation)) for allocation in allocations]
 
         def accuracy(self, allocation: Allocation) -> Accuracy:
             return Accuracy(sum(allocation) / 1000, None)
@@ -104,3 +108,50 @@ def test_a_machine_that_becomes_slower_gets_a_narrower_network(after: int, facto
 
 def test_a_machine_that_gets_slower_all_the_time_is_caught_up_with() -> None:
     assert chosen(lambda measured: 1 + 0.01 * measured).latencies["latency"] <= 10.0 * (1 - CLOSE)
+
+
+@pytest.mark.parametrize("factor", [0.95, 0.85])
+@pytest.mark.parametrize("after", [2, 5, 6, 7])
+def test_a_machine_that_becomes_faster_gets_a_wider_network(after: int, factor: float) -> None:
+    found = chosen(lambda measured: factor if measured >= after else 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - CLOSE)
+
+
+# -- without a latency to measure, accuracy decides -------------------------------------------------------
+
+
+def compared(scores: list[float], accuracies: list[float], *, count: int) -> int:
+    """Return which of the candidates ships."""
+    constraint = Constraint(SPACE, [Ceiling(COST, 10.0)])
+    wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
+    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+    assert len(set(allocations)) == len(scores)
+    measured: list[Allocation] = []
+
+    class Evaluator:
+        def accuracy(self, allocation: Allocation) -> Accuracy:
+            measured.append(allocation)
+            return Accuracy(accuracies[allocations.index(allocation)], None)
+
+    probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
+    history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
+    evaluator: Any = Evaluator()
+    found = choose([*history, *history], evaluator, constraint, LatencyGoals({}, {}), count=count, screen=Silent())
+    assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
+    assert found.score == scores[allocations.index(found.allocation)]
+    assert found.latencies == {}
+    assert found.accuracy == (Accuracy(accuracies[allocations.index(found.allocation)], None) if count > 1 else None)
+    return allocations.index(found.allocation)
+
+
+def test_the_finalist_with_the_highest_accuracy_ships() -> None:
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.2, 0.3], count=4) == 0
+
+
+def test_only_the_best_scores_take_part() -> None:
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=2) == 2
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=1) == 1
+
+
+def test_of_equally_accurate_finalists_the_higher_score_ships() -> None:
+    assert compared([-0.4, -0.3, -0.1, -0.2], [0.5, 0.5, 0.5, 0.2], count=4) == 2

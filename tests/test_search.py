@@ -21,7 +21,6 @@ from autoprune.search.evolution import EvolutionStrategy
 from autoprune.search.exploration import TruncatedNoise, truncated_normal
 from autoprune.search.greedy import GreedyStrategy
 from autoprune.search.handoff import Handoff
-from autoprune.search.isolation import PrivateGlobals, preserved_random_state
 from autoprune.search.random import RandomStrategy
 from autoprune.search.replay import EpisodeReplayBuffer
 from autoprune.space import Allocation
@@ -103,20 +102,6 @@ def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(1))
 
 
-def test_evaluating_leaves_global_random_states_as_they_were() -> None:
-    before = draws()
-    random.seed(1)
-    with preserved_random_state():
-        random.seed(7)
-        np.random.seed(7)
-        torch.manual_seed(7)
-    random.seed(1)
-    after = random.random()
-    random.seed(1)
-    assert after == random.random()
-    assert before != draws()
-
-
 @pytest.mark.parametrize("kind", AgentKind)
 def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind) -> None:
     def noisy(allocations: Sequence[Allocation]) -> list[float]:
@@ -135,18 +120,6 @@ def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind
     assert search(strategy, noisy, constraint=TOY.constraint, evaluations=8, on_evaluation=None) == calm
     assert draws() == expected
     assert torch.get_num_threads() == threads
-
-
-def test_private_globals_go_on_where_they_were_left() -> None:
-    private = PrivateGlobals()
-    with private:
-        torch.manual_seed(0)
-        first = torch.rand(3)
-    torch.rand(5)
-    with private:
-        second = torch.rand(3)
-    torch.manual_seed(0)
-    assert torch.equal(torch.cat([first, second]), torch.rand(6))
 
 
 # -- the thread --------------------------------------------------------------------------------

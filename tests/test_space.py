@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import BudgetUnreachableError, ConfigError
+from autoprune.importance import ranking
 from autoprune.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
@@ -148,6 +149,25 @@ def test_axis_widths_count_the_mask() -> None:
     assert list(units.axis_widths(counts)) == [np.count_nonzero(keep[axis]) for axis in units.graph.axes]
     batch = np.stack([counts, units.dense])
     np.testing.assert_array_equal(units.axis_widths(batch)[0], units.axis_widths(counts))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_the_most_important_channels_stay(data: st.DataObject) -> None:
+    units = space()
+    counts = [data.draw(st.sampled_from(list(choices))) for choices in units.choices]
+    importance = [np.array(data.draw(st.permutations(range(group.size)))) for group in units.graph.groups]
+    keep = units.kept_channels(counts, ranking([scores.astype(np.float64) for scores in importance]))
+    for group, kept, scores in zip(units.graph.groups, units.group_counts(counts), importance, strict=True):
+        stays = keep[group.offset : group.offset + group.size]
+        assert sorted(scores[stays]) == list(range(group.size - kept, group.size)), "the highest scores stay"
+
+
+def test_of_equal_channels_the_first_stay() -> None:
+    units = space()
+    keep = units.kept_channels([8, 8, 8, 8, 8, 8], ranking([np.zeros(group.size) for group in units.graph.groups]))
+    group = units.graph.groups[units.units[1].groups[0]]
+    assert list(np.flatnonzero(keep[group.offset : group.offset + group.size])) == list(range(8))
 
 
 def test_allocations_are_checked() -> None:
