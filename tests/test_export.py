@@ -102,7 +102,8 @@ def test_an_exported_network_is_the_network(
 ) -> None:
     out, name, data = tmp_path / "run", FILES[needed(file_format)], str(world / "data" / "data.yaml")
     assert exporting(world, out, "--format", file_format.value, "--data", data, "--threads", "1") == 0
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "export.json", "journal.jsonl", name]
+    left = ["config.yaml", "export.json", "inputs.json", "journal.jsonl", name]
+    assert sorted(path.name for path in out.iterdir()) == left
     found = told(out)
     parity = found["parity"]
     assert (found["file"], parity["passed"], parity["images"], parity["on"]) == (name, True, 6, "validation images")

@@ -114,7 +114,8 @@ def test_what_no_yaml_expresses_is_refused_by_its_first_row() -> None:
     graph = analysed(module, torch.rand(2, 3, SIZE, SIZE), free_outputs={"feats"})
     space = Space(graph)
     pruner = Pruner(module, space, make_criterion("l1").order(module, graph))
-    pruned = pruner.materialise(space.from_names({"model.2.m.0.cv1": 8, "model.5.cv1": 16}))
+    widths = {unit.name: unit.width for unit in space.units}
+    pruned = pruner.materialise(space.from_names({**widths, "model.2.m.0.cv1": 8, "model.5.cv1": 16}))
     with pytest.raises(ModelError, match=r"row 2 \(C2f\) has model\.2\.m\.0\.cv1\.conv\.weight"):
         StockYaml().described(pruned)
 
