@@ -236,7 +236,7 @@ def test_what_one_checkpoint_names_is_not_known_to_the_next_file(tmp_path: Path,
     from ultralytics.nn.distill_model import DistillationModel
 
     network = build_detector()
-    torch.save({"extra": DistillationModel.__new__(DistillationModel), "model": network}, tmp_path / "first.pt")
+    torch.save({"extra": DistillationModel, "model": network}, tmp_path / "first.pt")
     torch.save({"model": Call(os.system, f"touch {canary.path}")}, tmp_path / "second.pt")
     torch.save({"extra": Call(DistillationModel, str(tmp_path / "second.pt"), network)}, tmp_path / "state.pt")
     known = torch.serialization.get_safe_globals()
