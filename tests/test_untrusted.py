@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,22 @@ def test_a_checkpoint_does_not_open_another_one(tmp_path: Path, canary: Canary) 
     torch.save(first, tmp_path / "first.pt")
     with pytest.raises(ModelError, match=r"would construct a DistillationModel.*--trust-checkpoint"):
         read_checkpoint(tmp_path / "first.pt")
+    assert not canary.sings
+
+
+def test_what_one_checkpoint_names_is_not_known_to_the_next_file(tmp_path: Path, canary: Canary) -> None:
+    """Ultralytics registers a file's classes for good, and so for the states of trainings, which torch reads itself."""
+    from ultralytics.nn.distill_model import DistillationModel
+
+    network = build_detector()
+    torch.save({"extra": DistillationModel, "model": network}, tmp_path / "first.pt")
+    torch.save({"model": Call(os.system, f"touch {canary.path}")}, tmp_path / "second.pt")
+    torch.save({"extra": Call(DistillationModel, str(tmp_path / "second.pt"), network)}, tmp_path / "state.pt")
+    known = torch.serialization.get_safe_globals()
+    read_checkpoint(tmp_path / "first.pt")
+    assert torch.serialization.get_safe_globals() == known
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "state.pt", weights_only=True)
     assert not canary.sings
 
 

@@ -98,9 +98,11 @@ def _no_installs(path: Path) -> Iterator[None]:
 def _restoring_only(path: Path) -> Iterator[None]:
     """Let a pickle restore modules, but not construct any.
 
-    Known beside Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel).
+    Known beside Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel). All of
+    them are forgotten afterwards: Ultralytics leaves them known to whatever torch's safe loader reads next.
     """
     construct, here = nn.Module.__init__, threading.get_ident()
+    known = torch.serialization.get_safe_globals()
 
     def refuse(module: nn.Module, *arguments: Any, **options: Any) -> None:
         if threading.get_ident() == here:
@@ -112,10 +114,12 @@ def _restoring_only(path: Path) -> Iterator[None]:
 
     nn.Module.__init__ = refuse  # type: ignore[method-assign]
     try:
-        with torch.serialization.safe_globals([nn.DataParallel, *_torchvision_layers(path)]):
-            yield
+        torch.serialization.add_safe_globals([nn.DataParallel, *_torchvision_layers(path)])
+        yield
     finally:
         nn.Module.__init__ = construct  # type: ignore[method-assign]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
 
 
 def _torchvision_layers(path: Path) -> Iterator[type]:
