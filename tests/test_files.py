@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.files import new_folder, write_atomic
+from autoprune.files import new_folder, remove_leftovers, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -94,3 +94,18 @@ def test_a_folder_that_could_not_be_filled_leaves_nothing(
 def test_a_folder_that_exists_is_not_filled(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exists already; choose another place"), new_folder(tmp_path):
         pytest.fail("the block must not begin")
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / "levels" / ".quantize-a.tmp").mkdir(parents=True)
+    (run / "levels" / ".quantize-a.tmp" / "network.onnx").write_text("")
+    (run / ".model.pt.17.tmp").write_text("half")
+    elsewhere.mkdir()
+    kept = [run / "model.pt", run / "notes.tmp", run / ".hidden", elsewhere / "file"]
+    for path in kept:
+        path.write_text("")
+    (run / ".link.tmp").symlink_to(elsewhere)
+    remove_leftovers(run)
+    assert all(path.exists() for path in kept)
+    assert sorted(path.name for path in run.rglob("*")) == [".hidden", "levels", "model.pt", "notes.tmp"]

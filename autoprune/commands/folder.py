@@ -14,7 +14,7 @@ from autoprune import __version__
 from autoprune.arguments import save
 from autoprune.config import COMMANDS, EXTENDABLE, CompareConfig, ResumableConfig, RunConfig, to_yaml
 from autoprune.errors import RunError
-from autoprune.files import saying_why, write_atomic
+from autoprune.files import remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
 
 RUNS = Path("runs")
@@ -51,6 +51,7 @@ class RunFolder:
             if {key: journal.header.get(key) for key in told} != told:
                 journal.close()
                 raise RunError(f"{resume / 'config.yaml'} was changed since the run began; start a new run with it")
+            remove_leftovers(resume)
             if isinstance(config, CompareConfig):
                 save(replace(config, resume=None), resume)  # a comparison that goes further remembers it
             return cls(resume, journal, command=command, resumed=True)

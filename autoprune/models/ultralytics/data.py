@@ -78,6 +78,8 @@ class TrainingImages(stock.YOLODataset):  # type: ignore[misc]
         settings: the arguments of `YOLODataset`.
     """
 
+    buffer: list[int]  # the images that mosaics are made of
+
     def __init__(self, *, cache_folder: Path, **settings: Any) -> None:
         self._cache_folder = cache_folder
         super().__init__(**settings)
