@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.files import first_link, new_folder, write_atomic
+from autoprune.files import first_link, new_folder, remove_leftovers, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -155,3 +155,18 @@ def test_a_link_is_found_at_any_depth_and_not_entered(tmp_path: Path, victim: Pa
         link.symlink_to(target)
         assert first_link(run) == link
         link.unlink()
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / "levels" / ".quantize-a.tmp").mkdir(parents=True)
+    (run / "levels" / ".quantize-a.tmp" / "network.onnx").write_text("")
+    (run / ".model.pt.17.tmp").write_text("half")
+    elsewhere.mkdir()
+    kept = [run / "model.pt", run / "notes.tmp", run / ".hidden", elsewhere / "file"]
+    for path in kept:
+        path.write_text("")
+    (run / ".link.tmp").symlink_to(elsewhere)
+    remove_leftovers(run)
+    assert all(path.exists() for path in kept)
+    assert sorted(path.name for path in run.rglob("*")) == [".hidden", "levels", "model.pt", "notes.tmp"]

@@ -29,7 +29,7 @@ from autoprune.config import (
     to_yaml,
 )
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
-from autoprune.files import first_link, saying_why, write_atomic
+from autoprune.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
 
 RUNS = Path("runs")
@@ -109,6 +109,7 @@ class RunFolder:
                 raise RunError(f"{path / 'config.yaml'} was changed since the run began; start a new run with it")
             _check_inputs(path, began, Inputs.of(config))
             _tell_versions(path, began)
+            remove_leftovers(path)
             if isinstance(config, CompareConfig):
                 save(replace(config, resume=None), path)  # a comparison that goes further remembers it
         except BaseException:

@@ -47,7 +47,7 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
         _warn(adapter, screen)
         if config.qat_epochs:
             own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, screen)
-        with TemporaryDirectory(dir=folder.path, prefix=".quantize-") as scratch, backend.session():
+        with TemporaryDirectory(dir=folder.path, prefix=".quantize-", suffix=".tmp") as scratch, backend.session():
             networks = [
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
                 for name, one in adapters.items()

@@ -92,6 +92,8 @@ class TrainingImages(CheckedImages):
     Ultralytics' is a pickle beside the labels, which runs code of whoever put it there when it is read.
     """
 
+    buffer: list[int]  # the images that mosaics are made of
+
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> Any:
         with TemporaryDirectory() as scratch:
             return self.cache_labels(Path(scratch) / cache_path.name), False

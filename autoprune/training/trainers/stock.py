@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError
-from autoprune.files import saying_why
+from autoprune.files import remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.parallel import train_in_processes
@@ -46,9 +46,6 @@ class StockTrainer(Trainer):
 
     def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
         """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights``."""
-        file = state_file(surroundings.out)
-        with saying_why(file):
-            file.unlink(missing_ok=True)  # of another training
         training = _Training(self._adapter, surroundings)
         training.run(self._arguments(training, plan), module)
         return training.result(module)
@@ -121,8 +118,9 @@ class _Training:
     def run(self, arguments: dict[str, Any], module: nn.Module) -> None:
         """Train a copy of a network, to the end."""
         with process_state_kept(self.adapter.device), saying_why(self.around.out):
-            for left in self.around.out.glob("weights/.state.pt.*.tmp"):
-                left.unlink()  # what a kill has cut off
+            if not arguments.get("resume"):
+                state_file(self.around.out).unlink(missing_ok=True)  # of another training
+            remove_leftovers(self.around.out)
             if self.around.devices:
                 self._in_processes(arguments, module)
                 return
