@@ -46,9 +46,10 @@ class Constraint:
         self.ceilings = tuple(ceilings)
         for ceiling in self.ceilings:
             metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
+            names = (f"The limit of {metric}", f"The least {metric}")
             check_finite(
                 [ceiling.limit, lowest],
-                lambda place, metric=metric: ("The limit of " if place == 0 else "The least ") + metric,
+                names.__getitem__,
                 way_out="a budget can be held only where both are known",
             )
             if lowest > ceiling.limit:

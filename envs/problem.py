@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,8 @@ class PruningProblem:
     columns: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kind in {"space": Space, "constraint": Constraint, "cost": Cost, "score": Callable}.items():
+        kinds: dict[str, Any] = {"space": Space, "constraint": Constraint, "cost": Cost, "score": Callable}
+        for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
         units = len(self.space)

@@ -107,11 +107,11 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
-class _Living(TorchDispatchMode):
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are alive, each storage once; `series` has the sums after each operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.series: list[int] = []
         self._bytes = 0
         self._tensors: Counter[int] = Counter()

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(name, tensors, numbers, notes)
 
 
-def _are_tensors(value: Any) -> bool:
+def _are_tensors(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
     """Return whether a value maps names to tensors that the file holds whole."""
     return isinstance(value, dict) and all(
         isinstance(key, str)
@@ -139,7 +139,7 @@ def _are_tensors(value: Any) -> bool:
     )
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
     """Return whether a value maps paths to the numbers of modules."""
     return isinstance(value, dict) and all(
         isinstance(numbers, dict) and all(map(_is_number, numbers.values())) for numbers in value.values()

@@ -112,7 +112,7 @@ def _restoring_only(path: Path) -> Iterator[None]:
             )
         construct(module, *arguments, **options)
 
-    nn.Module.__init__ = refuse  # type: ignore[method-assign]
+    nn.Module.__init__ = refuse  # type: ignore[method-assign, assignment]
     try:
         torch.serialization.add_safe_globals([nn.DataParallel, *_torchvision_layers(path)])
         yield
