@@ -338,8 +338,8 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
 
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
         warnings.warn(
-            "Without data the batch norm of a pruned network is not recalibrated, and its accuracy is next to nothing "
-            'until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
+            "Without data the batch norm of a pruned network is not recalibrated, and its accuracy may be next to "
+            'nothing until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
             PolicyWarning, stacklevel=3,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def policy_of_units(units: Sequence[PolicyUnit], criterion: str = "l1") -> Policy:
+    return Policy(
+        model=PolicyModel("best", {unit.name: unit.channels for unit in units}),
+        criterion=criterion, round_to=1, budget=("flops=50%",), costs={}, score=None, units=tuple(units),
+        provenance=Provenance("0", "by hand", "none", 0, 0, "today"),
+    )  # fmt: skip
+
+
 def half(module: nn.Module, example: torch.Tensor, criterion: str, *, free: frozenset[str]) -> Policy:
     """Return the policy that keeps half of every unit."""
     graph = analysed(module, example, free_outputs=free)
-    return Policy(
-        model=PolicyModel("best", {unit.name: unit.width for unit in graph.units}),
-        criterion=criterion, round_to=1, budget=("flops=50%",), costs={}, score=None,
-        units=tuple(PolicyUnit(unit.name, unit.width, max(unit.least, unit.width // 2)) for unit in graph.units),
-        provenance=Provenance("0", "by hand", "none", 0, 0, "today"),
-    )  # fmt: skip
+    units = [PolicyUnit(unit.name, unit.width, max(unit.least, unit.width // 2)) for unit in graph.units]
+    return policy_of_units(units, criterion)
 
 
 def policy_of(world: Path, criterion: str) -> Policy:
@@ -172,3 +176,21 @@ def test_a_data_set_that_does_not_fit_is_refused(world: Path, tmp_path: Path) ->
     (tmp_path / "data.yaml").write_text("train: x\nnames: [one]\n")
     with pytest.raises(DataError, match="tells 2 classes apart"):
         policy.apply(module, data=tmp_path / "data.yaml")
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_on_a_real_detector_the_readmes_call_keeps_it_working(shared: Path) -> None:
+    weights, data = shared / "models" / "bccd-yolov5nu-320.pt", shared / "data" / "bccd" / "bccd.yaml"
+    adapter = open_adapter(weights, data=data)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    units = tuple(PolicyUnit(unit.name, unit.width, unit.width * 3 // 4) for unit in graph.units)
+    policy = policy_of_units(units)
+    yolo = YOLO(weights)
+    recalibrated = policy.apply(yolo.model, data=data)
+    with pytest.warns(PolicyWarning):
+        plain = policy.apply(yolo.model)
+    batches = adapter.batches("val", images=24, batch=8, seed=0)
+    found, without = (adapter.accuracy(module, batches).main for module in (recalibrated, plain))
+    assert found > 0.2  # 0.490 dense
+    assert found > 2 * without

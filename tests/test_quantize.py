@@ -71,7 +71,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
-        "config.yaml", "journal.jsonl", "model.int8.onnx", "quantize.json",
+        "config.yaml", "inputs.json", "journal.jsonl", "model.int8.onnx", "quantize.json",
     ]  # fmt: skip
     found = told(finished)
     choice = found["networks"]["model"]
