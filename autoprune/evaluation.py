@@ -78,7 +78,7 @@ class Evaluator:
     Attributes:
         adapter: the dense network with its data and loss.
         pruner: makes the candidates.
-        images: how many scoring images.
+        images: how many scoring images; fewer where there are not half as many with labels.
         batch: images per batch; halved when the device runs out of memory.
         seed: chooses the images.
         journal: where every evaluation is durable before it is told.
@@ -250,7 +250,9 @@ class Evaluator:
         halved = self.journal.records("batch")
         if halved:
             self.batch = int(halved[-1].value)
-        self._batches = self.adapter.batches("train", images=self.images, batch=self.batch, seed=self.seed)
+        self._batches = self.adapter.batches(
+            "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True
+        )
 
     def _retrying(self, compute: Callable[[], float]) -> float:
         """Compute; when memory runs out, forget the base network or else halve the batch, say so, and go on."""

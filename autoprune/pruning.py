@@ -28,10 +28,10 @@ CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
 def evidence_of(adapter: Adapter) -> Evidence:
     """Return the training images that criteria look at: the same in every run, so that a policy says which channels.
 
-    Batches without labels are left out: training divides its loss by the labels, and theirs would outweigh all others.
+    There are labels in every batch: training divides its loss by them, and one without would outweigh all others.
     """
-    batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0)
-    return Evidence([batch for batch in batches if adapter.labelled(batch)], adapter.inputs, adapter.loss)
+    batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0, balanced=True)
+    return Evidence(batches, adapter.inputs, adapter.loss)
 
 
 def calibration_of(

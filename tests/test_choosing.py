@@ -23,7 +23,7 @@ KINDS = st.text("lbx", max_size=30)
 """Images with labels, backgrounds, and images with labels that cannot be read."""
 
 
-def order(kinds: str) -> list[str]:
+def order(kinds: str, *, rest: bool = True) -> list[str]:
     files = [f"{kind}{number}" for number, kind in enumerate(kinds)]
     return [
         str(sample["im_file"])
@@ -31,6 +31,7 @@ def order(kinds: str) -> list[str]:
             files,
             labelled=lambda file: file[0] in "lx",
             read=lambda file: None if file[0] == "x" else {"im_file": file},
+            rest=rest,
         )
     ]
 
@@ -42,6 +43,7 @@ def test_at_least_half_of_the_first_images_have_labels_while_there_are_any(kinds
     for count in range(1, len(found) + 1):
         labelled = sum(file[0] == "l" for file in found[:count])
         assert 2 * labelled >= count or labelled == kinds.count("l")
+    assert order(kinds, rest=False) == found[: 2 * kinds.count("l")]
 
 
 @given(KINDS, st.integers(1, 30))
@@ -62,7 +64,7 @@ def test_no_more_labels_are_looked_for_than_it_takes() -> None:
         seen.append(int(file))
         return int(file) % 10 == 9
 
-    found = balanced(map(str, range(10**6)), labelled=labelled, read=lambda file: {"im_file": file})
+    found = balanced(map(str, range(10**6)), labelled=labelled, read=lambda file: {"im_file": file}, rest=True)
     assert [next(found)["im_file"] for _ in range(4)] == ["9", "0", "19", "1"]
     assert len(seen) == 20
 
@@ -81,8 +83,16 @@ def rare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_data_set_with_few_labels_is_never_refused(rare: Adapter, seed: int) -> None:
     for images in (1, 3):
         batches = rare.batches("train", images=images, batch=2, seed=seed)
-        assert sum(len(batch["cls"]) for batch in batches) == 2
-        assert len(rare.calibration(images=images, batch=images, seed=seed)[0]) == images
+        assert sum(len(rare.inputs(batch)) for batch in batches) == images
+        assert [rare.labelled(batch) for batch in batches] == [True, False][: len(batches)]
+
+
+@pytest.mark.parametrize("images", [1, 2, 20])
+def test_what_scores_and_calibrates_has_no_more_backgrounds_than_labelled_images(rare: Adapter, images: int) -> None:
+    (batch,) = rare.batches("train", images=images, batch=20, seed=0, balanced=True)
+    (calibration,) = rare.calibration(images=images, batch=20, seed=0)
+    assert len(rare.inputs(batch)) == len(calibration) == min(images, 2)
+    assert rare.labelled(batch)
 
 
 def test_a_split_without_any_label_is_refused(tmp_path: Path) -> None:
@@ -95,8 +105,8 @@ def test_a_split_without_any_label_is_refused(tmp_path: Path) -> None:
 
 
 def test_criteria_look_at_no_batch_without_labels(rare: Adapter) -> None:
-    images = [len(rare.inputs(batch)) for batch in evidence_of(rare).batches]
-    assert images == [EVIDENCE_BATCH]
+    (batch,) = evidence_of(rare).batches
+    assert rare.labelled(batch)
 
 
 @pytest.mark.parametrize("kinds", ["llllll", "lblblb", "lblbbbbb", "lbbbbb"])

@@ -19,7 +19,7 @@ from autoprune.graph import ChannelGraph
 from autoprune.importance import make_criterion
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
-from autoprune.models._base import Adapter
+from autoprune.models._base import Adapter, LossSum
 from autoprune.prefix import Prefix, first_stages
 from autoprune.proof import analyse
 from autoprune.space import Allocation, Space
@@ -69,6 +69,16 @@ def evaluators(world: tuple[Adapter, Pruner], tmp_path: Path) -> Evaluators:
         return Evaluator(*world, images=3, batch=2, seed=0, journal=journal, **options)
 
     return make
+
+
+def test_the_loss_is_divided_once_over_all_images(
+    world: tuple[Adapter, Pruner], evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not batch by batch, which gives one with few labels as much weight as one with many."""
+    sums = iter([LossSum(torch.tensor([6.0, 4.0]), torch.tensor([3.0, 2.0])),
+                 LossSum(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))])  # fmt: skip
+    monkeypatch.setattr(world[0], "loss_sum", lambda module, batch: next(sums))
+    assert evaluators().dense_loss == pytest.approx(8 / 4 + 4 / 2)
 
 
 def bases(pruner: Pruner) -> list[Allocation]:

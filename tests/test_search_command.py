@@ -17,6 +17,7 @@ import torch
 from autoprune.cli import main
 from autoprune.commands.guidance import PRIORS, further_strength
 from autoprune.models import open_adapter
+from autoprune.models._base import LossSum
 from autoprune.policy import Policy
 
 from .detectors import build, write_data, write_detector
@@ -278,14 +279,14 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
 ) -> None:
     from autoprune.models.ultralytics import UltralyticsAdapter
 
-    original = UltralyticsAdapter.loss
+    original = UltralyticsAdapter.loss_sum
 
-    def scarce(self: Any, module: Any, batch: Any) -> torch.Tensor:
+    def scarce(self: Any, module: Any, batch: Any) -> LossSum:
         if len(self.inputs(batch)) > 1:
             raise torch.OutOfMemoryError
         return original(self, module, batch)
 
-    monkeypatch.setattr(UltralyticsAdapter, "loss", scarce)
+    monkeypatch.setattr(UltralyticsAdapter, "loss_sum", scarce)
     out = tmp_path / "run"
     assert main(arguments(world, out, "--budget", "flops=50%", "--finetune-epochs", "0")) == 0
     assert "going on with 1" in capsys.readouterr().err
@@ -296,6 +297,6 @@ def test_a_loss_that_is_no_number_is_told(
 ) -> None:
     from autoprune.models.ultralytics import UltralyticsAdapter
 
-    monkeypatch.setattr(UltralyticsAdapter, "loss", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(UltralyticsAdapter, "loss_sum", lambda *_: LossSum.of_mean(torch.tensor(float("nan")), 1))
     assert main(arguments(world, tmp_path / "run", "--budget", "flops=50%")) == 2
     assert "must be a positive number, got nan" in capsys.readouterr().err

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from autoprune.cli import main
 from autoprune.evaluation import Evaluator
 from autoprune.models import open_adapter
+from autoprune.models._base import LossSum
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.search.curves import SensitivityCurves
 from autoprune.space import Allocation, Space
@@ -118,7 +120,6 @@ def test_where_no_unit_can_be_pruned_it_says_so(tiny: Path, tmp_path: Path, caps
 def test_a_loss_that_is_no_number_is_told(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = UltralyticsAdapter.loss
-    monkeypatch.setattr(UltralyticsAdapter, "loss", lambda *args: original(*args) * float("nan"))
+    monkeypatch.setattr(UltralyticsAdapter, "loss_sum", lambda *_: LossSum.of_mean(torch.tensor(float("nan")), 1))
     assert main(arguments("sensitivity", tiny, tmp_path / "run", *RATIOS)) == 2
     assert "must be a positive number, got nan" in one_sentence(capsys.readouterr().err)

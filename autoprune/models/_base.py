@@ -164,14 +164,17 @@ class Adapter(ABC):
         """Return an example input of shape (batch, *input_shape), float32, on the device."""
 
     @abstractmethod
-    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+    def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return ``images`` images of a split, chosen by the seed, as batches held on the device.
+
+        Images without labels never come before as many with labels, as far as there are any.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             images: how many; fewer are returned where the split holds fewer.
             batch: images per batch (the last may hold fewer).
             seed: the choice is a function of the split's files and this.
+            balanced: return no more images without labels than with.
 
         Raises:
             DataError: the split is missing, has no readable image or no labels.
@@ -182,7 +185,7 @@ class Adapter(ABC):
         """Return inputs for recalibrating batch norm: training images as the network met them in training.
 
         Args:
-            images: how many; fewer are returned where the training split holds fewer.
+            images: how many, at most half of them without labels; fewer are returned where there are fewer.
             batch: images per tensor (the last may hold fewer).
             seed: of the choice and the augmentations.
 

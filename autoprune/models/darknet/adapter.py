@@ -29,7 +29,7 @@ from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.scaling import scaled_cfg
 from autoprune.models.darknet.weights import Header
 from autoprune.models.detection.channels import check_channels
-from autoprune.models.detection.choosing import balanced
+from autoprune.models.detection.choosing import balanced as in_balance
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
     DataSet,
@@ -137,17 +137,17 @@ class DarknetAdapter(TrainableAdapter):
         """Return an input of uniform noise, the same at every call."""
         return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
-    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+    def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return letterboxed images of a split; see `images.letterbox`."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
-        samples = self._chosen(split, images, seed, self._sample)
-        return list(self._batched(samples, batch))
+        samples = self._chosen(split, seed, self._sample, rest=not balanced)
+        return list(self._batched(self._first(samples, images, split), batch))
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the augmentations of Darknet's training; see `images.load_augmented`."""
-        samples = self._chosen("train", images, seed, self._augmented(seed))
-        return [self.inputs(one) for one in self._batched(samples, batch)]
+        samples = self._chosen("train", seed, self._augmented(seed), rest=False)
+        return [self.inputs(one) for one in self._batched(self._first(samples, images, "train"), batch)]
 
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
         """Give the training split once, augmented; a last image that is alone is left out."""
@@ -253,10 +253,14 @@ class DarknetAdapter(TrainableAdapter):
     def _sample(self, label: Label) -> Sample:
         return load_sample(label, self.image_size, self.channels)
 
-    def _chosen(self, split: str, images: int, seed: int, load: Callable[[Label], Sample]) -> Sequence[Sample]:
-        """Return images of a split, at least half of them with labels while there are any; see `balanced`."""
-        files = shuffled(self._data(), split, seed)
-        samples = balanced(files, labelled=has_labels, read=lambda file: next(self._samples([file], load), None))
+    def _chosen(self, split: str, seed: int, load: Callable[[Label], Sample], *, rest: bool) -> Iterator[Sample]:
+        """Yield the images of a split in an order drawn from the seed; see `choosing.balanced`."""
+        return in_balance(
+            shuffled(self._data(), split, seed),
+            labelled=has_labels, read=lambda file: next(self._samples([file], load), None), rest=rest,
+        )  # fmt: skip
+
+    def _first(self, samples: Iterator[Sample], images: int, split: str) -> Sequence[Sample]:
         found = list(islice(samples, images))
         check_samples(found, self._data(), split, self._skipped)
         return found

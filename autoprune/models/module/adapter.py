@@ -123,8 +123,8 @@ class ModuleAdapter(TrainableAdapter):
         """Return inputs of uniform noise, the same at every call."""
         return noise(batch, *self._shape, device=self.device)
 
-    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
-        """Return samples of a split as batches held on the device."""
+    def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
+        """Return samples of a split as batches held on the device; which of them have labels is not known."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         numbers = self._data.chosen(split, images=images, seed=seed)

@@ -237,7 +237,7 @@ class UltralyticsAdapter(Adapter):
         """Return an input of uniform noise, the same at every call."""
         return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
-    def batches(self, split: str, *, images: int, batch: int, seed: int) -> Sequence[Batch]:
+    def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return letterboxed, unaugmented images of a split as batches held on the device.
 
         The files of the split, sorted, are put in an order drawn from ``seed``; the first ``images`` of
@@ -246,7 +246,7 @@ class UltralyticsAdapter(Adapter):
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         with stock.quiet(), data_sets.random_state_kept():
-            samples = self._images.chosen(split, images=images, seed=seed)
+            samples = self._images.chosen(split, images=images, seed=seed, rest=not balanced)
             return [self._batch(chunk) for chunk in _chunks(samples, batch)]
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
@@ -258,7 +258,7 @@ class UltralyticsAdapter(Adapter):
         """
         with stock.quiet(), data_sets.random_state_kept():
             data_sets.seed_all(seed)
-            samples = self._images.chosen("train", images=images, seed=seed, augmented=True)
+            samples = self._images.chosen("train", images=images, seed=seed, rest=False, augmented=True)
             return [self.inputs(self._images.collate(chunk, self.device)) for chunk in _chunks(samples, batch)]
 
     def inputs(self, batch: Batch) -> torch.Tensor:

@@ -43,22 +43,24 @@ class Images(ABC):
         self.task, self.image_size, self.stride, self.train_args = task, image_size, stride, train_args
         self.skipped = skipped
 
-    def chosen(self, split: str, *, images: int, seed: int, augmented: bool = False) -> list[Sample]:
+    def chosen(self, split: str, *, images: int, seed: int, rest: bool, augmented: bool = False) -> list[Sample]:
         """Return images of a split: its sorted files in an order drawn from the seed, the first that can be read.
 
-        At least half of them have labels, while there are any; see `balanced`.
+        Those without labels wait for as many with labels; see `balanced`.
 
         Args:
             split: of the data set.
             images: how many; fewer are returned where the split holds fewer.
             seed: of the order.
+            rest: return more images without labels than with, too.
             augmented: with the augmentations of the dense training's last epochs, which mix no images.
 
         Raises:
             DataError: the split is missing, or has no readable image or no labels.
         """
         files = shuffled(self.data, split, seed)
-        samples = balanced(files, labelled=self._labelled, read=partial(self._read, augmented=augmented))
+        read = partial(self._read, augmented=augmented)
+        samples = balanced(files, labelled=self._labelled, read=read, rest=rest)
         found = list(islice(samples, images))
         self._check(found, split)
         return found
