@@ -13,7 +13,7 @@ from autoprune.errors import DataError
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.models.detection.choosing import balanced
-from autoprune.pruning import EVIDENCE_BATCH, evidence_of
+from autoprune.pruning import evidence_of
 
 from .darknet_detector import write_detector as write_darknet
 from .detectors import write_data, write_detector
