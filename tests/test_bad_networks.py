@@ -112,7 +112,8 @@ CHECKPOINTS: list[tuple[Mapping[str, Any], tuple[str, ...]]] = [
     ({"train_args": [1]}, ("train_args",)),
     ({"epoch": "last"}, ("epoch",)),
     ({"stopper": 3}, ("stopper",)),
-    ({"modelopt": 1}, ("quantization",)),
+    ({"modelopt": {"state": 1}}, ("quantization",)),
+    ({"modelopt": 1}, ("modelopt must be a dictionary, got 1",)),
     ({"model": "a text"}, ("b.pt",)),
     ({"format": "autoprune.module"}, ("FILE.py:FUNCTION@",)),
 ]
