@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_ci_stops_where_the_readme_lacks_a_command(root: Path) -> None:
 def test_ci_is_a_valid_executable_script(root: Path) -> None:
     assert os.access(root / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", ".ci/run"], cwd=root, check=True)
+
+
+def test_ci_installs_the_lowest_version_of_every_dependency(root: Path) -> None:
+    pytest.importorskip("tomllib", reason="CI reads pyproject.toml by Python 3.11 or later")
+    command = [sys.executable, str(root / ".ci" / "lowest.py")]
+    lowest = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    text = re.sub(r"#.*", "", (root / "pyproject.toml").read_text()).partition("[project]")[2]
+    declared = {f"{name}=={floor}" for name, floor in re.findall(r'"([\w-]+)>=([\d.]+)"', text)}
+    assert lowest == declared
+    assert len({line.partition("==")[0] for line in lowest}) == len(lowest) > 20, "one floor for each"
+
+
+def test_the_tests_that_ci_runs_with_the_lowest_versions_are_there(root: Path) -> None:
+    script = (root / ".ci" / "run").read_text()
+    named = [name for found in re.findall(r"tests/test_\{([\w,]+)\}\.py", script) for name in found.split(",")]
+    assert len(named) > 5
+    assert all((root / "tests" / f"test_{name}.py").is_file() for name in named)
 
 
 def test_every_dependency_has_an_exact_version_and_no_address(root: Path) -> None:
