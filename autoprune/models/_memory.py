@@ -40,7 +40,7 @@ _GROUPS = (
 
 
 def check_memory(
-    module: nn.Module, size: int, *, name: str, stride: int, images: int, device: torch.device, channels: int = 3
+    module: nn.Module, size: int, *, name: str, channels: int, stride: int, images: int, device: torch.device
 ) -> None:
     """Make sure that a network runs, and that its activations fit into the memory that is free.
 
@@ -50,10 +50,10 @@ def check_memory(
         module: the network; it is not changed.
         size: of a square image, in pixels.
         name: of the network, for the message.
+        channels: of an image.
         stride: image sizes are multiples of it.
         images: how many go through the network at once.
         device: where it will compute.
-        channels: of an image.
 
     Raises:
         ModelError: it does not run, or takes more memory than is free; the message names the largest size that fits.

@@ -120,7 +120,10 @@ class DarknetAdapter(TrainableAdapter):
             check_classes(network.cfg, data_set)
         size = network.cfg.net.integer("width")
         images = _VALIDATION_BATCH if data is not None else _EXAMPLES
-        check_memory(network, size, name=str(cfg), stride=stride_of(network.cfg), images=images, device=target)
+        check_memory(
+            network, size, name=str(cfg), channels=input_shape(network.cfg).channels, stride=stride_of(network.cfg),
+            images=images, device=target,
+        )  # fmt: skip
         return cls(network, header, data=data_set, image_size=size, device=target)
 
     @property

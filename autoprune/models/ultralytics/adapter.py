@@ -414,7 +414,9 @@ def _data_of(module: nn.Module, data: Path, train_args: Mapping[str, Any]) -> Da
 def _check_memory(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:
     """Make sure that the images of one batch fit into memory: of the validation where there is data, else examples."""
     images = _VALIDATION_BATCH if validated else _EXAMPLES
-    check_memory(module, size, name=name, stride=stride_of(module), images=images, device=device)
+    check_memory(
+        module, size, name=name, channels=input_channels(module), stride=stride_of(module), images=images, device=device
+    )
 
 
 def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
