@@ -145,6 +145,15 @@ def silent(module: nn.Module, logit: float) -> nn.Module:
     return copied  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("name", ["detect", "segment", "end-to-end"])
+def test_a_silent_network_is_asked_for_as_much_as_one_that_is_not(folder: Path, name: str) -> None:
+    adapter = opened(folder, name)
+    batches = adapter.batches("train", images=LABELLED, batch=LABELLED, seed=0)
+    module = with_frozen_statistics(adapter.module)
+    loud, quiet = (total(adapter, silent(module, logit), batches) for logit in (-1.0, -300.0))
+    torch.testing.assert_close(quiet.weights, loud.weights, rtol=1e-4, atol=0)
+
+
 def check_finding_nothing_is_no_gain(adapter: UltralyticsAdapter, dense: nn.Module) -> None:
     for batch in (16, 4):
         batches = adapter.batches("train", images=LABELLED + BACKGROUNDS, batch=batch, seed=0, balanced=True)
