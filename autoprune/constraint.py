@@ -46,7 +46,7 @@ class Constraint:
             metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
             check_finite(
                 [ceiling.limit, lowest],
-                lambda place, metric=metric: ("The limit of " if place == 0 else "The least ") + metric,
+                (f"The limit of {metric}", f"The least {metric}").__getitem__,
                 way_out="a budget can be held only where both are known",
             )
             if lowest > ceiling.limit:

@@ -71,7 +71,7 @@ class PruningEnv(gymnasium.Env[Row, Row]):
         (score,) = walk.problem.scores(allocations)
         return states[0], score, True, False, info | walk.describe(allocations[0], score)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return a line for each unit decided, e.g. ``conv3: 24 of 64``; None without a render mode.
 
         Under the rule ``projected`` the widths before the end are what the actions so far would give.
