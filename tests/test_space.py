@@ -78,6 +78,13 @@ def test_rounding_down_never_exceeds_the_ratio_but_for_the_lower_bound(ratios: l
         assert wider is None or wider > ratio * width
 
 
+@given(st.data())
+def test_the_ratios_of_an_allocation_round_to_it(data: st.DataObject) -> None:
+    units = space()
+    counts = [data.draw(st.sampled_from(list(choices))) for choices in units.choices]
+    assert list(units.round_down(units.ratios(np.array(counts)))) == counts
+
+
 @settings(deadline=None)
 @given(
     st.lists(
