@@ -46,10 +46,9 @@ class Constraint:
         self.ceilings = tuple(ceilings)
         for ceiling in self.ceilings:
             metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
-            names = (f"The limit of {metric}", f"The least {metric}")
             check_finite(
                 [ceiling.limit, lowest],
-                names.__getitem__,
+                (f"The limit of {metric}", f"The least {metric}").__getitem__,
                 way_out="a budget can be held only where both are known",
             )
             if lowest > ceiling.limit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +51,11 @@ class PruningProblem:
     columns: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"space": Space, "constraint": Constraint, "cost": Cost, "score": Callable}
-        for name, kind in kinds.items():
+        for name, kind in {"space": Space, "constraint": Constraint, "cost": Cost}.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
+        if not callable(self.score):
+            raise ConfigError(f"score must be a function of allocations, got {self.score!r}")
         units = len(self.space)
         for name, values in {"sensitivity": self.sensitivity, "prior": self.prior, **self.columns}.items():
             if np.shape(values) != (units,) or not np.isfinite(values).all():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -44,13 +47,42 @@ def test_senseless_bounds_are_refused(round_to: int, min_keep: float) -> None:
         space(round_to, min_keep)
 
 
+def test_a_unit_keeps_no_less_than_it_must() -> None:
+    graph = chain_graph(WIDTHS)
+    units = (*graph.units[:4], replace(graph.units[4], least=24), *graph.units[5:])
+    assert list(Space(replace(graph, units=units), round_to=8).choices[4]) == [24, 32, 40, 48, 56, 64]
+
+
+def test_the_next_choices_up_and_down_are_neighbours() -> None:
+    units = space()
+    choices = [int(choice) for choice in units.choices[4]]
+    counts = units.dense.copy()
+    for lower, upper in pairwise(choices):
+        counts[4] = lower
+        assert units.next_up(counts, 4) == upper
+        counts[4] = upper
+        assert units.next_down(counts, 4) == lower
+    counts[4] = choices[0]
+    assert units.next_down(counts, 4) is None
+    assert units.next_up(units.dense, 4) is None
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=len(WIDTHS), max_size=len(WIDTHS)))
 def test_rounding_down_never_exceeds_the_ratio_but_for_the_lower_bound(ratios: list[float]) -> None:
     units = space()
     counts = units.round_down(np.array(ratios))
-    for count, ratio, choices, width in zip(counts, ratios, units.choices, WIDTHS, strict=True):
+    for unit, (count, ratio, choices, width) in enumerate(zip(counts, ratios, units.choices, WIDTHS, strict=True)):
         assert count in choices
         assert count <= ratio * width + 1e-6 or count == choices[0]
+        wider = units.next_up(counts, unit)
+        assert wider is None or wider > ratio * width
+
+
+@given(st.data())
+def test_the_ratios_of_an_allocation_round_to_it(data: st.DataObject) -> None:
+    units = space()
+    counts = [data.draw(st.sampled_from(list(choices))) for choices in units.choices]
+    assert list(units.round_down(units.ratios(np.array(counts)))) == counts
 
 
 @settings(deadline=None)

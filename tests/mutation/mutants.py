@@ -74,7 +74,7 @@ def sample(source: str, number: int) -> list[Mutant]:
 
 def _nodes(node: ast.AST, path: Path = (), function: str = "") -> Iterator[tuple[Path, str, ast.AST]]:
     """Yield every node that may be replaced, with the name of the class and function that it is in."""
-    if isinstance(node, _LEFT_ALONE) or _is_docstring(node):
+    if isinstance(node, _LEFT_ALONE) or _is_docstring(node) or _is_strict(node):
         return
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         function = f"{function}.{node.name}".strip(".")
@@ -137,6 +137,11 @@ def _child(owner: ast.AST, field: str, place: int | None) -> ast.AST:
 
 def _is_docstring(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_strict(node: ast.AST) -> bool:
+    """Return whether this is ``strict=…``, which speaks up where the code around it is wrong."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
 def _shown(node: ast.AST) -> str:
