@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,47 +25,52 @@ TIMEOUT = 120.0
 # -- the handlers ----------------------------------------------------------------------------------
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handled(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Set handlers of signals for a while; the tests themselves may run in the background, where some are ignored."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_interrupts_once(number: signal.Signals, code: int) -> None:
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handled(DEFAULT):
         with stoppable() as stop:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
-            for again in before:
+            for again in SIGNALS:
                 os.kill(os.getpid(), again)  # while it cleans up
         assert stop.exit_code == code
         os.kill(os.getpid(), number)  # and at the process's exit
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def test_a_stop_that_takes_too_long_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoprune.stopping.GRACE", -1.0)
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGINT)
-    try:
+    with handled(DEFAULT):
         with stoppable() as stop:
             for number in (signal.SIGTERM, signal.SIGINT):
                 with pytest.raises(KeyboardInterrupt):
                     os.kill(os.getpid(), number)
         assert stop.exit_code == 143, "of the first one"
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGHUP, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
 
 
 def test_what_is_ignored_stays_so_and_the_handlers_are_put_back() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with handled({**DEFAULT, signal.SIGINT: signal.SIG_IGN}):
         with stoppable():
             os.kill(os.getpid(), signal.SIGINT)
-            assert signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_another_thread_leaves_the_handlers_alone() -> None:
@@ -92,15 +99,11 @@ class Command:
         self.temporary.mkdir()
         environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(self.temporary)}
         environment.pop("YOLO_CONFIG_DIR", None)  # so that a private folder is made, which must go too
-        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in ignoring]  # as nohup … & does
-        try:
+        with handled({**DEFAULT, **dict.fromkeys(ignoring, signal.SIG_IGN)}):  # the process inherits what is ignored
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "autoprune", *words],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
             )  # fmt: skip
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
 
     def wait_for(self, there: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -114,7 +117,8 @@ class Command:
         _, said = self.process.communicate(timeout=TIMEOUT)
         with pytest.raises(ProcessLookupError):
             os.killpg(self.process.pid, 0)
-        assert [path for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")] == []
+        others = ("torchinductor_", ".ses")  # torch and ONNX Runtime keep these from process to process
+        assert [path for path in self.temporary.iterdir() if not path.name.startswith(others)] == []
         return self.process.returncode, said
 
 
