@@ -17,10 +17,10 @@ tomllib = pytest.importorskip("tomllib", reason="pyproject.toml is read by Pytho
 OWN = {"autoprune", "envs", "tests"}
 PACKAGES = {
     "PIL": "pillow", "cuda": "cuda-bindings", "cv2": "opencv-python", "made_up_package": None,
-    "torch.utils.tensorboard": "tensorboard", "yaml": "pyyaml",
+    "torch.utils.tensorboard": "tensorboard", "thop": "ultralytics-thop", "yaml": "pyyaml",
 }  # fmt: skip
 """What brings a module, where that has another name."""
-TOOLS = {"pytest", "pytest-benchmark", "ruff", "mypy", "import-linter"}
+TOOLS = {"pytest", "pytest-benchmark", "pytest-xdist", "ruff", "mypy", "import-linter"}
 """What the `test` extra has to be run, not to be imported."""
 
 
