@@ -46,7 +46,7 @@ def survives(module: str, mutant: str, root: Path) -> bool:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
         return False  # it goes round in circles, which nobody overlooks
-    assert done.returncode in (0, 1, 2), done.stdout + done.stderr
+    assert done.returncode in (0, 1, 2), f"pytest left with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done.returncode == 0
 
 
