@@ -124,9 +124,11 @@ MOMENTS: dict[str, tuple[Moment, ...]] = {
 ESSENTIAL = ("record", "batch", "short", "int8")
 """Phases of these kinds must all be hit, in whatever epoch or iteration."""
 
-_TIMINGS = {"created"}
-_REAL_TIMINGS = {*_TIMINGS, "latency_ms"}
-"""``quantize`` measures on the real machine, the others on the device in closed form."""
+_PROVENANCE = {"created", "command"}
+"""When a policy was written, and by which command line: a resumed process writes its own."""
+
+_MEASURED = {"latency_ms"}
+"""What ``quantize`` measures on the real machine; the others measure on the device in closed form."""
 
 
 @dataclass(frozen=True)
@@ -213,15 +215,15 @@ def names(out: Path) -> set[str]:
 
 
 def found(out: Path) -> dict[str, Any]:
-    """Return all figures and words in a run's JSON files by their place, but for times of day and durations."""
-    timings = _REAL_TIMINGS if (out / "quantize.json").exists() else _TIMINGS
+    """Return all figures and words in a run's JSON files by their place, but for what tells a process and durations."""
+    left_out = _PROVENANCE | (_MEASURED if (out / "quantize.json").exists() else set())
 
     def told(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(value, (dict, list)):
             yield place, value
             return
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            if key not in timings and not str(key).startswith("seconds"):
+            if key not in left_out and not str(key).startswith("seconds"):
                 yield from told(one, f"{place} {key}")
 
     named = {str(path.relative_to(out)): path for path in files(out) if path.suffix == ".json"}
