@@ -48,7 +48,7 @@ def refuse(
     assert sentence.startswith("autoprune: ")
     assert len(sentence) <= _LONGEST
     for words in said:
-        assert words in sentence
+        assert words in sentence, sentence
     assert not _INTERNALS.search(out + err), _INTERNALS.search(out + err)
     assert listing(folder) == before, "a refused command leaves nothing"
     return sentence

@@ -118,7 +118,8 @@ def test_a_search_with_its_finetune_reports_what_stock_val_does(worlds: Path, ru
 @both_where_slow
 def test_a_policy_is_applied_to_a_stock_network(worlds: Path, runs: Path, channels: int) -> None:
     dense: Any = stock.YOLO(worlds / str(channels) / "best.pt").model
-    pruned = Policy.load(runs / str(channels) / "policy.json").apply(dense)
+    data = worlds / str(channels) / "data" / "data.yaml"
+    pruned = Policy.load(runs / str(channels) / "policy.json").apply(dense, data=data)
     assert pruned(torch.zeros(1, channels, IMAGE_SIZE, IMAGE_SIZE)) is not None
 
 

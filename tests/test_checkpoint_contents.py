@@ -135,7 +135,6 @@ def test_a_tensor_that_is_larger_than_its_memory(file: Path, size: int) -> None:
         ({"train_args": 5}, "its train_args must be a dictionary, got 5"),
         ({"train_args": ["a"]}, "its train_args must be a dictionary, got ['a']"),
         ({"train_args": {"box": "x"}}, "has train_args that Ultralytics does not take: 'box=x' is of invalid type str"),
-        ({"train_args": {"lr0": None}}, "has train_args that Ultralytics does not take: 'lr0=None'"),
         ({"train_args": {"box": 10**30}}, "must have plain values as its train_args, got a int for box"),
         ({"train_args": {"project": nn.ReLU()}}, "must have plain values as its train_args, got a ReLU for project"),
         ({"train_args": {"imgsz": "x"}}, "imgsz"),

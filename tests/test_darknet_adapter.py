@@ -41,7 +41,7 @@ def test_what_is_saved_is_a_darknet_network_with_notes(
     network, header = read(path, tmp_path / "pruned.weights")
     assert header == HEADER
     images = adapter.example(1)
-    torch.testing.assert_close(network(images), pruned(images))
+    torch.testing.assert_close(network.eval()(images), pruned.eval()(images))
     opened = DarknetAdapter.load(path)
     assert opened.notes == notes
     opened.save(opened.module, path, notes={"again": 1})

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from autoprune.errors import ModelError
 from autoprune.graph.assemble import assemble
@@ -68,6 +67,8 @@ def _quiet() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return why a network cannot be exported, and where in its source that is."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # late: sympy changes warnings
+
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     if isinstance(error, GuardOnDataDependentSymNode):

@@ -135,7 +135,7 @@ def _torchvision_layers(path: Path) -> Iterator[type]:
 def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
     """Raise what a loader's error means."""
     reason = f"{error} {error.__cause__ or ''}"
-    if "TorchScript" in reason:
+    if "torchscript" in reason.lower():
         raise ModelError(f"{path} is a TorchScript export; give the .pt file that training wrote") from error
     foreign = re.search(r"GLOBAL ([\w.]+)", reason)
     if "YOLOv5 model originally trained" in reason or (foreign and foreign[1].startswith("models.")):
