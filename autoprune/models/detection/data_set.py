@@ -186,13 +186,13 @@ def check_samples(
         labelled: tells whether an image has a label.
         expected: says where the labels of an image are looked for.
     """
-    if not samples:
-        first = next((f"{file}: {reason}" for file, reason in skipped.items()), "")
+    if not samples and skipped:
+        first = next(f"{file}: {reason}" for file, reason in skipped.items())
         raise DataError(f"no image of the {split!r} split of {data.file} can be read, e.g. {first}")
     if not any(labelled(sample["im_file"]) for sample in samples):
+        unlabelled = samples[0]["im_file"] if samples else data.files(split)[0]
         raise DataError(
-            f"no image of the {split!r} split of {data.file} that can be read has a label; "
-            f"{expected(samples[0]['im_file'])}"
+            f"no image of the {split!r} split of {data.file} that can be read has a label; {expected(unlabelled)}"
         )
 
 
