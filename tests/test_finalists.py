@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.commands.finalists import Finalist, choose
+from autoprune.commands.finalists import Finalist, best_of, choose
 from autoprune.commands.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
 from autoprune.commands.screen import Advance
 from autoprune.constraint import Ceiling, Constraint
@@ -155,3 +155,10 @@ def test_only_the_best_scores_take_part() -> None:
 
 def test_of_equally_accurate_finalists_the_higher_score_ships() -> None:
     assert compared([-0.4, -0.3, -0.1, -0.2], [0.5, 0.5, 0.5, 0.2], count=4) == 2
+
+
+def test_what_is_not_within_the_budget_is_no_finalist_however_well_it_scores() -> None:
+    constraint = Constraint(SPACE, [Ceiling(COST, 10.0)])
+    narrowest, dense = (SPACE.allocation(counts) for counts in (SPACE.lower, SPACE.dense))
+    found = best_of([Candidate(dense, 1.0), Candidate(narrowest, -1.0)], constraint, 2)
+    assert [candidate.allocation for candidate in found] == [narrowest]
