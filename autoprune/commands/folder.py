@@ -36,7 +36,7 @@ RUNS = Path("runs")
 
 JOURNAL, INPUTS = "journal.jsonl", "inputs.json"
 
-_PREPARATION = {"threads", "validation", "created", "batch"}
+_PREPARATION = {"demo image size", "threads", "validation", "created", "batch"}
 """Kinds of records that are there before anything is found."""
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "ultralytics")

@@ -105,6 +105,7 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"validation", str, Accuracy),
     (r"batch", int, _Count),
     (r"threads", str, _Count),
+    (r"demo image size", str, _Count),
     (r"created", str, str),
     (r"iteration", int, _Iteration),
     (r"outcome", tuple[str, int], _Outcome),

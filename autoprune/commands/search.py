@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from autoprune.budget import Budget
+from autoprune.commands.demo_size import with_demo_size
 from autoprune.commands.deployment import Deployment
 from autoprune.commands.describable import price
 from autoprune.commands.finalists import best_of, choose
@@ -43,7 +44,7 @@ def run(config: SearchConfig, screen: Screen) -> int:
         0 where every limit is held as measured, 3 where the final network misses one.
     """
     with RunFolder.open("search", config) as folder:
-        found = SearchRun(with_defaults(config), folder, screen)
+        found = SearchRun(with_defaults(with_demo_size(config, folder, screen)), folder, screen)
         return found.deployment.finish(*found.shipped())
 
 
