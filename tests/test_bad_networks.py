@@ -130,6 +130,15 @@ def test_checkpoints(
     refuse(argv, said, capsys, folder=folder)
 
 
+@pytest.mark.parametrize("command", ["search", "sensitivity", "compare"])
+def test_an_image_size_beyond_the_memory(
+    command: str, tiny: Path, folder: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoprune.models._memory.free_bytes", lambda device: 2**30)
+    said = ["at 32032 px would take about", "1.1 GB are free on cpu", "the largest image size that fits is"]
+    refuse(words(command, tiny, "--imgsz", "32032"), said, capsys, folder=folder)
+
+
 # -- data sets -------------------------------------------------------------------------------------
 
 PATHS: list[tuple[str, str]] = [
