@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError, ModelError
+from autoprune.importance.compensation import Moments, collect_moments, compensate
 from autoprune.importance.folding import fold_constants
 from autoprune.importance.reconstruction import reconstruct
 from autoprune.journal import Journal
@@ -84,6 +85,7 @@ class Evaluator:
         journal: where every evaluation is durable before it is told.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
+        compensate: add to the weights of candidates what best predicts the removed channels from the kept ones.
         reconstruct: solve the layers of recalibrated candidates for what the dense network gives.
         fold: give the layers of recalibrated candidates what removed channels gave as constants; not where they are
             solved, which covers it.
@@ -98,6 +100,7 @@ class Evaluator:
     journal: Journal
     kind: str = "evaluation"
     notify: Callable[[str], None] = _silent
+    compensate: bool = False
     reconstruct: bool = False
     fold: bool = False
     prefix_bytes: int = PREFIX_BYTES
@@ -108,7 +111,6 @@ class Evaluator:
         self._known: dict[Allocation, Evaluation] = {}
         self._base: Allocation | None = None
         self._prefix: Prefix | None = None
-        self._told = False
         self._load()
         self.dense_loss = self._dense_loss()
 
@@ -201,8 +203,10 @@ class Evaluator:
     # -- networks ------------------------------------------------------------------------------
 
     def materialise(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate as a new network, batch norm not yet recalibrated."""
-        module = self.pruner.materialise(allocation)
+        """Return the candidate as a new network, compensated where that is asked for, batch norm not yet recalibrated."""
+        module, pruner = self.pruner.materialise(allocation), self.pruner
+        if self.compensate:
+            compensate(module, pruner.module, pruner.space.graph, pruner.kept(allocation), self._moments)
         if self.adapter.device.type == "cpu":
             module = module.to(memory_format=torch.channels_last)
         return module
@@ -216,21 +220,11 @@ class Evaluator:
         graph, kept = pruner.space.graph, pruner.kept(allocation)
         if self.reconstruct:
             images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
-            self._tell_undetermined(reconstruct(module, pruner.module, graph, kept, images, seed=self.seed))
+            reconstruct(module, pruner.module, graph, kept, images, seed=self.seed)
         elif self.fold:
             fold_constants(module, pruner.module, graph, kept, self.adapter.example(1))
         recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
-
-    def _tell_undetermined(self, layers: Sequence[str]) -> None:
-        """Say once that least squares were singular."""
-        if layers and not self._told:
-            self._told = True
-            self.notify(
-                f"Reconstruction: the least squares of {len(layers)} layers ({layers[0]} the first) have more than one "
-                "answer, since channels that they read are zero or say the same; ridge takes the one nearest to the "
-                "weights as they are."
-            )
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
@@ -243,6 +237,11 @@ class Evaluator:
     @cached_property
     def _calibration(self) -> Sequence[torch.Tensor]:
         return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
+
+    @cached_property
+    def _moments(self) -> Moments:
+        inputs = [self.adapter.inputs(batch) for batch in self._batches]
+        return collect_moments(self.pruner.module, self.pruner.space.graph, inputs, seed=self.seed)
 
     # -- memory --------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -47,23 +48,20 @@ def test_what_can_be_made_up_is_made_up() -> None:
     dense = with_copies(dense)
     smaller, keep = pruned(dense, graph, 3)
     before = error(smaller, dense)
-    assert not reconstruct(smaller, dense, graph, keep, IMAGES)
+    reconstruct(smaller, dense, graph, keep, IMAGES)
     assert error(smaller, dense) < 0.01 * before
 
 
-def test_channels_that_say_the_same_leave_more_than_one_answer() -> None:
+@pytest.mark.parametrize("keep", [5, None])
+def test_channels_that_say_the_same_or_nothing_have_an_answer(keep: int | None) -> None:
     dense, graph = network()
     dense = with_copies(dense)
-    smaller, keep = pruned(dense, graph, 5)
-    assert reconstruct(smaller, dense, graph, keep, IMAGES) == ("outer.conv",)
-
-
-def test_a_channel_that_is_zero_leaves_more_than_one_answer() -> None:
-    dense, graph = network()
     with torch.no_grad():
         dense.inner.bn.weight[0] = dense.inner.bn.bias[0] = 0
-    smaller, keep = pruned(dense, graph, None)
-    assert reconstruct(smaller, dense, graph, keep, IMAGES) == ("outer.conv",)
+    smaller, kept = pruned(dense, graph, keep)
+    before = error(smaller, dense)
+    reconstruct(smaller, dense, graph, kept, IMAGES)
+    assert error(smaller, dense) <= max(before, 1e-8)
 
 
 def test_whatever_is_pruned_comes_closer_to_the_dense_network() -> None:
@@ -97,6 +95,6 @@ def test_one_image_is_too_little_and_still_an_answer() -> None:
     """Fewer feature points than weights: the ridge takes the solution nearest to the weights as they are."""
     dense, graph = network()
     smaller, keep = pruned(dense, graph, 5)
-    assert "inner.conv" in reconstruct(smaller, dense, graph, keep, IMAGES[:1])
+    reconstruct(smaller, dense, graph, keep, IMAGES[:1])
     assert all(bool(torch.isfinite(parameter).all()) for parameter in smaller.parameters())
     assert error(smaller, dense) < float("inf")

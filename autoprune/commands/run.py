@@ -66,6 +66,7 @@ def make_evaluator(
         network.adapter, network.pruner,
         images=images, batch=config.batch, seed=config.seed,
         journal=folder.journal, kind=kind, notify=screen.warn,
+        compensate=config.compensate,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         fold=config.criterion in FOLDED,
     )  # fmt: skip

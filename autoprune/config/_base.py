@@ -86,6 +86,8 @@ class PruningConfig(ResumableConfig):
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
         batch: images per batch, in scoring and in fine-tuning
+        compensate: give the kept channels' weights what best predicts the removed channels from them, in every
+            candidate and in what ships
     """
 
     model: Path | None = None
@@ -95,6 +97,7 @@ class PruningConfig(ResumableConfig):
     min_keep: float = 0.1
     images: int = 60
     batch: int = 16
+    compensate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

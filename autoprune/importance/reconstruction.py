@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,104 +14,157 @@ from torch import nn
 from autoprune.graph import ChannelGraph, Layer, LayerKind
 from autoprune.importance._base import evaluating
 from autoprune.importance.sampling import Places, Reader, watched
+from autoprune.importance.shifting import norms_behind
 from autoprune.surgery import Keep
 
 POINTS = 128
 """Feature points per image: a 3×3 convolution of 64 channels has 576 weights per output."""
 
-RIDGE = 1e-2
-"""Pull towards the weights as they are, as a share of the mean square of what the layer reads."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
+"""Pulls towards the weights as they are that are tried, as shares of the mean variance of what the layer reads."""
+
+HELD_BACK = 1 / 3
+"""Share of the images on which a layer's ridge is chosen."""
 
 
 def reconstruct(
     module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, inputs: torch.Tensor, *, seed: int = 0
-) -> tuple[str, ...]:
+) -> None:
     """Solve every convolution and linear layer for the dense network's outputs, one after the other in forward order.
 
     Minimises ‖Z − Ẑ‖² over a layer's weights, Z the dense layer's output at sampled feature points and Ẑ that of the
     pruned one, which reads what the layers before it give by then (He et al., "Channel Pruning for Accelerating Very
-    Deep Neural Networks", ICCV 2017, equations 4 and 5). Fewer points than weights, or channels that say the same,
-    would leave it without one answer; the ridge takes that nearest to the weights as they are. A layer whose weights
-    are not trained (``requires_grad``) stays as it is, and so do biases and batch norms.
+    Deep Neural Networks", ICCV 2017, equations 4 and 5). Means are left out of the squares and go to the bias, or to
+    the running mean of the batch norm behind the layer, whose statistics otherwise stay the dense network's.
+
+    A ridge pulls towards the weights as they are, compensated ones for example. It is as strong as predicts the outputs
+    on held-back images best, up to leaving the weights alone; fewer than two images are both solved for and predicted.
+
+    A layer whose weights are not trained (``requires_grad``) stays as it is.
 
     Args:
-        module: what surgery made of the dense network, batch norm not yet recalibrated; changed in place, left in eval
-            mode.
+        module: what surgery made of the dense network, with the dense network's batch norm statistics; changed in
+            place, left in eval mode.
         dense: the dense network; not modified.
         graph: its channel groups.
         keep: which of its channels stay, shape (channels,).
         inputs: images, shape (B, C, H, W).
         seed: of the feature points.
-
-    Returns:
-        The layers whose least squares had more than one answer, so that the ridge chose it.
     """
     layers = {layer.name: layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)}
     names = [name for name in layers if next(dense.get_submodule(name).parameters()).requires_grad]
     places = Places(seed=seed, points=POINTS)
     wanted: dict[str, torch.Tensor] = {}
-    undetermined: list[str] = []
 
     def note(name: str, layer: Reader, read: torch.Tensor, given: torch.Tensor) -> None:
-        wanted[name] = places.values(layer, read, given)[:, _kept(graph, layers[name], keep)]
+        if name not in wanted:  # a layer that runs twice is solved for what it reads first
+            wanted[name] = places.values(layer, read, given)[:, _kept(graph, layers[name], keep)]
+
+    with evaluating(dense), watched(dense, names, note), norms_behind(dense, names) as norms:
+        dense(inputs)
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
         def solved(layer: nn.Module, read: tuple[torch.Tensor, ...]) -> None:
-            assert isinstance(layer, Reader)
             if name not in wanted:
-                return  # a layer that runs twice is solved for what it reads first
-            if not _solve(layer, places.patches(layer, read[0]), wanted.pop(name)):
-                undetermined.append(name)
+                return
+            assert isinstance(layer, Reader)
+            points = _Points(places.patches(layer, read[0]), wanted.pop(name), images=len(inputs))
+            bias = _solve(layer, points)
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
+            elif name in norms:
+                channels = _kept(graph, layers[name], keep)
+                _set_mean(module.get_submodule(norms[name]), dense.get_submodule(norms[name]), channels, bias)
 
         return module.get_submodule(name).register_forward_pre_hook(solved)
 
-    with evaluating(dense), watched(dense, names, note):
-        dense(inputs)
     module.eval()
     with torch.no_grad(), ExitStack() as hooks:
         for name in names:
             hooks.enter_context(hook(name))
         module(inputs)
-    return tuple(undetermined)
+
+
+def _set_mean(norm: nn.Module, dense: nn.Module, channels: torch.Tensor, bias: torch.Tensor) -> None:
+    """Make up in a batch norm for the bias that the layer before it does not have."""
+    mean, before = norm.running_mean, dense.running_mean
+    assert isinstance(mean, torch.Tensor)
+    assert isinstance(before, torch.Tensor)
+    mean.copy_(before[channels.to(mean.device)] - bias)
 
 
 def _kept(graph: ChannelGraph, layer: Layer, keep: Keep) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(keep[graph.axes[layer.out_axis]]))
 
 
-def _solve(layer: Reader, read: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Move a layer's weights to the least squares solution.
+@dataclass(frozen=True)
+class _Points:
+    """What a layer reads at sampled points and should give there.
 
-    Args:
-        layer: changed in place.
-        read: what it reads, shape (n, channels, kernel positions).
-        wanted: what it should give, shape (n, out channels).
-
-    Returns:
-        Whether there is one solution without the ridge.
+    Attributes:
+        read: shape (images × points, channels, kernel positions).
+        wanted: shape (images × points, out channels).
+        images: how many; the points of one image follow each other.
     """
+
+    read: torch.Tensor
+    wanted: torch.Tensor
+    images: int
+
+    def split(self) -> tuple[slice, slice]:
+        """Return the points to solve for, and those of held-back images; the same ones of too few images."""
+        each = len(self.read) // self.images
+        held = round(self.images * HELD_BACK)
+        cut = each * (self.images - held)
+        return (slice(0, cut), slice(cut, None)) if held else (slice(None), slice(None))
+
+
+def _solve(layer: Reader, points: _Points) -> torch.Tensor:
+    """Move a layer's weights to the ridge solution; return the bias that goes with them, shape (out channels,)."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    target = wanted.double() if layer.bias is None else wanted.double() - layer.bias.double()
-    weights, parts = layer.weight.flatten(1).double(), read.double().chunk(groups, dim=1)
-    found, determined = [], True
-    for rows, part, aim in zip(weights.chunk(groups), parts, target.chunk(groups, dim=1), strict=True):
-        points = part.flatten(1)
-        inner = points.T @ points
-        determined = determined and _regular(inner)
-        ridge = RIDGE * float(inner.diagonal().mean()) + torch.finfo(inner.dtype).tiny
-        inner.diagonal().add_(ridge)
-        step = torch.cholesky_solve(points.T @ (aim - points @ rows.T), torch.linalg.cholesky(inner))
-        found.append(rows + step.T)
+    weights = layer.weight.flatten(1).double().chunk(groups)
+    reads = points.read.double().chunk(groups, dim=1)
+    aims = points.wanted.double().chunk(groups, dim=1)
+    problems = [_Problem(rows, read.flatten(1), aim) for rows, read, aim in zip(weights, reads, aims, strict=True)]
+    ridge = _best_ridge(problems, points)
+    found, biases = zip(*(problem.solved(slice(None), ridge) for problem in problems), strict=True)
     layer.weight.copy_(torch.cat(found).reshape(layer.weight.shape))
-    return determined
+    return torch.cat(biases)
 
 
-def _regular(inner: torch.Tensor) -> bool:
-    """Return whether a Gram matrix, shape (n, n), has full rank, as far as its rounding can tell.
+def _best_ridge(problems: Sequence[_Problem], points: _Points) -> float:
+    """Return the ridge whose solution predicts the held-back points best; infinite where the weights should stay."""
+    solve, check = points.split()
+    errors = [sum(problem.error(check, *problem.solved(solve, ridge)) for problem in problems) for ridge in RIDGES]
+    return RIDGES[int(np.argmin(errors))]
 
-    Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 10.3 (Cholesky of semidefinite
-    matrices: a pivot of the size of the rounding ends it).
+
+@dataclass(frozen=True)
+class _Problem:
+    """Least squares of one group of a layer.
+
+    Attributes:
+        weight: as it is, shape (out channels, n).
+        read: shape (points, n).
+        wanted: shape (points, out channels).
     """
-    factor, failed = torch.linalg.cholesky_ex(inner)
-    smallest = len(inner) * torch.finfo(inner.dtype).eps * float(inner.diagonal().max())
-    return not failed and float(factor.diagonal().square().min()) > smallest
+
+    weight: torch.Tensor
+    read: torch.Tensor
+    wanted: torch.Tensor
+
+    def solved(self, part: slice, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights, shape (out channels, n), and the bias, shape (out channels,), for some of the points."""
+        read, wanted = self.read[part], self.wanted[part]
+        centre, middle = read.mean(0), wanted.mean(0)
+        weight = self.weight
+        if math.isfinite(ridge):
+            inner = (read - centre).T @ (read - centre)
+            step = (read - centre).T @ (wanted - middle) - inner @ weight.T
+            inner.diagonal().add_(ridge * float(inner.diagonal().mean()) + torch.finfo(inner.dtype).tiny)
+            weight = weight + torch.cholesky_solve(step, torch.linalg.cholesky(inner)).T
+        return weight, middle - weight @ centre
+
+    def error(self, part: slice, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        """Return the sum of squares that a solution leaves."""
+        return float((self.wanted[part] - self.read[part] @ weight.T - bias).square().sum())

@@ -1,0 +1,244 @@
+"""Closed-form compensation: weights that make up for removed channels, from the dense network's channel covariances.
+
+Source: Kim et al., "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020, section 3, with the least squares
+solution in place of the single most similar neuron; He et al., "Channel Pruning for Accelerating Very Deep Neural
+Networks", ICCV 2017, is the sequential form (`reconstruction`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.errors import ModelError
+from autoprune.graph import ChannelGraph, Layer, LayerKind
+from autoprune.importance._base import evaluating
+from autoprune.importance.shifting import Reader, norms_behind, shift_output
+from autoprune.surgery import Keep
+
+POSITIONS = 200
+"""Positions per image at which the channels are read."""
+
+RIDGE = 1e-2
+"""Added to the diagonal of a covariance, as a share of its mean: fewer positions than channels have no inverse."""
+
+_ROUNDING = 1e-12
+"""Rounding of squares in float32, as a share of the squared mean: what is left of the variance of a constant."""
+
+MOMENT_BYTES = 2**30
+"""Memory that all covariances may take; the largest layers go without beyond it."""
+
+_READERS = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of what each layer reads in the dense network.
+
+    Attributes:
+        mean: by layer name, shape (input channels,), float64.
+        covariance: by layer name, shape (input channels, input channels), float64.
+        norm: by layer name, the batch norm that reads the layer's output and nothing else in between.
+        skipped: layers whose covariance did not fit into the memory allowed.
+    """
+
+    mean: Mapping[str, torch.Tensor]
+    covariance: Mapping[str, torch.Tensor]
+    norm: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Memory of the covariances in bytes."""
+        return sum(matrix.nbytes for matrix in self.covariance.values())
+
+
+def collect_moments(
+    dense: nn.Module,
+    graph: ChannelGraph,
+    inputs: Iterable[torch.Tensor],
+    *,
+    seed: int = 0,
+    limit: int = MOMENT_BYTES,
+) -> Moments:
+    """Return the moments of what the layers read that have channels which can be removed.
+
+    Args:
+        dense: the dense network; run in eval mode and not modified.
+        graph: its channel groups.
+        inputs: images, tensors of shape (B, C, H, W).
+        seed: of the positions.
+        limit: bytes that the covariances may take; the widest layers go without where they would take more.
+
+    Raises:
+        ModelError: a layer reads numbers that are not finite.
+    """
+    wanted, skipped = _within(_readers(dense, graph), graph, limit)
+    collector = _Collector(seed)
+    with evaluating(dense), collector.watching(dense, wanted), norms_behind(dense, wanted) as norms:
+        for batch in inputs:
+            dense(batch)
+    return Moments(*collector.moments(), norms, skipped)
+
+
+def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, moments: Moments) -> None:
+    """Add to the weights of every layer what best predicts, from the kept channels, what the removed ones gave it.
+
+    ``W ← W_K + W_R · A`` with ``A = Σ_RK (Σ_KK + λI)⁻¹``, the same A at every kernel position; the means that are left
+    go to the bias, or off the running mean of the batch norm behind the layer.
+
+    Args:
+        module: what surgery made of the dense network; changed in place.
+        dense: the dense network; not modified.
+        graph: its channel groups.
+        keep: which of its channels stay, shape (channels,).
+        moments: of the dense network.
+    """
+    layers = {layer.name: layer for layer in graph.layers}
+    with torch.no_grad():
+        for name in moments.mean:
+            layer = layers[name]
+            kept, staying = keep[graph.axes[layer.in_axis]], keep[graph.axes[layer.out_axis]]
+            if not kept.all():
+                _compensate_layer(module, dense, name, kept, staying, moments)
+
+
+def _compensate_layer(
+    module: nn.Module, dense: nn.Module, name: str, kept: Keep, staying: Keep, moments: Moments
+) -> None:
+    source, target = dense.get_submodule(name), module.get_submodule(name)
+    assert isinstance(source, Reader)
+    assert isinstance(target, Reader)
+    mean, covariance = moments.mean[name], moments.covariance[name]
+    stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept))
+    coefficients, shift = _regression(mean, covariance, stays, goes)
+    outputs = torch.from_numpy(np.flatnonzero(staying)).to(mean.device)
+    transposed = isinstance(source, nn.modules.conv._ConvNd) and source.transposed
+    removed = _outputs_first(source.weight, transposed)[outputs][:, goes].to(coefficients.dtype)
+    added = torch.einsum("or...,rk->ok...", removed, coefficients)
+    weight = _outputs_first(target.weight, transposed)  # a view
+    weight.add_(added.to(weight.dtype))
+    shift_output(module, name, moments.norm.get(name), _summed_over_kernel(removed, source) @ shift)
+
+
+def _regression(
+    mean: torch.Tensor, covariance: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A, shape (removed, kept), and the removed channels' mean that A leaves over, shape (removed,)."""
+    inner = covariance[stays][:, stays]
+    rounding = _ROUNDING * float(mean.square().mean()) + torch.finfo(inner.dtype).tiny
+    inner.diagonal().add_(RIDGE * float(inner.diagonal().mean()) + rounding)
+    coefficients = torch.cholesky_solve(covariance[stays][:, goes], torch.linalg.cholesky(inner)).T
+    return coefficients, mean[goes] - coefficients @ mean[stays]
+
+
+def _outputs_first(weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """Return a view of a weight as (outputs, inputs, kernel …)."""
+    return weight.transpose(0, 1) if transposed else weight
+
+
+def _summed_over_kernel(weight: torch.Tensor, layer: Reader) -> torch.Tensor:
+    """Return what one unit of every input channel adds to the outputs, shape (outputs, inputs).
+
+    Behind a transposed convolution it is a pattern as large as its stride, of which this is the mean.
+    """
+    summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    transposed = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
+    return summed / float(np.prod(layer.stride)) if transposed else summed
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+
+def _readers(dense: nn.Module, graph: ChannelGraph) -> list[Layer]:
+    """Return the layers that mix channels of which some can be removed.
+
+    A layer of several groups is not among them, nor one whose weight another module shares: what fits the one would
+    not fit the other.
+    """
+    uses = Counter(id(tensor) for _, tensor in dense.named_parameters(remove_duplicate=False))
+    free = np.zeros(graph.channels, dtype=bool)
+    for unit in graph.units:
+        for index in unit.groups:
+            group = graph.groups[index]
+            free[group.offset : group.offset + group.size] = True
+    found = {}
+    for layer in graph.layers:
+        reader = dense.get_submodule(layer.name) if layer.kind in _READERS and layer.groups == 1 else None
+        if isinstance(reader, Reader) and free[graph.axes[layer.in_axis]].any() and uses[id(reader.weight)] == 1:
+            found[layer.name] = layer
+    return list(found.values())
+
+
+def _within(layers: list[Layer], graph: ChannelGraph, limit: int) -> tuple[list[str], tuple[str, ...]]:
+    """Return the layers whose covariances fit into so many bytes, narrow ones first, and those that do not."""
+    chosen, skipped, total = [], [], 0
+    for layer in sorted(layers, key=lambda layer: len(graph.axes[layer.in_axis])):
+        total += 8 * len(graph.axes[layer.in_axis]) ** 2
+        (chosen if total <= limit else skipped).append(layer.name)
+    return chosen, tuple(skipped)
+
+
+class _Collector:
+    """Sums what layers read while a network runs.
+
+    Args:
+        seed: of the positions.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._count: Counter[str] = Counter()
+        self._origin: dict[str, torch.Tensor] = {}
+        self._sum: dict[str, torch.Tensor] = {}
+        self._product: dict[str, torch.Tensor] = {}
+
+    def watching(self, dense: nn.Module, names: Sequence[str]) -> ExitStack:
+        """Return a context in which layers of the network are watched."""
+        hooks = ExitStack()
+        for name in names:
+            hooks.enter_context(dense.get_submodule(name).register_forward_hook(self._hook(name)))
+        return hooks
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            rows = self._rows(layer, inputs[0])
+            # Near its mean a square loses no digits to the mean's.
+            rows = rows - self._origin.setdefault(name, rows.mean(0))
+            self._count[name] += len(rows)
+            total, product = rows.sum(0, dtype=torch.float64), (rows.T @ rows).double()
+            self._sum[name] = self._sum[name] + total if name in self._sum else total
+            self._product[name] = self._product[name] + product if name in self._product else product
+
+        return note
+
+    def _rows(self, layer: nn.Module, read: torch.Tensor) -> torch.Tensor:
+        """Return the channels at sampled positions, shape (images × positions, channels)."""
+        if isinstance(layer, nn.Linear):
+            return read.reshape(-1, read.shape[-1]).float()
+        positions = read.flatten(2)
+        generator = torch.Generator().manual_seed(self._seed)
+        drawn = torch.randperm(positions.shape[2], generator=generator)[:POSITIONS].to(read.device)
+        return positions[:, :, drawn].transpose(1, 2).flatten(0, 1).float()
+
+    def moments(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return mean and covariance by layer, in the order in which the layers ran."""
+        offset = {name: total / self._count[name] for name, total in self._sum.items()}
+        mean = {name: self._origin[name].double() + shift for name, shift in offset.items()}
+        covariance = {
+            name: product / self._count[name] - torch.outer(offset[name], offset[name])
+            for name, product in self._product.items()
+        }
+        for name, matrix in covariance.items():
+            if not bool(torch.isfinite(matrix).all()):
+                raise ModelError(
+                    f"{name} reads numbers that are not finite, so what it reads cannot be compensated; check the "
+                    "weights and the images, or switch compensation off (--no-compensate)"
+                )
+        return mean, covariance
