@@ -85,10 +85,10 @@ class Evaluator:
         journal: where every evaluation is durable before it is told.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
-        compensate: add to the weights of candidates what best predicts the removed channels from the kept ones.
+        compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
         reconstruct: solve the layers of recalibrated candidates for what the dense network gives.
         fold: give the layers of recalibrated candidates what removed channels gave as constants; not where they are
-            solved, which covers it.
+            compensated or solved, which covers it.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
@@ -203,7 +203,7 @@ class Evaluator:
     # -- networks ------------------------------------------------------------------------------
 
     def materialise(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate as a new network, compensated where that is asked for, batch norm not yet recalibrated."""
+        """Return the candidate as a new network, compensated if so asked, batch norm not yet recalibrated."""
         module, pruner = self.pruner.materialise(allocation), self.pruner
         if self.compensate:
             compensate(module, pruner.module, pruner.space.graph, pruner.kept(allocation), self._moments)
@@ -221,7 +221,7 @@ class Evaluator:
         if self.reconstruct:
             images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
             reconstruct(module, pruner.module, graph, kept, images, seed=self.seed)
-        elif self.fold:
+        elif self.fold and not self.compensate:
             fold_constants(module, pruner.module, graph, kept, self.adapter.example(1))
         recalibrate(module, self._calibration)
         return module.to(memory_format=torch.contiguous_format)
@@ -240,8 +240,8 @@ class Evaluator:
 
     @cached_property
     def _moments(self) -> Moments:
-        inputs = [self.adapter.inputs(batch) for batch in self._batches]
-        return collect_moments(self.pruner.module, self.pruner.space.graph, inputs, seed=self.seed)
+        """What compensation knows of the dense network: from the images of calibration, which nothing is scored on."""
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration, notify=self.notify)
 
     # -- memory --------------------------------------------------------------------------------
 

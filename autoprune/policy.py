@@ -207,11 +207,12 @@ class Policy:
         *,
         data: Adapter | Path | str | None = None,
         imgsz: int | None = None,
+        compensate: bool = True,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
         evidence: Evidence | None = None,
     ) -> nn.Module:
-        """Return a new network that keeps what the policy says, its batch norm recalibrated on training images.
+        """Return a new network that keeps what the policy says, compensated and recalibrated on training images.
 
         For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model, data="data.yaml")``. That is the
         network that ``autoprune apply --data data.yaml`` writes.
@@ -221,6 +222,7 @@ class Policy:
             data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
                 of such a network with its data, for those that are not Ultralytics'.
             imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
+            compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
             example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
             free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
                 (Ultralytics' own).
@@ -233,7 +235,7 @@ class Policy:
             DataError: the data set is missing or malformed, or does not fit the network.
 
         Warns:
-            PolicyWarning: there is no ``data``, and so batch norm is not recalibrated.
+            PolicyWarning: there is no ``data``, and so nothing is compensated and batch norm is not recalibrated.
         """
         import torch
 
@@ -268,7 +270,7 @@ class Policy:
         return prune(
             Pruner(module, space, order), space.from_names(self.keep),
             criterion=self.criterion, example=example[:1],
-            calibration=calibration_of(adapter) if adapter is not None else (),
+            calibration=calibration_of(adapter) if adapter is not None else (), compensated=compensate,
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -338,8 +340,8 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
 
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
         warnings.warn(
-            "Without data the batch norm of a pruned network is not recalibrated, and its accuracy may be next to "
-            'nothing until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
+            "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
+            'may be next to nothing until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
             PolicyWarning, stacklevel=3,
         )  # fmt: skip
 

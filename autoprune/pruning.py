@@ -1,17 +1,18 @@
-"""An allocation turned into the network that is used: pruned, constants folded, batch norm recalibrated.
+"""An allocation turned into the network that is used: pruned, compensated, batch norm recalibrated.
 
 One place for all that prune by a policy, so that the Python call gives what the command writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from autoprune.choices import FOLDED
 from autoprune.importance import Evidence
+from autoprune.importance.compensation import collect_moments, compensate
 from autoprune.importance.folding import fold_constants
 from autoprune.models._base import Adapter
 from autoprune.models.recalibration import recalibrate
@@ -48,19 +49,29 @@ def prune(
     criterion: str,
     example: torch.Tensor,
     calibration: Sequence[torch.Tensor],
+    compensated: bool = True,
+    notify: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Return the network that an allocation gives, as close to the dense one as it gets without training.
 
     Args:
         pruner: of the dense network.
         allocation: kept channels per unit.
-        criterion: what ranked the channels; the constants of removed channels are folded for those of ``FOLDED``.
+        criterion: what ranked the channels; where nothing is compensated, the constants of removed channels are folded
+            for those of ``FOLDED``.
         example: one input.
-        calibration: training images for batch norm; without any it keeps the dense network's statistics.
+        calibration: training images for compensation and batch norm; without any the kept channels keep the dense
+            network's weights and statistics.
+        compensated: let the kept channels' weights make up for the removed ones.
+        notify: told in a sentence where layers cannot be compensated.
     """
-    module = pruner.materialise(allocation)
-    if criterion in FOLDED:
-        fold_constants(module, pruner.module, pruner.space.graph, pruner.kept(allocation), example)
+    module, graph, kept = pruner.materialise(allocation), pruner.space.graph, pruner.kept(allocation)
+    if compensated and calibration:
+        compensate(
+            module, pruner.module, graph, kept, collect_moments(pruner.module, graph, calibration, notify=notify)
+        )
+    elif criterion in FOLDED:
+        fold_constants(module, pruner.module, graph, kept, example)
     if calibration:
         recalibrate(module, calibration)
     return module

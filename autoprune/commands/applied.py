@@ -58,9 +58,7 @@ class Applied:
 
 
 def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: int) -> Applied:
-    """Load policy and weights, prune, and recalibrate batch norm where the configuration names a data set.
-
-    Where the criterion is one of ``FOLDED``, the constants of removed channels are folded first.
+    """Load policy and weights, and prune; compensate and recalibrate batch norm where there is a data set.
 
     Raises:
         PolicyError: the policy does not fit the network, or names an unknown criterion.
@@ -86,5 +84,6 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     module = prune(
         network.pruner, allocation,
         criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
+        compensated=config.compensate, notify=screen.warn,
     )  # fmt: skip
     return Applied(network, policy, allocation, module)

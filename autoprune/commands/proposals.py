@@ -23,6 +23,7 @@ from autoprune.errors import TrainingError
 from autoprune.evaluation import WORST_SCORE, Evaluator
 from autoprune.importance import make_criterion
 from autoprune.models._base import Batch
+from autoprune.models.recalibration import recalibrate
 from autoprune.pruning import evidence_of
 from autoprune.space import Allocation, Counts, Space
 from autoprune.surgery import Pruner
@@ -166,7 +167,7 @@ class Trials:
         config = self._config
         evaluator = Evaluator(
             self._run.network.adapter, base.pruner, images=config.images, batch=config.batch, seed=config.seed,
-            journal=self._run.folder.journal, kind=kind, notify=self._run.screen.warn,
+            journal=self._run.folder.journal, kind=kind, notify=self._run.screen.warn, compensate=config.compensate,
         )  # fmt: skip
         evaluator.rebase(base.allocation)
         return evaluator
@@ -180,6 +181,8 @@ class Trials:
     def _reopened(self, base: Base, allocation: Allocation, score: float, path: Path) -> Base:
         adapter = self._run.network.adapter
         module = adapter.reopen(path)
+        if self._config.compensate:
+            recalibrate(module, self.calibration)  # the next step's covariances are those of a network that works
         graph = base.pruner.graph_of(allocation)
         scorer = make_criterion(self._config.criterion, partial(evidence_of, adapter))
         order = scorer.order(module, graph)

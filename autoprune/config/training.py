@@ -28,7 +28,8 @@ class ApplyConfig(RunConfig):
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
-        images: how many training images recalibrate batch norm
+        compensate: where there is data, give the kept channels' weights what best predicts the removed ones from them
+        images: how many training images compensate, and recalibrate batch norm
         batch: images per batch
         seed: chooses the images
     """
@@ -36,6 +37,7 @@ class ApplyConfig(RunConfig):
     policy: Path
     model: Path
     data: Path | None = None
+    compensate: bool = True
     images: int = 60
     batch: int = 16
     seed: int = 0
@@ -54,6 +56,7 @@ class TrainConfig(ResumableConfig):
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         data: the data set to train on, an Ultralytics YAML or class folders; needed but for a --model FILE.py:FUNCTION
+        compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         epochs: how many times to go through the training images
         lr_scale: learning rate as a share of the dense training's
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
@@ -70,6 +73,7 @@ class TrainConfig(ResumableConfig):
     policy: Path
     model: Path
     data: Path | None = None
+    compensate: bool = True
     epochs: int = 20
     lr_scale: float = 0.1
     patience: int | None = None

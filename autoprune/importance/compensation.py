@@ -7,6 +7,7 @@ Networks", ICCV 2017, is the sequential form (`reconstruction`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -64,6 +65,7 @@ def collect_moments(
     graph: ChannelGraph,
     inputs: Iterable[torch.Tensor],
     *,
+    notify: Callable[[str], None] = lambda note: None,
     seed: int = 0,
     limit: int = MOMENT_BYTES,
 ) -> Moments:
@@ -73,6 +75,7 @@ def collect_moments(
         dense: the dense network; run in eval mode and not modified.
         graph: its channel groups.
         inputs: images, tensors of shape (B, C, H, W).
+        notify: told in a sentence where layers go without.
         seed: of the positions.
         limit: bytes that the covariances may take; the widest layers go without where they would take more.
 
@@ -80,6 +83,11 @@ def collect_moments(
         ModelError: a layer reads numbers that are not finite.
     """
     wanted, skipped = _within(_readers(dense, graph), graph, limit)
+    if skipped:
+        notify(
+            f"Compensation leaves out {len(skipped)} layers ({skipped[0]} the narrowest of them), whose channel "
+            f"covariances would take more than {limit / 1e9:.1f} GB together."
+        )
     collector = _Collector(seed)
     with evaluating(dense), collector.watching(dense, wanted), norms_behind(dense, wanted) as norms:
         for batch in inputs:
@@ -149,8 +157,9 @@ def _summed_over_kernel(weight: torch.Tensor, layer: Reader) -> torch.Tensor:
     Behind a transposed convolution it is a pattern as large as its stride, of which this is the mean.
     """
     summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-    transposed = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
-    return summed / float(np.prod(layer.stride)) if transposed else summed
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
+        return summed / math.prod(layer.stride)
+    return summed
 
 
 # -- moments ---------------------------------------------------------------------------------------
@@ -178,7 +187,9 @@ def _readers(dense: nn.Module, graph: ChannelGraph) -> list[Layer]:
 
 def _within(layers: list[Layer], graph: ChannelGraph, limit: int) -> tuple[list[str], tuple[str, ...]]:
     """Return the layers whose covariances fit into so many bytes, narrow ones first, and those that do not."""
-    chosen, skipped, total = [], [], 0
+    chosen: list[str] = []
+    skipped: list[str] = []
+    total = 0
     for layer in sorted(layers, key=lambda layer: len(graph.axes[layer.in_axis])):
         total += 8 * len(graph.axes[layer.in_axis]) ** 2
         (chosen if total <= limit else skipped).append(layer.name)
