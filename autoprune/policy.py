@@ -244,7 +244,7 @@ class Policy:
         from autoprune.models._base import Adapter
         from autoprune.models.detection.channels import input_channels
         from autoprune.proof import analyse
-        from autoprune.pruning import calibration_of, evidence_of, prune
+        from autoprune.pruning import Calibration, calibration_of, evidence_of, prune
         from autoprune.space import Space
         from autoprune.surgery import Pruner
 
@@ -270,7 +270,7 @@ class Policy:
         return prune(
             Pruner(module, space, order), space.from_names(self.keep),
             criterion=self.criterion, example=example[:1],
-            calibration=calibration_of(adapter) if adapter is not None else (), compensated=compensate,
+            calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -341,7 +341,8 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
         warnings.warn(
             "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
-            'may be next to nothing until it is trained; give the data set that it was trained on, apply(model, data="data.yaml")',
+            "may be next to nothing until it is trained; give the data set that it was trained on, "
+            'apply(model, data="data.yaml")',
             PolicyWarning, stacklevel=3,
         )  # fmt: skip
 

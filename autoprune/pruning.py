@@ -6,6 +6,7 @@ One place for all that prune by a policy, so that the Python call gives what the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -35,11 +36,38 @@ def evidence_of(adapter: Adapter) -> Evidence:
     return Evidence(batches, adapter.inputs, adapter.loss)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Training images that a network is repaired with after pruning; none where it came without data.
+
+    Attributes:
+        plain: as they are, for compensation; tensors of shape (B, C, H, W). Without any nothing is compensated.
+        augmented: as training shows them, for batch norm; without any it keeps the dense network's statistics.
+    """
+
+    plain: Sequence[torch.Tensor] = ()
+    augmented: Sequence[torch.Tensor] = ()
+
+
 def calibration_of(
-    adapter: Adapter, *, images: int = CALIBRATION_IMAGES, batch: int = CALIBRATION_BATCH, seed: int = 0
-) -> Sequence[torch.Tensor]:
-    """Return the training images that recalibrate batch norm; none where the network came without data."""
-    return adapter.calibration(images=images, batch=batch, seed=seed) if adapter.has_images else ()
+    adapter: Adapter, *, compensate: bool = True, images: int = CALIBRATION_IMAGES, batch: int = CALIBRATION_BATCH,
+    seed: int = 0,
+) -> Calibration:  # fmt: skip
+    """Return a network's training images, the ones that a search with the same numbers scores on.
+
+    Args:
+        adapter: the network with its data, if any.
+        compensate: also return plain ones.
+        images: how many of each.
+        batch: images per batch.
+        seed: chooses them.
+    """
+    if not adapter.has_images:
+        return Calibration()
+    plain = adapter.batches("train", images=images, batch=batch, seed=seed, balanced=True) if compensate else ()
+    return Calibration(
+        [adapter.inputs(batch) for batch in plain], adapter.calibration(images=images, batch=batch, seed=seed)
+    )
 
 
 def prune(
@@ -48,8 +76,7 @@ def prune(
     *,
     criterion: str,
     example: torch.Tensor,
-    calibration: Sequence[torch.Tensor],
-    compensated: bool = True,
+    calibration: Calibration,
     notify: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Return the network that an allocation gives, as close to the dense one as it gets without training.
@@ -60,18 +87,15 @@ def prune(
         criterion: what ranked the channels; where nothing is compensated, the constants of removed channels are folded
             for those of ``FOLDED``.
         example: one input.
-        calibration: training images for compensation and batch norm; without any the kept channels keep the dense
-            network's weights and statistics.
-        compensated: let the kept channels' weights make up for the removed ones.
+        calibration: training images.
         notify: told in a sentence where layers cannot be compensated.
     """
     module, graph, kept = pruner.materialise(allocation), pruner.space.graph, pruner.kept(allocation)
-    if compensated and calibration:
-        compensate(
-            module, pruner.module, graph, kept, collect_moments(pruner.module, graph, calibration, notify=notify)
-        )
+    if calibration.plain:
+        moments = collect_moments(pruner.module, graph, calibration.plain, notify=notify)
+        compensate(module, pruner.module, graph, kept, moments)
     elif criterion in FOLDED:
         fold_constants(module, pruner.module, graph, kept, example)
-    if calibration:
-        recalibrate(module, calibration)
+    if calibration.augmented:
+        recalibrate(module, calibration.augmented)
     return module

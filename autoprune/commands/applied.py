@@ -78,12 +78,14 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     )
     policy.check(network.described.layers)
     allocation = network.space.from_names(policy.keep)
-    calibration = calibration_of(network.adapter, images=images, batch=config.batch, seed=config.seed)
+    calibration = calibration_of(
+        network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed
+    )
     for skipped in network.adapter.skipped:
         screen.warn(f"Skipped {skipped}")
     module = prune(
         network.pruner, allocation,
         criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
-        compensated=config.compensate, notify=screen.warn,
+        notify=screen.warn,
     )  # fmt: skip
     return Applied(network, policy, allocation, module)
