@@ -25,7 +25,7 @@ def guided(probe_scores: Sequence[float], best: int = 1) -> Guidance:
         calls.extend(allocations)
         return [-abs(len(calls) - len(allocations) + place - best) for place in range(len(allocations))]
 
-    return guide(SPACE, TOY.constraint, COST, probe_scores, score)
+    return guide(SPACE, TOY.constraint, COST, [probe_scores], score)
 
 
 def test_probes_prune_one_unit_to_half_each() -> None:
@@ -55,6 +55,14 @@ def test_a_sensitive_unit_keeps_more() -> None:
         before = guided(calm).prior
         assert relative > before[unit] - np.delete(before, unit).mean()
         assert moved.sensitivity[unit] == 1 == moved.sensitivity.max()
+
+
+def test_two_kinds_of_probes_count_by_their_geometric_mean() -> None:
+    one, other = -np.linspace(0.1, 0.4, len(WALKED)), -np.linspace(0.9, 0.1, len(WALKED))
+    both = guide(SPACE, TOY.constraint, COST, [one, other], lambda allocations: [0.0] * len(allocations))
+    mean = guide(SPACE, TOY.constraint, COST, [-np.sqrt(one * other)], lambda allocations: [0.0] * len(allocations))
+    np.testing.assert_allclose(both.prior, mean.prior)
+    assert both.probes == 2 * len(WALKED)
 
 
 def test_units_whose_probe_is_better_than_dense_are_the_least_sensitive() -> None:

@@ -150,7 +150,9 @@ def test_settings_that_yolo_forgets_are_read_again_or_else_ultralytics_own(world
 
 def test_without_data_it_warns_and_batch_norm_stays(world: Path) -> None:
     module, policy = open_adapter(world / "best.pt").module, policy_of(world, "l1")
-    with pytest.warns(PolicyWarning, match=r"not recalibrated.*give the data set .*data=\"data\.yaml\"") as told:
+    with pytest.warns(
+        PolicyWarning, match=r"neither compensated nor .* recalibrated.*give the data set .*data=\"data\.yaml\""
+    ) as told:
         pruned = policy.apply(module)
     assert told[0].filename == __file__
     name = "model.0.bn.running_mean"

@@ -95,7 +95,8 @@ class Contest:
         """Evaluations that guidance takes: its probes on a part of the images, as that part, and the priors tried."""
         config = self._config
         part = min(config.batch, config.images) / config.images
-        return math.ceil(len(probes(self._run.network.space)) * part) + PRIORS
+        kinds = 2 if config.compensate else 1
+        return math.ceil(kinds * len(probes(self._run.network.space)) * part) + PRIORS
 
     def seeds(self, entry: Entry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,15 +48,24 @@ class Guidance:
 
 
 def measured_guidance(run: PruningRun, constraint: Constraint, evaluator: Evaluator) -> Guidance:
-    """Probe every unit alone on one batch of images, and try a handful of priors."""
+    """Probe every unit alone on one batch of images, and try a handful of priors.
+
+    Where candidates are compensated, every unit is probed with and without: compensated, half of all units say nothing
+    (the rest of the network makes up for one unit), and uncompensated, the others do not say how well that goes.
+    """
     space, config = run.network.space, run.config
     candidates = probes(space)
-    prober = run.evaluator("probe", min(config.batch, config.images))
-    scores = []
-    with run.screen.progress("Sensitivity", len(candidates)) as advance:
-        for done, allocation in enumerate(candidates, start=1):
-            scores.append(prober([allocation])[0].score)
-            advance(done)
+    probers = [run.evaluator("probe", min(config.batch, config.images))]
+    if config.compensate:
+        probers.append(replace(probers[0], kind="plain probe", compensate=False))
+    scores: list[list[float]] = []
+    with run.screen.progress("Sensitivity", len(candidates) * len(probers)) as advance:
+        for prober in probers:
+            prober.rebase(run.dense_allocation)
+            scores.append([])
+            for allocation in candidates:
+                scores[-1].append(prober([allocation])[0].score)
+                advance(sum(map(len, scores)))
 
     def score(allocations: Sequence[Allocation]) -> list[float]:
         return [evaluation.score for evaluation in evaluator(allocations)]
@@ -80,27 +89,27 @@ def guide(
     space: Space,
     constraint: Constraint,
     cost: Cost,
-    probe_scores: Sequence[float],
+    probe_scores: Sequence[Sequence[float]],
     score: Callable[[Sequence[Allocation]], Sequence[float]],
 ) -> Guidance:
     """Turn the probes' scores into a sensitivity, and into the prior that scores best on the budget.
 
-    The prior keeps more of a unit the more the loss rises per cost saved: log ratio ∝ log (rise / saving). How strongly
-    is tried out with a handful of evaluations.
+    The prior keeps more of a unit the more the loss rises per cost saved: log ratio ∝ log (rise / saving). Rises of
+    several kinds of probes count by their geometric mean. How strongly is tried out with a handful of evaluations.
 
     Args:
         space: the allocations.
         constraint: the budget.
         cost: the budgeted cost.
-        probe_scores: scores of ``probes(space)``.
+        probe_scores: scores of ``probes(space)``, by kind of probe.
         score: scores allocations on all scoring images.
     """
     probed = probes(space)
     dense = float(cost(space.dense))
     rise, saving = np.full(len(space), _FLOOR), np.full(len(space), _FLOOR)
     walked = [index for index, choices in enumerate(space.choices) if len(choices) > 1]
-    for index, allocation, value in zip(walked, probed, probe_scores, strict=True):
-        rise[index] = max(-value, _FLOOR)
+    for index, allocation, *values in zip(walked, probed, *probe_scores, strict=True):
+        rise[index] = np.prod(np.maximum(-np.array(values), _FLOOR)) ** (1 / len(values))
         saving[index] = max(1 - float(cost(np.array(allocation))) / dense, 1e-6)
     direction = np.log(rise) - np.log(saving)
     direction = np.clip(direction - np.median(direction), -4.0, 4.0)
@@ -116,7 +125,7 @@ def guide(
     logs = np.log(rise)
     span = float(np.ptp(logs))
     sensitivity = (logs - logs.min()) / span if span > 0 else np.zeros(len(space))
-    return Guidance(sensitivity, best * direction, tuple(tried), len(probed))
+    return Guidance(sensitivity, best * direction, tuple(tried), len(probed) * len(probe_scores))
 
 
 def further_strength(scores: Sequence[float]) -> float:

@@ -99,8 +99,8 @@ def _led(*words: str, at: int = 0) -> Any:
 
 
 _RECORDS: Sequence[tuple[str, Any, Any]] = (
-    (r"evaluation|probe|untied|netadapt \d+", _Counts, _Score),
-    (r"(evaluation|probe|untied|netadapt \d+) dense", int, _Loss),
+    (r"evaluation|(plain )?probe|untied|netadapt \d+", _Counts, _Score),
+    (r"(evaluation|(plain )?probe|untied|netadapt \d+) dense", int, _Loss),
     (r"accuracy", _Counts, Accuracy),
     (r"validation", str, Accuracy),
     (r"batch", int, _Count),
