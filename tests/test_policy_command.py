@@ -131,6 +131,20 @@ def test_the_python_call_gives_the_network_that_the_command_writes(world: Path, 
     yolo.predict(torch.rand(1, 3, SIZE, SIZE), imgsz=SIZE, verbose=False)
 
 
+def test_compensation_can_be_left_out(world: Path, tmp_path: Path) -> None:
+    policy, data = policy_of(world, "l1"), world / "data" / "data.yaml"
+    policy.save(tmp_path / "policy.json")
+    words = ["--data", str(data), "--no-compensate"]
+    assert applied(world, tmp_path / "run", tmp_path / "policy.json", *words) == 0
+    written = open_adapter(tmp_path / "run" / "pruned.pt").module.state_dict()
+    module = YOLO(world / "best.pt").model
+    plain, compensated = (policy.apply(module, data=data, compensate=chosen) for chosen in (False, True))
+    name = "model.2.cv1.conv.weight" if "model.2.cv1.conv.weight" in written else "model.1.conv.weight"
+    assert torch.equal(plain.state_dict()[name].half().float(), written[name])
+    assert torch.isin(written[name], module.state_dict()[name].half().float()).all()
+    assert not torch.equal(compensated.state_dict()[name], plain.state_dict()[name])
+
+
 def test_other_image_sizes_are_taken(world: Path) -> None:
     module, policy = YOLO(world / "best.pt").model, policy_of(world, "l1")
     trained, larger = (policy.apply(module, data=world / "data" / "data.yaml", imgsz=size) for size in (None, 96))

@@ -91,8 +91,9 @@ def bases(pruner: Pruner) -> list[Allocation]:
     ]
 
 
-def test_scores_are_those_of_whole_candidates(evaluators: Evaluators) -> None:
-    plain, reusing = evaluators(), evaluators()
+@pytest.mark.parametrize("compensate", [False, True])
+def test_scores_are_those_of_whole_candidates(evaluators: Evaluators, compensate: bool) -> None:
+    plain, reusing = evaluators(compensate=compensate), evaluators(compensate=compensate)
     for base in bases(plain.pruner):
         reusing.rebase(base)
         candidates = [base, *neighbours(plain.pruner, base), dense_of(plain.pruner)]

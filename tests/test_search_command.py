@@ -241,6 +241,17 @@ def test_apply_and_train_take_the_policy(finished: Path, world: Path, tmp_path: 
     assert parameters(tmp_path / "trained" / "model.pt") == trained["finetuned"]["params"]
 
 
+def test_apply_gives_the_network_that_the_search_pruned(finished: Path, world: Path, tmp_path: Path) -> None:
+    words = ["--policy", str(finished / "policy.json"), "--model", str(world / "best.pt"), "--device", "cpu"]
+    data = ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--images", "4", "--batch", "2"]
+    assert main(["apply", *words, *data, "--out", str(tmp_path / "applied")]) == 0
+    applied, pruned = (
+        open_adapter(folder / "pruned.pt").module.state_dict() for folder in (tmp_path / "applied", finished)
+    )
+    for name, tensor in pruned.items():
+        torch.testing.assert_close(applied[name], tensor, rtol=2e-3, atol=1e-5)
+
+
 def test_a_policy_for_another_network_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
