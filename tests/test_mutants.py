@@ -21,7 +21,7 @@ from tests.mutation.mutants import VARIABLE, mutants, sample
 
 TESTS = {
     "autoprune.space": ["test_space"],
-    "autoprune.constraint": ["test_space"],
+    "autoprune.constraint": ["test_space", "test_constraint"],
     "autoprune.budget": ["test_budget"],
     "autoprune.commands.guidance": ["test_guidance"],
     "autoprune.commands.finalists": ["test_finalists"],
