@@ -1,4 +1,4 @@
-"""The projection onto a budget: one common factor for all units, and what rounding left goes where it is missed most."""
+"""The projection onto a budget: one common factor for all units, what rounding left where it is missed most."""
 
 from __future__ import annotations
 
