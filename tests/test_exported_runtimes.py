@@ -96,7 +96,11 @@ def prepared(backend: SeparateBackend, module: nn.Module) -> SeparateRunner:
 # -- the contract ------------------------------------------------------------------------------------
 
 
-def test_what_runs_is_the_network_and_it_is_left_alone(backend: SeparateBackend) -> None:
+def test_what_runs_is_the_network_and_it_is_left_alone(
+    backend: SeparateBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime", "openvino"):  # which tests before may have imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
     module = network()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with backend.session():

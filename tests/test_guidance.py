@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, further_strength, guide, probes
-from autoprune.space import Allocation
-from tests.toy import make_toy
+from autoprune.constraint import Ceiling, Constraint
+from autoprune.space import Allocation, Space
+from tests.toy import LayerFlops, chain_graph, make_toy
 
 TOY = make_toy(8, seed=1)
 SPACE, COST = TOY.space, TOY.cost
@@ -33,6 +34,21 @@ def test_probes_prune_one_unit_to_half_each() -> None:
         changed = np.flatnonzero(np.array(probe) != SPACE.dense)
         assert list(changed) == [unit]
         assert probe[unit] / SPACE.dense[unit] <= 0.5
+
+
+def test_a_unit_without_a_choice_is_not_probed() -> None:
+    space = Space(chain_graph([16, 8, 24]), round_to=8)
+    assert [list(probe) for probe in probes(space)] == [[8, 8, 24], [16, 8, 8]]
+    cost = LayerFlops(space)
+    limits = Constraint(space, [Ceiling(cost, 0.7 * float(cost(space.dense)))])
+    found = guide(space, limits, cost, [-0.1, -0.2], lambda allocations: [0.0] * len(allocations))
+    assert found.probes == 2
+
+
+def test_the_strengths_rise() -> None:
+    """As `further_strength` takes them."""
+    assert PRIOR_STRENGTHS[0] > 0
+    assert list(PRIOR_STRENGTHS) == sorted(set(PRIOR_STRENGTHS))
 
 
 def test_of_equally_sensitive_units_the_cheaper_keeps_more() -> None:

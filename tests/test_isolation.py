@@ -63,6 +63,16 @@ def test_a_private_generator_and_the_outer_one_each_go_on_where_they_were(
     assert between == outside
 
 
+def test_generators_of_cuda_are_preserved_where_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = [torch.tensor([1]), torch.tensor([2])]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(state))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: state.__setitem__(slice(None), states))
+    with preserved_random_state():
+        state[:] = [torch.tensor([3]), torch.tensor([4])]
+    assert [int(one) for one in state] == [1, 2]
+
+
 def test_threads_set_inside_are_put_back_outside() -> None:
     torch.set_num_threads(2)
     private = PrivateGlobals()

@@ -21,7 +21,7 @@ from tests.mutation.mutants import VARIABLE, mutants, sample
 
 TESTS = {
     "autoprune.space": ["test_space"],
-    "autoprune.constraint": ["test_space"],
+    "autoprune.constraint": ["test_space", "test_constraint"],
     "autoprune.budget": ["test_budget"],
     "autoprune.commands.guidance": ["test_guidance"],
     "autoprune.commands.finalists": ["test_finalists"],
@@ -30,6 +30,9 @@ TESTS = {
 """Modules, and the tests that belong to them."""
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "autoprune.commands.finalists": {
+        "choose: break → continue": "the first of the loop; what would follow is the same condition again",
+    },
     "autoprune.space": {
         "Space.round_down: 'right' → 'left'": "no ratio times a width, and a bit more, is a whole number",
     },
