@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, further_strength, guide, probes
+from autoprune.commands.guidance import PRIOR_STRENGTHS, Guidance, further_strength, guide, measured_guidance, probes
 from autoprune.constraint import Ceiling, Constraint
+from autoprune.search._base import Candidate
 from autoprune.space import Allocation, Space
 from tests.toy import LayerFlops, chain_graph, make_toy
 
@@ -41,7 +46,7 @@ def test_a_unit_without_a_choice_is_not_probed() -> None:
     assert [list(probe) for probe in probes(space)] == [[8, 8, 24], [16, 8, 8]]
     cost = LayerFlops(space)
     limits = Constraint(space, [Ceiling(cost, 0.7 * float(cost(space.dense)))])
-    found = guide(space, limits, cost, [-0.1, -0.2], lambda allocations: [0.0] * len(allocations))
+    found = guide(space, limits, cost, [[-0.1, -0.2]], lambda allocations: [0.0] * len(allocations))
     assert found.probes == 2
 
 
@@ -111,3 +116,39 @@ def test_the_strength_to_try_further_lies_beyond_an_end_or_beside_the_best() -> 
     assert further_strength([2, 3, 1, 0]) == (PRIOR_STRENGTHS[0] + PRIOR_STRENGTHS[1]) / 2
     assert further_strength([1, 3, 2, 0]) == (PRIOR_STRENGTHS[1] + PRIOR_STRENGTHS[2]) / 2
     assert further_strength([0, 1, 3, 2]) == (PRIOR_STRENGTHS[2] + PRIOR_STRENGTHS[3]) / 2
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_every_unit_is_probed_with_and_without_compensation(compensate: bool) -> None:
+    @dataclass
+    class Prober:
+        kind: str
+        images: int
+        compensate: bool
+
+        def rebase(self, base: Allocation) -> None:
+            assert base == SPACE.allocation(SPACE.dense)
+
+        def __call__(self, allocations: Sequence[Allocation]) -> list[Candidate]:
+            asked.append((self.kind, self.images, self.compensate, allocations[0]))
+            return [Candidate(allocations[0], -0.1)]
+
+    class Screen:
+        @contextmanager
+        def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+            done.append(total)
+            yield lambda count: done.append(count)
+
+    asked: list[tuple[str, int, bool, Allocation]] = []
+    done: list[int] = []
+    run: Any = SimpleNamespace(
+        network=SimpleNamespace(space=SPACE), config=SimpleNamespace(batch=16, images=9, compensate=compensate),
+        evaluator=lambda kind, images: Prober(kind, images, compensate), screen=Screen(),
+        dense_allocation=SPACE.allocation(SPACE.dense),
+    )  # fmt: skip
+    scored: Any = lambda allocations: [Candidate(allocation, 0.0) for allocation in allocations]  # noqa: E731
+    found = measured_guidance(run, TOY.constraint, scored)
+    kinds = [("probe", 9, compensate), *([("plain probe", 9, False)] if compensate else [])]
+    assert asked == [(*kind, probe) for kind in kinds for probe in probes(SPACE)]
+    assert done == [len(asked), *range(1, len(asked) + 1)]
+    assert found.probes == len(asked)
