@@ -15,17 +15,13 @@ from torch import nn
 
 from autoprune.errors import DeviceError, ModelError
 from autoprune.importance.compensation import Moments, collect_moments, compensate
-from autoprune.importance.folding import fold_constants
-from autoprune.importance.reconstruction import reconstruct
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch
 from autoprune.models.recalibration import recalibrate as recalibrate
 from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
+from autoprune.pruning import Calibration, calibration_of, prune
 from autoprune.space import Allocation
 from autoprune.surgery import Pruner
-
-RECONSTRUCTION_IMAGES = 32
-"""Scoring images that reconstruction solves for; all of them go through the network at once."""
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
@@ -86,9 +82,8 @@ class Evaluator:
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
         notify: told in a sentence about what a person should know.
         compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
-        reconstruct: solve the layers of recalibrated candidates for what the dense network gives.
-        fold: give the layers of recalibrated candidates what removed channels gave as constants; not where they are
-            compensated or solved, which covers it.
+        reconstruct: where candidates are compensated, solve the layers of what ships for what the dense network gives.
+        criterion: what ranked the channels, see `pruning.prune`.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
@@ -102,7 +97,7 @@ class Evaluator:
     notify: Callable[[str], None] = _silent
     compensate: bool = False
     reconstruct: bool = False
-    fold: bool = False
+    criterion: str = ""
     prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
@@ -212,19 +207,12 @@ class Evaluator:
         return module
 
     def recalibrated(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate in eval mode with batch norm statistics of training images.
-
-        It is reconstructed before, or has constants folded, where that is asked for.
-        """
-        module, pruner = self.materialise(allocation), self.pruner
-        graph, kept = pruner.space.graph, pruner.kept(allocation)
-        if self.reconstruct:
-            images = torch.cat([self.adapter.inputs(batch) for batch in self._batches])[:RECONSTRUCTION_IMAGES]
-            reconstruct(module, pruner.module, graph, kept, images, seed=self.seed)
-        elif self.fold and not self.compensate:
-            fold_constants(module, pruner.module, graph, kept, self.adapter.example(1))
-        recalibrate(module, self._calibration)
-        return module.to(memory_format=torch.contiguous_format)
+        """Return the candidate in eval mode, as it ships before training: see `pruning.prune`."""
+        return prune(
+            self.pruner, allocation,
+            criterion=self.criterion, example=self.adapter.example(1), calibration=self._calibration,
+            moments=self._moments if self.compensate else None, reconstructed=self.reconstruct,
+        )  # fmt: skip
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
@@ -235,14 +223,15 @@ class Evaluator:
         return Accuracy(**found)
 
     @cached_property
-    def _calibration(self) -> Sequence[torch.Tensor]:
-        return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
+    def _calibration(self) -> Calibration:
+        return calibration_of(
+            self.adapter, compensate=self.compensate, images=self.images, batch=self.batch, seed=self.seed
+        )
 
     @cached_property
     def _moments(self) -> Moments:
         """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
-        inputs = [self.adapter.inputs(batch) for batch in self._batches]
-        return collect_moments(self.pruner.module, self.pruner.space.graph, inputs, notify=self.notify)
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration.plain, notify=self.notify)
 
     # -- memory --------------------------------------------------------------------------------
 

@@ -208,6 +208,7 @@ class Policy:
         data: Adapter | Path | str | None = None,
         imgsz: int | None = None,
         compensate: bool = True,
+        reconstruct: bool = True,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
         evidence: Evidence | None = None,
@@ -223,6 +224,7 @@ class Policy:
                 of such a network with its data, for those that are not Ultralytics'.
             imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
+            reconstruct: of what is compensated, also solve every layer for what the dense network gives.
             example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
             free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
                 (Ultralytics' own).
@@ -271,6 +273,7 @@ class Policy:
             Pruner(module, space, order), space.from_names(self.keep),
             criterion=self.criterion, example=example[:1],
             calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
+            reconstructed=reconstruct,
         )  # fmt: skip
 
     def to_json(self) -> str:

@@ -13,9 +13,12 @@ from torch import nn
 
 from autoprune.choices import FOLDED
 from autoprune.importance import Evidence
-from autoprune.importance.compensation import collect_moments, compensate
+from autoprune.importance._base import evaluating
+from autoprune.importance.compensation import Moments, collect_moments, compensate
 from autoprune.importance.folding import fold_constants
+from autoprune.importance.reconstruction import reconstruct
 from autoprune.models._base import Adapter
+from autoprune.models._memory import living_bytes
 from autoprune.models.recalibration import recalibrate
 from autoprune.space import Allocation
 from autoprune.surgery import Pruner
@@ -25,6 +28,9 @@ EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
 """Training images that recalibrate batch norm where nothing else is asked for, and how many at once."""
+
+RECONSTRUCTION_BYTES = 4 * 2**30
+"""Activations that reconstruction may hold: its images go through the network all at once."""
 
 
 def evidence_of(adapter: Adapter) -> Evidence:
@@ -77,6 +83,8 @@ def prune(
     criterion: str,
     example: torch.Tensor,
     calibration: Calibration,
+    moments: Moments | None = None,
+    reconstructed: bool = True,
     notify: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Return the network that an allocation gives, as close to the dense one as it gets without training.
@@ -88,14 +96,33 @@ def prune(
             for those of ``FOLDED``.
         example: one input.
         calibration: training images.
+        moments: of the plain ones, where they are known.
+        reconstructed: solve the layers of what is compensated by least squares. Batch norm then keeps the dense
+            network's statistics, which the layers were solved for.
         notify: told in a sentence where layers cannot be compensated.
+
+    Returns:
+        A new network in eval mode.
     """
-    module, graph, kept = pruner.materialise(allocation), pruner.space.graph, pruner.kept(allocation)
+    module, dense, graph = pruner.materialise(allocation).eval(), pruner.module, pruner.space.graph
+    kept = pruner.kept(allocation)
     if calibration.plain:
-        moments = collect_moments(pruner.module, graph, calibration.plain, notify=notify)
-        compensate(module, pruner.module, graph, kept, moments)
+        compensate(
+            module, dense, graph, kept, moments or collect_moments(dense, graph, calibration.plain, notify=notify)
+        )
+        if reconstructed:
+            reconstruct(module, dense, graph, kept, _at_once(dense, calibration.plain))
+            return module
     elif criterion in FOLDED:
-        fold_constants(module, pruner.module, graph, kept, example)
+        fold_constants(module, dense, graph, kept, example)
     if calibration.augmented:
         recalibrate(module, calibration.augmented)
     return module
+
+
+def _at_once(dense: nn.Module, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return as many of the images as may go through the dense network at once."""
+    every = torch.cat(list(images))
+    with evaluating(dense):
+        each = float(living_bytes(dense, every[:1]).max())
+    return every[: max(1, int(RECONSTRUCTION_BYTES / each))]

@@ -86,6 +86,6 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
     module = prune(
         network.pruner, allocation,
         criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
-        notify=screen.warn,
+        reconstructed=config.reconstruct, notify=screen.warn,
     )  # fmt: skip
     return Applied(network, policy, allocation, module)

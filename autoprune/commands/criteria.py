@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from autoprune.budget import Budget
-from autoprune.choices import FOLDED
 from autoprune.commands.deployment import Deployment
 from autoprune.commands.finalists import choose
 from autoprune.commands.folder import RunFolder, environment
@@ -80,9 +79,7 @@ class CriteriaComparison:
         start = time.perf_counter()
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
-        evaluator = replace(  # its dense loss is in the journal
-            self._evaluator, pruner=network.pruner, fold=criterion in FOLDED
-        )
+        evaluator = replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
         module = evaluator.recalibrated(allocation)
         row = {
             "criterion": criterion,

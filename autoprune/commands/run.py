@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from autoprune.budget import Budget, budget_levels, is_latency
-from autoprune.choices import FOLDED
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
 from autoprune.commands.latency import Bench
@@ -68,7 +67,7 @@ def make_evaluator(
         journal=folder.journal, kind=kind, notify=screen.warn,
         compensate=config.compensate,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
-        fold=config.criterion in FOLDED,
+        criterion=config.criterion,
     )  # fmt: skip
     for skipped in network.adapter.skipped:
         screen.warn(f"Skipped {skipped}")

@@ -178,10 +178,11 @@ class ReconstructingConfig(BudgetedConfig):
     """What the commands are told that prune in one step.
 
     Attributes:
-        reconstruct: after pruning, solve every layer's weights by least squares for what the dense network gives
+        reconstruct: of what is compensated, also solve what ships layer by layer, by least squares, for what the dense
+            network gives
     """
 
-    reconstruct: bool = False
+    reconstruct: bool = True
 
 
 PLACE = "place"

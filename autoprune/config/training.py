@@ -29,6 +29,7 @@ class ApplyConfig(RunConfig):
         model: trained weights of the architecture that the policy was made for
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
         compensate: where there is data, give the kept channels' weights what best predicts the removed ones from them
+        reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         images: how many training images compensate, and recalibrate batch norm
         batch: images per batch
         seed: chooses the images
@@ -38,6 +39,7 @@ class ApplyConfig(RunConfig):
     model: Path
     data: Path | None = None
     compensate: bool = True
+    reconstruct: bool = True
     images: int = 60
     batch: int = 16
     seed: int = 0
@@ -57,6 +59,7 @@ class TrainConfig(ResumableConfig):
         model: trained weights of the architecture that the policy was made for
         data: the data set to train on, an Ultralytics YAML or class folders; needed but for a --model FILE.py:FUNCTION
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
+        reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
         lr_scale: learning rate as a share of the dense training's
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
@@ -74,6 +77,7 @@ class TrainConfig(ResumableConfig):
     model: Path
     data: Path | None = None
     compensate: bool = True
+    reconstruct: bool = True
     epochs: int = 20
     lr_scale: float = 0.1
     patience: int | None = None
