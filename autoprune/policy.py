@@ -273,7 +273,7 @@ class Policy:
             Pruner(module, space, order), space.from_names(self.keep),
             criterion=self.criterion, example=example[:1],
             calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
-            reconstructed=reconstruct,
+            reconstructed=reconstruct, trained=dense,
         )  # fmt: skip
 
     def to_json(self) -> str:

@@ -85,6 +85,7 @@ def prune(
     calibration: Calibration,
     moments: Moments | None = None,
     reconstructed: bool = True,
+    trained: nn.Module | None = None,
     notify: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Return the network that an allocation gives, as close to the dense one as it gets without training.
@@ -99,6 +100,8 @@ def prune(
         moments: of the plain ones, where they are known.
         reconstructed: solve the layers of what is compensated by least squares. Batch norm then keeps the dense
             network's statistics, which the layers were solved for.
+        trained: the network whose ``requires_grad`` tells which layers are trained, and so may be solved; the pruner's
+            if None.
         notify: told in a sentence where layers cannot be compensated.
 
     Returns:
@@ -111,7 +114,7 @@ def prune(
             module, dense, graph, kept, moments or collect_moments(dense, graph, calibration.plain, notify=notify)
         )
         if reconstructed:
-            reconstruct(module, dense, graph, kept, _at_once(dense, calibration.plain))
+            reconstruct(module, dense, graph, kept, _at_once(dense, calibration.plain), trained=trained)
             return module
     elif criterion in FOLDED:
         fold_constants(module, dense, graph, kept, example)

@@ -191,8 +191,8 @@ def test_a_criterion_that_there_is_none_of(tiny: Path, tmp_path: Path, capsys: p
 
 def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, tmp_path: Path) -> None:
     without, with_it = tmp_path / "without", tmp_path / "with"
-    assert main(compare(tiny, without, "--criteria", "l1")) == 0
-    assert main(compare(tiny, with_it, "--criteria", "l1", "--reconstruct")) == 0
+    assert main(compare(tiny, without, "--criteria", "l1", "--no-reconstruct")) == 0
+    assert main(compare(tiny, with_it, "--criteria", "l1")) == 0
     (plain,), (solved,) = results(without)["criteria"], results(with_it)["criteria"]
     assert solved["score"] != plain["score"]
 

@@ -226,7 +226,7 @@ def test_a_candidate_is_folded_where_that_is_asked_for(weights: Path, tiny: Path
     half = space.allocation(space.round_down(np.full(len(space), 0.5)))
     with Journal.create(tmp_path / "journal.jsonl", {}) as journal:
         plain = Evaluator(adapter, pruner, images=2, batch=2, seed=0, journal=journal)
-        folding = Evaluator(adapter, pruner, images=2, batch=2, seed=0, journal=journal, fold=True)
+        folding = Evaluator(adapter, pruner, images=2, batch=2, seed=0, journal=journal, criterion="bn")
         biases = [one.recalibrated(half).get_submodule(HEAD).bias for one in (plain, folding)]
     expected = pruner.materialise(half)
     fold_constants(expected, adapter.module, graph, pruner.kept(half), adapter.example(1))

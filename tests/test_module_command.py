@@ -113,7 +113,7 @@ def test_a_policy_is_applied_and_trained(run: Path, tmp_path: Path) -> None:
             ),
         ),
         ("search", (*SEARCH, "--criterion", "taylor")),
-        ("search", (*SEARCH, "--reconstruct")),
+        ("search", (*SEARCH, "--no-reconstruct")),
     ],
 )
 def test_every_command_that_prunes_takes_it(tmp_path: Path, command: str, extra: tuple[str, ...]) -> None:

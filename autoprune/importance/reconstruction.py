@@ -28,7 +28,14 @@ HELD_BACK = 1 / 3
 
 
 def reconstruct(
-    module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, inputs: torch.Tensor, *, seed: int = 0
+    module: nn.Module,
+    dense: nn.Module,
+    graph: ChannelGraph,
+    keep: Keep,
+    inputs: torch.Tensor,
+    *,
+    trained: nn.Module | None = None,
+    seed: int = 0,
 ) -> None:
     """Solve every convolution and linear layer for the dense network's outputs, one after the other in forward order.
 
@@ -49,10 +56,12 @@ def reconstruct(
         graph: its channel groups.
         keep: which of its channels stay, shape (channels,).
         inputs: images, shape (B, C, H, W).
+        trained: the same network, whose weights tell by ``requires_grad`` which are trained; the dense one if None.
         seed: of the feature points.
     """
     layers = {layer.name: layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)}
-    names = [name for name in layers if next(dense.get_submodule(name).parameters()).requires_grad]
+    trained = trained or dense
+    names = [name for name in layers if next(trained.get_submodule(name).parameters()).requires_grad]
     places = Places(seed=seed, points=POINTS)
     wanted: dict[str, torch.Tensor] = {}
 
