@@ -26,5 +26,7 @@ def run(config: ApplyConfig, screen: Screen) -> int:
     applied.show(stages, screen)
     screen.note(f"The pruned network is {path}.")
     if not validate:
-        screen.note("Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is trained.")
+        screen.note(
+            "Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is trained."
+        )
     return 0
