@@ -27,6 +27,7 @@ def run(config: ApplyConfig, screen: Screen) -> int:
     screen.note(f"The pruned network is {path}.")
     if not validate:
         screen.note(
-            "Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is trained."
+            "Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is "
+            "trained."
         )
     return 0

@@ -7,7 +7,6 @@ Networks", ICCV 2017, is the sequential form (`reconstruction`).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from torch import nn
 from autoprune.errors import ModelError
 from autoprune.graph import ChannelGraph, Layer, LayerKind
 from autoprune.importance._base import evaluating
-from autoprune.importance.shifting import Reader, norms_behind, shift_output
+from autoprune.importance.shifting import Reader, norms_behind, outputs_first, shift_output, summed_over_kernel
 from autoprune.surgery import Keep
 
 POSITIONS = 200
@@ -127,12 +126,12 @@ def _compensate_layer(
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept))
     coefficients, shift = _regression(mean, covariance, stays, goes)
     outputs = torch.from_numpy(np.flatnonzero(staying)).to(mean.device)
-    transposed = isinstance(source, nn.modules.conv._ConvNd) and source.transposed
-    removed = _outputs_first(source.weight, transposed)[outputs][:, goes].to(coefficients.dtype)
+    removed = outputs_first(source)[outputs][:, goes].to(coefficients.dtype)
     added = torch.einsum("or...,rk->ok...", removed, coefficients)
-    weight = _outputs_first(target.weight, transposed)  # a view
+    weight = outputs_first(target)  # a view
     weight.add_(added.to(weight.dtype))
-    shift_output(module, name, moments.norm.get(name), _summed_over_kernel(removed, source) @ shift)
+    constants = summed_over_kernel(source)[outputs][:, goes].to(shift.dtype) @ shift
+    shift_output(module, name, moments.norm.get(name), constants)
 
 
 def _regression(
@@ -144,22 +143,6 @@ def _regression(
     inner.diagonal().add_(RIDGE * float(inner.diagonal().mean()) + rounding)
     coefficients = torch.cholesky_solve(covariance[stays][:, goes], torch.linalg.cholesky(inner)).T
     return coefficients, mean[goes] - coefficients @ mean[stays]
-
-
-def _outputs_first(weight: torch.Tensor, transposed: bool) -> torch.Tensor:
-    """Return a view of a weight as (outputs, inputs, kernel …)."""
-    return weight.transpose(0, 1) if transposed else weight
-
-
-def _summed_over_kernel(weight: torch.Tensor, layer: Reader) -> torch.Tensor:
-    """Return what one unit of every input channel adds to the outputs, shape (outputs, inputs).
-
-    Behind a transposed convolution it is a pattern as large as its stride, of which this is the mean.
-    """
-    summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
-        return summed / math.prod(layer.stride)
-    return summed
 
 
 # -- moments ---------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -11,13 +10,11 @@ from torch import nn
 
 from autoprune.graph import ChannelGraph, LayerKind
 from autoprune.importance._base import evaluating
+from autoprune.importance.shifting import Norm, Reader, shift_output, summed_over_kernel
 from autoprune.surgery import Keep
 
 _SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 """Layers that make channels out of others; of grouped convolutions only depthwise ones are pruned, which do not."""
-
-_Source = nn.modules.conv._ConvNd | nn.Linear
-_Norm = nn.modules.batchnorm._BatchNorm
 
 
 def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, example: torch.Tensor) -> None:
@@ -45,7 +42,7 @@ def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, kee
     run(dense, example)
     with torch.no_grad():
         for name, shift in run.shifts.items():
-            _give(module, name, run.norms.get(name), shift)
+            shift_output(module, name, run.norms.get(name), shift)
 
 
 class _SilencedRun:
@@ -75,9 +72,9 @@ class _SilencedRun:
         """Run the example through the network, whose mode is put back."""
         with evaluating(dense), ExitStack() as hooks:
             for name, child in dense.named_modules():
-                if isinstance(child, _Source) and name in self._axes:
+                if isinstance(child, Reader) and name in self._axes:
                     hooks.enter_context(child.register_forward_hook(self._at_source(name)))
-                elif isinstance(child, _Norm) and child.running_mean is not None:
+                elif isinstance(child, Norm) and child.running_mean is not None:
                     hooks.enter_context(child.register_forward_hook(self._at_norm(name)))
             dense(example)
         self._last = None
@@ -86,7 +83,7 @@ class _SilencedRun:
         kept_in, kept_out = self._axes[name]
 
         def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            assert isinstance(layer, _Source)
+            assert isinstance(layer, Reader)
             if not kept_in.all() and name not in self.shifts:
                 self.shifts[name] = _response(layer, inputs[0], ~kept_in)[kept_out.to(output.device)]
             _silence(output, kept_out, layer.bias)
@@ -99,7 +96,7 @@ class _SilencedRun:
             if self._last is not None and inputs[0] is self._last[1]:
                 name = self._last[0]
                 self.norms.setdefault(name, path)
-                assert isinstance(norm, _Norm)
+                assert isinstance(norm, Norm)
                 _silence(output, self._axes[name][1], norm.bias)
 
         return note
@@ -112,10 +109,8 @@ def _silence(output: torch.Tensor, kept: torch.Tensor, constants: torch.Tensor |
     output[:, removed] = values.view(1, -1, *[1] * (output.ndim - 2))
 
 
-def _response(layer: _Source, read: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+def _response(layer: Reader, read: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
     """Return what constant input channels add to a layer's output, shape (out channels,).
-
-    Behind a transposed convolution they give a pattern as large as its stride, of which this is the mean.
 
     Args:
         layer: of one group.
@@ -123,13 +118,7 @@ def _response(layer: _Source, read: torch.Tensor, removed: torch.Tensor) -> torc
         removed: which of the input's channels are the constant ones, shape (C,).
     """
     removed = removed.to(read.device)
-    constants = _constants(read[:, removed])
-    if isinstance(layer, nn.Linear):
-        return layer.weight[:, removed] @ constants
-    summed = layer.weight.flatten(2).sum(2)
-    if layer.transposed:
-        return constants @ summed[removed] / math.prod(layer.stride)
-    return summed[:, removed] @ constants
+    return summed_over_kernel(layer)[:, removed] @ _constants(read[:, removed])
 
 
 def _constants(read: torch.Tensor) -> torch.Tensor:
@@ -141,17 +130,3 @@ def _constants(read: torch.Tensor) -> torch.Tensor:
     for dimension, size in list(enumerate(read.shape))[2:]:
         read = read.narrow(dimension, size // 4, size - 2 * (size // 4))
     return read.transpose(0, 1).flatten(1).median(dim=1).values
-
-
-def _give(module: nn.Module, name: str, norm: str | None, shift: torch.Tensor) -> None:
-    """Shift what a layer gives, or what the batch norm behind it makes of that."""
-    layer = module.get_submodule(name)
-    assert isinstance(layer, _Source)
-    if layer.bias is not None:
-        layer.bias += shift
-    elif norm is None:
-        layer.bias = nn.Parameter(shift.clone(), requires_grad=layer.weight.requires_grad)
-    else:
-        mean = module.get_submodule(norm).running_mean
-        assert isinstance(mean, torch.Tensor)
-        mean -= shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +11,27 @@ from torch import nn
 
 Reader = nn.modules.conv._ConvNd | nn.Linear
 Norm = nn.modules.batchnorm._BatchNorm
+
+
+def outputs_first(layer: Reader) -> torch.Tensor:
+    """Return a view of a layer's weight as (outputs, inputs, kernel …)."""
+    transposed = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
+    return layer.weight.transpose(0, 1) if transposed else layer.weight
+
+
+def summed_over_kernel(layer: Reader) -> torch.Tensor:
+    """Return what one unit of every input channel adds to the outputs, shape (outputs, inputs).
+
+    Behind a transposed convolution it is a pattern as large as its stride, of which this is the mean.
+
+    Args:
+        layer: of one group.
+    """
+    weight = outputs_first(layer)
+    summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
+        return summed / math.prod(layer.stride)
+    return summed
 
 
 def shift_output(module: nn.Module, name: str, norm: str | None, shift: torch.Tensor) -> None:
