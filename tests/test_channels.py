@@ -159,6 +159,7 @@ def test_every_command_takes_them(
     data = here / "data" / "data.yaml"
     if command == "quantize":
         need("onnx", "onnxruntime")
+    if command in ("quantize", "netadapt"):
         data = write_data(tmp_path / "data", channels=channels, images=17)
     words = ["--model", str(here / "best.pt"), "--data", str(data), "--threads", "1", "--out", str(tmp_path / "run")]
     more = [policy if word == "POLICY" else word for word in _COMMANDS[command]]

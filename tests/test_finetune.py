@@ -315,7 +315,7 @@ def test_a_process_of_its_own_trains_the_pruned_network_and_goes_on(
     assert result.epochs == 2
     assert [(report.epoch, report.epochs) for report in reports] == [(1, 2), (2, 2)]
     assert reports[0].accuracy is not None
-    assert result.losses == reports[1].losses
+    assert result.losses == pytest.approx(reports[1].losses, abs=5e-6), "what Ultralytics logs is rounded"
     assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss"}
 
     unfinished = {**torch.load(tmp_path / "weights" / "state.pt", weights_only=True), "epoch": 1, "over": False}

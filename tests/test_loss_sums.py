@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import reduce
+from itertools import cycle
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,14 @@ def test_so_is_that_of_an_rt_detr(folder: Path) -> None:
 
 
 def trained(adapter: UltralyticsAdapter, *, steps: int, lr: float) -> nn.Module:
-    """Return a copy that has learnt the labelled images, and as many backgrounds, a little."""
-    (batch,) = adapter.batches("train", images=LABELLED * 2, batch=LABELLED * 2, seed=0)
+    """Return a copy that has learnt the labelled images, and as many backgrounds, a little.
+
+    In batches as large and as small as it is then scored in: what only knows the statistics of one is bad in the other.
+    """
+    large, small = (adapter.batches("train", images=LABELLED * 2, batch=batch, seed=0) for batch in (16, 4))
     module = deepcopy(adapter.module).train()
     optimizer = torch.optim.Adam(module.parameters(), lr)
-    for _ in range(steps):
+    for _, batch in zip(range(steps), cycle([*large, *small]), strict=False):
         optimizer.zero_grad()
         adapter.loss(module, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

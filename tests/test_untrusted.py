@@ -25,7 +25,7 @@ from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.finetune import finetune
 
 from .detectors import build as build_detector
-from .detectors import tiny_yaml, write_detector
+from .detectors import tiny_yaml, write_data, write_detector
 from .training import Stop, stop, write_training
 from .world import SIZE, arguments, one_sentence, summary
 
@@ -411,7 +411,7 @@ def test_a_trusted_run_reads_what_it_wrote(tiny: Path, tmp_path: Path, capsys: p
         ("slim", ("--budget", "flops=80%", "--sparsity-epochs", "1", "--finetune-epochs", "1")),
         ("mask", ("--epochs", "1", "--granularity", "unstructured")),
         ("quantize", ("--qat-epochs", "1", "--max-drop", "0.9")),
-        ("netadapt", ("--budget", "flops=90%", "--finetune-epochs", "1", "--short-term-steps", "1")),
+        ("netadapt", ("--budget", "flops=90%", "--images", "4", "--finetune-epochs", "1", "--short-term-steps", "1")),
     ],
 )
 def test_every_command_reads_what_it_wrote_of_a_trusted_network(
@@ -420,7 +420,8 @@ def test_every_command_reads_what_it_wrote_of_a_trusted_network(
     network = build_detector(32)
     network.model[1].act = Own()
     write_detector(tmp_path / "best.pt", network)
-    words = [command, "--model", str(tmp_path / "best.pt"), "--data", str(tiny / "data" / "data.yaml"), *extra]
+    data = write_data(tmp_path / "data", images=17)  # as many as the last two need
+    words = [command, "--model", str(tmp_path / "best.pt"), "--data", str(data), *extra]
     words += ["--policy", str(searched / "policy.json")] if command == "train" else []
     words += ["--imgsz", str(SIZE), "--device", "cpu", "--batch", "2", "--out", str(tmp_path / "run")]
     words += ["--trust-checkpoint"]

@@ -95,8 +95,10 @@ def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
 
 def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Adapter:
     """Fine-tune the network for int8, on the device for that, and open what came out."""
-    options: dict[str, Any] = {"data": config.data, "image_size": adapter.image_size}
-    trainee = open_adapter(config.model, device=choose_device(config.device), trust=config.trust_checkpoint, **options)
+    options: dict[str, Any] = {
+        "data": config.data, "image_size": adapter.image_size, "trust": config.trust_checkpoint,
+    }  # fmt: skip
+    trainee = open_adapter(config.model, device=choose_device(config.device), **options)
     return open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
 
 
