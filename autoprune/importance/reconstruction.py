@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -120,12 +119,12 @@ class _Points:
     wanted: torch.Tensor
     images: int
 
-    def split(self) -> tuple[slice, slice]:
-        """Return the points to solve for, and those of held-back images; the same ones of too few images."""
+    def split(self) -> tuple[slice, slice] | None:
+        """Return the points to solve for, and those of held-back images; None where the images are too few for that."""
         each = len(self.read) // self.images
         held = round(self.images * HELD_BACK)
         cut = each * (self.images - held)
-        return (slice(0, cut), slice(cut, None)) if held else (slice(None), slice(None))
+        return (slice(0, cut), slice(cut, None)) if held else None
 
 
 def _solve(layer: Reader, points: _Points) -> torch.Tensor:
@@ -134,46 +133,96 @@ def _solve(layer: Reader, points: _Points) -> torch.Tensor:
     weights = layer.weight.flatten(1).double().chunk(groups)
     reads = points.read.double().chunk(groups, dim=1)
     aims = points.wanted.double().chunk(groups, dim=1)
-    problems = [_Problem(rows, read.flatten(1), aim) for rows, read, aim in zip(weights, reads, aims, strict=True)]
-    ridge = _best_ridge(problems, points)
-    found, biases = zip(*(problem.solved(slice(None), ridge) for problem in problems), strict=True)
+    problems = [
+        _Problem.of(weight, read.flatten(1), aim, points.split())
+        for weight, read, aim in zip(weights, reads, aims, strict=True)
+    ]
+    errors = [sum(problem.error(ridge) for problem in problems) for ridge in RIDGES]
+    found, biases = zip(*(problem.solution(RIDGES[int(np.argmin(errors))]) for problem in problems), strict=True)
     layer.weight.copy_(torch.cat(found).reshape(layer.weight.shape))
     return torch.cat(biases)
 
 
-def _best_ridge(problems: Sequence[_Problem], points: _Points) -> float:
-    """Return the ridge whose solution predicts the held-back points best; infinite where the weights should stay."""
-    solve, check = points.split()
-    errors = [sum(problem.error(check, *problem.solved(solve, ridge)) for problem in problems) for ridge in RIDGES]
-    return RIDGES[int(np.argmin(errors))]
-
-
 @dataclass(frozen=True)
-class _Problem:
-    """Least squares of one group of a layer.
+class _Sums:
+    """Sums over points: all that least squares need of them, so that many ridges cost little more than one.
 
     Attributes:
-        weight: as it is, shape (out channels, n).
-        read: shape (points, n).
-        wanted: shape (points, out channels).
+        count: of the points.
+        read: of what is read, shape (n,).
+        wanted: of what should be given, shape (out channels,).
+        inner: of products of what is read, shape (n, n).
+        cross: of products of both, shape (n, out channels).
+        square: of the squares of what should be given.
     """
 
-    weight: torch.Tensor
+    count: int
     read: torch.Tensor
     wanted: torch.Tensor
+    inner: torch.Tensor
+    cross: torch.Tensor
+    square: torch.Tensor
 
-    def solved(self, part: slice, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weights, shape (out channels, n), and the bias, shape (out channels,), for some of the points."""
-        read, wanted = self.read[part], self.wanted[part]
-        centre, middle = read.mean(0), wanted.mean(0)
-        weight = self.weight
+    @classmethod
+    def of(cls, read: torch.Tensor, wanted: torch.Tensor) -> _Sums:
+        return cls(len(read), read.sum(0), wanted.sum(0), read.T @ read, read.T @ wanted, wanted.square().sum())
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def solved(self, weight: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights, shape (out channels, n), and bias, shape (out channels,), nearest to a weight by a ridge."""
+        centre, middle = self.read / self.count, self.wanted / self.count
         if math.isfinite(ridge):
-            inner = (read - centre).T @ (read - centre)
-            step = (read - centre).T @ (wanted - middle) - inner @ weight.T
+            inner = self.inner - torch.outer(self.read, centre)
+            step = self.cross - torch.outer(self.read, middle) - inner @ weight.T
             inner.diagonal().add_(ridge * float(inner.diagonal().mean()) + torch.finfo(inner.dtype).tiny)
             weight = weight + torch.cholesky_solve(step, torch.linalg.cholesky(inner)).T
         return weight, middle - weight @ centre
 
-    def error(self, part: slice, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        """Return the sum of squares that a solution leaves."""
-        return float((self.wanted[part] - self.read[part] @ weight.T - bias).square().sum())
+    def error(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        """Return the sum of squares that weights and bias leave."""
+        given = (weight @ self.inner * weight).sum() + 2 * bias @ weight @ self.read + self.count * bias @ bias
+        return float(self.square - 2 * ((weight.T * self.cross).sum() + bias @ self.wanted) + given)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Least squares of one group of a layer, about the means of all points: near zero squares lose no digits.
+
+    Attributes:
+        weight: as it is, shape (out channels, n).
+        centre: mean of what is read, shape (n,).
+        middle: mean of what should be given, shape (out channels,).
+        solved_for: the points that are solved for.
+        held_back: the points that the ridge is chosen on.
+        every: all points.
+    """
+
+    weight: torch.Tensor
+    centre: torch.Tensor
+    middle: torch.Tensor
+    solved_for: _Sums
+    held_back: _Sums
+    every: _Sums
+
+    @classmethod
+    def of(
+        cls, weight: torch.Tensor, read: torch.Tensor, wanted: torch.Tensor, parts: tuple[slice, slice] | None
+    ) -> _Problem:
+        centre, middle = read.mean(0), wanted.mean(0)
+        read, wanted = read - centre, wanted - middle
+        if parts is None:
+            every = _Sums.of(read, wanted)
+            return cls(weight, centre, middle, every, every, every)
+        solved_for, held_back = (_Sums.of(read[part], wanted[part]) for part in parts)
+        return cls(weight, centre, middle, solved_for, held_back, solved_for + held_back)
+
+    def error(self, ridge: float) -> float:
+        """Return the squared error on the points held back."""
+        return self.held_back.error(*self.solved_for.solved(self.weight, ridge))
+
+    def solution(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights and bias for all points."""
+        weight, bias = self.every.solved(self.weight, ridge)
+        return weight, bias + self.middle - weight @ self.centre
