@@ -94,7 +94,7 @@ MOMENTS: dict[str, tuple[Moment, ...]] = {
     "latency": (
         Moment("record latency", 3), Moment("record latency", 40, TERM), Moment("record latency", 60),
         Moment("record evaluation", 6), Moment("record accuracy"), Moment("batch of finetune, epoch 2", 2),
-        Moment("record latency", 74),
+        Moment("record validation", 3),
     ),
     "netadapt": (
         Moment("record netadapt 1 dense"), Moment("record netadapt 1", 2), Moment("short fine-tune", 5, TERM),
@@ -102,7 +102,7 @@ MOMENTS: dict[str, tuple[Moment, ...]] = {
         Moment("batch of finetune, epoch 2", 2), Moment("file state.pt", 3), Moment("batch of finetune, epoch 1", 5),
     ),
     "compare": (
-        Moment("record evaluation", 20), Moment("record outcome"), Moment("record evaluation", 40, TERM),
+        Moment("record evaluation", 20), Moment("record outcome"), Moment("record evaluation", 24, TERM),
         Moment("batch of finetune, epoch 2", 2), Moment("record tuned"), Moment("batch of finetune, epoch 2", 8),
         Moment("record reference"), Moment("file compare.json"),
     ),
