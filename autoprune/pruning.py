@@ -29,7 +29,7 @@ EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
 """Training images that recalibrate batch norm where nothing else is asked for, and how many at once."""
 
-RECONSTRUCTION_BYTES = 4 * 2**30
+RECONSTRUCTION_BYTES = 2 * 2**30
 """Activations that reconstruction may hold: its images go through the network all at once."""
 
 

@@ -1,0 +1,88 @@
+"""What an allocation becomes: surgery, compensation, least squares or batch norm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoprune import pruning
+from autoprune.importance import make_criterion
+from autoprune.proof import analyse
+from autoprune.pruning import Calibration, prune
+from autoprune.space import Allocation, Space
+from autoprune.surgery import Pruner
+from tests.test_compensation import IMAGES, Reader
+from tests.test_folding import randomised
+
+PLAIN, AUGMENTED = [IMAGES[:8], IMAGES[8:12]], [IMAGES[12:]]
+
+
+@pytest.fixture(scope="module")
+def pruner() -> Pruner:
+    torch.manual_seed(1)
+    module = randomised(Reader(), 1).float()
+    graph = analyse(module, torch.zeros(2, 3, 12, 12))
+    return Pruner(module, Space(graph, round_to=1), make_criterion("l1").order(module, graph))
+
+
+@pytest.fixture(scope="module")
+def half(pruner: Pruner) -> Allocation:
+    return pruner.space.allocation(pruner.space.round_down(np.full(len(pruner.space), 0.5)))
+
+
+def made(pruner: Pruner, allocation: Allocation, **options: object) -> nn.Module:
+    return prune(pruner, allocation, criterion="l1", example=IMAGES[:1], **options)  # type: ignore[arg-type]
+
+
+def error(module: nn.Module, pruner: Pruner) -> float:
+    with torch.no_grad():
+        return float((module(IMAGES) - pruner.module.eval()(IMAGES)).square().mean())
+
+
+def test_every_step_brings_it_nearer_to_the_dense_network(pruner: Pruner, half: Allocation) -> None:
+    everything = Calibration(PLAIN, AUGMENTED)
+    errors = [
+        error(made(pruner, half, calibration=Calibration()), pruner),
+        error(made(pruner, half, calibration=Calibration((), AUGMENTED)), pruner),
+        error(made(pruner, half, calibration=everything, reconstructed=False), pruner),
+        error(made(pruner, half, calibration=everything), pruner),
+    ]
+    assert errors[2] < 0.7 * min(errors[:2])
+    assert errors[3] < 0.7 * errors[2]
+
+
+def test_what_is_solved_keeps_its_batch_norm(pruner: Pruner, half: Allocation) -> None:
+    """Its mean moves, but its variance stays: what was solved was solved for that."""
+    found = made(pruner, half, calibration=Calibration(PLAIN, AUGMENTED)).state_dict()
+    dense = pruner.module.state_dict()
+    assert torch.isin(found["plain_bn.running_var"], dense["plain_bn.running_var"]).all()
+    recalibrated = made(pruner, half, calibration=Calibration(PLAIN, AUGMENTED), reconstructed=False).state_dict()
+    assert not torch.isin(recalibrated["plain_bn.running_var"], dense["plain_bn.running_var"]).any()
+
+
+def test_without_images_the_weights_stay(pruner: Pruner, half: Allocation) -> None:
+    found, surgery = made(pruner, half, calibration=Calibration()), pruner.materialise(half)
+    for name, tensor in surgery.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
+
+
+def test_as_many_images_are_solved_for_as_memory_holds(
+    pruner: Pruner, half: Allocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "RECONSTRUCTION_BYTES", 1.0)
+    assert error(made(pruner, half, calibration=Calibration(PLAIN, AUGMENTED)), pruner) < float("inf")
+    assert len(pruning._at_once(pruner.module, PLAIN)) == 1
+    monkeypatch.setattr(pruning, "RECONSTRUCTION_BYTES", 2**30)
+    assert len(pruning._at_once(pruner.module, PLAIN)) == 12
+
+
+def test_a_frozen_layer_is_not_solved(pruner: Pruner, half: Allocation) -> None:
+    """DFL's weights are constants of Ultralytics; a network that was loaded to predict says that of all layers."""
+    frozen = Reader()
+    for parameter in frozen.parameters():
+        parameter.requires_grad = False
+    found = made(pruner, half, calibration=Calibration(PLAIN, AUGMENTED), trained=frozen).state_dict()
+    closed = made(pruner, half, calibration=Calibration(PLAIN, AUGMENTED), reconstructed=False).state_dict()
+    assert torch.equal(found["plain.weight"], closed["plain.weight"])
