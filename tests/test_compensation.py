@@ -178,6 +178,14 @@ def test_fewer_positions_than_channels_have_an_answer(analysed: tuple[nn.Module,
     assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
 
 
+def test_channels_that_are_always_zero_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = copy.deepcopy(analysed[0]), analysed[1]
+    with torch.no_grad():
+        dense.bn.weight[:], dense.bn.bias[:] = 0.0, -1.0  # type: ignore[union-attr,index,operator]
+    before, after = errors(dense, graph, removing(graph, make=(0, 3)))
+    assert before == after == 0
+
+
 def test_covariances_that_do_not_fit_are_left_out_widest_first(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
     moments = collect_moments(dense, graph, [IMAGES], limit=8 * 6 * 6)

@@ -1,9 +1,9 @@
-"""Do the tests notice when the code is wrong? Small changes of six core modules, each of which must fail a test.
+"""Do the tests notice when the code is wrong? Small changes of core modules, each of which must fail a test.
 
-The six decide which channels go (``space``), whether a budget is held and read right (``constraint``, ``budget``),
-where a search starts and which candidate ships (``guidance``, ``finalists``), and that a run can be repeated
-(``isolation``); all have tests of seconds. A runner of its own: mutmut leaves out whatever is decorated, here the
-dataclasses, properties and context managers that much of these modules is made of.
+They decide which channels go (``space``), whether a budget is held and read right (``constraint``, ``budget``),
+where a search starts and which candidate ships (``guidance``, ``finalists``), that a run can be repeated
+(``isolation``) and what weights make up for; all have tests of seconds. A runner of its own: mutmut leaves out whatever
+is decorated, here the dataclasses, properties and context managers that much of these modules is made of.
 
 ``AUTOPRUNE_MUTANTS=60 pytest -m slow tests/test_mutants.py`` tries more of them.
 """
@@ -26,6 +26,8 @@ TESTS = {
     "autoprune.commands.guidance": ["test_guidance"],
     "autoprune.commands.finalists": ["test_finalists"],
     "autoprune.search.isolation": ["test_isolation"],
+    "autoprune.importance.compensation": ["test_compensation"],
+    "autoprune.importance.reconstruction": ["test_reconstruction", "test_pruning"],
 }
 """Modules, and the tests that belong to them."""
 

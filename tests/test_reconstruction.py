@@ -11,7 +11,7 @@ from torch import nn
 
 from autoprune.graph import ChannelGraph
 from autoprune.importance import make_criterion
-from autoprune.importance.reconstruction import reconstruct
+from autoprune.importance.reconstruction import _Sums, reconstruct
 from autoprune.space import Space
 from autoprune.surgery import Pruner
 from tests.test_importance import Net, network
@@ -41,6 +41,15 @@ def with_copies(module: Net) -> Net:
                 tensor[3:] = tensor[:3]
         module.outer.conv.weight[:, 3:] *= 0.3
     return module
+
+
+def test_the_sums_tell_the_error_of_any_weights() -> None:
+    generator = torch.Generator().manual_seed(2)
+    read, wanted, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((50, 7), (50, 3), (3, 7), (3,))
+    )
+    found = (_Sums.of(read[:20], wanted[:20]) + _Sums.of(read[20:], wanted[20:])).error(weight, bias)
+    assert found == pytest.approx(float((wanted - read @ weight.T - bias).square().sum()))
 
 
 def test_what_can_be_made_up_is_made_up() -> None:
