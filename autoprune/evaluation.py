@@ -19,7 +19,7 @@ from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch
 from autoprune.models.recalibration import recalibrate as recalibrate
 from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
-from autoprune.pruning import Calibration, calibration_of, prune
+from autoprune.pruning import Calibration, prune
 from autoprune.space import Allocation
 from autoprune.surgery import Pruner
 
@@ -206,7 +206,7 @@ class Evaluator:
             module = module.to(memory_format=torch.channels_last)
         return module
 
-    def recalibrated(self, allocation: Allocation) -> nn.Module:
+    def repaired(self, allocation: Allocation) -> nn.Module:
         """Return the candidate in eval mode, as it ships before training: see `pruning.prune`."""
         return prune(
             self.pruner, allocation,
@@ -218,15 +218,15 @@ class Evaluator:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
         found = self.journal.lookup("accuracy", list(allocation))
         if found is None:
-            found = asdict(self.adapter.accuracy(self.recalibrated(allocation), self._batches))
+            found = asdict(self.adapter.accuracy(self.repaired(allocation), self._batches))
             self.journal.append("accuracy", list(allocation), found)
         return Accuracy(**found)
 
     @cached_property
     def _calibration(self) -> Calibration:
-        return calibration_of(
-            self.adapter, compensate=self.compensate, images=self.images, batch=self.batch, seed=self.seed
-        )
+        """What `pruning.calibration_of` gives; the plain images are those that score, and are held already."""
+        plain = [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
+        return Calibration(plain, self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed))
 
     @cached_property
     def _moments(self) -> Moments:

@@ -69,6 +69,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A folder with everything that is not what it is given for, see ``tests.refusals``."""
+    from tests.refusals import write_zoo
+
+    return write_zoo(tmp_path_factory.mktemp("zoo"), tiny)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
+    """Run in an empty folder; networks are analysed once."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Commands measure on a device in closed form and analyse an architecture once, see ``tests.world``."""

@@ -14,23 +14,11 @@ import torch
 
 from autoprune.cli import main
 from autoprune.journal import Journal
-from tests.refusals import refuse, words, write_zoo
+from tests.refusals import refuse, words
 from tests.world import arguments
 
 Capsys = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
-    """Run in an empty folder; networks are analysed once."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A folder with everything that is not what it is given for."""
-    return write_zoo(tmp_path_factory.mktemp("zoo"), tiny)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 # -- policies and curves ---------------------------------------------------------------------------

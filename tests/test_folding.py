@@ -227,7 +227,7 @@ def test_a_candidate_is_folded_where_that_is_asked_for(weights: Path, tiny: Path
     with Journal.create(tmp_path / "journal.jsonl", {}) as journal:
         plain = Evaluator(adapter, pruner, images=2, batch=2, seed=0, journal=journal)
         folding = Evaluator(adapter, pruner, images=2, batch=2, seed=0, journal=journal, criterion="bn")
-        biases = [one.recalibrated(half).get_submodule(HEAD).bias for one in (plain, folding)]
+        biases = [one.repaired(half).get_submodule(HEAD).bias for one in (plain, folding)]
     expected = pruner.materialise(half)
     fold_constants(expected, adapter.module, graph, pruner.kept(half), adapter.example(1))
     assert torch.equal(biases[0], adapter.module.get_submodule(HEAD).bias)  # type: ignore[arg-type]

@@ -298,10 +298,7 @@ def test_nothing_in_a_policy_is_evaluated(
     for old in _texts(json.loads(good))[:6]:
         (tmp_path / "policy.json").write_text(good.replace(json.dumps(old), json.dumps(canary.expression)))
         words = ["apply", "--policy", str(tmp_path / "policy.json"), "--model", str(tiny / "best.pt")]
-        code = main([*words, "--imgsz", str(SIZE), "--out", str(tmp_path / "run")])
-        said = capsys.readouterr().err
-        assert code == 0 or one_sentence(said)
-        assert not canary.sings, old
+        check_silent([*words, "--imgsz", str(SIZE), "--out", str(tmp_path / "run")], canary, capsys, old)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
@@ -314,11 +311,16 @@ def test_nothing_in_a_journal_is_evaluated(
             run = shutil.copytree(searched, tmp_path / "run")
             changed = line.replace(json.dumps(old), json.dumps(canary.expression))
             (run / "journal.jsonl").write_text("\n".join([*lines[:number], changed, *lines[number + 1 :]]) + "\n")
-            code = main(["search", "--resume", str(run)])
-            said = capsys.readouterr().err
-            assert code == 0 or one_sentence(said)
-            assert not canary.sings, old
+            check_silent(["search", "--resume", str(run)], canary, capsys, old)
             shutil.rmtree(run)
+
+
+def check_silent(words: list[str], canary: Canary, capsys: pytest.CaptureFixture[str], changed: str) -> None:
+    """Make sure that a command ends well or in a sentence, and that nothing was evaluated of the text changed."""
+    code = main(words)
+    said = capsys.readouterr().err
+    assert code == 0 or one_sentence(said)
+    assert not canary.sings, changed
 
 
 def _texts(value: Any) -> list[str]:
@@ -342,10 +344,7 @@ def test_nothing_in_a_sensitivity_file_is_evaluated(
         file = tmp_path / "sensitivity.json"
         file.write_text(good.replace(json.dumps(old), json.dumps(canary.expression)))
         words = ("--budget", "flops=70%", "--strategy", "sensitivity", "--episodes", "2", "--sensitivity", str(file))
-        code = main(arguments("search", tiny, tmp_path / "run", *words))
-        said = capsys.readouterr().err
-        assert code == 0 or one_sentence(said)
-        assert not canary.sings, old
+        check_silent(arguments("search", tiny, tmp_path / "run", *words), canary, capsys, old)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 

@@ -100,7 +100,7 @@ class _Comparison:
         counts = np.array(found.allocation)
         costs = {metric: float(cost(counts)) for metric, cost in run.static.items()}
         costs |= self._goals.confirm(found.allocation)
-        module = contest.evaluator.recalibrated(found.allocation)
+        module = contest.evaluator.repaired(found.allocation)
         deployment = Deployment(run, self._budget, path=path)
         deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
         before = adapter.validate(module).main

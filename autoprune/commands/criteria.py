@@ -80,7 +80,7 @@ class CriteriaComparison:
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
         evaluator = replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
-        module = evaluator.recalibrated(allocation)
+        module = evaluator.repaired(allocation)
         row = {
             "criterion": criterion,
             "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics

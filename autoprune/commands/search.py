@@ -104,7 +104,7 @@ class SearchRun:
         searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
         chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
-        stages = deployment.ship(evaluator.recalibrated(chosen.allocation), chosen.allocation)
+        stages = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
         return {"dense": dense, **stages}, {**searched, **priced}
 
     def _continued(
