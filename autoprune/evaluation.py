@@ -16,7 +16,7 @@ from torch import nn
 from autoprune.errors import DeviceError, ModelError
 from autoprune.importance.compensation import Moments, collect_moments, compensate
 from autoprune.journal import Journal
-from autoprune.models._base import Accuracy, Adapter, Batch
+from autoprune.models._base import Accuracy, Adapter, Batch, LossSum
 from autoprune.models.recalibration import recalibrate as recalibrate
 from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.pruning import Calibration, prune
@@ -25,6 +25,12 @@ from autoprune.surgery import Pruner
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether scoring in bfloat16 pays on a device: on CPUs with tiles for it (Intel AMX), see ``Evaluator``."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch before 2.11 does not say
+    return device.type == "cpu" and bool(capabilities().get("amx_bf16"))
 
 
 def _silent(note: str) -> None:
@@ -69,6 +75,10 @@ class Evaluator:
     batch norm converges to, and the detection loss of that pass is the score. (Measured against recalibrating first
     and scoring after: within 1%, the same ranking; half the cost.)
 
+    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX, and scores differ by 0.01 at most (three
+    detectors, 320 px, 60 images, one thread: 0.84 → 0.55 s, 0.86 → 0.53, 0.94 → 0.65; Spearman over 30 allocations at
+    flops=50%, 30% and 20% at least 0.998).
+
     It can be pickled, for the workers of stable-baselines3's ``SubprocVecEnv``: each gets the network, the images and
     the scores known so far, and computes the same scores; what it computes is not journalled, and it notifies nobody.
 
@@ -84,6 +94,7 @@ class Evaluator:
         compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
         reconstruct: where candidates are compensated, solve the layers of what ships for what the dense network gives.
         criterion: what ranked the channels, see `pruning.prune`.
+        bf16: score in bfloat16 where that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
     """
 
@@ -98,6 +109,7 @@ class Evaluator:
     compensate: bool = False
     reconstruct: bool = False
     criterion: str = ""
+    bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
@@ -106,6 +118,7 @@ class Evaluator:
         self._known: dict[Allocation, Evaluation] = {}
         self._base: Allocation | None = None
         self._prefix: Prefix | None = None
+        self._in_bf16 = self._begun_in_bf16()
         self._load()
         self.dense_loss = self._dense_loss()
 
@@ -167,7 +180,7 @@ class Evaluator:
         module = self.materialise(base).train()
         return Prefix.record(
             module,
-            [partial(self.adapter.loss_sum, module, batch) for batch in self._batches],
+            [partial(self._loss_sum, module, batch) for batch in self._batches],
             base=base,
             stages=stages,
             starts=first_stages(self.pruner.space.graph, self.pruner.module, stages),
@@ -178,8 +191,12 @@ class Evaluator:
         """Return the loss in train mode, over all scoring images."""
         module.train()
         with torch.no_grad():
-            sums = [self.adapter.loss_sum(module, batch) for batch in self._batches]
+            sums = [self._loss_sum(module, batch) for batch in self._batches]
         return reduce(add, sums).mean()
+
+    def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
+        with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
+            return self.adapter.loss_sum(module, batch)
 
     def _dense_loss(self) -> float:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
@@ -232,6 +249,14 @@ class Evaluator:
     def _moments(self) -> Moments:
         """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
         return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration.plain, notify=self.notify)
+
+    def _begun_in_bf16(self) -> bool:
+        """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
+        found = self.journal.lookup("bf16", "")
+        if found is None:
+            found = self.bf16 and self.adapter.autocasts and has_fast_bf16(self.adapter.device)
+            self.journal.append("bf16", "", found)
+        return bool(found)
 
     # -- memory --------------------------------------------------------------------------------
 

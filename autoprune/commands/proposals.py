@@ -168,6 +168,7 @@ class Trials:
         evaluator = Evaluator(
             self._run.network.adapter, base.pruner, images=config.images, batch=config.batch, seed=config.seed,
             journal=self._run.folder.journal, kind=kind, notify=self._run.screen.warn, compensate=config.compensate,
+            bf16=config.bf16,
         )  # fmt: skip
         evaluator.rebase(base.allocation)
         return evaluator

@@ -104,6 +104,7 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"accuracy", _Counts, Accuracy),
     (r"validation", str, Accuracy),
     (r"batch", int, _Count),
+    (r"bf16", _word(""), bool),
     (r"threads", str, _Count),
     (r"demo image size", str, _Count),
     (r"created", str, str),

@@ -66,6 +66,7 @@ def make_evaluator(
         images=images, batch=config.batch, seed=config.seed,
         journal=folder.journal, kind=kind, notify=screen.warn,
         compensate=config.compensate,
+        bf16=config.bf16,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         criterion=config.criterion,
     )  # fmt: skip

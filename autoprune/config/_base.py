@@ -88,6 +88,7 @@ class PruningConfig(ResumableConfig):
         batch: images per batch, in scoring and in fine-tuning
         compensate: give the kept channels' weights what best predicts the removed channels from them, in every
             candidate and in what ships
+        bf16: score candidates in bfloat16 where the CPU has fast instructions for it (AMX); otherwise in float32
     """
 
     model: Path | None = None
@@ -98,6 +99,7 @@ class PruningConfig(ResumableConfig):
     images: int = 60
     batch: int = 16
     compensate: bool = True
+    bf16: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

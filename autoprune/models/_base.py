@@ -121,6 +121,7 @@ class Adapter(ABC):
             `autoprune.models.open_adapter` take the path of the first one.
         bytes_per_number: what a number takes in a checkpoint.
         accuracy_names: what the figures of its accuracy are called.
+        autocasts: whether network and loss also compute under ``torch.autocast``.
         reader: what people open an exported file with, beside its runtime; None where there is nothing.
     """
 
@@ -134,6 +135,7 @@ class Adapter(ABC):
     suffixes: tuple[str, ...] = (".pt",)
     bytes_per_number: int = 2
     accuracy_names: AccuracyNames = AccuracyNames()
+    autocasts: bool = True
     reader: str | None = None
 
     def checkpoint(self, folder: Path, name: str) -> Path:

@@ -68,6 +68,7 @@ class ModuleAdapter(TrainableAdapter):
 
     resizable = False
     bytes_per_number = 4
+    autocasts = False  # a person's own loss may read numbers that it never was given in bfloat16
 
     def __init__(
         self,
