@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,14 @@ class Constraint:
         """Return the largest share cost / limit over all limits, shape () or (candidates,); at most 1 holds."""
         shares = [np.asarray(ceiling.cost(counts)) / ceiling.limit for ceiling in self.ceilings]
         return np.asarray(np.max(shares, axis=0)) if shares else np.zeros(np.shape(counts)[:-1])
+
+    def tightened(self, share: float) -> Constraint:
+        """Return the constraint with every limit at a share of what it is, or at the least that can be reached."""
+        lowest = [float(ceiling.cost(self.space.lower)) for ceiling in self.ceilings]
+        limits = [max(share * ceiling.limit, least) for ceiling, least in zip(self.ceilings, lowest, strict=True)]
+        return Constraint(
+            self.space, [replace(ceiling, limit=limit) for ceiling, limit in zip(self.ceilings, limits, strict=True)]
+        )
 
     def holds(self, counts: Counts) -> bool:
         """Return whether one allocation holds every limit."""

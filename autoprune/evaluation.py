@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial, reduce
 from operator import add
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from autoprune.errors import DeviceError, ModelError
 from autoprune.importance.compensation import Moments, collect_moments, compensate
+from autoprune.importance.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch, LossSum
 from autoprune.models.recalibration import recalibrate as recalibrate
@@ -22,6 +23,8 @@ from autoprune.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.pruning import Calibration, prune
 from autoprune.space import Allocation
 from autoprune.surgery import Pruner
+
+Result = TypeVar("Result")
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
@@ -189,10 +192,12 @@ class Evaluator:
 
     def _loss(self, module: nn.Module) -> float:
         """Return the loss in train mode, over all scoring images."""
+        return self._sums(module).mean()
+
+    def _sums(self, module: nn.Module) -> LossSum:
         module.train()
         with torch.no_grad():
-            sums = [self._loss_sum(module, batch) for batch in self._batches]
-        return reduce(add, sums).mean()
+            return reduce(add, [self._loss_sum(module, batch) for batch in self._batches])
 
     def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
         with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
@@ -202,8 +207,10 @@ class Evaluator:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
             dense = tuple(unit.width for unit in self.pruner.space.units)
-            found = {"loss": self._retrying(lambda: self._loss(self.materialise(dense)))}
+            sums = self._retrying(lambda: self._sums(self.materialise(dense)))
+            found = {"loss": sums.mean(), "weights": sums.weights.tolist()}
             self.journal.append(f"{self.kind} dense", self.batch, found)
+        self._dense_weights = torch.tensor(found["weights"], device=self.adapter.device)
         loss = float(found["loss"])
         if not math.isfinite(loss) or loss <= 0:
             raise ModelError(
@@ -211,6 +218,39 @@ class Evaluator:
                 "check that the weights and the labels belong together"
             )
         return loss
+
+    # -- first order ---------------------------------------------------------------------------
+
+    def gains(self, allocation: Allocation, widths: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return what each unit's widening alone would add to the score of a candidate, to first order; journalled.
+
+        Up to a common factor, for what the loss is divided by is taken from the dense network.
+
+        Args:
+            allocation: the candidate.
+            widths: per unit, the wider counts that are asked for.
+        """
+        key = [list(allocation), [list(wider) for wider in widths]]
+        found = self.journal.lookup("gains", key)
+        if found is None:
+            slopes = self._retrying(lambda: self._slopes(allocation))
+
+            def gain(unit: int, count: int) -> float:
+                wider = (*allocation[:unit], count, *allocation[unit + 1 :])
+                return -slopes.change(self.pruner.kept(wider)) / self.dense_loss
+
+            found = [[gain(unit, count) for count in wider] for unit, wider in enumerate(widths)]
+            self.journal.append("gains", key, found)
+        return [list(map(float, gains)) for gains in found]
+
+    def _slopes(self, allocation: Allocation) -> Slopes:
+        def loss(batch: Batch) -> Callable[[nn.Module], torch.Tensor]:
+            return lambda module: (self._loss_sum(module, batch).totals / self._dense_weights).sum()
+
+        return measure_slopes(
+            self.pruner.module, self.pruner.space.graph, self.pruner.kept(allocation),
+            self._moments if self.compensate else None, [loss(batch) for batch in self._batches],
+        )  # fmt: skip
 
     # -- networks ------------------------------------------------------------------------------
 
@@ -268,7 +308,7 @@ class Evaluator:
             "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True
         )
 
-    def _retrying(self, compute: Callable[[], float]) -> float:
+    def _retrying(self, compute: Callable[[], Result]) -> Result:
         """Compute; when memory runs out, forget the base network or else halve the batch, say so, and go on."""
         while True:
             try:

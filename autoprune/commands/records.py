@@ -38,6 +38,7 @@ class _Score(TypedDict):
 
 class _Loss(TypedDict):
     loss: float
+    weights: Sequence[_Positive]
 
 
 class _Iteration(TypedDict):
@@ -101,6 +102,7 @@ def _led(*words: str, at: int = 0) -> Any:
 _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"evaluation|(plain )?probe|untied|netadapt \d+", _Counts, _Score),
     (r"(evaluation|(plain )?probe|untied|netadapt \d+) dense", int, _Loss),
+    (r"gains", tuple[_Counts, Sequence[_Counts]], Sequence[Sequence[_Finite]]),
     (r"accuracy", _Counts, Accuracy),
     (r"validation", str, Accuracy),
     (r"batch", int, _Count),

@@ -124,7 +124,7 @@ def _compensate_layer(
     assert isinstance(target, Reader)
     mean, covariance = moments.mean[name], moments.covariance[name]
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept))
-    coefficients, shift = _regression(mean, covariance, stays, goes)
+    coefficients, shift = regression(mean, covariance, stays, goes)
     outputs = torch.from_numpy(np.flatnonzero(staying)).to(mean.device)
     removed = outputs_first(source)[outputs][:, goes].to(coefficients.dtype)
     added = torch.einsum("or...,rk->ok...", removed, coefficients)
@@ -134,7 +134,7 @@ def _compensate_layer(
     shift_output(module, name, moments.norm.get(name), constants)
 
 
-def _regression(
+def regression(
     mean: torch.Tensor, covariance: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A, shape (removed, kept), and the removed channels' mean that A leaves over, shape (removed,)."""

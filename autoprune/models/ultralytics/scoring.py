@@ -101,9 +101,8 @@ def supports(criterion: Any) -> bool:
     return type(criterion) is stock.v8DetectionLoss and criterion.use_dfl and criterion.class_weights is None
 
 
-@torch.no_grad()
 def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: Pairs) -> LossSum:
-    """Return the stock loss without gradients, not yet divided by the target scores.
+    """Return the stock loss, not yet divided by the target scores.
 
     Args:
         criterion: Ultralytics' ``v8DetectionLoss``.
@@ -121,7 +120,8 @@ def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: 
     logits = scores[pairs.image[pairs.candidate], pairs.kind, pairs.anchor[pairs.candidate]]
     similarity = stock.bbox_iou(boxes[pairs.candidate], pairs.box, xywh=False, CIoU=True).squeeze(-1)
     probability = logits.sigmoid().clamp(min=LEAST_SCORE)
-    chosen, target = _assign(criterion.assigner, pairs, probability, similarity.clamp(min=0))
+    with torch.no_grad():
+        chosen, target = _assign(criterion.assigner, pairs, probability, similarity.clamp(min=0))
     candidate = pairs.candidate[chosen]
     sides = stock.bbox2dist(pairs.point[candidate], pairs.box[chosen] / pairs.stride[candidate], criterion.reg_max - 1)
     distribution = criterion.bbox_loss.dfl_loss(bins[candidate].view(-1, criterion.reg_max), sides).squeeze(-1)
