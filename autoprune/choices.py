@@ -22,6 +22,7 @@ class StrategyName(Enum):
     SENSITIVITY = "sensitivity"
     KNAPSACK = "knapsack"
     EVOLUTION = "evolution"
+    REGROWTH = "regrowth"
 
 
 FROM_CURVES = {StrategyName.SENSITIVITY, StrategyName.KNAPSACK}

@@ -32,8 +32,9 @@ WORST_SCORE = -10.0
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether scoring in bfloat16 pays on a device: on CPUs with tiles for it (Intel AMX), see ``Evaluator``."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch before 2.11 does not say
-    return device.type == "cpu" and bool(capabilities().get("amx_bf16"))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11 does not say
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _silent(note: str) -> None:
@@ -230,7 +231,7 @@ class Evaluator:
             allocation: the candidate.
             widths: per unit, the wider counts that are asked for.
         """
-        key = [list(allocation), [list(wider) for wider in widths]]
+        key: list[Any] = [list(allocation), [list(wider) for wider in widths]]
         found = self.journal.lookup("gains", key)
         if found is None:
             slopes = self._retrying(lambda: self._slopes(allocation))

@@ -84,8 +84,8 @@ class Moment:
 MOMENTS: dict[str, tuple[Moment, ...]] = {
     "search": (
         Moment("record validation"), Moment("record latency", 2, TERM), Moment("record evaluation dense"),
-        Moment("record probe dense"), Moment("record probe", 7), Moment("record plain probe dense"),
-        Moment("record plain probe", 5), Moment("record evaluation", 5),
+        Moment("record evaluation dense"), Moment("record gains"), Moment("record gains", 2),
+        Moment("record evaluation", 5),
         Moment("record accuracy", 2, TERM), Moment("record created"), Moment("file policy.json"),
         Moment("file pruned.pt"), Moment("batch of finetune, epoch 1", 2), Moment("end of finetune, epoch 1"),
         Moment("batch of finetune, epoch 2", 3), Moment("file last.pt", 2), Moment("file state.pt", 2),

@@ -26,6 +26,8 @@ TESTS = {
     "autoprune.commands.guidance": ["test_guidance"],
     "autoprune.commands.finalists": ["test_finalists"],
     "autoprune.search.isolation": ["test_isolation"],
+    "autoprune.search.regrowth": ["test_regrowth"],
+    "autoprune.importance.slopes": ["test_slopes"],
     "autoprune.importance.compensation": ["test_compensation"],
     "autoprune.importance.reconstruction": ["test_reconstruction", "test_pruning"],
 }

@@ -25,7 +25,9 @@ TUNED = {"before": 0.1, "after": None, "costs": {"flops": 10.0}}
 
 GOOD: list[tuple[str, Any, Any]] = [
     ("evaluation", [8, 16], {"score": -0.2, "seconds": 1.0}),
-    ("probe dense", 16, {"loss": 2.5}),
+    ("evaluation dense", 16, {"loss": 2.5, "weights": [3.0, 60]}),
+    ("bf16", "", True),
+    ("gains", [[8, 16], [[16], []]], [[0.25], []]),
     ("netadapt 3", [8, 16], {"score": 0, "seconds": 1.0}),
     ("accuracy", [8, 16], {"main": 0.5, "lenient": 0.7}),
     ("validation", "dense", {"main": 0.5, "lenient": None}),
@@ -61,7 +63,11 @@ BAD: list[tuple[str, Any, Any]] = [
     ("evaluation", [8, -16], {"score": 0.1, "seconds": 1.0}),
     ("evaluation", "8", {"score": 0.1, "seconds": 1.0}),
     ("evaluation", [10**30], {"score": 0.1, "seconds": 1.0}),
-    ("probe dense", 16, {"loss": None}),
+    ("evaluation dense", 16, {"loss": None, "weights": [3.0]}),
+    ("evaluation dense", 16, {"loss": 2.5, "weights": [0]}),
+    ("bf16", "", 1),
+    ("gains", [[8, 16], [[16], []]], [[float("inf")], []]),
+    ("gains", [[8, 16], [16]], [[0.1], []]),
     ("accuracy", [8], {"main": "0.5", "lenient": None}),
     ("validation", "dense", {"main": 0.5, "lenient": None, "other": 1}),
     ("batch", 0, 0),

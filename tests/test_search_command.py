@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from autoprune.cli import main
-from autoprune.commands.guidance import further_strength
 from autoprune.models import open_adapter
 from autoprune.models._base import LossSum
 from autoprune.policy import Policy
@@ -162,19 +161,6 @@ def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
     assert Policy.load(cut / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
-@pytest.mark.parametrize(
-    ("scores", "further"),
-    [
-        ((-1.0, -2.0, -3.0, -4.0), 0.0),
-        ((-4.0, -3.0, -2.0, -1.0), 1.125),
-        ((-4.0, -1.0, -2.0, -3.0), 0.425),
-        ((-2.0, -1.0, -4.0, -3.0), 0.275),
-    ],
-)
-def test_the_last_prior_is_tried_where_the_others_point(scores: tuple[float, ...], further: float) -> None:
-    assert further_strength(scores) == pytest.approx(further)
-
-
 @pytest.mark.slow  # a torn journal is resumed above, without a process of its own
 def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -186,7 +172,7 @@ def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if journal.exists() and b'"kind": "evaluation"' in journal.read_bytes():
-            break  # the priors are being tried
+            break  # regrowth's candidates are being tried
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

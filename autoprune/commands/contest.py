@@ -13,15 +13,16 @@ import numpy as np
 from autoprune.choices import StrategyName
 from autoprune.commands.finalists import choose
 from autoprune.commands.goals import LatencyGoals
-from autoprune.commands.guidance import PRIORS, Guidance, measured_guidance, probes
+from autoprune.commands.guidance import Guidance, guided, within
 from autoprune.commands.records import recorded_allocation
 from autoprune.commands.run import PruningRun
-from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy
+from autoprune.commands.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy, scores_of
 from autoprune.config import CompareConfig, Entry
 from autoprune.constraint import Constraint
 from autoprune.errors import ConfigError
 from autoprune.evaluation import Evaluator
 from autoprune.search._base import Candidate, Progress, SearchResult, search
+from autoprune.search.regrowth import affordable
 from autoprune.space import Allocation
 
 SECOND = 1000
@@ -81,22 +82,17 @@ class Contest:
         self._guidance: Guidance | None = None
         names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
         informed = bool(names & INFORMED)
-        if informed and config.evaluations <= self.guidance_cost:
+        least = sum(affordable(0))
+        if (informed or StrategyName.REGROWTH in names) and config.evaluations <= least:
             raise ConfigError(
-                f"--evaluations must be more than {self.guidance_cost}, which the agents' and the evolution's "
-                f"priors take, got {config.evaluations}"
+                f"--evaluations must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
             )
         self._constraint = self._corrected(constraint)
         if informed:  # for the corrected limits: priors that were tried for others say little of these
-            self._guidance = measured_guidance(run, self._constraint, self.evaluator)
-
-    @property
-    def guidance_cost(self) -> int:
-        """Evaluations that guidance takes: its probes on a part of the images, as that part, and the priors tried."""
-        config = self._config
-        part = min(config.batch, config.images) / config.images
-        kinds = 2 if config.compensate else 1
-        return math.ceil(kinds * len(probes(self._run.network.space)) * part) + PRIORS
+            self._guidance = guided(
+                self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.screen,
+                evaluations=config.evaluations,
+            )  # fmt: skip
 
     def seeds(self, entry: Entry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""
@@ -118,18 +114,24 @@ class Contest:
 
     def _searched(self, entry: Entry, seed: int) -> Outcome:
         total = self._config.evaluations
-        start = time.perf_counter()
+        began = time.perf_counter()
         clock = _Clock(self.evaluator)
-        spent = self.guidance_cost if {entry.strategy, entry.warm_start} & INFORMED else 0
-        candidates: tuple[Candidate, ...] = ()
+        names = {entry.strategy, entry.warm_start}
+        known: tuple[Candidate, ...] = ()
+        start: tuple[Candidate, ...] = ()
+        spent, most = 0, total
+        if self._guidance is not None and names & INFORMED:
+            known, spent = self._guidance.tried, self._guidance.cost
+        elif StrategyName.REGROWTH in names:
+            most, spent = affordable(total)
         if entry.warm_start is not None:
-            first = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
-            candidates = self._holding(first.history)
-        before = len(clock.history)
-        result = self._search(entry.strategy, seed, total - spent - before, clock, start=candidates)
-        history = [*([math.nan] * spent), *self._scores(clock.history)]
+            start = self._holding(self._search(entry.warm_start, seed, (total - spent) // 2, clock).history)
+        most = min(most, total - spent - len(clock.history))
+        result = self._search(entry.strategy, seed, most, clock, start=start)
+        unscored = [math.nan] * (spent - len(known))
+        history = [*unscored, *self._scores(known), *self._scores(clock.history)]
         tried = self._holding(clock.history)
-        best = max((result.best, *candidates), key=lambda candidate: candidate.score)
+        best = max((result.best, *start, *within(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
             [best], self.evaluator, self._constraint, self._goals, count=1, screen=self._run.screen,
         )  # fmt: skip
@@ -139,7 +141,7 @@ class Contest:
             allocation=chosen.allocation,
             score=chosen.score,
             evaluations=len(history),
-            seconds=time.perf_counter() - start - clock.waited + clock.computed,
+            seconds=time.perf_counter() - began - clock.waited + clock.computed,
             history=tuple(history),
             tried=tried,
         )
@@ -150,7 +152,7 @@ class Contest:
         task = SearchTask(
             network=self._run.network, constraint=self._constraint, evaluations=evaluations,
             seed=self._config.seed + seed + (SECOND if start else 0), rule=self._config.rule,
-            guidance=self._guidance, start=start,
+            guidance=self._guidance, gains=self.evaluator.gains, start=start,
         )  # fmt: skip
         with self._run.screen.progress(f"{name.value} {seed}", evaluations) as advance:
 

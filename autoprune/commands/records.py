@@ -100,8 +100,8 @@ def _led(*words: str, at: int = 0) -> Any:
 
 
 _RECORDS: Sequence[tuple[str, Any, Any]] = (
-    (r"evaluation|(plain )?probe|untied|netadapt \d+", _Counts, _Score),
-    (r"(evaluation|(plain )?probe|untied|netadapt \d+) dense", int, _Loss),
+    (r"evaluation|untied|netadapt \d+", _Counts, _Score),
+    (r"(evaluation|untied|netadapt \d+) dense", int, _Loss),
     (r"gains", tuple[_Counts, Sequence[_Counts]], Sequence[Sequence[_Finite]]),
     (r"accuracy", _Counts, Accuracy),
     (r"validation", str, Accuracy),

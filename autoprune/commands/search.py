@@ -17,7 +17,7 @@ from autoprune.commands.describable import price
 from autoprune.commands.finalists import best_of, choose
 from autoprune.commands.folder import RunFolder
 from autoprune.commands.goals import LatencyGoals
-from autoprune.commands.guidance import Guidance, measured_guidance
+from autoprune.commands.guidance import Guidance, guided, within
 from autoprune.commands.run import PruningRun, with_model
 from autoprune.commands.screen import Screen
 from autoprune.commands.stages import Stage
@@ -92,14 +92,19 @@ class SearchRun:
         evaluator = run.evaluator("evaluation", config.images)
         priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()
-        guidance = measured_guidance(run, constraint, evaluator) if config.strategy in INFORMED else None
+        assert config.episodes is not None
+        guidance = None
+        if config.strategy in INFORMED:
+            guidance = guided(
+                constraint, evaluator.gains, scores_of(evaluator), run.screen, evaluations=2 * config.episodes
+            )
         wish = guidance.prior if guidance is not None else np.zeros(len(constraint.space))
         for _ in range(2 if goals else 0):  # the predictors are made right where the search starts
             constraint = goals.calibrated(constraint, constraint.space.allocation(constraint.project(wish)))
-        assert config.episodes is not None
         warm = candidates_of_runs(config.warm_start, config, constraint)
         first = self._search(constraint, evaluator, guidance, warm, config.episodes)
-        history, constraint = self._continued(first.history, constraint, evaluator, guidance, goals)
+        known = within(guidance.tried, constraint) if guidance is not None else ()
+        history, constraint = self._continued([*known, *first.history], constraint, evaluator, guidance, goals)
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
         chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
@@ -159,6 +164,7 @@ class SearchRun:
             seed=config.seed,
             rule=config.rule,
             guidance=guidance,
+            gains=evaluator.gains,
             curves=self._curves,
             start=start,
             log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
@@ -182,7 +188,7 @@ class SearchRun:
             "strategy": self._config.strategy.value,
             "rule": self._config.rule.value,
             "evaluations": counts.evaluations,
-            "probes": guidance.probes if guidance is not None else 0,
+            "guidance_cost": guidance.cost if guidance is not None else 0,
             "cache_hits": counts.cache_hits,
             "seconds": seconds,
             "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),

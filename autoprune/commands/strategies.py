@@ -22,6 +22,7 @@ from autoprune.search.evolution import EvolutionStrategy
 from autoprune.search.greedy import GreedyStrategy
 from autoprune.search.knapsack import KnapsackStrategy
 from autoprune.search.random import RandomStrategy
+from autoprune.search.regrowth import Gains, RegrowthStrategy
 from autoprune.search.sensitivity import SensitivityStrategy
 from autoprune.search.settings import PPOSettings, Settings
 from autoprune.search.threshold import ThresholdStrategy
@@ -40,6 +41,7 @@ CHANCELESS = {
     StrategyName.GREEDY,
     StrategyName.SENSITIVITY,
     StrategyName.KNAPSACK,
+    StrategyName.REGROWTH,
 }
 """Strategies that do the same whatever the seed."""
 
@@ -62,6 +64,7 @@ class SearchTask:
         seed: of everything random.
         rule: how an agent's episode meets the budget.
         guidance: sensitivities and a prior; the strategies in ``INFORMED`` need it.
+        gains: of widening every unit; the strategy regrowth needs it.
         curves: sensitivity curves measured before, or None.
         start: candidates of other strategies that hold the constraint, with their scores.
         log_dir: where TensorBoard events are written, if anywhere.
@@ -73,6 +76,7 @@ class SearchTask:
     seed: int
     rule: Rule = Rule.PROJECTED
     guidance: Guidance | None = None
+    gains: Gains | None = None
     curves: SensitivityCurves | None = None
     start: tuple[Candidate, ...] = ()
     log_dir: Path | None = None
@@ -91,6 +95,7 @@ def make_strategy(name: StrategyName, task: SearchTask) -> Strategy:
         StrategyName.EVOLUTION: lambda: EvolutionStrategy(
             constraint, evaluations=evaluations, seed=task.seed, prior=_guidance(task).prior, start=task.start
         ),
+        StrategyName.REGROWTH: lambda: RegrowthStrategy(constraint, _gains(task), evaluations=evaluations),
     }
     return makers[name]() if name in makers else _agent(AgentKind(name.value), task)
 
@@ -135,8 +140,13 @@ def _settings(kind: AgentKind, informed: bool, space: Space) -> Settings:
 
 
 def _guidance(task: SearchTask) -> Guidance:
-    assert task.guidance is not None, "agents and evolution start from what the probes found"
+    assert task.guidance is not None, "agents and evolution start from what regrowth found"
     return task.guidance
+
+
+def _gains(task: SearchTask) -> Gains:
+    assert task.gains is not None, "regrowth widens what gains most"
+    return task.gains
 
 
 def _unscored(_: object) -> list[float]:

@@ -19,7 +19,9 @@ from autoprune.errors import ConfigError
 from autoprune.journal import Journal
 from autoprune.search._base import Candidate
 
-SAME = ("model", "data", "imgsz", "criterion", "round_to", "stock_yaml", "images", "batch", "seed", "compensate", "bf16")
+SAME = (
+    *("model", "data", "imgsz", "criterion", "round_to", "stock_yaml", "images", "batch", "seed", "compensate", "bf16"),
+)
 """What two runs must have in common for their scores to be comparable."""
 
 READ = ("--model", "--data", "--data (train)")

@@ -113,7 +113,7 @@ def measure_slopes(
             readings[layer.name] = reading
             hooks.enter_context(module.register_forward_pre_hook(_masking(reading, mean, shift)))
         for loss in losses:
-            loss(network).backward()
+            loss(network).backward()  # type: ignore[no-untyped-call]
     return Slopes(keep, list(readings.values()))
 
 
@@ -129,8 +129,9 @@ def _reading(
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (kept, ~kept))
     size = len(channels)
     if moments is None or name not in moments.mean:
-        mean, coefficients = torch.zeros(size, device=device), torch.zeros(len(goes), len(stays), device=device).double()
-        unexplained, shift = torch.eye(len(goes), device=device).double(), torch.zeros(len(goes), device=device)
+        mean, shift = torch.zeros(size, device=device), torch.zeros(len(goes), device=device)
+        coefficients = torch.zeros(len(goes), len(stays), device=device, dtype=torch.float64)
+        unexplained = torch.eye(len(goes), device=device, dtype=torch.float64)
     else:
         mean, covariance = moments.mean[name], moments.covariance[name]
         coefficients, shift = regression(mean, covariance, stays, goes)
@@ -153,10 +154,7 @@ def _masking(
         read, *others = arguments
         last = isinstance(layer, nn.Linear)
         matrix, offset = mixing.to(read.dtype), constant.to(read.dtype)
-        if last:
-            masked = F.linear(read, matrix, offset)
-        else:
-            masked = F.conv2d(read, matrix[:, :, None, None], offset)
+        masked = F.linear(read, matrix, offset) if last else F.conv2d(read, matrix[:, :, None, None], offset)
         if not masked.requires_grad:
             masked.requires_grad_()
         seen = read.detach()
@@ -165,7 +163,7 @@ def _masking(
             rows, values = (_rows(tensor, last) for tensor in (gradient, seen))
             reading.product.add_(rows.T @ (values - mean))
 
-        masked.register_hook(note)
+        masked.register_hook(note)  # type: ignore[no-untyped-call]
         return (masked, *others)
 
     return mask

@@ -28,7 +28,12 @@ FACTORS = (1.25, 1.5, 2.0, 3.0, 4.0)
 GAINS_COST = 5
 """Evaluations that the gains of all units take as long as (`tests/benchmarks`)."""
 
-ROUND_COST = GAINS_COST + len(GROWTHS)
+
+def affordable(evaluations: int) -> tuple[int, int]:
+    """Return how many candidates can be proposed in the time of so many evaluations, and what gains take of that."""
+    rounds = min(max((evaluations - 1) // (GAINS_COST + len(GROWTHS)), 1), len(SHARES))
+    return 1 + rounds * len(GROWTHS), rounds * GAINS_COST
+
 
 _TILT, _FURTHEST = 0.3, 1.0
 """A unit that widened for w < 1 times the price shrinks by w ** tilt beyond the others, at most by e ** −furthest."""
@@ -45,17 +50,16 @@ class RegrowthStrategy(DialogueStrategy):
     Args:
         constraint: the limits.
         gains: of widening.
-        rounds: how often; ``SHARES`` at most.
+        evaluations: how many allocations may be scored; fewer are, where all ``SHARES`` were taken.
         start: log keep ratios to begin with, shape (units,); uniform by default.
     """
 
-    def __init__(
-        self, constraint: Constraint, gains: Gains, *, rounds: int = len(SHARES), start: Array | None = None
-    ) -> None:
-        super().__init__(1 + rounds * len(GROWTHS))
+    def __init__(self, constraint: Constraint, gains: Gains, *, evaluations: int, start: Array | None = None) -> None:
+        super().__init__(evaluations)
+        rounds = min(-(-(evaluations - 1) // len(GROWTHS)), len(SHARES))
         self._constraint = constraint
         self._gains = gains
-        self._rounds = rounds
+        self._shares = [SHARES[place] for place in np.linspace(0, len(SHARES) - 1, rounds).round().astype(int)]
         self._start = np.zeros(len(constraint.space)) if start is None else start
         self.worth: Array = np.ones(len(constraint.space))
         """Per unit, what its best widening gained per load in the last round, as a multiple of the price."""
@@ -65,7 +69,8 @@ class RegrowthStrategy(DialogueStrategy):
         constraint, space = self._constraint, self._constraint.space
         best = space.allocation(constraint.project(self._start))
         (highest,) = yield [best]
-        for share in SHARES[: self._rounds]:
+        known = {best}
+        for share in self._shares:
             tilt = np.clip(_TILT * np.log(np.clip(self.worth, 1e-6, 1.0)), -_FURTHEST, 0.0)
             wish = np.log(space.ratios(np.array(best))) + tilt
             base = constraint.tightened(share).project(wish)
@@ -73,7 +78,8 @@ class RegrowthStrategy(DialogueStrategy):
             growth = _Growth(constraint, base, widths, self._gains(space.allocation(base), widths))
             grown = [space.allocation(constraint.fill(*growth.onto_budget(most))) for most in GROWTHS]
             self.worth = growth.worth
-            proposals = list(dict.fromkeys(grown))
+            proposals = [allocation for allocation in dict.fromkeys(grown) if allocation not in known]
+            known.update(proposals)
             scores = yield proposals
             for allocation, score in zip(proposals, scores, strict=True):
                 if score > highest:
