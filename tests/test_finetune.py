@@ -360,13 +360,13 @@ def test_mosaic_is_for_the_first_half_of_long_trainings(epochs: int, unmixed: in
 def test_recipe_names_an_optimizer_where_the_dense_training_did_not(optimizer: str) -> None:
     dense = {**stock.DEFAULT_CFG_DICT, "optimizer": optimizer, "lr0": 0.5}
     found = recipe(dense, epochs=10, batch=8, lr_scale=0.1)
-    assert (found["optimizer"], found["lr0"]) == ("AdamW", pytest.approx(0.001))
+    assert (found["optimizer"], found["lr0"]) == ("AdamW", pytest.approx(0.0001))
 
 
-@pytest.mark.parametrize(("bias_rate", "expected"), [(0.0, 0.00143), (0.1, 0.000143)])
-def test_recipe_starts_as_high_as_an_automatic_optimizer_did(bias_rate: float, expected: float) -> None:
+@pytest.mark.parametrize("bias_rate", [0.0, 0.1])  # 0 is the mark of a rate that Ultralytics chose
+def test_recipe_starts_as_high_as_the_dense_training_did(bias_rate: float) -> None:
     dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "AdamW", "lr0": 0.00143, "warmup_bias_lr": bias_rate}
-    assert recipe(dense, epochs=10, batch=8, lr_scale=0.1)["lr0"] == pytest.approx(expected)
+    assert recipe(dense, epochs=10, batch=8, lr_scale=1.0)["lr0"] == 0.00143
 
 
 @pytest.mark.shared

@@ -42,7 +42,7 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
     sparsity: float | None = None
     scope: Scope = Scope.LAYER
     epochs: int = 10
-    lr_scale: float = 0.1
+    lr_scale: float = 1.0
     batch: int = 16
 
     def __post_init__(self) -> None:

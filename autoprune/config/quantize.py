@@ -45,7 +45,7 @@ class QuantizeConfig(ResumableConfig):
     calibration_images: int = 64
     images: int = 128
     qat_epochs: int = 0
-    qat_lr_scale: float = 0.01
+    qat_lr_scale: float = 0.1
     batch: int = 16
     dense: Path | None = None
 

@@ -79,7 +79,7 @@ class TrainConfig(ResumableConfig):
     compensate: bool = True
     reconstruct: bool = True
     epochs: int = 20
-    lr_scale: float = 0.1
+    lr_scale: float = 1.0
     patience: int | None = None
     distill: Path | None = None
     distill_weight: float = 1.0

@@ -23,7 +23,7 @@ def finetune(
     epochs: int,
     out: Path,
     batch: int = 16,
-    lr_scale: float = 0.1,
+    lr_scale: float = 1.0,
     seed: int = 0,
     workers: int | None = None,
     devices: Sequence[str] = (),

@@ -1,0 +1,187 @@
+"""What is left of the accuracy at a tight budget: searches, trainings and comparisons on three detectors.
+
+Usage: ``python -m tests.benchmarks.accuracy RUNS [WORD…]`` runs what is missing in RUNS, one after another, and prints
+one table per study in Markdown, the command above it. What is finished is not repeated, what was interrupted goes on.
+With words only the runs that have one of them in their name are made: ``search``, ``yolo11n``, ``flops=20%``, ``seed1``.
+
+All of it takes a day on two cores. One thread each, so that two processes may run side by side, with different words.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+DETECTORS = {"yolov5nu": ("bccd-yolov5nu-320", "bccd"), "yolov8n": ("bccd-yolov8n-320", "bccd"),
+             "yolo11n": ("deeppcb-yolo11n-320", "deeppcb")}  # fmt: skip
+"""The checkpoint and the data set of each."""
+
+BUDGETS = ("flops=30%", "flops=20%", "latency=50%")
+SEEDS = range(3)
+EPOCHS = 20
+
+RECIPES = {
+    "default": "", "lr0.3": "--lr-scale 0.3", "lr0.1": "--lr-scale 0.1", "teacher": "--distill TEACHER",
+    "soften": "--soften", "40 epochs": "--epochs 40", "10 epochs": "--epochs 10",
+}  # fmt: skip
+"""How a pruned network may be trained, as options of ``autoprune train`` beside the defaults."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command.
+
+    Attributes:
+        study: the table it belongs to.
+        detector: a key of ``DETECTORS``.
+        name: what is tried, a row of the table.
+        seed: of the run.
+        words: the command, without model, data, device and folder.
+        result: the file that is there when it has finished.
+        needs: a run whose policy this one takes.
+    """
+
+    study: str
+    detector: str
+    name: str
+    seed: int
+    words: tuple[str, ...]
+    result: str = "summary.json"
+    needs: Run | None = None
+
+    def folder(self, runs: Path) -> Path:
+        """Return where the run lies."""
+        return runs / f"{self.study}-{self.detector}-{self.name.replace(' ', '')}-seed{self.seed}"
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the words of the command line."""
+        checkpoint, data = DETECTORS[self.detector]
+        model = str(SHARED / "models" / f"{checkpoint}.pt")
+        words = [model if word == "TEACHER" else word for word in self.words]
+        if self.needs is not None:
+            words += ["--policy", str(_policy(self, runs))]
+        return [
+            *words, "--model", model, "--data", str(SHARED / "data" / data / f"{data}.yaml"), "--device", "cpu",
+            "--threads", "1", "--imgsz", "320", "--seed", str(self.seed), "--out", str(self.folder(runs)),
+        ]  # fmt: skip
+
+
+def _policy(run: Run, runs: Path) -> Path:
+    """Return the policy that a run takes; for the dense network, one that keeps every channel."""
+    assert run.needs is not None
+    path = run.needs.folder(runs) / "policy.json"
+    if run.name != "dense":
+        return path
+    policy = json.loads(path.read_text())
+    for unit in policy["units"]:
+        unit["keep"], unit["ratio"] = unit["channels"], 1.0
+    keeps_all = runs / f"{run.detector}-dense.json"
+    keeps_all.write_text(json.dumps(policy))
+    return keeps_all
+
+
+def _searches() -> Iterator[Run]:
+    for seed in SEEDS:
+        for detector in DETECTORS:
+            for budget in BUDGETS:
+                runtime = ("--runtime", "onnxruntime") if budget.startswith("latency") else ()
+                words = ("search", "--budget", budget, "--finetune-epochs", str(EPOCHS), *runtime)
+                yield Run("search", detector, budget, seed, words)
+
+
+def _trainings() -> Iterator[Run]:
+    """Yield the dense network trained on, and recipes for the networks that the first searches found."""
+    searched = {(run.detector, run.name): run for run in _searches() if run.seed == 0}
+    for seed in SEEDS:
+        for detector in DETECTORS:
+            needs = searched[detector, BUDGETS[0]]
+            yield Run("train", detector, "dense", seed, ("train", "--epochs", str(EPOCHS)), needs=needs)
+    for name, options in RECIPES.items():
+        for detector in DETECTORS:
+            for budget in BUDGETS[:2]:
+                words = ("train", "--epochs", str(EPOCHS), *options.split())
+                yield Run("recipe", detector, f"{budget} {name}", 0, words, needs=searched[detector, budget])
+
+
+def _comparisons() -> Iterator[Run]:
+    options = ("--evaluations", "100", "--seeds", "5", "--finetune-epochs", "0")
+    small = ("--images", "32", "--no-references", "--correlated", "0", "--strategies",
+             "uniform,sensitivity,knapsack,greedy,random,evolution,regrowth,ppo,ddpg")  # fmt: skip
+    for detector in DETECTORS:
+        for budget in ("flops=50%", "flops=30%", "flops=20%", "latency=50%"):
+            runtime = ("--runtime", "onnxruntime") if budget.startswith("latency") else ()
+            words = ("compare", "--budget", budget, *options, *small, *runtime)
+            yield Run("strategies", detector, budget, 0, words, result="compare.json")
+    for detector in DETECTORS:
+        words = ("compare", "--budget", "flops=30%", *options)
+        yield Run("compare", detector, "flops=30%", 0, words, result="compare.json")
+
+
+def planned() -> list[Run]:
+    """Return all runs, in the order in which they are made."""
+    return [*_searches(), *_trainings(), *_comparisons()]
+
+
+def finished(run: Run, runs: Path) -> dict[str, Any] | None:
+    """Return what a run found, or None where it has not finished."""
+    result = run.folder(runs) / run.result
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def make(run: Run, runs: Path) -> None:
+    """Make a run, or go on with it."""
+    if finished(run, runs) is not None or (run.needs is not None and finished(run.needs, runs) is None):
+        return
+    folder = run.folder(runs)
+    words = [run.words[0], "--resume", str(folder)] if folder.exists() else run.command(runs)
+    print(" ".join(["autoprune", *words]), flush=True)
+    done = subprocess.run([sys.executable, "-m", "autoprune", *words], check=False, capture_output=True, text=True)
+    if finished(run, runs) is None:
+        print(f"It ended with {done.returncode}: {done.stderr[-2000:]}", file=sys.stderr)
+
+
+def _accuracies(found: dict[str, Any]) -> list[str]:
+    """Return mAP50-95 of the dense, the pruned and the fine-tuned network, and what is left of the dense one's costs."""
+    dense, tuned = found["dense"], found["finetuned"]
+    accuracies = [f"{found[stage]['accuracy']['main']:.3f}" for stage in ("dense", "pruned", "finetuned")]
+    shares = [tuned[cost] / dense[cost] if dense[cost] else float("nan") for cost in ("params", "flops")]
+    return [*accuracies, *(f"{share:.0%}" for share in shares)]
+
+
+def tables(runs: Path) -> Iterator[str]:
+    """Yield the tables of what has finished."""
+    rows: dict[str, Callable[[dict[str, Any]], Sequence[str]]] = {
+        "search": _accuracies, "train": _accuracies, "recipe": _accuracies, "strategies": _scores, "compare": _scores
+    }  # fmt: skip
+    for study, row in rows.items():
+        made = [(run, found) for run in planned() if run.study == study and (found := finished(run, runs)) is not None]
+        if made:
+            yield f"\n### {study}\n\n`autoprune {' '.join(made[0][0].words)} …`\n"
+            yield from (f"| {run.detector} | {run.name} | {run.seed} | {' | '.join(row(found))} |" for run, found in made)
+
+
+def _scores(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['strategy']} {sum(row['score']) / len(row['score']):+.4f}"
+        for row in sorted(found["strategies"], key=lambda row: -sum(row["score"]) / len(row["score"]))
+    ]
+
+
+def main(runs: Path, words: Sequence[str]) -> None:
+    """Make what is missing and print what there is."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for run in planned():
+        if not words or any(word in run.folder(runs).name for word in words):
+            make(run, runs)
+    print("\n".join(tables(runs)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
