@@ -122,8 +122,8 @@ class Evaluator:
         self._known: dict[Allocation, Evaluation] = {}
         self._base: Allocation | None = None
         self._prefix: Prefix | None = None
-        self._in_bf16 = self._begun_in_bf16()
         self._load()
+        self._in_bf16 = self._begun_in_bf16()
         self.dense_loss = self._dense_loss()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -293,11 +293,12 @@ class Evaluator:
 
     def _begun_in_bf16(self) -> bool:
         """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
-        found = self.journal.lookup("bf16", "")
+        found = self.journal.lookup("scored in", "")
         if found is None:
-            found = self.bf16 and self.adapter.autocasts and has_fast_bf16(self.adapter.device)
-            self.journal.append("bf16", "", found)
-        return bool(found)
+            fast = self.bf16 and self.adapter.autocasts and has_fast_bf16(self.adapter.device)
+            found = "bf16" if fast else "fp32"
+            self.journal.append("scored in", "", found)
+        return bool(found == "bf16")
 
     # -- memory --------------------------------------------------------------------------------
 

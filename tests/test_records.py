@@ -26,7 +26,7 @@ TUNED = {"before": 0.1, "after": None, "costs": {"flops": 10.0}}
 GOOD: list[tuple[str, Any, Any]] = [
     ("evaluation", [8, 16], {"score": -0.2, "seconds": 1.0}),
     ("evaluation dense", 16, {"loss": 2.5, "weights": [3.0, 60]}),
-    ("bf16", "", True),
+    ("scored in", "", "bf16"),
     ("gains", [[8, 16], [[16], []]], [[0.25], []]),
     ("netadapt 3", [8, 16], {"score": 0, "seconds": 1.0}),
     ("accuracy", [8, 16], {"main": 0.5, "lenient": 0.7}),
@@ -65,7 +65,7 @@ BAD: list[tuple[str, Any, Any]] = [
     ("evaluation", [10**30], {"score": 0.1, "seconds": 1.0}),
     ("evaluation dense", 16, {"loss": None, "weights": [3.0]}),
     ("evaluation dense", 16, {"loss": 2.5, "weights": [0]}),
-    ("bf16", "", 1),
+    ("scored in", "", "fp8"),
     ("gains", [[8, 16], [[16], []]], [[float("inf")], []]),
     ("gains", [[8, 16], [16]], [[0.1], []]),
     ("accuracy", [8], {"main": "0.5", "lenient": None}),

@@ -53,7 +53,7 @@ def images(adapter: Adapter, batches: Any) -> list[torch.Tensor]:
 def test_a_few_steps_change_the_weights_and_lower_the_loss(adapter: UltralyticsAdapter) -> None:
     before = {name: tensor.clone() for name, tensor in adapter.module.state_dict().items()}
     batches = list(training_batches(adapter, scoring=2, steps=10, batch=2, seed=0))
-    module = tuned(adapter, lr_scale=0.5)
+    module = tuned(adapter, steps=40, lr_scale=1.0)
     assert module.training
     assert loss(adapter, module, batches) < 0.9 * loss(adapter, adapter.module, batches)
     changed = dict(module.named_parameters())

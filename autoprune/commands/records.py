@@ -106,7 +106,7 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"accuracy", _Counts, Accuracy),
     (r"validation", str, Accuracy),
     (r"batch", int, _Count),
-    (r"bf16", _word(""), bool),
+    (r"scored in", _word(""), _word("bf16", "fp32")),
     (r"threads", str, _Count),
     (r"demo image size", str, _Count),
     (r"created", str, str),

@@ -151,7 +151,7 @@ class CompareConfig(ReconstructingConfig):
             accuracy
     """
 
-    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,evolution,ddpg,ppo"
+    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,regrowth,evolution,ddpg,ppo"
     evaluations: int = 100
     seeds: int = 3
     rule: Rule = Rule.PROJECTED

@@ -164,7 +164,9 @@ def tables(runs: Path) -> Iterator[str]:
         made = [(run, found) for run in planned() if run.study == study and (found := finished(run, runs)) is not None]
         if made:
             yield f"\n### {study}\n\n`autoprune {' '.join(made[0][0].words)} …`\n"
-            yield from (f"| {run.detector} | {run.name} | {run.seed} | {' | '.join(row(found))} |" for run, found in made)
+            yield from (
+                f"| {run.detector} | {run.name} | {run.seed} | {' | '.join(row(found))} |" for run, found in made
+            )
 
 
 def _scores(found: dict[str, Any]) -> list[str]:
