@@ -2,7 +2,7 @@
 
 Usage: ``python -m tests.benchmarks.accuracy RUNS [WORD…]`` runs what is missing in RUNS, one after another, and prints
 one table per study in Markdown, the command above it. What is finished is not repeated, what was interrupted goes on.
-With words only the runs that have one of them in their name are made: ``search``, ``yolo11n``, ``flops=20%``, ``seed1``.
+With words only the runs that have one of them in their name are made: ``search``, ``yolo11n``, ``seed1``.
 
 All of it takes a day on two cores. One thread each, so that two processes may run side by side, with different words.
 """
@@ -148,7 +148,7 @@ def make(run: Run, runs: Path) -> None:
 
 
 def _accuracies(found: dict[str, Any]) -> list[str]:
-    """Return mAP50-95 of the dense, the pruned and the fine-tuned network, and what is left of the dense one's costs."""
+    """Return mAP50-95 dense, pruned and fine-tuned, and the shares of parameters and FLOPs that are left."""
     dense, tuned = found["dense"], found["finetuned"]
     accuracies = [f"{found[stage]['accuracy']['main']:.3f}" for stage in ("dense", "pruned", "finetuned")]
     shares = [tuned[cost] / dense[cost] if dense[cost] else float("nan") for cost in ("params", "flops")]
