@@ -87,7 +87,7 @@ class Contest:
             raise ConfigError(
                 f"--evaluations must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
             )
-        self._constraint = self._corrected(constraint)
+        self._constraint = goals.settled(constraint, np.zeros(len(constraint.space)))  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
             self._guidance = guided(
                 self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.screen,
@@ -172,13 +172,6 @@ class Contest:
 
     def _scores(self, history: Sequence[Candidate]) -> list[float]:
         return [item.score if self._constraint.holds(np.array(item.allocation)) else math.nan for item in history]
-
-    def _corrected(self, constraint: Constraint) -> Constraint:
-        """Return the constraint with the latency predictor corrected at the uniform ratio, the same for all."""
-        for _ in range(2 if self._goals else 0):
-            allocation = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
-            constraint = self._goals.calibrated(constraint, allocation)
-        return constraint
 
 
 class _Clock:

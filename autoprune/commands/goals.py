@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from autoprune.budget import format_amount, is_latency
 from autoprune.commands.latency import Bench
@@ -100,6 +101,12 @@ class LatencyGoals:
             BudgetUnreachableError: then even the narrowest allocation is beyond a limit.
         """
         return self.rescaled(constraint, allocation, self.measure(allocation)) if self else constraint
+
+    def settled(self, constraint: Constraint, log_ratios: npt.NDArray[np.float64]) -> Constraint:
+        """Return the constraint calibrated where log keep ratios, shape (units,), lie on it; they move with it."""
+        for _ in range(2 if self else 0):
+            constraint = self.calibrated(constraint, constraint.space.allocation(constraint.project(log_ratios)))
+        return constraint
 
     def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:
         """Return the constraint with limits in terms of predictors that are off as they are at an allocation."""

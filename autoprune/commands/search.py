@@ -94,13 +94,12 @@ class SearchRun:
         start = time.perf_counter()
         assert config.episodes is not None
         guidance = None
+        constraint = goals.settled(constraint, np.zeros(len(constraint.space)))
         if config.strategy in INFORMED:
             guidance = guided(
                 constraint, evaluator.gains, scores_of(evaluator), run.screen, evaluations=2 * config.episodes
             )
-        wish = guidance.prior if guidance is not None else np.zeros(len(constraint.space))
-        for _ in range(2 if goals else 0):  # the predictors are made right where the search starts
-            constraint = goals.calibrated(constraint, constraint.space.allocation(constraint.project(wish)))
+            constraint = goals.settled(constraint, guidance.prior)
         warm = candidates_of_runs(config.warm_start, config, constraint)
         first = self._search(constraint, evaluator, guidance, warm, config.episodes)
         known = within(guidance.tried, constraint) if guidance is not None else ()
