@@ -21,7 +21,7 @@ from autoprune.training.extension import TrainingExtension
 from autoprune.training.fake_quantization import FakeQuantization
 from autoprune.training.finetune import finetune
 from autoprune.training.recipe import beginners_recipe
-from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.softening import Softening
 
@@ -79,10 +79,16 @@ def tune(
     """
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
+        curve: list[float] = []
         result = trained(
             adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
-            changes={"patience": tuning.patience}, extensions=tuning.extensions(),
+            changes={"patience": tuning.patience}, extensions=tuning.extensions(), curve=curve,
         )  # fmt: skip
+        if rise := rise_at_end(curve):
+            screen.note(
+                f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of {tuning.epochs} epochs: "
+                "more of them would probably bring more."
+            )
         if result.epochs < tuning.epochs:
             screen.note(
                 f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
@@ -168,7 +174,7 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen
 
 def trained(
     adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, screen: Screen,
-    changes: Mapping[str, Any], extensions: Sequence[TrainingExtension],
+    changes: Mapping[str, Any], extensions: Sequence[TrainingExtension], curve: list[float] | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Train a network in a folder, or go on with it there.
 
@@ -181,6 +187,7 @@ def trained(
         screen: told how it goes.
         changes: as for `finetune`.
         extensions: what takes part.
+        curve: is given the accuracy after every epoch that is trained now, where it is measured.
     """
     with screen.progress(label, tuning.epochs) as advance:
 
@@ -189,6 +196,8 @@ def trained(
                 f"{adapter.accuracy_names.main} {report.accuracy.main:.3f}" if report.accuracy is not None else ""
             )
             advance(report.epoch, measured)
+            if curve is not None and report.accuracy is not None:
+                curve.append(report.accuracy.main)
 
         return finetune(
             adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from autoprune.files import write_atomic
@@ -53,6 +54,24 @@ class FinetuneResult:
     epochs: int
     batch: int
     losses: Mapping[str, float]
+
+
+def rise_at_end(accuracies: Sequence[float]) -> float | None:
+    """Return how much higher the accuracy was in the last quarter of the epochs than in the one before.
+
+    None where it was not: where the difference of the two means is below twice its standard error, or there are fewer
+    than eight epochs.
+
+    Args:
+        accuracies: one per epoch.
+    """
+    size = len(accuracies) // 4
+    if size < 2:
+        return None
+    before, last = np.array(accuracies[-2 * size : -size]), np.array(accuracies[-size:])
+    rise = float(last.mean() - before.mean())
+    error = float(np.sqrt((last.var(ddof=1) + before.var(ddof=1)) / size))
+    return rise if rise > 2 * error else None
 
 
 def report_of(trainer: Any, adapter: UltralyticsAdapter) -> EpochReport:
