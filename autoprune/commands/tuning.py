@@ -86,7 +86,7 @@ def tune(
         )  # fmt: skip
         if rise := rise_at_end(curve):
             screen.note(
-                f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of {tuning.epochs} epochs: "
+                f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of the epochs: "
                 "more of them would probably bring more."
             )
         if result.epochs < tuning.epochs:
