@@ -1,0 +1,119 @@
+"""Torch-Pruning's L1 pruning of the same detectors to the same FLOPs, with the same fine-tune.
+
+Usage: ``python -m tests.benchmarks.peers RUNS [WORD…]``; needs ``pip install torch-pruning``. What is finished is not
+repeated. With words only the rows that have one of them in their name are made: ``yolov5nu``, ``global``, ``seed1``.
+
+Torch-Pruning gets what its users would give it: L1 magnitude, widths in multiples of 8, the layers that make the
+network's outputs left out, and the smallest pruning ratio, found by bisection, that holds the FLOPs, counted as
+autoprune counts them. Batch norm is recalibrated as ours is where nothing is compensated. A detector that it cannot
+prune, or whose pruned network does not run, is told as such.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from thop import profile
+from torch import nn
+
+from autoprune.models import open_adapter
+from autoprune.models.recalibration import recalibrate
+from autoprune.training.finetune import finetune
+from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, SHARED
+
+SHARES = (0.3, 0.2)
+
+
+def pruned(dense: nn.Module, example: torch.Tensor, ratio: float, *, across: bool) -> nn.Module:
+    """Return what Torch-Pruning leaves of a copy of the network."""
+    import torch_pruning
+
+    module = copy.deepcopy(dense).train()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    head: Any = module.get_submodule("model")[-1]  # type: ignore[index]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        module, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), pruning_ratio=ratio,
+        global_pruning=across, max_pruning_ratio=0.9, round_to=8,
+        ignored_layers=[head.dfl, *(branch[-1] for branch in (*head.cv2, *head.cv3))],
+    )  # fmt: skip
+    pruner.step()
+    with torch.no_grad():
+        module(example)
+    return module.eval()
+
+
+def flops(module: nn.Module, example: torch.Tensor) -> float:
+    """Return two per multiply-accumulate, by thop."""
+    return 2 * float(profile(copy.deepcopy(module), inputs=(example,), verbose=False)[0])
+
+
+def at_share(dense: nn.Module, example: torch.Tensor, share: float, *, across: bool) -> nn.Module:
+    """Return the widest network that Torch-Pruning makes within a share of the FLOPs."""
+    limit = share * flops(dense, example)
+    low, high = 0.0, 0.95
+    for _ in range(8):
+        middle = (low + high) / 2
+        inside = flops(pruned(dense, example, middle, across=across), example) <= limit
+        low, high = (low, middle) if inside else (middle, high)
+    return pruned(dense, example, high, across=across)
+
+
+def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> dict[str, Any]:
+    """Prune, fine-tune and measure."""
+    checkpoint, data = DETECTORS[detector]
+    adapter = open_adapter(
+        SHARED / "models" / f"{checkpoint}.pt", data=SHARED / "data" / data / f"{data}.yaml", image_size=320
+    )
+    example = adapter.example(1)
+    module = at_share(adapter.module, example, share, across=across)
+    recalibrate(module, adapter.calibration(images=60, batch=16, seed=0))
+    before = adapter.validate(module).main
+    tuned = finetune(adapter, module, epochs=EPOCHS, out=out, batch=16, seed=seed, resume=True).module
+    parameters = sum(one.numel() for one in module.parameters()) / sum(
+        one.numel() for one in adapter.module.parameters()
+    )
+    return {
+        "flops": flops(module, example) / flops(adapter.module, example), "params": parameters,
+        "before": before, "after": adapter.validate(tuned).main,
+    }  # fmt: skip
+
+
+def main(runs: Path, words: Sequence[str]) -> None:
+    """Make what is missing and print a table in Markdown."""
+    print("| detector | Torch-Pruning L1 | budget | seed | FLOPs | parameters | pruned | fine-tuned |")
+    print("|---|---|---|---|---|---|---|---|")
+    for seed in SEEDS:
+        for detector in DETECTORS:
+            for kind in ("uniform", "global"):
+                for share in SHARES:
+                    name = f"peer-{detector}-{kind}-{share}-seed{seed}"
+                    if words and not any(word in name for word in words):
+                        continue
+                    path = runs / name / "row.json"
+                    if not path.exists():
+                        try:
+                            found = row(detector, share, across=kind == "global", seed=seed, out=runs / name)
+                        except Exception as error:  # whatever it is, it is what its user would meet
+                            found = {"failed": f"{type(error).__name__}: {error}"[:200]}
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_text(json.dumps(found))
+                    found = json.loads(path.read_text())
+                    print(f"| {detector} | {kind} | flops={share:.0%} | {seed} | {_cells(found)} |", flush=True)
+
+
+def _cells(found: dict[str, Any]) -> str:
+    if "failed" in found:
+        return f"{found['failed']} | | | "
+    return f"{found['flops']:.1%} | {found['params']:.1%} | {found['before']:.3f} | {found['after']:.3f}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2:])
