@@ -64,7 +64,7 @@ DARKNET = (".cfg", ".weights")
 FROM_WEIGHTS = ("l1", "l2", "bn", "fpgm", "lamp", "random")
 """Criteria, which say which channels of a unit stay, that read weights alone; ``l<p>`` for any p > 0 is one, too."""
 
-FROM_IMAGES = ("taylor", "fisher", "hutchinson", "apoz", "regression")
+FROM_IMAGES = ("covariance", "regression", "taylor", "fisher", "hutchinson", "apoz")
 """Criteria that look at training images."""
 
 

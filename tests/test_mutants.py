@@ -28,6 +28,7 @@ TESTS = {
     "autoprune.search.isolation": ["test_isolation"],
     "autoprune.search.regrowth": ["test_regrowth"],
     "autoprune.importance.slopes": ["test_slopes"],
+    "autoprune.importance.covariance": ["test_covariance"],
     "autoprune.importance.compensation": ["test_compensation"],
     "autoprune.importance.reconstruction": ["test_reconstruction", "test_pruning"],
 }

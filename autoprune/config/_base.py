@@ -80,8 +80,9 @@ class PruningConfig(ResumableConfig):
             bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model but
             for FILE.py:FUNCTION
-        criterion: which channels of a unit stay: l1, l2 or l<p> (norm of the weights), bn (batch norm scale), fpgm
-            (geometric median), lamp, random; from training images taylor, fisher, hutchinson, apoz, regression
+        criterion: which channels of a unit stay: by training images covariance (those that the others cannot stand in
+            for), regression, taylor, fisher, hutchinson, apoz; by weights alone l1, l2 or l<p> (their norm), bn (scale
+            of batch norm), fpgm (geometric median), lamp, random
         round_to: widths are multiples of this
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
@@ -93,7 +94,7 @@ class PruningConfig(ResumableConfig):
 
     model: Path | None = None
     data: Path | None = None
-    criterion: str = "l1"
+    criterion: str = "covariance"
     round_to: int = 8
     min_keep: float = 0.1
     images: int = 60

@@ -63,6 +63,7 @@ class NetAdaptConfig(BudgetedConfig):
         select: what is kept of an iteration's proposals: the highest score, or the least score lost per cost saved
     """
 
+    criterion: str = "l1"  # ranked anew at every step, which covariance takes seconds for
     initial_step: float = 0.025
     decay: float = 0.96
     short_term_steps: int = 10

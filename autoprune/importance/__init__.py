@@ -10,6 +10,7 @@ from autoprune.importance._base import Evidence, Importance, Member, Scores, ran
 from autoprune.importance.apoz import ApozImportance
 from autoprune.importance.batchnorm import BatchNormImportance
 from autoprune.importance.control import RandomImportance
+from autoprune.importance.covariance import CovarianceImportance
 from autoprune.importance.fisher import FisherImportance
 from autoprune.importance.geometric_median import GeometricMedianImportance
 from autoprune.importance.hutchinson import HutchinsonImportance
@@ -27,11 +28,12 @@ WEIGHT_CRITERIA: Mapping[str, Callable[[], Importance]] = {
 """Criteria that read weights alone, by the name that the command line and the policy use; beside the norms l<p>."""
 
 IMAGE_CRITERIA: Mapping[str, Callable[[Evidence], Importance]] = {
+    "covariance": CovarianceImportance,
+    "regression": RegressionImportance,
     "taylor": TaylorImportance,
     "fisher": FisherImportance,
     "hutchinson": HutchinsonImportance,
     "apoz": ApozImportance,
-    "regression": RegressionImportance,
 }
 """Criteria that look at training images."""
 
