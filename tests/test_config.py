@@ -42,7 +42,7 @@ TRAIN = TrainConfig(policy=Path("policy.json"), model=Path("best.pt"), data=Path
 
 
 def test_the_defaults_are_those_of_the_design() -> None:
-    assert (SEARCH.strategy, SEARCH.rule, SEARCH.criterion) == (StrategyName.PPO, Rule.PROJECTED, "l1")
+    assert (SEARCH.strategy, SEARCH.rule, SEARCH.criterion) == (StrategyName.PPO, Rule.PROJECTED, "covariance")
     assert (SEARCH.round_to, SEARCH.min_keep, SEARCH.images, SEARCH.finalists, SEARCH.lr_scale) == (8, 0.1, 60, 5, 1.0)
     assert (SEARCH.model, SEARCH.data, SEARCH.episodes, SEARCH.finetune_epochs) == (None, None, None, None)
 
@@ -52,7 +52,8 @@ def test_the_defaults_of_netadapt_are_those_of_the_paper_where_it_names_them() -
     assert (NETADAPT.short_term_steps, NETADAPT.shortlist) == (10, 3)
     assert SENSITIVITY.keep_ratios == (0.75, 0.5, 0.25, 0.1)
     for config in (NETADAPT, SENSITIVITY):
-        assert (config.criterion, config.round_to, config.images, config.batch) == ("l1", 8, 60, 16)
+        assert (config.round_to, config.images, config.batch) == (8, 60, 16)
+    assert (NETADAPT.criterion, SENSITIVITY.criterion) == ("l1", "covariance")
 
 
 @pytest.mark.parametrize("kind", COMMANDS.values())

@@ -53,6 +53,7 @@ def test_a_search_leaves_pairs_of_files_within_the_budget(world: Path, searched:
 
 def test_the_policy_gives_the_same_widths_again(world: Path, searched: Path, tmp_path: Path) -> None:
     words = ["--policy", str(searched / "policy.json"), "--model", str(world / "tiny.cfg"), "--threads", "1"]
+    words += ["--data", str(world / "data" / "data.yaml")]
     assert main(["apply", *words, "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "pruned.weights").stat().st_size == (searched / "pruned.weights").stat().st_size
 

@@ -218,10 +218,10 @@ def test_a_changed_configuration_is_not_resumed(
 
 def test_apply_and_train_take_the_policy(finished: Path, world: Path, tmp_path: Path) -> None:
     common = ["--policy", str(finished / "policy.json"), "--model", str(world / "best.pt"), "--device", "cpu"]
+    common += ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
     assert main(["apply", *common, "--out", str(tmp_path / "applied")]) == 0
     assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished)["pruned"]["params"]
-    data = ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
-    assert main(["train", *common, *data, "--epochs", "1", "--out", str(tmp_path / "trained")]) == 0
+    assert main(["train", *common, "--epochs", "1", "--out", str(tmp_path / "trained")]) == 0
     trained = summary(tmp_path / "trained")
     assert trained["finetuned"]["params"] == summary(finished)["pruned"]["params"]
     assert parameters(tmp_path / "trained" / "model.pt") == trained["finetuned"]["params"]

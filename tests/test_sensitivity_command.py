@@ -38,7 +38,7 @@ def space(tiny: Path) -> Space:
 def test_the_curves_fit_the_model_and_say_how_they_were_measured(finished: Path, space: Space) -> None:
     header, curves = SensitivityCurves.load(finished / "sensitivity.json")
     curves.check(space)
-    assert (header.criterion, header.images, header.seed) == ("l1", 4, 0)
+    assert (header.criterion, header.images, header.seed) == ("covariance", 4, 0)
     assert header.model.name == "best"
     asked = np.array([space.round_down(np.full(len(space), ratio)) for ratio in (0.5, 0.25)])
     for curve, counts in zip(curves.curves, asked.T, strict=True):

@@ -74,9 +74,9 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
         device=devices_of(config.device)[0],
         trust=config.trust_checkpoint,
         criterion=policy.criterion,
+        check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
         screen=screen,
     )
-    policy.check(network.described.layers)
     allocation = network.space.from_names(policy.keep)
     calibration = calibration_of(
         network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed

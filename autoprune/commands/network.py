@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,7 @@ def open_network(
     round_to: int = 1,
     min_keep: float = 1e-6,
     describable: bool = False,
+    check: Callable[[ChannelGraph], None] = lambda graph: None,
     screen: Screen,
 ) -> Network:
     """Load weights, find their channel groups and rank their channels.
@@ -130,10 +131,12 @@ def open_network(
         round_to: as for `Space`.
         min_keep: as for `Space`.
         describable: allow only networks that the network's own tool can describe, see `Description`.
+        check: refuses a network that is not the one expected, before its channels are ranked.
         screen: told what was found.
     """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    check(graph)
     space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
     pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
     screen.note(

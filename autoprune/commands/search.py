@@ -31,7 +31,7 @@ from autoprune.search._base import Candidate, Progress, SearchResult, search
 
 Kind = TypeVar("Kind", bound=SearchConfig)
 
-DEFAULT_EPISODES, DEMO_EPISODES = 200, 60
+DEFAULT_EPISODES, DEMO_EPISODES = 100, 60
 
 CONTINUATIONS = 2
 """How often a search goes on whose best candidate is measured off its latency budget, by a quarter of its episodes."""

@@ -19,7 +19,7 @@ class SearchConfig(ReconstructingConfig):
     Attributes:
         strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; --agent says the same), or one of
             uniform, global, random, greedy, sensitivity, knapsack, evolution, regrowth
-        episodes: how many candidates the strategy may try; by default 200, fewer for the bundled detector
+        episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
         rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
             limits each action as it is taken (AMC)
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
