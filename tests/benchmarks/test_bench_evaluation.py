@@ -21,9 +21,11 @@ from torch import nn
 
 from autoprune.evaluation import Evaluator, recalibrate
 from autoprune.importance import make_criterion
+from autoprune.importance.compensation import collect_moments
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.proof import analyse
+from autoprune.search.regrowth import GAINS_COST
 from autoprune.space import Space
 from autoprune.surgery import Pruner
 
@@ -32,7 +34,7 @@ IMAGES, BATCH, ROUNDS = 60, 20, 5
 
 @pytest.fixture(scope="module")
 def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Median seconds of bare passes, of our candidate, and of the usual way, taken in turn."""
+    """Median seconds of bare passes, of our candidate, of all units' gains, and of the usual way, taken in turn."""
     pruning = pytest.importorskip("torch_pruning", reason="pip install torch-pruning")
     folder = tmp_path_factory.mktemp("evaluation")
     adapter = open_adapter(
@@ -42,7 +44,7 @@ def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     space = Space(graph)
     evaluator = Evaluator(
         adapter, Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph)),
-        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(folder / "journal.jsonl", {}),
+        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(folder / "journal.jsonl", {}), compensate=True,
     )  # fmt: skip
     allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))
     data = _data_set(evaluator, folder)
@@ -50,6 +52,8 @@ def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     ways: dict[str, Callable[[], Any]] = {
         "bare": lambda: _passes(ready, evaluator),
         "ours": lambda: evaluator._score(allocation),
+        "gains": lambda: evaluator._slopes(allocation),
+        "moments": lambda: collect_moments(adapter.module, graph, evaluator._calibration.plain),
         "usual": lambda: _usual(pruning, adapter, evaluator, data),
     }
     return _in_turn(ways)
@@ -63,6 +67,16 @@ def test_a_candidate_beside_its_bare_passes(seconds: dict[str, float], capsys: A
         print({name: round(value, 3) for name, value in seconds.items()})
         print(f"candidate = {candidate:.2f} × its bare passes")
     assert candidate <= 1.25
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore")
+def test_the_gains_of_all_units_beside_a_candidate(seconds: dict[str, float], capsys: Any) -> None:
+    """What `regrowth.GAINS_COST` says; covariances are collected once, by dense passes."""
+    gains, moments = seconds["gains"] / seconds["ours"], seconds["moments"] / seconds["bare"]
+    with capsys.disabled():
+        print(f"gains = {gains:.1f} candidates, covariances = {moments:.1f} × the bare passes of a candidate")
+    assert gains <= GAINS_COST + 1
 
 
 @pytest.mark.shared
