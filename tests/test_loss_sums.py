@@ -10,13 +10,21 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from autoprune.evaluation import Evaluator
+from autoprune.importance import make_criterion
+from autoprune.journal import Journal
 from autoprune.models._base import Batch, LossSum
 from autoprune.models.ultralytics import UltralyticsAdapter, loss_sums, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
+from autoprune.proof import analyse
+from autoprune.pruning import evidence_of
+from autoprune.space import Space
+from autoprune.surgery import Pruner
 
 from .contracts.adapters import with_frozen_statistics
 from .detectors import tiny_yaml
@@ -179,3 +187,30 @@ def test_finding_nothing_is_no_gain(folder: Path, name: str) -> None:
 def test_nor_is_it_for_an_rt_detr(folder: Path) -> None:
     adapter = rt_detr(folder)
     check_finding_nothing_is_no_gain(adapter, trained(adapter, steps=30, lr=1e-3))
+
+
+def check_gains(adapter: UltralyticsAdapter, journal: Path) -> None:
+    """Assert that the covariance criterion ranks, and that widening gains finite amounts, somewhere not 0."""
+    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    space = Space(graph)
+    order = make_criterion("covariance", lambda: evidence_of(adapter)).order(adapter.module, graph)
+    assert [sorted(one) for one in order] == [list(range(group.size)) for group in graph.groups]
+    evaluator = Evaluator(
+        adapter, Pruner(adapter.module, space, order), images=LABELLED, batch=3, seed=0,
+        journal=Journal.create(journal, {}), compensate=True, bf16=True,
+    )  # fmt: skip
+    base = space.allocation(space.round_down(np.full(len(space), 0.5)))
+    widths = [[int(dense)] if kept < dense else [] for kept, dense in zip(base, space.dense, strict=True)]
+    gains = [gain for several in evaluator.gains(base, widths) for gain in several]
+    assert np.isfinite(gains).all()
+    assert np.abs(gains).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gains_are_numbers_in_every_task(folder: Path, name: str, tmp_path: Path) -> None:
+    check_gains(opened(folder, name), tmp_path / "journal.jsonl")
+
+
+@pytest.mark.slow
+def test_gains_are_numbers_for_an_rt_detr(folder: Path, tmp_path: Path) -> None:
+    check_gains(rt_detr(folder), tmp_path / "journal.jsonl")

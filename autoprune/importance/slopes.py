@@ -24,11 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoprune.graph import ChannelGraph, LayerKind
+from autoprune.graph import ChannelGraph
 from autoprune.importance.compensation import Moments, regression
+from autoprune.importance.shifting import Reader
 from autoprune.surgery import Keep
-
-_READERS = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,10 @@ def measure_slopes(
     with ExitStack() as hooks:
         for layer in graph.layers:
             channels = graph.axes[layer.in_axis]
-            depthwise = layer.groups == len(channels)  # what follows it reads its channels
-            if layer.kind not in _READERS or depthwise:
-                continue
             module = network.get_submodule(layer.name)
+            depthwise = layer.groups == len(channels)  # what follows it reads its channels
+            if not isinstance(module, Reader) or depthwise:
+                continue
             reading, mean, shift = _reading(channels, keep[channels], layer.name, moments, module)
             readings[layer.name] = reading
             hooks.enter_context(module.register_forward_pre_hook(_masking(reading, mean, shift)))
