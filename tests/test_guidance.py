@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from autoprune.commands.guidance import Guidance, guided, within
-from autoprune.search.regrowth import affordable
+from autoprune.search.regrowth import Gains, affordable
 from tests.test_regrowth import gains_of
 from tests.toy import Toy, make_toy
 
@@ -20,11 +21,17 @@ class Screen:
 
     def __init__(self) -> None:
         self.done: list[int] = []
+        self.notes: list[str] = []
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         self.done.append(total)
-        yield lambda done, note: self.done.append(done)
+
+        def advance(done: int, note: str) -> None:
+            self.done.append(done)
+            self.notes.append(note)
+
+        yield advance
 
 
 def guidance(toy: Toy = TOY, evaluations: int = 100, screen: Screen | None = None) -> Guidance:
@@ -50,12 +57,21 @@ def test_it_takes_at_most_half_of_the_evaluations_but_one_round(evaluations: int
     assert len(found.tried) <= affordable(evaluations // 2)[0]
     assert screen.done[0] == affordable(evaluations // 2)[0]
     assert screen.done[1:] == list(range(1, len(found.tried) + 1))
+    best = np.maximum.accumulate([candidate.score for candidate in found.tried])
+    assert screen.notes == [f"best score {score:+.4f}" for score in best]
 
 
 def test_sensitivities_go_from_0_to_1() -> None:
     found = guidance()
     assert found.sensitivity.min() == 0
     assert found.sensitivity.max() == 1
+    assert np.count_nonzero(found.sensitivity == 0) == 1, "units below the price are told apart, too"
+
+
+def test_where_no_unit_is_worth_more_than_another_all_are_alike() -> None:
+    nothing: Gains = lambda allocation, widths: [[0.0] * len(wider) for wider in widths]  # noqa: E731
+    found = guided(TOY.constraint, nothing, TOY.score, Screen(), evaluations=20)  # type: ignore[arg-type]
+    assert list(found.sensitivity) == [0.0] * 8
 
 
 def test_of_candidates_only_those_within_the_budget_stay() -> None:

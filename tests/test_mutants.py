@@ -35,6 +35,10 @@ TESTS = {
 """Modules, and the tests that belong to them."""
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "autoprune.search.regrowth": {
+        "_Growth.onto_budget: 0.001 * self.worth.argsort().argsort() / len(counts) → "
+        "0.001 * self.worth.argsort().argsort() * len(counts)": "of the ranks only the order counts",
+    },
     "autoprune.commands.finalists": {
         "choose: break → continue": "the first of the loop; what would follow is the same condition again",
     },

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.search._base import search
-from autoprune.search.regrowth import GROWTHS, SHARES, RegrowthStrategy, affordable
+from autoprune.search.regrowth import GROWTHS, SHARES, RegrowthStrategy, _Growth, _wider, affordable
 from autoprune.space import Allocation
 from tests.contracts.strategies import check_strategy
 from tests.toy import OPTIMA, Toy, make_toy
@@ -95,3 +95,40 @@ def test_a_budget_at_the_narrowest_network_has_one_candidate() -> None:
 @pytest.mark.parametrize(("evaluations", "candidates", "gains"), [(0, 4, 5), (9, 4, 5), (17, 7, 10), (999, 19, 30)])
 def test_what_is_affordable(evaluations: int, candidates: int, gains: int) -> None:
     assert affordable(evaluations) == (candidates, gains)
+
+
+def test_a_unit_may_widen_by_a_step_and_by_the_factors() -> None:
+    choices = np.arange(8, 129, 8)
+    assert _wider(choices, 32) == [40, 48, 64, 96, 128]
+    assert _wider(choices, 8) == [16, 24, 32]
+    assert _wider(choices, 120) == [128]
+    assert _wider(choices, 128) == []
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**16), st.sampled_from(GROWTHS))
+def test_the_price_is_the_least_that_holds_the_budget(seed: int, most: float) -> None:
+    rng = np.random.default_rng(seed)
+    constraint, base = TOY.constraint, TOY.constraint.tightened(0.6).project(rng.normal(size=8))
+    widths = [_wider(choices, count) for choices, count in zip(TOY.space.choices, base, strict=True)]
+    gains = [list(rng.lognormal(0, 2, len(wider))) for wider in widths]
+    growth = _Growth(constraint, base, widths, gains)
+    counts, _ = growth.onto_budget(most)
+    assert constraint.holds(counts)
+    allowed = (growth._width <= np.maximum(most * base[growth._unit], growth._nearest())) & (growth._gain > 0)
+    rates = np.unique(growth._gain / growth._rise)
+    holding = [price for price in rates if constraint.holds(growth._at(price, allowed))]
+    assert list(counts) == list(growth._at(holding[0], allowed) if holding else base)
+    for wider, before, after in zip(widths, base, counts, strict=True):
+        assert after == before or after in wider
+        assert after <= max(most * before, wider[0] if wider else before)
+
+
+def test_what_is_left_of_the_budget_goes_to_the_worthiest() -> None:
+    constraint, base = TOY.constraint, TOY.constraint.tightened(0.6).project(np.zeros(8))
+    widths = [_wider(choices, count) for choices, count in zip(TOY.space.choices, base, strict=True)]
+    gains = [[float(unit + 1)] * len(wider) for unit, wider in enumerate(widths)]
+    growth = _Growth(constraint, base, widths, gains)
+    counts, wish = growth.onto_budget(1.25)
+    order = np.argsort(wish - np.log(TOY.space.ratios(counts)))
+    assert list(order) == list(np.argsort(growth.worth))
