@@ -35,6 +35,9 @@ TESTS = {
 """Modules, and the tests that belong to them."""
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "autoprune.importance.slopes": {
+        "_rows: -1 → 1 (3)": "a linear layer whose channels can be pruned reads two dimensions",
+    },
     "autoprune.search.regrowth": {
         "_Growth.onto_budget: 0.001 * self.worth.argsort().argsort() / len(counts) → "
         "0.001 * self.worth.argsort().argsort() * len(counts)": "of the ranks only the order counts",
