@@ -120,13 +120,11 @@ class _Reading:
     def remove(self, channel: int) -> None:
         """Let what is left predict a channel, and contribute what it did."""
         own = channel * self._times + np.arange(self._times)
+        # Of itself nothing is left: its own coefficients are −1.
         coefficients = -np.linalg.solve(self._precision[np.ix_(own, own)], self._precision[own])
-        coefficients[:, own] = 0
         self._precision = self._precision + self._precision[:, own] @ coefficients
         self._products = self._products + self._products[:, own] @ coefficients
         self._products = self._products + coefficients.T @ self._products[own]
-        for matrix in (self._precision, self._products):
-            matrix[own], matrix[:, own] = 0, 0
 
 
 def _eliminated(size: int, readings: Sequence[_Reading]) -> Matrix:
