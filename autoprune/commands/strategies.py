@@ -53,6 +53,7 @@ flops=50%, from 0.054: 0.062, 0.061, 0.064, 0.057; 30%, from 0.061: 0.068, 0.062
 0.035, 0.030, 0.025.
 """
 
+
 @dataclass(frozen=True)
 class SearchTask:
     """What a strategy is made from.
