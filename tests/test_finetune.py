@@ -351,6 +351,12 @@ def test_recipe_scales_the_dense_learning_rate() -> None:
     assert found["warmup_bias_lr"] == 0
 
 
+@pytest.mark.parametrize(("epochs", "rate"), [(3, 0.0003), (9, 0.0003), (10, 0.001), (40, 0.001)])
+def test_a_short_training_starts_lower(epochs: int, rate: float) -> None:
+    found = recipe(stock.DEFAULT_CFG_DICT, epochs=epochs, batch=16, lr_scale=1.0)
+    assert found["lr0"] == pytest.approx(rate)
+
+
 @pytest.mark.parametrize(("epochs", "unmixed"), [(1, 1), (20, 20), (30, 20), (100, 50)])
 def test_mosaic_is_for_the_first_half_of_long_trainings(epochs: int, unmixed: int) -> None:
     assert recipe(stock.DEFAULT_CFG_DICT, epochs=epochs, batch=16, lr_scale=0.1)["close_mosaic"] == unmixed

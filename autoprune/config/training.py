@@ -61,7 +61,8 @@ class TrainConfig(ResumableConfig):
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
-        lr_scale: learning rate as a share of the dense training's
+        lr_scale: first learning rate as a share of the dense training's first one; fewer than 10 epochs start at 0.3 of
+            that
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
             epochs and keep the last one's
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of --model
