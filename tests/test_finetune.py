@@ -17,7 +17,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extension import TrainingExtension
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe import recipe
+from autoprune.training.recipe import recipe, short_scale
 from autoprune.training.results import EpochReport
 from autoprune.training.session import Session
 from autoprune.training.trainer import PrunedTrainer
@@ -353,7 +353,7 @@ def test_recipe_scales_the_dense_learning_rate() -> None:
 
 @pytest.mark.parametrize(("epochs", "rate"), [(3, 0.0003), (9, 0.0003), (10, 0.001), (40, 0.001)])
 def test_a_short_training_starts_lower(epochs: int, rate: float) -> None:
-    found = recipe(stock.DEFAULT_CFG_DICT, epochs=epochs, batch=16, lr_scale=1.0)
+    found = recipe(stock.DEFAULT_CFG_DICT, epochs=epochs, batch=16, lr_scale=short_scale(epochs))
     assert found["lr0"] == pytest.approx(rate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from autoprune.training.distill import Distillation
 from autoprune.training.extension import TrainingExtension
 from autoprune.training.fake_quantization import FakeQuantization
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe import beginners_recipe
+from autoprune.training.recipe import beginners_recipe, short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.softening import Softening
@@ -80,8 +80,9 @@ def tune(
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
         curve: list[float] = []
+        started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
         result = trained(
-            adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
+            adapter, module, folder / "finetune", label="Fine-tuning", tuning=started, screen=screen,
             changes={"patience": tuning.patience}, extensions=tuning.extensions(), curve=curve,
         )  # fmt: skip
         if rise := rise_at_end(curve):

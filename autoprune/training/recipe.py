@@ -45,7 +45,7 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         dense: the arguments that the dense network was trained with.
         epochs: passes over the training split.
         batch: images per step.
-        lr_scale: share of the dense learning rate to start with; fewer than ``SHORT_EPOCHS`` start at a share of that.
+        lr_scale: share of the dense learning rate to start with.
     """
     optimizer, rate = dense_rate(dense, batch)
     return {
@@ -56,7 +56,7 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         # (after 6 epochs 0.391; with steps of 16 images 0.419).
         "nbs": batch,
         "optimizer": optimizer,  # named: "auto" ignores lr0
-        "lr0": rate * lr_scale * (SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0),
+        "lr0": rate * lr_scale,
         "lrf": 0.01,
         "cos_lr": True,
         "warmup_epochs": min(1.0, 0.1 * epochs),  # the weights are good already: only the optimizer's moments warm up
@@ -64,6 +64,11 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         "close_mosaic": min(epochs, max(UNMIXED_EPOCHS, epochs // 2)),
         "patience": 0,  # no early stop: the schedule ends where the learning rate does
     }
+
+
+def short_scale(epochs: int) -> float:
+    """Return the share of its learning rate that a fine-tune of so many epochs starts at."""
+    return SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0
 
 
 def beginners_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
