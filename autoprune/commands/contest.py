@@ -125,12 +125,13 @@ class Contest:
         elif StrategyName.REGROWTH in names:
             most, spent = affordable(total)
         if entry.warm_start is not None:
-            start = self._holding(self._search(entry.warm_start, seed, (total - spent) // 2, clock).history)
+            warmed = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
+            start = within(warmed.history, self._constraint)
         most = min(most, total - spent - len(clock.history))
         result = self._search(entry.strategy, seed, most, clock, start=start)
         unscored = [math.nan] * (spent - len(known))
         history = [*unscored, *self._scores(known), *self._scores(clock.history)]
-        tried = self._holding(clock.history)
+        tried = within(clock.history, self._constraint)
         best = max((result.best, *start, *within(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
             [best], self.evaluator, self._constraint, self._goals, count=1, screen=self._run.screen,
@@ -166,9 +167,6 @@ class Contest:
                 evaluations=evaluations,
                 on_evaluation=show,
             )
-
-    def _holding(self, history: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        return tuple(item for item in history if self._constraint.holds(np.array(item.allocation)))
 
     def _scores(self, history: Sequence[Candidate]) -> list[float]:
         return [item.score if self._constraint.holds(np.array(item.allocation)) else math.nan for item in history]
