@@ -67,9 +67,10 @@ class Run:
         words = [model if word == "TEACHER" else word for word in self.words]
         if self.needs is not None:
             words += ["--policy", str(_policy(self, runs))]
+        size = () if "--imgsz" in words else ("--imgsz", "320")
         return [
-            *words, "--model", model, "--data", str(SHARED / "data" / data / f"{data}.yaml"), "--device", "cpu",
-            "--threads", "1", "--imgsz", "320", "--seed", str(self.seed), "--out", str(self.folder(runs)),
+            *words, *size, "--model", model, "--data", str(SHARED / "data" / data / f"{data}.yaml"), "--device", "cpu",
+            "--threads", "1", "--seed", str(self.seed), "--out", str(self.folder(runs)),
         ]  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def _trainings() -> Iterator[Run]:
 
 def _comparisons() -> Iterator[Run]:
     options = ("--evaluations", "100", "--seeds", "5", "--finetune-epochs", "0")
-    small = ("--images", "32", "--no-references", "--correlated", "0", "--strategies",
+    small = ("--imgsz", "224", "--images", "32", "--no-references", "--correlated", "0", "--strategies",
              "uniform,sensitivity,knapsack,greedy,random,evolution,regrowth,ppo,ddpg")  # fmt: skip
     for detector in DETECTORS:
         for budget in ("flops=50%", "flops=30%", "flops=20%", "latency=50%"):
