@@ -2,7 +2,7 @@
 
 import sys
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

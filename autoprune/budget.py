@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from autoprune.choices import Runtime, is_device
 from autoprune.errors import BudgetError
-from autoprune.numerals import DECIMAL
+from autoprune.io.numerals import DECIMAL
 
 METRICS = ("latency", "flops", "params", "size", "channels")
 """What can be limited.

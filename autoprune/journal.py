@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from autoprune.errors import AutopruneWarning, RunError
-from autoprune.files import BINARY, NO_LINK, saying_why, sync_folder
+from autoprune.io.files import BINARY, NO_LINK, saying_why, sync_folder
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""

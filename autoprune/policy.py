@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from autoprune.choices import check_criterion
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
-from autoprune.fields import Fields, parse_strictly, pretty
-from autoprune.files import read_bytes, write_atomic
+from autoprune.io.fields import Fields, parse_strictly, pretty
+from autoprune.io.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from autoprune.importance import Evidence
+    from autoprune.criteria import Evidence
     from autoprune.models._base import Adapter
 
 SCHEMA_VERSION = 1
@@ -241,14 +241,14 @@ class Policy:
         """
         import torch
 
-        from autoprune.importance import make_criterion
+        from autoprune.criteria import make_criterion
+        from autoprune.evaluation.pruning import Calibration, calibration_of, evidence_of, prune
         from autoprune.models import adapter_of
         from autoprune.models._base import Adapter
         from autoprune.models.detection.channels import input_channels
-        from autoprune.proof import analyse
-        from autoprune.pruning import Calibration, calibration_of, evidence_of, prune
-        from autoprune.space import Space
-        from autoprune.surgery import Pruner
+        from autoprune.structure.slicing import Pruner
+        from autoprune.structure.space import Space
+        from autoprune.structure.validation import analyse
 
         self.check_criterion()
         dense, adapter = module, None

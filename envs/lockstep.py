@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from autoprune.space import Allocation
+from autoprune.structure.space import Allocation
 from envs.problem import PruningProblem
 from envs.rules import Projected
 from envs.walk import RuleFactory, Walk

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autoprune.graph import ChannelGraph, Layer, LayerKind, Unit
-from autoprune.space import Counts, Space
+from autoprune.structure.graph import ChannelGraph, Layer, LayerKind, Unit
+from autoprune.structure.space import Counts, Space
 from envs.problem import Array, PruningProblem
 
 WALK_COLUMNS = ("reduced", "rest", "last_action")

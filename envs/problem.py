@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.constraint import Constraint
-from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
-from autoprune.finite import check_finite
-from autoprune.space import Allocation, Space
+from autoprune.io.finite import check_finite
+from autoprune.structure.constraint import Constraint
+from autoprune.structure.cost import Cost
+from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
 

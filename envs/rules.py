@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from autoprune.space import Counts
+from autoprune.structure.space import Counts
 from envs.problem import Array, PruningProblem
 
 _SLACK = 1e-6

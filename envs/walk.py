@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
-from autoprune.finite import check_finite
-from autoprune.space import Allocation
+from autoprune.io.finite import check_finite
+from autoprune.structure.space import Allocation
 from envs.observations import Observer
 from envs.problem import Array, PruningProblem
 from envs.rules import RULES, Rule

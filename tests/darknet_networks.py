@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.graph import ChannelGraph
 from autoprune.models.darknet import DarknetNetwork, Header, parse_cfg, write
+from autoprune.structure.graph import ChannelGraph
 
 HEADER = Header(0, 2, 5, 64_000)
 

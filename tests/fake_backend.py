@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.runtimes import Backend, Calibration, Precision, Runner, Runtime, RuntimeSettings
 from autoprune.runtimes.settings import MemoryFormat
-from autoprune.space import Counts, Space
+from autoprune.structure.space import Counts, Space
 
 SETTINGS = RuntimeSettings("cpu", Runtime.TORCH, Precision.FP32, 2, 1, 64, MemoryFormat.CONTIGUOUS)
 OVERHEAD = 0.5

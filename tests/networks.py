@@ -13,9 +13,9 @@ import torchvision
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 
-from autoprune.graph import ChannelGraph, LayerKind
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.graph import ChannelGraph, LayerKind
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
 
 FREE_OUTPUTS = frozenset({"feats"})
 

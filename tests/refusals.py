@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from tests.detectors import build, write_detector
 from tests.world import arguments
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
-from autoprune.search._base import search
-from autoprune.search.agents import AgentKind, AgentStrategy, walk_prior
-from autoprune.search.exploration import NoExploration, TruncatedNoise
-from autoprune.search.learners import build, exploration_of
-from autoprune.search.random import RandomStrategy
-from autoprune.search.settings import DDPGSettings, PPOSettings, Settings
-from autoprune.search.view import AgentView, RunningScale
-from autoprune.space import Allocation
+from autoprune.strategies._base import search
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.rl.agents import AgentKind, AgentStrategy, walk_prior
+from autoprune.strategies.rl.exploration import NoExploration, TruncatedNoise
+from autoprune.strategies.rl.learners import build, exploration_of
+from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, Settings
+from autoprune.strategies.rl.view import AgentView, RunningScale
+from autoprune.structure.space import Allocation
 from envs.lockstep import LockstepEnv
 from envs.rules import Capped, Projected
 from tests.toy import OPTIMA, Toy, make_toy

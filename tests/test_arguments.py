@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from autoprune import __version__
-from autoprune.arguments import parse, resume_command, save
 from autoprune.budget import METRICS
 from autoprune.choices import DataSetName, Select, StrategyName
+from autoprune.cli.arguments import parse
 from autoprune.config import (
     COMMANDS,
     ApplyConfig,
@@ -18,6 +18,7 @@ from autoprune.config import (
     SensitivityConfig,
     TrainConfig,
 )
+from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
 
 NAMES = ", ".join(COMMANDS)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cost import Effort, LatencyMeter
-from autoprune.cost.meter import Memory
 from autoprune.errors import DeviceError
+from autoprune.latency import Effort, LatencyMeter
+from autoprune.latency.meter import Memory
 from autoprune.runtimes import (
     MemoryFormat,
     Precision,

@@ -15,14 +15,14 @@ import yaml
 from scipy.stats import spearmanr
 from torch import nn
 
-from autoprune.evaluation import WORST_SCORE, Evaluator
-from autoprune.importance import make_criterion
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
-from autoprune.proof import analyse
-from autoprune.space import Allocation, Space
-from autoprune.surgery import Pruner
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
 
 SIZE, IMAGES, CANDIDATES = 320, 60, 8
 World = tuple[Adapter, Pruner, tuple[Allocation, ...], tuple[float, ...]]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoprune.arguments import parse
 from autoprune.budget import budget_levels
+from autoprune.cli.arguments import parse
 from autoprune.config import COMMANDS, SearchConfig, option
+from autoprune.config.reading import base_of, hints_of, places_of
 from autoprune.errors import AutopruneError, BudgetError
-from autoprune.options import base_of, hints_of, places_of
 from tests.refusals import refuse
 
 LONG = "a" * 5000

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.journal import Journal
 from tests.refusals import refuse, words
 from tests.world import arguments

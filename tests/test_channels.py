@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import DataError, ModelError
 from autoprune.models import build_adapter, open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter, stock

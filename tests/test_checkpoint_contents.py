@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.commands.quantize import shared_out
 from autoprune.errors import DataError
+from autoprune.evaluation.pruning import evidence_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.models.detection.choosing import balanced
-from autoprune.pruning import evidence_of
+from autoprune.workflows.quantize import shared_out
 
 from .darknet_detector import write_detector as write_darknet
 from .detectors import write_data, write_detector

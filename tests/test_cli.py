@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
 from tests.world import arguments
@@ -23,10 +23,10 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
     """Put a function in the place of the search command."""
 
     def install(run: Answer) -> None:
-        module = ModuleType("autoprune.commands.search")
+        module = ModuleType("autoprune.workflows.search")
         monkeypatch.setattr(module, "run", lambda config, _screen: run(config), raising=False)
-        monkeypatch.setitem(sys.modules, "autoprune.commands", ModuleType("autoprune.commands"))
-        monkeypatch.setitem(sys.modules, "autoprune.commands.search", module)
+        monkeypatch.setitem(sys.modules, "autoprune.workflows", ModuleType("autoprune.workflows"))
+        monkeypatch.setitem(sys.modules, "autoprune.workflows.search", module)
 
     return install
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from autoprune.cli import main
-from autoprune.commands.compare import agents_verdict
-from autoprune.commands.contest import Outcome
+from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
-from autoprune.search._base import Candidate
+from autoprune.strategies._base import Candidate
+from autoprune.workflows.compare import agents_verdict
+from autoprune.workflows.contest import Outcome
 
 from .networks import build
 from .world import arguments

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.graph import ChannelGraph
-from autoprune.importance.compensation import RIDGE, collect_moments, compensate
-from autoprune.proof import analyse
-from autoprune.surgery import Keep, Surgeon
+from autoprune.evaluation.compensation import compensate
+from autoprune.statistics.moments import RIDGE, collect_moments
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Keep, Surgeon
+from autoprune.structure.validation import analyse
 from tests.test_folding import chosen, randomised
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(3))

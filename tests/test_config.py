@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.arguments import load, save
 from autoprune.choices import (
     FROM_CURVES,
     FROM_IMAGES,
@@ -32,6 +31,7 @@ from autoprune.config import (
     to_yaml,
 )
 from autoprune.config._base import MOST
+from autoprune.config.files import load, save
 from autoprune.errors import BudgetError, ConfigError, RunError
 
 SEARCH = SearchConfig(budget=("flops=50%",))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.arguments import parse
-from autoprune.cli import main
+from autoprune.cli.arguments import parse
+from autoprune.cli.main import main
 from autoprune.config import BudgetedConfig, PruningConfig
 from tests.world import arguments
 

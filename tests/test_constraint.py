@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoprune.constraint import Ceiling, Constraint
-from autoprune.space import Counts, Space
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
 

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.evaluation import Evaluator
-from autoprune.importance import make_criterion
-from autoprune.importance._base import Evidence
-from autoprune.importance.covariance import CovarianceImportance, _Reading
+from autoprune.criteria import make_criterion
+from autoprune.criteria._base import Evidence
+from autoprune.criteria.covariance import CovarianceImportance, _Reading
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.pruning import evidence_of
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.pruning import evidence_of
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 from tests.test_compensation import Reader
 from tests.test_folding import randomised
 

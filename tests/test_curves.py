@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from autoprune.errors import ConfigError
 from autoprune.policy import PolicyModel
-from autoprune.search.curves import Curve, CurvesHeader, SensitivityCurves, curves_from, probe_plan
-from autoprune.space import Space
+from autoprune.strategies.curves import Curve, CurvesHeader, SensitivityCurves, curves_from, probe_plan
+from autoprune.structure.space import Space
 from tests.toy import chain_graph
 
 SPACE = Space(chain_graph((16, 32, 8, 64)), round_to=8)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoprune.criteria import make_criterion
 from autoprune.errors import DataError, ModelError
-from autoprune.importance import make_criterion
 from autoprune.models import open_adapter
 from autoprune.models.darknet import DarknetAdapter, DarknetNetwork, prune, read
 from tests.contracts.adapters import check_adapter

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.models.darknet import read
 from autoprune.policy import Policy
 from tests.darknet_detector import CFG, load, write_detector

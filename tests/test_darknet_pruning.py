@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.criteria import make_criterion
 from autoprune.errors import ConfigError, ModelError
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
 from autoprune.models.darknet import DarknetNetwork, Header, parse_cfg, prune, read, write
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 from .darknet_families import FAMILIES
 from .darknet_networks import HEADER, build, images, last_channels, write_files

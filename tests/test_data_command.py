@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.data.oxford_hand import FOLDERS, hull
 from autoprune.models.detection.data_set import read_data_set, verified
 from tests.world import one_sentence

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from autoprune.commands import demo_size
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_IMAGE_SIZE
+from autoprune.workflows import demo_size
 
 from .test_finalists import Silent
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.adapters import Adapters
-from autoprune.training.distill import Distillation, check_teacher
+from autoprune.training.extensions.adapters import Adapters
+from autoprune.training.extensions.distill import Distillation, check_teacher
+from autoprune.training.extensions.lessons import DistilledCriterion, box_term, branches, class_term, feature_term
 from autoprune.training.finetune import finetune
-from autoprune.training.lessons import DistilledCriterion, box_term, branches, class_term, feature_term
 from autoprune.training.results import EpochReport
 from tests.detectors import build
 from tests.training import PRUNED, Stop, parameters, pruned, stop, write_training

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import envs
-from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import ConfigError
-from autoprune.space import Allocation, Space
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Allocation, Space
 from envs.lockstep import LockstepEnv
 from envs.observations import first_layer, unit_columns, unit_costs
 from envs.problem import PruningProblem

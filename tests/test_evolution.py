@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import ConfigError
-from autoprune.search._base import Candidate, SearchResult, search
-from autoprune.search.evolution import EvolutionStrategy
-from autoprune.search.random import RandomStrategy
-from autoprune.space import Space
+from autoprune.strategies._base import Candidate, SearchResult, search
+from autoprune.strategies.evolution import EvolutionStrategy
+from autoprune.strategies.random import RandomStrategy
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Space
 from tests.toy import LayerFlops, Toy, chain_graph, make_toy
 
 TOY = make_toy(12)

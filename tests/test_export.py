@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.choices import ExportFormat, Precision
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
-from autoprune.export import TOLERANCES, Parity, Tolerance
+from autoprune.exporting import TOLERANCES, Parity, Tolerance
 from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock

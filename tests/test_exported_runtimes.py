@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cost import Effort, LatencyMeter
 from autoprune.errors import DeviceError
+from autoprune.latency import Effort, LatencyMeter
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.exported import export_onnx

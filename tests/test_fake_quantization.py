@@ -13,11 +13,11 @@ from torch import nn
 
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.extension import GRADIENTS, TrainingExtension
-from autoprune.training.fake_quantization import ActivationRange, FakeQuantization, rounded_weights
+from autoprune.training.extensions._base import GRADIENTS, TrainingExtension
+from autoprune.training.extensions.fake_quantization import ActivationRange, FakeQuantization, rounded_weights
 from autoprune.training.finetune import finetune
-from autoprune.training.session import Session
 from autoprune.training.shapes import shapes_of
+from autoprune.training.ultralytics.session import Session
 from tests.training import Stop, stop, write_training
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.files import first_link, new_folder, remove_leftovers, write_atomic
+from autoprune.io.files import first_link, new_folder, remove_leftovers, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:

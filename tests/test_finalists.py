@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.commands.finalists import Finalist, best_of, choose
-from autoprune.commands.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
-from autoprune.commands.screen import Advance
-from autoprune.constraint import Ceiling, Constraint
 from autoprune.models._base import Accuracy
-from autoprune.search._base import Candidate
-from autoprune.space import Allocation, Counts, Space
+from autoprune.strategies._base import Candidate
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.workflows.finalists import Finalist, best_of, choose
+from autoprune.workflows.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
+from autoprune.workflows.screen import Advance
 
 from .toy import LayerFlops, chain_graph
 

@@ -15,12 +15,12 @@ import torch
 from autoprune.errors import ConfigError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.extension import TrainingExtension
+from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.recipe import recipe, short_scale
 from autoprune.training.results import EpochReport
-from autoprune.training.session import Session
-from autoprune.training.trainer import PrunedTrainer
+from autoprune.training.ultralytics.session import Session
+from autoprune.training.ultralytics.trainer import PrunedTrainer
 from tests.detectors import IMAGE_SIZE, build, write_yaml
 from tests.training import DENSE, PRUNED, Stop, parameters, pruned, stop, write_training
 

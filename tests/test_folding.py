@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.cli import main
-from autoprune.evaluation import Evaluator
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
-from autoprune.importance.folding import fold_constants
+from autoprune.cli.main import main
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.folding import fold_constants
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Keep, Pruner, Surgeon
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Keep, Pruner, Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 from tests.detectors import build, write_detector
 from tests.networks import compared
 from tests.test_importance import network

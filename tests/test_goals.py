@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprune.cli import main
-from autoprune.commands.goals import MARGIN, LatencyGoals
+from autoprune.cli.main import main
 from autoprune.policy import Policy
+from autoprune.workflows.goals import MARGIN, LatencyGoals
 from tests.world import arguments, one_sentence, records, summary
 
 LIMITS = {"latency": 10.0, "latency@openvino": 6.0}

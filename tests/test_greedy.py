@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.choices import Select
-from autoprune.constraint import Ceiling, Constraint
 from autoprune.errors import ConfigError
-from autoprune.search._base import SearchResult, search
-from autoprune.search.greedy import GreedyStrategy
-from autoprune.search.random import RandomStrategy
-from autoprune.search.steps import ITERATIONS, proposals, savings
+from autoprune.strategies._base import SearchResult, search
+from autoprune.strategies.greedy import GreedyStrategy
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.steps import ITERATIONS, proposals, savings
+from autoprune.structure.constraint import Ceiling, Constraint
 from tests.toy import Toy, make_toy
 
 FINE = make_toy(10, round_to=1, budget=0.6)

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import get_flops
 
-from autoprune.cost import FlopsCost, ParamsCost, parameter_shapes, undescribed_flops
-from autoprune.cost.tables import LayerGrid, plan_grids
-from autoprune.graph import LayerKind
-from autoprune.importance import make_criterion
-from autoprune.importance._base import Evidence
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.costs import FlopsCost, ParamsCost, parameter_shapes, undescribed_flops
+from autoprune.criteria import make_criterion
+from autoprune.criteria._base import Evidence
+from autoprune.latency.tables import LayerGrid, plan_grids
+from autoprune.structure.graph import LayerKind
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 from .networks import FREE_OUTPUTS, check_exact, compared, random_keep, reading_only, shaken
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from autoprune.commands.guidance import Guidance, guided, within
-from autoprune.search.regrowth import Gains, affordable
+from autoprune.strategies.regrowth import Gains, affordable
+from autoprune.workflows.guidance import Guidance, guided, within
 from tests.test_regrowth import gains_of
 from tests.toy import Toy, make_toy
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.choices import FROM_IMAGES, FROM_WEIGHTS, check_criterion
+from autoprune.criteria import IMAGE_CRITERIA, WEIGHT_CRITERIA, Evidence, make_criterion
+from autoprune.criteria.apoz import ApozImportance, activation_after
+from autoprune.criteria.fisher import FisherImportance
+from autoprune.criteria.hutchinson import HutchinsonImportance
+from autoprune.criteria.regression import contributions, eliminated
+from autoprune.criteria.taylor import TaylorImportance
 from autoprune.errors import ConfigError
-from autoprune.graph import ChannelGraph
-from autoprune.importance import IMAGE_CRITERIA, WEIGHT_CRITERIA, Evidence, make_criterion
-from autoprune.importance.apoz import ApozImportance, activation_after
-from autoprune.importance.fisher import FisherImportance
-from autoprune.importance.hutchinson import HutchinsonImportance
-from autoprune.importance.regression import contributions, eliminated
-from autoprune.importance.sampling import Places
-from autoprune.importance.taylor import TaylorImportance
-from autoprune.proof import analyse
+from autoprune.statistics.sampling import Places
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.validation import analyse
 from tests.contracts.importances import check_importance
 
 NAMES = (*FROM_WEIGHTS, "l0.5", "l3", *FROM_IMAGES)
@@ -284,8 +284,8 @@ def test_without_images(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FROM_IMAGES)
 def test_on_a_real_detector(shared: Path, name: str) -> None:
+    from autoprune.evaluation.pruning import evidence_of
     from autoprune.models import open_adapter
-    from autoprune.pruning import evidence_of
 
     adapter = open_adapter(
         shared / "models" / "bccd-yolov5nu-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=96

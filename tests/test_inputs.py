@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.choices import StrategyName
-from autoprune.commands.inputs import Inputs
 from autoprune.config import CompareConfig, MaskConfig, QuantizeConfig, SearchConfig, SlimConfig, TrainConfig
+from autoprune.workflows.inputs import Inputs
 
 from .detectors import write_data
 from .task_data import write_task_data
@@ -211,9 +211,9 @@ def test_the_bundled_detector_and_its_images_count(tmp_path: Path, monkeypatch: 
     for name in ("demo_weights", "shapes_dataset"):
         (tmp_path / name).mkdir()
     (tmp_path / "demo_weights" / "demo.pt").write_text("x")
-    monkeypatch.setattr("autoprune.commands.inputs.demo_weights", lambda: tmp_path / "demo_weights" / "demo.pt")
+    monkeypatch.setattr("autoprune.workflows.inputs.demo_weights", lambda: tmp_path / "demo_weights" / "demo.pt")
     drawn = write_data(tmp_path / "shapes_dataset" / "data")
-    monkeypatch.setattr("autoprune.commands.inputs.shapes_dataset", lambda: drawn)
+    monkeypatch.setattr("autoprune.workflows.inputs.shapes_dataset", lambda: drawn)
     inputs = Inputs.of(SearchConfig(budget=("flops=50%",)))
     assert list(inputs.groups) == ["--model", "--data", "--data (train)", "--data (val)"]
 

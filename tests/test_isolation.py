@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.search.isolation import PrivateGlobals, compute_on_one_core, preserved_random_state
+from autoprune.strategies.rl.isolation import PrivateGlobals, compute_on_one_core, preserved_random_state
 
 Generators = {
     "python": (random.seed, random.random),

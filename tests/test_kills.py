@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.models import open_adapter
 from tests.detectors import write_data
 from tests.kills import run

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autoprune.constraint import Ceiling, Constraint
-from autoprune.cost._base import Cost
 from autoprune.errors import ConfigError
-from autoprune.search._base import search
-from autoprune.search.curves import curves_from, probe_plan
-from autoprune.search.knapsack import GAP, KnapsackStrategy, _silent, least_damage
-from autoprune.search.random import RandomStrategy
-from autoprune.search.sensitivity import SensitivityStrategy, limit_damage
-from autoprune.search.survey import choose_probes, complete, saved
-from autoprune.space import Counts, Space
+from autoprune.strategies._base import search
+from autoprune.strategies.curves import curves_from, probe_plan
+from autoprune.strategies.knapsack import GAP, KnapsackStrategy, _silent, least_damage
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.sensitivity import SensitivityStrategy, limit_damage
+from autoprune.strategies.survey import choose_probes, complete, saved
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.cost import Cost
+from autoprune.structure.space import Counts, Space
 from tests.toy import Toy, chain_graph, make_toy
 
 WIDTHS = (32, 64, 16, 64, 32)

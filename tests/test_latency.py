@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.cost import (
+from autoprune.journal import Journal
+from autoprune.latency import (
     Effort,
     LatencyCost,
     LatencyMeter,
@@ -22,16 +23,15 @@ from autoprune.cost import (
     latency_predictor,
     spread_allocations,
 )
-from autoprune.cost.deployed import deployed_layers
-from autoprune.cost.features import LayerFeatures
-from autoprune.cost.fitting import simplex_fit, spearman
-from autoprune.cost.latency import uncertainty
-from autoprune.cost.store import ANCHOR, Store, look_up, measure_points
-from autoprune.cost.tables import Interpolation, Point, monotone, plan_grids
-from autoprune.graph import Layer, LayerKind
-from autoprune.journal import Journal
+from autoprune.latency.deployed import deployed_layers
+from autoprune.latency.features import LayerFeatures
+from autoprune.latency.fitting import simplex_fit, spearman
+from autoprune.latency.predictor import uncertainty
+from autoprune.latency.store import ANCHOR, Store, look_up, measure_points
+from autoprune.latency.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.runtimes import MemoryFormat, Runner, Runtime
-from autoprune.space import Allocation, Space
+from autoprune.structure.graph import Layer, LayerKind
+from autoprune.structure.space import Allocation, Space
 
 from .contracts.costs import check_cost
 from .fake_backend import SETTINGS, Chain, FakeBackend, opener

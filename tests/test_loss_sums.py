@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.evaluation import Evaluator
-from autoprune.importance import make_criterion
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.pruning import evidence_of
 from autoprune.journal import Journal
 from autoprune.models._base import Batch, LossSum
 from autoprune.models.ultralytics import UltralyticsAdapter, loss_sums, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.proof import analyse
-from autoprune.pruning import evidence_of
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 from .contracts.adapters import with_frozen_statistics
 from .detectors import tiny_yaml

@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.choices import Granularity, Scope
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.config import MaskConfig
 from autoprune.errors import ConfigError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.finetune import finetune
-from autoprune.training.masking import (
+from autoprune.training.extensions.masking import (
     Masking,
     SmallestOfLayer,
     SmallestOfNetwork,
@@ -28,6 +27,7 @@ from autoprune.training.masking import (
     convolution_weights,
     has_two_of_four,
 )
+from autoprune.training.finetune import finetune
 from tests.detectors import write_detector
 from tests.training import Stop, stop, write_training
 from tests.world import cut, one_sentence

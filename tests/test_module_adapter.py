@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 
 from autoprune.errors import AutopruneError, DataError, ModelError
-from autoprune.graph import ChannelGraph
 from autoprune.models.module import AccuracyNames, ModuleAdapter, load
-from autoprune.proof import analyse
-from autoprune.surgery import Surgeon
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.validation import analyse
 from tests.contracts.adapters import check_adapter
 from tests.own_network import SHAPE, Net, Shapes, adapter, loss, make, top1
 

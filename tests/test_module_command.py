@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.models import open_adapter
 from autoprune.models.module import load
 from autoprune.policy import Policy
@@ -61,7 +61,7 @@ def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> Non
 def test_a_search_killed_while_it_fine_tunes_ends_the_same(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import autoprune.commands.tuning as tuning
+    import autoprune.workflows.tuning as tuning
 
     whole, finetune = tmp_path / "killed", tuning.finetune
 

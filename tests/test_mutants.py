@@ -20,32 +20,32 @@ import pytest
 from tests.mutation.mutants import VARIABLE, mutants, sample
 
 TESTS = {
-    "autoprune.space": ["test_space"],
-    "autoprune.constraint": ["test_space", "test_constraint"],
+    "autoprune.structure.space": ["test_space"],
+    "autoprune.structure.constraint": ["test_space", "test_constraint"],
     "autoprune.budget": ["test_budget"],
-    "autoprune.commands.guidance": ["test_guidance"],
-    "autoprune.commands.finalists": ["test_finalists"],
-    "autoprune.search.isolation": ["test_isolation"],
-    "autoprune.search.regrowth": ["test_regrowth"],
-    "autoprune.importance.slopes": ["test_slopes"],
-    "autoprune.importance.covariance": ["test_covariance"],
-    "autoprune.importance.compensation": ["test_compensation"],
-    "autoprune.importance.reconstruction": ["test_reconstruction", "test_pruning"],
+    "autoprune.workflows.guidance": ["test_guidance"],
+    "autoprune.workflows.finalists": ["test_finalists"],
+    "autoprune.strategies.rl.isolation": ["test_isolation"],
+    "autoprune.strategies.regrowth": ["test_regrowth"],
+    "autoprune.evaluation.slopes": ["test_slopes"],
+    "autoprune.criteria.covariance": ["test_covariance"],
+    "autoprune.evaluation.compensation": ["test_compensation"],
+    "autoprune.evaluation.reconstruction": ["test_reconstruction", "test_pruning"],
 }
 """Modules, and the tests that belong to them."""
 
 EQUIVALENT: dict[str, dict[str, str]] = {
-    "autoprune.importance.slopes": {
+    "autoprune.evaluation.slopes": {
         "_rows: -1 → 1 (3)": "a linear layer whose channels can be pruned reads two dimensions",
     },
-    "autoprune.search.regrowth": {
+    "autoprune.strategies.regrowth": {
         "_Growth.onto_budget: 0.001 * self.worth.argsort().argsort() / len(counts) → "
         "0.001 * self.worth.argsort().argsort() * len(counts)": "of the ranks only the order counts",
     },
-    "autoprune.commands.finalists": {
+    "autoprune.workflows.finalists": {
         "choose: break → continue": "the first of the loop; what would follow is the same condition again",
     },
-    "autoprune.space": {
+    "autoprune.structure.space": {
         "Space.round_down: 'right' → 'left'": "no ratio times a width, and a bit more, is a whole number",
     },
 }

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.cli import main
-from autoprune.commands.network import Network, open_network
-from autoprune.evaluation import WORST_SCORE, Evaluator
+from autoprune.cli.main import main
+from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy
-from autoprune.space import Allocation
+from autoprune.structure.space import Allocation
+from autoprune.workflows.network import Network, open_network
 from tests.world import SIZE, arguments, one_sentence, records, summary
 
 STEP, DECAY = 0.08, 0.96
@@ -326,7 +326,7 @@ def test_a_finished_run_resumes_to_the_same_without_scoring_anything(
 ) -> None:
     before = summary(family / "levels" / LEVELS[-1])
     monkeypatch.setattr(Evaluator, "_score", lambda *_: pytest.fail("scored again"))
-    monkeypatch.setattr("autoprune.commands.proposals.train_briefly", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("autoprune.workflows.proposals.train_briefly", lambda *_, **__: pytest.fail("trained again"))
     assert main(["netadapt", "--resume", str(family)]) == 0
     after = summary(family / "levels" / LEVELS[-1])
     for found in (before, after):

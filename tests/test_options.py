@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from autoprune.arguments import build_parser, parse
+from autoprune.cli.arguments import build_parser, parse
 from autoprune.config import COMMANDS, SearchConfig, option
+from autoprune.config.reading import base_of, enum_of, hints_of, is_list, places_of
 from autoprune.errors import ConfigError
-from autoprune.options import base_of, enum_of, hints_of, is_list, places_of
 
 ALL = sorted(COMMANDS)
 TAKING = [command for command in ALL if not places_of(COMMANDS[command])]

@@ -17,8 +17,8 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models.module import ModuleAdapter, load, load_pickled
-from autoprune.proof import analyse
-from autoprune.surgery import Surgeon
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.validation import analyse
 from tests.test_module_adapter import drawn
 
 SIZE = 64

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.pictures import (
+from autoprune.report import (
     ComparisonRow,
     RowKind,
     UnitCurve,
@@ -25,10 +25,10 @@ from autoprune.pictures import (
     sensitivity_curves,
     sensitivity_heatmap,
 )
-from autoprune.pictures._base import shortened
-from autoprune.pictures._scale import linear_until, log_ticks
-from autoprune.pictures.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
-from autoprune.pictures.staircase import UnitSteps, staircases
+from autoprune.report._base import shortened
+from autoprune.report._scale import linear_until, log_ticks
+from autoprune.report.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
+from autoprune.report.staircase import UnitSteps, staircases
 
 NAN = math.nan
 
@@ -176,14 +176,14 @@ def test_nothing_is_cut_off(draw: Callable[[Path], Path], tmp_path: Path, drawn:
 
 
 def test_importing_pictures_leaves_matplotlib_alone(root: Path) -> None:
-    code = "import sys, autoprune.pictures; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, autoprune.report; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
 def test_drawing_never_imports_pyplot(root: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from autoprune.pictures import correlation_plot;"
+        "import sys; from pathlib import Path; from autoprune.report import correlation_plot;"
         "correlation_plot([(0.0, 0.5)], Path(sys.argv[1]), spearman=float('nan'), title='x');"
         "print('matplotlib.pyplot' in sys.modules)"
     )

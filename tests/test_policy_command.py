@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ultralytics import YOLO
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import DataError, ModelError, PolicyError
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, PolicyWarning, Provenance

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune import prefix as prefix_module
-from autoprune.evaluation import Evaluator
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
+from autoprune.criteria import make_criterion
+from autoprune.evaluation import prefix as prefix_module
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.prefix import Prefix, first_stages
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, LossSum
-from autoprune.prefix import Prefix, first_stages
-from autoprune.proof import analyse
-from autoprune.space import Allocation, Space
-from autoprune.surgery import Pruner
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
 from tests import networks
 from tests.detectors import build, write_data, write_detector
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.cli import main
-from autoprune.commands.profile_views import SHOWN_WIDTHS, listed_widths
-from autoprune.cost import LatencyMeter
-from autoprune.cost.fitting import spearman
+from autoprune.cli.main import main
+from autoprune.latency import LatencyMeter
+from autoprune.latency.fitting import spearman
 from autoprune.models import open_adapter
+from autoprune.workflows.profile_views import SHOWN_WIDTHS, listed_widths
 from tests.fake_backend import OVERHEAD, layer_law
 from tests.world import SIZE, cut, one_sentence, records
 
@@ -37,7 +37,7 @@ def words(world: Path, out: Path, *extra: str) -> list[str]:
 def _few() -> Iterator[None]:
     """A check of few networks: each is built and run once, which takes most of a test's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoprune.commands.profile.FRESH", CHECKED)
+        patch.setattr("autoprune.workflows.profile.FRESH", CHECKED)
         yield
 
 
@@ -181,7 +181,7 @@ def test_what_layers_cannot_tell_alone_is_modelled_and_said_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LatencyMeter, "layers_alone", property(lambda _: False))
-    monkeypatch.setattr("autoprune.commands.profile_views.BUSY", 0.5)
+    monkeypatch.setattr("autoprune.workflows.profile_views.BUSY", 0.5)
     assert main(words(tiny, tmp_path / "run", "--runtime-batch", "4")) == 0
     found = content(tmp_path / "run")
     layers = found["layers"]
@@ -224,7 +224,7 @@ def test_ctrl_c_prints_the_command_that_resumes(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoprune.commands.latency.Bench.stage", interrupted)
+    monkeypatch.setattr("autoprune.workflows.latency.Bench.stage", interrupted)
     assert main(words(tiny, tmp_path / "run")) == 130
     assert f"autoprune profile --resume {tmp_path / 'run'}" in capsys.readouterr().err
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune import pruning
-from autoprune.importance import make_criterion
-from autoprune.importance.reconstruction import reconstruct
-from autoprune.proof import analyse
-from autoprune.pruning import Calibration, prune
-from autoprune.space import Allocation, Space
-from autoprune.surgery import Pruner
+from autoprune.criteria import make_criterion
+from autoprune.evaluation import pruning
+from autoprune.evaluation.pruning import Calibration, prune
+from autoprune.evaluation.reconstruction import reconstruct
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
 from tests.test_compensation import IMAGES, Reader
 from tests.test_folding import randomised
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.models._base import Accuracy, Batch, Predict
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.runtimes import settings

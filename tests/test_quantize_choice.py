@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import ExportError
-from autoprune.quantize import Group, choose, group_operations
+from autoprune.quantization import Group, choose, group_operations
 
 
 @dataclass

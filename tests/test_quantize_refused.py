@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoprune.choices import Runtime
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError
 from autoprune.runtimes import settings

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
-from autoprune.importance.reconstruction import _Sums, reconstruct
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.reconstruction import _Sums, reconstruct
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
 from tests.test_importance import Net, network
 
 IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from autoprune.cli import main
-from autoprune.commands.records import check_record, is_known
+from autoprune.cli.main import main
 from autoprune.errors import RunError
-from autoprune.fields import fits
+from autoprune.io.fields import fits
 from autoprune.journal import Journal, Record
+from autoprune.workflows.records import check_record, is_known
 from tests.world import arguments
 
 TIME = {"median": 1.5, "p10": 1.4, "p90": 1.7, "runs": 40, "outliers": 0}

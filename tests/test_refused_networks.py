@@ -21,7 +21,7 @@ from torch.nn.utils import (
 
 from autoprune.errors import ModelError
 from autoprune.models.module import ModuleAdapter
-from autoprune.proof import analyse
+from autoprune.structure.validation import analyse
 
 IMAGES = torch.rand(2, 3, 8, 8)
 

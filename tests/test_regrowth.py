@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.search._base import search
-from autoprune.search.regrowth import GROWTHS, SHARES, RegrowthStrategy, _Growth, _wider, affordable
-from autoprune.space import Allocation
+from autoprune.strategies._base import search
+from autoprune.strategies.regrowth import GROWTHS, SHARES, RegrowthStrategy, _Growth, _wider, affordable
+from autoprune.structure.space import Allocation
 from tests.contracts.strategies import check_strategy
 from tests.toy import OPTIMA, Toy, make_toy
 

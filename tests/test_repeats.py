@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoprune.commands.repeats import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, Steadiness, typical
-from autoprune.cost.timing import PairedTiming, Timing
+from autoprune.latency.timing import PairedTiming, Timing
+from autoprune.workflows.repeats import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, Steadiness, typical
 
 
 def timed(ratio: float, spread: float = 0.01, dense: float = 10) -> PairedTiming:

@@ -16,22 +16,22 @@ import pytest
 import torch
 from torch import nn
 
-import autoprune.training.session
+import autoprune.training.ultralytics.session
 from autoprune.choices import PenaltyName
 from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.space import Space
-from autoprune.training.distill import Distillation
-from autoprune.training.extension import GRADIENTS, STEPPED, TrainingExtension
-from autoprune.training.fake_quantization import FakeQuantization
+from autoprune.structure.space import Space
+from autoprune.training.extensions._base import GRADIENTS, STEPPED, TrainingExtension
+from autoprune.training.extensions.distill import Distillation
+from autoprune.training.extensions.fake_quantization import FakeQuantization
+from autoprune.training.extensions.masking import Masking, TwoOfFour, convolution_weights
+from autoprune.training.extensions.penalties import make_penalty
+from autoprune.training.extensions.softening import Softening
+from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
+from autoprune.training.extensions.sparsity_record import SparsityRecord
 from autoprune.training.finetune import finetune
-from autoprune.training.masking import Masking, TwoOfFour, convolution_weights
-from autoprune.training.penalties import make_penalty
 from autoprune.training.results import EpochReport, FinetuneResult
-from autoprune.training.session import Session
-from autoprune.training.softening import Softening
-from autoprune.training.sparsity import Schedule, SparsityTraining
-from autoprune.training.sparsity_record import SparsityRecord
+from autoprune.training.ultralytics.session import Session
 from tests.detectors import build
 from tests.networks import random_keep
 from tests.training import Stop, parameters, pruned, stop, write_training
@@ -123,7 +123,7 @@ def test_a_stop_between_the_files_of_an_epoch(
     adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     epoch: int, written: bool,
 ) -> None:  # fmt: skip
-    write = autoprune.training.session.write_state
+    write = autoprune.training.ultralytics.session.write_state
 
     def stopped(session: Session, best: Mapping[str, torch.Tensor]) -> None:
         if written or session.epoch < epoch:
@@ -132,7 +132,7 @@ def test_a_stop_between_the_files_of_an_epoch(
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(autoprune.training.session, "write_state", stopped)
+        patch.setattr(autoprune.training.ultralytics.session, "write_state", stopped)
         with pytest.raises(Stop):
             tune(adapter, tmp_path)
     assert_same(tune(adapter, tmp_path, resume=True), whole)
@@ -143,7 +143,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.extension import GRADIENTS, TrainingExtension
+from autoprune.training.extensions._base import GRADIENTS, TrainingExtension
 from tests.test_resume import tune
 
 class Kill(TrainingExtension):

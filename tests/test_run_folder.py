@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune import __version__
-from autoprune.arguments import parse
-from autoprune.cli import main
-from autoprune.commands import folder as folders
-from autoprune.commands.folder import RunFolder, RunWarning
+from autoprune.cli.arguments import parse
+from autoprune.cli.main import main
 from autoprune.config import ApplyConfig, RunConfig, SearchConfig
 from autoprune.errors import AutopruneError, BudgetUnreachableError, ConfigError, ModelError, RunError, TrainingError
 from autoprune.journal import Journal
+from autoprune.workflows import folder as folders
+from autoprune.workflows.folder import RunFolder, RunWarning
 
 from .detectors import write_data
 from .world import arguments, one_sentence
@@ -256,7 +256,7 @@ def test_other_versions_are_told_and_the_run_goes_on(stopped: Path) -> None:
 @settings(max_examples=15)
 @given(header=st.dictionaries(st.sampled_from(["inputs", "environment", "command", "config"]), st.none() | st.integers()
        | st.lists(st.integers()) | st.dictionaries(st.text(), st.integers() | st.text())))  # fmt: skip
-@pytest.mark.filterwarnings("ignore::autoprune.commands.folder.RunWarning")
+@pytest.mark.filterwarnings("ignore::autoprune.workflows.folder.RunWarning")
 def test_any_header_is_refused_in_a_sentence_or_accepted(
     tmp_path_factory: pytest.TempPathFactory, header: dict[str, object]
 ) -> None:

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from autoprune.errors import ConfigError
-from autoprune.search._base import Candidate, Progress, Strategy, search
-from autoprune.search.agents import AgentKind, AgentStrategy
-from autoprune.search.evolution import EvolutionStrategy
-from autoprune.search.exploration import TruncatedNoise, truncated_normal
-from autoprune.search.greedy import GreedyStrategy
-from autoprune.search.handoff import Handoff
-from autoprune.search.random import RandomStrategy
-from autoprune.search.replay import EpisodeReplayBuffer
-from autoprune.space import Allocation
+from autoprune.strategies._base import Candidate, Progress, Strategy, search
+from autoprune.strategies.evolution import EvolutionStrategy
+from autoprune.strategies.greedy import GreedyStrategy
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
+from autoprune.strategies.rl.exploration import TruncatedNoise, truncated_normal
+from autoprune.strategies.rl.handoff import Handoff
+from autoprune.strategies.rl.replay import EpisodeReplayBuffer
+from autoprune.structure.space import Allocation
 from envs.lockstep import LockstepEnv
 from tests.toy import Toy, make_toy
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.models import open_adapter
 from autoprune.models._base import LossSum
 from autoprune.policy import Policy
@@ -253,7 +253,7 @@ def test_a_policy_for_another_network_is_refused(
 def test_ctrl_c_prints_the_command_that_resumes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from autoprune.evaluation import Evaluator
+    from autoprune.evaluation.evaluator import Evaluator
 
     original, calls = Evaluator._score, []
 

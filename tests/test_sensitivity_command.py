@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.cli import main
-from autoprune.evaluation import Evaluator
+from autoprune.cli.main import main
+from autoprune.evaluation.evaluator import Evaluator
 from autoprune.models import open_adapter
 from autoprune.models._base import LossSum
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.search.curves import SensitivityCurves
-from autoprune.space import Allocation, Space
+from autoprune.strategies.curves import SensitivityCurves
+from autoprune.structure.space import Allocation, Space
 from tests.world import SIZE, analysed, arguments, cut, one_sentence, records
 
 RATIOS = ("--ratios", "0.5,0.25")

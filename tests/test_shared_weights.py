@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.cost import (
+from autoprune.costs import (
     FlopsCost,
     ParamsCost,
     SizeCost,
@@ -23,13 +23,13 @@ from autoprune.cost import (
     uncounted,
     undescribed_flops,
 )
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
+from autoprune.criteria import make_criterion
 from autoprune.models.module import ModuleAdapter
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
-from autoprune.training.penalties import PenaltyName, make_penalty
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.training.extensions.penalties import PenaltyName, make_penalty
 
 from .networks import check_exact, random_keep, shaken
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import DataError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.training import PrunedTrainer

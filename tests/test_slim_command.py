@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.arguments import parse
-from autoprune.cli import main
+from autoprune.cli.arguments import parse
+from autoprune.cli.main import main
 from autoprune.config import SlimConfig
 from autoprune.errors import ConfigError
 from autoprune.models import open_adapter
@@ -51,7 +51,7 @@ def test_the_pictures_are_there(finished: Path) -> None:
 def test_the_network_from_before_the_sparsity_teaches(
     tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import autoprune.commands.tuning as tuning
+    import autoprune.workflows.tuning as tuning
 
     taught = []
 

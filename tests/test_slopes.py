@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.evaluation import Evaluator
-from autoprune.graph import ChannelGraph
-from autoprune.importance import make_criterion
-from autoprune.importance.compensation import Moments, collect_moments, compensate
-from autoprune.importance.slopes import measure_slopes
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.compensation import compensate
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.slopes import measure_slopes
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Keep, Pruner, Surgeon
+from autoprune.statistics.moments import Moments, collect_moments
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Keep, Pruner, Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 from tests.test_compensation import Reader
 from tests.test_folding import randomised
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.graph import ChannelGraph
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.space import Space
-from autoprune.surgery import Keep, Surgeon
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Keep, Surgeon
+from autoprune.structure.space import Space
+from autoprune.training.extensions.softening import Softening, doomed, remaining
 from autoprune.training.finetune import finetune
-from autoprune.training.softening import Softening, doomed, remaining
 from tests.detectors import build
 from tests.networks import compared
 from tests.training import Stop, stop, write_training

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.constraint import Ceiling, Constraint
+from autoprune.criteria import ranking
 from autoprune.errors import BudgetUnreachableError, ConfigError
-from autoprune.importance import ranking
-from autoprune.space import Counts, Space
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
 

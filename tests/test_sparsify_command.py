@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-import autoprune.commands.tuning
-from autoprune.arguments import load, parse, save
+import autoprune.workflows.tuning
 from autoprune.choices import PenaltyName
-from autoprune.cli import main
+from autoprune.cli.arguments import parse
+from autoprune.cli.main import main
 from autoprune.config import SparsifyConfig
+from autoprune.config.files import load, save
+from autoprune.criteria import make_criterion, ranking
 from autoprune.errors import ConfigError
-from autoprune.importance import make_criterion, ranking
-from autoprune.importance.folding import fold_constants
+from autoprune.evaluation.folding import fold_constants
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 from autoprune.training.finetune import EpochReport, finetune
 from tests.detectors import build, write_detector
 from tests.world import SIZE, WIDTH, one_sentence, summary
@@ -108,7 +109,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(autoprune.commands.tuning, "finetune", interrupted)
+        patch.setattr(autoprune.workflows.tuning, "finetune", interrupted)
         assert main(words(tiny, out, "--penalty", "group-lasso", "--watch", "model.2.cv1")) == 130
     assert f"go on with: autoprune sparsify --resume {out}" in one_sentence(capsys.readouterr().err)
     assert not (out / "sparse.pt").exists()

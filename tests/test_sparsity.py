@@ -16,13 +16,13 @@ from torch import nn
 
 from autoprune.choices import PenaltyName
 from autoprune.errors import ModelError, RunError
-from autoprune.graph import ChannelGraph
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.proof import analyse
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.validation import analyse
+from autoprune.training.extensions.penalties import Penalty, make_penalty, prunable_channels
+from autoprune.training.extensions.sparsity import Schedule, SparsityTraining, dead_units
+from autoprune.training.extensions.sparsity_record import SHARES, SparsityRecord
 from autoprune.training.finetune import EpochReport, finetune
-from autoprune.training.penalties import Penalty, make_penalty, prunable_channels
-from autoprune.training.sparsity import Schedule, SparsityTraining, dead_units
-from autoprune.training.sparsity_record import SHARES, SparsityRecord
 from tests.detectors import build, write_data, write_detector
 from tests.test_importance import Net, network
 from tests.world import analysed

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoprune.cost import LatencyMeter, Sample, latency_predictor, spread_allocations
-from autoprune.cost.latency import LatencyCost
-from autoprune.cost.profile import ShareSource, layer_shares, layer_work, shares_alone
-from autoprune.cost.staircase import MeasuredStaircases, Staircase, predicted_staircases
+from autoprune.latency import LatencyMeter, Sample, latency_predictor, spread_allocations
+from autoprune.latency.layer_work import ShareSource, layer_shares, layer_work, shares_alone
+from autoprune.latency.predictor import LatencyCost
+from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
 from autoprune.runtimes import Backend, Runner, RuntimeSettings
-from autoprune.space import Space
+from autoprune.structure.space import Space
 
 from .fake_backend import OVERHEAD, SETTINGS, Chain, FakeBackend, opener
 from .toy import chain_graph
@@ -104,7 +104,7 @@ def test_staircases_rise_and_end_at_the_dense_network(tmp_path: Path) -> None:
 
 
 def test_a_large_network_has_its_first_staircases_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoprune.cost.staircase.MOST_POINTS", 20)
+    monkeypatch.setattr("autoprune.latency.staircase.MOST_POINTS", 20)
     meter = make_meter(tmp_path, FakeBackend(SETTINGS))
     predicted = predicted_staircases(SPACE, fitted(meter))
     plan = MeasuredStaircases(SPACE, LAYERS, predicted)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import get_flops
 
-from autoprune.cost import (
+from autoprune.costs import (
     ChannelsCost,
     FlopsCost,
     ParamsCost,
@@ -24,9 +24,9 @@ from autoprune.cost import (
 )
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.space import Counts, Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Counts, Space
+from autoprune.structure.validation import analyse
 
 from .contracts.costs import check_cost
 from .detectors import build

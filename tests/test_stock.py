@@ -13,9 +13,9 @@ import torch
 
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 from .networks import FREE_OUTPUTS, NETWORKS
 

@@ -17,18 +17,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.cli import main
-from autoprune.cost import ChannelsCost, ParamsCost, parameter_shapes
+from autoprune.cli.main import main
+from autoprune.costs import ChannelsCost, ParamsCost, parameter_shapes
+from autoprune.criteria import make_criterion
 from autoprune.errors import ModelError
-from autoprune.graph import ChannelGraph, Tie, tie
-from autoprune.importance import make_criterion
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.policy import Policy
-from autoprune.search.threshold import unit_scores
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.strategies.threshold import unit_scores
+from autoprune.structure.graph import ChannelGraph, Tie, tie
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
 
 from .detectors import build
 from .toy import chain_graph

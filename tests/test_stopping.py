@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.stopping import stoppable
+from autoprune.cli.stopping import stoppable
 from tests.world import arguments
 
 TIMEOUT = 120.0
@@ -55,7 +55,7 @@ def test_a_signal_interrupts_once(number: signal.Signals, code: int) -> None:
 
 
 def test_a_stop_that_takes_too_long_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoprune.stopping.GRACE", -1.0)
+    monkeypatch.setattr("autoprune.cli.stopping.GRACE", -1.0)
     with handled(DEFAULT):
         with stoppable() as stop:
             for number in (signal.SIGTERM, signal.SIGINT):

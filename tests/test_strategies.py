@@ -7,15 +7,15 @@ import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
 from autoprune.choices import Select
-from autoprune.search.agents import AgentKind, AgentStrategy
-from autoprune.search.evolution import EvolutionStrategy
-from autoprune.search.greedy import GreedyStrategy
-from autoprune.search.knapsack import KnapsackStrategy
-from autoprune.search.random import RandomStrategy
-from autoprune.search.sensitivity import SensitivityStrategy
-from autoprune.search.survey import SurveyStrategy
-from autoprune.search.threshold import ThresholdStrategy
-from autoprune.search.uniform import UniformStrategy
+from autoprune.strategies.evolution import EvolutionStrategy
+from autoprune.strategies.greedy import GreedyStrategy
+from autoprune.strategies.knapsack import KnapsackStrategy
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
+from autoprune.strategies.sensitivity import SensitivityStrategy
+from autoprune.strategies.survey import SurveyStrategy
+from autoprune.strategies.threshold import ThresholdStrategy
+from autoprune.strategies.uniform import UniformStrategy
 from envs.lockstep import LockstepEnv
 from envs.rules import RULES
 from tests.contracts.strategies import check_strategy

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from autoprune.choices import StrategyName
-from autoprune.cli import main
-from autoprune.commands.inputs import Inputs
-from autoprune.commands.warmstart import candidates_of_runs, check_runs
+from autoprune.cli.main import main
 from autoprune.config import SearchConfig
 from autoprune.errors import ConfigError
 from autoprune.journal import Journal
 from autoprune.policy import Policy, PolicyModel
-from autoprune.search._base import Candidate
-from autoprune.search.curves import SensitivityCurves
+from autoprune.strategies._base import Candidate
+from autoprune.strategies.curves import SensitivityCurves
+from autoprune.workflows.inputs import Inputs
+from autoprune.workflows.warmstart import candidates_of_runs, check_runs
 from tests.detectors import write_data
 from tests.world import arguments, one_sentence, records, summary
 
@@ -182,7 +182,7 @@ class Holding:
 
 
 def finished_search(path: Path, config: SearchConfig, scores: dict[tuple[int, ...], float]) -> str:
-    from autoprune.arguments import save
+    from autoprune.config.files import save
 
     path.mkdir()
     save(config, path)
@@ -215,7 +215,7 @@ def test_scores_that_cannot_be_compared_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     for module in ("run", "inputs"):
-        monkeypatch.setattr(f"autoprune.commands.{module}.shapes_dataset", lambda: Path("shapes.yaml"))
+        monkeypatch.setattr(f"autoprune.workflows.{module}.shapes_dataset", lambda: Path("shapes.yaml"))
     config = SearchConfig(budget=("flops=50%",), model=Path("m.pt"), data=Path("d.yaml"))
     run = finished_search(tmp_path / "run", replace(config, **change), {})
     with pytest.raises(ConfigError, match=f"{run} has --(images|batch|seed|imgsz|round-to|model|data) "):
@@ -223,10 +223,10 @@ def test_scores_that_cannot_be_compared_are_refused(
 
 
 def test_searches_of_the_bundled_detector_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoprune.commands.run import with_model
+    from autoprune.workflows.run import with_model
 
     for module in ("run", "inputs"):
-        monkeypatch.setattr(f"autoprune.commands.{module}.shapes_dataset", lambda: Path("shapes.yaml"))
+        monkeypatch.setattr(f"autoprune.workflows.{module}.shapes_dataset", lambda: Path("shapes.yaml"))
     config = SearchConfig(budget=("flops=50%",))
     check_runs([finished_search(tmp_path / "run", config, {})], with_model(config))
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.graph import ChannelGraph
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 from .networks import FREE_OUTPUTS, NETWORKS, build, compared, example, random_keep, zeroed
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cost.deployed import deployed_layers
-from autoprune.graph import Layer, LayerKind
+from autoprune.latency.deployed import deployed_layers
 from autoprune.models.detection.suppression import CONFIDENCE
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.runtimes.exported import export_onnx
+from autoprune.structure.graph import Layer, LayerKind
 from tests.detectors import IMAGE_SIZE, build, write_detector
 
 OVERLAP, MOST = 0.7, 300

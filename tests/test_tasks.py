@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import DataError, TrainingError
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
 from autoprune.models.ultralytics.tasks import TASKS, layout_of
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
-from autoprune.training.distill import check_teacher
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.training.extensions.distill import check_teacher
 from autoprune.training.finetune import finetune
 from autoprune.training.shapes import check_shapes, shapes_of
 

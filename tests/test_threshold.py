@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.constraint import Ceiling, Constraint
-from autoprune.graph import Unit
-from autoprune.search.threshold import ThresholdStrategy, unit_scores
-from autoprune.space import Space
+from autoprune.strategies.threshold import ThresholdStrategy, unit_scores
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.graph import Unit
+from autoprune.structure.space import Space
 from tests.toy import LayerFlops, chain_graph
 
 WIDTHS = (32, 64, 64, 32)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from autoprune.cost.timing import (
+from autoprune.latency.timing import (
     Effort,
     PairedTiming,
     Timing,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cost.timing import Effort, time_pair
 from autoprune.errors import DeviceError
+from autoprune.latency.timing import Effort, time_pair
 from autoprune.runtimes import Backend, MemoryFormat, Precision, Runtime, open_backend, runtime_settings, torch_compile
 from tests.detectors import build
 

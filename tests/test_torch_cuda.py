@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.cli import main
-from autoprune.cost.timing import Effort, time_pair
+from autoprune.cli.main import main
 from autoprune.errors import DeviceError
+from autoprune.latency.timing import Effort, time_pair
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.torch_cuda import Graphs, with_room
 from tests.detectors import build, write_data, write_detector
@@ -137,7 +137,7 @@ def test_a_gpu_that_fails_anywhere_in_a_run_ends_it_in_one_sentence(
     def run(*_: object) -> int:
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronous")
 
-    monkeypatch.setattr("autoprune.commands.search.run", run)
+    monkeypatch.setattr("autoprune.workflows.search.run", run)
     (tmp_path / "data").mkdir()
     assert main(arguments("search", tmp_path, tmp_path / "run", "--budget", "latency=60%")) == DeviceError.exit_code
     said = " ".join(capsys.readouterr().err.split())

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autoprune.arguments import parse
-from autoprune.cli import main
-from autoprune.commands.network import open_network
+from autoprune.cli.arguments import parse
+from autoprune.cli.main import main
 from autoprune.config import TrainConfig
 from autoprune.errors import ConfigError
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyUnit, Provenance
-from autoprune.training.session import Session
+from autoprune.training.ultralytics.session import Session
+from autoprune.workflows.network import open_network
 from tests.detectors import build, write_detector
 from tests.training import parameters
 from tests.world import SIZE, arguments, one_sentence, summary

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 from autoprune.errors import ModelError
 from autoprune.models import build_adapter, open_adapter
 from autoprune.models.ultralytics import stock

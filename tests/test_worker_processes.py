@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from autoprune.commands.network import Network, open_network
-from autoprune.commands.strategies import scores_of
-from autoprune.constraint import Ceiling, Constraint
-from autoprune.evaluation import Evaluator
+from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.workflows.network import Network, open_network
+from autoprune.workflows.strategies import scores_of
 from envs.problem import PruningProblem
 from envs.pruning_env import PruningEnv
 from tests.test_finalists import Silent

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune import zeroing
-from autoprune.graph import ChannelGraph
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
-from autoprune.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
+from autoprune.structure import zeroing
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.structure.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
 
 from .networks import check_exact, random_keep
 

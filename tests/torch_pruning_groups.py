@@ -15,8 +15,8 @@ import torch
 import torchvision
 from torch import nn
 
-from autoprune.graph import ChannelGraph
-from autoprune.proof import analyse
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.validation import analyse
 
 Members: TypeAlias = frozenset[tuple[str, str]]
 """The layers of a group: name, and whether the channels are those it makes (``out``) or reads (``in``)."""

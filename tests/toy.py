@@ -13,10 +13,10 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.constraint import Ceiling, Constraint
-from autoprune.cost._base import Cost
-from autoprune.graph import ChannelGraph, Group, Layer, LayerKind, Unit
-from autoprune.space import Allocation, Counts, Space
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.cost import Cost
+from autoprune.structure.graph import ChannelGraph, Group, Layer, LayerKind, Unit
+from autoprune.structure.space import Allocation, Counts, Space
 from envs.problem import PruningProblem
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.evaluation import recalibrate
+from autoprune.evaluation.evaluator import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
 from tests.detectors import build, write_data, write_detector
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-import autoprune.commands.latency
-import autoprune.commands.network
-from autoprune.cost import LatencyMeter
-from autoprune.graph import ChannelGraph
-from autoprune.proof import analyse
+import autoprune.workflows.latency
+import autoprune.workflows.network
+from autoprune.latency import LatencyMeter
 from autoprune.runtimes import RuntimeSettings
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.validation import analyse
 from tests.detectors import build, write_data, write_detector
 from tests.fake_backend import OVERHEAD, FakeBackend, layer_law
 
@@ -107,6 +107,6 @@ def quick_commands(cache: Path) -> Iterator[None]:
             super().__init__(dense, settings, cache=cache, opener=Device, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoprune.commands.latency, "LatencyMeter", Meter)
-        patch.setattr(autoprune.commands.network, "analyse", analysed)
+        patch.setattr(autoprune.workflows.latency, "LatencyMeter", Meter)
+        patch.setattr(autoprune.workflows.network, "analyse", analysed)
         yield

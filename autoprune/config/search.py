@@ -9,7 +9,7 @@ from autoprune.budget import budget_levels
 from autoprune.choices import FROM_CURVES, WARM_STARTED, Rule, Select, StrategyName, check_criterion
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
 from autoprune.errors import ConfigError
-from autoprune.numerals import decimal
+from autoprune.io.numerals import decimal
 
 
 @dataclass(frozen=True, kw_only=True)

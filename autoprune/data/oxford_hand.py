@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from autoprune.data._base import Box, Published
 from autoprune.errors import ConfigError, DataError
-from autoprune.files import saying_why
+from autoprune.io.files import saying_why
 
 FOLDERS = {
     "train": Path("training_dataset", "training_data"),

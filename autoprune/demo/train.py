@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from autoprune.demo import demo_weights, shapes_dataset
-from autoprune.files import write_atomic
+from autoprune.io.files import write_atomic
 from autoprune.models import stock
 
 _LOG = logging.getLogger(__name__)

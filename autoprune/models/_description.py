@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from autoprune.graph import Tie
+from autoprune.structure.graph import Tie
 
 
 class Description(ABC):

@@ -1,6 +1,6 @@
 """Training of pruned networks: the trainers that keep them, one per task, and fine-tuning."""
 
-from autoprune.training.trainer import (
+from autoprune.training.ultralytics.trainer import (
     PrunedClassificationTrainer,
     PrunedOBBTrainer,
     PrunedPoseTrainer,

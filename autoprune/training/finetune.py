@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.errors import ConfigError
 from autoprune.models._base import Adapter
-from autoprune.training.extension import TrainingExtension
+from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.results import EpochReport, FinetuneResult
 from autoprune.training.trainers import trainer_of
 from autoprune.training.trainers._base import Plan, Surroundings

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from autoprune.files import write_atomic
+from autoprune.io.files import write_atomic
 from autoprune.models._base import Accuracy
-from autoprune.models.recalibration import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.statistics.recalibration import recalibrate
 
 CALIBRATION_IMAGES = 256
 """Images that batch norm is recalibrated on after the last epoch."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

@@ -26,18 +26,18 @@ import torch
 from torch import nn
 
 from autoprune.choices import ExportFormat, Precision, Runtime
-from autoprune.cost import ParamsCost, parameter_shapes
-from autoprune.export import TOLERANCES
+from autoprune.costs import ParamsCost, parameter_shapes
+from autoprune.exporting import TOLERANCES
 from autoprune.models._base import ExportSettings
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.models.ultralytics.scaling import describe, kind_of
 from autoprune.models.ultralytics.tasks import TASKS
-from autoprune.proof import analyse
 from autoprune.runtimes import open_file_backend, runtime_settings
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
-from autoprune.training.extension import TrainingExtension
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.shapes import check_shapes, shapes_of
 from tests.networks import compared, random_keep, shaken, zeroed

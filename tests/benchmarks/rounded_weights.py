@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from autoprune.models import open_adapter
-from autoprune.training.extension import TrainingExtension
-from autoprune.training.fake_quantization import FakeQuantization, rounded_weights
+from autoprune.training.extensions._base import TrainingExtension
+from autoprune.training.extensions.fake_quantization import FakeQuantization, rounded_weights
+from autoprune.training.extensions.masking import convolution_weights
 from autoprune.training.finetune import finetune
-from autoprune.training.masking import convolution_weights
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 DETECTOR, IMAGE_SIZE, EPOCHS = "bccd-yolov5nu-320", 320, 2

@@ -7,11 +7,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from ultralytics.nn.tasks import DetectionModel
 
-from autoprune.cost import Cost, FlopsCost, LatencyCost, ParamsCost, SizeCost, Timing, parameter_shapes, state_shapes
-from autoprune.cost.features import LayerFeatures
-from autoprune.cost.tables import TIMED, Interpolation, plan_grids
-from autoprune.graph import trace
-from autoprune.space import Space
+from autoprune.costs import Cost, FlopsCost, ParamsCost, SizeCost, parameter_shapes, state_shapes
+from autoprune.latency import LatencyCost, Timing
+from autoprune.latency.features import LayerFeatures
+from autoprune.latency.tables import TIMED, Interpolation, plan_grids
+from autoprune.structure.graph import trace
+from autoprune.structure.space import Space
 from tests.networks import FREE_OUTPUTS, example
 
 

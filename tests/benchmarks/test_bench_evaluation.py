@@ -19,15 +19,15 @@ import torch
 import yaml
 from torch import nn
 
-from autoprune.evaluation import Evaluator, recalibrate
-from autoprune.importance import make_criterion
-from autoprune.importance.compensation import collect_moments
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.evaluator import Evaluator, recalibrate
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.search.regrowth import GAINS_COST
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.statistics.moments import collect_moments
+from autoprune.strategies.regrowth import GAINS_COST
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 IMAGES, BATCH, ROUNDS = 60, 20, 5
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.evaluation import Evaluator
-from autoprune.importance import make_criterion
+from autoprune.criteria import make_criterion
+from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
-from autoprune.proof import analyse
-from autoprune.space import Allocation, Space
-from autoprune.surgery import Pruner
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
 
 IMAGES, BATCH, ROUNDS, EVERY = 60, 20, 3, 6
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Surgeon
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 from tests.networks import FREE_OUTPUTS, NETWORKS
 
 

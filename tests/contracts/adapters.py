@@ -11,8 +11,8 @@ import cloudpickle
 import torch
 from torch import nn
 
+from autoprune.evaluation.prefix import Prefix
 from autoprune.models._base import Adapter
-from autoprune.prefix import Prefix
 
 
 def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:

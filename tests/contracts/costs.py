@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from autoprune.budget import METRICS
-from autoprune.cost import Cost
-from autoprune.space import Counts, Space
+from autoprune.costs import Cost
+from autoprune.structure.space import Counts, Space
 
 _TOLERANCE = 1e-9
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.graph import ChannelGraph
-from autoprune.importance import Importance
+from autoprune.criteria import Importance
+from autoprune.structure.graph import ChannelGraph
 
 
 def check_importance(importance: Importance, module: nn.Module, graph: ChannelGraph) -> None:

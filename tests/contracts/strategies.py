@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autoprune.search._base import SearchResult, Strategy, search
+from autoprune.strategies._base import SearchResult, Strategy, search
 from tests.toy import Toy
 
 MakeStrategy = Callable[[int], Strategy]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import ModelError
-from autoprune.files import read_bytes
-from autoprune.numerals import decimal, whole
+from autoprune.io.files import read_bytes
+from autoprune.io.numerals import decimal, whole
 
 _SECTIONS = {
     **dict.fromkeys(("net", "network"), "net"),

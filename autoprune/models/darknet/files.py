@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autoprune.errors import ModelError
-from autoprune.files import write_atomic
+from autoprune.io.files import write_atomic
 from autoprune.models.darknet.cfg import Cfg, read_cfg
 from autoprune.models.darknet.network import DarknetNetwork
 from autoprune.models.darknet.weights import Header, read_weights, weights_bytes

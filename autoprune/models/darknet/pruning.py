@@ -9,11 +9,11 @@ import numpy.typing as npt
 from torch import nn
 
 from autoprune.errors import ConfigError
-from autoprune.graph import ChannelGraph
 from autoprune.models.darknet.network import DarknetNetwork
-from autoprune.proof import analyse
-from autoprune.space import Space
-from autoprune.surgery import Pruner
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
 
 Order = Callable[[nn.Module, ChannelGraph], Sequence[npt.NDArray[np.int64]]]
 """(network, its channel groups) → per group its channels, most important first, as ``Importance.order``."""
@@ -27,7 +27,7 @@ def prune(
 ) -> DarknetNetwork:
     """Return a smaller network; batch norm is not recalibrated.
 
-    For example, with ``autoprune.importance.make_criterion``::
+    For example, with ``autoprune.criteria.make_criterion``::
 
         network, header = read(Path("yolov4.cfg"), Path("yolov4.weights"))
         smaller = prune(network, 0.5, order=make_criterion("l1").order)
@@ -38,7 +38,7 @@ def prune(
     Args:
         network: not modified.
         keep: kept channels by the name of the unit, all channels where a unit is not named; or one keep ratio in (0, 1]
-            for all units. ``autoprune.proof.analyse(network, network.example()).units`` tells the units.
+            for all units. ``autoprune.structure.validation.analyse(network, network.example()).units`` tells the units.
         order: which channels stay.
         round_to: with a ratio, widths are rounded down to multiples of this.
 

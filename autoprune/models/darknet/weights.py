@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from autoprune.errors import ModelError
-from autoprune.files import read_bytes
+from autoprune.io.files import read_bytes
 from autoprune.models.darknet.network import DarknetNetwork
 
 _NUMBER = np.dtype("<f4")

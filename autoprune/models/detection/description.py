@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import DataError
+from autoprune.io.plain_yaml import read_values
 from autoprune.models import stock
-from autoprune.plain_yaml import read_values
 
 _MOST_CLASSES = 100_000
 

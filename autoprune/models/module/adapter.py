@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
-from autoprune.graph import copied
 from autoprune.models._base import (
     Accuracy,
     AccuracyNames,
@@ -30,6 +29,7 @@ from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from autoprune.models.module.data import Collate, Data, Samples
 from autoprune.models.module.exporting import FirstOutput, write
+from autoprune.structure.graph import copied
 
 _VALIDATION_BATCH = 16
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
-from autoprune.files import saying_why, why_no_file, write_atomic
+from autoprune.io.files import saying_why, why_no_file, write_atomic
 
 VERSION = 1
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.files import saying_why, why_no_file
+from autoprune.io.files import saying_why, why_no_file
 
 
 def load_pickled(path: Path, *, trust: bool = False, repository: Path | None = None) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.files import write_atomic
+from autoprune.io.files import write_atomic
 from autoprune.models import stock
 from autoprune.models.detection.exporting import NOTES_KEY
 from autoprune.models.ultralytics.contents import check_entries, check_network, network_of, train_args_of, usable

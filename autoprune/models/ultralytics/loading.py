@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.files import saying_why, why_no_file
+from autoprune.io.files import saying_why, why_no_file
 from autoprune.models import stock
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

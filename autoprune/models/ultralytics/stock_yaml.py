@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.graph import Tie
 from autoprune.models import stock
 from autoprune.models._description import Description
 from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.tasks import TASKS, Task
+from autoprune.structure.graph import Tie
 
 Row = list[Any]
 """One layer of a YAML: where its input comes from, how often it is repeated, its class, its arguments."""

@@ -2,7 +2,7 @@
 
 What does come from Ultralytics: the loss (a network's own ``init_criterion``), the metric (a validator per task, in
 `validators`), the labels (the data set takes the task's name, in `data`) and the training (a trainer per task, in
-`autoprune.training.trainer`).
+`autoprune.training.ultralytics.trainer`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.models._base import Batch
-from autoprune.training.extension import TrainingExtension
+from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.results import EpochReport, FinetuneResult
 
 

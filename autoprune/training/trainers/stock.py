@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError
-from autoprune.files import remove_leftovers, saying_why
+from autoprune.io.files import remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.parallel import train_in_processes
 from autoprune.training.recipe import dense_rate, recipe
 from autoprune.training.results import FinetuneResult, cut_reports, final_network, report_of
-from autoprune.training.session import data_settings, process_state_kept
-from autoprune.training.sessions import session_of
-from autoprune.training.state import averaged_network, read_state, state_file
 from autoprune.training.trainers._base import Plan, Surroundings, Trainer
+from autoprune.training.ultralytics.parallel import train_in_processes
+from autoprune.training.ultralytics.session import data_settings, process_state_kept
+from autoprune.training.ultralytics.sessions import session_of
+from autoprune.training.ultralytics.state import averaged_network, read_state, state_file
 
 
 class StockTrainer(Trainer):

@@ -1,0 +1,101 @@
+"""Configurations as files, which are read as data of others, and built from what was given."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from autoprune.choices import match_factory
+from autoprune.config import COMMANDS, Config, RunConfig, option, to_yaml
+from autoprune.config.reading import hints_of, places_of, read_value, spelled
+from autoprune.errors import BudgetError, ConfigError
+from autoprune.io.files import write_atomic
+from autoprune.io.plain_yaml import read_texts
+
+CONFIG_FILE = "config.yaml"
+"""The file of a run folder that keeps what the run was told."""
+
+TRUST = "--trust-checkpoint"
+"""The option that lets a file run code. It counts where it is said, on the command line; no file says it for itself."""
+
+
+def load(command: str, path: Path) -> Config:
+    """Return the configuration that a YAML file describes.
+
+    Raises:
+        ConfigError: the file cannot be read or breaks a rule; the message names it.
+        BudgetError: a limit is malformed.
+    """
+    values = from_file(command, path)
+    try:
+        return built(command, values)
+    except (ConfigError, BudgetError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def save(config: RunConfig, folder: Path) -> Path:
+    """Keep a configuration in a run folder, for people and for ``--resume``; returns the file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = folder / CONFIG_FILE
+    write_atomic(path, to_yaml(config))
+    return path
+
+
+def resume_command(command: str, config: RunConfig, run: Path) -> str:
+    """Return what is typed to go on with a run that was interrupted."""
+    trusting = config.trust_checkpoint or bool(factories(config))
+    return f"autoprune {command} --resume {run}" + (f" {TRUST}" if trusting else "")
+
+
+def from_file(command: str, path: Path) -> dict[str, Any]:
+    """Return the values of a configuration file."""
+    if not os.path.isfile(path):
+        missing = "is no file" if os.path.exists(path) else "does not exist"
+        raise ConfigError(f"The configuration file {path} {missing}")
+    try:
+        texts = read_texts(path)
+    except ValueError as error:
+        raise ConfigError(f"The configuration file {path} {error}") from error
+    kind, hints = COMMANDS[command], hints_of(COMMANDS[command])
+    try:
+        for name in texts:
+            if name not in hints or name in places_of(kind):
+                raise unknown(name, command, list(hints))
+        return {name: read_value(option(name), hints[name], value) for name, value in texts.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def built(command: str, values: Mapping[str, Any]) -> Config:
+    """Return the configuration of a command, from values by field name.
+
+    Raises:
+        ConfigError: a required value is missing, or one breaks a rule.
+        BudgetError: a limit is malformed.
+    """
+    kind = COMMANDS[command]
+    missing = [spelled(kind, item.name) for item in fields(kind) if item.default is MISSING and item.name not in values]
+    if missing:
+        raise ConfigError(f"{command} needs {' and '.join(missing)}")
+    return kind(**values)
+
+
+def factories(config: RunConfig) -> dict[str, Path]:
+    """Return the options whose value names a function that builds a network."""
+    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "resume")}
+    return {name: value for name, value in values.items() if isinstance(value, Path) and match_factory(value)}
+
+
+def unknown(word: str, command: str, known: Sequence[str]) -> ConfigError:
+    """Return the error of an option that a command does not have; it names the closest of those that it has."""
+    name = word.split("=")[0]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
+    return ConfigError(f"{name} is not an option of autoprune {command}; {hint}")

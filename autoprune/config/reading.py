@@ -1,0 +1,144 @@
+"""The fields of a configuration as options: their types, and how a value is read that a person wrote."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from autoprune.config import PLACE, Config, ResumableConfig, option
+from autoprune.errors import ConfigError
+from autoprune.io.numerals import decimal, whole
+from autoprune.io.plain_yaml import Plain
+
+_EXPECTED = {
+    int: "a whole number (digits 0-9)",
+    float: "a finite number (digits 0-9)",
+    str: "a text",
+    Path: "a path that can be looked up",
+    bool: "true or false",
+}
+_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+_SHOWN = 60
+
+
+def hints_of(kind: type[Config]) -> Mapping[str, Any]:
+    """Return the fields of a configuration with their types; those that commands have in common come last."""
+    found = _types(kind)
+    return {name: found[name] for name in sorted(found, key=lambda name: name in _types(ResumableConfig))}
+
+
+_types: Callable[[Any], Mapping[str, Any]] = cache(get_type_hints)
+
+
+def field_of(kind: type[Config], name: str) -> Field[Any]:
+    """Return a field by its name."""
+    return next(item for item in fields(kind) if item.name == name)
+
+
+def places_of(kind: type[Config]) -> Mapping[str, str]:
+    """Return the fields that are taken by their place, each with the word that stands for it."""
+    return {item.name: item.metadata[PLACE] for item in fields(kind) if PLACE in item.metadata}
+
+
+def spelled(kind: type[Config], name: str) -> str:
+    """Return what stands for a field on the command line."""
+    return places_of(kind).get(name, option(name))
+
+
+def base_of(hint: Any) -> Any:
+    """Return T for ``T | None``, and any other hint as it is."""
+    return next((member for member in get_args(hint) if member is not type(None) and member is not Ellipsis), hint)
+
+
+def is_list(hint: Any) -> bool:
+    """Return whether a field takes several texts."""
+    return bool(hint == tuple[str, ...])
+
+
+def enum_of(hint: Any) -> type[Enum] | None:
+    """Return the enum of a hint ``E`` or ``E | None``."""
+    base = base_of(hint)
+    return base if isinstance(base, type) and issubclass(base, Enum) else None
+
+
+def read_value(name: str, hint: Any, value: Plain) -> Any:
+    """Read what a person wrote for a field.
+
+    Args:
+        name: what stands for the field on the command line.
+        hint: the field's type.
+        value: a text, or a list of texts for a field that takes several; None for null.
+
+    Raises:
+        ConfigError: it is nothing that the field takes; the message names the option, the rule and the value.
+    """
+    if value is None and type(None) in get_args(hint):
+        return None
+    found = _texts(value) if is_list(hint) else _one(hint, value)
+    if found is None:
+        raise ConfigError(f"{name} must be {_expected(hint)}, got {_shown(value)}")
+    return found
+
+
+def _texts(value: Plain) -> tuple[str, ...] | None:
+    texts = value if isinstance(value, list) else []
+    return tuple(map(str, texts)) if value == texts and all(_text(text) is not None for text in texts) else None
+
+
+def _one(hint: Any, value: Plain) -> Any:
+    if not isinstance(value, str):
+        return None
+    if (members := enum_of(hint)) is not None:
+        return next((member for member in members if member.value == value), None)
+    return _READERS[base_of(hint)](value)
+
+
+def _number(text: str) -> float | None:
+    found = decimal(text)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _text(text: object) -> str | None:
+    """Return a text that can be printed and written to files."""
+    return text if isinstance(text, str) and "\0" not in text and not re.search("[\ud800-\udfff]", text) else None
+
+
+def _path(text: str) -> Path | None:
+    """Return a path that can be looked up, whether there is a file or not."""
+    if not text or _text(text) is None:
+        return None
+    try:
+        os.lstat(text)
+    except OSError as error:
+        return None if error.errno in (errno.ENAMETOOLONG, errno.EACCES) else Path(text)
+    return Path(text)
+
+
+_READERS: Mapping[Any, Callable[[str], Any]] = {
+    int: whole,
+    float: _number,
+    str: _text,
+    Path: _path,
+    bool: lambda text: _BOOLEANS.get(text.lower()),
+}
+
+
+def _expected(hint: Any) -> str:
+    if (members := enum_of(hint)) is not None:
+        return "one of " + ", ".join(member.value for member in members)
+    return "a list of texts" if is_list(hint) else _EXPECTED[base_of(hint)]
+
+
+def _shown(value: Plain) -> str:
+    """Return a value as a message can have it: in one line, and not too long."""
+    text = value if isinstance(value, str) and value and value.isprintable() else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

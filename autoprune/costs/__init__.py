@@ -1,0 +1,25 @@
+"""What an allocation costs in closed form: FLOPs, parameters, size, channels."""
+
+from autoprune.costs.static import (
+    ChannelsCost,
+    FlopsCost,
+    ParamsCost,
+    SizeCost,
+    parameter_shapes,
+    state_shapes,
+    uncounted,
+    undescribed_flops,
+)
+from autoprune.structure.cost import Cost
+
+__all__ = [
+    "ChannelsCost",
+    "Cost",
+    "FlopsCost",
+    "ParamsCost",
+    "SizeCost",
+    "parameter_shapes",
+    "state_shapes",
+    "uncounted",
+    "undescribed_flops",
+]

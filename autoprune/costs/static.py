@@ -1,0 +1,194 @@
+"""Costs that follow from the allocation alone: FLOPs, parameters, checkpoint size, channels. Closed form, exact, quick.
+
+Every one is a quadratic function of the kept counts at most: a layer's cost is a product of two widths at most, and
+widths are affine in the counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoprune.costs.polynomial import Floats, WidthPolynomial
+from autoprune.errors import ModelError
+from autoprune.structure.cost import Cost
+from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
+from autoprune.structure.space import Counts, Space
+
+Shapes = Mapping[str, Sequence[int]]
+"""Tensor name → its shape in the dense network."""
+
+_NORM_MACS = 4  # subtract, divide, scale, shift: as thop counts an affine batch norm in eval mode
+_FREE = (LayerKind.POOL, LayerKind.UPSAMPLE, LayerKind.ELEMENTWISE)
+_PRODUCTS = ("bmm", "baddbmm", "attention")  # in names of aten operations; linear layers are `mm` and `addmm`
+
+
+class FlopsCost(Cost):
+    """FLOPs of one image, 2 × multiply-accumulates, as Ultralytics' ``model.info()`` prints them.
+
+    Counted as its ``thop`` does for the unfused network: convolutions and linear layers without bias, batch norm as 4
+    operations per element, and matrix products of attention. ``uncounted`` tells the rest.
+
+    Args:
+        space: the space of allocations; the graph's layers carry the image size.
+        fixed: FLOPs that no layer describes and no allocation changes, see ``undescribed_flops``.
+    """
+
+    metric = "flops"
+    unit = "FLOPs"
+
+    def __init__(self, space: Space, *, fixed: float = 0.0) -> None:
+        self._polynomial = WidthPolynomial(space)
+        self._polynomial.add(fixed)
+        for layer in space.graph.layers:
+            coefficient, axes = layer_macs(layer)
+            self._polynomial.add(2 * coefficient, *axes)
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return FLOPs; see ``Cost``."""
+        return self._polynomial(counts)
+
+
+class ParamsCost(Cost):
+    """Number of parameters, exactly.
+
+    Args:
+        space: the space of allocations.
+        shapes: shapes of the dense network's parameters, see ``parameter_shapes``.
+    """
+
+    metric = "params"
+    unit = "parameters"
+
+    def __init__(self, space: Space, shapes: Shapes) -> None:
+        self._polynomial = _elements(space, shapes)
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return parameters; see ``Cost``."""
+        return self._polynomial(counts)
+
+
+class SizeCost(Cost):
+    """Bytes of the saved checkpoint: what its structure takes, plus a fixed number of bytes per element.
+
+    Args:
+        space: the space of allocations.
+        shapes: shapes of the dense network's parameters and buffers, see ``state_shapes``.
+        dense_bytes: measured size of the dense network's checkpoint; it calibrates the structure's share.
+        bytes_per_element: 2, since Ultralytics' checkpoints are half precision.
+    """
+
+    metric = "size"
+    unit = "bytes"
+
+    def __init__(self, space: Space, shapes: Shapes, *, dense_bytes: int, bytes_per_element: int = 2) -> None:
+        self._elements = _elements(space, shapes)
+        self._bytes = bytes_per_element
+        self._overhead = dense_bytes - bytes_per_element * float(self._elements(space.dense))
+        if self._overhead < 0:
+            raise ModelError(
+                f"A checkpoint must hold every element in {bytes_per_element} bytes, "
+                f"but the dense one has only {dense_bytes} bytes"
+            )
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return bytes; see ``Cost``."""
+        return np.asarray(self._elements(counts) * self._bytes + self._overhead)
+
+
+class ChannelsCost(Cost):
+    """Number of channels kept, of those that can be pruned: what network slimming prunes a share of.
+
+    Liu et al., "Learning efficient convolutional networks through network slimming", ICCV 2017, section 3.3. A unit of
+    several channel groups counts for each of them; pinned channels do not count.
+
+    Args:
+        space: the space of allocations.
+    """
+
+    metric = "channels"
+    unit = "channels"
+
+    def __init__(self, space: Space) -> None:
+        groups = space.graph.groups
+        self._groups: Floats = np.array(
+            [sum(groups[index].size for index in unit.groups) / unit.width for unit in space.units], dtype=np.float64
+        )
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return channels; see ``Cost``."""
+        return np.asarray(counts @ self._groups)
+
+
+def layer_macs(layer: Layer) -> tuple[float, tuple[int, ...]]:
+    """Return a layer's multiply-accumulates for one image, as coefficient and the axes whose widths multiply it."""
+    area_in, area_out = layer.in_hw[0] * layer.in_hw[1], layer.out_hw[0] * layer.out_hw[1]
+    window = layer.kernel[0] * layer.kernel[1]
+    if layer.kind is LayerKind.NORM:
+        return float(_NORM_MACS * area_in), (layer.in_axis,)
+    if layer.kind in _FREE:
+        return 0.0, ()
+    if layer.kind is LayerKind.DEPTHWISE:
+        return float(window * area_out), (layer.out_axis,)
+    area = area_in if layer.kind is LayerKind.TRANSPOSED else area_out
+    return window * area / layer.groups, (layer.in_axis, layer.out_axis)
+
+
+def undescribed_flops(module: nn.Module, graph: ChannelGraph, example: torch.Tensor) -> float:
+    """Return the FLOPs per image that no layer of the graph describes and no allocation changes.
+
+    Those are matrix products between activations (attention, whose channels are pinned), and layers that run only in
+    eval mode, such as the decoding of a detector's boxes.
+
+    Args:
+        module: the dense network, in eval mode.
+        graph: its channel groups.
+        example: an input of shape (B, C, H, W).
+    """
+    described = {layer.name for layer in graph.layers}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example)
+    counts = counter.get_flop_counts()
+    total: float = sum(
+        flops for name, flops in counts["Global"].items() if any(word in str(name) for word in _PRODUCTS)
+    )
+    for path, child in module.named_modules():
+        if path not in described and isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)):
+            total += sum(counts.get(f"{type(module).__name__}.{path}", {}).values())
+    return total / len(example)
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's parameters, shared ones once."""
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all that a network's checkpoint holds: parameters and buffers, shared ones once."""
+    buffers = {name: tuple(buffer.shape) for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return parameter_shapes(module) | buffers
+
+
+def uncounted(graph: ChannelGraph) -> dict[str, int]:
+    """Return the operations that FLOPs do not include, with how often each occurs."""
+    counts = Counter(graph.uncounted)
+    counts.update(layer.kind.value for layer in graph.layers if layer.kind in _FREE)
+    return dict(counts)
+
+
+def _elements(space: Space, shapes: Shapes) -> WidthPolynomial:
+    """Return the number of elements of all tensors as a function of the allocation."""
+    polynomial = WidthPolynomial(space)
+    for name, shape in shapes.items():
+        axes = space.graph.tensors.get(name, ())
+        if len(axes) > 2:
+            raise ModelError(f"A tensor may be pruned along two dimensions at most, {name} along {len(axes)}")
+        indexed = {dimension for dimension, _ in axes}
+        fixed = np.prod([size for dimension, size in enumerate(shape) if dimension not in indexed])
+        polynomial.add(float(fixed), *(axis for _, axis in axes))
+    return polynomial

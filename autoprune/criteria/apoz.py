@@ -1,0 +1,78 @@
+"""APoZ: a channel whose activation is mostly zero says little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from autoprune.criteria._base import Evidence, Importance, Member, observe
+from autoprune.structure.graph import ChannelGraph, LayerKind
+
+NEAR = 0.05
+"""Where an activation has no exact zeros (SiLU), what is up to this share of the layer's root mean square is."""
+
+_WITH_ZEROS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+
+
+class ApozImportance(Importance):
+    """Share of values that are not zero, 1 − APoZ (Hu et al., "Network Trimming", 2016, arXiv:1607.03250, equation 1).
+
+    It is read off behind the activation that follows a batch norm, or a convolution where the network has no batch
+    norms; the network is in eval mode.
+
+    Args:
+        evidence: images.
+        near: what counts as zero where the activation has no exact zeros, as a share of the layer's root mean square.
+    """
+
+    name = "apoz"
+
+    def __init__(self, evidence: Evidence, *, near: float = NEAR) -> None:
+        self._evidence, self._near = evidence, near
+
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+        """Return the share per channel for every layer."""
+        norms = [layer for layer in graph.layers if layer.kind is LayerKind.NORM]
+        layers = norms or [layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
+        axes = {layer.name: layer.out_axis for layer in layers}
+        alive = {name: torch.zeros(len(graph.axes[axis]), dtype=torch.float64) for name, axis in axes.items()}
+        with ExitStack() as hooks:
+            for name, total in alive.items():
+                count = self._counting(activation_after(module, name), total)
+                hooks.enter_context(module.get_submodule(name).register_forward_hook(count))
+            observe(module, self._evidence)
+        return [Member(graph.axes[axis], alive[name]) for name, axis in axes.items()]
+
+    def _counting(
+        self, activation: nn.Module, total: torch.Tensor
+    ) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        """Return a hook that adds a batch's share of values that are not zero, per channel."""
+        exact = isinstance(activation, _WITH_ZEROS)
+
+        def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
+            values = activation(output.clone()).transpose(0, 1).flatten(1)
+            least = 0.0 if exact else self._near * float(values.square().mean().sqrt())
+            total.add_((values.abs() > least).double().mean(1).cpu())
+
+        return count
+
+
+def activation_after(module: nn.Module, name: str) -> nn.Module:
+    """Return the activation that a layer's output goes through, or the identity where none is found.
+
+    It is the ``act`` of the block that the layer lies in, as in Ultralytics' blocks, or the child that follows it.
+    """
+    path, _, leaf = name.rpartition(".")
+    block = module.get_submodule(path)
+    named = getattr(block, "act", None)
+    if isinstance(named, nn.Module):
+        return named
+    children = list(block.named_children())
+    following = [child for (before, _), (_, child) in pairwise(children) if before == leaf]
+    if following and type(following[0]).__module__ == "torch.nn.modules.activation":
+        return following[0]
+    return nn.Identity()

@@ -1,0 +1,33 @@
+"""No criterion at all, for control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.criteria._base import Importance, Member
+from autoprune.structure.graph import ChannelGraph
+
+
+class RandomImportance(Importance):
+    """Random scores: what every criterion must beat (Mittal et al., "Recovering from Random Pruning", WACV 2018).
+
+    Args:
+        seed: of the scores.
+    """
+
+    name = "random"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self._seed = seed
+
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+        """Return one random score per channel of every group."""
+        generator = torch.Generator().manual_seed(self._seed)
+        return [
+            Member(np.arange(group.offset, group.offset + group.size), torch.rand(group.size, generator=generator))
+            for group in graph.groups
+        ]

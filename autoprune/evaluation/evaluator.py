@@ -1,0 +1,342 @@
+"""Allocation → evaluation: materialise, recalibrate, score, cost; cached and journalled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial, reduce
+from operator import add
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from autoprune.errors import DeviceError, ModelError
+from autoprune.evaluation.compensation import compensate
+from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
+from autoprune.evaluation.pruning import Calibration, prune
+from autoprune.evaluation.slopes import Slopes, measure_slopes
+from autoprune.journal import Journal
+from autoprune.models._base import Accuracy, Adapter, Batch, LossSum
+from autoprune.statistics.moments import Moments, collect_moments
+from autoprune.statistics.recalibration import recalibrate as recalibrate
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation
+
+Result = TypeVar("Result")
+
+WORST_SCORE = -10.0
+"""Score of a candidate whose loss is not a number: far below any network that still computes."""
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether scoring in bfloat16 pays on a device: on CPUs with tiles for it (Intel AMX), see ``Evaluator``."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11 does not say
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _silent(note: str) -> None:
+    """Notify nobody."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored candidate.
+
+    Attributes:
+        allocation: kept channels per unit.
+        score: ``1 - loss / dense loss``: 0 for the dense network, lower is worse.
+        seconds: wall time that the score took when it was computed.
+    """
+
+    allocation: Allocation
+    score: float
+    seconds: float
+
+
+@dataclass
+class EvaluationCounts:
+    """How many candidates were asked for.
+
+    Attributes:
+        evaluations: scores told, from the cache or not.
+        cache_hits: of these, how many were known already.
+        seconds: wall time of those that were computed.
+    """
+
+    evaluations: int = 0
+    cache_hits: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Evaluator:
+    """Scores allocations on held images of the training split.
+
+    One pass does both: in train mode every batch is normalised with its own statistics, which is what recalibrated
+    batch norm converges to, and the detection loss of that pass is the score. (Measured against recalibrating first
+    and scoring after: within 1%, the same ranking; half the cost.)
+
+    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX, and scores differ by 0.01 at most (three
+    detectors, 320 px, 60 images, one thread: 0.84 → 0.55 s, 0.86 → 0.53, 0.94 → 0.65; Spearman over 30 allocations at
+    flops=50%, 30% and 20% at least 0.998).
+
+    It can be pickled, for the workers of stable-baselines3's ``SubprocVecEnv``: each gets the network, the images and
+    the scores known so far, and computes the same scores; what it computes is not journalled, and it notifies nobody.
+
+    Attributes:
+        adapter: the dense network with its data and loss.
+        pruner: makes the candidates.
+        images: how many scoring images; fewer where there are not half as many with labels.
+        batch: images per batch; halved when the device runs out of memory.
+        seed: chooses the images.
+        journal: where every evaluation is durable before it is told.
+        kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
+        notify: told in a sentence about what a person should know.
+        compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
+        reconstruct: where candidates are compensated, solve the layers of what ships for what the dense network gives.
+        criterion: what ranked the channels, see `pruning.prune`.
+        bf16: score in bfloat16 where that pays; a journal that was begun stays with what it was begun in.
+        prefix_bytes: how much may be held of what a base network computes, see `rebase`.
+    """
+
+    adapter: Adapter
+    pruner: Pruner
+    images: int
+    batch: int
+    seed: int
+    journal: Journal
+    kind: str = "evaluation"
+    notify: Callable[[str], None] = _silent
+    compensate: bool = False
+    reconstruct: bool = False
+    criterion: str = ""
+    bf16: bool = False
+    prefix_bytes: int = PREFIX_BYTES
+    counts: EvaluationCounts = field(default_factory=EvaluationCounts)
+
+    def __post_init__(self) -> None:
+        self._batches: Sequence[Batch] = ()
+        self._known: dict[Allocation, Evaluation] = {}
+        self._base: Allocation | None = None
+        self._prefix: Prefix | None = None
+        self._load()
+        self._in_bf16 = self._begun_in_bf16()
+        self.dense_loss = self._dense_loss()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "notify": _silent, "_base": None, "_prefix": None}
+
+    # -- scores --------------------------------------------------------------------------------
+
+    def __call__(self, allocations: Sequence[Allocation]) -> list[Evaluation]:
+        """Return the evaluations of the allocations, in order."""
+        return [self._evaluate(allocation) for allocation in allocations]
+
+    def rebase(self, allocation: Allocation) -> None:
+        """Expect candidates that differ from this one in few units: what their first layers share is computed once.
+
+        Scores stay what they are. One pass of the base network is recorded when the next candidate is computed; its
+        seconds count as that candidate's.
+        """
+        if allocation != self._base:
+            self._base, self._prefix = allocation, None
+
+    def _evaluate(self, allocation: Allocation) -> Evaluation:
+        self.counts.evaluations += 1
+        if allocation in self._known:
+            self.counts.cache_hits += 1
+            return self._known[allocation]
+        found = self.journal.lookup(self.kind, list(allocation))
+        if found is None:
+            start = time.perf_counter()
+            score = self._score(allocation)
+            found = {"score": score, "seconds": time.perf_counter() - start}
+            self.journal.append(self.kind, list(allocation), found)
+        evaluation = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
+        self.counts.seconds += evaluation.seconds
+        self._known[allocation] = evaluation
+        return evaluation
+
+    def score(self, module: nn.Module) -> float:
+        """Return the score of a network that is no candidate of the pruner's, e.g. a fine-tuned one; not journalled."""
+        return self._relative(self._retrying(lambda: self._loss(module)))
+
+    def _score(self, allocation: Allocation) -> float:
+        return self._relative(self._retrying(lambda: self._loss(self._shortened(allocation))))
+
+    def _relative(self, loss: float) -> float:
+        return max(1.0 - loss / self.dense_loss, WORST_SCORE) if math.isfinite(loss) else WORST_SCORE
+
+    def _shortened(self, allocation: Allocation) -> nn.Module:
+        """Return the candidate for one scoring: it starts where it differs from the base network, if there is one."""
+        if self._base is not None and self._prefix is None:
+            self._prefix = self._recorded(self._base)
+        module = self.materialise(allocation)
+        return module if self._prefix is None else self._prefix.shorten(module, allocation)
+
+    def _recorded(self, base: Allocation) -> Prefix | None:
+        stages = self.adapter.stages(self.pruner.module)
+        if not stages:
+            return None
+        module = self.materialise(base).train()
+        return Prefix.record(
+            module,
+            [partial(self._loss_sum, module, batch) for batch in self._batches],
+            base=base,
+            stages=stages,
+            starts=first_stages(self.pruner.space.graph, self.pruner.module, stages),
+            limit=self.prefix_bytes,
+        )
+
+    def _loss(self, module: nn.Module) -> float:
+        """Return the loss in train mode, over all scoring images."""
+        return self._sums(module).mean()
+
+    def _sums(self, module: nn.Module) -> LossSum:
+        module.train()
+        with torch.no_grad():
+            return reduce(add, [self._loss_sum(module, batch) for batch in self._batches])
+
+    def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
+        with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
+            return self.adapter.loss_sum(module, batch)
+
+    def _dense_loss(self) -> float:
+        found = self.journal.lookup(f"{self.kind} dense", self.batch)
+        if found is None:
+            dense = tuple(unit.width for unit in self.pruner.space.units)
+            sums = self._retrying(lambda: self._sums(self.materialise(dense)))
+            found = {"loss": sums.mean(), "weights": sums.weights.tolist()}
+            self.journal.append(f"{self.kind} dense", self.batch, found)
+        self._dense_weights = torch.tensor(found["weights"], device=self.adapter.device)
+        loss = float(found["loss"])
+        if not math.isfinite(loss) or loss <= 0:
+            raise ModelError(
+                f"The dense network's loss on its training images must be a positive number, got {loss}; "
+                "check that the weights and the labels belong together"
+            )
+        return loss
+
+    # -- first order ---------------------------------------------------------------------------
+
+    def gains(self, allocation: Allocation, widths: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return what each unit's widening alone would add to the score of a candidate, to first order; journalled.
+
+        Up to a common factor, for what the loss is divided by is taken from the dense network.
+
+        Args:
+            allocation: the candidate.
+            widths: per unit, the wider counts that are asked for.
+        """
+        key: list[Any] = [list(allocation), [list(wider) for wider in widths]]
+        found = self.journal.lookup("gains", key)
+        if found is None:
+            slopes = self._retrying(lambda: self._slopes(allocation))
+
+            def gain(unit: int, count: int) -> float:
+                wider = (*allocation[:unit], count, *allocation[unit + 1 :])
+                return -slopes.change(self.pruner.kept(wider)) / self.dense_loss
+
+            found = [[gain(unit, count) for count in wider] for unit, wider in enumerate(widths)]
+            self.journal.append("gains", key, found)
+        return [list(map(float, gains)) for gains in found]
+
+    def _slopes(self, allocation: Allocation) -> Slopes:
+        def loss(batch: Batch) -> Callable[[nn.Module], torch.Tensor]:
+            return lambda module: (self._loss_sum(module, batch).totals / self._dense_weights).sum()
+
+        return measure_slopes(
+            self.pruner.module, self.pruner.space.graph, self.pruner.kept(allocation),
+            self._moments if self.compensate else None, [loss(batch) for batch in self._batches],
+        )  # fmt: skip
+
+    # -- networks ------------------------------------------------------------------------------
+
+    def materialise(self, allocation: Allocation) -> nn.Module:
+        """Return the candidate as a new network, compensated if so asked, batch norm not yet recalibrated."""
+        module, pruner = self.pruner.materialise(allocation), self.pruner
+        if self.compensate:
+            compensate(module, pruner.module, pruner.space.graph, pruner.kept(allocation), self._moments)
+        if self.adapter.device.type == "cpu":
+            module = module.to(memory_format=torch.channels_last)
+        return module
+
+    def repaired(self, allocation: Allocation) -> nn.Module:
+        """Return the candidate in eval mode, as it ships before training: see `pruning.prune`."""
+        return prune(
+            self.pruner, allocation,
+            criterion=self.criterion, example=self.adapter.example(1), calibration=self._calibration,
+            moments=self._moments if self.compensate else None, reconstructed=self.reconstruct,
+        )  # fmt: skip
+
+    def accuracy(self, allocation: Allocation) -> Accuracy:
+        """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
+        found = self.journal.lookup("accuracy", list(allocation))
+        if found is None:
+            found = asdict(self.adapter.accuracy(self.repaired(allocation), self._batches))
+            self.journal.append("accuracy", list(allocation), found)
+        return Accuracy(**found)
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        """What `pruning.calibration_of` gives; the plain images are those that score, and are held already."""
+        plain = [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
+        return Calibration(plain, self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed))
+
+    @cached_property
+    def _moments(self) -> Moments:
+        """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration.plain, notify=self.notify)
+
+    def _begun_in_bf16(self) -> bool:
+        """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
+        found = self.journal.lookup("scored in", "")
+        if found is None:
+            fast = self.bf16 and self.adapter.autocasts and has_fast_bf16(self.adapter.device)
+            found = "bf16" if fast else "fp32"
+            self.journal.append("scored in", "", found)
+        return bool(found == "bf16")
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        halved = self.journal.records("batch")
+        if halved:
+            self.batch = int(halved[-1].value)
+        self._batches = self.adapter.batches(
+            "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True
+        )
+
+    def _retrying(self, compute: Callable[[], Result]) -> Result:
+        """Compute; when memory runs out, forget the base network or else halve the batch, say so, and go on."""
+        while True:
+            try:
+                return compute()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if self._base is None and self.batch == 1:
+                    raise DeviceError(
+                        "Out of memory even with one image per batch; use a smaller --imgsz or another --device"
+                    ) from error
+            self._save_memory()
+
+    def _save_memory(self) -> None:
+        if self._base is not None:
+            self._base = self._prefix = None
+            self.notify("Out of memory; going on without what the base network's layers computed, more slowly.")
+        else:
+            self.notify(f"Out of memory with {self.batch} images per batch; going on with {self.batch // 2}.")
+            self.batch //= 2
+            self.journal.append("batch", len(self.journal.records("batch")), self.batch)
+            self._load()
+        if self.adapter.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)

@@ -1,0 +1,147 @@
+"""A network written for a runtime, measured there, with what tells whether it still is the same network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from autoprune.choices import ExportFormat, Precision
+from autoprune.io.files import size_of
+from autoprune.latency.meter import REFERENCE_EFFORT
+from autoprune.latency.timing import Timing, time_alone
+from autoprune.models._base import Accuracy, AccuracyNames, Adapter, Difference, ExportSettings
+from autoprune.runtimes import FileBackend
+from autoprune.runtimes._base import memory_guard
+
+COMPARED = 8
+"""Images on which outputs are compared."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported network's predictions may lie from torch's.
+
+    Attributes:
+        scores: of a class's score, in [0, 1].
+        boxes: of a box's coordinates, in pixels.
+        accuracy: of the accuracy's main figure.
+    """
+
+    scores: float
+    boxes: float
+    accuracy: float
+
+
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    Precision.FP32: Tolerance(scores=0.001, boxes=0.1, accuracy=0.001),
+    # Eleven bits: a box is off by the rounding of its bins times its stride, which no one number bounds.
+    Precision.FP16: Tolerance(scores=0.1, boxes=math.inf, accuracy=0.01),
+}
+"""By the precision that a network is exported in. Runtimes sum in another order than torch, and no more, in fp32."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported network beside the torch network that it was made of.
+
+    Attributes:
+        images: how many images the outputs were compared on.
+        real: whether these are of the validation split; noise otherwise.
+        difference: the largest difference of the outputs.
+        torch: accuracy of the torch network on the validation split, every image letterboxed to the input's square;
+            None where there are no images.
+        exported: the same of the exported network on its runtime.
+    """
+
+    images: int
+    real: bool
+    difference: Difference
+    torch: Accuracy | None
+    exported: Accuracy | None
+
+    @property
+    def accuracy_apart(self) -> float | None:
+        """How much the accuracy's main figure differs, where it is known."""
+        if self.torch is None or self.exported is None:
+            return None
+        return abs(self.torch.main - self.exported.main)
+
+    def beyond(self, tolerance: Tolerance, names: AccuracyNames) -> tuple[str, ...]:
+        """Return what lies beyond the tolerance, each as people read it."""
+        compared = (
+            ("scores differ by {:.4g}, allowed are {:g}", self.difference.scores, tolerance.scores),
+            ("boxes differ by {:.4g} px, allowed are {:g}", self.difference.boxes, tolerance.boxes),
+            (names.main + " differs by {:.4g}, allowed are {:g}", self.accuracy_apart or 0.0, tolerance.accuracy),
+        )
+        return tuple(text.format(found, most) for text, found, most in compared if not found <= most)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left behind.
+
+    Attributes:
+        path: the file, or the folder.
+        size_bytes: of all its content.
+        parity: how it compares with torch.
+        latency: milliseconds per run on its runtime.
+    """
+
+    path: Path
+    size_bytes: int
+    parity: Parity
+    latency: Timing
+
+
+def export(
+    adapter: Adapter, folder: Path, *, file_format: ExportFormat, backend: FileBackend, dynamic: bool, real: bool
+) -> Exported:
+    """Write the adapter's network, run it on its runtime, and compare it with torch.
+
+    Args:
+        adapter: the network, on the device that the backend runs on.
+        folder: an empty folder for what is written.
+        file_format: one that the backend runs.
+        backend: what runs it.
+        dynamic: leave batch and image size open; the images are then compared in one batch.
+        real: compare on validation images, and the accuracy; else on noise.
+
+    Raises:
+        ModelError: the format cannot express the network.
+        DeviceError: the runtime cannot run it, or memory does not suffice.
+        DataError: the validation split cannot be read.
+    """
+    settings = backend.settings
+    half = settings.precision is Precision.FP16 and settings.device != "cpu"  # a CPU runtime is told when it converts
+    images = _images(adapter, real=real)
+    with memory_guard(settings):
+        module = adapter.deployable(adapter.module)
+        with torch.no_grad():
+            expected = module(images)
+        accuracy = adapter.validate_deployed(module) if real else None
+        wanted = ExportSettings(file_format, half=half, dynamic=dynamic)
+        path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
+    with backend.session():
+        runner = backend.open(path, settings.shape)
+        predict = partial(runner.predict, together=dynamic)
+        parity = Parity(
+            images=len(images),
+            real=real,
+            difference=adapter.difference(expected, predict(images)),
+            torch=accuracy,
+            exported=adapter.validate_deployed(predict) if real else None,
+        )
+        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_EFFORT))
+
+
+def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:
+    """Return the images that outputs are compared on, shape (B, *input_shape)."""
+    if not real:
+        return adapter.example(COMPARED)
+    (batch,) = adapter.batches("val", images=COMPARED, batch=COMPARED, seed=0)
+    return adapter.inputs(batch)

@@ -1,0 +1,1 @@
+"""Files, and values read from files of others."""

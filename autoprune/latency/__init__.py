@@ -1,0 +1,18 @@
+"""Latency: measured in pairs, and predicted from what was measured."""
+
+from autoprune.latency.meter import LatencyMeter
+from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
+from autoprune.latency.samples import spread_allocations
+from autoprune.latency.timing import Effort, PairedTiming, Timing
+
+__all__ = [
+    "Effort",
+    "LatencyCost",
+    "LatencyError",
+    "LatencyMeter",
+    "PairedTiming",
+    "Sample",
+    "Timing",
+    "latency_predictor",
+    "spread_allocations",
+]

@@ -1,0 +1,119 @@
+"""What a latency prediction is a mixture of: functions of the allocation that never fall when a unit keeps more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from autoprune.costs.polynomial import Floats, WidthPolynomial
+from autoprune.costs.static import layer_macs
+from autoprune.latency.tables import Interpolation
+from autoprune.latency.widths import LayerWidths
+from autoprune.structure.graph import Layer, LayerKind
+from autoprune.structure.space import Counts, Space
+
+_MOVING = (LayerKind.ELEMENTWISE, LayerKind.POOL, LayerKind.UPSAMPLE)
+
+BALANCES = (4.0, 16.0, 64.0)
+"""Multiply-accumulates that a device may do in the time in which it moves one number."""
+
+
+_MOVED = -len(BALANCES) - 1  # the feature of operations without weights
+
+
+class Features(ABC):
+    """Functions of the allocation, each scaled to 1 at the dense network.
+
+    Attributes:
+        prior: the mixture that holds while nothing is measured, shape (1 + features,), constant first, sum 1.
+    """
+
+    prior: Floats
+
+    @abstractmethod
+    def __call__(self, counts: Counts) -> Floats:
+        """Return the features: shape (units,) → (features,), (candidates, units) → (candidates, features)."""
+
+    @abstractmethod
+    def per_layer(self) -> Floats:
+        """Return what each layer contributes to each feature at the dense network, shape (features, layers).
+
+        Rows sum to 1 at most; what is missing belongs to no layer.
+        """
+
+
+class LayerFeatures(Features):
+    """Sums over the layers that the deployed network runs.
+
+    In this order: the layers' tables, where there are any; multiply-accumulates of 1×1, of larger and of depthwise
+    convolutions; numbers read and written by the layers; weights; numbers moved by operations without weights; and per
+    balance of the device Σ max(multiply-accumulates, balance × numbers moved), the roofline of each layer. Widths count
+    as the next multiple of what the device computes together.
+
+    Args:
+        space: the space of allocations.
+        layers: the layers that the deployed network runs.
+        block: channels that the device computes together.
+        tables: times of the layers alone, or None where the runtime does not run them alone.
+
+    Source:
+        Williams et al., Roofline, CACM 2009; tables as NetAdapt's (Yang et al., ECCV 2018, section 3.3).
+    """
+
+    def __init__(
+        self, space: Space, layers: Sequence[Layer], *, block: int = 1, tables: Interpolation | None = None
+    ) -> None:
+        self._tables, self._space = tables, space
+        self._widths = LayerWidths(space, layers, block=block)
+        macs = np.array([layer_macs(layer)[0] for layer in layers])
+        pointwise = np.array([layer.kernel == (1, 1) for layer in layers])
+        self._depthwise = np.array([layer.kind is LayerKind.DEPTHWISE for layer in layers])
+        self._kinds = np.stack([pointwise & ~self._depthwise, ~pointwise & ~self._depthwise, self._depthwise])
+        self._macs = macs
+        self._read = np.array([float(np.prod(layer.in_hw)) for layer in layers])
+        self._written = np.array([float(np.prod(layer.out_hw)) for layer in layers])
+        self._window = np.array([float(np.prod(layer.kernel)) / layer.groups for layer in layers])
+        self._window[self._depthwise] = 0.0
+        self._moved = WidthPolynomial(space)
+        for layer in space.graph.layers:
+            if layer.kind in _MOVING:
+                area = layer.in_hw[0] * layer.in_hw[1] + layer.out_hw[0] * layer.out_hw[1]
+                self._moved.add(area, layer.out_axis)
+        dense = self._raw(space.dense)
+        self._dense = np.where(dense > 0, dense, 1.0)
+        self._offset = np.where(dense > 0, 0.0, 1.0)  # what the network has none of is a second constant
+        self.prior = np.zeros(1 + len(dense))
+        self.prior[0] = 0.1  # about a tenth of a detector's time does not depend on widths
+        self.prior[1 if tables is not None else -2] = 0.9
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return the features; see ``Features``."""
+        return self._raw(counts) / self._dense + self._offset
+
+    def per_layer(self) -> Floats:
+        """Return the layers' parts of the features; see ``Features``. That of operations without weights has none."""
+        return np.asarray(self._terms(self._space.dense) / self._dense[:, None])
+
+    def _raw(self, counts: Counts) -> Floats:
+        sums = np.asarray(self._terms(counts).sum(axis=-1))
+        sums[..., _MOVED] += self._moved(counts)
+        return sums
+
+    def _terms(self, counts: Counts) -> Floats:
+        """Return the layers' parts of the sums, shape (…, features, layers)."""
+        c_in, c_out = self._widths(counts)
+        product = np.where(self._depthwise, c_out, c_in * c_out)
+        traffic = c_in * self._read + c_out * self._written
+        work = product * self._macs
+        terms = [
+            *(work * kind for kind in self._kinds),
+            traffic,
+            product * self._window,
+            np.zeros_like(work),
+            *(np.maximum(work, balance * traffic) for balance in BALANCES),
+        ]
+        if self._tables is not None:
+            terms.insert(0, self._tables(counts))
+        return np.stack(terms, axis=-2)

@@ -1,0 +1,247 @@
+"""Measures networks against the dense one, and remembers every measurement so that a run can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from autoprune.io.fields import fits
+from autoprune.latency.beside import shares_beside
+from autoprune.latency.store import Store, look_up
+from autoprune.latency.tables import Point
+from autoprune.latency.timing import Effort, PairedTiming, Timing, time_alone, time_pair
+from autoprune.runtimes import Backend, Calibration, Runner, open_backend
+from autoprune.runtimes.settings import (
+    LAYERS_ALONE,
+    MemoryFormat,
+    RuntimeSettings,
+    fingerprint,
+    fingerprint_key,
+    lane_width,
+)
+
+REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
+"""The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
+
+SAMPLE_EFFORT = Effort(max_runs=60)
+"""What is enough for one of many networks that a predictor is fitted to: about a second at 12 ms."""
+
+KEPT_SPREAD = 0.04
+"""Measurements whose ratio is known worse than this are not kept for later searches."""
+
+_FORMAT_EFFORT = Effort(runs=20, max_runs=40, spread=0.05)
+
+
+class Recorder(Protocol):
+    """Where measurements are kept; ``autoprune.journal.Journal`` is one."""
+
+    def lookup(self, kind: str, key: Any) -> Any:
+        """Return what was kept under this kind and key, or None."""
+
+    def append(self, kind: str, key: Any, value: Any) -> None:
+        """Keep a value of plain JSON."""
+
+
+class Memory:
+    """Keeps measurements for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def lookup(self, kind: str, key: Any) -> Any:
+        """See ``Recorder``."""
+        return self._values.get((kind, repr(key)))
+
+    def append(self, kind: str, key: Any, value: Any) -> None:
+        """See ``Recorder``."""
+        self._values[kind, repr(key)] = value
+
+
+class LatencyMeter:
+    """Measures networks as they are deployed, in turn with the dense one.
+
+    Everything that it measures goes through the recorder: what is there already is taken from it and nothing runs, so
+    a resumed run sees the same reference, tables and ratios as the one that was killed.
+
+    Args:
+        dense: the dense network as it is deployed; it is not modified.
+        settings: how networks run; an AUTO memory format is decided by measuring the dense network once.
+        recorder: where measurements are kept; None keeps them in memory.
+        effort: how long a candidate is measured.
+        cache: folder of what is kept for the next search; None for the default one.
+        kind: what tells this meter's measurements apart from another's in the recorder.
+        calibration: gives the images that an int8 network's ranges are found on.
+        opener: makes the backend for settings and calibration.
+
+    Raises:
+        DeviceError: (by every method) the device runs out of memory.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        settings: RuntimeSettings,
+        *,
+        recorder: Recorder | None = None,
+        effort: Effort | None = None,
+        cache: Path | None = None,
+        kind: str = "latency",
+        calibration: Calibration | None = None,
+        opener: Callable[[RuntimeSettings, Calibration | None], Backend] = open_backend,
+    ) -> None:
+        self.dense = dense
+        self._asked = settings
+        self._recorder = recorder or Memory()
+        self._effort = effort or Effort()
+        self._cache = cache
+        self._kind = kind
+        self._calibration = calibration
+        self._opener = opener
+
+    @cached_property
+    def settings(self) -> RuntimeSettings:
+        """How networks run, with the memory format decided."""
+        if self._asked.memory_format is not MemoryFormat.AUTO:
+            return self._asked
+        value = self._recorded("format", lambda: self._faster_format().value)
+        return replace(self._asked, memory_format=MemoryFormat(value))
+
+    @cached_property
+    def block(self) -> int:
+        """How many channels the device computes together, see ``lane_width``."""
+        return int(self._recorded("block", lambda: lane_width(self._asked)))
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether single layers are measured: where loading one takes milliseconds, not an export."""
+        return self._asked.runtime in LAYERS_ALONE
+
+    @cached_property
+    def reference(self) -> Timing:
+        """The dense network's time, measured long and once."""
+
+        def measure() -> Mapping[str, Any]:
+            with self._backend.session():
+                return time_alone(self._dense_runner, REFERENCE_EFFORT).to_json()
+
+        return Timing.from_json(self._recorded("reference", measure))
+
+    @cached_property
+    def note(self) -> str | None:
+        """What a reader should know of how the dense network really runs, see ``Runner``; else None."""
+
+        def ask() -> str:
+            with self._backend.session():
+                return self._dense_runner.note or ""
+
+        return self._recorded("note", ask) or None
+
+    def measure(
+        self,
+        build: Callable[[], nn.Module],
+        key: Any,
+        *,
+        effort: Effort | None = None,
+        beside: Callable[[], nn.Module] | None = None,
+    ) -> PairedTiming:
+        """Time a network in turn with the dense one, or with another.
+
+        Args:
+            build: makes the network as it is deployed; not called where the recorder knows the answer.
+            key: plain JSON that names the measurement, e.g. the allocation; a second measurement of the same network
+                needs another one.
+            effort: how long; None for the meter's own.
+            beside: makes the other network; None for the dense one.
+        """
+
+        def measure() -> Mapping[str, Any]:
+            module = build()
+            with self._backend.session():
+                runner = self._backend.prepare(module, self.settings.shape)
+                other = self._dense_runner if beside is None else self._backend.prepare(beside(), self.settings.shape)
+                return time_pair(runner, other, effort or self._effort).to_json()
+
+        return PairedTiming.from_json(self._recorded(["network", key], measure))
+
+    def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int]) -> PairedTiming:
+        """Time a network that a predictor is fitted to, or find it among those of earlier searches on this device.
+
+        Args:
+            build: as for ``measure``.
+            allocation: kept counts of every unit; with the dense network's shapes they say what was measured.
+        """
+
+        def measure() -> Mapping[str, Any]:
+            key = "-".join(str(count) for count in allocation)
+            known = self._networks.load().get(key)
+            if known is not None and fits(known, PairedTiming):
+                return dict(known)
+            timing = self.measure(build, list(allocation), effort=SAMPLE_EFFORT)
+            if timing.spread <= KEPT_SPREAD:  # what a disturbed moment gave is not handed on
+                self._networks.save({key: timing.to_json()})
+            return timing.to_json()
+
+        return PairedTiming.from_json(self._recorded(["sample", list(allocation)], measure))
+
+    @cached_property
+    def _networks(self) -> Store:
+        """What earlier searches measured of this architecture; a latency does not depend on the weights."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
+        size = self.settings.image_size
+        return Store(
+            self._cache, {**fingerprint(self.settings), "image_size": size, "network": fingerprint_key(shapes)}
+        )
+
+    def milliseconds(self, timing: PairedTiming) -> Timing:
+        """Return a candidate's times in milliseconds of the reference: ratio × the dense network's reference."""
+        return timing.candidate.scaled(self.reference.median / timing.dense.median)
+
+    def layer_times(self, points: Iterable[Point]) -> dict[Point, float]:
+        """Return the milliseconds of single layers, from the recorder, the disk, or measured now."""
+        wanted = list(points)
+        kept: Mapping[str, float] = self._recorder.lookup(self._kind, "layers") or {}
+        if all(point.key in kept for point in wanted):
+            return {point: kept[point.key] for point in wanted}
+        times = look_up(Store(self._cache, fingerprint(self.settings)), self._backend, wanted)
+        self._recorder.append(self._kind, "layers", {point.key: value for point, value in times.items()})
+        return times
+
+    def layers_beside(self, points: Sequence[Point]) -> dict[Point, float]:
+        """Return what share of the dense network's time single layers take that run alone, in turn with it."""
+
+        def measure() -> Mapping[str, float]:
+            with self._backend.session():
+                return shares_beside(self._backend, self._dense_runner, points)
+
+        named = fingerprint_key({point.key: True for point in points})
+        found = self._recorded(["beside", named], measure)
+        return {point: float(found[point.key]) for point in points}
+
+    @cached_property
+    def _backend(self) -> Backend:
+        return self._opener(self.settings, self._calibration)
+
+    @cached_property
+    def _dense_runner(self) -> Runner:
+        return self._backend.prepare(self.dense, self.settings.shape)
+
+    def _recorded(self, key: Any, measure: Callable[[], Any]) -> Any:
+        value = self._recorder.lookup(self._kind, key)
+        if value is None:
+            value = measure()
+            self._recorder.append(self._kind, key, value)
+        return value
+
+    def _faster_format(self) -> MemoryFormat:
+        """Time the dense network in both memory formats in turn."""
+        formats = (MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST)
+        backends = [self._opener(replace(self._asked, memory_format=layout), self._calibration) for layout in formats]
+        with backends[0].session():
+            plain, last = (backend.prepare(self.dense, self._asked.shape) for backend in backends)
+            timing = time_pair(last, plain, _FORMAT_EFFORT)
+        return MemoryFormat.CHANNELS_LAST if timing.ratio < 1 else MemoryFormat.CONTIGUOUS

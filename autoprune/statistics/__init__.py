@@ -1,0 +1,1 @@
+"""What the activations of a network say: covariances of channels, sampled positions, batch norm statistics."""

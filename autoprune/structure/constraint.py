@@ -1,0 +1,149 @@
+"""Budgets met by construction: which allocations hold them, and the projection onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.budget import format_amount
+from autoprune.errors import BudgetUnreachableError
+from autoprune.io.finite import check_finite
+from autoprune.structure.cost import Cost
+from autoprune.structure.space import Counts, Space
+
+_LARGEST = 1e3
+"""Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One cost with the most it may be.
+
+    Attributes:
+        cost: the cost.
+        limit: in the cost's unit.
+        requested: the budget that it was made of, as it was written, where there is one.
+    """
+
+    cost: Cost
+    limit: float
+    requested: str = ""
+
+
+class Constraint:
+    """All limits that an allocation of a space must hold.
+
+    Raises:
+        BudgetUnreachableError: even the narrowest allocation exceeds a limit.
+        ConfigError: a limit, or the cost of the narrowest allocation, is NaN or infinite.
+    """
+
+    def __init__(self, space: Space, ceilings: Sequence[Ceiling]) -> None:
+        self.space = space
+        self.ceilings = tuple(ceilings)
+        for ceiling in self.ceilings:
+            metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
+            check_finite(
+                [ceiling.limit, lowest],
+                (f"The limit of {metric}", f"The least {metric}").__getitem__,
+                way_out="a budget can be held only where both are known",
+            )
+            if lowest > ceiling.limit:
+                raise BudgetUnreachableError(
+                    f"The budget {ceiling.requested or metric} is out of reach: candidates may need "
+                    f"{format_amount(metric, ceiling.limit)}, and with every unit at its lower bound the network still "
+                    f"needs {format_amount(metric, lowest)}; ask for more than that, lower --min-keep, or use a "
+                    "smaller image size"
+                )
+
+    def costs(self, counts: Counts) -> dict[str, float]:
+        """Return every limited cost of one allocation, by metric."""
+        return {ceiling.cost.metric: float(ceiling.cost(counts)) for ceiling in self.ceilings}
+
+    def load(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Return the largest share cost / limit over all limits, shape () or (candidates,); at most 1 holds."""
+        shares = [np.asarray(ceiling.cost(counts)) / ceiling.limit for ceiling in self.ceilings]
+        return np.asarray(np.max(shares, axis=0)) if shares else np.zeros(np.shape(counts)[:-1])
+
+    def tightened(self, share: float) -> Constraint:
+        """Return the constraint with every limit at a share of what it is, or at the least that can be reached."""
+        lowest = [float(ceiling.cost(self.space.lower)) for ceiling in self.ceilings]
+        limits = [max(share * ceiling.limit, least) for ceiling, least in zip(self.ceilings, lowest, strict=True)]
+        return Constraint(
+            self.space, [replace(ceiling, limit=limit) for ceiling, limit in zip(self.ceilings, limits, strict=True)]
+        )
+
+    def holds(self, counts: Counts) -> bool:
+        """Return whether one allocation holds every limit."""
+        return bool(self.load(counts) <= 1)
+
+    def project(self, log_ratios: npt.NDArray[np.float64]) -> Counts:
+        """Scale keep ratios by one common factor onto the budget, round, and give back what rounding left.
+
+        Args:
+            log_ratios: the wish, natural logarithm of a keep ratio per unit, shape (units,); only differences
+                between units matter.
+
+        Returns:
+            Counts that hold every limit, shape (units,); no unit can be widened by a step without breaking one.
+
+        Raises:
+            ConfigError: a log-ratio is NaN or infinite.
+        """
+        space = self.space
+        space.check_units("log keep ratio", log_ratios)
+        wish = np.clip(np.asarray(log_ratios, dtype=np.float64), -_LARGEST, _LARGEST)
+
+        def scaled(shift: float) -> Counts:
+            return space.round_down(np.exp(np.minimum(wish + shift, 0.0)))
+
+        low, high = float(np.log(1e-4) - wish.max()), float(-wish.min())
+        if not self.holds(scaled(low)):  # a unit of so many channels that this is above its lower bound
+            return self.fill(space.lower, wish + low)
+        if self.holds(scaled(high)):
+            return self.fill(scaled(high), wish)
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.holds(scaled(middle)) else (low, middle)
+        return self.fill(scaled(low), wish + low)
+
+    def fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
+        """Widen units step by step while every limit holds, those furthest below their wish first.
+
+        Raises:
+            ConfigError: a log-ratio is NaN or infinite.
+        """
+        self.space.check_units("log keep ratio", log_ratios)
+        space, counts = self.space, counts.copy()
+        open_units = set(range(len(space)))
+        while open_units:
+            missing = log_ratios - np.log(space.ratios(counts))
+            unit = max(open_units, key=lambda index: (missing[index], -index))
+            wider = space.next_up(counts, unit)
+            if wider is None:
+                open_units.discard(unit)
+                continue
+            before, counts[unit] = counts[unit], wider
+            if not self.holds(counts):
+                counts[unit] = before
+                open_units.discard(unit)
+        return counts
+
+    def cap(self, decided: Counts, unit: int) -> int:
+        """Return the widest choice of a unit that leaves the budget reachable (AMC's rule, He et al. 2018, Alg. 1).
+
+        Args:
+            decided: counts of the units before ``unit``, with every later unit at its lower bound, shape (units,).
+            unit: the unit to decide.
+
+        Returns:
+            The cap on the *rounded* cost: with this count and all later units at their lower bounds every limit holds.
+        """
+        choices = self.space.choices[unit]
+        trial = np.repeat(decided[None, :], len(choices), axis=0)
+        trial[:, unit] = choices
+        fitting = np.flatnonzero(self.load(trial) <= 1)
+        return int(choices[fitting[-1]]) if len(fitting) else int(choices[0])

@@ -1,0 +1,26 @@
+"""From a module and an example input to its channel groups.
+
+The network is exported once with ``torch.export`` and its operations are walked in order (``walk.py``): a convolution
+makes new channel ids, batch norm and activations pass them on, ``cat`` joins, ``chunk`` splits and ties, additions
+unite ids, and any operation without a rule pins what it touches. Channels with the same memberships form a group,
+groups that must keep equal counts form a unit (``assemble.py``). Units can be joined further (``ties.py``).
+"""
+
+from autoprune.structure.graph.copying import copied
+from autoprune.structure.graph.ties import Tie, tie
+from autoprune.structure.graph.trace import trace
+from autoprune.structure.graph.types import ChannelGraph, Group, Ids, Layer, LayerKind, Unit, WidthAttribute
+
+__all__ = [
+    "ChannelGraph",
+    "Group",
+    "Ids",
+    "Layer",
+    "LayerKind",
+    "Tie",
+    "Unit",
+    "WidthAttribute",
+    "copied",
+    "tie",
+    "trace",
+]

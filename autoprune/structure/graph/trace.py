@@ -1,0 +1,76 @@
+"""Export a network and walk it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from autoprune.errors import ModelError
+from autoprune.structure.graph.assemble import assemble
+from autoprune.structure.graph.copying import copied
+from autoprune.structure.graph.rules import RULES
+from autoprune.structure.graph.types import ChannelGraph
+from autoprune.structure.graph.walk import Walk
+
+_OTHERS = ("<", *(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__)))
+"""How the names of files begin that are no part of the network."""
+
+
+def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[str] = ()) -> ChannelGraph:
+    """Export the network in train mode, walk its operations once and return its channel groups.
+
+    Args:
+        module: the network, in any mode; it is not modified.
+        example: an input of shape (B, C, H, W) with B at least 2; layer sizes are recorded for its H and W.
+        free_outputs: keys of an output dictionary whose tensors may change their channel count.
+
+    Raises:
+        ModelError: the network cannot be copied or exported.
+    """
+    network = copied(module).train()
+    return assemble(Walk(network, _exported(network, example), free_outputs=frozenset(free_outputs)).run(RULES))
+
+
+def _exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(network, (example,), strict=False)
+    except Exception as error:
+        raise ModelError(
+            f"torch.export must be able to export a network before its channel groups can be found; "
+            f"{type(network).__name__} {_reason(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch warns, logs and prints; of a network that it refuses it prints all operations."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a network cannot be exported, and where in its source that is."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # late: sympy changes warnings
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return f"lets the values of a tensor decide{place} what it computes, where torch.where could choose"
+    return f"fails{place} with: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -1,0 +1,211 @@
+"""The walk over an exported network, operation by operation.
+
+Every tensor is represented by the ids of the channels along its channel dimension (dimension 1). The rules, one per
+kind of operation, live in ``rules.py``; an operation without one pins every channel that it touches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from autoprune.structure.graph.channels import ChannelIds
+from autoprune.structure.graph.nodes import argument, operation, owner, shape, size_of
+from autoprune.structure.graph.types import Ids, LayerKind
+
+Value = Ids | list[Ids] | None
+"""Channel ids of a tensor, of each tensor of a list, or nothing known."""
+
+
+@dataclass(frozen=True)
+class RawLayer:
+    """A layer with channel ids in place of axis numbers."""
+
+    name: str
+    kind: LayerKind
+    inputs: Ids
+    outputs: Ids
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    in_hw: tuple[int, int] = (1, 1)
+    out_hw: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass
+class Findings:
+    """What the walk collects.
+
+    Attributes:
+        ids: the channel ids with their unions and pins.
+        axes: (state-dict name, dimension) → channel ids along it.
+        reads: those of them along which a layer sums over the channels that it reads.
+        layers: operations in order.
+        splits: per chunk or split along channels, the ids of its pieces.
+        attributes: (module path, attribute name, ids that it counts).
+        uncounted: operations that no layer describes.
+    """
+
+    ids: ChannelIds = field(default_factory=ChannelIds)
+    axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
+    reads: set[tuple[str, int]] = field(default_factory=set)
+    layers: list[RawLayer] = field(default_factory=list)
+    splits: list[tuple[Ids, ...]] = field(default_factory=list)
+    attributes: list[tuple[str, str, Ids]] = field(default_factory=list)
+    uncounted: Counter[str] = field(default_factory=Counter)
+
+
+class Walk:
+    """Walks the nodes of an exported program once, in order, and offers its rules what they need.
+
+    Attributes:
+        module: the module that was exported; only plain attributes are read.
+        found: what was found so far.
+        state_names: the state-dict name of every parameter and buffer node, of a shared one the first.
+    """
+
+    def __init__(self, module: nn.Module, exported: ExportedProgram, *, free_outputs: frozenset[str]) -> None:
+        self.module = module
+        self.found = Findings()
+        self.state_names: dict[fx.Node, str] = {}
+        self._first_names = first_names(module)
+        self._exported = exported
+        self._free_outputs = free_outputs
+        self._values: dict[fx.Node, Value] = {}
+        self._current: fx.Node | None = None
+        self._known_uses: set[tuple[fx.Node, fx.Node | None]] = set()
+
+    def run(self, rules: Mapping[str, Callable[[Walk, fx.Node], Value]]) -> Findings:
+        """Walk everything by the rules (operation name → rule) and return what was found."""
+        specs = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
+        for node in self._exported.graph.nodes:
+            if node.op == "placeholder":
+                spec = specs[node.name]
+                if spec.kind is InputKind.USER_INPUT:
+                    self._values[node] = self._pinned(node, "network input")
+                elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                    self.state_names[node] = self._first_names[str(spec.target)]
+            elif node.op == "call_function":
+                self._current = node
+                self._values[node] = rules.get(operation(node), Walk.unknown)(self, node)
+            elif node.op == "output":
+                self._pin_outputs()
+        self._pin_other_uses()
+        return self.found
+
+    # -- for the rules -----------------------------------------------------------------------------
+
+    def value(self, source: object) -> Value:
+        """Return what is known of an argument."""
+        return self._values.get(source) if isinstance(source, fx.Node) else None
+
+    def input(self, node: fx.Node, position: int = 0) -> Ids | None:
+        """Return the channel ids of an argument that is one tensor, or None."""
+        value = self.value(argument(node, position))
+        return value if isinstance(value, np.ndarray) else None
+
+    def owner(self, node: fx.Node) -> str:
+        """Return the path of the module that runs a node; of a module that is registered twice the first."""
+        path = owner(node)
+        return self._first_names.get(path, path)
+
+    def new(self, count: int, producer: str, reason: str | None = None) -> Ids:
+        """Return fresh channel ids; with a reason they are pinned."""
+        return self.found.ids.new(count, producer, reason)
+
+    def axis(self, parameter: object, dimension: int, ids: Ids, *, read: bool = False) -> None:
+        """Record that a state tensor's dimension is indexed by these channels; a shared tensor unites its channels.
+
+        Args:
+            parameter: the tensor's node; anything else is passed over.
+            dimension: of the tensor.
+            ids: the channels along it.
+            read: whether the layer sums over them, as over its input channels.
+        """
+        if not isinstance(parameter, fx.Node) or parameter not in self.state_names:
+            return
+        self._known_uses.add((parameter, self._current))
+        key = (self.state_names[parameter], dimension)
+        if key in self.found.axes:
+            self.found.ids.unite(self.found.axes[key], ids)
+        else:
+            self.found.axes[key] = ids
+        if read:
+            self.found.reads.add(key)
+
+    def layer(
+        self, node: fx.Node, kind: LayerKind, inputs: Ids, outputs: Ids, *,
+        kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1), groups: int = 1,
+    ) -> None:  # fmt: skip
+        """Record an operation that costs something."""
+        source = node.args[0]
+        first = source[0] if isinstance(source, (list, tuple)) else source
+        self.found.layers.append(
+            RawLayer(self.owner(node), kind, inputs, outputs, kernel, stride, size_of(first), size_of(node), groups)
+        )
+
+    def unknown(self, node: fx.Node) -> Value:
+        """Pin all channels that an operation without a rule touches; its own are new, and pinned too."""
+        touched = [ids for source in node.all_input_nodes if (ids := self._values.get(source)) is not None]
+        from_state = any(source in self.state_names for source in node.all_input_nodes)
+        if not touched and not (from_state and shape(node)):
+            return None
+        name = operation(node)
+        self.found.uncounted[name] += 1
+        reason = f"{name} in {self.owner(node)}"
+        for value in touched:
+            for ids in value if isinstance(value, list) else [value]:
+                self.found.ids.pin(ids, reason)
+        return self._pinned(node, reason)
+
+    # -- inputs, outputs and other uses of state tensors -------------------------------------------
+
+    def _pinned(self, node: fx.Node, reason: str) -> Value:
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)):
+            widths = [item.shape[1] if item.ndim >= 2 else 0 for item in value]
+            return [self.new(width, self.owner(node), reason) for width in widths]
+        size = shape(node)
+        return self.new(size[1], self.owner(node), reason) if len(size) >= 2 else None
+
+    def _pin_outputs(self) -> None:
+        outputs = [spec for spec in self._exported.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+        by_name = {node.name: node for node in self._exported.graph.nodes}
+        tree = self._exported.call_spec.out_spec
+        assert tree is not None
+        paths, _ = torch.utils._pytree.tree_flatten_with_path(tree.unflatten([spec.arg.name for spec in outputs]))
+        for path, name in paths:
+            keys = {getattr(entry, "key", None) for entry in path}
+            value = self.value(by_name.get(name))
+            if isinstance(value, np.ndarray) and not keys & self._free_outputs:
+                self.found.ids.pin(value, "network output")
+
+    def _pin_other_uses(self) -> None:
+        """Pin the channels of a state tensor that something else than a layer uses too, such as a tied embedding."""
+        for source, name in self.state_names.items():
+            for user in source.users:
+                if (source, user) in self._known_uses:
+                    continue
+                for ids in [ids for (tensor, _), ids in self.found.axes.items() if tensor == name]:
+                    self.found.ids.pin(ids, f"{operation(user)} in {self.owner(user)} uses {name}")
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Return the name of every submodule, parameter and buffer → the first name under which the same object is known.
+
+    These are the names that ``named_modules``, ``named_parameters`` and ``named_buffers`` give by default.
+    """
+    named = [
+        *module.named_modules(remove_duplicate=False),
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(each), name) for name, each in named}

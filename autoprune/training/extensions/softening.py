@@ -1,0 +1,132 @@
+"""Softening: the channels that a policy removes are driven to zero in training, so that removing them changes nothing.
+
+Soft pruning (He et al., "Soft Filter Pruning", IJCAI 2018, section 3) zeroes filters and lets them grow again; growing
+regularisation (Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021, section 3) pushes what is to go
+harder and harder. Here the channels are known from the start, and so they follow a schedule instead of a penalty: after
+every optimizer step their scales are multiplied by f(t) / f(t−1), where f falls from 1 to 0 along a cosine. What their
+gradient adds on the way lasts no longer than they do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
+from autoprune.structure.slicing import Keep
+from autoprune.training.extensions._base import STEPPED, TrainingExtension
+from autoprune.training.ultralytics.session import Session
+
+
+def remaining(progress: float) -> float:
+    """Return the factor f that a doomed channel is left with: (1 + cos π·progress) / 2, from 1 to exactly 0.
+
+    Args:
+        progress: share of the training that is over, in [0, 1].
+    """
+    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """What one tensor holds of the channels that are to go.
+
+    Attributes:
+        rows: a view of the tensor with the channels' dimension first; what is written into it is in the network.
+        positions: of the channels in that dimension.
+    """
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+
+    def shrink(self, factor: float) -> None:
+        """Multiply them in place; by 0 makes exact zeros."""
+        self.rows[self.positions] *= factor
+
+
+def doomed(module: nn.Module, graph: ChannelGraph, keep: Keep) -> Sequence[Doomed]:
+    """Return the numbers that make the channels which are to go: all zero, and these channels are zero.
+
+    They are every vector that has a number per channel (γ and β of batch norms, biases, learnt scales), and the rows
+    of a convolution or linear layer that no batch norm follows. With them a channel's value is 0 wherever it is made;
+    pooling, upsampling, SiLU, ReLU and LeakyReLU leave it 0, and who reads it gets nothing from it.
+
+    Args:
+        module: the dense network or a copy.
+        graph: its channel groups.
+        keep: which channels stay, shape (channels of the graph,).
+    """
+    rows = _unnormalised_rows(graph)
+    found = []
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        for dimension, axis in graph.tensors.get(name, ()):
+            positions = np.flatnonzero(~keep[graph.axes[axis]])
+            if len(positions) and (parameter.ndim == 1 or (name, dimension) in rows):
+                view = parameter.detach().movedim(dimension, 0)
+                found.append(Doomed(view, torch.from_numpy(positions).to(view.device)))
+    return found
+
+
+def _unnormalised_rows(graph: ChannelGraph) -> set[tuple[str, int]]:
+    """Return the weights that make channels which no batch norm scales, each with the dimension of its outputs."""
+    return {
+        (f"{layer.name}.weight", 1 if layer.kind is LayerKind.TRANSPOSED else 0)
+        for layer, follower in zip(graph.layers, [*graph.layers[1:], None], strict=True)
+        if layer.kind in (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+        if follower is None or not _normalises(graph, layer, follower)
+    }
+
+
+def _normalises(graph: ChannelGraph, layer: Layer, follower: Layer) -> bool:
+    """Return whether the layer that follows is a batch norm of this one's output, with a scale."""
+    scaled = f"{follower.name}.weight" in graph.tensors
+    return follower.kind is LayerKind.NORM and follower.in_axis == layer.out_axis and scaled
+
+
+class Softening(TrainingExtension):
+    """Drives channels to zero over a training of the dense network; in its averaged weights, too.
+
+    Args:
+        graph: the channel groups of the dense network.
+        keep: which channels stay, shape (channels of the graph,).
+    """
+
+    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+        self._graph, self._keep = graph, keep
+
+    def attach(self, session: Session) -> None:
+        """Listen to epochs and to the optimizer's steps."""
+        session.listen("on_train_start", self._begin)
+        session.listen("on_train_epoch_start", self._begin_epoch)
+        session.listen(STEPPED, self._step)
+        session.listen("on_train_epoch_end", self._end_epoch)
+
+    def _begin(self, session: Session) -> None:
+        self._factor = remaining(session.start_epoch / session.epochs)
+        self._doomed = [
+            part for network in (session.model, session.ema.ema) for part in doomed(network, self._graph, self._keep)
+        ]
+
+    def _begin_epoch(self, session: Session) -> None:
+        self._steps = 0
+
+    def _step(self, session: Session) -> None:
+        self._steps += 1
+        self._fall(session, session.epoch + self._steps / len(session.train_loader))
+
+    def _end_epoch(self, session: Session) -> None:
+        """Reach the epoch's end also where steps are fewer than batches (gradients summed over several)."""
+        self._fall(session, session.epoch + 1)
+
+    def _fall(self, session: Session, epochs: float) -> None:
+        """Bring the channels to where the schedule is after so many epochs; never up, as after a repeated epoch."""
+        factor = min(remaining(epochs / session.epochs), self._factor)
+        if factor < self._factor:
+            for part in self._doomed:
+                part.shrink(factor / self._factor)
+            self._factor = factor

@@ -1,0 +1,1 @@
+"""Ultralytics' training, of the network that it is given."""

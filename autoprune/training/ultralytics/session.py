@@ -1,0 +1,227 @@
+"""One fine-tune in a process: stock training that prints nothing, reports to nobody, and can be resumed exactly."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoprune.errors import TrainingError
+from autoprune.models.ultralytics import UltralyticsAdapter, stock
+from autoprune.models.ultralytics.class_folders import read_data
+from autoprune.models.ultralytics.data import random_state_kept
+from autoprune.training.extensions._base import GRADIENTS, STEPPED
+from autoprune.training.ultralytics.state import (
+    begin_epoch,
+    read_state,
+    restore,
+    state_file,
+    telling_damage,
+    write_state,
+)
+from autoprune.training.ultralytics.trainer import KeepsNetwork
+
+
+class Session(KeepsNetwork):
+    """A trainer heard by nobody but autoprune, writing ``state.pt``, ``last.pt``, and ``best.pt`` if it may stop early.
+
+    With ``resume`` it goes on from ``state.pt`` (see `state`), with the network and the arguments that it was given the
+    first time; Ultralytics' own resume, from ``last.pt``, is not used.
+
+    It comes before Ultralytics' trainer of the task; `sessions` has the two together.
+
+    No integration of Ultralytics (ClearML, Comet, MLflow, TensorBoard, W&B, its platform) hears of the run. The
+    class is not named a trainer, because Ultralytics loads its integrations for classes that are. It is made from
+    its arguments alone, because Ultralytics makes it anew in every process of a training on several GPUs.
+
+    Args:
+        cfg: Ultralytics' arguments; `overrides` come first.
+        overrides: Ultralytics' arguments; ``data`` is a data set's YAML file, ``patience`` above 0 stops early.
+        _callbacks: ignored; Ultralytics hands them to every trainer.
+    """
+
+    def __init__(
+        self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
+    ) -> None:
+        self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
+        self._kept: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self._found: Mapping[str, Any] = {}
+        self._best: Mapping[str, torch.Tensor] = {}
+        self._gradients: Mapping[str, torch.Tensor] = {}
+        self.last_step = self._batch = -1
+        self.listen("on_train_epoch_start", Session._begin_epoch)
+        self.listen("on_train_batch_end", Session._step_in_time)
+        self.listen("on_train_epoch_end", _refuse_nan)  # first: nothing is made of what is no number
+        threads = torch.get_num_threads()
+        super().__init__(cfg, overrides, None)
+        torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
+        self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the training may stop early, so that the best epoch's weights are its result."""
+        return bool(self.args.patience)
+
+    @property
+    def _state_file(self) -> Path:
+        return state_file(Path(self.save_dir))
+
+    def listen(self, event: str, listener: Callable[[Any], None]) -> None:
+        """Call ``listener(trainer)`` at an event of Ultralytics' training loop, or at ``GRADIENTS`` or ``STEPPED``.
+
+        Listeners to the same event are called in the order in which they came.
+        """
+        self._listeners[event].append(listener)
+
+    def keep(self, name: str, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep what an extension needs to go on after a resume.
+
+        Args:
+            name: of the extension.
+            state: called at the end of every epoch; returns tensors and plain values.
+        """
+        self._kept[name] = state
+
+    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call ``put`` with what an extension kept before the training was interrupted, if it was.
+
+        Raises:
+            ModelError: that is damaged.
+        """
+        if name in self._found:
+            with telling_damage(self._state_file):
+                put(self._found[name])
+
+    def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what all extensions want to keep."""
+        return {name: state() for name, state in self._kept.items()}
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Take the arguments as they are; Ultralytics would take those in ``last.pt``, and its network."""
+        self.resume = bool(self.args.resume)
+
+    def resume_training(self, ckpt: object) -> None:
+        """Go on from the session's own state instead of Ultralytics' checkpoint."""
+        if not self.resume:
+            return
+        state = read_state(self._state_file)
+        restore(self, state, self._state_file)
+        with telling_damage(self._state_file):
+            self.last_step, self._gradients = int(state["last_step"]), dict(state["gradients"])
+            self._found, self._best = dict(state["extensions"]), dict(state["best"])
+
+    def optimizer_step(self) -> None:
+        """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
+
+    def pending_gradients(self) -> Mapping[str, torch.Tensor]:
+        """Return the gradients of batches that no step was made of yet, where a step takes several batches."""
+        if self.last_step == self._batch:
+            return {}
+        parameters = stock.unwrap_model(self.model).named_parameters()
+        return {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+
+    def _begin_epoch(self) -> None:
+        batches = len(self.train_loader)
+        self._batch = batches * self.epoch - 1
+        self.last_step = min(self.last_step, self._batch)  # an epoch may be repeated
+        with telling_damage(self._state_file):
+            for name, gradient in self._gradients.items():
+                parameter = stock.unwrap_model(self.model).get_parameter(name)
+                parameter.grad = gradient.to(parameter.device)
+        self._gradients = {}
+        begin_epoch(self)
+
+    def _step_in_time(self) -> None:
+        """Make a step of the optimizer once there are gradients of as many batches as a step takes."""
+        self._batch += 1
+        if self._batch - self.last_step >= self.accumulate:
+            super().optimizer_step()
+            self.last_step = self._batch
+
+    def run_callbacks(self, event: str) -> None:
+        """Call this run's listeners and nobody else."""
+        for listener in self._listeners[event]:
+            listener(self)
+
+    def build_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
+        """Return Ultralytics' optimizer, whose steps are events."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(*args, **settings)
+        optimizer.register_step_pre_hook(lambda *_: self.run_callbacks(GRADIENTS))
+        optimizer.register_step_post_hook(lambda *_: self.run_callbacks(STEPPED))
+        return optimizer
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the data set; Ultralytics' own look-up would ask the network for a font."""
+        data = read_data(Path(self.args.data), self.args.task, single_class=self.args.single_cls)
+        return dict(data.settings)
+
+    def save_model(self) -> bool:
+        """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""
+        weights = Path(self.save_dir) / "weights"
+        last, best = weights / "last.pt", weights / "best.pt"
+        self.last = last.with_suffix(".tmp")
+        self.best = best.with_suffix(".tmp") if self.keeps_best else self.last
+        self.best.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            super().save_model()
+            if self.keeps_best and self.best.exists():
+                self._best = {name: tensor.clone() for name, tensor in self.ema.ema.state_dict().items()}
+                self.best.replace(best)
+            self.last.replace(last)
+            write_state(self, self._best)  # last: until it is there, a resume makes the other files anew
+        finally:
+            self.last, self.best = last, best
+        return True
+
+    def final_eval(self) -> None:
+        """Leave out the last validation: the caller measures what it keeps."""
+
+
+def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
+    """Return the data set in Ultralytics' form, or raise ``TrainingError`` where the adapter has none."""
+    if adapter.data is None:
+        raise TrainingError("fine-tuning needs a data set; give its YAML file with --data")
+    return adapter.data.settings
+
+
+def _refuse_nan(trainer: Any) -> None:
+    """Stop at a loss that is not a number, where Ultralytics would go on from the last good epoch three times."""
+    losses = {name: float(value) for name, value in trainer.tloss.items()}
+    if not all(map(math.isfinite, losses.values())):
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        raise TrainingError(
+            f"the training loss is not a number in epoch {trainer.epoch + 1} ({terms}); lower the learning rate "
+            f"(it starts at {trainer.args.lr0:g})"
+        )
+
+
+@contextmanager
+def process_state_kept(device: torch.device) -> Iterator[None]:
+    """Put back what training changes in the process: random states, determinism, environment, thread counts."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    generators = [device] if device.type == "cuda" else []
+    with (
+        stock.quiet(),
+        stock.child_environment(),
+        random_state_kept(),
+        torch.random.fork_rng(devices=generators),
+        warnings.catch_warnings(),
+    ):
+        # Ultralytics asks for determinism where there is any; torch warns of each operation that has none.
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.backends.cudnn.deterministic = cudnn
+            memory.fill_uninitialized_memory = fill

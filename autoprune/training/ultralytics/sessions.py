@@ -1,0 +1,86 @@
+"""A `Session` for every task: Ultralytics' trainer of the task, and the splits as the task reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoprune.models.ultralytics import UltralyticsAdapter, stock
+from autoprune.models.ultralytics.class_folders import TrainingFolders
+from autoprune.models.ultralytics.data import StretchedTrainingImages, TrainingImages
+from autoprune.training.ultralytics.session import Session
+
+
+class FileSession(Session):
+    """Of images with label files."""
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a split as Ultralytics does."""
+        return _images(self, TrainingImages, img_path, mode=mode, batch=batch, rectangular=mode != "train")
+
+
+class DetectionSession(FileSession, stock.DetectionTrainer):  # type: ignore[misc]
+    """Trains a detector."""
+
+
+class SegmentationSession(FileSession, stock.SegmentationTrainer):  # type: ignore[misc]
+    """Trains a network that predicts masks."""
+
+
+class PoseSession(FileSession, stock.PoseTrainer):  # type: ignore[misc]
+    """Trains a network that predicts keypoints."""
+
+
+class OBBSession(FileSession, stock.OBBTrainer):  # type: ignore[misc]
+    """Trains a detector of rotated boxes."""
+
+
+class RTDETRSession(Session, stock.RTDETRTrainer):  # type: ignore[misc]
+    """Trains an RT-DETR, whose images are stretched to squares."""
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a split as Ultralytics does."""
+        return _images(self, StretchedTrainingImages, img_path, mode=mode, batch=batch, rectangular=False)
+
+
+class ClassificationSession(Session, stock.ClassificationTrainer):  # type: ignore[misc]
+    """Trains a classifier, whose images lie in one folder per class."""
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a split as Ultralytics does."""
+        return TrainingFolders(img_path, self.args, augment=mode == "train", prefix=mode, names=self.data["names"])
+
+
+def _images(
+    session: Any, kind: type[TrainingImages], place: str, *, mode: str, batch: int | None, rectangular: bool
+) -> Any:
+    training = mode == "train"
+    return kind(
+        img_path=place,
+        imgsz=session.args.imgsz,
+        batch_size=batch,
+        augment=training,
+        hyp=session.args,
+        rect=rectangular,
+        stride=session.stride,
+        pad=0.0 if training else 0.5,
+        data=session.data,
+        task=session.args.task,
+        single_cls=session.args.single_cls,
+    )
+
+
+SESSIONS: Mapping[type, type[Session]] = {
+    stock.DetectionModel: DetectionSession,
+    stock.SegmentationModel: SegmentationSession,
+    stock.PoseModel: PoseSession,
+    stock.OBBModel: OBBSession,
+    stock.ClassificationModel: ClassificationSession,
+    stock.RTDETRDetectionModel: RTDETRSession,
+}
+"""By the network's class."""
+
+
+def session_of(adapter: UltralyticsAdapter) -> type[Session]:
+    """Return the kind of session that trains an adapter's networks."""
+    return SESSIONS[type(adapter.module)]

@@ -1,0 +1,91 @@
+"""A policy applied to weights: what ``apply`` and ``train`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune import __version__
+from autoprune.config import ApplyConfig, TrainConfig, devices_of
+from autoprune.evaluation.pruning import calibration_of, prune
+from autoprune.models._base import Accuracy
+from autoprune.policy import Policy
+from autoprune.structure.space import Allocation
+from autoprune.workflows.network import Network, open_network
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import Stage, stage_rows
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A network with the allocation that a policy gives it.
+
+    Attributes:
+        network: the dense network.
+        policy: the policy.
+        allocation: kept channels per unit.
+        module: the pruned network; batch norm recalibrated where there were images.
+    """
+
+    network: Network
+    policy: Policy
+    allocation: Allocation
+    module: nn.Module
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What travels inside the checkpoints."""
+        return {"autoprune": __version__, "budget": list(self.policy.budget), "keep": dict(self.policy.keep)}
+
+    def stage(self, module: nn.Module, allocation: Allocation, file: Path | None = None, *, validate: bool) -> Stage:
+        """Return accuracy (on the validation split, if asked), costs and checkpoint size; latency is not measured."""
+        accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
+        adapter = self.network.adapter
+        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
+        return Stage.of(accuracy, costs, {})
+
+    def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:
+        """Show the stages side by side."""
+        header, rows = stage_rows(stages, self.network.adapter.accuracy_names)
+        screen.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
+
+
+def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: int) -> Applied:
+    """Load policy and weights, and prune; compensate and recalibrate batch norm where there is a data set.
+
+    Raises:
+        PolicyError: the policy does not fit the network, or names an unknown criterion.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy = Policy.load(config.policy)
+    policy.check_criterion()  # before the network is loaded
+    network = open_network(
+        config.model,
+        data=config.data,
+        image_size=config.imgsz,
+        device=devices_of(config.device)[0],
+        trust=config.trust_checkpoint,
+        criterion=policy.criterion,
+        check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
+        screen=screen,
+    )
+    allocation = network.space.from_names(policy.keep)
+    calibration = calibration_of(
+        network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed
+    )
+    for skipped in network.adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    module = prune(
+        network.pruner, allocation,
+        criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
+        reconstructed=config.reconstruct, notify=screen.warn,
+    )  # fmt: skip
+    return Applied(network, policy, allocation, module)

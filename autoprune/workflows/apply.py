@@ -1,0 +1,33 @@
+"""``autoprune apply``: weights and a policy → the pruned checkpoint."""
+
+from __future__ import annotations
+
+from autoprune.config import ApplyConfig
+from autoprune.workflows.applied import apply_policy
+from autoprune.workflows.describable import describe
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.screen import Screen
+
+
+def run(config: ApplyConfig, screen: Screen) -> int:
+    """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
+    applied = apply_policy(config, screen, images=config.images)
+    adapter, validate = applied.network.adapter, applied.network.adapter.has_images
+    with RunFolder.open("apply", config) as folder:
+        path = adapter.checkpoint(folder.path, "pruned")
+        module = describe(applied.module, adapter, folder.path, required=False)
+        adapter.save(module, path, notes=applied.notes)
+        applied.policy.save(folder.path / "policy.json")
+        dense = applied.network.space.allocation(applied.network.space.dense)
+        stages = {
+            "dense": applied.stage(adapter.module, dense, validate=validate),
+            "pruned": applied.stage(module, applied.allocation, path, validate=validate),
+        }
+    applied.show(stages, screen)
+    screen.note(f"The pruned network is {path}.")
+    if not validate:
+        screen.note(
+            "Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is "
+            "trained."
+        )
+    return 0

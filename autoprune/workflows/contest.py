@@ -1,0 +1,198 @@
+"""One strategy's part in a comparison: a search of so many evaluations, what it found and what it took."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoprune.choices import StrategyName
+from autoprune.config import CompareConfig, Entry
+from autoprune.errors import ConfigError
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.strategies._base import Candidate, Progress, SearchResult, search
+from autoprune.strategies.regrowth import affordable
+from autoprune.structure.constraint import Constraint
+from autoprune.structure.space import Allocation
+from autoprune.workflows.finalists import choose
+from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.guidance import Guidance, guided, within
+from autoprune.workflows.records import recorded_allocation
+from autoprune.workflows.run import PruningRun
+from autoprune.workflows.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy, scores_of
+
+SECOND = 1000
+"""What is added to the seed of a search that starts from another's candidates: the same noise would find the same."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search of a comparison found.
+
+    Attributes:
+        entry: which strategy, as the command line names it.
+        seed: of the search, counted from 0.
+        allocation: the winner; it holds the budget, latency as measured.
+        score: its proxy score.
+        evaluations: candidates scored, those before the search proper counted.
+        seconds: what these took when they were computed, and the strategy's own time.
+        history: the score of every evaluation in order; NaN for one that does not hold the budget.
+        tried: the candidates of the history that hold the budget.
+    """
+
+    entry: str
+    seed: int
+    allocation: Allocation
+    score: float
+    evaluations: int
+    seconds: float
+    history: tuple[float, ...]
+    tried: tuple[Candidate, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` reads them back."""
+        tried = [[list(candidate.allocation), candidate.score] for candidate in self.tried]
+        return {**vars(self), "allocation": list(self.allocation), "history": list(self.history), "tried": tried}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Outcome:
+        """Read what ``to_json`` gave."""
+        tried = tuple(Candidate(tuple(allocation), score) for allocation, score in values["tried"])
+        allocation, history = tuple(values["allocation"]), tuple(values["history"])
+        return cls(**{**values, "allocation": allocation, "history": history, "tried": tried})
+
+
+class Contest:
+    """Lets strategies search, each with the same evaluations on the same images.
+
+    Args:
+        run: the network.
+        config: the comparison.
+        constraint: the budget.
+        goals: the budget's latency limits.
+    """
+
+    def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, goals: LatencyGoals) -> None:
+        self._run, self._config, self._goals = run, config, goals
+        self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
+        self._guidance: Guidance | None = None
+        names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
+        informed = bool(names & INFORMED)
+        least = sum(affordable(0))
+        if (informed or StrategyName.REGROWTH in names) and config.evaluations <= least:
+            raise ConfigError(
+                f"--evaluations must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
+            )
+        self._constraint = goals.settled(constraint, np.zeros(len(constraint.space)))  # at uniform, the same for all
+        if informed:  # for the corrected limits: priors that were tried for others say little of these
+            self._guidance = guided(
+                self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.screen,
+                evaluations=config.evaluations,
+            )  # fmt: skip
+
+    def seeds(self, entry: Entry) -> range:
+        """Return the seeds that an entry runs with: one where there is no chance in it."""
+        chance = {entry.strategy, entry.warm_start} - {None} - CHANCELESS
+        return range(self._config.seeds if chance else 1)
+
+    def outcome(self, entry: Entry, seed: int) -> Outcome:
+        """Return what an entry finds; journalled."""
+
+        def searched() -> dict[str, Any]:
+            return self._searched(entry, seed).to_json()
+
+        found = Outcome.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
+        for allocation in (found.allocation, *(candidate.allocation for candidate in found.tried)):
+            recorded_allocation(allocation, self._run.network.space, self._run.folder.journal, "outcome")
+        return found
+
+    # -- one search --------------------------------------------------------------------------------
+
+    def _searched(self, entry: Entry, seed: int) -> Outcome:
+        total = self._config.evaluations
+        began = time.perf_counter()
+        clock = _Clock(self.evaluator)
+        names = {entry.strategy, entry.warm_start}
+        known: tuple[Candidate, ...] = ()
+        start: tuple[Candidate, ...] = ()
+        spent, most = 0, total
+        if self._guidance is not None and names & INFORMED:
+            known, spent = self._guidance.tried, self._guidance.cost
+        elif StrategyName.REGROWTH in names:
+            most, spent = affordable(total)
+        if entry.warm_start is not None:
+            warmed = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
+            start = within(warmed.history, self._constraint)
+        most = min(most, total - spent - len(clock.history))
+        result = self._search(entry.strategy, seed, most, clock, start=start)
+        unscored = [math.nan] * (spent - len(known))
+        history = [*unscored, *self._scores(known), *self._scores(clock.history)]
+        tried = within(clock.history, self._constraint)
+        best = max((result.best, *start, *within(known, self._constraint)), key=lambda candidate: candidate.score)
+        chosen = choose(
+            [best], self.evaluator, self._constraint, self._goals, count=1, screen=self._run.screen,
+        )  # fmt: skip
+        return Outcome(
+            entry=str(entry),
+            seed=seed,
+            allocation=chosen.allocation,
+            score=chosen.score,
+            evaluations=len(history),
+            seconds=time.perf_counter() - began - clock.waited + clock.computed,
+            history=tuple(history),
+            tried=tried,
+        )
+
+    def _search(
+        self, name: StrategyName, seed: int, evaluations: int, clock: _Clock, start: tuple[Candidate, ...] = ()
+    ) -> SearchResult:
+        task = SearchTask(
+            network=self._run.network, constraint=self._constraint, evaluations=evaluations,
+            seed=self._config.seed + seed + (SECOND if start else 0), rule=self._config.rule,
+            guidance=self._guidance, gains=self.evaluator.gains, start=start,
+        )  # fmt: skip
+        with self._run.screen.progress(f"{name.value} {seed}", evaluations) as advance:
+
+            def show(progress: Progress) -> None:
+                advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
+
+            return search(
+                make_strategy(name, task),
+                clock,
+                constraint=self._constraint,
+                evaluations=evaluations,
+                on_evaluation=show,
+            )
+
+    def _scores(self, history: Sequence[Candidate]) -> list[float]:
+        return [item.score if self._constraint.holds(np.array(item.allocation)) else math.nan for item in history]
+
+
+class _Clock:
+    """Scores candidates; keeps them, and what time they would have taken had nothing been known.
+
+    Attributes:
+        history: what was scored, in order.
+        waited: seconds spent in the evaluator, little where it knew the scores.
+        computed: seconds that the scores took when they were computed; a candidate asked for twice counts once.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._seen: set[Allocation] = set()
+        self.history: list[Candidate] = []
+        self.waited = self.computed = 0.0
+
+    def __call__(self, allocations: Sequence[Allocation]) -> list[float]:
+        start = time.perf_counter()
+        for evaluation in self._evaluator(allocations):
+            self.history.append(Candidate(evaluation.allocation, evaluation.score))
+            if evaluation.allocation not in self._seen:
+                self.computed += evaluation.seconds
+                self._seen.add(evaluation.allocation)
+        self.waited += time.perf_counter() - start
+        return [candidate.score for candidate in self.history[-len(allocations) :]]

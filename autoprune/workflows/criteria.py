@@ -1,0 +1,148 @@
+"""``autoprune compare --criteria``: which channels stay, side by side at one allocation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from autoprune.budget import Budget
+from autoprune.config import CompareConfig
+from autoprune.io.files import saying_why
+from autoprune.report import ComparisonRow, RowKind, comparison_plot
+from autoprune.strategies._base import Candidate
+from autoprune.structure.space import Allocation
+from autoprune.workflows.deployment import Deployment
+from autoprune.workflows.finalists import choose
+from autoprune.workflows.folder import RunFolder, environment
+from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.tuning import Tuning, tune
+
+
+class CriteriaComparison:
+    """Prunes by every criterion to the uniform ratio that the budget allows, and fine-tunes all alike.
+
+    Widths, and so costs, are the same for all; only the channels differ. What a criterion gave is in the journal, so
+    that a comparison can be extended.
+
+    Args:
+        config: the comparison.
+        folder: where it leaves its results.
+        screen: told how it goes.
+    """
+
+    def __init__(self, config: CompareConfig, folder: RunFolder, screen: Screen) -> None:
+        self._config, self._folder, self._screen = with_model(config), folder, screen
+        self._budget = Budget.parse(config.budget)
+        self._run = PruningRun(self._config, folder, screen)
+        self._evaluator = self._run.evaluator("evaluation", self._config.images)
+
+    def execute(self) -> int:
+        """Score, fine-tune, and write the results."""
+        run = self._run
+        dense = run.dense()
+        limits = run.binding_limits(self._budget, dense)
+        allocation, costs = self._uniform(limits)
+        shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
+        rows = [self._row(name, allocation) for name in self._config.compared_criteria]
+        assert dense.accuracy is not None
+        self._write(sorted(rows, key=lambda row: -row["score"]), dense.accuracy.main, shares, allocation)
+        return 0
+
+    def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
+        """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
+        run, space = self._run, self._run.network.space
+        goals = LatencyGoals(run.benches, limits)
+        constraint = run.constrain(self._budget, limits, goals)
+        uniform = space.allocation(constraint.project(np.zeros(len(space))))
+        first = Candidate(uniform, self._evaluator([uniform])[0].score)
+        chosen = choose([first], self._evaluator, constraint, goals, count=1, screen=self._screen)
+        counts = np.array(chosen.allocation)
+        return chosen.allocation, {
+            **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
+        }  # fmt: skip
+
+    def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
+        """Return what a criterion gives: score, accuracy before and after the fine-tune, the seconds that it takes."""
+        found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
+        return dict(found)
+
+    def _made(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
+        config, folder, screen = self._config, self._folder, self._screen
+        start = time.perf_counter()
+        network = self._run.network.scored_by(criterion)
+        seconds = time.perf_counter() - start
+        evaluator = replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
+        module = evaluator.repaired(allocation)
+        row = {
+            "criterion": criterion,
+            "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
+            "accuracy_before": network.adapter.validate(module).main,
+            "accuracy_after": None,
+            "seconds": seconds,
+        }
+        if config.finetune_epochs:
+            screen.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
+            path = folder.path / "networks" / criterion
+            with saying_why(path):
+                path.mkdir(parents=True, exist_ok=True)
+            tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
+            module = Deployment(self._run, self._budget, path=path).described(module)
+            trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
+            row["accuracy_after"] = network.adapter.validate(trained).main
+        return row
+
+    def _write(
+        self, rows: Sequence[Mapping[str, Any]], dense: float, shares: Mapping[str, float], allocation: Allocation
+    ) -> None:
+        run, config = self._run, self._config
+        name = run.network.adapter.accuracy_names.main
+        summary = {
+            "budget": list(self._budget.texts),
+            "images": config.images,
+            "image_size": run.network.adapter.image_size,
+            "finetune_epochs": config.finetune_epochs,
+            "keep": run.network.keep(allocation),
+            "costs": dict(shares),
+            "accuracy": name,
+            "dense": {"accuracy": dense},
+            "criteria": list(rows),
+            "environment": {**environment(), **run.bench.environment()},
+        }
+        self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
+        metric = self._budget.limits[0].metric
+        title = f"{run.network.adapter.name}, {self._budget}, uniform ratio"
+        drawn = [
+            ComparisonRow(
+                row["criterion"], RowKind.STRATEGY, scores=(row["score"],), before=(row["accuracy_before"],),
+                after=() if row["accuracy_after"] is None else (row["accuracy_after"],), costs=(shares[metric],),
+                seconds=row["seconds"],
+            )
+            for row in rows
+        ]  # fmt: skip
+        drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
+        comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric, accuracy=name)
+        self._screen.table(title, *criteria_table(rows, dense, accuracy=name))
+        self._screen.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
+
+
+def criteria_table(
+    rows: Sequence[Mapping[str, Any]], dense: float, *, accuracy: str
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, the dense network last."""
+    table = [
+        [
+            row["criterion"], f"{row['score']:+.4f}", f"{row['accuracy_before']:.3f}",
+            "–" if row["accuracy_after"] is None else f"{row['accuracy_after']:.3f}", f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    table.append(["dense", "0", "–", f"{dense:.3f}", ""])
+    return ["", "score", accuracy, "fine-tuned", "seconds"], table

@@ -1,0 +1,179 @@
+"""A chosen network on its way to the user: policy.json, pruned and trained checkpoint, measured at every stage."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoprune import __version__
+from autoprune.budget import Budget, format_amount
+from autoprune.costs import uncounted
+from autoprune.errors import BudgetUnreachableError
+from autoprune.io.files import write_atomic
+from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
+from autoprune.structure.space import Allocation
+from autoprune.workflows.describable import describe
+from autoprune.workflows.folder import environment
+from autoprune.workflows.goals import Latencies
+from autoprune.workflows.run import PruningRun
+from autoprune.workflows.stages import Stage, as_json, held, stage_rows
+from autoprune.workflows.tuning import Tuning, tune
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search chose.
+
+    Attributes:
+        allocation: kept channels per unit.
+        score: its proxy score.
+        latencies: measured milliseconds by metric; empty where latency is not limited.
+    """
+
+    allocation: Allocation
+    score: float
+    latencies: Latencies
+
+
+class Deployment:
+    """The files and figures of one chosen network.
+
+    Args:
+        run: the run that it belongs to.
+        budget: what it must hold.
+        path: the folder of its files, which exists.
+        label: tells the networks of one run apart in its journal; empty where there is one only.
+        teacher: what teaches in the fine-tune, where that is asked for; the run's dense network if None.
+    """
+
+    def __init__(
+        self, run: PruningRun, budget: Budget, *, path: Path, label: str = "", teacher: nn.Module | None = None
+    ) -> None:
+        self._run, self._budget, self._path = run, budget, path
+        self._prefix = f"{label} " if label else ""
+        self._teacher = teacher if teacher is not None else run.network.adapter.module
+
+    def save_policy(self, found: Found, *, strategy: str, evaluations: int, name: str = "policy.json") -> None:
+        """Write the policy of a network."""
+        run, counts = self._run, np.array(found.allocation)
+        costs = {
+            metric: PolicyCost(
+                float(cost(counts)), cost.unit, CostKind.PREDICTED if cost.predicted else CostKind.MEASURED
+            )
+            for metric, cost in run.static.items()
+        }
+        for metric, latency in found.latencies.items():
+            costs[metric] = PolicyCost(latency, "ms", CostKind.MEASURED)
+        policy = Policy(
+            model=run.network.described,
+            criterion=run.config.criterion,
+            round_to=run.config.round_to,
+            units=tuple(
+                PolicyUnit(unit.name, unit.width, kept)
+                for unit, kept in zip(run.network.graph.units, run.network.keep(found.allocation).values(), strict=True)
+            ),
+            budget=self._budget.texts,
+            costs=costs,
+            score=found.score,
+            provenance=Provenance(
+                autoprune=__version__,
+                command=shlex.join(["autoprune", *sys.argv[1:]]),
+                strategy=strategy,
+                seed=run.config.seed,
+                evaluations=evaluations,
+                created=run.folder.once("created", lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")),
+            ),
+        )
+        policy.save(self._path / name)
+
+    def described(self, module: nn.Module) -> nn.Module:
+        """Return a network as its checkpoints hold it, see `describe`."""
+        run = self._run
+        return describe(module, run.network.adapter, self._path, required=run.config.stock_yaml)
+
+    def ship(self, module: nn.Module, allocation: Allocation) -> dict[str, Stage]:
+        """Save the pruned network, fine-tune it, save that, and measure both.
+
+        Args:
+            module: recalibrated, eval mode.
+            allocation: its kept channels per unit.
+
+        Returns:
+            The stages ``pruned`` and, where there are epochs, ``finetuned``.
+        """
+        run, config, adapter = self._run, self._run.config, self._run.network.adapter
+        notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
+        pruned, model = (adapter.checkpoint(self._path, name) for name in ("pruned", "model"))
+        module = self.described(module)
+        adapter.save(module, pruned, notes=notes)
+        stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
+        if not config.finetune_epochs:
+            adapter.save(module, model, notes=notes)
+            return stages
+        tuning = Tuning.of(config, self._teacher)
+        tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, screen=run.screen)
+        return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
+
+    def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
+        """End well where the dense network already holds the budget."""
+        run, budget = self._run, self._budget
+        run.screen.note(
+            f"The dense network already holds {budget}: "
+            + ", ".join(f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in budget)
+            + f". Nothing is pruned; for less ask for a share, e.g. --budget {budget.limits[0].metric}=60%."
+        )
+        latencies = {metric: dense.cost(metric) for metric in run.benches}
+        self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
+        module = self.described(run.network.adapter.module)
+        adapter = run.network.adapter
+        for name in ("pruned", "model"):
+            adapter.save(module, adapter.checkpoint(self._path, name), notes=self._notes(run.dense_allocation))
+        return {"pruned": dense}
+
+    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> int:
+        """Write ``summary.json``, show the table, and return the exit code.
+
+        Args:
+            stages: ``dense`` first, what counts last.
+            searched: the figures of the search.
+        """
+        run = self._run
+        budget = held(tuple(self._budget), stages["dense"], list(stages.values())[-1])
+        summary: dict[str, Any] = {
+            **{name: as_json(stage) for name, stage in stages.items()},
+            "accuracy_names": asdict(run.network.adapter.accuracy_names),
+            "budget": budget,
+            "search": dict(searched),
+            "uncounted_operations": uncounted(run.network.graph),
+            "environment": {**environment(), **run.bench.environment()},
+        }
+        write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        header, rows = stage_rows(stages, run.network.adapter.accuracy_names)
+        run.screen.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
+        model = run.network.adapter.checkpoint(self._path, "model")
+        run.screen.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
+        return self._verdict(budget)
+
+    def _verdict(self, budget: Sequence[Mapping[str, Any]]) -> int:
+        """Say for every limit whether it is held, and return the exit code."""
+        for row in budget:
+            achieved, most = (format_amount(row["metric"], row[key]) for key in ("achieved", "limit"))
+            if row["satisfied"]:
+                self._run.screen.note(f"Budget {row['requested']} is held: {achieved} of {most}.")
+            else:
+                self._run.screen.warn(f"Budget {row['requested']} is missed: {achieved} measured, {most} allowed.")
+        return 0 if all(row["satisfied"] for row in budget) else BudgetUnreachableError.exit_code
+
+    def _notes(self, allocation: Allocation) -> dict[str, Any]:
+        """Return what travels inside the checkpoints."""
+        kept = self._run.network.keep(allocation)
+        return {"autoprune": __version__, "budget": list(self._budget.texts), "keep": kept}

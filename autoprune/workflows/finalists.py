@@ -1,0 +1,145 @@
+"""From the best candidates of a search to the one that ships: measured whole, compared by accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoprune.errors import BudgetUnreachableError
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.models._base import Accuracy
+from autoprune.strategies._base import Candidate
+from autoprune.structure.constraint import Constraint
+from autoprune.structure.space import Allocation
+from autoprune.workflows.deployment import Found
+from autoprune.workflows.goals import Latencies, LatencyGoals
+from autoprune.workflows.screen import Screen
+
+ROUNDS = 4
+"""How often a finalist is measured and put onto the corrected budget again."""
+
+CONFIRMATIONS, MOST_CONFIRMATIONS = 3, 10
+"""How often the winner is measured thoroughly, and put right where it is off its budget.
+
+The latter while none holds it: on a machine that has become slower since the limit was set, it must become narrower.
+"""
+
+
+@dataclass(frozen=True)
+class Finalist(Found):
+    """A candidate that holds every limit, as measured.
+
+    Attributes:
+        accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
+    """
+
+    accuracy: Accuracy | None = None
+
+
+def choose(
+    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
+    count: int, screen: Screen,
+) -> Finalist:  # fmt: skip
+    """Return the finalist with the highest accuracy on the scoring images (of equals, the higher score).
+
+    Args:
+        history: the search's candidates.
+        evaluator: scores and builds candidates.
+        constraint: the budget, latency by its predictors.
+        goals: the budget's latency limits.
+        count: how many of the best candidates take part.
+        screen: told how it goes.
+
+    Raises:
+        BudgetUnreachableError: no finalist could be measured within the latency budget.
+    """
+    finalists = _compared(history, evaluator, constraint, goals, count=count, screen=screen)
+    if not goals:
+        return finalists[0]
+    held: list[Finalist] = []
+    for number in range(MOST_CONFIRMATIONS):
+        if held and number >= CONFIRMATIONS:
+            break
+        chosen = replace(finalists[0], latencies=goals.confirm(finalists[0].allocation))
+        if goals.held(chosen.latencies):
+            held.append(chosen)
+            if goals.spent(chosen.latencies):
+                break
+        moved = _measured(chosen, evaluator, constraint, goals, known=chosen.latencies)
+        if moved is not None and moved.allocation != chosen.allocation:
+            finalists[0] = moved
+        elif len(finalists) > 1:
+            finalists.pop(0)
+        else:
+            break
+    return min(held, key=lambda item: goals.unused(item.latencies)) if held else chosen
+
+
+def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) -> list[Candidate]:
+    """Return the best candidates, each allocation once, best first; no probes, which are not within the budget."""
+    distinct = {
+        candidate.allocation: candidate for candidate in history if constraint.holds(np.array(candidate.allocation))
+    }
+    return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
+
+
+def _compared(
+    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
+    count: int, screen: Screen,
+) -> list[Finalist]:  # fmt: skip
+    """Return the finalists that were measured within the goals' targets, best first."""
+    finalists: dict[Allocation, Finalist] = {}
+    best = best_of(history, constraint, count)
+    with screen.progress("Finalists", len(best)) as advance:
+        for done, candidate in enumerate(best, start=1):
+            found = _measured(candidate, evaluator, constraint, goals)
+            if found is not None and found.allocation not in finalists:
+                accuracy = evaluator.accuracy(found.allocation) if len(best) > 1 else None
+                finalists[found.allocation] = replace(found, accuracy=accuracy)
+            advance(done)
+    if not finalists:
+        raise BudgetUnreachableError(
+            f"None of {len(best)} finalists could be measured within {goals}; "
+            "ask for a larger latency, or measure on a quieter machine"
+        )
+    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.main if item.accuracy else 0), -item.score))
+
+
+def _measured(
+    candidate: Candidate | Finalist, evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
+    known: Latencies | None = None,
+) -> Finalist | None:  # fmt: skip
+    """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again.
+
+    Args:
+        candidate: where to begin.
+        evaluator: scores what it becomes.
+        constraint: the budget.
+        goals: the budget's latency limits.
+        known: the candidate's latencies, where they are known better than by a measurement now.
+    """
+    if not goals:
+        return Finalist(candidate.allocation, candidate.score, {})
+    fitting: list[Finalist] = []
+    wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
+    allocation, score = candidate.allocation, candidate.score
+    seen: set[Allocation] = set()
+    for _ in range(ROUNDS):
+        seen.add(allocation)
+        measured = known or goals.measure(allocation)
+        known = None
+        if goals.within(measured):
+            fitting.append(Finalist(allocation, score, measured))
+            if goals.spent(measured):
+                break
+        try:
+            tightened = goals.rescaled(constraint, allocation, measured)
+        except BudgetUnreachableError:
+            break  # not this one; another finalist may still fit
+        allocation = constraint.space.allocation(tightened.project(wish))
+        if allocation in seen:
+            break
+        score = evaluator([allocation])[0].score
+    return max(fitting, key=lambda item: item.score) if fitting else None

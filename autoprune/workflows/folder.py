@@ -1,0 +1,246 @@
+"""The run folder: everything that one run leaves behind."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autoprune import __version__
+from autoprune.budget import is_latency
+from autoprune.config import (
+    COMMANDS,
+    EXTENDABLE,
+    BudgetedConfig,
+    CompareConfig,
+    ResumableConfig,
+    RunConfig,
+    to_yaml,
+)
+from autoprune.config.files import resume_command, save
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
+from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
+from autoprune.journal import Journal
+from autoprune.workflows.inputs import Inputs, noted_in
+from autoprune.workflows.records import check_record
+
+RUNS = Path("runs")
+
+JOURNAL, INPUTS = "journal.jsonl", "inputs.json"
+
+_PREPARATION = {"demo image size", "threads", "validation", "created", "batch"}
+"""Kinds of records that are there before anything is found."""
+
+_PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "ultralytics")
+
+
+class RunWarning(AutopruneWarning):
+    """A run goes on in another environment than it began in."""
+
+
+class RunFolder:
+    """A run's folder with its journal, open for one process. A context manager.
+
+    Where the run can be resumed, an interrupt leaves it with the command that does so. A run that is refused, or fails,
+    before it has found anything leaves nothing.
+
+    Attributes:
+        path: the folder.
+        journal: what the run has found so far.
+        resumed: whether an earlier process began it.
+    """
+
+    def __init__(
+        self, path: Path, journal: Journal, *, command: str, config: RunConfig, made: Sequence[Path] = ()
+    ) -> None:
+        """Use ``open``; ``made`` are the folders that this process made, the run's own first."""
+        self.path = path
+        self.journal = journal
+        self.resumed = not made
+        self._command, self._made = command, made
+        self._again = resume_command(command, config, path)
+
+    @classmethod
+    def open(cls, command: str, config: RunConfig) -> RunFolder:
+        """Create the run's folder, or go on with the one that the configuration resumes.
+
+        Raises:
+            RunError: the folder exists already, or is not a run of this command, configuration and input files.
+        """
+        resume = config.resume if isinstance(config, ResumableConfig) else None
+        return cls._begin(command, config) if resume is None else cls._go_on(command, config, resume)
+
+    @classmethod
+    def _begin(cls, command: str, config: RunConfig) -> RunFolder:
+        path = config.out if config.out is not None else _next(command)
+        if os.path.lexists(path):
+            resumed = f", or --resume {path}" if isinstance(config, ResumableConfig) else ""
+            raise RunError(f"The run folder {path} exists already; choose another --out{resumed}")
+        inputs = Inputs.of(config)
+        made = _make(path)
+        try:
+            save(config, path)
+            write_atomic(path / INPUTS, inputs.to_json())
+            journal = Journal.create(
+                path / JOURNAL,
+                {**_told(command, config), "inputs": inputs.digests, "environment": _versions()},
+            )
+        except BaseException:
+            _remove(made)
+            raise
+        return cls(path, journal, command=command, config=config, made=made)
+
+    @classmethod
+    def _go_on(cls, command: str, config: RunConfig, path: Path) -> RunFolder:
+        if link := first_link(path):
+            raise RunError(f"{link} is a symbolic link, and nothing is written through one; put the file itself there")
+        journal = Journal.open(path / JOURNAL, check=check_record)
+        try:
+            began = journal.header if isinstance(journal.header, dict) else {}
+            if any(began.get(key) != value for key, value in _told(command, config).items()):
+                raise RunError(f"{path / 'config.yaml'} was changed since the run began; start a new run with it")
+            _check_inputs(path, began, Inputs.of(config))
+            _tell_versions(path, began)
+            remove_leftovers(path)
+            if isinstance(config, CompareConfig):
+                save(replace(config, resume=None), path)  # a comparison that goes further remembers it
+        except BaseException:
+            journal.close()
+            raise
+        return cls(path, journal, command=command, config=config)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the run whole or not at all; returns its path."""
+        path = self.path / name
+        write_atomic(path, text)
+        return path
+
+    def once(self, kind: str, compute: Any, key: Any = "") -> Any:
+        """Return what the journal holds of a stage, or compute it and make it durable (plain JSON values)."""
+        found = self.journal.lookup(kind, key)
+        if found is None:
+            found = compute()
+            self.journal.append(kind, key, found)
+        return found
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.journal.close()
+        if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
+            return
+        resumable = issubclass(COMMANDS[self._command], ResumableConfig)
+        if isinstance(error, KeyboardInterrupt) and resumable:
+            raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
+        if resumable and (self.resumed or self._found_anything()):
+            raise type(error)(
+                f"{str(error).rstrip('.')}; what was found is kept, and {self._again} goes on there"
+            ) from error
+        _remove(self._made)
+
+    def _found_anything(self) -> bool:
+        """Return whether a candidate was scored or an epoch trained, or whatever else the run is for."""
+        budgeted = issubclass(COMMANDS[self._command], BudgetedConfig)  # the dense network is measured in any case
+        return any(self.path.rglob("last.pt")) or any(
+            not (kind in _PREPARATION or kind.endswith(" dense") or (budgeted and is_latency(kind)))
+            for kind in self.journal.kinds
+        )
+
+
+def _make(path: Path) -> Sequence[Path]:
+    """Make a folder, and its parents where they are missing; return those that were, the innermost first."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    with saying_why(path):
+        try:
+            path.mkdir(parents=True)
+        except BaseException:
+            _remove_empty(missing[1:])
+            raise
+    return missing
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Remove a run's folder, and the parents that were made for it where nothing else is in them."""
+    for run in made[:1]:
+        shutil.rmtree(run, ignore_errors=True)
+    _remove_empty(made[1:])
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse to go on with other input files than a run began with.
+
+    A run of an autoprune that did not look at them is not lost for that: it goes on, and says so.
+    """
+    digests = noted_in(began)
+    if digests is None:
+        warnings.warn(
+            f"{path} was begun by autoprune {began.get('autoprune')}, which did not note what the run reads: whether "
+            "weights or data have changed since cannot be told",
+            RunWarning, stacklevel=2,
+        )  # fmt: skip
+    elif changes := inputs.changes(digests, path / INPUTS):
+        raise RunError(
+            f"{path} began with other input files ({changes}), and old figures must not mix with new ones; put back "
+            "what it began with, or start a new run"
+        )
+
+
+def _tell_versions(path: Path, began: Mapping[str, Any]) -> None:
+    """Say where a run goes on with other packages than it began with."""
+    before = began.get("environment")
+    if not isinstance(before, dict):
+        return
+    changed = [f"{name} {before.get(name)} → {now}" for name, now in _versions().items() if before.get(name) != now]
+    if changed:
+        warnings.warn(
+            f"{path} goes on with other versions than it began with ({', '.join(changed)}): its figures may come to "
+            "differ for that",
+            RunWarning, stacklevel=2,
+        )  # fmt: skip
+
+
+def _told(command: str, config: RunConfig) -> Mapping[str, str]:
+    """Return the part of a journal's header that a run cannot go on without."""
+    return {"command": command, "config": _identity(command, config)}
+
+
+def _identity(command: str, config: RunConfig) -> str:
+    """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
+    changing = {"out", *EXTENDABLE.get(command, ())}
+    lines = to_yaml(config).splitlines()
+    return "\n".join(line for line in lines if line.partition(":")[0] not in changing)
+
+
+def _next(command: str) -> Path:
+    """Return the first free ``runs/<command>-<n>``."""
+    number = 1
+    while (RUNS / f"{command}-{number}").exists():
+        number += 1
+    return RUNS / f"{command}-{number}"
+
+
+def environment() -> Mapping[str, str]:
+    """Return what a figure of this run depends on beside its configuration."""
+    return {**_versions(), "platform": platform.platform()}
+
+
+def _versions() -> dict[str, str]:
+    packages = {package: version(package) for package in _PACKAGES}
+    return {"autoprune": __version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,131 @@
+"""The latency limits of a budget: candidates are predicted, those that decide are measured, and both are reconciled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.budget import format_amount, is_latency
+from autoprune.latency.predictor import LatencyCost
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Allocation
+from autoprune.workflows.latency import Bench
+
+MARGIN = 0.025
+"""Candidates are held to this share below a latency limit: what a measurement of 40 pairs may be off."""
+
+UNUSED = 0.025
+"""A candidate that leaves more than this share of its target gives accuracy away."""
+
+CLOSE = 0.01
+"""A network that was measured nearer to its limit than this might be measured above it the next time."""
+
+_ROUNDING = 0.995  # the projection fills a budget to within a step of one unit; the prediction errs a little there
+
+Latencies = Mapping[str, float]
+"""Milliseconds by metric."""
+
+
+class LatencyGoals:
+    """The latency limits of one budget, each with what measures it; false where latency is not limited.
+
+    Args:
+        benches: what measures, by metric.
+        limits: what each metric may be at most; those that are no latency are left aside.
+
+    Attributes:
+        limits: milliseconds by metric.
+    """
+
+    def __init__(self, benches: Mapping[str, Bench], limits: Latencies) -> None:
+        self.limits = {metric: limit for metric, limit in limits.items() if is_latency(metric)}
+        self._benches = {metric: benches[metric] for metric in self.limits}
+        self._targets = {metric: limit * (1 - MARGIN) for metric, limit in self.limits.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{metric} {format_amount(metric, limit)}" for metric, limit in self._targets.items())
+
+    # -- measured ----------------------------------------------------------------------------------
+
+    def measure(self, allocation: Allocation) -> Latencies:
+        """Return a candidate's latencies."""
+        return {metric: bench.measure(allocation) for metric, bench in self._benches.items()}
+
+    def confirm(self, allocation: Allocation) -> Latencies:
+        """Return a candidate's latencies, measured as thoroughly as what ends up in the summary."""
+        return {metric: bench.confirm(allocation) for metric, bench in self._benches.items()}
+
+    def within(self, measured: Latencies) -> bool:
+        """Return whether latencies are within what candidates are held to."""
+        return all(measured[metric] <= target for metric, target in self._targets.items())
+
+    def held(self, measured: Latencies) -> bool:
+        """Return whether latencies are within the limits, and would be the next time."""
+        return all(measured[metric] <= limit * (1 - CLOSE) for metric, limit in self.limits.items())
+
+    def unused(self, measured: Latencies) -> float:
+        """Return what share of its target a candidate leaves in the limit that binds; negative beyond it."""
+        return 1 - max(measured[metric] / target for metric, target in self._targets.items())
+
+    def reachable(self) -> str:
+        """Return the measured latencies with every unit at its lower bound, as people read them."""
+        return " and ".join(bench.reachable() for bench in self._benches.values())
+
+    def spent(self, measured: Latencies) -> bool:
+        """Return whether latencies leave little of the limit that binds."""
+        return self.unused(measured) <= UNUSED
+
+    def off(self, measured: Latencies) -> bool:
+        """Return whether latencies are beyond a limit, or so far below it that a search should go on from there."""
+        return not self.held(measured) or self.unused(measured) > 2 * UNUSED
+
+    # -- predicted ---------------------------------------------------------------------------------
+
+    def ceilings(self) -> list[Ceiling]:
+        """Return the limits with their predictors, fitted to whole networks now if they are not yet."""
+        return [
+            Ceiling(self._benches[metric].prediction(limit).cost, self._targets[metric])
+            for metric, limit in self.limits.items()
+        ]
+
+    def calibrated(self, constraint: Constraint, allocation: Allocation) -> Constraint:
+        """Return the constraint with the predictors' errors at an allocation taken out: it is measured there.
+
+        Raises:
+            BudgetUnreachableError: then even the narrowest allocation is beyond a limit.
+        """
+        return self.rescaled(constraint, allocation, self.measure(allocation)) if self else constraint
+
+    def settled(self, constraint: Constraint, log_ratios: npt.NDArray[np.float64]) -> Constraint:
+        """Return the constraint calibrated where log keep ratios, shape (units,), lie on it; they move with it."""
+        for _ in range(2 if self else 0):
+            constraint = self.calibrated(constraint, constraint.space.allocation(constraint.project(log_ratios)))
+        return constraint
+
+    def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:
+        """Return the constraint with limits in terms of predictors that are off as they are at an allocation."""
+
+        def ceiling(given: Ceiling) -> Ceiling:
+            metric = given.cost.metric
+            if metric not in self.limits:
+                return given
+            off = float(given.cost(np.array(allocation))) / measured[metric]
+            return replace(given, limit=self._targets[metric] * off * _ROUNDING)
+
+        return Constraint(constraint.space, [ceiling(given) for given in constraint.ceilings])
+
+    def corrected(self, constraint: Constraint) -> Constraint:
+        """Return the constraint with predictors that are fitted to every measured candidate, too."""
+        ceilings = []
+        for given in constraint.ceilings:
+            cost = given.cost
+            if isinstance(cost, LatencyCost):
+                cost = self._benches[cost.metric].corrected(cost)
+            ceilings.append(replace(given, cost=cost))
+        return Constraint(constraint.space, ceilings)

@@ -1,0 +1,65 @@
+"""What the search knows before it starts: a good allocation, and what each unit's channels are worth there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.strategies._base import Candidate, Evaluate, Progress, search
+from autoprune.strategies.regrowth import Gains, RegrowthStrategy, affordable
+from autoprune.structure.constraint import Constraint
+from autoprune.workflows.screen import Screen
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What is known of the units before the search.
+
+    Attributes:
+        sensitivity: what widening a unit gains per cost, on a logarithmic scale from 0 to 1, shape (units,).
+        prior: log keep ratios to start from, shape (units,); only differences matter.
+        tried: the candidates that were scored on the way; all hold the constraint.
+        cost: how many evaluations it took as long as.
+    """
+
+    sensitivity: Array
+    prior: Array
+    tried: tuple[Candidate, ...]
+    cost: int
+
+
+def guided(constraint: Constraint, gains: Gains, score: Evaluate, screen: Screen, *, evaluations: int) -> Guidance:
+    """Shrink and regrow the uniform allocation, see `RegrowthStrategy`; the agent starts from the best that is found.
+
+    It takes at most half of the evaluations, but at least one round.
+
+    Args:
+        constraint: the budget.
+        gains: of widening every unit.
+        score: scores allocations.
+        screen: told how it goes.
+        evaluations: of the search in all.
+    """
+    most, spent = affordable(evaluations // 2)
+    strategy = RegrowthStrategy(constraint, gains, evaluations=most)
+    with screen.progress("Regrowth", most) as advance:
+
+        def show(progress: Progress) -> None:
+            advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "")
+
+        found = search(strategy, score, constraint=constraint, evaluations=most, on_evaluation=show)
+    worth = np.log(np.clip(strategy.worth, 1e-6, None))
+    span = float(np.ptp(worth))
+    sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
+    prior = np.log(constraint.space.ratios(np.array(found.best.allocation)))
+    return Guidance(sensitivity, prior, found.history, most + spent)
+
+
+def within(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
+    """Return those candidates that hold a constraint."""
+    return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))

@@ -1,0 +1,304 @@
+"""Latency within a run: the dense reference, the predictor, and the measurements that decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.budget import format_amount
+from autoprune.choices import Precision, Runtime, is_device
+from autoprune.config import BudgetedConfig, ProfileConfig
+from autoprune.latency.meter import LatencyMeter
+from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
+from autoprune.latency.samples import spread_allocations
+from autoprune.latency.timing import Effort, PairedTiming, Timing
+from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
+from autoprune.structure.space import Allocation
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
+from autoprune.workflows.repeats import DOUBT, Steadiness, typical
+from autoprune.workflows.screen import Screen
+
+EVEN, NEAR = 16, 8
+"""Whole networks that the predictor is fitted to and judged by: spread evenly, and around the budget.
+
+On yolov8n at 320 px, 12 of them predict 38 others with a median error of 2% on OpenVINO and on ONNX Runtime; fitted to
+38, the error is the same.
+"""
+
+FOCUS_STEP = 0.05
+"""Budgets within such a share of the dense latency share their networks, and so what is known of them."""
+
+STAGE_EFFORT = Effort(runs=80, max_runs=240)
+"""What ends up in the summary is measured twice as long as a candidate."""
+
+CALIBRATION_IMAGES = 4
+"""Training images that an int8 network's ranges are found on: they decide what it computes, not how long that takes."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predictor with what it was made from.
+
+    Attributes:
+        cost: fitted to all samples.
+        fitted: samples that a first fit was made from …
+        held_out: … and those that its error was told from.
+        error: of that first fit; None where there was nothing to hold out.
+    """
+
+    cost: LatencyCost
+    fitted: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    error: LatencyError | None
+
+
+class Bench:
+    """Measures and predicts one latency for one run; everything is journalled by the meter.
+
+    Args:
+        network: the dense network.
+        config: how it runs.
+        folder: the run's.
+        screen: told how it goes.
+        metric: ``latency``, or ``latency@<target>`` for another runtime or device than the configuration's.
+
+    Attributes:
+        metric: the budget's name of what it measures.
+        meter: what measures.
+
+    Raises:
+        DeviceError: the device or the runtime is not here.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: BudgetedConfig | ProfileConfig,
+        folder: RunFolder,
+        screen: Screen,
+        *,
+        metric: str = "latency",
+    ) -> None:
+        adapter = network.adapter
+        self.metric = metric
+        self._network, self._seed, self._screen = network, config.seed, screen
+        self._with_nms = config.with_nms
+        settings = settings_of(metric, config, adapter.input_shape)
+        if settings.precision is Precision.INT8 and settings.device == "cpu":
+            warn_of_slow_int8(screen)
+        self.meter = LatencyMeter(
+            adapter.deployable(adapter.module, with_nms=config.with_nms),
+            settings,
+            recorder=folder.journal,
+            kind=metric,
+            calibration=self._calibration,
+        )
+        self._predictions: dict[float | None, Prediction] = {}
+        self._learnt: list[Sample] = []
+        self._confirmed: dict[Allocation, PairedTiming] = {}
+
+    def _calibration(self) -> Sequence[torch.Tensor]:
+        return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
+
+    # -- measured ----------------------------------------------------------------------------------
+
+    def stage(
+        self, name: str, module: nn.Module, allocation: Allocation | None = None, limit: float | None = None
+    ) -> dict[str, Any]:
+        """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself.
+
+        Where the allocation's time is known already, the network runs in turn with one of the same layers, not with the
+        dense one: then nothing is left of what the machine did in between.
+
+        Args:
+            name: of the stage.
+            module: its network.
+            allocation: its kept channels per unit; None where it is no pruned dense network.
+            limit: milliseconds that it must hold, if any; a miss is measured more often before it is believed.
+        """
+        if name == "dense":
+            return self._described(self.meter.reference)
+        known = self._confirmed.get(allocation) if allocation is not None else None
+        if allocation is None or known is None:
+            timing = self._typical(lambda: self._deployed(module), ["stage", name])
+            if allocation is not None:
+                self._confirmed[allocation] = timing
+        else:
+            timing = self._typical_beside(module, ["stage", name], allocation, known, limit)
+        if timing.note is not None:
+            self._screen.warn(f"Measuring the {name} network: {timing.note}.")
+        return self._described(self.meter.milliseconds(timing))
+
+    def confirm(self, allocation: Allocation) -> float:
+        """Return a candidate's median in milliseconds, measured as thoroughly as a stage."""
+        timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation])
+        self._confirmed[allocation] = timing
+        return timing.ratio * self.meter.reference.median
+
+    def measure(self, allocation: Allocation) -> float:
+        """Return a candidate's median in milliseconds of the dense reference; the predictor may learn from it."""
+        timing = self._surest(lambda: self._built(allocation), [*allocation, 2], attempts=2)
+        self._learnt.append(Sample(allocation, timing))
+        return timing.ratio * self.meter.reference.median
+
+    def environment(self) -> Mapping[str, Any]:
+        """Return what the measurements depend on."""
+        return fingerprint(self.meter.settings)
+
+    def _described(self, timing: Timing) -> dict[str, Any]:
+        settings = self.meter.settings
+        return {
+            **timing.to_json(),
+            "device": settings.device,
+            "runtime": settings.runtime.value,
+            "precision": settings.precision.value,
+            "threads": settings.threads,
+            "batch": settings.batch,
+        }
+
+    def _built(self, allocation: Allocation) -> nn.Module:
+        return self._deployed(self._network.pruner.materialise(allocation))
+
+    def _deployed(self, module: nn.Module) -> nn.Module:
+        return self._network.adapter.deployable(module, with_nms=self._with_nms)
+
+    def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
+        """Measure in turn with the dense network, several times."""
+        return typical(
+            lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT),
+            self._steadiness.doubt,
+        )
+
+    def _typical_beside(
+        self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
+    ) -> PairedTiming:
+        """Measure in turn with a network of the same layers whose time is known, several times."""
+
+        def measure(repeat: int) -> PairedTiming:
+            timing = self.meter.measure(
+                lambda: self._deployed(module),
+                [*key, "beside", repeat],
+                effort=STAGE_EFFORT,
+                beside=lambda: self._built(allocation),
+            )
+            return timing.through(known)
+
+        most = limit / self.meter.reference.median if limit is not None else None
+        return typical(measure, lambda timing: timing.spread, most)
+
+    def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
+        """Measure, again where the machine was disturbed, and return the measurement that may be off least.
+
+        Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
+        off; that shows in the dense network's own time.
+        """
+        doubt = self._steadiness.doubt
+        timings: list[PairedTiming] = []
+        while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
+            attempt = [] if not timings else ["attempt", len(timings)]
+            timings.append(self._measured(build, [*key, *attempt]))
+        return min(timings, key=doubt)
+
+    def _measured(
+        self, build: Callable[[], nn.Module], key: list[Any], *, effort: Effort | None = None
+    ) -> PairedTiming:
+        timing = self.meter.measure(build, key, effort=effort)
+        self._steadiness.learn(timing)
+        return timing
+
+    @cached_property
+    def _steadiness(self) -> Steadiness:
+        return Steadiness(self.meter.reference.median)
+
+    # -- predicted ---------------------------------------------------------------------------------
+
+    def prediction(self, limit: float | None = None) -> Prediction:
+        """Return a predictor fitted to whole networks, more of them around a latency limit in milliseconds if given."""
+        focus = None
+        if limit is not None:
+            focus = round(limit / self.meter.reference.median / FOCUS_STEP) * FOCUS_STEP
+        if focus not in self._predictions:
+            self._predictions[focus] = self._predicted(focus)
+        return self._predictions[focus]
+
+    def prediction_error(self) -> dict[str, float | int] | None:
+        """Return the predictor's error on networks that it was not fitted to, or None where there is no predictor."""
+        errors = [prediction.error for prediction in self._predictions.values() if prediction.error is not None]
+        return errors[-1].to_json() if errors else None
+
+    def corrected(self, cost: LatencyCost) -> LatencyCost:
+        """Return a predictor fitted to all candidates that were measured, too."""
+        known = {sample.allocation for sample in cost.samples}
+        return cost.correct([sample for sample in self._learnt if sample.allocation not in known])
+
+    def reachable(self) -> str:
+        """Return the measured latency with every unit at its lower bound, as people read it."""
+        return format_amount("latency", self.measure(self._lowest))
+
+    @cached_property
+    def _lowest(self) -> Allocation:
+        return self._network.space.allocation(self._network.space.lower)
+
+    def _predicted(self, focus: float | None) -> Prediction:
+        """Measure networks and fit to them: every other one tells the error, then all of them count."""
+        space = self._network.space
+        if self.meter.layers_alone:
+            self._screen.note("Measuring single layers (kept for the next search on this device) …")
+        plain = latency_predictor(space, self.meter, self.metric)
+        flops = self._network.static_costs()["flops"]
+        lowest = self._sample(self._lowest)
+        samples = self._samples(spread_allocations(space, flops, number=EVEN, seed=0))
+        if focus is not None:
+            rough = plain.fit([lowest, *samples], focus=focus)
+            samples += self._samples(spread_allocations(space, rough, number=NEAR, seed=1, around=focus))
+        fitted, held_out = (lowest, *samples[::2]), tuple(samples[1::2])
+        error = plain.fit(fitted, focus=focus).error(held_out)
+        where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
+        self._screen.note(
+            f"Latency{where} is predicted with a median error of {error.median_abs_rel:.1%} "
+            f"(p90 {error.p90_abs_rel:.1%}, Spearman {error.spearman:.2f}, "
+            f"{error.n} networks that it was not fitted to)."
+        )
+        return Prediction(plain.fit([lowest, *samples], focus=focus), fitted, held_out, error)
+
+    def _samples(self, allocations: Sequence[Allocation]) -> list[Sample]:
+        samples = []
+        with self._screen.progress("Latency", len(allocations)) as advance:
+            for done, allocation in enumerate(allocations, start=1):
+                samples.append(self._sample(allocation))
+                advance(done)
+        return samples
+
+    def _sample(self, allocation: Allocation) -> Sample:
+        return Sample(allocation, self.meter.sample(lambda: self._built(allocation), allocation))
+
+    def fresh(self, allocation: Allocation) -> Sample:
+        """Return a network measured in this run, whatever earlier ones have kept."""
+        return Sample(allocation, self._surest(lambda: self._built(allocation), ["fresh", *allocation], attempts=2))
+
+
+def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape: tuple[int, ...]) -> RuntimeSettings:
+    """Return how networks run where a metric is measured.
+
+    Args:
+        metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
+        config: what the person asked for.
+        input_shape: of one input.
+
+    Raises:
+        DeviceError: the device or the runtime is not here.
+    """
+    device, runtime = config.device, config.runtime
+    target = metric.partition("@")[2]
+    if target:
+        device, runtime = (target, None) if is_device(target) else (device, Runtime(target))
+    return runtime_settings(
+        choose_device(device), image_size=image_size_of(input_shape), runtime=runtime, precision=config.precision,
+        threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,
+    )  # fmt: skip

@@ -1,0 +1,174 @@
+"""``autoprune netadapt``: prune one unit after the other to one or several budgets, fine-tuning briefly in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoprune.budget import Budget, budget_levels, format_amount, is_latency
+from autoprune.config import NetAdaptConfig
+from autoprune.errors import BudgetUnreachableError
+from autoprune.io.files import saying_why
+from autoprune.statistics.recalibration import recalibrate
+from autoprune.strategies.steps import proposals
+from autoprune.structure.constraint import Constraint
+from autoprune.structure.space import Counts
+from autoprune.workflows.deployment import Deployment, Found
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.goals import Latencies, LatencyGoals
+from autoprune.workflows.proposals import Base, Trials
+from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import Stage
+
+HALVINGS = 12
+"""How often a step is halved where no unit alone can save as much."""
+
+
+def run(config: NetAdaptConfig, screen: Screen) -> int:
+    """Prune to every level, fine-tune each, and measure.
+
+    Returns:
+        0 where every limit is held as measured, 3 where a final network misses one.
+    """
+    with RunFolder.open("netadapt", config) as folder:
+        return _NetAdaptRun(with_model(config), folder, screen).execute()
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A budget with the network that holds it.
+
+    Attributes:
+        budget: the budget.
+        base: the network, with its weights as the short fine-tunes left them.
+        latencies: measured milliseconds by metric; empty where latency is not limited.
+    """
+
+    budget: Budget
+    base: Base
+    latencies: Latencies
+
+
+class _NetAdaptRun:
+    """One run: iterations that each prune one unit, until the last level holds; then a fine-tune per level."""
+
+    def __init__(self, config: NetAdaptConfig, folder: RunFolder, screen: Screen) -> None:
+        self._config, self._folder, self._screen = config, folder, screen
+        self._budgets = budget_levels(config.budget)
+        self._run = PruningRun(config, folder, screen)
+        self._trials = Trials(self._run, config)
+        self._iteration = 0
+        with saying_why(folder.path):
+            (folder.path / "iterations").mkdir(exist_ok=True)
+
+    def execute(self) -> int:
+        """Run all levels and return the exit code."""
+        dense = self._run.dense()
+        start = time.perf_counter()
+        base = self._trials.dense
+        limits = [self._run.limits(budget, dense) for budget in self._budgets]
+        for budget, most in zip(self._budgets, limits, strict=True):
+            if not self._holds(base, most):
+                # a level out of reach ends the run here, not after the levels before it
+                self._run.constrain(budget, most, LatencyGoals(self._run.benches, most))
+        levels = []
+        for budget, most in zip(self._budgets, limits, strict=True):
+            level = self._descend(budget, base, most)
+            levels.append(level)
+            base = level.base
+        searched = {
+            "strategy": "netadapt",
+            "iterations": self._iteration,
+            "evaluations": self._trials.evaluations,
+            "short_fine_tunes": self._trials.fine_tunes,
+            "seconds": time.perf_counter() - start,
+            "latency_prediction_error": self._run.prediction_errors(),
+        }
+        codes = [self._ship(level, dense, searched) for level in levels]
+        return max(codes)
+
+    # -- iterations --------------------------------------------------------------------------------
+
+    def _descend(self, budget: Budget, base: Base, limits: Mapping[str, float]) -> _Level:
+        """Take steps until the network is measured to hold the limits."""
+        goals = LatencyGoals(self._run.benches, limits)
+        if self._holds(base, limits):
+            return _Level(budget, base, goals.measure(base.allocation))
+        constraint = self._run.constrain(budget, limits, goals)
+        while True:
+            constraint = goals.calibrated(constraint, base.allocation)
+            if not constraint.holds(np.array(base.allocation)):
+                base = self._step(constraint, base)
+                continue
+            confirmed = goals.confirm(base.allocation)
+            if goals.held(confirmed):
+                return _Level(budget, base, confirmed)
+            base = self._step(goals.rescaled(constraint, base.allocation, confirmed), base)
+
+    def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
+        """Return whether the network is within the limits already, latency as measured."""
+        counts = np.array(base.allocation)
+        static = {metric: most for metric, most in limits.items() if not is_latency(metric)}
+        goals = LatencyGoals(self._run.benches, limits)
+        return all(self._run.static[metric](counts) <= most for metric, most in static.items()) and goals.held(
+            goals.confirm(base.allocation)
+        )
+
+    def _step(self, constraint: Constraint, base: Base) -> Base:
+        """Prune the unit whose pruning hurts least; the saving asked for shrinks from step to step."""
+        counts = np.array(base.allocation)
+        load = float(constraint.load(counts))
+        dense = float(constraint.load(constraint.space.dense))
+        wanted = dense * self._config.initial_step * self._config.decay**self._iteration
+        self._iteration += 1
+        trials = self._possible(constraint, counts, min(wanted, load - 1))
+        chosen = self._trials.choose(base, trials, constraint, iteration=self._iteration)
+        self._screen.note(self._described(chosen, base, constraint))
+        return chosen
+
+    def _possible(self, constraint: Constraint, counts: Counts, saving: float) -> list[tuple[int, Counts]]:
+        """Return the proposals that save so much, or the largest half, quarter, … of it that any unit can save."""
+        for halving in range(HALVINGS):
+            found = proposals(constraint, counts, saving / 2**halving)
+            if found:
+                return found
+        raise BudgetUnreachableError(
+            f"No unit can be pruned further, and the network is at {float(constraint.load(counts)):.0%} of "
+            f"{', '.join(self._config.budget)}; ask for more than that, or lower --min-keep"
+        )
+
+    def _described(self, chosen: Base, before: Base, constraint: Constraint) -> str:
+        space = self._run.network.space
+        (unit,) = np.flatnonzero(np.array(chosen.allocation) != np.array(before.allocation))
+        costs = constraint.costs(np.array(chosen.allocation))
+        amounts = ", ".join(f"{metric} {format_amount(metric, value)}" for metric, value in costs.items())
+        return (
+            f"Iteration {self._iteration}: {space.units[unit].name} {before.allocation[unit]} → "
+            f"{chosen.allocation[unit]}, score {chosen.score:+.4f}, {amounts}"
+        )
+
+    # -- what is left behind -----------------------------------------------------------------------
+
+    def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> int:
+        """Fine-tune a level's network at length, measure it and write its files."""
+        path, label = self._folder.path, ""
+        if len(self._budgets) > 1:
+            label = str(level.budget).replace(", ", "-")
+            path = path / "levels" / label
+            with saying_why(path):
+                path.mkdir(parents=True, exist_ok=True)
+        deployment = Deployment(self._run, level.budget, path=path, label=label)
+        found = Found(level.base.allocation, level.base.score, level.latencies)
+        if level.base is self._trials.dense:
+            stages = deployment.keep_everything(dense, strategy="netadapt")
+        else:
+            deployment.save_policy(found, strategy="netadapt", evaluations=self._trials.evaluations)
+            module = self._trials.copy_of(level.base)
+            recalibrate(module, self._trials.calibration)
+            stages = deployment.ship(module, level.base.allocation)
+        return deployment.finish({"dense": dense, **stages}, {**searched, "best_score": level.base.score})

@@ -1,0 +1,189 @@
+"""A dense network, analysed: what every command starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from autoprune.costs import (
+    ChannelsCost,
+    FlopsCost,
+    ParamsCost,
+    SizeCost,
+    parameter_shapes,
+    state_shapes,
+    undescribed_flops,
+)
+from autoprune.criteria import Importance, make_criterion, ranking
+from autoprune.errors import ConfigError, ModelError
+from autoprune.evaluation.pruning import evidence_of
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
+from autoprune.policy import PolicyModel
+from autoprune.runtimes.settings import has_int8_instructions
+from autoprune.strategies.curves import SensitivityCurves
+from autoprune.structure.cost import Cost
+from autoprune.structure.graph import ChannelGraph, tie
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.screen import Screen
+
+
+@dataclass(frozen=True)
+class Network:
+    """A dense network with its channel groups and the allocations that may be chosen.
+
+    Attributes:
+        adapter: the network with its data, loss and metric.
+        graph: its channel groups, with all units that there are.
+        space: its allocations; its own graph has fewer units where some are tied.
+        pruner: makes smaller copies.
+        importance: per group, the score of each channel.
+    """
+
+    adapter: Adapter
+    graph: ChannelGraph
+    space: Space
+    pruner: Pruner
+    importance: Sequence[npt.NDArray[np.float64]]
+
+    @property
+    def described(self) -> PolicyModel:
+        """The network as a policy names it."""
+        return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.graph.units})
+
+    def keep(self, allocation: Allocation) -> dict[str, int]:
+        """Return the kept channels of all units of the graph, tied or not, by name."""
+        counts = self.space.group_counts(allocation)
+        return {unit.name: counts[unit.groups[0]] for unit in self.graph.units}
+
+    def untied(self) -> Network:
+        """Return the network with the allocations that there are where nothing is tied."""
+        space = Space(self.graph, round_to=self.space.round_to, min_keep=self.space.min_keep)
+        return _ranked(self.adapter, self.graph, space, self.importance)
+
+    def scored_by(self, criterion: str) -> Network:
+        """Return the network with its channels scored by another criterion; one that looks at images needs data."""
+        scorer = make_criterion(criterion, partial(evidence_of, self.adapter))
+        return _scored(self.adapter, self.graph, self.space, scorer)
+
+    def curves(self, path: Path, criterion: str) -> SensitivityCurves:
+        """Read sensitivity curves that were measured on this network.
+
+        Raises:
+            ConfigError: the file is none, or belongs to another network or criterion.
+        """
+        header, curves = SensitivityCurves.load(path)
+        if header.criterion != criterion:
+            raise ConfigError(f"{path} was measured with --criterion {header.criterion}, this search has {criterion}")
+        curves.check(self.space)
+        return curves
+
+    def static_costs(self) -> Mapping[str, Cost]:
+        """Return the costs in closed form, by metric."""
+        module, space = self.adapter.module, self.space
+        dense_bytes = self.adapter.checkpoint_size(module)
+        costs = (
+            FlopsCost(space, fixed=undescribed_flops(module, self.graph, self.adapter.example(1))),
+            ParamsCost(space, parameter_shapes(module)),
+            SizeCost(
+                space,
+                state_shapes(module),
+                dense_bytes=dense_bytes,
+                bytes_per_element=self.adapter.bytes_per_number,
+            ),
+            ChannelsCost(space),
+        )
+        return {cost.metric: cost for cost in costs}
+
+
+def open_network(
+    weights: Path,
+    *,
+    data: Path | None,
+    image_size: int | None,
+    device: str,
+    trust: bool,
+    criterion: str,
+    round_to: int = 1,
+    min_keep: float = 1e-6,
+    describable: bool = False,
+    check: Callable[[ChannelGraph], None] = lambda graph: None,
+    screen: Screen,
+) -> Network:
+    """Load weights, find their channel groups and rank their channels.
+
+    Args:
+        weights: the checkpoint.
+        data: its data set, or None.
+        image_size: in pixels; what it was trained at if None.
+        device: as the command line names it.
+        trust: open a checkpoint even if it could run code of its author.
+        criterion: ranks the channels.
+        round_to: as for `Space`.
+        min_keep: as for `Space`.
+        describable: allow only networks that the network's own tool can describe, see `Description`.
+        check: refuses a network that is not the one expected, before its channels are ranked.
+        screen: told what was found.
+    """
+    adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
+    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    check(graph)
+    space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
+    pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
+    screen.note(
+        f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
+        f"{len(pinned)} layers keep all their channels."
+    )
+    scorer = make_criterion(criterion, partial(evidence_of, adapter) if adapter.has_images else None)
+    return _scored(adapter, graph, space, scorer)
+
+
+def _scored(adapter: Adapter, graph: ChannelGraph, space: Space, scorer: Importance) -> Network:
+    return _ranked(adapter, graph, space, scorer(adapter.module, graph))
+
+
+def _ranked(
+    adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[npt.NDArray[np.float64]]
+) -> Network:
+    return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
+
+
+def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
+    """Return the graph whose allocations the network's own tool can describe."""
+    if adapter.description is None:
+        raise ModelError(f"{adapter.name} has no stock YAML that could describe it pruned; leave --stock-yaml out")
+    return tie(graph, adapter.description.ties(adapter.module))
+
+
+def choose_device(asked: str) -> str:
+    """Return the device to use: the first GPU where ``auto`` finds one."""
+    if asked != "auto":
+        return asked
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def pin_threads(asked: int | None, folder: RunFolder) -> None:
+    """Set torch's CPU threads: as many as asked, or else as torch had when the run began.
+
+    Torch's own choice depends on the process. A run that goes on in another one would otherwise mix latencies of
+    different numbers of threads, and report the number of the last process for all of them.
+    """
+    torch.set_num_threads(asked or folder.once("threads", torch.get_num_threads))
+
+
+def warn_of_slow_int8(screen: Screen) -> None:
+    """Say so where the processor has no instructions for int8."""
+    if has_int8_instructions() is False:
+        screen.warn(
+            "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
+            "here, but may be slower than the float one"
+        )

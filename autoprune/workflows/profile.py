@@ -1,0 +1,143 @@
+"""``autoprune profile``: where a network's latency goes, which widths are free, and how well latency is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoprune.choices import Precision
+from autoprune.config import ProfileConfig
+from autoprune.costs.static import undescribed_flops
+from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
+from autoprune.errors import ConfigError
+from autoprune.latency.deployed import deployed_layers
+from autoprune.latency.layer_work import WIDTHS, LayerShares, LayerWork, layer_shares, layer_work, shares_alone
+from autoprune.latency.predictor import Sample
+from autoprune.latency.samples import spread_allocations
+from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
+from autoprune.latency.timing import Timing
+from autoprune.structure.space import Allocation
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.latency import Bench
+from autoprune.workflows.network import Network, open_network, pin_threads
+from autoprune.workflows.profile_file import Profile, to_text
+from autoprune.workflows.profile_views import draw, show
+from autoprune.workflows.screen import Screen
+
+FRESH = 30
+"""Allocations that ``--check`` measures."""
+
+_FRESH_SEED = 10_000  # apart from the seeds of the allocations that predictors are fitted to
+_TRIES = 20
+_CRITERION = "l1"  # which channels stay does not change a latency
+
+
+def run(config: ProfileConfig, screen: Screen) -> int:
+    """Measure where the latency goes; write ``profile.json`` and three pictures."""
+    with RunFolder.open("profile", config) as folder:
+        _profile(config, folder, screen)
+    return 0
+
+
+def _profile(config: ProfileConfig, folder: RunFolder, screen: Screen) -> None:
+    pin_threads(config.threads, folder)
+    network = _network(config, screen)
+    bench = Bench(network, config, folder, screen)
+    found = _measured(network, bench, config, screen)
+    file = folder.write("profile.json", to_text(found))
+    pictures = draw(found, folder.path)
+    show(found, screen)
+    screen.note(f"The profile is {file}; drawn in {', '.join(str(path) for path in pictures)}.")
+
+
+def _network(config: ProfileConfig, screen: Screen) -> Network:
+    """Load and analyse the network; the bundled detector brings its data where ranges must be found."""
+    data, image_size = config.data, config.imgsz
+    if config.model is None:
+        image_size = image_size or DEMO_IMAGE_SIZE
+        data = shapes_dataset() if config.precision is Precision.INT8 else None
+    network = open_network(
+        config.model or demo_weights(),
+        data=data,
+        image_size=image_size,
+        device=config.device,
+        trust=config.trust_checkpoint,
+        criterion=_CRITERION,
+        round_to=config.round_to,
+        min_keep=config.min_keep,
+        screen=screen,
+    )
+    if not any(len(choices) > 1 for choices in network.space.choices):
+        raise ConfigError(
+            f"No unit can be pruned with --min-keep {config.min_keep} and --round-to {config.round_to}; lower one of "
+            "them"
+        )
+    return network
+
+
+def _measured(network: Network, bench: Bench, config: ProfileConfig, screen: Screen) -> Profile:
+    """Measure everything, the dense network first: whatever follows is measured against it."""
+    space, settings = network.space, bench.meter.settings
+    dense = Timing.from_json(bench.stage("dense", network.adapter.module))
+    lowest = space.allocation(space.lower)
+    narrowest = Timing.from_json(bench.stage("narrowest", network.pruner.materialise(lowest)))
+    prediction = bench.prediction()
+    layers = deployed_layers(space.graph.layers, bench.meter.dense, settings.shape)
+    works = layer_work(space, layers, space.dense, batch=settings.batch, width=WIDTHS[settings.precision])
+    staircases = predicted_staircases(space, prediction.cost)
+    if bench.meter.layers_alone:
+        shares, staircases = _alone(network, bench, works, staircases, screen)
+    else:
+        shares = layer_shares(prediction.cost)
+    known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
+    fresh = fresh_allocations(network, known, seed=config.seed) if config.check else []
+    return Profile(
+        name=network.adapter.name,
+        image_size=network.adapter.image_size,
+        costs={metric: float(cost(space.dense)) for metric, cost in network.static_costs().items()},
+        settings=settings,
+        environment=bench.environment(),
+        units=tuple(unit.name for unit in space.units),
+        dense=dense,
+        narrowest=narrowest,
+        lowest=lowest,
+        works=works,
+        shares=shares,
+        fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),
+        staircases=staircases,
+        prediction=prediction,
+        fresh=_fresh(bench, fresh, screen),
+    )
+
+
+def _alone(
+    network: Network, bench: Bench, works: Sequence[LayerWork], predicted: Sequence[Staircase], screen: Screen
+) -> tuple[LayerShares, list[Staircase]]:
+    """Measure layers alone, in turn with the dense network: at their dense widths and along the staircases."""
+    plan = MeasuredStaircases(network.space, [work.layer for work in works], predicted)
+    screen.note(f"Measuring {len(plan.points)} layers alone, in turn with the whole network …")
+    times = bench.meter.layers_beside(plan.points)
+    shares = shares_alone(works, times)
+    return shares, plan.of(times, shares, bench.meter.reference.median)
+
+
+def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) -> list[Allocation]:
+    """Return random aligned allocations over all that can be reached and that are not known; fewer if there are few."""
+    found: dict[Allocation, None] = {}
+    flops = network.static_costs()["flops"]
+    for attempt in range(_TRIES):
+        chosen = _FRESH_SEED + _TRIES * seed + attempt
+        drawn = spread_allocations(network.space, flops, number=FRESH, seed=chosen)
+        found |= dict.fromkeys(allocation for allocation in drawn if allocation not in known)
+        if len(found) >= FRESH:
+            break
+    return list(found)[:FRESH]
+
+
+def _fresh(bench: Bench, allocations: Sequence[Allocation], screen: Screen) -> list[Sample]:
+    samples: list[Sample] = []
+    if allocations:
+        with screen.progress("Check", len(allocations)) as advance:
+            for done, allocation in enumerate(allocations, start=1):
+                samples.append(bench.fresh(allocation))
+                advance(done)
+    return samples

@@ -1,0 +1,201 @@
+"""What a profile found, and how ``profile.json`` keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoprune.latency.layer_work import LayerShares, LayerWork
+from autoprune.latency.predictor import LatencyCost, LatencyError, Sample
+from autoprune.latency.staircase import Staircase
+from autoprune.latency.timing import Timing
+from autoprune.report.profile import NetworkRole
+from autoprune.runtimes import RuntimeSettings
+from autoprune.structure.space import Allocation
+from autoprune.workflows.latency import Prediction
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profile found.
+
+    Attributes:
+        name: of the model.
+        image_size: height and width of the square input, in pixels.
+        costs: of the dense network by metric: FLOPs of one image, parameters, bytes, channels of all units.
+        settings: how networks ran.
+        environment: what the measurements depend on.
+        units: names of all units.
+        dense: the dense network's times.
+        narrowest: the times with every unit at its lower bound.
+        lowest: that allocation.
+        works: what the deployed layers do in one run.
+        shares: what of the latency they take.
+        fixed_flops: FLOPs of one run that no layer describes.
+        staircases: latency by the width of each unit that can be pruned, the widest range first.
+        prediction: the predictor and the networks that it was made from.
+        fresh: networks measured for ``--check``.
+    """
+
+    name: str
+    image_size: int
+    costs: Mapping[str, float]
+    settings: RuntimeSettings
+    environment: Mapping[str, Any]
+    units: tuple[str, ...]
+    dense: Timing
+    narrowest: Timing
+    lowest: Allocation
+    works: Sequence[LayerWork]
+    shares: LayerShares
+    fixed_flops: float
+    staircases: Sequence[Staircase]
+    prediction: Prediction
+    fresh: Sequence[Sample]
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one run."""
+        return sum(work.flops for work in self.works) + self.fixed_flops
+
+    @property
+    def check(self) -> LatencyError | None:
+        """The predictor's error on the fresh networks, or None without any."""
+        return self.prediction.cost.error(self.fresh) if self.fresh else None
+
+    @property
+    def networks(self) -> list[tuple[NetworkRole, Sample, float, float]]:
+        """All networks that were measured for the predictor: role, sample, predicted and measured milliseconds.
+
+        Networks held out are predicted by the fit that they were held out of, fresh ones by the final one.
+        """
+        final = self.prediction.cost
+        first = final.fit(self.prediction.fitted, focus=final.focus)
+        groups: Sequence[tuple[NetworkRole, LatencyCost, Sequence[Sample]]] = (
+            (NetworkRole.FITTED, first, self.prediction.fitted),
+            (NetworkRole.HELD_OUT, first, self.prediction.held_out),
+            (NetworkRole.FRESH, final, self.fresh),
+        )
+        return [
+            (role, sample, float(cost(np.array(sample.allocation))), sample.timing.ratio * self.dense.median)
+            for role, cost, samples in groups
+            for sample in samples
+        ]
+
+    def ordered(self) -> list[tuple[LayerWork, float]]:
+        """Return the layers with their shares of the latency, the largest first."""
+        pairs = zip(self.works, self.shares.layers.tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def to_text(profile: Profile) -> str:
+    """Return a profile as JSON.
+
+    All times are milliseconds of one run of ``runtime.batch`` images, all shares are of the dense network's whole.
+
+    ``schema``: 1.
+    ``model``: name, image_size, flops of one image, params, size (bytes of the checkpoint), channels of all units.
+    ``runtime``: device, runtime, precision, threads, batch, image_size, memory_format, with_nms.
+    ``environment``: processor, libraries and whatever else the times depend on.
+    ``dense``, ``narrowest``: median, p10, p90, runs; image (milliseconds of one image), images_per_second. The
+    narrowest network has every unit at its lower bound (``keep``): the reachable minimum, and ``ratio`` to the dense.
+    ``layers``: source (``measured alone`` or ``modelled``), scale (what times of layers alone were multiplied with so
+    that they do not exceed the whole), rows, and rest. A row has name, operation, c_in, c_out, height and width of its
+    output, flops, bytes (weights, input and output, each once), share of the latency, milliseconds, flops_share. The
+    rest has a name, share and milliseconds for each part; all shares sum to 1. ``rest_flops`` no layer describes.
+    ``staircases``: per unit that can be pruned its name, widths, predicted and measured milliseconds (null where they
+    were not measured), range (milliseconds from dense to narrowest), worth (widths worth choosing: the widest of each
+    step) and free (widths that cost as much as a wider one). The widest range first.
+    ``predictor``: held_out and check (null without --check), each median_abs_rel, p90_abs_rel, spearman, n; and
+    networks: role (fitted, held_out, fresh), keep (counts in the order of ``units``), predicted, measured, spread
+    (half width of the measured ratio's 90% interval, relative).
+    ``units``: the names of all units.
+    """
+    error, check = profile.prediction.error, profile.check
+    content = {
+        "schema": SCHEMA,
+        "model": {"name": profile.name, "image_size": profile.image_size, **profile.costs},
+        "runtime": profile.settings.to_json(),
+        "environment": dict(profile.environment),
+        "dense": cost_of_an_image(profile.dense, profile.settings.batch),
+        "narrowest": {
+            **cost_of_an_image(profile.narrowest, profile.settings.batch),
+            "ratio": profile.narrowest.median / profile.dense.median,
+            "keep": dict(zip(profile.units, profile.lowest, strict=True)),
+        },
+        "layers": _layers(profile),
+        "staircases": [_staircase(one) for one in profile.staircases],
+        "predictor": {
+            "held_out": error.to_json() if error is not None else None,
+            "check": check.to_json() if check is not None else None,
+            "networks": [
+                {
+                    "role": role.name.lower(),
+                    "keep": list(sample.allocation),
+                    "predicted": predicted,
+                    "measured": measured,
+                    "spread": sample.timing.spread,
+                }
+                for role, sample, predicted, measured in profile.networks
+            ],
+        },
+        "units": list(profile.units),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def cost_of_an_image(timing: Timing, batch: int) -> dict[str, float]:
+    """Return the times of one run, and what an image of its batch takes."""
+    return {
+        **timing.to_json(),
+        "image": timing.median / batch,
+        "images_per_second": 1e3 * batch / timing.median,
+    }
+
+
+def _layers(profile: Profile) -> dict[str, Any]:
+    rows = [
+        {
+            "name": work.layer.name,
+            "operation": work.operation,
+            "c_in": work.c_in,
+            "c_out": work.c_out,
+            "height": work.layer.out_hw[0],
+            "width": work.layer.out_hw[1],
+            "flops": work.flops,
+            "bytes": work.traffic,
+            "share": share,
+            "milliseconds": share * profile.dense.median,
+            "flops_share": work.flops / profile.flops,
+        }
+        for work, share in profile.ordered()
+    ]
+    rest = [
+        {"name": name, "share": share, "milliseconds": share * profile.dense.median}
+        for name, share in profile.shares.rest.items()
+    ]
+    return {
+        "source": profile.shares.source.value,
+        "scale": profile.shares.scale,
+        "rows": rows,
+        "rest": rest,
+        "rest_flops": profile.fixed_flops,
+    }
+
+
+def _staircase(one: Staircase) -> dict[str, Any]:
+    return {
+        "unit": one.unit,
+        "widths": list(one.widths),
+        "predicted": list(one.predicted),
+        "measured": list(one.measured) if one.measured is not None else None,
+        "range": one.range,
+        "worth": list(one.worth),
+        "free": list(one.free),
+    }

@@ -1,0 +1,197 @@
+"""NetAdapt's proposals: scored from the present network, the best fine-tuned briefly, one kept with its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.budget import budget_levels
+from autoprune.choices import Select
+from autoprune.config import NetAdaptConfig
+from autoprune.criteria import make_criterion
+from autoprune.errors import TrainingError
+from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
+from autoprune.evaluation.pruning import evidence_of
+from autoprune.models._base import Batch
+from autoprune.statistics.recalibration import recalibrate
+from autoprune.structure.constraint import Constraint
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.training.shortterm import train_briefly, training_batches
+from autoprune.workflows.deployment import Deployment, Found
+from autoprune.workflows.records import recorded_allocation
+from autoprune.workflows.run import PruningRun
+
+
+@dataclass(frozen=True)
+class Base:
+    """A network that an iteration starts from.
+
+    Attributes:
+        allocation: kept channels per unit of the dense network.
+        pruner: prunes it further.
+        score: its proxy score, 0 for the dense network.
+    """
+
+    allocation: Allocation
+    pruner: Pruner
+    score: float
+
+
+class Trials:
+    """Tries an iteration's proposals and keeps the best.
+
+    Attributes:
+        dense: where the first iteration starts.
+        evaluations: proposals scored so far, in every process of the run.
+        fine_tunes: proposals fine-tuned briefly so far, in every process of the run.
+    """
+
+    def __init__(self, run: PruningRun, config: NetAdaptConfig) -> None:
+        self._run, self._config = run, config
+        self._budget = budget_levels(config.budget)[-1]
+        self._training: Sequence[Batch] = ()
+        if config.short_term_steps:
+            self._training = training_batches(
+                run.network.adapter,
+                scoring=config.images, steps=config.short_term_steps, batch=config.batch, seed=config.seed,
+            )  # fmt: skip
+        self.dense = Base(run.dense_allocation, run.network.pruner, 0.0)
+        self.evaluations = self.fine_tunes = 0
+
+    @cached_property
+    def calibration(self) -> Sequence[torch.Tensor]:
+        """Images that recalibrate batch norm of what ships."""
+        config = self._config
+        return self._run.network.adapter.calibration(images=config.images, batch=config.batch, seed=config.seed)
+
+    @cached_property
+    def _dense_loss(self) -> float:
+        return self._run.evaluator("evaluation", self._config.images).dense_loss
+
+    def copy_of(self, base: Base) -> nn.Module:
+        """Return a base's network, free to be changed."""
+        return copy.deepcopy(base.pruner.module)
+
+    def choose(
+        self, base: Base, proposals: Sequence[tuple[int, Counts]], constraint: Constraint, *, iteration: int
+    ) -> Base:
+        """Score proposals, fine-tune the most promising ones, keep the best, and make it durable.
+
+        Args:
+            base: the network that they prune.
+            proposals: (unit, counts), each pruning that one unit.
+            constraint: tells what each saves.
+            iteration: from 1.
+        """
+        path = self._run.network.adapter.checkpoint(self._run.folder.path / "iterations", f"{iteration:03}")
+        done = self._run.folder.journal.lookup("iteration", iteration)
+        if done is None:
+            chosen, score, counted = self._best(base, proposals, constraint, iteration)
+            self._run.network.adapter.save(chosen[1], path, notes={"netadapt_iteration": iteration})
+            self._save_policy(chosen[0], score, iteration)
+            done = {"allocation": list(chosen[0]), "score": score, **counted}
+            self._run.folder.journal.append("iteration", iteration, done)
+        self.evaluations += int(done["evaluations"])
+        self.fine_tunes += int(done["fine_tunes"])
+        # Read back even what was just written: a run that goes on after a kill must not differ by a rounding.
+        journal, space = self._run.folder.journal, self._run.network.space
+        allocation = recorded_allocation(done["allocation"], space, journal, "iteration")
+        return self._reopened(base, allocation, float(done["score"]), path)
+
+    # -- scoring -----------------------------------------------------------------------------------
+
+    def _best(
+        self, base: Base, proposals: Sequence[tuple[int, Counts]], constraint: Constraint, iteration: int
+    ) -> tuple[tuple[Allocation, nn.Module], float, dict[str, int]]:
+        """Return the best proposal's allocation and network, its score, and what it took to find it."""
+        config, run = self._config, self._run
+        evaluator = self._evaluator(base, f"netadapt {iteration}")
+        allocations = [constraint.space.allocation(counts) for _, counts in proposals]
+        with run.screen.progress(f"Step {iteration}", len(allocations)) as advance:
+            scores = []
+            for done, allocation in enumerate(allocations, start=1):
+                scores.append(self._absolute(evaluator([allocation])[0].score, evaluator))
+                advance(done)
+        counted = {"evaluations": len(allocations), "fine_tunes": 0}
+        merits = [
+            self._merit(base, score, counts, constraint) for score, (_, counts) in zip(scores, proposals, strict=True)
+        ]
+        if not config.short_term_steps:
+            best = int(np.argmax(merits))
+            return (allocations[best], evaluator.materialise(allocations[best])), scores[best], counted
+        shortlist = np.argsort(-np.array(merits), kind="stable")[: config.shortlist or None]
+        counted["fine_tunes"] = len(shortlist)
+        kept: tuple[float, int, float, nn.Module] | None = None
+        for place in map(int, shortlist):
+            module, score = self._tuned(evaluator, allocations[place])
+            merit = self._merit(base, score, proposals[place][1], constraint)
+            if kept is None or merit > kept[0]:
+                kept = (merit, place, score, module)
+        assert kept is not None
+        _, place, score, module = kept
+        return (allocations[place], module), score, counted
+
+    def _tuned(self, evaluator: Evaluator, allocation: Allocation) -> tuple[nn.Module, float]:
+        """Return a proposal after its short fine-tune, with its score; where that breaks down, untrained, the worst."""
+        config, module = self._config, evaluator.materialise(allocation)
+        try:
+            train_briefly(
+                self._run.network.adapter, module, self._training,
+                steps=config.short_term_steps, lr_scale=config.lr_scale,
+            )  # fmt: skip
+        except TrainingError as error:
+            self._run.screen.warn(f"A proposal drops out: {error}.")
+            return evaluator.materialise(allocation), WORST_SCORE
+        score = evaluator.score(module)
+        if score <= WORST_SCORE:  # its weights are no numbers any more
+            return evaluator.materialise(allocation), WORST_SCORE
+        return module, self._absolute(score, evaluator)
+
+    def _merit(self, base: Base, score: float, counts: Counts, constraint: Constraint) -> float:
+        """Return what the proposals are compared by, higher is better."""
+        if self._config.select is Select.ACCURACY:
+            return score
+        saved = float(constraint.load(np.array(base.allocation)) - constraint.load(counts))
+        return (score - base.score) / max(saved, 1e-12)
+
+    def _evaluator(self, base: Base, kind: str) -> Evaluator:
+        """Return what scores networks pruned from a base."""
+        config = self._config
+        evaluator = Evaluator(
+            self._run.network.adapter, base.pruner, images=config.images, batch=config.batch, seed=config.seed,
+            journal=self._run.folder.journal, kind=kind, notify=self._run.screen.warn, compensate=config.compensate,
+            bf16=config.bf16,
+        )  # fmt: skip
+        evaluator.rebase(base.allocation)
+        return evaluator
+
+    def _absolute(self, score: float, evaluator: Evaluator) -> float:
+        """Return a score against the dense network; the evaluator's is against the iteration's base."""
+        return max(1 - (1 - score) * evaluator.dense_loss / self._dense_loss, WORST_SCORE)
+
+    # -- between iterations ------------------------------------------------------------------------
+
+    def _reopened(self, base: Base, allocation: Allocation, score: float, path: Path) -> Base:
+        adapter = self._run.network.adapter
+        module = adapter.reopen(path)
+        if self._config.compensate:
+            recalibrate(module, self.calibration)  # the next step's covariances are those of a network that works
+        graph = base.pruner.graph_of(allocation)
+        scorer = make_criterion(self._config.criterion, partial(evidence_of, adapter))
+        order = scorer.order(module, graph)
+        return Base(allocation, Pruner(module, Space(graph, round_to=1, min_keep=1e-6), order), score)
+
+    def _save_policy(self, allocation: Allocation, score: float, iteration: int) -> None:
+        deployment = Deployment(self._run, self._budget, path=self._run.folder.path / "iterations")
+        deployment.save_policy(
+            Found(allocation, score, {}), strategy="netadapt", evaluations=self.evaluations,
+            name=f"{iteration:03}.json",
+        )  # fmt: skip

@@ -1,0 +1,260 @@
+"""``autoprune quantize``: a checkpoint → an int8 file for a runtime, its most sensitive layers in float."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from autoprune.budget import format_amount
+from autoprune.choices import Precision
+from autoprune.config import QuantizeConfig
+from autoprune.config.quantize import LEAST_IMAGES
+from autoprune.errors import DataError
+from autoprune.io.files import saying_why, sync_folder
+from autoprune.latency.meter import REFERENCE_EFFORT
+from autoprune.latency.timing import Timing, time_all
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter, Batch
+from autoprune.quantization import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
+from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
+from autoprune.runtimes.settings import has_int8_instructions, image_size_of
+from autoprune.workflows.folder import RunFolder, environment
+from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import accuracy_rows
+from autoprune.workflows.tuning import AWARE, tune_for_int8
+
+
+def run(config: QuantizeConfig, screen: Screen) -> int:
+    """Quantise, compare and measure; write the quantised network and ``quantize.json``.
+
+    Raises:
+        ExportError: no quantised network loses little enough.
+        DataError: the training split holds too few images.
+    """
+    with RunFolder.open("quantize", config) as folder:
+        pin_threads(config.threads, folder)
+        adapters = dict(_open(config))
+        own, adapter = next(reversed(adapters.items()))
+        backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is told at once
+        _warn(adapter, screen)
+        if config.qat_epochs:
+            own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, screen)
+        with TemporaryDirectory(dir=folder.path, prefix=".quantize-", suffix=".tmp") as scratch, backend.session():
+            networks = [
+                Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
+                for name, one in adapters.items()
+            ]
+            choices = _choices(networks, config, screen)
+            variants = _variants(networks, choices, backend, folder)
+            target = _keep(networks[-1], choices[own], folder.path / FILES[config.runtime])
+        report = {
+            **_report(config, choices, variants, samples),
+            "accuracy_names": asdict(adapter.accuracy_names),
+            "settings": fingerprint(backend.settings),
+        }
+        folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
+    _show(config, variants, adapter, screen)
+    _comment(config, choices[own], variants, adapter.accuracy_names.main, screen=screen)
+    screen.note(f"The quantised network is {target}; YOLO opens it.")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One column of the table.
+
+    Attributes:
+        network: the network's name.
+        precision: ``fp32`` or ``int8``.
+        deployed: what it is on the validation split and on the disk.
+        latency: milliseconds, taken in turn with all other variants.
+    """
+
+    network: str
+    precision: Precision
+    deployed: Deployed
+    latency: Timing
+
+
+def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
+    """Open the network, after the dense one where there is one, which gets the same image size."""
+    options: dict[str, Any] = {"data": config.data, "trust": config.trust_checkpoint}
+    adapter = open_adapter(config.model, image_size=config.imgsz, **options)
+    if config.dense is None:
+        return {_given(config): adapter}
+    return {"dense": open_adapter(config.dense, image_size=adapter.image_size, **options), _given(config): adapter}
+
+
+def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Adapter:
+    """Fine-tune the network for int8, on the device for that, and open what came out."""
+    options: dict[str, Any] = {
+        "data": config.data, "image_size": adapter.image_size, "trust": config.trust_checkpoint,
+    }  # fmt: skip
+    trainee = open_adapter(config.model, device=choose_device(config.device), **options)
+    return open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
+
+
+def _given(config: QuantizeConfig) -> str:
+    """Return what the network of ``--model`` is called."""
+    return "model" if config.dense is None else "pruned"
+
+
+def _backend(config: QuantizeConfig, adapter: Adapter) -> SeparateBackend:
+    """Return what quantises networks and runs them."""
+    settings = runtime_settings(
+        "cpu",
+        image_size=image_size_of(adapter.input_shape),
+        runtime=config.runtime,
+        precision=Precision.INT8,
+        threads=torch.get_num_threads(),
+    )
+    return open_quantizing_backend(settings)
+
+
+def _samples(config: QuantizeConfig, adapter: Adapter) -> Samples:
+    """Choose training images; where there are fewer than asked for, both sets get smaller."""
+    wanted = config.calibration_images + config.images
+    batches = adapter.batches("train", images=wanted, batch=1, seed=config.seed)
+    if len(batches) < 2 * LEAST_IMAGES:
+        raise DataError(
+            f"Quantisation needs at least {2 * LEAST_IMAGES} training images, half of them to calibrate on and half to "
+            f"decide on, and the training split of {config.data} holds {len(batches)}; give it more images"
+        )
+    calibration = max(LEAST_IMAGES, len(batches) * config.calibration_images // wanted)
+    calibration = min(calibration, len(batches) - LEAST_IMAGES)
+    chosen, held_out = shared_out(batches, calibration, adapter.labelled)
+    return Samples([adapter.inputs(batch) for batch in chosen], held_out)
+
+
+def shared_out(
+    batches: Sequence[Batch], count: int, labelled: Callable[[Batch], bool]
+) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Split off ``count`` batches; those with labels, if there are any, are among the others too, by their share."""
+    first, second = [batch for batch in batches if labelled(batch)], [batch for batch in batches if not labelled(batch)]
+    share = len(first) * count // len(batches)
+    return first[:share] + second[: count - share], first[share:] + second[count - share :]
+
+
+def _warn(adapter: Adapter, screen: Screen) -> None:
+    """Tell what was found before anything is quantised."""
+    for skipped in adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    warn_of_slow_int8(screen)
+
+
+def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: Screen) -> Mapping[str, Choice]:
+    """Find what stays in float in each network.
+
+    Where one was tuned for int8, it must come close to what it was tuned from, all of which is quantised to compare.
+    """
+    given = next(one for one in networks if one.name == _given(config))
+    choices = {}
+    for one in networks:
+        tuned_later = bool(config.qat_epochs) and one is given
+        with screen.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
+            choices[one.name] = choose(
+                one,
+                whole=(given if one.name == AWARE else one).held_out(None),
+                max_drop=math.inf if tuned_later else config.max_drop,
+                advance=advance,
+            )
+    return choices
+
+
+def _variants(
+    networks: Sequence[Quantization], choices: Mapping[str, Choice], backend: SeparateBackend, folder: RunFolder
+) -> Sequence[_Variant]:
+    """Measure every network in float and quantised, the latencies of all of them in turn."""
+    wanted: list[tuple[Quantization, Precision, InFloat]] = [
+        *((one, Precision.FP32, None) for one in networks),
+        *((one, Precision.INT8, choices[one.name].in_float) for one in networks),
+    ]
+
+    def measure() -> list[dict[str, Any]]:
+        runners = [backend.open(one.file(in_float), backend.settings.shape) for one, _, in_float in wanted]
+        return [timing.to_json() for timing in time_all(runners, REFERENCE_EFFORT)]
+
+    deployed = [one.deployed(in_float) for one, _, in_float in wanted]
+    timings = [Timing.from_json(values) for values in folder.once("latency", measure)]
+    return [
+        _Variant(one.name, precision, what, timing)
+        for (one, precision, _), what, timing in zip(wanted, deployed, timings, strict=True)
+    ]
+
+
+def _keep(quantization: Quantization, choice: Choice, target: Path) -> Path:
+    """Put the result into the run's folder, where it is not there from before."""
+    if not target.exists():
+        written = quantization.file(choice.in_float)
+        with saying_why(target):
+            written.rename(target)
+        sync_folder(target.parent)
+    return target
+
+
+def _report(
+    config: QuantizeConfig, choices: Mapping[str, Choice], variants: Sequence[_Variant], samples: Samples
+) -> dict[str, Any]:
+    """Return what ``quantize.json`` tells of what was found."""
+    return {
+        "file": FILES[config.runtime],
+        "runtime": config.runtime.value,
+        "max_drop": config.max_drop,
+        "calibration_images": len(samples.calibration),
+        "held_out_images": len(samples.held_out),
+        "networks": {name: {**asdict(choice), "in_float": choice.in_float} for name, choice in choices.items()},
+        "variants": [
+            {
+                "network": one.network,
+                "precision": one.precision.value,
+                "accuracy": asdict(one.deployed.accuracy),
+                "size_bytes": one.deployed.size_bytes,
+                "latency_ms": one.latency.to_json(),
+            }
+            for one in variants
+        ],
+        "int8_instructions": has_int8_instructions(),
+        "environment": environment(),
+    }
+
+
+def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter, screen: Screen) -> None:
+    """Show the table."""
+    names = [f"{one.network} {one.precision.value}" for one in variants]
+    rows = [
+        *accuracy_rows([one.deployed.accuracy for one in variants], adapter.accuracy_names, digits=4),
+        ["size", *(format_amount("size", one.deployed.size_bytes) for one in variants)],
+        ["latency", *(format_amount("latency", one.latency.median) for one in variants)],
+        ["p10", *(format_amount("latency", one.latency.p10) for one in variants)],
+        ["p90", *(format_amount("latency", one.latency.p90) for one in variants)],
+    ]
+    title = f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} threads"
+    screen.table(title, ["", *names], rows)
+
+
+def _comment(
+    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, screen: Screen
+) -> None:
+    """Tell what stays in float and whether the validation split says the same as the training images."""
+    step = choice.steps[-1]
+    screen.note(
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
+        f"images that decided, --max-drop is {config.max_drop:g}."
+    )
+    if step.in_float and not config.qat_epochs:
+        screen.note("A quantisation-aware fine-tuning may bring more of it into int8: --qat-epochs 3.")
+    (whole,) = (one for one in variants if (one.network, one.precision) == (_given(config), Precision.FP32))
+    drop = whole.deployed.accuracy.main - variants[-1].deployed.accuracy.main
+    if drop > config.max_drop:
+        screen.warn(
+            f"On the validation split int8 loses {drop:.4f} of {figure}, more than --max-drop "
+            f"{config.max_drop:g}: let more --images decide, or allow less"
+        )

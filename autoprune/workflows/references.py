@@ -1,0 +1,161 @@
+"""The honest alternatives to pruning: train on, train a smaller network of the family, use a lower image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.budget import is_latency
+from autoprune.config import CompareConfig
+from autoprune.costs import ChannelsCost, FlopsCost, undescribed_flops
+from autoprune.latency.meter import LatencyMeter
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.workflows.latency import settings_of
+from autoprune.workflows.run import PruningRun
+from autoprune.workflows.tuning import Tuning, tune
+
+WIDTH_STEPS = 7
+"""Bisections of the width multiple: to a hundredth."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network before and after training.
+
+    Attributes:
+        name: for people.
+        before: the accuracy's main figure on the validation split before training, or None where that means nothing.
+        after: the same after training, or None where it was not trained.
+        costs: by metric, in its unit.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    costs: Mapping[str, float]
+
+
+class References:
+    """Trains and measures the alternatives; each is journalled.
+
+    Args:
+        run: the dense network.
+        config: the comparison.
+        limits: what each metric may be at most.
+    """
+
+    def __init__(self, run: PruningRun, config: CompareConfig, limits: Mapping[str, float]) -> None:
+        self._run, self._config, self._limits = run, config, limits
+
+    def all(self) -> list[Trained]:
+        """Return the references; one that cannot meet the budget is left out, with a word to the person."""
+        makers: dict[str, Callable[[str], Trained | None]] = {
+            "dense, trained on": self._dense,
+            "same family, smaller": self._smaller,
+            "dense, lower image size": self._lower,
+        }
+        found = []
+        for name, make in makers.items():
+
+            def made(name: str = name, make: Callable[[str], Trained | None] = make) -> dict[str, Any] | None:
+                trained = make(name)
+                return {"row": vars(trained) if trained is not None else None}
+
+            row = self._run.folder.once("reference", made, name)["row"]
+            if row is not None:
+                found.append(Trained(**row))
+            else:
+                budget = ", ".join(self._config.budget)
+                self._run.screen.note(f"There is no row '{name}': no such network meets {budget}.")
+        return found
+
+    # -- the alternatives --------------------------------------------------------------------------
+
+    def _dense(self, name: str) -> Trained:
+        adapter = self._run.network.adapter
+        costs = self._costs(adapter, adapter.module)
+        before = adapter.validate(adapter.module).main
+        return Trained(name, before, self._trained(adapter, adapter.module, "dense"), costs)
+
+    def _smaller(self, name: str) -> Trained | None:
+        """Train the widest network of the family that meets the budget, from nothing."""
+        adapter = self._run.network.adapter
+        low, high = 0.0, 1.0
+        best: tuple[nn.Module, dict[str, float]] | None = None
+        for _ in range(WIDTH_STEPS):
+            width = (low + high) / 2
+            torch.manual_seed(self._config.seed)
+            module = adapter.scaled(width)
+            if module is None:
+                return None
+            costs = self._costs(adapter, module)
+            if self._meets(costs):
+                low, best = width, (module, costs)
+            else:
+                high = width
+        if best is None:
+            return None
+        module, costs = best
+        return Trained(f"{name} (width × {low:.2f})", None, self._trained(adapter, module, "smaller"), costs)
+
+    def _lower(self, name: str) -> Trained | None:
+        """Use the dense network at the largest lower image size that meets the budget."""
+        dense = self._run.network.adapter
+        for size in range(dense.image_size - 32, 0, -32) if dense.resizable else ():
+            config = self._config
+            assert config.model is not None
+            adapter = open_adapter(
+                config.model, data=config.data, image_size=size,
+                device=dense.device, trust=config.trust_checkpoint,
+            )  # fmt: skip
+            costs = self._costs(adapter, adapter.module)
+            if self._meets(costs):
+                before = adapter.validate(adapter.module).main
+                after = self._trained(adapter, adapter.module, f"lower-{size}")
+                return Trained(f"{name} ({size} px)", before, after, costs)
+        return None
+
+    # -- what they share ---------------------------------------------------------------------------
+
+    def _meets(self, costs: Mapping[str, float]) -> bool:
+        return all(costs[metric] <= most for metric, most in self._limits.items())
+
+    def _costs(self, adapter: Adapter, module: nn.Module) -> dict[str, float]:
+        """Return a network's parameters, and what it costs under every metric that is limited; latency measured."""
+        costs: dict[str, float] = {}
+        if {"flops", "channels"} & set(self._limits):
+            graph = analyse(module, adapter.example(2), free_outputs=adapter.free_outputs)
+            space = Space(graph)
+            flops = FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1)))
+            described = {"flops": flops, "channels": ChannelsCost(space)}
+            costs |= {metric: float(cost(space.dense)) for metric, cost in described.items() if metric in self._limits}
+        costs["params"] = float(sum(parameter.numel() for parameter in module.parameters()))
+        if "size" in self._limits:
+            costs["size"] = float(adapter.checkpoint_size(module))
+        for metric in filter(is_latency, self._limits):
+            if adapter is self._run.network.adapter:
+                name = f"reference of {costs['params']} parameters"
+                costs[metric] = self._run.benches[metric].stage(name, module)["median"]
+            else:  # another input: it cannot run in turn with the dense network
+                settings = settings_of(metric, self._config, adapter.input_shape)
+                deployed = adapter.deployable(module, with_nms=settings.with_nms)
+                costs[metric] = LatencyMeter(deployed, settings).reference.median
+        return costs
+
+    def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> float | None:
+        config = self._config
+        if not config.finetune_epochs:
+            return None
+        path = self._run.folder.path / "references" / name
+        path.mkdir(parents=True, exist_ok=True)
+        self._run.screen.note(f"Reference: {name}")
+        tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
+        trained = tune(adapter, module, path, tuning=tuning, notes={}, screen=self._run.screen)
+        return adapter.validate(trained).main

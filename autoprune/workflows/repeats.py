@@ -1,0 +1,87 @@
+"""Which measurements the machine disturbed, and how often one is repeated before it counts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from autoprune.latency.timing import PairedTiming
+
+DRIFT = 0.6
+"""By how much a ratio may be off where the dense time is off by 1: under load a smaller network loses more.
+
+The demo's network at 34% of the dense one, measured 29 times while the machine was shared: 0.34 where the dense network
+took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
+"""
+
+DOUBT = 0.05
+"""A measurement whose ratio may be off by more than this share is taken again."""
+
+REPEATS, MOST_REPEATS = 3, 9
+"""What ends up in the summary is the median of so many undisturbed measurements, of at most so many in all."""
+
+REMEMBERED = 15
+"""The dense network usually takes the median of its last so many times.
+
+A shared machine's speed can change for good; then the reference that a run began with would call everything disturbed.
+"""
+
+Measure = Callable[[int], PairedTiming]
+"""Takes the number of the measurement, from 0."""
+
+Doubt = Callable[[PairedTiming], float]
+"""By what share a measurement may be off."""
+
+
+class Steadiness:
+    """Knows how long the dense network takes in this run, and so how far a measured ratio may be off.
+
+    Args:
+        reference: milliseconds of the dense network, measured long at the beginning.
+    """
+
+    def __init__(self, reference: float) -> None:
+        self._recent = deque([reference] * (REMEMBERED // 2 + 1), maxlen=REMEMBERED)
+
+    def learn(self, timing: PairedTiming) -> None:
+        """Take note of what the dense network took beside a candidate."""
+        self._recent.append(timing.dense.median)
+
+    def doubt(self, timing: PairedTiming) -> float:
+        """Return by what share a ratio may be off, seen from how the machine has been of late."""
+        return timing.spread + DRIFT * abs(timing.dense.median / median(self._recent) - 1)
+
+
+def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> PairedTiming:
+    """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
+
+    Measurements that the machine disturbed do not count, as long as there are enough others. A ratio beyond the limit
+    is measured three times as often before it is believed.
+
+    Args:
+        measure: takes a measurement.
+        doubt: by what share one may be off.
+        limit: the ratio that is allowed, or None.
+    """
+    timings = _taken([], measure, doubt, REPEATS)
+    found = _middle(timings, doubt)
+    if limit is None or found.ratio <= limit:
+        return found
+    return _middle(_taken(timings, measure, doubt, 3 * REPEATS), doubt)
+
+
+def _taken(timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, repeats: int) -> Sequence[PairedTiming]:
+    """Return the measurements, and more until so many are undisturbed or there are three times as many."""
+    timings = list(timings)
+    most = repeats * MOST_REPEATS // REPEATS
+    while len(timings) < most and sum(doubt(timing) <= DOUBT for timing in timings) < repeats:
+        timings.append(measure(len(timings)))
+    return timings
+
+
+def _middle(timings: Sequence[PairedTiming], doubt: Doubt) -> PairedTiming:
+    """Return the measurement with the median ratio of the undisturbed ones, or of the three least disturbed."""
+    calm = sum(doubt(timing) <= DOUBT for timing in timings)
+    counted = sorted(timings, key=doubt)[: max(calm, REPEATS)]
+    return sorted(counted, key=lambda timing: timing.ratio)[len(counted) // 2]

@@ -1,0 +1,182 @@
+"""What the commands share that prune to a budget: the network, its costs, how candidates are scored and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import nn
+
+from autoprune.budget import Budget, budget_levels, is_latency
+from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
+from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
+from autoprune.errors import BudgetUnreachableError, ConfigError
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.space import Allocation
+from autoprune.training.extensions.distill import check_teacher
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency import Bench
+from autoprune.workflows.network import Network, open_network, pin_threads
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import Stage, validated
+
+DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
+
+Kind = TypeVar("Kind", bound=PruningConfig | SparsifyConfig)
+
+
+def with_model(config: Kind) -> Kind:
+    """Fill in the bundled detector and data set where no model is given, and how long to fine-tune."""
+    if isinstance(config, BudgetedConfig) and config.finetune_epochs is None:
+        config = replace(config, finetune_epochs=DEMO_EPOCHS if config.model is None else DEFAULT_EPOCHS)
+    if config.model is not None:
+        return config
+    return replace(config, model=demo_weights(), data=shapes_dataset(), imgsz=config.imgsz or DEMO_IMAGE_SIZE)
+
+
+def dense_network(config: PruningConfig, folder: RunFolder, screen: Screen) -> Network:
+    """Load and analyse the network that a configuration names; see to the run's threads."""
+    assert config.model is not None
+    pin_threads(config.threads, folder)
+    return open_network(
+        config.model,
+        data=config.data,
+        image_size=config.imgsz,
+        device=config.device,
+        trust=config.trust_checkpoint,
+        criterion=config.criterion,
+        round_to=config.round_to,
+        min_keep=config.min_keep,
+        describable=isinstance(config, BudgetedConfig) and config.stock_yaml,
+        screen=screen,
+    )
+
+
+def make_evaluator(
+    network: Network, config: PruningConfig, folder: RunFolder, screen: Screen, *, kind: str, images: int
+) -> Evaluator:
+    """Return what scores a network's candidates on so many training images."""
+    evaluator = Evaluator(
+        network.adapter, network.pruner,
+        images=images, batch=config.batch, seed=config.seed,
+        journal=folder.journal, kind=kind, notify=screen.warn,
+        compensate=config.compensate,
+        bf16=config.bf16,
+        reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
+        criterion=config.criterion,
+    )  # fmt: skip
+    for skipped in network.adapter.skipped:
+        screen.warn(f"Skipped {skipped}")
+    return evaluator
+
+
+class PruningRun:
+    """A run that prunes one network to budgets; what a stage found is in the journal, so that a resume goes through it.
+
+    Attributes:
+        config: what it was told, defaults filled in.
+        folder: where it leaves its results.
+        screen: told how it goes.
+        network: the dense network.
+        static: costs in closed form, by metric.
+        bench: measures and predicts latency where the configuration says.
+        benches: that one as ``latency``, and one for each other runtime or device that the budget names.
+    """
+
+    def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
+        self.config, self.folder, self.screen = config, folder, screen
+        self.network = dense_network(config, folder, screen)
+        if config.distill:
+            check_teacher(self.network.adapter.module, self.network.adapter.module)
+        self.static = self.network.static_costs()
+        named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
+        self.benches = {
+            metric: Bench(self.network, config, folder, screen, metric=metric)
+            for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
+        }
+        self.bench = self.benches["latency"]
+
+    @property
+    def dense_allocation(self) -> Allocation:
+        """The allocation that keeps everything."""
+        return self.network.space.allocation(self.network.space.dense)
+
+    def dense(self) -> Stage:
+        """Measure the dense network."""
+        return self.stage("dense", self.network.adapter.module, self.dense_allocation)
+
+    def stage(
+        self,
+        name: str,
+        module: nn.Module,
+        allocation: Allocation,
+        file: Path | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> Stage:
+        """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency.
+
+        Args:
+            name: of the stage.
+            module: the network.
+            allocation: its kept channels per unit.
+            file: its checkpoint, where there is one.
+            limits: what each metric may be at most; a latency beyond its limit is measured more often.
+        """
+        accuracy = validated(name, module, self.network.adapter, self.folder)
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
+        adapter = self.network.adapter
+        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
+        latencies = {
+            metric: bench.stage(name, module, allocation, (limits or {}).get(metric))
+            for metric, bench in self.benches.items()
+        }
+        return Stage.of(accuracy, costs, latencies)
+
+    def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
+        """Return what each metric may be at most, in its unit."""
+        return {limit.metric: limit.resolve(dense.cost(limit.metric)) for limit in budget}
+
+    def binding_limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
+        """Return what each metric may be at most, as ``limits`` does, of a budget that there is something to do for.
+
+        Raises:
+            ConfigError: the dense network holds the budget already.
+        """
+        limits = self.limits(budget, dense)
+        if all(dense.cost(metric) <= most for metric, most in limits.items()):
+            raise ConfigError(f"The dense network already holds {budget}; compare with a tighter budget")
+        return limits
+
+    def constrain(self, budget: Budget, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
+        """Return the limits of a budget as a constraint on allocations; latency by its predictor, fitted first.
+
+        Raises:
+            BudgetUnreachableError: even the narrowest network exceeds a limit.
+        """
+        ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+        ceilings += goals.ceilings()
+        requested = {limit.metric: limit.requested for limit in budget}
+        ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]
+        try:
+            return Constraint(self.network.space, ceilings)
+        except BudgetUnreachableError as error:
+            if not goals:
+                raise
+            raise BudgetUnreachableError(
+                f"{error}. Measured, that narrowest network takes {goals.reachable()}."
+            ) from error
+
+    def prediction_errors(self) -> dict[str, Any] | None:
+        """Return the error of the latency predictor, or by metric where there are several; None where there is none."""
+        errors = {metric: bench.prediction_error() for metric, bench in self.benches.items()}
+        found = {metric: error for metric, error in errors.items() if error is not None}
+        return found.get("latency") if set(found) <= {"latency"} else found
+
+    def evaluator(self, kind: str, images: int) -> Evaluator:
+        """Return what scores candidates on so many training images."""
+        return make_evaluator(self.network, self.config, self.folder, self.screen, kind=kind, images=images)

@@ -1,0 +1,196 @@
+"""``autoprune search``: from trained weights to a measured, fine-tuned network within the budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import nn
+
+from autoprune.budget import Budget
+from autoprune.config import SearchConfig
+from autoprune.errors import BudgetUnreachableError
+from autoprune.evaluation.evaluator import Evaluator
+from autoprune.strategies._base import Candidate, Progress, SearchResult, search
+from autoprune.structure.constraint import Constraint
+from autoprune.workflows.demo_size import with_demo_size
+from autoprune.workflows.deployment import Deployment
+from autoprune.workflows.describable import price
+from autoprune.workflows.finalists import best_of, choose
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.guidance import Guidance, guided, within
+from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import Stage
+from autoprune.workflows.strategies import INFORMED, SearchTask, make_strategy, scores_of
+from autoprune.workflows.warmstart import candidates_of_runs, check_runs
+
+Kind = TypeVar("Kind", bound=SearchConfig)
+
+DEFAULT_EPISODES, DEMO_EPISODES = 100, 60
+
+CONTINUATIONS = 2
+"""How often a search goes on whose best candidate is measured off its latency budget, by a quarter of its episodes."""
+
+
+def run(config: SearchConfig, screen: Screen) -> int:
+    """Search, prune, fine-tune and measure.
+
+    Returns:
+        0 where every limit is held as measured, 3 where the final network misses one.
+    """
+    with RunFolder.open("search", config) as folder:
+        found = SearchRun(with_defaults(with_demo_size(config, folder, screen)), folder, screen)
+        return found.deployment.finish(*found.shipped())
+
+
+def with_defaults(config: Kind) -> Kind:
+    """Fill in what the bundled detector searches in about three minutes, and others thoroughly."""
+    episodes = config.episodes or (DEMO_EPISODES if config.model is None else DEFAULT_EPISODES)
+    return replace(with_model(config), episodes=episodes)
+
+
+class SearchRun:
+    """One search, stage by stage.
+
+    Args:
+        config: what it was told, defaults filled in.
+        folder: where it leaves its results.
+        screen: told how it goes.
+        teacher: what teaches in the fine-tune, where that is asked for; the dense network if None.
+
+    Attributes:
+        run: the network.
+        deployment: the files and figures of what is found.
+    """
+
+    def __init__(
+        self, config: SearchConfig, folder: RunFolder, screen: Screen, *, teacher: nn.Module | None = None
+    ) -> None:
+        self._config = config
+        self._budget = Budget.parse(config.budget)
+        check_runs(config.warm_start, config)  # before anything is measured
+        self.run = PruningRun(config, folder, screen)
+        self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
+        self.deployment = Deployment(self.run, self._budget, path=folder.path, teacher=teacher)
+
+    def shipped(self) -> tuple[dict[str, Stage], dict[str, Any]]:
+        """Search, prune, fine-tune; return the stages, ``dense`` first, and the figures of the search."""
+        run, config, deployment = self.run, self._config, self.deployment
+        dense = run.dense()
+        limits = run.limits(self._budget, dense)
+        if all(dense.cost(metric) <= most for metric, most in limits.items()):
+            kept = deployment.keep_everything(dense, strategy="none")
+            nothing = {"strategy": "none", "evaluations": 0, "cache_hits": 0, "seconds": 0.0, "best_score": 0.0}
+            return {"dense": dense, **kept}, nothing
+        goals = LatencyGoals(run.benches, limits)
+        constraint = run.constrain(self._budget, limits, goals)
+        evaluator = run.evaluator("evaluation", config.images)
+        priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
+        start = time.perf_counter()
+        assert config.episodes is not None
+        guidance = None
+        constraint = goals.settled(constraint, np.zeros(len(constraint.space)))
+        if config.strategy in INFORMED:
+            guidance = guided(
+                constraint, evaluator.gains, scores_of(evaluator), run.screen, evaluations=2 * config.episodes
+            )
+            constraint = goals.settled(constraint, guidance.prior)
+        warm = candidates_of_runs(config.warm_start, config, constraint)
+        first = self._search(constraint, evaluator, guidance, warm, config.episodes)
+        known = within(guidance.tried, constraint) if guidance is not None else ()
+        history, constraint = self._continued([*known, *first.history], constraint, evaluator, guidance, goals)
+        best = best_of(history, constraint, 1)[0]
+        searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
+        chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
+        deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
+        stages = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
+        return {"dense": dense, **stages}, {**searched, **priced}
+
+    def _continued(
+        self,
+        history: Sequence[Candidate],
+        constraint: Constraint,
+        evaluator: Evaluator,
+        guidance: Guidance | None,
+        goals: LatencyGoals,
+    ) -> tuple[Sequence[Candidate], Constraint]:
+        """Go on with the search while the best candidate is measured off its latency budget, the predictors corrected.
+
+        Returns:
+            All candidates, and the constraint that the last of them were made for.
+        """
+        config, screen, space = self._config, self.run.screen, constraint.space
+        assert config.episodes is not None
+        for _ in range(CONTINUATIONS if goals else 0):
+            best = best_of(history, constraint, 1)[0]
+            measured = goals.measure(best.allocation)
+            if not goals.off(measured):
+                break
+            far = -goals.unused(measured)
+            screen.note(f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected.")
+            leading = best_of(history, constraint, config.finalists)
+            try:
+                constraint = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
+            except BudgetUnreachableError:
+                break  # what is measured contradicts itself; the finalists are put right one by one
+            wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
+            moved = [space.allocation(constraint.project(wish)) for wish in wishes]
+            scored = zip(moved, scores_of(evaluator)(moved), strict=True)
+            start = tuple(Candidate(allocation, score) for allocation, score in scored)
+            more = max(config.episodes // 4, 1)
+            history = [*history, *start, *self._search(constraint, evaluator, guidance, start, more).history]
+        return history, constraint
+
+    def _search(
+        self,
+        constraint: Constraint,
+        evaluator: Evaluator,
+        guidance: Guidance | None,
+        start: tuple[Candidate, ...],
+        episodes: int,
+    ) -> SearchResult:
+        """Let the strategy try so many candidates."""
+        config, run = self._config, self.run
+        task = SearchTask(
+            network=run.network,
+            constraint=constraint,
+            evaluations=episodes,
+            seed=config.seed,
+            rule=config.rule,
+            guidance=guidance,
+            gains=evaluator.gains,
+            curves=self._curves,
+            start=start,
+            log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
+        )
+        with run.screen.progress("Search", episodes) as advance:
+
+            def show(progress: Progress) -> None:
+                advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
+
+            return search(
+                make_strategy(config.strategy, task), scores_of(evaluator),
+                constraint=constraint, evaluations=episodes, on_evaluation=show,
+            )  # fmt: skip
+
+    def _summary(
+        self, best: Candidate, evaluator: Evaluator, guidance: Guidance | None, seconds: float
+    ) -> dict[str, Any]:
+        """Return the figures of the search itself."""
+        counts = evaluator.counts
+        return {
+            "strategy": self._config.strategy.value,
+            "rule": self._config.rule.value,
+            "evaluations": counts.evaluations,
+            "guidance_cost": guidance.cost if guidance is not None else 0,
+            "cache_hits": counts.cache_hits,
+            "seconds": seconds,
+            "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),
+            "best_score": best.score,
+            "latency_prediction_error": self.run.prediction_errors(),
+        }

@@ -1,0 +1,197 @@
+"""Sparsity training as a stage of a run: resumable, and done once."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoprune.choices import PenaltyName
+from autoprune.config import SparsityConfig
+from autoprune.errors import ConfigError, RunError
+from autoprune.models._base import Adapter
+from autoprune.report.sparsity import scale_histogram, scale_quintiles, watched_scales
+from autoprune.training.extensions.penalties import Penalty, make_penalty
+from autoprune.training.extensions.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
+from autoprune.training.extensions.sparsity_record import SHARES, Scales, SparsityRecord
+from autoprune.workflows.network import Network
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.tuning import Tuning, trained
+
+SPARSE, RECORD = "sparse.pt", "sparsity.json"
+"""The trained network and what was seen of its scales, in the run folder."""
+
+_NAMED = 3  # units that a warning names
+_FEW = 0.05  # of the scales near zero: the training was too short, or the penalty too weak
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """How a sparsity training goes.
+
+    Attributes:
+        penalty: what is made small.
+        schedule: how strongly.
+        epochs: passes over the training split.
+        lr: first learning rate.
+        batch: images per step.
+        seed: of the training.
+        watch: the layer whose scales are recorded within the epochs; None for the first one.
+    """
+
+    penalty: PenaltyName
+    schedule: Schedule
+    epochs: int
+    lr: float
+    batch: int
+    seed: int
+    watch: str | None = None
+
+    @classmethod
+    def of(cls, config: SparsityConfig, *, epochs: int, lr: float, batch: int, seed: int) -> SparsitySettings:
+        """Return what a command is told; the rest are the fields above."""
+        schedule = Schedule(config.sparsity, config.sparsity_warmup, config.sparsity_decay)
+        return cls(
+            penalty=config.penalty, schedule=schedule, epochs=epochs, lr=lr, batch=batch, seed=seed, watch=config.watch
+        )
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How sparse a network is, beside the dense one.
+
+    Attributes:
+        dense: the dense network's scales.
+        sparse: those of the trained network.
+        limit: what counts as zero.
+        dead: units all of whose scales are near zero.
+    """
+
+    dense: Scales
+    sparse: Scales
+    limit: float
+    dead: tuple[str, ...]
+
+    def near_zero(self, scales: Scales) -> float:
+        """Return the share of scales near zero."""
+        return float(np.mean(scales < self.limit))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return quintiles and shares near zero as plain JSON values."""
+        stages = {"dense": self.dense, "sparse": self.sparse}
+        return {
+            "quintiles": {name: np.quantile(scales, SHARES).tolist() for name, scales in stages.items()},
+            "near_zero": {name: self.near_zero(scales) for name, scales in stages.items()},
+            "zero_below": self.limit,
+            "dead_units": list(self.dead),
+        }
+
+
+def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen: Screen) -> tuple[nn.Module, Sparsity]:
+    """Train a dense network with a penalty, or go on where an earlier process stopped.
+
+    Writes ``sparse.pt``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
+    the way is told at the end; pruning leaves every unit its minimum all the same.
+
+    Args:
+        network: the dense network, with data; it is not changed.
+        folder: the run folder.
+        settings: how.
+        screen: told how it goes.
+
+    Returns:
+        The network as ``sparse.pt`` holds it (float32, eval mode), and how sparse it is.
+
+    Raises:
+        ModelError: the penalty finds nothing in the network.
+        ConfigError: there is no such layer to watch.
+        TrainingError: the loss is not a number.
+        RunError: a file cannot be written, or the record is damaged or of another training.
+    """
+    adapter, path = network.adapter, folder / SPARSE
+    penalty = make_penalty(settings.penalty, adapter.module, network.graph)
+    dense = _scales(penalty, adapter.module)
+    record = _record(penalty, settings, dense, folder / RECORD)
+    if not path.exists():
+        events = folder / "tensorboard"
+        extension = SparsityTraining(penalty, settings.schedule, record, file=folder / RECORD, events=events)
+        adapter.save(_train(adapter, folder / "sparsity", settings, extension=extension, screen=screen), path)
+    module = adapter.reopen(path)
+    scales = _scales(penalty, module)
+    limit = NEAR_ZERO * float(dense.max())
+    found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))
+    title = f"{adapter.name}, {settings.penalty.value} {settings.schedule.strength:g}"
+    _draw(record, folder, penalty.symbol, title=title)
+    _tell(found, settings, len(network.graph.units), screen)
+    return module, found
+
+
+def _scales(penalty: Penalty, module: nn.Module) -> Scales:
+    return penalty.scales(dict(module.named_parameters(remove_duplicate=False)))
+
+
+def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: Path) -> SparsityRecord:
+    """Return what an earlier process recorded, or a new record."""
+    watched = settings.watch if settings.watch is not None else next(iter(penalty.spans))
+    if watched not in penalty.spans:
+        known = list(penalty.spans)
+        shown = difflib.get_close_matches(watched, known, n=3, cutoff=0.0)
+        raise ConfigError(
+            f"--watch must name one of the {len(known)} layers that --penalty {settings.penalty.value} makes small, "
+            f"such as {', '.join(shown)}, got {watched}"
+        )
+    if not path.exists():
+        return SparsityRecord.start(dense, penalty=settings.penalty.value, watched=watched)
+    record = SparsityRecord.load(path)
+    if (record.penalty, record.watched) != (settings.penalty.value, watched):
+        raise RunError(f"{path} is of another training ({record.penalty}, {record.watched}); remove it to go on")
+    return record
+
+
+def _train(
+    adapter: Adapter, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, screen: Screen
+) -> nn.Module:
+    tuning = Tuning(epochs=settings.epochs, lr_scale=1.0, batch=settings.batch, seed=settings.seed)
+    with closing(extension):
+        return trained(
+            adapter, adapter.module, out, label="Sparsity", tuning=tuning, screen=screen,
+            changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
+        ).module  # fmt: skip
+
+
+def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> None:
+    epochs, moments = record.epochs, record.iterations
+    scale_quintiles(
+        [seen.epoch for seen in epochs], [seen.quintiles for seen in epochs],
+        folder / "quintiles.png", title=title, symbol=symbol,
+    )  # fmt: skip
+    scale_histogram(
+        [seen.epoch for seen in epochs], [seen.counts for seen in epochs], record.edges,
+        folder / "histogram.png", title=title, symbol=symbol,
+    )  # fmt: skip
+    if moments:
+        watched_scales(
+            [seen.iteration for seen in moments], [seen.scales for seen in moments],
+            folder / "watched.png", title=f"{title}: {record.watched}", symbol=symbol,
+        )  # fmt: skip
+
+
+def _tell(found: Sparsity, settings: SparsitySettings, units: int, screen: Screen) -> None:
+    """Say what a person should do otherwise next time, if anything."""
+    strength = f"--sparsity {settings.schedule.strength:g}"
+    if found.dead:
+        named = ", ".join(found.dead[:_NAMED]) + (", …" if len(found.dead) > _NAMED else "")
+        screen.warn(
+            f"Every channel has died in {len(found.dead)} of {units} units ({named}); pruning leaves each unit its "
+            f"minimum all the same, and less than {strength} keeps them alive."
+        )
+    elif found.near_zero(found.sparse) < _FEW:
+        screen.note(
+            f"Only {found.near_zero(found.sparse):.1%} of the scales are near zero after epoch {settings.epochs}; more "
+            f"than {strength}, more --epochs or a larger --lr bring more of them there."
+        )

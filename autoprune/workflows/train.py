@@ -1,0 +1,90 @@
+"""``autoprune train``: weights and a policy → the pruned network, trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from autoprune.config import TrainConfig, devices_of
+from autoprune.models import open_adapter
+from autoprune.models._device import resolve_device
+from autoprune.training.extensions.distill import check_teacher
+from autoprune.workflows.applied import Applied, apply_policy
+from autoprune.workflows.describable import describe
+from autoprune.workflows.folder import RunFolder, environment
+from autoprune.workflows.screen import Screen
+from autoprune.workflows.stages import Stage, as_json
+from autoprune.workflows.tuning import Tuning, soften, tune
+
+RECALIBRATION_IMAGES = 60
+
+
+def run(config: TrainConfig, screen: Screen) -> int:
+    """Prune by a policy, soften where asked, fine-tune, and save the trained network."""
+    devices = devices_of(config.device)
+    if len(devices) > 1:
+        for name in devices:
+            resolve_device(name)
+    applied = apply_policy(config, screen, images=RECALIBRATION_IMAGES)
+    tuning = Tuning(
+        epochs=config.tuning_epochs,
+        lr_scale=config.lr_scale,
+        batch=config.batch,
+        seed=config.seed,
+        teacher=_teacher(config, applied),
+        distill_weight=config.distill_weight,
+        patience=config.patience or 0,
+        devices=devices if len(devices) > 1 else (),
+    )
+    with RunFolder.open("train", config) as folder:
+        stages = _train(config, applied, folder.path, tuning=tuning, screen=screen)
+        summary = {
+            **{name: as_json(stage) for name, stage in stages.items()},
+            "accuracy_names": asdict(applied.network.adapter.accuracy_names),
+            "environment": environment(),
+        }
+        folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        applied.show(stages, screen)
+        screen.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
+    return 0
+
+
+def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
+    """Open the network that teaches, and make sure that it can."""
+    if config.distill is None:
+        return None
+    adapter = applied.network.adapter
+    teacher = open_adapter(
+        config.distill, data=config.data, image_size=adapter.image_size, device=adapter.device,
+        trust=config.trust_checkpoint,
+    ).module  # fmt: skip
+    check_teacher(teacher, applied.module)
+    return teacher
+
+
+def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, screen: Screen) -> dict[str, Stage]:
+    """Save, train and measure; returns the stages, the trained network's last."""
+    network, adapter = applied.network, applied.network.adapter
+    module = describe(applied.module, adapter, folder, required=False)
+    pruned = adapter.checkpoint(folder, "pruned")
+    adapter.save(module, pruned, notes=applied.notes)
+    applied.policy.save(folder / "policy.json")
+    dense = network.space.allocation(network.space.dense)
+    stages = {
+        "dense": applied.stage(adapter.module, dense, validate=True),
+        "pruned": applied.stage(module, applied.allocation, pruned, validate=True),
+    }
+    if config.soften:
+        softening = Tuning(
+            epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
+        )
+        module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, screen=screen)
+        stages["softened"] = applied.stage(
+            module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
+        )
+    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, screen=screen)
+    stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
+    return stages

@@ -1,0 +1,214 @@
+"""Fine-tuning as a stage of a run: resumable, and done once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoprune.config import BudgetedConfig, QuantizeConfig
+from autoprune.models._base import Adapter
+from autoprune.structure.slicing import Surgeon
+from autoprune.structure.space import Allocation
+from autoprune.training.extensions._base import TrainingExtension
+from autoprune.training.extensions.distill import Distillation
+from autoprune.training.extensions.fake_quantization import FakeQuantization
+from autoprune.training.extensions.softening import Softening
+from autoprune.training.finetune import finetune
+from autoprune.training.recipe import beginners_recipe, short_scale
+from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
+from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.workflows.describable import describe
+from autoprune.workflows.network import Network
+from autoprune.workflows.screen import Screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the pruned networks of a run are fine-tuned.
+
+    Attributes:
+        epochs: passes over the training images.
+        lr_scale: first learning rate as a share of the dense training's.
+        batch: images per step.
+        seed: fixes the training.
+        teacher: the dense network where it teaches, else None.
+        distill_weight: how much the teacher counts.
+        patience: epochs without a better one after which the training stops; 0 for never.
+        devices: several GPUs to train on; empty for the adapter's own device.
+    """
+
+    epochs: int
+    lr_scale: float
+    batch: int
+    seed: int
+    teacher: nn.Module | None = None
+    distill_weight: float = 1.0
+    patience: int = 0
+    devices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
+        """Return what a run that prunes to a budget is told; the teacher teaches only where it is asked to."""
+        return cls(
+            epochs=config.finetune_epochs or 0,
+            lr_scale=config.lr_scale,
+            batch=config.batch,
+            seed=config.seed,
+            teacher=teacher if config.distill else None,
+        )
+
+    def extensions(self) -> Sequence[TrainingExtension]:
+        """Return what takes part in the fine-tuning."""
+        return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+
+
+def tune(
+    adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], screen: Screen
+) -> nn.Module:
+    """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process stopped.
+
+    Returns:
+        The network as ``model`` holds it: float32, eval mode.
+
+    Raises:
+        TrainingError: the training failed, or ``model`` holds another network.
+    """
+    path = adapter.checkpoint(folder, "model")
+    if not path.exists():
+        curve: list[float] = []
+        started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
+        result = trained(
+            adapter, module, folder / "finetune", label="Fine-tuning", tuning=started, screen=screen,
+            changes={"patience": tuning.patience}, extensions=tuning.extensions(), curve=curve,
+        )  # fmt: skip
+        if rise := rise_at_end(curve):
+            screen.note(
+                f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of the epochs: "
+                "more of them would probably bring more."
+            )
+        if result.epochs < tuning.epochs:
+            screen.note(
+                f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
+                "better, the best one's weights are kept."
+            )
+        adapter.save(result.module, path, notes=notes)
+    return _opened(adapter, path, module)
+
+
+def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen: Screen) -> Path:
+    """Train an adapter's own network, which has learnt nothing yet; go on where an earlier process stopped.
+
+    Returns:
+        Its checkpoint, ``model`` in the folder.
+    """
+    path = adapter.checkpoint(folder, "model")
+    if not path.exists():
+        result = trained(
+            adapter, adapter.module, folder / "training", label="Training", tuning=tuning, screen=screen,
+            changes=beginners_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
+        )  # fmt: skip
+        adapter.save(result.module, path)
+    return path
+
+
+def soften(
+    network: Network,
+    allocation: Allocation,
+    folder: Path,
+    *,
+    tuning: Tuning,
+    notes: Mapping[str, Any],
+    screen: Screen,
+) -> nn.Module:
+    """Train the dense network while channels fall to zero, remove these, and write ``softened`` into a folder.
+
+    The learning rate does not fall meanwhile: what remains has to take over until the end, and the fine-tuning that
+    follows has a fall of its own.
+
+    Args:
+        network: the dense network, whose own weights say which channels go.
+        allocation: kept channels per unit.
+        folder: goes on where an earlier process stopped.
+        tuning: its epochs are those of the softening.
+        notes: travel inside the checkpoint.
+        screen: told how it goes.
+
+    Returns:
+        The pruned network as ``softened`` holds it: float32, eval mode.
+    """
+    keep, adapter = network.pruner.kept(allocation), network.adapter
+    path = adapter.checkpoint(folder, "softened")
+    if not path.exists():
+        result = trained(
+            adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,
+            changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
+        )  # fmt: skip
+        pruned = Surgeon(result.module, network.graph).materialise(keep)
+        adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
+    return _opened(adapter, path, network.pruner.materialise(allocation))
+
+
+AWARE = "qat"
+"""What a network is called that was tuned for int8."""
+
+
+def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Path:
+    """Fine-tune an adapter's own network as if it were in int8; go on where an earlier process stopped.
+
+    Returns:
+        The float network, ``qat.pt`` in the folder.
+    """
+    path = folder / f"{AWARE}.pt"
+    if not path.exists():
+        tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
+        result = trained(
+            adapter, adapter.module, folder / AWARE, label="Tuning for int8", tuning=tuning, screen=screen,
+            changes={}, extensions=[FakeQuantization()],
+        )  # fmt: skip
+        adapter.save(result.module, path)
+    return path
+
+
+def trained(
+    adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, screen: Screen,
+    changes: Mapping[str, Any], extensions: Sequence[TrainingExtension], curve: list[float] | None = None,
+) -> FinetuneResult:  # fmt: skip
+    """Train a network in a folder, or go on with it there.
+
+    Args:
+        adapter: has the data.
+        module: the network; it is not changed.
+        out: as for `finetune`.
+        label: of the progress display.
+        tuning: how.
+        screen: told how it goes.
+        changes: as for `finetune`.
+        extensions: what takes part.
+        curve: is given the accuracy after every epoch that is trained now, where it is measured.
+    """
+    with screen.progress(label, tuning.epochs) as advance:
+
+        def show(report: EpochReport) -> None:
+            measured = (
+                f"{adapter.accuracy_names.main} {report.accuracy.main:.3f}" if report.accuracy is not None else ""
+            )
+            advance(report.epoch, measured)
+            if curve is not None and report.accuracy is not None:
+                curve.append(report.accuracy.main)
+
+        return finetune(
+            adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,
+            seed=tuning.seed, devices=tuning.devices, on_epoch=show, changes=changes, extensions=extensions,
+            resume=True,
+        )  # fmt: skip
+
+
+def _opened(adapter: Adapter, path: Path, pruned: nn.Module) -> nn.Module:
+    """Open what was saved, and make sure that it is the network that was pruned: its parameters, and so its FLOPs."""
+    module = adapter.reopen(path)
+    check_shapes(shapes_of(module), shapes_of(pruned), path)
+    return module
