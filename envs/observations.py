@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from autoprune.envs.problem import Array, PruningProblem
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind, Unit
 from autoprune.structure.space import Counts, Space
-from envs.problem import Array, PruningProblem
 
 WALK_COLUMNS = ("reduced", "rest", "last_action")
 """Columns that change along the walk."""
@@ -24,7 +24,7 @@ _PRODUCERS = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR, LayerKind.
 
 
 class Observer:
-    """Turns where a walk stands into rows of the state.
+    """Turns where a walk stands into a row of the state.
 
     Attributes:
         names: the columns, in order.
@@ -40,27 +40,22 @@ class Observer:
         self._cost = problem.cost
         self._dense = float(problem.cost(problem.space.dense))
 
-    def observe(self, step: int, *, widest: Counts, narrowest: Counts, last: Array) -> npt.NDArray[np.float32]:
-        """Return the state before a step of every episode; after the last step, its unit's row again.
+    def observe(self, step: int, *, widest: Counts, narrowest: Counts, last: float) -> npt.NDArray[np.float32]:
+        """Return the state before a step; after the last step, its unit's row again.
 
         Args:
             step: position in the walk.
-            widest: counts decided so far, later units dense, shape (episodes, units).
-            narrowest: counts decided so far, later units at their lower bounds, shape (episodes, units).
-            last: the action before, scaled to [0, 1], shape (episodes,).
+            widest: counts decided so far, later units dense, shape (units,).
+            narrowest: counts decided so far, later units at their lower bounds, shape (units,).
+            last: the action before, scaled to [0, 1].
 
         Returns:
-            Shape (episodes, columns). ``reduced`` is the share of the dense cost that is saved so far, ``rest`` the
-            share that later units could still save.
+            Shape (columns,). ``reduced`` is the share of the dense cost that is saved so far, ``rest`` the share that
+            later units could still save.
         """
-        episodes = len(widest)
-        both = self._cost(np.concatenate([widest, narrowest])) / self._dense
-        rows = np.empty((episodes, len(self.names)))
-        rows[:, : self._fixed.shape[1]] = self._fixed[min(step, len(self._fixed) - 1)]
-        rows[:, -3] = 1 - both[:episodes]
-        rows[:, -2] = both[:episodes] - both[episodes:]
-        rows[:, -1] = last
-        return np.clip(rows, 0.0, 1.0).astype(np.float32)
+        most, least = self._cost(np.stack([widest, narrowest])) / self._dense
+        row = np.append(self._fixed[min(step, len(self._fixed) - 1)], [1 - most, most - least, last])
+        return np.asarray(np.clip(row, 0.0, 1.0), dtype=np.float32)
 
 
 def unit_columns(problem: PruningProblem) -> Mapping[str, Array]:

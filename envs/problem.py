@@ -31,7 +31,7 @@ class PruningProblem:
         space: all allocations.
         constraint: the limits that an allocation must hold.
         cost: the cost whose shares the agent sees in its state: the budgeted one, or the first of several.
-        score: scores allocations.
+        score: scores allocations; without it whoever walks the environment has them scored.
         sensitivity: how much the network suffers when a unit is pruned, each in [0, 1], shape (units,).
         prior: where the search starts, natural logarithm of a keep ratio per unit, shape (units,). Only differences
             matter: zeros are the uniform ratio.
@@ -45,7 +45,7 @@ class PruningProblem:
     space: Space
     constraint: Constraint
     cost: Cost
-    score: Score
+    score: Score | None
     sensitivity: Array
     prior: Array
     columns: Mapping[str, Array] = field(default_factory=dict)
@@ -54,8 +54,8 @@ class PruningProblem:
         for name, kind in {"space": Space, "constraint": Constraint, "cost": Cost}.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
-        if not callable(self.score):
-            raise ConfigError(f"score must be a function of allocations, got {self.score!r}")
+        if self.score is not None and not callable(self.score):
+            raise ConfigError(f"score must be a function of allocations or None, got {self.score!r}")
         units = len(self.space)
         for name, values in {"sensitivity": self.sensitivity, "prior": self.prior, **self.columns}.items():
             if np.shape(values) != (units,) or not np.isfinite(values).all():
@@ -76,6 +76,7 @@ class PruningProblem:
         Raises:
             ConfigError: there is not one score for each allocation, or one is NaN or infinite.
         """
+        assert self.score is not None, "there is nothing to score with"
         scores = [float(score) for score in self.score(allocations)]
         if len(scores) != len(allocations):
             raise ConfigError(f"score must return one number for each of {len(allocations)} allocations, got {scores}")

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from autoprune.envs.problem import Array, PruningProblem
 from autoprune.structure.space import Counts
-from envs.problem import Array, PruningProblem
 
 _SLACK = 1e-6
 """Added to a keep ratio before rounding down: actions are float32, and 24 / 40 must not become 23.99."""
@@ -28,16 +28,16 @@ class Rule(ABC):
         self.problem = problem
 
     @abstractmethod
-    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
-        """Decide one unit in every episode.
+    def decide(self, narrowest: Counts, unit: int, action: float) -> tuple[int, float]:
+        """Decide one unit.
 
         Args:
-            narrowest: counts decided so far, later units at their lower bounds, shape (episodes, units).
+            narrowest: counts decided so far, later units at their lower bounds, shape (units,).
             unit: the unit to decide.
-            actions: within ``low`` and ``high``, shape (episodes,).
+            action: within ``low`` and ``high``.
 
         Returns:
-            The unit's counts, and the actions as they were executed, each of shape (episodes,).
+            The unit's count, and the action as it was executed.
         """
 
     @abstractmethod
@@ -57,11 +57,11 @@ class Rule(ABC):
     def prior_actions(self) -> Array:
         """Return the actions, shape (steps,), whose walk ends at the problem's prior."""
 
-    def round_down(self, unit: int, ratios: Array) -> Counts:
-        """Return the unit's widest choices that are not above the keep ratios, shape as ``ratios``."""
+    def round_down(self, unit: int, ratio: float) -> int:
+        """Return the unit's widest choice that is not above a keep ratio."""
         choices = self.problem.space.choices[unit]
-        wanted = (ratios + _SLACK) * self.problem.space.dense[unit]
-        return np.asarray(choices[np.maximum(np.searchsorted(choices, wanted, side="right") - 1, 0)])
+        wanted = (ratio + _SLACK) * self.problem.space.dense[unit]
+        return int(choices[max(np.searchsorted(choices, wanted, side="right") - 1, 0)])
 
 
 class Projected(Rule):
@@ -77,10 +77,10 @@ class Projected(Rule):
     low, high = -1.0, 1.0
     span = 1.0
 
-    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
-        """Return provisional counts and the actions as they are."""
-        log_ratios = self.problem.start[unit] + self.span * actions
-        return self.round_down(unit, np.exp(np.minimum(log_ratios, 0.0))), actions
+    def decide(self, narrowest: Counts, unit: int, action: float) -> tuple[int, float]:
+        """Return a provisional count and the action as it is."""
+        log_ratio = self.problem.start[unit] + self.span * action
+        return self.round_down(unit, float(np.exp(min(log_ratio, 0.0)))), action
 
     def finish(self, counts: Counts, executed: Array) -> Counts:
         """Project prior plus actions onto the budget."""
@@ -107,12 +107,10 @@ class Capped(Rule):
 
     low, high = 0.0, 1.0
 
-    def decide(self, narrowest: Counts, unit: int, actions: Array) -> tuple[Counts, Array]:
-        """Return the capped counts and their keep ratios."""
-        wanted = self.round_down(unit, actions)
-        caps = [self.problem.constraint.cap(counts, unit) for counts in narrowest]
-        counts = np.minimum(wanted, np.array(caps, dtype=np.int64))
-        return counts, counts / self.problem.space.dense[unit]
+    def decide(self, narrowest: Counts, unit: int, action: float) -> tuple[int, float]:
+        """Return the capped count and its keep ratio."""
+        count = min(self.round_down(unit, action), self.problem.constraint.cap(narrowest, unit))
+        return count, float(count / self.problem.space.dense[unit])
 
     def finish(self, counts: Counts, executed: Array) -> Counts:
         """Return the counts: they hold the budget already."""

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecEnv
 
+from autoprune.envs.rules import Capped, Projected
 from autoprune.strategies._base import search
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy, walk_prior
@@ -16,24 +16,18 @@ from autoprune.strategies.rl.exploration import NoExploration, TruncatedNoise
 from autoprune.strategies.rl.learners import build, exploration_of
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, Settings
 from autoprune.strategies.rl.view import AgentView, RunningScale
-from autoprune.structure.space import Allocation
-from envs.lockstep import LockstepEnv
-from envs.rules import Capped, Projected
 from tests.toy import OPTIMA, Toy, make_toy
 
 TOY = make_toy(6, seed=3)
 
 
 def best_of_agent(settings: Settings, toy: Toy, *, evaluations: int, seed: int) -> float:
-    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
-        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
-
-    strategy = AgentStrategy(make_env, settings, evaluations=evaluations, seed=seed)
+    strategy = AgentStrategy(toy.env, settings, evaluations=evaluations, seed=seed)
     return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
 
 
 def best_of_random(toy: Toy, *, evaluations: int, seed: int) -> float:
-    strategy = RandomStrategy(toy.constraint, evaluations=evaluations, seed=seed)
+    strategy = RandomStrategy(toy.constraint, seed=seed)
     return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
 
 
@@ -60,22 +54,19 @@ def test_deviations_that_rounding_swallows_grow() -> None:
     toy = make_toy(12, seed=0)
     swallowed = replace(PPOSettings(), log_std=-9.0)
 
-    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
-        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
-
-    strategy = AgentStrategy(make_env, swallowed, evaluations=150, seed=0)
+    strategy = AgentStrategy(toy.env, swallowed, evaluations=150, seed=0)
     tried = [one.allocation for one in search(strategy, toy.score, constraint=toy.constraint, evaluations=150).history]
     assert len(set(tried[-30:])) > 2 * len(set(tried[:30]))
 
 
 def view(*, marks: bool = False, rule: type = Projected, episodes: int = 1) -> AgentView:
-    env = LockstepEnv(TOY.problem(), episodes=episodes, rule=rule)
-    return AgentView(env, exploration=NoExploration(), marks=marks, scale=None)
+    return AgentView(
+        partial(TOY.env, rule), episodes=episodes, score=TOY.score, exploration=NoExploration(), marks=marks, scale=None
+    )
 
 
 def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> None:
     settings = DDPGSettings(random_share=0.5)
-    env = LockstepEnv(TOY.problem(), episodes=1, rule=Capped)
     noise = TruncatedNoise(sigma=0.5, decay=1.0, random_episodes=3, seed=0)
     seen: list[float] = []
 
@@ -85,7 +76,12 @@ def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> Non
             seen.append(float(outcome[3][0]["executed_action"][0]))
             return outcome
 
-    agent = build(settings, Spy(env, exploration=noise, marks=False, scale=None), evaluations=6, seed=0)
+    agent = build(
+        settings,
+        Spy(partial(TOY.env, Capped), episodes=1, score=TOY.score, exploration=noise, marks=False, scale=None),
+        evaluations=6,
+        seed=0,
+    )
     agent.learn(6 * 6)
     buffer = agent.replay_buffer  # type: ignore[attr-defined]
     assert buffer.actions[: len(seen), 0, 0] == pytest.approx(seen)
@@ -178,10 +174,7 @@ def test_rewards_are_scaled_by_what_was_seen() -> None:
 def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> VecEnv:
-        return LockstepEnv(replace(TOY.problem(), score=score), episodes=episodes)
-
-    strategy = AgentStrategy(make_env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
+    strategy = AgentStrategy(TOY.env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
     result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=7)
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert set(events.Tags()["scalars"]) == {"search/reward", "search/best", "search/noise", "search/cost/flops"}

@@ -14,7 +14,7 @@ import pytest
 
 tomllib = pytest.importorskip("tomllib", reason="pyproject.toml is read by Python 3.11 and later")
 
-OWN = {"autoprune", "envs", "tests"}
+OWN = {"autoprune", "tests"}
 PACKAGES = {
     "PIL": "pillow", "cuda": "cuda-bindings", "cv2": "opencv-python", "made_up_package": None,
     "torch.utils.tensorboard": "tensorboard", "thop": "ultralytics-thop", "yaml": "pyyaml",

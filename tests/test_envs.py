@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import gymnasium
@@ -12,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
-import envs
+from autoprune import envs
+from autoprune.envs.observations import first_layer, unit_columns, unit_costs
+from autoprune.envs.problem import PruningProblem
+from autoprune.envs.pruning_env import PruningEnv
+from autoprune.envs.rules import RULES, Capped, Projected
 from autoprune.errors import ConfigError
 from autoprune.structure.constraint import Ceiling, Constraint
-from autoprune.structure.space import Allocation, Space
-from envs.lockstep import LockstepEnv
-from envs.observations import first_layer, unit_columns, unit_costs
-from envs.problem import PruningProblem
-from envs.pruning_env import PruningEnv
-from envs.rules import RULES, Capped, Projected
-from envs.walk import Walk
+from autoprune.structure.space import Space
 from tests.toy import LayerFlops, Toy, chain_graph, make_toy
 
 TOY = make_toy(6, seed=3)
@@ -48,7 +46,7 @@ in_any_number = st.floats(allow_nan=False, allow_infinity=False)
 
 def test_it_is_registered_and_made_by_name() -> None:
     envs.register_envs()
-    env = gymnasium.make("envs:autoprune/ChannelPruning-v0", problem=TOY.problem())
+    env = gymnasium.make("autoprune.envs:autoprune/ChannelPruning-v0", problem=TOY.problem())
     assert isinstance(env.unwrapped, PruningEnv)
 
 
@@ -174,46 +172,24 @@ def test_a_greedy_capped_walk_spends_the_budget_first_and_is_forced_to_the_bound
 def test_the_prior_actions_lead_to_the_projected_prior(rule: type) -> None:
     problem = TOY.problem(prior=1.5)
     env = PruningEnv(problem, rule=rule)
-    _, info = walk_through(env, env.walk.rule.prior_actions())
+    _, info = walk_through(env, env.prior_actions)
     assert info["allocation"] == TOY.space.allocation(TOY.constraint.project(problem.prior))
 
 
 @pytest.mark.parametrize("rule", RULES.values())
 def test_an_allocation_is_found_again_by_its_actions(rule: type) -> None:
-    walk = Walk(TOY.problem(), rule, episodes=1)
-    counts = TOY.constraint.project(np.array([0.2, -0.1, 0.3, 0.0, -0.3, 0.1]))
-    for action in walk.rule.actions_for(counts):
-        walk.advance(np.array([action], dtype=np.float32))
-    assert walk.allocations() == [TOY.space.allocation(counts)]
+    env = PruningEnv(TOY.problem(), rule=rule)
+    allocation = TOY.space.allocation(TOY.constraint.project(np.array([0.2, -0.1, 0.3, 0.0, -0.3, 0.1])))
+    _, info = walk_through(env, env.actions_for(allocation))  # type: ignore[arg-type]
+    assert info["allocation"] == allocation
 
 
 @pytest.mark.parametrize("rule", RULES.values())
-def test_lockstep_equals_single_environments(rule: type) -> None:
-    calls: list[int] = []
-
-    def score(allocations: Sequence[Allocation]) -> list[float]:
-        calls.append(len(allocations))
-        return TOY.score(allocations)
-
-    problem = replace(TOY.problem(), score=score)
-    together, rng = LockstepEnv(problem, episodes=3, rule=rule), np.random.default_rng(0)
-    singles = [PruningEnv(TOY.problem(), rule=rule) for _ in range(3)]
-    states = together.reset()
-    for _ in range(2):
-        expected = [env.reset()[0] for env in singles]
-        for _ in range(6):
-            assert np.array_equal(states, np.stack(expected))
-            actions = rng.uniform(-1, 1, size=(3, 1)).astype(np.float32)
-            states, rewards, dones, infos = together.step(actions)
-            outcomes = [env.step(action) for env, action in zip(singles, actions, strict=True)]
-            expected = [outcome[0] for outcome in outcomes]
-            assert rewards == pytest.approx([outcome[1] for outcome in outcomes])
-            assert list(dones) == [outcome[2] for outcome in outcomes]
-            for info, outcome in zip(infos, outcomes, strict=True):
-                assert np.array_equal(info["executed_action"], outcome[4]["executed_action"])
-        assert [info["allocation"] for info in infos] == [outcome[4]["allocation"] for outcome in outcomes]
-        assert np.array_equal([info["terminal_observation"] for info in infos], np.stack(expected))
-    assert calls == [3, 3]
+def test_without_a_score_the_end_tells_the_allocation_and_gives_nothing(rule: type) -> None:
+    reward, info = walk_through(TOY.env(rule), [0.3] * 6)
+    _, scored = walk_through(PruningEnv(TOY.problem(), rule=rule), [0.3] * 6)
+    assert reward == 0
+    assert info == {key: value for key, value in scored.items() if key != "score"}
 
 
 def test_units_with_one_choice_are_not_walked_and_stay_as_they_are() -> None:
@@ -261,33 +237,22 @@ def test_a_space_without_choices_is_refused() -> None:
     actions=st.lists(in_any_number, max_size=5),
     broken=st.sampled_from(NOT_FINITE),
     rule=st.sampled_from(list(RULES)),
-    episode=st.integers(0, 2),
 )
-def test_an_action_that_is_not_finite_is_refused_at_any_step(
-    actions: list[float], broken: float, rule: str, episode: int
-) -> None:
-    single, several = PruningEnv(TOY.problem(), rule=rule), LockstepEnv(TOY.problem(), episodes=3, rule=rule)
-    single.reset()
-    several.reset()
+def test_an_action_that_is_not_finite_is_refused_at_any_step(actions: list[float], broken: float, rule: str) -> None:
+    env = PruningEnv(TOY.problem(), rule=rule)
+    env.reset()
     for action in actions:
-        single.step(np.array([action]))
-        several.step(np.full((3, 1), action))
-    said = (
-        rf"action for conv{len(actions)} \(step {len(actions) + 1} of 6, .* must be a finite number, got -?(nan|inf);"
-    )
+        env.step(np.array([action]))  # type: ignore[arg-type]
+    said = rf"action for conv{len(actions)} \(step {len(actions) + 1} of 6\) must be a finite number, got -?(nan|inf);"
     with pytest.raises(ConfigError, match=said):
-        single.step(np.array([broken]))
-    together = np.zeros((3, 1))
-    together[episode] = broken
-    with pytest.raises(ConfigError, match=f"episode {episode + 1}"):
-        several.step(together)
+        env.step(np.array([broken]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("action", ["wide", [], [0.1, 0.2], [[0.1, 0.2]], {"keep": 1}])
 def test_an_action_that_is_no_number_is_refused(action: object) -> None:
     env = PruningEnv(TOY.problem())
     env.reset()
-    with pytest.raises(ConfigError, match="takes one number for each episode, 1 in all, got"):
+    with pytest.raises(ConfigError, match="takes one number, got"):
         env.step(action)  # type: ignore[arg-type]
 
 
@@ -296,12 +261,6 @@ def test_a_score_that_is_not_finite_is_no_reward(score: float) -> None:
     problem = replace(TOY.problem(), score=lambda allocations: [score] * len(allocations))
     with pytest.raises(ConfigError, match=r"The score of \(\d.* must be a finite number, got -?(nan|inf);"):
         walk_through(PruningEnv(problem), [0.0] * 6)
-    env = LockstepEnv(problem, episodes=2)
-    env.reset()
-    for _ in range(5):
-        env.step(np.zeros((2, 1)))
-    with pytest.raises(ConfigError, match="must be a finite number"):
-        env.step(np.zeros((2, 1)))
 
 
 def test_a_score_for_each_allocation_is_needed() -> None:
@@ -310,13 +269,10 @@ def test_a_score_for_each_allocation_is_needed() -> None:
         walk_through(PruningEnv(problem), [0.0] * 6)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda problem: PruningEnv(problem), lambda problem: LockstepEnv(problem, episodes=1)]
-)
 @pytest.mark.parametrize("problem", ["best.pt", None, 3])
-def test_only_a_problem_is_a_problem(make: Callable[[object], object], problem: object) -> None:
-    with pytest.raises(ConfigError, match=r"problem must be an envs\.problem\.PruningProblem, got"):
-        make(problem)
+def test_only_a_problem_is_a_problem(problem: object) -> None:
+    with pytest.raises(ConfigError, match="problem must be a PruningProblem, got"):
+        PruningEnv(problem)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["space", "constraint", "cost", "score"])
@@ -326,8 +282,7 @@ def test_the_parts_of_a_problem_are_checked(name: str) -> None:
 
 
 def test_a_rule_may_be_told_by_its_name() -> None:
-    assert isinstance(PruningEnv(TOY.problem(), rule="capped").walk.rule, Capped)
-    assert isinstance(LockstepEnv(TOY.problem(), episodes=2, rule="projected").walk.rule, Projected)
+    assert isinstance(PruningEnv(TOY.problem(), rule="capped").rule, Capped)
     made = gymnasium.make(envs.CHANNEL_PRUNING, problem=TOY.problem(), rule="capped").unwrapped
     assert made.action_space.low == 0  # type: ignore[attr-defined]
     for rule in ("Capped", 5):
@@ -342,11 +297,6 @@ def test_a_step_after_the_end_asks_for_a_reset(rule: str) -> None:
     with pytest.raises(ConfigError, match=r"ended after 6 steps.*call reset\(\)"):
         env.step(np.array([0.5]))
     assert walk_through(env, [0.5] * 6)[1]["allocation"] == first["allocation"]
-
-
-def test_an_environment_has_an_episode() -> None:
-    with pytest.raises(ConfigError, match="at least 1 episode, got 0"):
-        LockstepEnv(TOY.problem(), episodes=0)
 
 
 # -- what a person sees ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.strategies.rl.isolation import PrivateGlobals, compute_on_one_core, preserved_random_state
+from autoprune.strategies.isolation import preserved_random_state, torch_threads
 
 Generators = {
     "python": (random.seed, random.random),
@@ -43,26 +43,6 @@ def test_a_preserved_generator_goes_on_as_if_nothing_had_been_drawn(
     assert [*found, draw()] == expected
 
 
-@each
-def test_a_private_generator_and_the_outer_one_each_go_on_where_they_were(
-    seed: Callable[[int], object], draw: Callable[[], float]
-) -> None:
-    expected = drawn(seed, draw, 3)
-    private = PrivateGlobals()
-    seed(5)
-    outside = [draw() for _ in range(3)]
-    seed(5)
-    found, between = [], []
-    for number in range(3):
-        with private:
-            if number == 0:
-                seed(1)
-            found.append(draw())
-        between.append(draw())
-    assert found == expected
-    assert between == outside
-
-
 def test_generators_of_cuda_are_preserved_where_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     state = [torch.tensor([1]), torch.tensor([2])]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -73,10 +53,14 @@ def test_generators_of_cuda_are_preserved_where_it_is_in_use(monkeypatch: pytest
     assert [int(one) for one in state] == [1, 2]
 
 
-def test_threads_set_inside_are_put_back_outside() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_are_put_back(fails: bool) -> None:
     torch.set_num_threads(2)
-    private = PrivateGlobals()
-    with private:
-        compute_on_one_core()
-        assert torch.get_num_threads() == 1
+    try:
+        with torch_threads(1):
+            assert torch.get_num_threads() == 1
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
     assert torch.get_num_threads() == 2

@@ -25,7 +25,7 @@ TESTS = {
     "autoprune.budget": ["test_budget"],
     "autoprune.workflows.guidance": ["test_guidance"],
     "autoprune.workflows.finalists": ["test_finalists"],
-    "autoprune.strategies.rl.isolation": ["test_isolation"],
+    "autoprune.strategies.isolation": ["test_isolation"],
     "autoprune.strategies.regrowth": ["test_regrowth"],
     "autoprune.evaluation.slopes": ["test_slopes"],
     "autoprune.criteria.covariance": ["test_covariance"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,31 @@ def test_every_dependency_has_an_exact_version_and_no_address(root: Path) -> Non
     lists = re.findall(r"^(?:dependencies|test) = \[(.*?)\]\s*$", text, re.MULTILINE | re.DOTALL)
     needed = {word for block in lists for word in re.findall(r'"([\w-]+)(?:\[\w+\])?>=', block)}
     assert {"torch", "pyyaml", "pytest", "mypy"} <= needed <= set(names)
+
+
+def test_the_wheel_leaves_the_name_envs_to_others(root: Path, tmp_path: Path) -> None:
+    """Installed beside a project that has a package ``envs`` of its own, both are imported."""
+    source, site, project = tmp_path / "source", tmp_path / "site", tmp_path / "project"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("autoprune", "envs"):
+        shutil.copytree(root / folder, source / folder, symlinks=True, ignore=ignored)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / file, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("autoprune-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    assert not (site / "envs").exists()
+    assert (site / "autoprune" / "envs" / "py.typed").is_file()
+    assert list((site / "autoprune" / "demo").glob("*.pt"))
+    (project / "envs").mkdir(parents=True)
+    (project / "envs" / "__init__.py").write_text("OWNER = 'the project'")
+    code = (
+        "import autoprune, gymnasium, autoprune.envs, envs\n"
+        "print(envs.OWNER, autoprune.__file__, autoprune.envs.CHANNEL_PRUNING in gymnasium.registry)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{site}"},
+    ).stdout  # fmt: skip
+    assert told.split() == ["the", "project", str(site / "autoprune" / "__init__.py"), "True"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoprune.strategies._base import search
 from autoprune.strategies.regrowth import GROWTHS, SHARES, RegrowthStrategy, _Growth, _wider, affordable
 from autoprune.structure.space import Allocation
-from tests.contracts.strategies import check_strategy
+from tests.contracts.strategies import check_strategy, first_of
 from tests.toy import OPTIMA, Toy, make_toy
 
 TOY = make_toy(8)
@@ -50,8 +50,7 @@ def test_with_true_gains_it_comes_near_the_optimum(seed: int) -> None:
 
 def test_it_begins_where_it_is_told() -> None:
     wish = np.linspace(-1, 0, 8)
-    first = regrowth(TOY, start=wish).ask(1)
-    assert list(first) == [TOY.space.allocation(TOY.constraint.project(wish))]
+    assert first_of(regrowth(TOY, start=wish), TOY) == TOY.space.allocation(TOY.constraint.project(wish))
 
 
 def test_a_unit_that_gains_nothing_ends_narrow_and_is_worth_nothing() -> None:

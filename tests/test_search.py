@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import os
 import random
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from autoprune.envs.pruning_env import PruningEnv
 from autoprune.errors import ConfigError
-from autoprune.strategies._base import Candidate, Progress, Strategy, search
+from autoprune.strategies._base import Candidate, Evaluate, Progress, Strategy, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
 from autoprune.strategies.rl.exploration import TruncatedNoise, truncated_normal
-from autoprune.strategies.rl.handoff import Handoff
 from autoprune.strategies.rl.replay import EpisodeReplayBuffer
 from autoprune.structure.space import Allocation
-from envs.lockstep import LockstepEnv
 from tests.toy import Toy, make_toy
 
 TOY = make_toy(6, seed=3)
@@ -33,14 +27,7 @@ TOY = make_toy(6, seed=3)
 def agent(
     kind: AgentKind = AgentKind.PPO, toy: Toy = TOY, *, evaluations: int = 8, log_dir: Path | None = None
 ) -> AgentStrategy:
-    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> LockstepEnv:
-        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes)
-
-    return AgentStrategy(make_env, kind.settings, evaluations=evaluations, seed=0, log_dir=log_dir)
-
-
-def agent_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "autoprune-agent"]
+    return AgentStrategy(toy.env, kind.settings, evaluations=evaluations, seed=0, log_dir=log_dir)
 
 
 # -- the loop ----------------------------------------------------------------------------------
@@ -48,29 +35,46 @@ def agent_threads() -> list[threading.Thread]:
 
 def test_the_loop_reports_every_evaluation_and_the_best() -> None:
     seen: list[Progress] = []
-    strategy = RandomStrategy(TOY.constraint, evaluations=5, seed=0)
+    strategy = RandomStrategy(TOY.constraint, seed=0)
     result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=5, on_evaluation=seen.append)
     assert [progress.done for progress in seen] == [1, 2, 3, 4, 5]
     assert [progress.latest for progress in seen] == list(result.history)
     assert seen[-1].best == result.best == max(result.history, key=lambda candidate: candidate.score)
 
 
-@pytest.mark.parametrize(("of_strategy", "of_loop"), [(3, 9), (9, 3)])
-def test_the_loop_ends_with_the_strategy_or_with_the_evaluations(of_strategy: int, of_loop: int) -> None:
-    strategy = RandomStrategy(TOY.constraint, evaluations=of_strategy, seed=0)
-    assert len(search(strategy, TOY.score, constraint=TOY.constraint, evaluations=of_loop).history) == 3
+class Batches(Strategy):
+    """Has batches of so many allocations scored."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+        self.heard: list[int] = []
+
+    def run(self, evaluate: Evaluate) -> None:
+        for size in self.sizes:
+            self.heard.append(len(evaluate([TOY.space.allocation(TOY.space.lower)] * size)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "evaluations", "scored", "heard"),
+    [((3,), 9, 3, [3]), ((2, 2, 2), 4, 4, [2, 2]), ((2, 2, 2), 3, 3, [2]), ((0, 1), 9, 1, [0, 1]), ((5,), 3, 3, [])],
+)
+def test_the_loop_ends_with_the_strategy_or_with_the_evaluations(
+    sizes: tuple[int, ...], evaluations: int, scored: int, heard: list[int]
+) -> None:
+    strategy = Batches(*sizes)
+    found = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=evaluations)
+    assert len(found.history) == scored
+    assert strategy.heard == heard
 
 
 def test_the_loop_refuses_what_makes_no_sense() -> None:
-    strategy = RandomStrategy(TOY.constraint, evaluations=3, seed=0)
+    strategy = RandomStrategy(TOY.constraint, seed=0)
     with pytest.raises(ConfigError, match="at least 1 evaluation, got 0"):
         search(strategy, TOY.score, constraint=TOY.constraint, evaluations=0)
     with pytest.raises(ConfigError, match="One score is needed for each of 1 allocations"):
         search(strategy, lambda allocations: [], constraint=TOY.constraint, evaluations=3)
     with pytest.raises(ConfigError, match="nothing within the budget in 0 evaluations"):
-        search(
-            RandomStrategy(TOY.constraint, evaluations=0, seed=0), TOY.score, constraint=TOY.constraint, evaluations=3
-        )
+        search(Batches(), TOY.score, constraint=TOY.constraint, evaluations=3)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
@@ -78,9 +82,9 @@ def test_the_loop_refuses_what_makes_no_sense() -> None:
 def test_a_score_that_is_not_finite_ends_any_search(name: str, score: float) -> None:
     constraint = TOY.constraint
     makers: dict[str, Callable[[], Strategy]] = {
-        "random": lambda: RandomStrategy(constraint, evaluations=9, seed=0),
+        "random": lambda: RandomStrategy(constraint, seed=0),
         "greedy": lambda: GreedyStrategy(constraint, evaluations=9),
-        "evolution": lambda: EvolutionStrategy(constraint, evaluations=9, seed=0),
+        "evolution": lambda: EvolutionStrategy(constraint, seed=0),
     }
     strategy = makers[name]() if name in makers else agent(AgentKind(name), evaluations=9)
     calls = 0
@@ -92,7 +96,6 @@ def test_a_score_that_is_not_finite_ends_any_search(name: str, score: float) -> 
 
     with pytest.raises(ConfigError, match=r"The score of \(\d.* must be a finite number, got -?(nan|inf);"):
         search(strategy, breaking, constraint=constraint, evaluations=9)
-    assert not agent_threads()
 
 
 # -- random numbers ----------------------------------------------------------------------------
@@ -122,63 +125,9 @@ def test_an_agent_and_its_surroundings_do_not_disturb_each_other(kind: AgentKind
     assert torch.get_num_threads() == threads
 
 
-# -- the thread --------------------------------------------------------------------------------
-
-
-def test_questions_and_answers_alternate_and_only_one_side_runs() -> None:
-    log: list[str] = []
-
-    def body(ask: Callable[[int], str]) -> None:
-        for number in range(3):
-            log.append(f"asks {number}")
-            log.append(f"hears {ask(number)}")
-
-    handoff: Handoff[int, str] = Handoff(body, name="test")
-    while (question := handoff.question()) is not None:
-        log.append(f"answers {question}")
-        handoff.answer(str(question))
-    expected = [f"{what} {number}" for number in range(3) for what in ("asks", "answers", "hears")]
-    assert log == expected
-    assert handoff.question() is None
-    handoff.close()
-
-
-def test_an_error_in_the_body_is_raised_outside() -> None:
-    def body(ask: Callable[[int], int]) -> None:
-        ask(1)
-        raise KeyError("inside")
-
-    handoff: Handoff[int, int] = Handoff(body, name="test")
-    assert handoff.question() == 1
-    handoff.answer(1)
-    with pytest.raises(KeyError, match="inside"):
-        handoff.question()
-    handoff.close()
-
-
-@pytest.mark.parametrize("asked", [0, 1, 2])
-def test_closing_ends_the_body_wherever_it_is(asked: int) -> None:
-    ended = threading.Event()
-
-    def body(ask: Callable[[int], int]) -> None:
-        try:
-            for number in range(5):
-                ask(number)
-        finally:
-            ended.set()
-
-    handoff: Handoff[int, int] = Handoff(body, name="test")
-    for number in range(asked):
-        assert handoff.question() == number
-        handoff.answer(0)
-    handoff.close()
-    assert ended.is_set() == (asked > 0)
-    assert handoff.question() is None
-
-
 @pytest.mark.parametrize("kind", [AgentKind.PPO, AgentKind.DDPG])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_in_an_evaluation_leaves_no_thread(kind: AgentKind, error: type[BaseException]) -> None:
+def test_an_error_in_an_evaluation_leaves_the_agent(kind: AgentKind, error: type[BaseException]) -> None:
     calls = 0
 
     def failing(allocations: Sequence[Allocation]) -> list[float]:
@@ -188,39 +137,35 @@ def test_an_error_in_an_evaluation_leaves_no_thread(kind: AgentKind, error: type
             raise error("in the evaluation")
         return TOY.score(allocations)
 
+    threads = torch.get_num_threads()
     with pytest.raises(error, match="in the evaluation"):
         search(agent(kind, evaluations=20), failing, constraint=TOY.constraint, evaluations=20)
-    assert not agent_threads()
+    assert torch.get_num_threads() == threads
 
 
 def test_an_error_in_the_environment_reaches_the_search() -> None:
-    def make_env(*, episodes: int, score: object) -> LockstepEnv:
+    def make_env() -> PruningEnv:
         raise ConfigError("no environment")
 
+    strategy = AgentStrategy(make_env, AgentKind.PPO.settings, evaluations=3, seed=0)
     with pytest.raises(ConfigError, match="no environment"):
-        search(
-            AgentStrategy(make_env, AgentKind.PPO.settings, evaluations=3, seed=0),
-            TOY.score,
-            constraint=TOY.constraint,
-            evaluations=3,
-        )
-    assert not agent_threads()
+        search(strategy, TOY.score, constraint=TOY.constraint, evaluations=3)
 
 
-def test_an_interrupt_while_the_body_runs_leaves_no_thread() -> None:
-    def body(ask: Callable[[int], int]) -> None:
-        ask(0)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)
-        ask(1)
+def test_candidates_are_scored_on_the_threads_that_were_set_and_agents_learn_on_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
 
-    handoff: Handoff[int, int] = Handoff(body, name="autoprune-agent")
-    assert handoff.question() == 0
-    handoff.answer(0)
-    with pytest.raises(KeyboardInterrupt):
-        handoff.question()
-    handoff.close()
-    assert not agent_threads()
+    def score(allocations: Sequence[Allocation]) -> list[float]:
+        assert seen[-1] == 7
+        return TOY.score(allocations)
+
+    search(agent(evaluations=6), score, constraint=TOY.constraint, evaluations=6)
+    assert seen[0] == 1
+    assert seen[-1] == 7
 
 
 # -- agents ------------------------------------------------------------------------------------
@@ -231,7 +176,6 @@ def test_the_first_candidate_is_the_prior_and_the_count_is_exact(kind: AgentKind
     result = search(agent(kind, evaluations=9), TOY.score, constraint=TOY.constraint, evaluations=9)
     assert result.history[0].allocation == TOY.space.allocation(TOY.constraint.project(np.zeros(6)))
     assert len(result.history) == 9
-    assert not agent_threads()
 
 
 @pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.SAC])
@@ -250,10 +194,7 @@ def test_candidates_of_others_that_a_walk_misses_are_not_remembered(
 
     monkeypatch.setattr(EpisodeReplayBuffer, "add", spy)
 
-    def make_env(*, episodes: int, score: Callable[[Sequence[Allocation]], Sequence[float]]) -> LockstepEnv:
-        return LockstepEnv(replace(TOY.problem(), score=score), episodes=episodes)
-
-    strategy = AgentStrategy(make_env, kind.settings, evaluations=3, seed=0, start=start)
+    strategy = AgentStrategy(TOY.env, kind.settings, evaluations=3, seed=0, start=start)
     search(strategy, TOY.score, constraint=TOY.constraint, evaluations=3)
     assert remembered[6:12] == pytest.approx([0, 0, 0, 0, 0, -0.3])
     assert -3.0 not in remembered

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecEnv
 
 from autoprune.choices import Select
+from autoprune.envs.rules import RULES
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.knapsack import KnapsackStrategy
@@ -16,8 +16,6 @@ from autoprune.strategies.sensitivity import SensitivityStrategy
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.strategies.threshold import ThresholdStrategy
 from autoprune.strategies.uniform import UniformStrategy
-from envs.lockstep import LockstepEnv
-from envs.rules import RULES
 from tests.contracts.strategies import check_strategy
 from tests.toy import Toy, make_toy
 
@@ -25,10 +23,7 @@ TOY = make_toy(8)
 
 
 def agent(kind: AgentKind, toy: Toy, evaluations: int, *, rule: str = "projected", seed: int = 0) -> AgentStrategy:
-    def make_env(*, episodes: int, score: object) -> VecEnv:
-        return LockstepEnv(replace(toy.problem(), score=score), episodes=episodes, rule=RULES[rule])
-
-    return AgentStrategy(make_env, kind.settings, evaluations=evaluations, seed=seed)
+    return AgentStrategy(partial(toy.env, rule), kind.settings, evaluations=evaluations, seed=seed)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -44,7 +39,7 @@ def test_agents_keep_the_contract(kind: AgentKind, rule: str) -> None:
 
 
 def test_random_keeps_the_contract() -> None:
-    check_strategy(lambda evaluations: RandomStrategy(TOY.constraint, evaluations=evaluations, seed=0), TOY)
+    check_strategy(lambda evaluations: RandomStrategy(TOY.constraint, seed=0), TOY)
 
 
 def test_uniform_keeps_the_contract() -> None:
@@ -69,9 +64,7 @@ def test_strategies_with_a_survey_keep_the_contract(kind: type[SurveyStrategy], 
 
 
 def test_evolution_keeps_the_contract() -> None:
-    check_strategy(
-        lambda evaluations: EvolutionStrategy(TOY.constraint, evaluations=evaluations, seed=0), TOY, evaluations=40
-    )
+    check_strategy(lambda evaluations: EvolutionStrategy(TOY.constraint, seed=0), TOY, evaluations=40)
 
 
 @pytest.mark.parametrize("select", Select)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.strategies._base import search
 from autoprune.strategies.threshold import ThresholdStrategy, unit_scores
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.structure.graph import Unit
@@ -25,8 +26,10 @@ def constraint(share: float = 0.4, round_to: int = 8) -> Constraint:
 
 
 def kept(limits: Constraint, importance: list[np.ndarray]) -> np.ndarray:
-    (allocation,) = ThresholdStrategy(limits, importance).ask(5)
-    return np.array(allocation)
+    strategy = ThresholdStrategy(limits, importance)
+    found = search(strategy, lambda asked: [0.0 for _ in asked], constraint=limits, evaluations=5)
+    assert len(found.history) == 1
+    return np.array(found.best.allocation)
 
 
 def importance_of(limits: Constraint, factors: tuple[float, ...]) -> list[np.ndarray]:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from autoprune.envs.problem import PruningProblem
+from autoprune.envs.pruning_env import PruningEnv
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.workflows.network import Network, open_network
 from autoprune.workflows.strategies import scores_of
-from envs.problem import PruningProblem
-from envs.pruning_env import PruningEnv
 from tests.test_finalists import Silent
 from tests.world import SIZE
 
@@ -59,7 +59,7 @@ def problem(network: Network, journal: Journal) -> PruningProblem:
 def walked(problem: PruningProblem) -> float:
     env = PruningEnv(problem)
     env.reset()
-    for step in range(env.walk.steps):
+    for step in range(env.episode_steps):
         _, reward, *_ = env.step(np.array([step % 2], dtype=np.float32))
     return reward
 

@@ -7,17 +7,18 @@ score is sum s_i p_i² + sum c_i p_i p_{i+1} with p = 1 − keep ratio, log-norm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.envs.problem import PruningProblem
+from autoprune.envs.pruning_env import PruningEnv, RuleFactory
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.structure.cost import Cost
 from autoprune.structure.graph import ChannelGraph, Group, Layer, LayerKind, Unit
 from autoprune.structure.space import Allocation, Counts, Space
-from envs.problem import PruningProblem
 
 
 class LayerFlops(Cost):
@@ -115,6 +116,10 @@ class Toy:
             sensitivity=sensitivity,
             prior=prior * (sensitivity - 1),
         )
+
+    def env(self, rule: str | RuleFactory = "projected") -> PruningEnv:
+        """An environment for an agent, which has its candidates scored itself."""
+        return PruningEnv(replace(self.problem(), score=None), rule=rule)
 
     def optimum(self) -> float:
         """The least loss that descent finds from several starts; changing any two units makes it no better."""

@@ -1,49 +1,55 @@
-"""What a strategy is, and the one search loop: ask, evaluate, tell."""
+"""What a strategy is, and the one search loop around it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
-from autoprune.strategies.rl.isolation import preserved_random_state
+from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 
-Evaluate = Callable[[Sequence[Allocation]], Sequence[float]]
+Score = Callable[[Sequence[Allocation]], Sequence[float]]
 """Scores allocations, in order; higher is better, and every score is a finite number."""
 
 
-class Strategy(ABC):
-    """Proposes allocations and hears their scores; never evaluates.
+class Evaluate(Protocol):
+    """Scores allocations for a strategy, and counts them."""
 
-    A strategy is a function of its seed and of what it was told: asked again in the same way it proposes the same, so
-    that a killed search resumes by replaying its journal.
-    """
+    @property
+    def left(self) -> int:
+        """How many may still be scored."""
 
-    @abstractmethod
-    def ask(self, limit: int) -> Sequence[Allocation]:
-        """Return what to score next.
+    def __call__(self, allocations: Sequence[Allocation]) -> Sequence[float]:
+        """Return the scores, in order.
 
-        Args:
-            limit: the most that may be returned, at least 1.
-
-        Returns:
-            1 to ``limit`` allocations; none when the strategy has finished. One that does not hold the constraint is a
-            probe: it is scored like the others and cannot win.
+        Raises:
+            EvaluationsSpent: there were more allocations than may be scored; the first of them were.
         """
 
-    @abstractmethod
-    def tell(self, allocations: Sequence[Allocation], scores: Sequence[float]) -> None:
-        """Hear the scores of what ``ask`` returned last, in the same order."""
+
+class EvaluationsSpent(Exception):
+    """Leaves a strategy, wherever it is, when no more may be scored; a strategy lets it pass."""
+
+
+class Strategy(ABC):
+    """Searches for the best allocation by having some scored."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Release threads and files; called once, however the search ended."""
+    def run(self, evaluate: Evaluate) -> None:
+        """Have allocations scored until there is nothing more to try.
+
+        It is a function of the strategy's seed and of the scores: given the same it asks for the same, so that a
+        killed search resumes by replaying its journal. An allocation that does not hold the constraint is a probe: it
+        is scored like the others and cannot win.
+        """
 
 
 @dataclass(frozen=True)
@@ -97,20 +103,20 @@ class Progress:
 
 def search(
     strategy: Strategy,
-    evaluate: Evaluate,
+    score: Score,
     *,
     constraint: Constraint,
     evaluations: int,
     on_evaluation: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
-    """Run a strategy until it has finished or the evaluations are spent, and close it.
+    """Run a strategy until it has finished or the evaluations are spent.
 
-    Global random states (Python, NumPy, torch) are the same after ``evaluate`` as before: whether a score is computed
-    or comes out of a journal, the search goes the same way.
+    Global random states (Python, NumPy, torch) are the same after ``score`` as before: whether a score is computed or
+    comes out of a journal, the search goes the same way.
 
     Args:
-        strategy: proposes.
-        evaluate: scores.
+        strategy: asks for scores.
+        score: gives them.
         constraint: what the result must hold.
         evaluations: the most allocations that are scored.
         on_evaluation: told after every scored allocation.
@@ -121,32 +127,56 @@ def search(
     """
     if evaluations < 1:
         raise ConfigError(f"A search needs at least 1 evaluation, got {evaluations}")
-    history: list[Candidate] = []
-    best: Candidate | None = None
-    try:
-        while len(history) < evaluations:
-            allocations = strategy.ask(evaluations - len(history))
-            if not allocations:
-                break
-            for candidate in _scored(allocations, evaluate):
-                history.append(candidate)
-                if (best is None or candidate.score > best.score) and constraint.holds(np.array(candidate.allocation)):
-                    best = candidate
-                if on_evaluation is not None:
-                    on_evaluation(Progress(len(history), evaluations, candidate, best))
-            strategy.tell(allocations, [candidate.score for candidate in history[-len(allocations) :]])
-    finally:
-        strategy.close()
-    if best is None:
+    record = _Record(score, constraint, evaluations, on_evaluation)
+    with suppress(EvaluationsSpent):
+        strategy.run(record)
+    if record.best is None:
         raise ConfigError(
-            f"The strategy proposed nothing within the budget in {len(history)} evaluations; allow more of them"
+            f"The strategy proposed nothing within the budget in {len(record.history)} evaluations; allow more of them"
         )
-    return SearchResult(best, tuple(history))
+    return SearchResult(record.best, tuple(record.history))
 
 
-def _scored(allocations: Sequence[Allocation], evaluate: Evaluate) -> list[Candidate]:
-    with preserved_random_state():
-        scores = [float(score) for score in evaluate(allocations)]
-    if len(scores) != len(allocations):
-        raise ConfigError(f"One score is needed for each of {len(allocations)} allocations, got {scores}")
-    return [Candidate(allocation, score) for allocation, score in zip(allocations, scores, strict=True)]
+class _Record:
+    """An `Evaluate` that keeps what was scored.
+
+    Attributes:
+        history: every candidate, in order.
+        best: the best of them that holds the constraint, if any does.
+    """
+
+    def __init__(
+        self, score: Score, constraint: Constraint, evaluations: int, on_evaluation: Callable[[Progress], None] | None
+    ) -> None:
+        self._score, self._constraint, self._evaluations = score, constraint, evaluations
+        self._on_evaluation = on_evaluation
+        self.history: list[Candidate] = []
+        self.best: Candidate | None = None
+
+    @property
+    def left(self) -> int:
+        return self._evaluations - len(self.history)
+
+    def __call__(self, allocations: Sequence[Allocation]) -> Sequence[float]:
+        allowed = allocations[: self.left]
+        scores = self._scores(allowed) if allowed else []
+        for allocation, score in zip(allowed, scores, strict=True):
+            self._add(Candidate(allocation, score))
+        if len(allowed) < len(allocations):
+            raise EvaluationsSpent
+        return scores
+
+    def _scores(self, allocations: Sequence[Allocation]) -> list[float]:
+        with preserved_random_state():
+            scores = [float(score) for score in self._score(allocations)]
+        if len(scores) != len(allocations):
+            raise ConfigError(f"One score is needed for each of {len(allocations)} allocations, got {scores}")
+        return scores
+
+    def _add(self, candidate: Candidate) -> None:
+        self.history.append(candidate)
+        better = self.best is None or candidate.score > self.best.score
+        if better and self._constraint.holds(np.array(candidate.allocation)):
+            self.best = candidate
+        if self._on_evaluation is not None:
+            self._on_evaluation(Progress(len(self.history), self._evaluations, candidate, self.best))

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
-from autoprune.strategies._base import Candidate
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
-from autoprune.strategies.rl.isolation import preserved_random_state
+from autoprune.strategies._base import Candidate, Evaluate, Strategy
+from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 
@@ -31,7 +30,7 @@ SPREAD_AROUND = 0.2
 _IDLE_GENERATIONS = 20
 
 
-class EvolutionStrategy(DialogueStrategy):
+class EvolutionStrategy(Strategy):
     """CMA-ES (Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772) over log keep ratios.
 
     A unit with one choice has no say. Every sample is projected onto the budget. It starts at ``start``'s best
@@ -40,7 +39,6 @@ class EvolutionStrategy(DialogueStrategy):
 
     Args:
         constraint: the limits.
-        evaluations: how many allocations may be scored.
         seed: of the samples.
         prior: log keep ratios, shape (units,); only differences matter.
         spread: standard deviation of the first samples; by default 0.5, or 0.2 where there is a start or a prior that
@@ -56,13 +54,11 @@ class EvolutionStrategy(DialogueStrategy):
         self,
         constraint: Constraint,
         *,
-        evaluations: int,
         seed: int,
         prior: Array | None = None,
         spread: float | None = None,
         start: Sequence[Candidate] = (),
     ) -> None:
-        super().__init__(evaluations)
         if spread is not None and not spread > 0:
             raise ConfigError(f"The spread of an evolution must be above 0, got {spread}")
         _cma()
@@ -78,11 +74,11 @@ class EvolutionStrategy(DialogueStrategy):
         self._mean = self._wish(self._start[0].allocation) if self._start else wish
         self._known = {candidate.allocation: candidate.score for candidate in self._start}
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Score the mean, then one generation after the other."""
         # The start's best is asked for although it is known, so that what this search finds is never worse.
         first = self._start[0].allocation if self._start else self._allocation(self._mean)
-        (self._known[first],) = yield [first]
+        (self._known[first],) = evaluate([first])
         if np.count_nonzero(self._free) < 2:  # CMA-ES needs two dimensions; projection leaves one unit no freedom
             return
         with _undisturbed():
@@ -93,7 +89,7 @@ class EvolutionStrategy(DialogueStrategy):
                 samples = evolution.ask()
             allocations = [self._allocation(self._expanded(sample)) for sample in samples]
             idle = idle + 1 if all(allocation in self._known for allocation in allocations) else 0
-            yield from self._score(allocations)
+            self._score(allocations, evaluate)
             with _undisturbed():
                 evolution.tell(samples, [-self._known[allocation] for allocation in allocations])
 
@@ -112,12 +108,10 @@ class EvolutionStrategy(DialogueStrategy):
         evolution.inject([self._centred(wish)[self._free] for wish in others], force=True)
         return evolution
 
-    def _score(self, allocations: Sequence[Allocation]) -> Dialogue:
-        """Ask for what is not known yet, each once, and remember it."""
+    def _score(self, allocations: Sequence[Allocation], evaluate: Evaluate) -> None:
+        """Have scored what is not known yet, each once, and remember it."""
         new = list(dict.fromkeys(allocation for allocation in allocations if allocation not in self._known))
-        if new:
-            scores = yield new
-            self._known.update(zip(new, scores, strict=True))
+        self._known.update(zip(new, evaluate(new), strict=True))
 
     def _allocation(self, wish: Array) -> Allocation:
         return self._constraint.space.allocation(self._constraint.project(wish))

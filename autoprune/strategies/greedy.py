@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from autoprune.choices import Select
 from autoprune.errors import ConfigError
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
+from autoprune.strategies._base import Evaluate, Strategy
 from autoprune.strategies.steps import ITERATIONS, proposals, savings
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Counts
@@ -82,11 +82,11 @@ class Estimates:
         return np.asarray(np.log(ratios) + 1e-3 * ranks / len(ratios))
 
 
-Trial = Generator[Sequence[Allocation], Sequence[float], tuple[Step, float, int]]
-"""Asks for scores of one iteration's steps; returns the step to keep, its score, and how many were scored."""
+Trial = tuple[Step, float, int]
+"""What came of one iteration's steps: the one to keep, its score, and how many were scored."""
 
 
-class GreedyStrategy(DialogueStrategy):
+class GreedyStrategy(Strategy):
     """Prunes in steps (Yang et al., "NetAdapt", ECCV 2018, algorithm 1), each scored, none fine-tuned.
 
     Step i must save ΔR₀ · decay^i of the load. Where the evaluations suffice every unit is tried in every step. With
@@ -113,7 +113,6 @@ class GreedyStrategy(DialogueStrategy):
         decay: float = 0.96,
         select: Select = Select.ACCURACY_PER_RESOURCE,
     ) -> None:
-        super().__init__(evaluations)
         if not 0 < decay <= 1:
             raise ConfigError(f"The decay of a greedy search must lie in (0, 1], got {decay}")
         self._constraint = constraint
@@ -122,7 +121,7 @@ class GreedyStrategy(DialogueStrategy):
         self._select = select
         self._known = Estimates(constraint)
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Take steps until the budget holds."""
         constraint = self._constraint
         counts, score, left = constraint.space.dense, 0.0, self._evaluations
@@ -136,10 +135,10 @@ class GreedyStrategy(DialogueStrategy):
             quota = min(quota, left if lands else left - 1)  # one evaluation is kept for the allocation that holds
             if not steps or quota < 1:
                 break
-            best, score, spent = yield from (self._try_all if first else self._try)(steps, score, quota)
+            best, score, spent = (self._try_all if first else self._try)(evaluate, steps, score, quota)
             counts, left, planned, first = best.counts, left - spent, planned[1:], False
         if first or not constraint.holds(counts):
-            yield [self._allocation(self._finish(counts))]
+            evaluate([self._allocation(self._finish(counts))])
 
     def _plan(self) -> list[float]:
         """Return the savings of all steps: as many as in the paper, or as leave some trials to each."""
@@ -172,25 +171,25 @@ class GreedyStrategy(DialogueStrategy):
             steps.append(Step(unit, filled, float(after**2 - before**2), float(less)))
         return steps
 
-    def _try_all(self, steps: Sequence[Step], score: float, quota: int) -> Trial:
+    def _try_all(self, evaluate: Evaluate, steps: Sequence[Step], score: float, quota: int) -> Trial:
         """Score all steps at once, or those of the units with the most to save."""
         tried = sorted(steps, key=lambda step: -self._known.lone[step.unit])[:quota]
-        scores = yield [self._allocation(step.counts) for step in tried]
+        scores = evaluate([self._allocation(step.counts) for step in tried])
         for step, reached in zip(tried, scores, strict=True):
             self._known.learn(step, score - reached)
         best = min(range(len(tried)), key=lambda place: self._price(tried[place], score - scores[place]))
         return tried[best], scores[best], len(tried)
 
-    def _try(self, steps: Sequence[Step], score: float, quota: int) -> Trial:
+    def _try(self, evaluate: Evaluate, steps: Sequence[Step], score: float, quota: int) -> Trial:
         """Score steps one by one, the most promising first, until no other promises more than the best has shown."""
         if quota >= len(steps):
-            return (yield from self._try_all(steps, score, quota))
+            return self._try_all(evaluate, steps, score, quota)
         promised = {step.unit: self._price(step, self._known.drop(step)) for step in steps}
         best, reached, least, spent = steps[0], score, np.inf, 0
         for step in sorted(steps, key=lambda step: promised[step.unit])[:quota]:
             if promised[step.unit] >= least:
                 break
-            (scored,) = yield [self._allocation(step.counts)]
+            (scored,) = evaluate([self._allocation(step.counts)])
             spent += 1
             self._known.learn(step, score - scored)
             price = self._price(step, score - scored)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
+from autoprune.strategies._base import Evaluate, Strategy
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Counts
 
@@ -39,10 +39,10 @@ _TILT, _FURTHEST = 0.3, 1.0
 """A unit that widened for w < 1 times the price shrinks by w ** tilt beyond the others, at most by e ** −furthest."""
 
 
-class RegrowthStrategy(DialogueStrategy):
+class RegrowthStrategy(Strategy):
     """Shrinks the best allocation so far, and widens it again by what the gains of all units say.
 
-    Of a network below the budget it is known what every unit would gain from being wider (`importance.slopes`; what it
+    Of a network below the budget it is known what every unit would gain from being wider (`evaluation.slopes`; what it
     would lose from being narrower is not, to first order). A common price per load decides which widths are worth it:
     the one at which the budget is just held. Units far from worth it shrink further in the next round. It draws
     nothing at random.
@@ -55,7 +55,6 @@ class RegrowthStrategy(DialogueStrategy):
     """
 
     def __init__(self, constraint: Constraint, gains: Gains, *, evaluations: int, start: Array | None = None) -> None:
-        super().__init__(evaluations)
         rounds = min(-(-(evaluations - 1) // len(GROWTHS)), len(SHARES))
         self._constraint = constraint
         self._gains = gains
@@ -64,11 +63,11 @@ class RegrowthStrategy(DialogueStrategy):
         self.worth: Array = np.ones(len(constraint.space))
         """Per unit, what its best widening gained per load in the last round, as a multiple of the price."""
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Propose the start, and a few candidates per round."""
         constraint, space = self._constraint, self._constraint.space
         best = space.allocation(constraint.project(self._start))
-        (highest,) = yield [best]
+        (highest,) = evaluate([best])
         known = {best}
         for share in self._shares:
             tilt = np.clip(_TILT * np.log(np.clip(self.worth, 1e-6, 1.0)), -_FURTHEST, 0.0)
@@ -80,8 +79,7 @@ class RegrowthStrategy(DialogueStrategy):
             self.worth = growth.worth
             proposals = [allocation for allocation in dict.fromkeys(grown) if allocation not in known]
             known.update(proposals)
-            scores = yield proposals
-            for allocation, score in zip(proposals, scores, strict=True):
+            for allocation, score in zip(proposals, evaluate(proposals), strict=True):
                 if score > highest:
                     best, highest = allocation, score
 

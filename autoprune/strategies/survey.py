@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoprune.strategies._base import Evaluate, Strategy
 from autoprune.strategies.curves import Array, SensitivityCurves, curves_from, probe_plan
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Counts
 
@@ -26,7 +26,7 @@ RATIOS = (
 """Keep ratios at which every unit is tried alone; the first that fit are taken."""
 
 
-class SurveyStrategy(DialogueStrategy):
+class SurveyStrategy(Strategy):
     """Probes one unit at a time, estimates every unit's curve, and proposes allocations made of the curves.
 
     Args:
@@ -39,7 +39,6 @@ class SurveyStrategy(DialogueStrategy):
     """
 
     def __init__(self, constraint: Constraint, *, evaluations: int, curves: SensitivityCurves | None = None) -> None:
-        super().__init__(evaluations)
         self._constraint = constraint
         self._evaluations = evaluations
         self._curves = curves
@@ -57,20 +56,19 @@ class SurveyStrategy(DialogueStrategy):
             Counts that hold the constraint, each of shape (units,); at least one.
         """
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Probe, then propose until the evaluations are spent or nothing new comes."""
         space = self._constraint.space
         curves = self._curves
         if curves is None:
             plan = choose_probes(self._constraint, self._evaluations)
-            scores = (yield plan) if plan else ()
-            curves = complete(self._constraint, curves_from(space, plan, scores))
+            curves = complete(self._constraint, curves_from(space, plan, evaluate(plan)))
         seen: set[Allocation] = set()
         for counts in self.proposals(curves.rises(space)):
             allocation = space.allocation(counts)
             if allocation not in seen:
                 seen.add(allocation)
-                yield [allocation]
+                evaluate([allocation])
 
 
 def choose_probes(constraint: Constraint, evaluations: int) -> list[Allocation]:

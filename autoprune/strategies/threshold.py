@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.strategies._base import Evaluate, Strategy
 from autoprune.strategies.levels import lowest_level
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts, Space
 
 Scores = npt.NDArray[np.float64]
 
 
-class ThresholdStrategy(DialogueStrategy):
+class ThresholdStrategy(Strategy):
     """Keeps the channels above one importance threshold (Liu et al., "Network Slimming", ICCV 2017, section 3).
 
     The threshold is the lowest with which the budget holds; what rounding left is given back. One proposal. The scores
@@ -30,11 +30,10 @@ class ThresholdStrategy(DialogueStrategy):
     """
 
     def __init__(self, constraint: Constraint, importance: Sequence[Scores]) -> None:
-        super().__init__(1)
         self._constraint = constraint
         self._importance = unit_scores(constraint.space, importance)
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Propose what stays above the threshold."""
         space = self._constraint.space
         thresholds = np.unique(np.concatenate([[-np.inf], *self._importance]))
@@ -50,7 +49,7 @@ class ThresholdStrategy(DialogueStrategy):
         # The last level keeps no channel, which rounds to the lower bounds, and those hold.
         level = lowest_level(self._constraint, len(thresholds), rounded)
         wish = np.log(np.maximum(above(level), 0.5) / space.dense)
-        yield [space.allocation(self._constraint.fill(rounded(level), wish))]
+        evaluate([space.allocation(self._constraint.fill(rounded(level), wish))])
 
 
 def unit_scores(space: Space, importance: Sequence[Scores]) -> list[Scores]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.strategies.rl.dialogue import Dialogue, DialogueStrategy
+from autoprune.strategies._base import Evaluate, Strategy
 from autoprune.structure.constraint import Constraint
 
 
-class UniformStrategy(DialogueStrategy):
+class UniformStrategy(Strategy):
     """The same keep ratio everywhere, as wide as the budget allows; one proposal.
 
     Args:
@@ -16,10 +16,9 @@ class UniformStrategy(DialogueStrategy):
     """
 
     def __init__(self, constraint: Constraint) -> None:
-        super().__init__(1)
         self._constraint = constraint
 
-    def dialogue(self) -> Dialogue:
+    def run(self, evaluate: Evaluate) -> None:
         """Propose the uniform ratio."""
         space = self._constraint.space
-        yield [space.allocation(self._constraint.project(np.zeros(len(space))))]
+        evaluate([space.allocation(self._constraint.project(np.zeros(len(space))))])

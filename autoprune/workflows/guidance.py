@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies._base import Candidate, Evaluate, Progress, search
+from autoprune.strategies._base import Candidate, Progress, Score, search
 from autoprune.strategies.regrowth import Gains, RegrowthStrategy, affordable
 from autoprune.structure.constraint import Constraint
 from autoprune.workflows.screen import Screen
@@ -33,7 +33,7 @@ class Guidance:
     cost: int
 
 
-def guided(constraint: Constraint, gains: Gains, score: Evaluate, screen: Screen, *, evaluations: int) -> Guidance:
+def guided(constraint: Constraint, gains: Gains, score: Score, screen: Screen, *, evaluations: int) -> Guidance:
     """Shrink and regrow the uniform allocation, see `RegrowthStrategy`; the agent starts from the best that is found.
 
     It takes at most half of the evaluations, but at least one round.

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import gymnasium
 import numpy as np
 
 from autoprune.choices import WARM_STARTED, Rule, StrategyName
+from autoprune.envs import CHANNEL_PRUNING
+from autoprune.envs.problem import PruningProblem
+from autoprune.envs.rules import Capped, Projected
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.strategies._base import Candidate, Evaluate, Strategy
+from autoprune.strategies._base import Candidate, Score, Strategy
 from autoprune.strategies.curves import SensitivityCurves
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
@@ -28,9 +31,6 @@ from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Space
 from autoprune.workflows.guidance import Guidance
 from autoprune.workflows.network import Network
-from envs.lockstep import LockstepEnv
-from envs.problem import PruningProblem
-from envs.rules import Capped, Projected
 
 INFORMED = WARM_STARTED
 """Strategies that start from `Guidance`."""
@@ -89,19 +89,19 @@ def make_strategy(name: StrategyName, task: SearchTask) -> Strategy:
     makers: dict[StrategyName, Callable[[], Strategy]] = {
         StrategyName.UNIFORM: lambda: UniformStrategy(constraint),
         StrategyName.GLOBAL: lambda: ThresholdStrategy(constraint, task.network.importance),
-        StrategyName.RANDOM: lambda: RandomStrategy(constraint, evaluations=evaluations, seed=task.seed),
+        StrategyName.RANDOM: lambda: RandomStrategy(constraint, seed=task.seed),
         StrategyName.GREEDY: lambda: GreedyStrategy(constraint, evaluations=evaluations),
         StrategyName.SENSITIVITY: lambda: SensitivityStrategy(constraint, evaluations=evaluations, curves=task.curves),
         StrategyName.KNAPSACK: lambda: KnapsackStrategy(constraint, evaluations=evaluations, curves=task.curves),
         StrategyName.EVOLUTION: lambda: EvolutionStrategy(
-            constraint, evaluations=evaluations, seed=task.seed, prior=_guidance(task).prior, start=task.start
+            constraint, seed=task.seed, prior=_guidance(task).prior, start=task.start
         ),
         StrategyName.REGROWTH: lambda: RegrowthStrategy(constraint, _gains(task), evaluations=evaluations),
     }
     return makers[name]() if name in makers else _agent(AgentKind(name.value), task)
 
 
-def scores_of(evaluator: Evaluator) -> Evaluate:
+def scores_of(evaluator: Evaluator) -> Score:
     """Return an evaluator as the search loop and a `PruningProblem` want it; it can be pickled as the evaluator can."""
     return partial(_scores, evaluator)
 
@@ -118,13 +118,10 @@ def _agent(kind: AgentKind, task: SearchTask) -> AgentStrategy:
         prior = np.log(constraint.space.ratios(np.array(best.allocation)))
     rule = Projected if task.rule is Rule.PROJECTED else Capped
     problem = PruningProblem(
-        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=_unscored,
+        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=None,
         sensitivity=guidance.sensitivity, prior=prior,
     )  # fmt: skip
-
-    def make_env(*, episodes: int, score: Any) -> LockstepEnv:
-        return LockstepEnv(replace(problem, score=score), episodes=episodes, rule=rule)
-
+    make_env = partial(gymnasium.make, CHANNEL_PRUNING, problem=problem, rule=rule, disable_env_checker=True)
     return AgentStrategy(
         make_env, _settings(kind, bool(np.any(prior)), constraint.space),
         evaluations=task.evaluations, seed=task.seed, start=task.start, log_dir=task.log_dir,
@@ -148,7 +145,3 @@ def _guidance(task: SearchTask) -> Guidance:
 def _gains(task: SearchTask) -> Gains:
     assert task.gains is not None, "regrowth widens what gains most"
     return task.gains
-
-
-def _unscored(_: object) -> list[float]:
-    raise AssertionError("each environment brings its own score")

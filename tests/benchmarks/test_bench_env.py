@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from envs.pruning_env import PruningEnv
-from envs.rules import RULES
+from autoprune.envs.pruning_env import PruningEnv
+from autoprune.envs.rules import RULES
 from tests.toy import make_toy
 
 UNITS = 60

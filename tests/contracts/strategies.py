@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
-from autoprune.strategies._base import SearchResult, Strategy, search
+from autoprune.strategies._base import EvaluationsSpent, SearchResult, Strategy, search
+from autoprune.structure.space import Allocation
 from tests.toy import Toy
 
 MakeStrategy = Callable[[int], Strategy]
@@ -31,7 +33,7 @@ def check_strategy(
     assert probes or len(holding) == len(result.history), "every candidate holds the constraint"
     assert result.best.score == max(candidate.score for candidate in holding)
     check_replay(make, toy, result, evaluations)
-    check_limits(make, toy, evaluations)
+    check_batches(make, toy, result, evaluations)
     return result
 
 
@@ -48,15 +50,31 @@ def check_replay(make: MakeStrategy, toy: Toy, result: SearchResult, evaluations
     assert again == result
 
 
-def check_limits(make: MakeStrategy, toy: Toy, evaluations: int) -> None:
-    """Assert that ``ask`` returns no more than it may, one at a time too, and nothing when all is spent."""
-    strategy = make(evaluations)
-    try:
-        for _ in range(evaluations):
-            allocations = strategy.ask(1)
-            if not allocations:
-                return
-            assert len(allocations) == 1
-            strategy.tell(allocations, toy.score(allocations))
-    finally:
-        strategy.close()
+def check_batches(make: MakeStrategy, toy: Toy, result: SearchResult, evaluations: int) -> None:
+    """Assert that a search with fewer evaluations is the beginning of the longer one that was planned the same."""
+    for fewer in range(1, len(result.history)):
+        shorter = _Cut(toy, fewer)
+        with suppress(EvaluationsSpent):
+            make(evaluations).run(shorter)
+        assert shorter.allocations == [candidate.allocation for candidate in result.history[:fewer]]
+
+
+class _Cut:
+    """Scores so many allocations of a strategy, and no more."""
+
+    def __init__(self, toy: Toy, left: int) -> None:
+        self.toy, self.left = toy, left
+        self.allocations: list[Allocation] = []
+
+    def __call__(self, allocations: Sequence[Allocation]) -> list[float]:
+        allowed = allocations[: self.left]
+        self.left -= len(allowed)
+        self.allocations.extend(allowed)
+        if len(allowed) < len(allocations):
+            raise EvaluationsSpent
+        return self.toy.score(allowed) if allowed else []
+
+
+def first_of(strategy: Strategy, toy: Toy) -> Allocation:
+    """Return what a strategy has scored first."""
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=1).history[0].allocation

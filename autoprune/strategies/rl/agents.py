@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from enum import Enum
 from itertools import chain
 from pathlib import Path
@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
 
-from autoprune.strategies._base import Candidate, Strategy
+from autoprune.strategies._base import Candidate, Evaluate, EvaluationsSpent, Score, Strategy
+from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.rl.exploration import Exploration, NoExploration
-from autoprune.strategies.rl.handoff import Handoff
-from autoprune.strategies.rl.isolation import PrivateGlobals, compute_on_one_core
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.novelty import Novelty, Widening
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.strategies.rl.telemetry import Telemetry
-from autoprune.strategies.rl.view import AgentView, MakeEnv, RunningScale, Score
+from autoprune.strategies.rl.view import AgentView, MakeEnv, RunningScale
 from autoprune.structure.space import Allocation
 
 
@@ -47,11 +46,18 @@ class AgentKind(Enum):
 
 
 class AgentStrategy(Strategy):
-    """Runs an agent's ``learn()`` in a thread of its own and hands its candidates to the search loop.
+    """Lets an agent learn in the Gymnasium environment; what its episodes end at are the candidates.
 
     The first candidate is the environment's prior; off-policy agents remember that episode, and those of candidates
-    that other strategies found. The agent draws from global random states of its own, so that nothing outside disturbs
-    it or is disturbed.
+    that other strategies found. What the agent draws from global random states disturbs nobody.
+
+    Args:
+        make_env: makes an environment.
+        settings: which agent, and how, e.g. ``AgentKind.PPO.settings``.
+        evaluations: candidates that it may try: the length of its schedules.
+        seed: of everything random.
+        start: candidates of other strategies; off-policy agents walk them to fill their replay buffer.
+        log_dir: where TensorBoard events are written, if anywhere.
     """
 
     def __init__(
@@ -64,74 +70,53 @@ class AgentStrategy(Strategy):
         start: Sequence[Candidate] = (),
         log_dir: Path | None = None,
     ) -> None:
-        """Prepare the agent; nothing runs before the first ``ask``.
-
-        Args:
-            make_env: makes its environments.
-            settings: which agent, and how, e.g. ``AgentKind.PPO.settings``.
-            evaluations: candidates that it may try; also sets the length of its schedules.
-            seed: of everything random.
-            start: candidates of other strategies; off-policy agents walk them to fill their replay buffer.
-            log_dir: where TensorBoard events are written, if anywhere.
-        """
         self._make_env = make_env
         self._settings = settings
-        self._evaluations = self._left = evaluations
+        self._evaluations = evaluations
         self._seed = seed
         self._start = {candidate.allocation: candidate.score for candidate in start}
-        self._waiting: deque[Allocation] = deque()
-        self._scores: list[float] = []
-        self._globals = PrivateGlobals()
-        self._exploration = exploration_of(settings, evaluations=evaluations, seed=seed)
-        self._telemetry = Telemetry(log_dir)
-        self._handoff: Handoff[Sequence[Allocation], Sequence[float]] = Handoff(self._learn, name="autoprune-agent")
+        self._log_dir = log_dir
 
-    def ask(self, limit: int) -> Sequence[Allocation]:
-        """Return candidates of one rollout; none when the evaluations are spent."""
-        if self._left == 0:
-            return ()
-        if not self._waiting:
-            with self._globals:
-                self._waiting.extend(self._handoff.question() or ())
-        return [self._waiting[index] for index in range(min(limit, self._left, len(self._waiting)))]
+    def run(self, evaluate: Evaluate) -> None:
+        """Learn; on one core, for handing out such small sums costs more, while candidates are scored on all."""
+        threads, telemetry = torch.get_num_threads(), Telemetry(self._log_dir)
+        exploration = exploration_of(self._settings, evaluations=self._evaluations, seed=self._seed)
 
-    def tell(self, allocations: Sequence[Allocation], scores: Sequence[float]) -> None:
-        """Take scores; the agent hears them when its whole rollout is scored."""
-        for allocation, score in zip(allocations, scores, strict=True):
-            self._waiting.popleft()
-            self._scores.append(score)
-            self._telemetry.evaluation(allocation, score, noise=self._exploration.noise)
-        self._left -= len(allocations)
-        if not self._waiting:
-            self._handoff.answer(self._scores)
-            self._scores = []
+        def score(allocations: Sequence[Allocation]) -> Sequence[float]:
+            allowed = allocations[: evaluate.left]
+            with torch_threads(threads):
+                scores = evaluate(allowed)
+            for allocation, found in zip(allowed, scores, strict=True):
+                telemetry.evaluation(allocation, found, noise=exploration.noise)
+            if len(allowed) < len(allocations):
+                raise EvaluationsSpent
+            return scores
 
-    def close(self) -> None:
-        """End the agent's thread, wherever it is, and close its files."""
-        with self._globals:
-            self._handoff.close()
-        self._telemetry.close()
+        with preserved_random_state(), torch_threads(1), closing(telemetry):
+            self._learn(score, exploration, telemetry)
 
-    def _learn(self, ask: Score) -> None:
-        """Let the agent learn until ``ask`` ends it; on one core, for handing out such small sums costs more."""
-        compute_on_one_core()
+    def _learn(self, score: Score, exploration: Exploration, telemetry: Telemetry) -> None:
+        """Learn until ``score`` ends it."""
         settings = self._settings
         episodes, scale = (settings.episodes, RunningScale()) if isinstance(settings, PPOSettings) else (1, None)
 
-        def view(env: VecEnv, exploration: Exploration) -> AgentView:
-            return AgentView(env, exploration=exploration, marks=settings.marks, scale=scale)
+        def view(score: Score, *, episodes: int = 1, exploration: Exploration) -> AgentView:
+            return AgentView(
+                self._make_env, episodes=episodes, score=score, exploration=exploration, marks=settings.marks,
+                scale=scale,
+            )  # fmt: skip
 
-        first = self._make_env(episodes=1, score=ask)
-        self._telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
-        prior = walk_prior(view(first, NoExploration()))
-        novelty = Novelty(ask)
-        env = view(self._make_env(episodes=episodes, score=novelty), self._exploration)
+        first = view(score, exploration=NoExploration())
+        telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
+        prior = walk_prior(first)
+        novelty = Novelty(score)
+        env = view(novelty, episodes=episodes, exploration=exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
-            known = view(self._make_env(episodes=1, score=self._remembered), NoExploration())
+            known = view(self._remembered, exploration=NoExploration())
             for transition in chain(prior, self._walk_known(known)):
                 model.replay_buffer.add(**transition)
-        model.set_logger(self._telemetry.agent_logger())
+        model.set_logger(telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
         model.learn(total_timesteps=steps, callback=Widening(novelty) if isinstance(settings, PPOSettings) else None)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from autoprune.strategies.rl.view import Score
+from autoprune.strategies._base import Score
 from autoprune.structure.space import Allocation
 
 LEAST_NEW = 0.5

@@ -1,35 +1,27 @@
-"""What an agent sees of an environment: actions in [−1, 1], explored; every step marked; rewards of a known size."""
+"""What an agent sees of its environments: actions in [−1, 1], explored; steps marked; candidates scored together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from gymnasium import Env, spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
+from autoprune.strategies._base import Score
 from autoprune.strategies.rl.exploration import Exploration
-from autoprune.structure.space import Allocation
 
 Array = npt.NDArray[Any]
 
-Score = Callable[[Sequence[Allocation]], Sequence[float]]
-"""Scores the candidates of one step, in order."""
+MakeEnv = Callable[[], Env[Any, Any]]
+"""Makes an environment that an agent learns in; its own rewards do not count.
 
-
-class MakeEnv(Protocol):
-    """Makes the environment that an agent learns in.
-
-    All episodes have the same length, attribute ``episode_steps``; ``prior_actions``, shape (episode_steps,), lead to
-    where the search starts, and ``actions_for(allocation)`` to an allocation; ``costs(allocation)`` tells costs by
-    metric. At every step ``info`` holds the
-    ``executed_action``.
-    """
-
-    def __call__(self, *, episodes: int, score: Score) -> VecEnv:
-        """Return an environment of so many episodes in lockstep, whose last step calls ``score`` once."""
+All episodes have the same length, attribute ``episode_steps``; ``prior_actions``, shape (episode_steps,), lead to where
+the search starts, and ``actions_for(allocation)`` to an allocation; ``costs(allocation)`` tells costs by metric. At
+every step ``info`` holds the ``executed_action``, at the last the ``allocation``.
+"""
 
 
 class RunningScale:
@@ -46,7 +38,7 @@ class RunningScale:
 
 
 class AgentView(VecEnvWrapper):
-    """Wraps an environment whose episodes all end at the same step.
+    """Several environments in lockstep, whose candidates are scored together when they end.
 
     Attributes:
         steps: length of an episode.
@@ -55,26 +47,31 @@ class AgentView(VecEnvWrapper):
 
     def __init__(
         self,
-        venv: VecEnv,
+        make_env: MakeEnv,
         *,
+        episodes: int,
+        score: Score,
         exploration: Exploration,
         marks: bool,
         scale: Callable[[Array], Array] | None,
     ) -> None:
-        """Wrap an environment.
+        """Make the environments.
 
         Args:
-            venv: the environment, as ``MakeEnv`` makes it.
+            make_env: makes one.
+            episodes: how many walk side by side.
+            score: scores their candidates.
             exploration: turns the agent's actions into those tried.
             marks: whether the state gets one column more per step, 1 at its own step and 0 elsewhere.
             scale: turns scores into rewards; without one they are the scores.
         """
+        venv = DummyVecEnv([make_env] * episodes)
         states, actions = venv.observation_space, venv.action_space
         if not isinstance(states, spaces.Box) or not isinstance(actions, spaces.Box):
             raise TypeError(f"An agent needs states and actions in boxes, got {states} and {actions}")
         self.steps = int(venv.get_attr("episode_steps")[0])
         self.exploration = exploration
-        self._scale = scale
+        self._score, self._scale = score, scale
         self._marks = np.eye(self.steps if marks else 0, dtype=np.float32)
         self._low, self._high = actions.low, actions.high
         self._step = 0
@@ -105,9 +102,12 @@ class AgentView(VecEnvWrapper):
             info["executed_action"] = self.normalised(info["executed_action"])
         self._step = (self._step + 1) % self.steps
         if dones.any():
-            for info in infos:
+            scores = self._score([info["allocation"] for info in infos])
+            for info, score in zip(infos, scores, strict=True):
                 info["terminal_observation"] = self._marked(info["terminal_observation"][None])[0]
+                info["episode"] = {"r": score, "l": self.steps, "t": 0.0}  # for stable-baselines3's own figures
             self.exploration.episode_ended()
+            rewards = np.array(scores, dtype=np.float32)
             if self._scale is not None:
                 rewards = self._scale(rewards).astype(np.float32)
         return self._marked(np.asarray(states)), rewards, dones, infos

@@ -47,30 +47,12 @@ def preserved_random_state() -> Iterator[None]:
         before.restore()
 
 
-class PrivateGlobals:
-    """Global random states of one's own: in force while this is entered, untouched by anyone outside.
-
-    torch's thread count is put back too when it is left, whatever was set inside.
-    """
-
-    def __init__(self) -> None:
-        self._inner: RandomState | None = None
-        self._outer: RandomState | None = None
-        self._threads = 1
-
-    def __enter__(self) -> None:
-        self._outer, self._threads = RandomState.capture(), torch.get_num_threads()
-        if self._inner is not None:
-            self._inner.restore()
-
-    def __exit__(self, *_: object) -> None:
-        self._inner = RandomState.capture()
-        if self._outer is not None:
-            self._outer.restore()
-        torch.set_num_threads(self._threads)
-
-
-def compute_on_one_core() -> None:
-    """Make torch compute on one core in this thread from now on, whatever is set in others later."""
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread's first question fixes its count; without one, others' settings would reach it
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
