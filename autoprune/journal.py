@@ -78,7 +78,7 @@ class Journal:
             RunError: the file exists already or cannot be written.
         """
         if os.path.lexists(path):
-            raise RunError(f"{path} exists already; resume that run with --resume or choose another folder with --out")
+            raise RunError(f"{path} exists already; resume that run with `resume` or choose another folder with `out`")
         with saying_why(path):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from autoprune.choices import check_criterion
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
@@ -124,6 +124,24 @@ class Provenance:
     created: str
 
 
+class HoldsModule(Protocol):
+    """A network with its data, such as `autoprune.Network`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network in torch."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """Its family's tools."""
+
+    def with_module(self, module: nn.Module) -> Any:
+        """Return another network of the same data."""
+
+
+Kind = TypeVar("Kind", bound="nn.Module | HoldsModule")
+
+
 @dataclass(frozen=True)
 class Policy:
     """An allocation with all that is needed to apply it to any weights of the same architecture.
@@ -203,7 +221,7 @@ class Policy:
 
     def apply(
         self,
-        module: nn.Module,
+        module: Kind,
         *,
         data: Adapter | Path | str | None = None,
         imgsz: int | None = None,
@@ -212,14 +230,15 @@ class Policy:
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
         evidence: Evidence | None = None,
-    ) -> nn.Module:
+    ) -> Kind:
         """Return a new network that keeps what the policy says, compensated and recalibrated on training images.
 
         For Ultralytics: ``yolo.model = Policy.load("policy.json").apply(yolo.model, data="data.yaml")``. That is the
         network that ``autoprune apply --data data.yaml`` writes.
 
         Args:
-            module: a network of the architecture that the policy is for, with any weights; it is not modified.
+            module: a network of the architecture that the policy is for, with any weights; it is not modified. An
+                `autoprune.Network` brings its data, and one of its kind is returned.
             data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
                 of such a network with its data, for those that are not Ultralytics'.
             imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
@@ -239,6 +258,34 @@ class Policy:
         Warns:
             PolicyWarning: there is no ``data``, and so nothing is compensated and batch norm is not recalibrated.
         """
+        from torch import nn
+
+        found: Any
+        if isinstance(module, nn.Module):
+            found = self._pruned(
+                module, data, imgsz, compensate=compensate, reconstruct=reconstruct, example=example,
+                free_outputs=free_outputs, evidence=evidence,
+            )  # fmt: skip
+        else:
+            own = module.adapter if module.adapter.has_images else None
+            found = module.with_module(
+                self._pruned(module.module, own, imgsz, compensate=compensate, reconstruct=reconstruct)
+            )
+        kind: Kind = found
+        return kind
+
+    def _pruned(
+        self,
+        module: nn.Module,
+        data: Adapter | Path | str | None,
+        imgsz: int | None,
+        *,
+        compensate: bool,
+        reconstruct: bool,
+        example: torch.Tensor | None = None,
+        free_outputs: Collection[str] = frozenset({"feats"}),
+        evidence: Evidence | None = None,
+    ) -> nn.Module:
         import torch
 
         from autoprune.criteria import make_criterion
@@ -346,7 +393,7 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
             "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
             "may be next to nothing until it is trained; give the data set that it was trained on, "
             'apply(model, data="data.yaml")',
-            PolicyWarning, stacklevel=3,
+            PolicyWarning, stacklevel=4,
         )  # fmt: skip
 
 

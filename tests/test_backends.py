@@ -64,8 +64,8 @@ def test_what_is_left_open_is_filled_in() -> None:
     [
         ({"device": "gpu"}, "must be cpu, cuda"),
         ({"device": "mps"}, "must be cpu, cuda"),
-        ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got --precision int8"),
-        ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got --device cpu; on cpu there are torch, "),
+        ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got `precision` int8"),
+        ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got `device` cpu; on cpu there are torch, "),
         ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),
         ({"runtime": Runtime.TORCH_COMPILE, "with_nms": True}, "torch-compile takes networks whose shapes are all"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
@@ -159,7 +159,7 @@ def test_a_cpu_without_instructions_for_a_precision_is_refused(
 ) -> None:
     monkeypatch.setattr(torch_network, "_has_any", lambda *_: False)
     settings = runtime_settings("cpu", image_size=64, runtime=runtime, precision=precision)
-    with pytest.raises(DeviceError, match=rf"instructions for --precision {precision.value} \(.+\), and this one \(.+"):
+    with pytest.raises(DeviceError, match=rf"instructions for `precision` {precision.value} \(.+\), and this one \(.+"):
         open_backend(settings)
 
 
@@ -203,7 +203,7 @@ def test_a_device_that_disappears_is_said_in_one_sentence() -> None:
         raise RuntimeError(lost)
     assert str(caught.value) == (
         "The device cuda:1 must work until the run is done, and failed (CUDA error: unspecified launch failure); "
-        "see that it is there (nvidia-smi), then go on with --resume"
+        "see that it is there (nvidia-smi), then go on with `resume`"
     )
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), loss_guard("device cuda:1"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -13,9 +13,10 @@ import pytest
 from autoprune.cli.main import main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
+from autoprune.workflows.call import Finished
 from tests.world import arguments
 
-Answer = Callable[[Config], int]
+Answer = Callable[[Config], bool]
 
 
 @pytest.fixture
@@ -24,18 +25,19 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
 
     def install(run: Answer) -> None:
         module = ModuleType("autoprune.workflows.search")
-        monkeypatch.setattr(module, "run", lambda config, _screen: run(config), raising=False)
-        monkeypatch.setitem(sys.modules, "autoprune.workflows", ModuleType("autoprune.workflows"))
+        monkeypatch.setattr(
+            module, "run", lambda config, _listener, _caller: Finished(Path("run"), held=run(config)), raising=False
+        )
         monkeypatch.setitem(sys.modules, "autoprune.workflows.search", module)
 
     return install
 
 
-@pytest.mark.parametrize(("returned", "code"), [(0, 0), (3, 3)])
-def test_the_command_gets_its_configuration(answering: Callable[[Answer], None], returned: int, code: int) -> None:
+@pytest.mark.parametrize(("returned", "code"), [(True, 0), (False, 3)])
+def test_the_command_gets_its_configuration(answering: Callable[[Answer], None], returned: bool, code: int) -> None:
     seen: list[Config] = []
 
-    def run(config: Config) -> int:
+    def run(config: Config) -> bool:
         seen.append(config)
         return returned
 
@@ -60,7 +62,7 @@ def test_an_error_becomes_one_line_and_a_code(
     code: int,
     said: str,
 ) -> None:
-    def run(_: Config) -> int:
+    def run(_: Config) -> bool:
         raise error
 
     answering(run)
@@ -69,7 +71,7 @@ def test_an_error_becomes_one_line_and_a_code(
 
 
 def test_a_bug_is_not_hidden(answering: Callable[[Answer], None]) -> None:
-    def run(_: Config) -> int:
+    def run(_: Config) -> bool:
         raise ZeroDivisionError
 
     answering(run)
@@ -85,7 +87,7 @@ def test_the_module_can_be_run(root: Path) -> None:
     assert done.stderr == "autoprune: --episods is not an option of autoprune search; did you mean --episodes?\n"
 
 
-def leave(_: Config) -> int:
+def leave(_: Config) -> bool:
     raise SystemExit(0)
 
 

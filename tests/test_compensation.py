@@ -197,5 +197,5 @@ def test_covariances_that_do_not_fit_are_left_out_widest_first(analysed: tuple[n
 
 def test_numbers_that_are_not_finite_name_their_layer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
-    with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*--no-compensate"):
+    with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*`compensate=False`"):
         collect_moments(dense, graph, [IMAGES.where(IMAGES < 0.99, torch.nan)])

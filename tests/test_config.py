@@ -64,38 +64,38 @@ def test_every_field_is_documented(kind: type[Config]) -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"imgsz": 0}, "--imgsz must be a multiple of 32 from 32 to 32768, got 0"),
-    ({"imgsz": 100}, "--imgsz must be a multiple of 32 from 32 to 32768, got 100"),
-    ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
-    ({"device": "cuda:"}, "--device must be"),
-    ({"batch": 0}, "--batch must be a whole number of at least 1, got 0"),
-    ({"threads": 0}, "--threads must be a whole number of at least 1, got 0"),
-    ({"seed": -1}, "--seed must be a whole number of at least 0, got -1"),
-    ({"seed": 2**31}, "--seed must be a whole number of at most 2147483647, got 2147483648"),
-    ({"imgsz": 2**16}, "--imgsz must be a multiple of 32 from 32 to 32768, got 65536"),
-    ({"threads": 10**6}, r"--threads must be at most \d+, the CPU cores of this machine, got 1000000"),
-    ({"images": 10**5000}, r"--images must be a whole number of at most 2147483647, got 1.00e\+5000"),
-    ({"images": 0}, "--images must be"),
-    ({"epochs": 0}, "--epochs must be"),
-    ({"round_to": 0}, "--round-to must be"),
-    ({"finalists": 0}, "--finalists must be"),
-    ({"episodes": 0}, "--episodes must be"),
-    ({"finetune_epochs": -1}, "--finetune-epochs must be a whole number of at least 0, got -1"),
-    ({"min_keep": 0.0}, r"--min-keep must lie in \(0, 1\], got 0.0"),
-    ({"min_keep": 1.5}, r"--min-keep must lie in \(0, 1\], got 1.5"),
-    ({"min_keep": float("nan")}, r"--min-keep must lie in \(0, 1\], got nan"),
-    ({"lr_scale": 0.0}, r"--lr-scale must lie in \(0, 1\], got 0.0"),
-    ({"initial_step": 0.0}, r"--initial-step must lie in \(0, 1\], got 0.0"),
-    ({"initial_step": 1.1}, r"--initial-step must lie in \(0, 1\], got 1.1"),
-    ({"decay": 0.0}, r"--decay must lie in \(0, 1\], got 0.0"),
-    ({"decay": float("inf")}, r"--decay must lie in \(0, 1\], got inf"),
-    ({"short_term_steps": -1}, "--short-term-steps must be a whole number of at least 0, got -1"),
-    ({"shortlist": -1}, "--shortlist must be a whole number of at least 0, got -1"),
-    ({"ratios": "0.5,1"}, r"--ratios must be keep ratios in \(0, 1\), such as 0.75,0.5,0.25, got 0.5,1"),
-    ({"ratios": "0.5,0"}, "--ratios must be"),
-    ({"ratios": "half"}, "--ratios must be"),
-    ({"ratios": ""}, "--ratios must be"),
-    ({"ratios": "nan"}, "--ratios must be"),
+    ({"imgsz": 0}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 0"),
+    ({"imgsz": 100}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 100"),
+    ({"device": "tpu"}, "`device` must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ({"device": "cuda:"}, "`device` must be"),
+    ({"batch": 0}, "`batch` must be a whole number of at least 1, got 0"),
+    ({"threads": 0}, "`threads` must be a whole number of at least 1, got 0"),
+    ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
+    ({"seed": 2**31}, "`seed` must be a whole number of at most 2147483647, got 2147483648"),
+    ({"imgsz": 2**16}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 65536"),
+    ({"threads": 10**6}, r"`threads` must be at most \d+, the CPU cores of this machine, got 1000000"),
+    ({"images": 10**5000}, r"`images` must be a whole number of at most 2147483647, got 1.00e\+5000"),
+    ({"images": 0}, "`images` must be"),
+    ({"epochs": 0}, "`epochs` must be"),
+    ({"round_to": 0}, "`round_to` must be"),
+    ({"finalists": 0}, "`finalists` must be"),
+    ({"episodes": 0}, "`episodes` must be"),
+    ({"finetune_epochs": -1}, "`finetune_epochs` must be a whole number of at least 0, got -1"),
+    ({"min_keep": 0.0}, r"`min_keep` must lie in \(0, 1\], got 0.0"),
+    ({"min_keep": 1.5}, r"`min_keep` must lie in \(0, 1\], got 1.5"),
+    ({"min_keep": float("nan")}, r"`min_keep` must lie in \(0, 1\], got nan"),
+    ({"lr_scale": 0.0}, r"`lr_scale` must lie in \(0, 1\], got 0.0"),
+    ({"initial_step": 0.0}, r"`initial_step` must lie in \(0, 1\], got 0.0"),
+    ({"initial_step": 1.1}, r"`initial_step` must lie in \(0, 1\], got 1.1"),
+    ({"decay": 0.0}, r"`decay` must lie in \(0, 1\], got 0.0"),
+    ({"decay": float("inf")}, r"`decay` must lie in \(0, 1\], got inf"),
+    ({"short_term_steps": -1}, "`short_term_steps` must be a whole number of at least 0, got -1"),
+    ({"shortlist": -1}, "`shortlist` must be a whole number of at least 0, got -1"),
+    ({"ratios": "0.5,1"}, r"`ratios` must be keep ratios in \(0, 1\), such as 0.75,0.5,0.25, got 0.5,1"),
+    ({"ratios": "0.5,0"}, "`ratios` must be"),
+    ({"ratios": "half"}, "`ratios` must be"),
+    ({"ratios": ""}, "`ratios` must be"),
+    ({"ratios": "nan"}, "`ratios` must be"),
 ]
 
 
@@ -116,12 +116,12 @@ def test_a_value_out_of_range_is_named(config: Config, change: dict[str, Any], s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": Path("best.pt")}, "--model needs --data"),
-        ({"data": Path("data.yaml")}, "--data needs --model"),
-        ({"sensitivity": Path("s.json")}, "--sensitivity is for the strategies sensitivity and knapsack, got ppo"),
+        ({"model": Path("best.pt")}, "`model` needs `data`"),
+        ({"data": Path("data.yaml")}, "`data` needs `model`"),
+        ({"sensitivity": Path("s.json")}, "`sensitivity` is for the strategies sensitivity and knapsack, got ppo"),
         (
             {"warm_start": ("runs/a",), "strategy": StrategyName.UNIFORM},
-            "--warm-start is for the agents and evolution, got uniform",
+            "`warm_start` is for the agents and evolution, got uniform",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_configuration_that_cannot_be_written_or_read_names_the_file(tmp_path:
     with pytest.raises(BudgetError, match=r"bad\.yaml: A budget limits one of"):
         load("search", bad)
     bad.write_text("seed: -1\nbudget: [flops=50%]\n")
-    with pytest.raises(ConfigError, match=r"bad\.yaml: --seed must be"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml: `seed` must be"):
         load("search", bad)
 
 

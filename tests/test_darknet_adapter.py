@@ -162,5 +162,5 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
 def test_without_data_only_the_network_can_be_used(tmp_path: Path) -> None:
     opened = open_adapter(write_detector(tmp_path))
     assert not opened.has_images
-    with pytest.raises(DataError, match="give its YAML file with --data"):
+    with pytest.raises(DataError, match="give its YAML file with `data`"):
         opened.batches("train", images=1, batch=1, seed=0)

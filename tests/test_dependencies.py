@@ -20,7 +20,17 @@ PACKAGES = {
     "torch.utils.tensorboard": "tensorboard", "thop": "ultralytics-thop", "yaml": "pyyaml",
 }  # fmt: skip
 """What brings a module, where that has another name."""
-TOOLS = {"pytest", "pytest-benchmark", "pytest-xdist", "ruff", "mypy", "import-linter"}
+TOOLS = {
+    "pytest",
+    "pytest-benchmark",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "setuptools",
+    "ipykernel",
+    "sb3-contrib",
+}
 """What the `test` extra has to be run, not to be imported."""
 
 

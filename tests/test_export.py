@@ -192,18 +192,18 @@ def test_ultralytics_alone_predicts_with_it(world: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"precision": Precision.INT8}, "written in fp32 or fp16, got --precision int8"),
+        ({"precision": Precision.INT8}, "written in fp32 or fp16, got `precision` int8"),
         (
             {"format": ExportFormat.TORCHSCRIPT, "dynamic": True},
-            "--dynamic is for --format onnx or openvino, got torch",
+            "`dynamic` is for `format` onnx or openvino, got torch",
         ),
         (
             {"format": ExportFormat.TENSORRT, "dynamic": True},
-            "--dynamic is for --format onnx or openvino, got tensorrt",
+            "`dynamic` is for `format` onnx or openvino, got tensorrt",
         ),
-        ({"imgsz": 50}, "--imgsz must be a multiple of 32"),
-        ({"threads": 0}, "--threads must be"),
-        ({"device": "tpu"}, "--device must be"),
+        ({"imgsz": 50}, "`imgsz` must be a multiple of 32"),
+        ({"threads": 0}, "`threads` must be"),
+        ({"device": "tpu"}, "`device` must be"),
     ],
 )
 def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> None:

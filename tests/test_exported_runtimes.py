@@ -153,7 +153,7 @@ def test_an_operation_that_cannot_be_exported_is_named(backend: SeparateBackend)
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return torch.special.bessel_j0(image)
 
-    with pytest.raises(DeviceError, match=r"ONNX has no operation for aten::special_bessel_j0; use --runtime torch"):
+    with pytest.raises(DeviceError, match=r"ONNX has no operation for aten::special_bessel_j0; use `runtime` torch"):
         backend.prepare(Odd(), SHAPE)
 
 
@@ -205,7 +205,7 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "call", lambda *_: ["FP32", "INT8", "BIN"])
     settings = runtime_settings("cpu", image_size=32, runtime=needed(Runtime.OPENVINO), precision=Precision.BF16)
-    with pytest.raises(DeviceError, match=r"computes in fp32, int8, got --precision bf16"):
+    with pytest.raises(DeviceError, match=r"computes in fp32, int8, got `precision` bf16"):
         open_backend(settings)
     open_backend(replace(settings, precision=Precision.FP32))
 
@@ -334,7 +334,7 @@ def test_full_memory_is_said_in_one_sentence(fake: Fake) -> None:
 def test_a_killed_process_is_said_in_one_sentence(worker: WorkerProcess) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     for _ in range(2):
-        with pytest.raises(DeviceError, match=r"process of test ended during the run \(signal SIGKILL; .*smaller --b"):
+        with pytest.raises(DeviceError, match=r"process of test ended during the run \(signal SIGKILL; .*smaller `b"):
             worker.call("list")
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoprune.listener import Advance
 from autoprune.models._base import Accuracy
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.structure.space import Allocation, Counts, Space
 from autoprune.workflows.finalists import Finalist, best_of, choose
 from autoprune.workflows.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
-from autoprune.workflows.screen import Advance
 
 from .toy import LayerFlops, chain_graph
 
@@ -91,7 +91,7 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
             return Accuracy(sum(allocation) / 1000, None)
 
     evaluator: Any = Evaluator()
-    return choose(history, evaluator, constraint, goals, count=5, screen=Silent())
+    return choose(history, evaluator, constraint, goals, count=5, listener=Silent())
 
 
 def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
@@ -136,7 +136,7 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
     evaluator: Any = Evaluator()
-    found = choose([*history, *history], evaluator, constraint, LatencyGoals({}, {}), count=count, screen=Silent())
+    found = choose([*history, *history], evaluator, constraint, LatencyGoals({}, {}), count=count, listener=Silent())
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]
     assert found.latencies == {}

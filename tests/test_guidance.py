@@ -16,7 +16,7 @@ from tests.toy import Toy, make_toy
 TOY = make_toy(8, seed=1)
 
 
-class Screen:
+class Listener:
     """Remembers how far the progress bar came."""
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class Screen:
         yield advance
 
 
-def guidance(toy: Toy = TOY, evaluations: int = 100, screen: Screen | None = None) -> Guidance:
+def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> Guidance:
     return guided(
-        toy.constraint, lambda *asked: gains_of(toy, *asked), toy.score, screen or Screen(),  # type: ignore[arg-type]
+        toy.constraint, lambda *asked: gains_of(toy, *asked), toy.score, listener or Listener(),  # type: ignore[arg-type]
         evaluations=evaluations,
     )  # fmt: skip
 
@@ -50,15 +50,15 @@ def test_the_prior_is_the_best_candidate() -> None:
 
 @pytest.mark.parametrize("evaluations", [1, 20, 40, 100, 400])
 def test_it_takes_at_most_half_of_the_evaluations_but_one_round(evaluations: int) -> None:
-    screen = Screen()
-    found = guidance(evaluations=evaluations, screen=screen)
+    listener = Listener()
+    found = guidance(evaluations=evaluations, listener=listener)
     assert found.cost == sum(affordable(evaluations // 2))
     assert found.cost <= max(evaluations / 2, sum(affordable(0)))
     assert len(found.tried) <= affordable(evaluations // 2)[0]
-    assert screen.done[0] == affordable(evaluations // 2)[0]
-    assert screen.done[1:] == list(range(1, len(found.tried) + 1))
+    assert listener.done[0] == affordable(evaluations // 2)[0]
+    assert listener.done[1:] == list(range(1, len(found.tried) + 1))
     best = np.maximum.accumulate([candidate.score for candidate in found.tried])
-    assert screen.notes == [f"best score {score:+.4f}" for score in best]
+    assert listener.notes == [f"best score {score:+.4f}" for score in best]
 
 
 def test_sensitivities_go_from_0_to_1() -> None:
@@ -70,7 +70,7 @@ def test_sensitivities_go_from_0_to_1() -> None:
 
 def test_where_no_unit_is_worth_more_than_another_all_are_alike() -> None:
     nothing: Gains = lambda allocation, widths: [[0.0] * len(wider) for wider in widths]  # noqa: E731
-    found = guided(TOY.constraint, nothing, TOY.score, Screen(), evaluations=20)  # type: ignore[arg-type]
+    found = guided(TOY.constraint, nothing, TOY.score, Listener(), evaluations=20)  # type: ignore[arg-type]
     assert list(found.sensitivity) == [0.0] * 8
 
 

@@ -240,7 +240,7 @@ def test_a_journal_is_open_once(path: Path) -> None:
 
 def test_a_run_is_not_overwritten(path: Path) -> None:
     before = write(path, 1.25)
-    with pytest.raises(RunError, match=r"exists already; resume that run with --resume or choose another folder"):
+    with pytest.raises(RunError, match=r"exists already; resume that run with `resume` or choose another folder"):
         Journal.create(path, {})
     assert path.read_bytes() == before
 

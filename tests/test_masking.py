@@ -163,13 +163,13 @@ def test_any_share_goes(scope: str, adapter: UltralyticsAdapter, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": 0.0}, r"--sparsity must lie in \(0, 1\), got 0.0"),
-        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": 1.0}, r"--sparsity must lie in \(0, 1\), got 1.0"),
-        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": float("nan")}, r"--sparsity must lie in \(0, 1\)"),
-        ({"sparsity": 0.7}, "2:4 takes half of every layer's weights: --sparsity and --scope are for"),
-        ({"scope": Scope.NETWORK}, "2:4 takes half of every layer's weights: --sparsity and --scope are for"),
-        ({"epochs": 0}, "--epochs must be a whole number of at least 1, got 0"),
-        ({"lr_scale": 2.0}, "--lr-scale must lie in"),
+        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": 0.0}, r"`sparsity` must lie in \(0, 1\), got 0.0"),
+        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": 1.0}, r"`sparsity` must lie in \(0, 1\), got 1.0"),
+        ({"granularity": Granularity.UNSTRUCTURED, "sparsity": float("nan")}, r"`sparsity` must lie in \(0, 1\)"),
+        ({"sparsity": 0.7}, "2:4 takes half of every layer's weights: `sparsity` and `scope` are for"),
+        ({"scope": Scope.NETWORK}, "2:4 takes half of every layer's weights: `sparsity` and `scope` are for"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
+        ({"lr_scale": 2.0}, "`lr_scale` must lie in"),
     ],
 )
 def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> None:

@@ -48,7 +48,7 @@ def test_what_a_larger_image_takes_follows_from_small_ones(network: nn.Module, s
 def test_the_message_names_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_memory, "free_bytes", lambda _: 2 * 6 * 1.3 * 4 * 3 * 1024**2)
     check_memory(Halving(), 1024, name="net", channels=3, stride=32, images=2, device=CPU)
-    with pytest.raises(ModelError, match=r"net at 1056 px .* for 2 images at once.*give --imgsz 1024 or less"):
+    with pytest.raises(ModelError, match=r"net at 1056 px .* for 2 images at once.*give `imgsz` 1024 or less"):
         check_memory(Halving(), 1056, name="net", channels=3, stride=32, images=2, device=CPU)
 
 

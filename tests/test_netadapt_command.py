@@ -83,10 +83,10 @@ def network(quick: None, tiny: Path) -> Network:
     class Silent:
         def note(self, text: str) -> None: ...
 
-    screen: Any = Silent()
+    listener: Any = Silent()
     return open_network(
         tiny / "best.pt", data=tiny / "data" / "data.yaml", image_size=SIZE, device="cpu", trust=False,
-        criterion="l1", round_to=8, min_keep=0.1, screen=screen,
+        criterion="l1", round_to=8, min_keep=0.1, listener=listener,
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     [
         ({"changes": {"mosaic": 1.0}}, "no setting mosaic"),
         ({"devices": ("cuda:0", "cuda:1")}, "on one device and without distillation"),
-        ({"extensions": (object(),)}, "leave --distill, --soften and further devices out"),
+        ({"extensions": (object(),)}, "leave `distill`, `soften` and further devices out"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_anything_is_written(

@@ -23,7 +23,7 @@ from autoprune.workflows import folder as folders
 from autoprune.workflows.folder import RunFolder, RunWarning
 
 from .detectors import write_data
-from .world import arguments, one_sentence
+from .world import CALLER, arguments, one_sentence
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def ended(
     """Let a run end with an error after ``before``, and return what the error says."""
 
     def run() -> None:
-        with RunFolder.open(command, config) as folder:
+        with RunFolder.open(command, config, CALLER) as folder:
             before(folder)
             raise error
 
@@ -58,7 +58,7 @@ def ended(
 def resumed(run: Path) -> RunFolder:
     command, config = parse(["search", "--resume", str(run)])
     assert isinstance(config, RunConfig)
-    return RunFolder.open(command, config)
+    return RunFolder.open(command, config, CALLER)
 
 
 # -- what a refusal leaves -------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_a_refused_run_leaves_nothing_and_touches_nothing_else(
     before = sorted(world.rglob("*"))
     assert ended(search(out), error, before=prepare) == "no"
     assert sorted(world.rglob("*")) == before
-    with RunFolder.open("search", search(out)) as folder:  # the corrected command
+    with RunFolder.open("search", search(out), CALLER) as folder:  # the corrected command
         assert folder.path.is_dir()
 
 
@@ -115,7 +115,7 @@ def test_a_run_that_fails_with_something_found_stays_and_says_how_to_go_on(
 
 def test_a_resumed_run_that_is_refused_stays(world: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="go on with: autoprune search --resume new"), \
-         RunFolder.open("search", search(Path("new"))):  # fmt: skip
+         RunFolder.open("search", search(Path("new")), CALLER):  # fmt: skip
         raise KeyboardInterrupt
     with pytest.raises(ModelError, match="autoprune search --resume new goes on there"), resumed(Path("new")):
         raise ModelError("no")
@@ -151,10 +151,10 @@ def test_a_folder_that_cannot_be_filled_is_gone(world: Path, monkeypatch: pytest
         with monkeypatch.context() as patch:
             patch.setattr(folders, step, full)
             with pytest.raises(RunError, match="disk full"):
-                RunFolder.open("search", search(Path("deep/new")))
+                RunFolder.open("search", search(Path("deep/new")), CALLER)
         assert not Path("deep").exists()
     with pytest.raises(RunError, match="cannot be written: File name too long"):
-        RunFolder.open("search", search(Path("deep") / ("x" * 300)))
+        RunFolder.open("search", search(Path("deep") / ("x" * 300)), CALLER)
     assert not Path("deep").exists()
 
 
@@ -166,8 +166,8 @@ def test_an_out_that_is_there_is_refused_whatever_it_is(world: Path, content: st
         Path("target").mkdir()
     Path("link").symlink_to("target")
     for name in ("link", "target")[: 1 if content is None else 2]:
-        with pytest.raises(RunError, match=f"The run folder {name} exists already; choose another --out"):
-            RunFolder.open("search", search(Path(name)))
+        with pytest.raises(RunError, match=f"The run folder {name} exists already; choose another `out`"):
+            RunFolder.open("search", search(Path(name)), CALLER)
     assert Path("link").is_symlink()
 
 
@@ -199,7 +199,7 @@ def test_a_command_that_is_refused_leaves_nothing(
 @pytest.fixture
 def stopped(world: Path) -> Path:
     """A run that was interrupted."""
-    with RunFolder.open("search", search(Path("run"))) as folder:
+    with RunFolder.open("search", search(Path("run")), CALLER) as folder:
         folder.once("threads", lambda: 1)
     return Path("run")
 
@@ -263,7 +263,7 @@ def test_any_header_is_refused_in_a_sentence_or_accepted(
     folder = tmp_path_factory.mktemp("world")
     (folder / "best.pt").touch()
     out, model, data = folder / "run", folder / "best.pt", folder / "absent.yaml"
-    with RunFolder.open("search", search(out, model=model, data=data)) as run:
+    with RunFolder.open("search", search(out, model=model, data=data), CALLER) as run:
         began = run.journal.header
     rewritten(out, **{**{key: began[key] for key in ("command", "config")}, **header})
     with suppress(RunError):

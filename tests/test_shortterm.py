@@ -122,7 +122,7 @@ def test_as_many_batches_as_steps_are_held_and_no_more_than_is_bearable(adapter:
 
 
 def test_without_other_images_it_says_so(adapter: UltralyticsAdapter) -> None:
-    with pytest.raises(TrainingError, match=r"besides the 6 that score candidates.*--short-term-steps 0"):
+    with pytest.raises(TrainingError, match=r"besides the 6 that score candidates.*`short_term_steps` 0"):
         training_batches(adapter, scoring=6, steps=1, batch=2, seed=0)
 
 
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(
         return original(self, module, batch) * (float("nan") if len(calls) == 2 else 1.0)
 
     monkeypatch.setattr(UltralyticsAdapter, "loss", breaking)
-    with pytest.raises(TrainingError, match="not a number in step 2; lower --lr-scale"):
+    with pytest.raises(TrainingError, match="not a number in step 2; lower `lr_scale`"):
         tuned(adapter, steps=3)
 
 

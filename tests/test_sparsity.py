@@ -124,7 +124,7 @@ def test_every_scale_is_of_a_prunable_channel_and_lies_in_one_span(name: Penalty
 def test_without_batch_norm_l1_says_what_to_use_instead() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
     graph = analyse(module, torch.rand(2, 3, 8, 8))
-    with pytest.raises(ModelError, match=r"no batch norm .* use --penalty group-lasso"):
+    with pytest.raises(ModelError, match=r"no batch norm .* use `penalty` group-lasso"):
         make_penalty(PenaltyName.L1, module, graph)
     found = make_penalty(PenaltyName.GROUP_LASSO, module, graph).scales(parameters_of(module))
     rows = torch.cat([module[0].weight.flatten(1), module[0].bias[:, None]], dim=1)  # type: ignore[operator,index]

@@ -105,7 +105,7 @@ def test_the_head_follows_its_first_input_no_further_than_its_classes_allow() ->
 def test_a_family_without_a_writer_is_refused_in_one_sentence(architecture: str, named: str) -> None:
     with stock.quiet():
         module = stock.DetectionModel(f"{architecture}.yaml", verbose=False)
-    with pytest.raises(ModelError, match=rf"row \d+ is an? .*{named}.*--stock-yaml"):
+    with pytest.raises(ModelError, match=rf"row \d+ is an? .*{named}.*`stock_yaml`"):
         StockYaml().ties(module)
 
 

@@ -218,7 +218,7 @@ def test_scores_that_cannot_be_compared_are_refused(
         monkeypatch.setattr(f"autoprune.workflows.{module}.shapes_dataset", lambda: Path("shapes.yaml"))
     config = SearchConfig(budget=("flops=50%",), model=Path("m.pt"), data=Path("d.yaml"))
     run = finished_search(tmp_path / "run", replace(config, **change), {})
-    with pytest.raises(ConfigError, match=f"{run} has --(images|batch|seed|imgsz|round-to|model|data) "):
+    with pytest.raises(ConfigError, match=f"{run} has `(images|batch|seed|imgsz|round_to|model|data)` "):
         check_runs([run], config)
 
 

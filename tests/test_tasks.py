@@ -160,7 +160,7 @@ def test_data_of_another_task_is_refused(world: Path, task: str, data: str, said
 
 
 def test_a_classifier_cannot_be_distilled() -> None:
-    with pytest.raises(TrainingError, match=r"predicts boxes and classes .* got Classify; .* --distill"):
+    with pytest.raises(TrainingError, match=r"predicts boxes and classes .* got Classify; .* `distill`"):
         check_teacher(build("classify"), build("classify"))
 
 

@@ -30,7 +30,7 @@ def policy(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) ->
     """A policy that keeps half of every unit."""
     network = open_network(
         tiny / "best.pt", data=None, image_size=SIZE, device="cpu", trust=False, criterion="l1",
-        screen=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
+        listener=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
     )  # fmt: skip
     units = tuple(PolicyUnit(unit.name, unit.width, max(unit.width // 2, 1)) for unit in network.space.units)
     made = Policy(

@@ -205,7 +205,7 @@ def test_absent_device(folder: Path, device: str) -> None:
 
 def test_no_data_set(folder: Path) -> None:
     adapter = UltralyticsAdapter.load(folder / "tiny.pt")
-    with pytest.raises(DataError, match=r"without a data set.*--data"):
+    with pytest.raises(DataError, match=r"without a data set.*`data`"):
         adapter.batches("train", images=2, batch=2, seed=0)
     with pytest.raises(DataError, match="without a data set"):
         adapter.validate(adapter.module)

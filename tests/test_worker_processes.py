@@ -28,7 +28,7 @@ METRICS = ("flops", "params", "size", "channels")
 def network(tiny: Path) -> Network:
     return open_network(
         tiny / "best.pt", data=tiny / "data" / "data.yaml", image_size=SIZE, device="cpu", trust=False, criterion="l1",
-        round_to=8, min_keep=0.1, screen=Silent(),
+        round_to=8, min_keep=0.1, listener=Silent(),
     )  # fmt: skip
 
 

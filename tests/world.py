@@ -14,14 +14,18 @@ from torch import nn
 
 import autoprune.workflows.latency
 import autoprune.workflows.network
+from autoprune.config.files import resume_command
 from autoprune.latency import LatencyMeter
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
+from autoprune.workflows.call import Caller
 from tests.detectors import build, write_data, write_detector
 from tests.fake_backend import OVERHEAD, FakeBackend, layer_law
 
 SIZE, WIDTH = 64, 32
+
+CALLER = Caller("autoprune", resume_command)
 
 
 def write_world(folder: Path) -> Path:

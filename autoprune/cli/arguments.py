@@ -15,13 +15,21 @@ from typing import Any, NoReturn, get_args
 from docstring_parser import parse as parse_docstring
 
 from autoprune import __version__
-from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, RunConfig, option, yaml_of
-from autoprune.config.files import CONFIG_FILE, TRUST, built, factories, from_file, load, unknown
-from autoprune.config.reading import base_of, enum_of, field_of, hints_of, is_list, places_of, read_value, spelled
-from autoprune.errors import ConfigError, RunError
-
-_ALIASES = {"--strategy": "--agent"}
-"""Other names of options."""
+from autoprune.cli.words import ALIASES, in_options
+from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, option, yaml_of
+from autoprune.config.files import CONFIG_FILE, TRUST, built, check_trust, from_file, load, unknown
+from autoprune.config.reading import (
+    base_of,
+    enum_of,
+    field_docs,
+    field_of,
+    hints_of,
+    is_list,
+    places_of,
+    read_value,
+    spelled,
+)
+from autoprune.errors import AutopruneError, ConfigError, RunError
 
 _PRINT = ("--print-config", "--print_config")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -45,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, kind in COMMANDS.items():
-        summary = parse_docstring(kind.__doc__ or "").short_description or ""
+        summary = in_options(parse_docstring(kind.__doc__ or "").short_description or "")
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if not places_of(kind):
             command.add_argument(
@@ -56,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
                 *_PRINT, dest="print_config", action="store_true", default=argparse.SUPPRESS,
                 help="print all options with their values as YAML, and leave",
             )  # fmt: skip
-        helps = _helps(kind)
+        helps = {name: in_options(text) for name, text in field_docs(kind).items()}
         for item, hint in hints_of(kind).items():
             _add(command, kind, item, hint, helps[item])
     return parser
@@ -78,26 +86,24 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
         RunError: the folder to resume is not a run.
         SystemExit: ``--help``, ``--version`` or ``--print-config`` was given and is answered.
     """
+    try:
+        return _understood(argv)
+    except AutopruneError as error:
+        raise type(error)(in_options(str(error))) from error
+
+
+def _understood(argv: Sequence[str]) -> tuple[str, Config]:
     run = _run_to_resume(argv)
     if run is not None:
         return argv[0], _resumed(argv[0], *run)
     command, config = _parse(argv)
     if getattr(config, "resume", None) is not None:
         raise ConfigError("resume belongs on the command line, not into a configuration file")
-    _check_trust(config, argv)
+    check_trust(config, {word.partition("=")[0] for word in argv})
     return command, config
 
 
 # -- building --------------------------------------------------------------------------------------
-
-
-def _helps(kind: type[Config]) -> dict[str, str]:
-    """Return what the docs of a configuration say of its fields, by name."""
-    return {
-        param.arg_name: " ".join((param.description or "").split())
-        for ancestor in reversed(kind.__mro__)
-        for param in parse_docstring(ancestor.__doc__ or "").params
-    }
 
 
 def _add(parser: argparse.ArgumentParser, kind: type[Config], name: str, hint: Any, text: str) -> None:
@@ -111,7 +117,7 @@ def _add(parser: argparse.ArgumentParser, kind: type[Config], name: str, hint: A
     if name in places_of(kind):
         parser.add_argument(name, metavar=word, type=partial(read_value, word, hint), help=text)
         return
-    words = [word, *([_ALIASES[word]] if word in _ALIASES else [])]
+    words = [word, *([ALIASES[word]] if word in ALIASES else [])]
     common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if hint is bool:
         parser.add_argument(*words, action=argparse.BooleanOptionalAction, **common)
@@ -217,27 +223,8 @@ def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
     if not isinstance(config, ResumableConfig):
         raise ConfigError(f"{command} has nothing to resume")
-    _check_trust(config, more)
+    check_trust(config, {word.partition("=")[0] for word in more})
     return replace(config, resume=run, out=run)
-
-
-def _check_trust(config: Config, words: Sequence[str]) -> None:
-    """Refuse what a file would have run, unless the command line says so: the file may be somebody else's.
-
-    Args:
-        config: from a file, the command line, or both.
-        words: the command line.
-    """
-    said = {word.partition("=")[0] for word in words}
-    if TRUST in said or not isinstance(config, RunConfig):
-        return
-    if config.trust_checkpoint:
-        raise ConfigError(f"trust_checkpoint is not taken from a file, which could so trust itself; give {TRUST}")
-    for name, value in factories(config).items():
-        if option(name) not in said:
-            raise ConfigError(
-                f"{option(name)} {value} is code to be run and comes from a file; if you trust it, give {TRUST}"
-            )
 
 
 # -- saying what is wrong --------------------------------------------------------------------------
@@ -266,4 +253,4 @@ def _words(command: str) -> list[str]:
     hints = {option(name): hint for name, hint in hints_of(kind).items() if name not in places}
     switched_off = [word.replace("--", "--no-", 1) for word, hint in hints.items() if hint is bool]
     others = [] if places else ["--config", *_PRINT]
-    return [*hints, *switched_off, *(_ALIASES[word] for word in hints if word in _ALIASES), *others, "--help"]
+    return [*hints, *switched_off, *(ALIASES[word] for word in hints if word in ALIASES), *others, "--help"]

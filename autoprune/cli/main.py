@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from autoprune.cli.arguments import parse
 from autoprune.cli.stopping import stoppable
+from autoprune.cli.words import in_options
 from autoprune.config import Config
-from autoprune.errors import AutopruneError, AutopruneWarning, RunError
+from autoprune.config.files import resume_command
+from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
+from autoprune.results import WIDTH, Table
+from autoprune.workflows.call import Caller
 
 INTERRUPTED = 130
-
-WIDTH = 140
-"""Columns of what is written to a file or a pipe, where no terminal says how wide it is."""
 
 
 class _Closed(SystemExit):
@@ -49,12 +49,12 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print one sentence."""
         with _writing():
-            self._out.print(Text(text))
+            self._out.print(Text(in_options(text)))
 
     def warn(self, text: str) -> None:
         """Print one sentence to standard error."""
         with suppress(OSError):  # there is nowhere to say it
-            self._err.print(Text(text, style="yellow"))
+            self._err.print(Text(in_options(text), style="yellow"))
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
@@ -76,13 +76,8 @@ class Terminal:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table, numbers to the right."""
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
         with _writing():
-            self._out.print(table)
+            self._out.print(Table(title, header, rows).rich())
 
 
 class _Bar:
@@ -148,12 +143,13 @@ def _told(argv: Sequence[str] | None) -> int:
     """Run one command, and print its error where there is one."""
     terminal = Terminal()
     try:
-        command, config = _understood(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        command, config = _understood(words)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # third parties'; ours are told in one line
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
-            return _run(command, config, terminal)
+            return _run(command, config, terminal, Caller(shlex.join(["autoprune", *words]), resume_command))
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")
         return error.exit_code
@@ -162,14 +158,15 @@ def _told(argv: Sequence[str] | None) -> int:
         return INTERRUPTED
 
 
-def _run(command: str, config: Config, terminal: Terminal) -> int:
+def _run(command: str, config: Config, terminal: Terminal, caller: Caller) -> int:
     """Hand over to ``autoprune.workflows.<command>.run``, imported late so that ``--help`` needs no torch."""
     module = importlib.import_module(f"autoprune.workflows.{command}")
     from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
 
     try:
         with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
-            return int(module.run(config, terminal))
+            finished = module.run(config, terminal, caller)
+            return 0 if finished.held else BudgetUnreachableError.exit_code
     except _Closed:
         raise
     except SystemExit as error:

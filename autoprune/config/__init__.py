@@ -22,6 +22,7 @@ from autoprune.config._base import (
     RunConfig,
     RuntimeConfig,
     devices_of,
+    named,
     option,
 )
 from autoprune.config.data import DataConfig
@@ -37,7 +38,8 @@ __all__ = [
     "COMMANDS", "EXTENDABLE", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "DataConfig",
     "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
     "ReconstructingConfig", "ResumableConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "option", "to_yaml", "yaml_of",
+    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "named", "option", "to_yaml",
+    "yaml_of",
 ]  # fmt: skip
 
 Config: TypeAlias = RunConfig | DataConfig
@@ -68,7 +70,7 @@ UNKEPT = ("resume", "trust_checkpoint")
 
 
 def to_yaml(config: Config) -> str:
-    """Return a configuration as YAML that ``--config`` reads back to an equal one, from any folder.
+    """Return a configuration as YAML that ``config`` reads back to an equal one, from any folder.
 
     Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
@@ -76,7 +78,7 @@ def to_yaml(config: Config) -> str:
 
 
 def yaml_of(values: Mapping[str, object]) -> str:
-    """Return values of a configuration's fields as YAML that ``--config`` reads; paths become absolute."""
+    """Return values of a configuration's fields as YAML that ``config`` reads; paths become absolute."""
     return "".join(f"{name}: {json.dumps(_plain(value))}\n" for name, value in values.items())
 
 

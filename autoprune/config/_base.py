@@ -30,7 +30,7 @@ class RunConfig:
         device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
         threads: CPU threads for computing and measuring; by default what torch chooses
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
-        trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and --resume
+        trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
     """
 
@@ -42,11 +42,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
-            raise ConfigError(f"--imgsz must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
+            raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
         self._check_device()
         check_counts(self, "threads", least=1)
         if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
-            raise ConfigError(f"--threads must be at most {cores}, the CPU cores of this machine, got {self.threads}")
+            raise ConfigError(f"`threads` must be at most {cores}, the CPU cores of this machine, got {self.threads}")
 
     def _check_device(self) -> None:
         check_device(self.device)
@@ -59,7 +59,7 @@ class ResumableConfig(RunConfig):
     Attributes:
         seed: fixes all that chance decides: which images, the search, the training
         resume: the folder of a run that was interrupted, to go on with; the run knows its other options, all but
-            --trust-checkpoint
+            `trust_checkpoint`
     """
 
     seed: int = 0
@@ -78,7 +78,7 @@ class PruningConfig(ResumableConfig):
         model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
             beside it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file); the
             bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model but
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model` but
             for FILE.py:FUNCTION
         criterion: which channels of a unit stay: by training images covariance (those that the others cannot stand in
             for), regression, taylor, fisher, hutchinson, apoz; by weights alone l1, l2 or l<p> (their norm), bn (scale
@@ -164,12 +164,12 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_share("lr_scale", self.lr_scale)
         for name in ("distill", "stock_yaml"):
             if getattr(self, name):
-                check_stock(self.model, option(name))
+                check_stock(self.model, named(name))
         if self.distill and self.finetune_epochs == 0:
-            raise ConfigError("--distill is a way of fine-tuning, and --finetune-epochs 0 leaves that out")
+            raise ConfigError("`distill` is a way of fine-tuning, and `finetune_epochs` 0 leaves that out")
         if self.stock_yaml and self.round_to % STOCK_MULTIPLE:
             raise ConfigError(
-                f"A stock YAML has widths in multiples of {STOCK_MULTIPLE}: --stock-yaml needs such a --round-to, got "
+                f"A stock YAML has widths in multiples of {STOCK_MULTIPLE}: `stock_yaml` needs such a `round_to`, got "
                 f"{self.round_to}"
             )
 
@@ -187,6 +187,11 @@ class ReconstructingConfig(BudgetedConfig):
     """
 
     reconstruct: bool = True
+
+
+def named(name: str) -> str:
+    """Return a field's name as messages have it; the command line turns it into its option (`autoprune.cli.words`)."""
+    return f"`{name}`"
 
 
 PLACE = "place"
@@ -216,7 +221,7 @@ def check_together(model: Path | None, data: Path | None) -> None:
         return
     if (model is None) != (data is None):
         given, missing = ("model", "data") if data is None else ("data", "model")
-        raise ConfigError(f"--{given} needs --{missing}: the weights and the data set they were trained on go together")
+        raise ConfigError(f"`{given}` needs `{missing}`: the weights and the data set they were trained on go together")
 
 
 def check_stock(model: Path | None, what: str) -> None:
@@ -228,13 +233,13 @@ def check_stock(model: Path | None, what: str) -> None:
     """
     check_family(model, what)
     if model is not None and model.suffix in DARKNET:
-        raise ConfigError(f"{what} is for networks of Ultralytics, got --model {model}, one of Darknet")
+        raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, one of Darknet")
 
 
 def check_family(model: Path | None, what: str) -> None:
     """Refuse what needs a family's own tool, where a function builds the network; arguments as for `check_stock`."""
     if match_factory(model):
-        raise ConfigError(f"{what} is for networks of Ultralytics, got --model {model}, a network of one's own")
+        raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, a network of one's own")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:
@@ -242,9 +247,9 @@ def check_counts(config: object, *names: str, least: int) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
-            raise ConfigError(f"{option(name)} must be a whole number of at least {least}, got {shown(value)}")
+            raise ConfigError(f"{named(name)} must be a whole number of at least {least}, got {shown(value)}")
         if value is not None and value > MOST:
-            raise ConfigError(f"{option(name)} must be a whole number of at most {MOST}, got {shown(value)}")
+            raise ConfigError(f"{named(name)} must be a whole number of at most {MOST}, got {shown(value)}")
 
 
 def shown(value: int) -> str:
@@ -255,13 +260,13 @@ def shown(value: int) -> str:
 def check_share(name: str, value: float) -> None:
     """Make sure that a share lies in (0, 1]."""
     if not (math.isfinite(value) and 0 < value <= 1):
-        raise ConfigError(f"{option(name)} must lie in (0, 1], got {value}")
+        raise ConfigError(f"{named(name)} must lie in (0, 1], got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Make sure that a number is above 0."""
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{option(name)} must be above 0, got {value}")
+        raise ConfigError(f"{named(name)} must be above 0, got {value}")
 
 
 def check_devices(value: str) -> None:
@@ -270,7 +275,7 @@ def check_devices(value: str) -> None:
     if len(names) == 1:
         check_device(value)
     elif not re.fullmatch(r"cuda:[0-9]{1,3}(,[0-9]{1,3})+", value) or len(set(names)) < len(names):
-        raise ConfigError(f"--device takes several GPUs as cuda:0,1, each once, got {value!r}")
+        raise ConfigError(f"`device` takes several GPUs as cuda:0,1, each once, got {value!r}")
 
 
 def devices_of(value: str) -> tuple[str, ...]:
@@ -282,4 +287,4 @@ def devices_of(value: str) -> tuple[str, ...]:
 def check_device(value: str) -> None:
     """Make sure that a device is named as they are named here."""
     if value != "auto" and not is_device(value):
-        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {value!r}")
+        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N, got {value!r}")

@@ -39,7 +39,7 @@ class ExportConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.precision not in WRITTEN:
-            raise ConfigError(f"An exported network is written in fp32 or fp16, got --precision {self.precision.value}")
+            raise ConfigError(f"An exported network is written in fp32 or fp16, got `precision` {self.precision.value}")
         if self.dynamic and self.format not in DYNAMIC:
             formats = " or ".join(one.value for one in DYNAMIC)
-            raise ConfigError(f"--dynamic is for --format {formats}, got {self.format.value}")
+            raise ConfigError(f"`dynamic` is for `format` {formats}, got {self.format.value}")

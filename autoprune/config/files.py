@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from autoprune.choices import match_factory
-from autoprune.config import COMMANDS, Config, RunConfig, option, to_yaml
-from autoprune.config.reading import hints_of, places_of, read_value, spelled
+from autoprune.config import COMMANDS, Config, RunConfig, named, option, to_yaml
+from autoprune.config.reading import hints_of, places_of, read_value
 from autoprune.errors import BudgetError, ConfigError
 from autoprune.io.files import write_atomic
 from autoprune.io.plain_yaml import read_texts
@@ -38,7 +38,7 @@ def load(command: str, path: Path) -> Config:
 
 
 def save(config: RunConfig, folder: Path) -> Path:
-    """Keep a configuration in a run folder, for people and for ``--resume``; returns the file.
+    """Keep a configuration in a run folder, for people and for ``resume``; returns the file.
 
     Raises:
         RunError: the file cannot be written.
@@ -68,7 +68,7 @@ def from_file(command: str, path: Path) -> dict[str, Any]:
         for name in texts:
             if name not in hints or name in places_of(kind):
                 raise unknown(name, command, list(hints))
-        return {name: read_value(option(name), hints[name], value) for name, value in texts.items()}
+        return {name: read_value(named(name), hints[name], value) for name, value in texts.items()}
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -81,7 +81,7 @@ def built(command: str, values: Mapping[str, Any]) -> Config:
         BudgetError: a limit is malformed.
     """
     kind = COMMANDS[command]
-    missing = [spelled(kind, item.name) for item in fields(kind) if item.default is MISSING and item.name not in values]
+    missing = [named(item.name) for item in fields(kind) if item.default is MISSING and item.name not in values]
     if missing:
         raise ConfigError(f"{command} needs {' and '.join(missing)}")
     return kind(**values)
@@ -91,6 +91,30 @@ def factories(config: RunConfig) -> dict[str, Path]:
     """Return the options whose value names a function that builds a network."""
     values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "resume")}
     return {name: value for name, value in values.items() if isinstance(value, Path) and match_factory(value)}
+
+
+def check_trust(config: Config, said: Collection[str]) -> None:
+    """Refuse what a file would have run, unless the caller says so: the file may be somebody else's.
+
+    Args:
+        config: from a file, from the caller, or both.
+        said: the options that the caller gave, e.g. ``--model``.
+
+    Raises:
+        ConfigError: a file trusts itself, or names a function to be run.
+    """
+    if TRUST in said or not isinstance(config, RunConfig):
+        return
+    if config.trust_checkpoint:
+        raise ConfigError(
+            "trust_checkpoint is not taken from a file, which could so trust itself; give `trust_checkpoint`"
+        )
+    for name, value in factories(config).items():
+        if option(name) not in said:
+            raise ConfigError(
+                f"{named(name)} {value} is code to be run and comes from a file; if you trust it, give "
+                "`trust_checkpoint`"
+            )
 
 
 def unknown(word: str, command: str, known: Sequence[str]) -> ConfigError:

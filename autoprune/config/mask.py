@@ -51,12 +51,12 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
         check_share("lr_scale", self.lr_scale)
         check_counts(self, "epochs", "batch", "runtime_batch", least=1)
         if not 0 < self.share < 1:
-            raise ConfigError(f"--sparsity must lie in (0, 1), got {self.share}")
+            raise ConfigError(f"`sparsity` must lie in (0, 1), got {self.share}")
         if self.granularity is Granularity.TWO_OF_FOUR and (
             self.sparsity not in (None, _HALF) or self.scope is not Scope.LAYER
         ):
             raise ConfigError(
-                "--granularity 2:4 takes half of every layer's weights: --sparsity and --scope are for --granularity "
+                "`granularity` 2:4 takes half of every layer's weights: `sparsity` and `scope` are for `granularity` "
                 "unstructured"
             )
 

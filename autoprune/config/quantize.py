@@ -53,13 +53,13 @@ class QuantizeConfig(ResumableConfig):
         super().__post_init__()
         check_family(self.model, "autoprune quantize")
         if self.qat_epochs:
-            check_stock(self.model, "--qat-epochs")
+            check_stock(self.model, "`qat_epochs`")
         check_counts(self, "batch", least=1)
         check_counts(self, "qat_epochs", least=0)
         check_share("qat_lr_scale", self.qat_lr_scale)
         check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
         if self.runtime not in QUANTIZING:
             runtimes = " or ".join(one.value for one in QUANTIZING)
-            raise ConfigError(f"int8 files are written for --runtime {runtimes}, got {self.runtime.value}")
+            raise ConfigError(f"int8 files are written for `runtime` {runtimes}, got {self.runtime.value}")
         if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 1):
-            raise ConfigError(f"--max-drop must lie in [0, 1), got {self.max_drop}")
+            raise ConfigError(f"`max_drop` must lie in [0, 1), got {self.max_drop}")

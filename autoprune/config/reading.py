@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from autoprune.config import PLACE, Config, ResumableConfig, option
+from docstring_parser import parse as parse_docstring
+
+from autoprune.config import PLACE, Config, ResumableConfig, named, option
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal, whole
 from autoprune.io.plain_yaml import Plain
@@ -87,6 +89,44 @@ def read_value(name: str, hint: Any, value: Plain) -> Any:
     if found is None:
         raise ConfigError(f"{name} must be {_expected(hint)}, got {_shown(value)}")
     return found
+
+
+def from_python(name: str, hint: Any, value: object) -> Any:
+    """Read what a Python caller gave for a field: the field's own type, or a text as the command line takes it.
+
+    Args:
+        name: of the field.
+        hint: the field's type.
+        value: what was given. Of a field that takes several texts, one text stands for a list of it; for a text with
+            commas, a list of texts stands too.
+
+    Raises:
+        ConfigError: it is nothing that the field takes; the message names the parameter, the rule and the value.
+
+    Example:
+        >>> from_python("budget", tuple[str, ...], "flops=50%")
+        ('flops=50%',)
+    """
+    listed = [value] if is_list(hint) and isinstance(value, str) else value
+    if isinstance(listed, (list, tuple)):
+        texts: list[Plain] = [_as_text(item) for item in listed]
+        return read_value(named(name), hint, texts if is_list(hint) else ",".join(map(str, texts)))
+    return read_value(named(name), hint, None if value is None else _as_text(value))
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def field_docs(kind: type[Config]) -> dict[str, str]:
+    """Return what the docs of a configuration say of its fields, by name."""
+    return {
+        param.arg_name: " ".join((param.description or "").split())
+        for ancestor in reversed(kind.__mro__)
+        for param in parse_docstring(ancestor.__doc__ or "").params
+    }
 
 
 def _texts(value: Plain) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ class SearchConfig(ReconstructingConfig):
     """Search a policy that holds a budget, prune, fine-tune, and measure the result.
 
     Attributes:
-        strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; --agent says the same), or one of
+        strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; `agent` says the same), or one of
             uniform, global, random, greedy, sensitivity, knapsack, evolution, regrowth
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
         rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
@@ -42,10 +42,10 @@ class SearchConfig(ReconstructingConfig):
         check_counts(self, "finalists", "episodes", least=1)
         if self.sensitivity is not None and self.strategy not in FROM_CURVES:
             raise ConfigError(
-                f"--sensitivity is for the strategies sensitivity and knapsack, got {self.strategy.value}"
+                f"`sensitivity` is for the strategies sensitivity and knapsack, got {self.strategy.value}"
             )
         if self.warm_start and self.strategy not in WARM_STARTED:
-            raise ConfigError(f"--warm-start is for the agents and evolution, got {self.strategy.value}")
+            raise ConfigError(f"`warm_start` is for the agents and evolution, got {self.strategy.value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class SensitivityConfig(PruningConfig):
         """The ratios as numbers, largest first."""
         ratios = {decimal(word.strip()) or 0.0 for word in self.ratios.split(",")}
         if not all(0 < ratio < 1 for ratio in ratios):
-            raise ConfigError(f"--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got {self.ratios}")
+            raise ConfigError(f"`ratios` must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got {self.ratios}")
         return tuple(sorted(ratios, reverse=True))
 
 
@@ -123,7 +123,7 @@ class Entry:
         unknown = [word for word in words if word not in known]
         if unknown or len(words) > 2:
             raise ConfigError(
-                f"--strategies takes names of {', '.join(known)}, with commas between them, and A+B for B started from "
+                f"`strategies` takes names of {', '.join(known)}, with commas between them, and A+B for B started from "
                 f"A's candidates, got {text!r}"
             )
         return cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
@@ -136,7 +136,7 @@ class Entry:
 class CompareConfig(ReconstructingConfig):
     """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
 
-    A finished comparison is extended by --resume RUN with more --strategies or --seeds.
+    A finished comparison is extended by `resume` RUN with more `strategies` or `seeds`.
 
     Attributes:
         strategies: what takes part, names with commas between them; knapsack+ppo is ppo started from the candidates of

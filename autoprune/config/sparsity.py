@@ -39,11 +39,11 @@ class SparsityConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < math.inf:
-            raise ConfigError(f"--sparsity must be a number above 0, got {self.sparsity}")
+            raise ConfigError(f"`sparsity` must be a number above 0, got {self.sparsity}")
         if not 0 <= self.sparsity_warmup < 1:
-            raise ConfigError(f"--sparsity-warmup must lie in [0, 1), got {self.sparsity_warmup}")
+            raise ConfigError(f"`sparsity_warmup` must lie in [0, 1), got {self.sparsity_warmup}")
         if not 0 <= self.sparsity_decay <= 1:
-            raise ConfigError(f"--sparsity-decay must lie in [0, 1], got {self.sparsity_decay}")
+            raise ConfigError(f"`sparsity_decay` must lie in [0, 1], got {self.sparsity_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class SparsifyConfig(SparsityConfig, ResumableConfig):
 
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with --model
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model`
         epochs: how many times to go through the training images
         lr: first learning rate; it falls by a cosine
         batch: images per batch
@@ -79,10 +79,10 @@ class SparsifyConfig(SparsityConfig, ResumableConfig):
 class SlimConfig(SearchConfig, SparsityConfig):
     """Make a network sparse, prune it to a budget and fine-tune it: network slimming in one run.
 
-    With --architecture the network is trained from nothing first.
+    With `architecture` the network is trained from nothing first.
 
     Attributes:
-        architecture: a stock YAML such as yolov3-tiny.yaml, in place of --model: the network to train first
+        architecture: a stock YAML such as yolov3-tiny.yaml, in place of `model`: the network to train first
         train_epochs: epochs of that first training
         sparsity_epochs: epochs of the sparsity training
         sparsity_lr: its first learning rate; it falls by a cosine
@@ -107,6 +107,6 @@ class SlimConfig(SearchConfig, SparsityConfig):
             super()._check_model()
         elif self.model is not None or self.data is None:
             raise ConfigError(
-                f"--architecture {self.architecture} is trained on --data, in place of a --model: give the one and "
+                f"`architecture` {self.architecture} is trained on `data`, in place of a `model`: give the one and "
                 "leave out the other"
             )

@@ -15,7 +15,7 @@ from autoprune.config._base import (
     check_stock,
     check_together,
     devices_of,
-    option,
+    named,
 )
 from autoprune.errors import ConfigError
 
@@ -57,7 +57,7 @@ class TrainConfig(ResumableConfig):
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
-        data: the data set to train on, an Ultralytics YAML or class folders; needed but for a --model FILE.py:FUNCTION
+        data: the data set to train on, an Ultralytics YAML or class folders; needed but for a `model` FILE.py:FUNCTION
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
@@ -65,7 +65,7 @@ class TrainConfig(ResumableConfig):
             that
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
             epochs and keep the last one's
-        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of --model
+        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
         distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
         soften: first train the dense network while the channels that the policy removes fall to zero
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
@@ -113,20 +113,20 @@ class TrainConfig(ResumableConfig):
     def _check_stock(self) -> None:
         for name in ("distill", "soften"):
             if getattr(self, name):
-                check_stock(self.model, option(name))
+                check_stock(self.model, named(name))
 
     def _check_softening(self) -> None:
         if self.soften_epochs is not None and not self.soften:
-            raise ConfigError("--soften-epochs is for --soften, which is not given")
+            raise ConfigError("`soften_epochs` is for `soften`, which is not given")
         if self.tuning_epochs < 1:
             raise ConfigError(
-                f"--soften leaves no epoch for fine-tuning: it takes {self.softening_epochs} of --epochs {self.epochs}"
+                f"`soften` leaves no epoch for fine-tuning: it takes {self.softening_epochs} of `epochs` {self.epochs}"
             )
 
     def _check_device(self) -> None:
         check_devices(self.device)
         count = len(devices_of(self.device))
         if count > 1 and (self.distill is not None or self.soften):
-            raise ConfigError(f"--distill and --soften train on one device, got --device {self.device}")
+            raise ConfigError(f"`distill` and `soften` train on one device, got `device` {self.device}")
         if self.batch % count:
-            raise ConfigError(f"--batch must be a multiple of the {count} devices that share it, got {self.batch}")
+            raise ConfigError(f"`batch` must be a multiple of the {count} devices that share it, got {self.batch}")

@@ -56,7 +56,7 @@ def make_criterion(name: str, evidence: Callable[[], Evidence] | None = None) ->
         return WEIGHT_CRITERIA[name]()
     if evidence is None:
         raise ConfigError(
-            f"The criterion {name} looks at training images, and there are none; give --data, or choose one that reads "
+            f"The criterion {name} looks at training images, and there are none; give `data`, or choose one that reads "
             "weights alone, such as l1"
         )
     return IMAGE_CRITERIA[name](evidence())

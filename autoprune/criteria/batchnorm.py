@@ -30,7 +30,7 @@ class BatchNormImportance(Importance):
             Member(ids, module.get_parameter(f"{path}.weight").abs()) for path, ids in scaled_channels(module, graph)
         ]
         if not scales:
-            raise ModelError("The criterion bn needs batch norm layers and this network has none; use --criterion l1")
+            raise ModelError("The criterion bn needs batch norm layers and this network has none; use `criterion` l1")
         norms = np.bincount(np.concatenate([one.channels for one in scales]), minlength=graph.channels)
         return [
             Member(one.channels, one.scores / torch.from_numpy(norms[one.channels]).to(one.scores)) for one in scales

@@ -321,7 +321,7 @@ class Evaluator:
                     raise
                 if self._base is None and self.batch == 1:
                     raise DeviceError(
-                        "Out of memory even with one image per batch; use a smaller --imgsz or another --device"
+                        "Out of memory even with one image per batch; use a smaller `imgsz` or another `device`"
                     ) from error
             self._save_memory()
 

@@ -64,9 +64,9 @@ def _built(model: Path, *, data: Path | None, image_size: int | None, device: st
 
     adapter = open_factory(model, device=device)
     if data is not None:
-        raise DataError(f"{model} brings its own data; leave --data {data} out")
+        raise DataError(f"{model} brings its own data; leave `data` {data} out")
     if image_size not in (None, adapter.image_size):
-        raise ModelError(f"{model} brings its own image size, {adapter.input_shape}; leave --imgsz {image_size} out")
+        raise ModelError(f"{model} brings its own image size, {adapter.input_shape}; leave `imgsz` {image_size} out")
     return adapter
 
 

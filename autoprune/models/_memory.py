@@ -79,7 +79,7 @@ def check_memory(
 
     if needed(size) > free:
         fits = _largest(lambda pixels: needed(pixels) <= free, size, unit)
-        way = f"the largest image size that fits is {fits}: give --imgsz {fits} or less" if fits else "free some memory"
+        way = f"the largest image size that fits is {fits}: give `imgsz` {fits} or less" if fits else "free some memory"
         raise ModelError(
             f"{name} at {size} px would take about {needed(size) / 1e9:.1f} GB for {images} images at once, and "
             f"{free / 1e9:.1f} GB are free on {device}; {way}"

@@ -81,9 +81,9 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
         if holds(tuple(errors)[:count], len(groups) + count):
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
-        f"int8 of the {quantization.name} must lose at most --max-drop {max_drop:g} of {figure} on training images, "
+        f"int8 of the {quantization.name} must lose at most `max_drop` {max_drop:g} of {figure} on training images, "
         f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, tune the "
-        "weights for int8 with --qat-epochs, or keep the float network, which autoprune export writes"
+        "weights for int8 with `qat_epochs`, or keep the float network, which autoprune export writes"
     )
 
 

@@ -132,5 +132,5 @@ def memory_guard(settings: RuntimeSettings) -> Iterator[None]:
             raise
         raise DeviceError(
             f"The network must fit into the memory of {settings.device}; at batch {settings.batch} and image size "
-            f"{settings.image_size} it does not: use a smaller --batch or --imgsz"
+            f"{settings.image_size} it does not: use a smaller `batch` or `imgsz`"
         ) from error

@@ -74,5 +74,5 @@ def _refusal(error: Exception) -> str:
     what = f"has no operation for {named}" if named else f"does not take it ({str(error).splitlines()[0]})"
     return (
         f"A network must be expressible in ONNX (opset {OPSET}) to run outside of torch, and ONNX {what}; "
-        "use --runtime torch or torch-compile"
+        "use `runtime` torch or torch-compile"
     )

@@ -33,5 +33,5 @@ class OpenVinoBackend(SeparateBackend):
         if wanted not in capabilities:
             there = [one.value for one in _COMPUTED if one.value.upper() in capabilities]
             raise DeviceError(
-                f"OpenVINO on this CPU computes in {', '.join(there)}, got --precision {self.settings.precision.value}"
+                f"OpenVINO on this CPU computes in {', '.join(there)}, got `precision` {self.settings.precision.value}"
             )

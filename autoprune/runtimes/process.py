@@ -116,13 +116,13 @@ class WorkerProcess:
         if not in_time:
             return (
                 f"The process of {self.name} must answer within {self._timeout:g} s and did not, so it was ended; "
-                "try again, or use another --runtime"
+                "try again, or use another `runtime`"
             )
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         words = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        hint = "; where memory ran out, a smaller --batch or --imgsz helps" if code == -signal.SIGKILL else ""
+        hint = "; where memory ran out, a smaller `batch` or `imgsz` helps" if code == -signal.SIGKILL else ""
         return f"The process of {self.name} ended during the run ({how}; it last said: {words}){hint}"
 
 

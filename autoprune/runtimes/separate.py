@@ -189,7 +189,7 @@ class SeparateBackend(Backend, FileBackend):
                 raise MemoryError(str(error)) from error
             raise DeviceError(
                 f"{process.name} must be able to run the network, and refuses it ({_summary(error)}); "
-                "use another runtime (--runtime, of an export --format)"
+                "use another runtime (`runtime`, of an export `format`)"
             ) from error
 
     def release(self, number: int) -> None:

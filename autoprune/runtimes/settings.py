@@ -156,18 +156,18 @@ def runtime_settings(
     if kind not in kinds:
         others = ", ".join(other.value for other, on in PRECISIONS.items() if kind in on)
         raise DeviceError(
-            f"The runtime {chosen.value} runs on {' and '.join(kinds)}, got --device {device}; "
+            f"The runtime {chosen.value} runs on {' and '.join(kinds)}, got `device` {device}; "
             f"on {kind} there are {others}"
         )
     if precision not in kinds[kind]:
         raise DeviceError(
             f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
-            f"--precision {precision.value}"
+            f"`precision` {precision.value}"
         )
     if with_nms and chosen in (Runtime.TORCH_COMPILE, Runtime.CUDAGRAPH, Runtime.TENSORRT):
         raise DeviceError(
-            f"The runtime {chosen.value} takes networks whose shapes are all fixed, and those of --with-nms are not; "
-            "measure without it, or with --runtime torch"
+            f"The runtime {chosen.value} takes networks whose shapes are all fixed, and those of `with_nms` are not; "
+            "measure without it, or with `runtime` torch"
         )
     for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
         if isinstance(value, int) and value < 1:

@@ -107,7 +107,7 @@ def _check_tools(settings: RuntimeSettings) -> None:
         except InvalidCxxCompiler as error:
             raise DeviceError(
                 "The runtime torch-compile needs a C++ compiler on a CPU, and finds none: install g++, name another in "
-                "the environment variable CXX, or use --runtime torch"
+                "the environment variable CXX, or use `runtime` torch"
             ) from error
     else:
         from torch.utils._triton import has_triton
@@ -115,7 +115,7 @@ def _check_tools(settings: RuntimeSettings) -> None:
         if not has_triton():
             raise DeviceError(
                 f"The runtime torch-compile needs Triton and a GPU that it supports, and {settings.device} has no "
-                "working one: pip install triton, or use --runtime cudagraph"
+                "working one: pip install triton, or use `runtime` cudagraph"
             )
 
 
@@ -128,5 +128,5 @@ def _refusal(error: Exception) -> str:
     where = f" at {target[1]}" if target else f" at `{stack[-1].line}`" if stack else ""
     return (
         f"A network must compile as a whole to run on torch-compile, and torch refuses it{where} ({reason}); "
-        "use --runtime torch"
+        "use `runtime` torch"
     )

@@ -80,7 +80,7 @@ def loss_guard(named: str) -> Iterator[None]:
             raise
         raise DeviceError(
             f"The {named} must work until the run is done, and failed ({text.splitlines()[0]}); "
-            "see that it is there (nvidia-smi), then go on with --resume"
+            "see that it is there (nvidia-smi), then go on with `resume`"
         ) from error
 
 

@@ -41,14 +41,14 @@ def check_precision(settings: RuntimeSettings) -> None:
         needed = _INSTRUCTIONS.get(precision)
         if needed and not _has_any(needed, precision):
             raise DeviceError(
-                f"A CPU must have instructions for --precision {precision.value} ({', '.join(needed)}), and this one "
+                f"A CPU must have instructions for `precision` {precision.value} ({', '.join(needed)}), and this one "
                 f"({cpu_model()}) has none; use fp32"
             )
     elif precision is Precision.BF16:
         with torch.cuda.device(device):
             if not torch.cuda.is_bf16_supported(including_emulation=False):
                 raise DeviceError(
-                    f"A GPU must have instructions for --precision bf16, and {torch.cuda.get_device_name(device)} has "
+                    f"A GPU must have instructions for `precision` bf16, and {torch.cuda.get_device_name(device)} has "
                     "none; use fp16"
                 )
 

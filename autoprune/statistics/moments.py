@@ -186,6 +186,6 @@ class _Collector:
             if not bool(torch.isfinite(matrix).all()):
                 raise ModelError(
                     f"{name} reads numbers that are not finite, so what it reads cannot be compensated; check the "
-                    "weights and the images, or switch compensation off (--no-compensate)"
+                    "weights and the images, or switch compensation off (`compensate=False`)"
                 )
         return mean, covariance

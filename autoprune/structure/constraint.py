@@ -55,7 +55,7 @@ class Constraint:
                 raise BudgetUnreachableError(
                     f"The budget {ceiling.requested or metric} is out of reach: candidates may need "
                     f"{format_amount(metric, ceiling.limit)}, and with every unit at its lower bound the network still "
-                    f"needs {format_amount(metric, lowest)}; ask for more than that, lower --min-keep, or use a "
+                    f"needs {format_amount(metric, lowest)}; ask for more than that, lower `min_keep`, or use a "
                     "smaller image size"
                 )
 

@@ -36,7 +36,7 @@ def training_batches(adapter: Adapter, *, scoring: int, steps: int, batch: int, 
     if not found:
         raise TrainingError(
             f"short fine-tunes need training images besides the {scoring} that score candidates, and the training "
-            "split has none; lower --images, or give --short-term-steps 0"
+            "split has none; lower `images`, or give `short_term_steps` 0"
         )
     return found
 
@@ -68,12 +68,12 @@ def train_briefly(
         try:
             loss = trainer.loss(module, batch)
             if not math.isfinite(float(loss.detach())):
-                raise TrainingError(f"the training loss is not a number in step {step + 1}; lower --lr-scale")
+                raise TrainingError(f"the training loss is not a number in step {step + 1}; lower `lr_scale`")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError as error:
             raise DeviceError(
-                f"out of memory in a short fine-tune on {adapter.device}; give a smaller --batch"
+                f"out of memory in a short fine-tune on {adapter.device}; give a smaller `batch`"
             ) from error
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()

@@ -14,11 +14,11 @@ from torch import nn
 from autoprune import __version__
 from autoprune.config import ApplyConfig, TrainConfig, devices_of
 from autoprune.evaluation.pruning import calibration_of, prune
+from autoprune.listener import Listener
 from autoprune.models._base import Accuracy
 from autoprune.policy import Policy
 from autoprune.structure.space import Allocation
 from autoprune.workflows.network import Network, open_network
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import Stage, stage_rows
 
 
@@ -51,13 +51,13 @@ class Applied:
         costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
         return Stage.of(accuracy, costs, {})
 
-    def show(self, stages: Mapping[str, Stage], screen: Screen) -> None:
+    def show(self, stages: Mapping[str, Stage], listener: Listener) -> None:
         """Show the stages side by side."""
         header, rows = stage_rows(stages, self.network.adapter.accuracy_names)
-        screen.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
+        listener.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
 
 
-def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: int) -> Applied:
+def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, images: int) -> Applied:
     """Load policy and weights, and prune; compensate and recalibrate batch norm where there is a data set.
 
     Raises:
@@ -75,17 +75,17 @@ def apply_policy(config: ApplyConfig | TrainConfig, screen: Screen, *, images: i
         trust=config.trust_checkpoint,
         criterion=policy.criterion,
         check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
-        screen=screen,
+        listener=listener,
     )
     allocation = network.space.from_names(policy.keep)
     calibration = calibration_of(
         network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed
     )
     for skipped in network.adapter.skipped:
-        screen.warn(f"Skipped {skipped}")
+        listener.warn(f"Skipped {skipped}")
     module = prune(
         network.pruner, allocation,
         criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
-        reconstructed=config.reconstruct, notify=screen.warn,
+        reconstructed=config.reconstruct, notify=listener.warn,
     )  # fmt: skip
     return Applied(network, policy, allocation, module)

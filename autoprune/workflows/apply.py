@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from autoprune.config import ApplyConfig
+from autoprune.listener import Listener
 from autoprune.workflows.applied import apply_policy
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.describable import describe
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.screen import Screen
 
 
-def run(config: ApplyConfig, screen: Screen) -> int:
+def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
     """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
-    applied = apply_policy(config, screen, images=config.images)
+    applied = apply_policy(config, listener, images=config.images)
     adapter, validate = applied.network.adapter, applied.network.adapter.has_images
-    with RunFolder.open("apply", config) as folder:
+    with RunFolder.open("apply", config, caller) as folder:
         path = adapter.checkpoint(folder.path, "pruned")
         module = describe(applied.module, adapter, folder.path, required=False)
         adapter.save(module, path, notes=applied.notes)
@@ -23,11 +24,11 @@ def run(config: ApplyConfig, screen: Screen) -> int:
             "dense": applied.stage(adapter.module, dense, validate=validate),
             "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
-    applied.show(stages, screen)
-    screen.note(f"The pruned network is {path}.")
+    applied.show(stages, listener)
+    listener.note(f"The pruned network is {path}.")
     if not validate:
-        screen.note(
-            "Without --data it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is "
+        listener.note(
+            "Without `data` it is not compensated, nor its batch norm recalibrated; expect low accuracy until it is "
             "trained."
         )
-    return 0
+    return Finished(folder.path)

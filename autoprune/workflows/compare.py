@@ -14,8 +14,10 @@ from autoprune.choices import AGENTS
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.fitting import spearman
+from autoprune.listener import Listener
 from autoprune.report import ComparisonRow, RowKind, comparison_plot, correlation_plot, search_progress
 from autoprune.structure.space import Allocation
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.contest import Contest, Outcome
 from autoprune.workflows.criteria import CriteriaComparison
 from autoprune.workflows.deployment import Deployment, Found
@@ -23,16 +25,17 @@ from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.goals import LatencyGoals
 from autoprune.workflows.references import References, Trained
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.tuning import Tuning, tune
 
 
-def run(config: CompareConfig, screen: Screen) -> int:
+def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
     """Let every strategy search, fine-tune every winner alike, and put them side by side."""
-    with RunFolder.open("compare", config) as folder:
+    with RunFolder.open("compare", config, caller) as folder:
         if config.compared_criteria:
-            return CriteriaComparison(config, folder, screen).execute()
-        return _Comparison(with_model(config), folder, screen).execute()
+            CriteriaComparison(config, folder, listener).execute()
+        else:
+            _Comparison(with_model(config), folder, listener).execute()
+    return Finished(folder.path)
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ class Tuned:
 class _Comparison:
     """One comparison; every search and every fine-tune is in the journal, so that it can be extended."""
 
-    def __init__(self, config: CompareConfig, folder: RunFolder, screen: Screen) -> None:
-        self._config, self._folder, self._screen = config, folder, screen
+    def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
+        self._config, self._folder, self._listener = config, folder, listener
         self._budget = Budget.parse(config.budget)
-        self._run = PruningRun(config, folder, screen)
+        self._run = PruningRun(config, folder, listener)
 
-    def execute(self) -> int:
+    def execute(self) -> None:
         """Search, fine-tune, and write the results."""
         run, config = self._run, self._config
         dense = run.dense()
@@ -77,7 +80,6 @@ class _Comparison:
             }
         assert dense.accuracy is not None
         self._write(rows, references, points, dense.accuracy.main, dense_costs, outcomes)
-        return 0
 
     # -- fine-tunes --------------------------------------------------------------------------------
 
@@ -106,10 +108,10 @@ class _Comparison:
         before = adapter.validate(module).main
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
-        self._screen.note(f"Fine-tuning {label} (score {found.score:+.4f})")
+        self._listener.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         module = deployment.described(module)
-        trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, screen=self._screen)
+        trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, listener=self._listener)
         return Tuned(before, adapter.validate(trained).main, costs)
 
     def _points(
@@ -155,7 +157,7 @@ class _Comparison:
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Trained], points: Sequence[tuple[float, float]],
         dense: float, dense_costs: Mapping[str, float], outcomes: Sequence[Outcome],
     ) -> None:  # fmt: skip
-        run, config, screen, path = self._run, self._config, self._screen, self._folder.path
+        run, config, listener, path = self._run, self._config, self._listener, self._folder.path
         metric, names = self._budget.limits[0].metric, run.network.adapter.accuracy_names
         shares = [
             {**vars(one), "costs": {name: one.costs[name] / dense_costs[name] for name in dense_costs}}
@@ -190,13 +192,13 @@ class _Comparison:
         if len(points) >= 3:
             correlation_plot(points, path / "correlation.png", spearman=correlation, title=title, accuracy=names.main)
         header, table = comparison_table(rows, shares, dense, metric=metric, accuracy=names.main)
-        screen.table(title, header, table)
+        listener.table(title, header, table)
         if len(points) >= 3:
-            screen.note(
+            listener.note(
                 f"Score and fine-tuned {names.main} rank {len(points)} networks alike: Spearman {correlation:.2f}."
             )
-        screen.note(verdict)
-        screen.note(
+        listener.note(verdict)
+        listener.note(
             f"The comparison is {path / 'compare.json'}, with comparison.png, progress.png and correlation.png."
         )
 

@@ -85,12 +85,12 @@ class Contest:
         least = sum(affordable(0))
         if (informed or StrategyName.REGROWTH in names) and config.evaluations <= least:
             raise ConfigError(
-                f"--evaluations must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
+                f"`evaluations` must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
             )
         self._constraint = goals.settled(constraint, np.zeros(len(constraint.space)))  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
             self._guidance = guided(
-                self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.screen,
+                self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.listener,
                 evaluations=config.evaluations,
             )  # fmt: skip
 
@@ -134,7 +134,7 @@ class Contest:
         tried = within(clock.history, self._constraint)
         best = max((result.best, *start, *within(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
-            [best], self.evaluator, self._constraint, self._goals, count=1, screen=self._run.screen,
+            [best], self.evaluator, self._constraint, self._goals, count=1, listener=self._run.listener,
         )  # fmt: skip
         return Outcome(
             entry=str(entry),
@@ -155,7 +155,7 @@ class Contest:
             seed=self._config.seed + seed + (SECOND if start else 0), rule=self._config.rule,
             guidance=self._guidance, gains=self.evaluator.gains, start=start,
         )  # fmt: skip
-        with self._run.screen.progress(f"{name.value} {seed}", evaluations) as advance:
+        with self._run.listener.progress(f"{name.value} {seed}", evaluations) as advance:
 
             def show(progress: Progress) -> None:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")

@@ -14,6 +14,7 @@ import numpy as np
 from autoprune.budget import Budget
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
+from autoprune.listener import Listener
 from autoprune.report import ComparisonRow, RowKind, comparison_plot
 from autoprune.strategies._base import Candidate
 from autoprune.structure.space import Allocation
@@ -22,7 +23,6 @@ from autoprune.workflows.finalists import choose
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.goals import LatencyGoals
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.tuning import Tuning, tune
 
 
@@ -35,16 +35,16 @@ class CriteriaComparison:
     Args:
         config: the comparison.
         folder: where it leaves its results.
-        screen: told how it goes.
+        listener: told how it goes.
     """
 
-    def __init__(self, config: CompareConfig, folder: RunFolder, screen: Screen) -> None:
-        self._config, self._folder, self._screen = with_model(config), folder, screen
+    def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
+        self._config, self._folder, self._listener = with_model(config), folder, listener
         self._budget = Budget.parse(config.budget)
-        self._run = PruningRun(self._config, folder, screen)
+        self._run = PruningRun(self._config, folder, listener)
         self._evaluator = self._run.evaluator("evaluation", self._config.images)
 
-    def execute(self) -> int:
+    def execute(self) -> None:
         """Score, fine-tune, and write the results."""
         run = self._run
         dense = run.dense()
@@ -54,7 +54,6 @@ class CriteriaComparison:
         rows = [self._row(name, allocation) for name in self._config.compared_criteria]
         assert dense.accuracy is not None
         self._write(sorted(rows, key=lambda row: -row["score"]), dense.accuracy.main, shares, allocation)
-        return 0
 
     def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
         """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
@@ -63,7 +62,7 @@ class CriteriaComparison:
         constraint = run.constrain(self._budget, limits, goals)
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
-        chosen = choose([first], self._evaluator, constraint, goals, count=1, screen=self._screen)
+        chosen = choose([first], self._evaluator, constraint, goals, count=1, listener=self._listener)
         counts = np.array(chosen.allocation)
         return chosen.allocation, {
             **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
@@ -75,7 +74,7 @@ class CriteriaComparison:
         return dict(found)
 
     def _made(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        config, folder, screen = self._config, self._folder, self._screen
+        config, folder, listener = self._config, self._folder, self._listener
         start = time.perf_counter()
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
@@ -89,13 +88,13 @@ class CriteriaComparison:
             "seconds": seconds,
         }
         if config.finetune_epochs:
-            screen.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
+            listener.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
             path = folder.path / "networks" / criterion
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
             tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
             module = Deployment(self._run, self._budget, path=path).described(module)
-            trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, screen=screen)
+            trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, listener=listener)
             row["accuracy_after"] = network.adapter.validate(trained).main
         return row
 
@@ -129,8 +128,8 @@ class CriteriaComparison:
         ]  # fmt: skip
         drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
         comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric, accuracy=name)
-        self._screen.table(title, *criteria_table(rows, dense, accuracy=name))
-        self._screen.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
+        self._listener.table(title, *criteria_table(rows, dense, accuracy=name))
+        self._listener.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
 
 
 def criteria_table(

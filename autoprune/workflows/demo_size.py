@@ -11,10 +11,10 @@ import torch
 from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import choose_device, pin_threads
-from autoprune.workflows.screen import Screen
 
 SMALLEST, STEP = 96, 32
 
@@ -24,7 +24,7 @@ MOST_TIMES = 2.5
 _WARM_UP, _RUNS = 5, 15
 
 
-def with_demo_size(config: SearchConfig, folder: RunFolder, screen: Screen) -> SearchConfig:
+def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) -> SearchConfig:
     """Return the configuration with an image size that suits a latency budget in milliseconds on this machine.
 
     Only where the bundled detector is searched, and neither its image size nor another runtime is asked for.
@@ -36,7 +36,7 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, screen: Screen) -> S
         return config
     size = int(folder.once("demo image size", lambda: _largest_size(config, min(limits), folder)))
     if size < DEMO_IMAGE_SIZE:
-        screen.note(f"This machine is slow: the demonstration runs at {size} px in place of {DEMO_IMAGE_SIZE}.")
+        listener.note(f"This machine is slow: the demonstration runs at {size} px in place of {DEMO_IMAGE_SIZE}.")
     return replace(config, imgsz=size)
 
 

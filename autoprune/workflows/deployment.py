@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,7 +15,6 @@ from torch import nn
 from autoprune import __version__
 from autoprune.budget import Budget, format_amount
 from autoprune.costs import uncounted
-from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import write_atomic
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
 from autoprune.structure.space import Allocation
@@ -86,7 +83,7 @@ class Deployment:
             score=found.score,
             provenance=Provenance(
                 autoprune=__version__,
-                command=shlex.join(["autoprune", *sys.argv[1:]]),
+                command=run.folder.caller.command,
                 strategy=strategy,
                 seed=run.config.seed,
                 evaluations=evaluations,
@@ -120,16 +117,16 @@ class Deployment:
             adapter.save(module, model, notes=notes)
             return stages
         tuning = Tuning.of(config, self._teacher)
-        tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, screen=run.screen)
+        tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, listener=run.listener)
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
         """End well where the dense network already holds the budget."""
         run, budget = self._run, self._budget
-        run.screen.note(
+        run.listener.note(
             f"The dense network already holds {budget}: "
             + ", ".join(f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in budget)
-            + f". Nothing is pruned; for less ask for a share, e.g. --budget {budget.limits[0].metric}=60%."
+            + f". Nothing is pruned; for less ask for a share, e.g. `budget` {budget.limits[0].metric}=60%."
         )
         latencies = {metric: dense.cost(metric) for metric in run.benches}
         self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
@@ -139,8 +136,8 @@ class Deployment:
             adapter.save(module, adapter.checkpoint(self._path, name), notes=self._notes(run.dense_allocation))
         return {"pruned": dense}
 
-    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> int:
-        """Write ``summary.json``, show the table, and return the exit code.
+    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> bool:
+        """Write ``summary.json``, show the table, and return whether every limit is held.
 
         Args:
             stages: ``dense`` first, what counts last.
@@ -158,20 +155,20 @@ class Deployment:
         }
         write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
         header, rows = stage_rows(stages, run.network.adapter.accuracy_names)
-        run.screen.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
+        run.listener.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
         model = run.network.adapter.checkpoint(self._path, "model")
-        run.screen.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
+        run.listener.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)
 
-    def _verdict(self, budget: Sequence[Mapping[str, Any]]) -> int:
-        """Say for every limit whether it is held, and return the exit code."""
+    def _verdict(self, budget: Sequence[Mapping[str, Any]]) -> bool:
+        """Say for every limit whether it is held; return whether all are."""
         for row in budget:
             achieved, most = (format_amount(row["metric"], row[key]) for key in ("achieved", "limit"))
             if row["satisfied"]:
-                self._run.screen.note(f"Budget {row['requested']} is held: {achieved} of {most}.")
+                self._run.listener.note(f"Budget {row['requested']} is held: {achieved} of {most}.")
             else:
-                self._run.screen.warn(f"Budget {row['requested']} is missed: {achieved} measured, {most} allowed.")
-        return 0 if all(row["satisfied"] for row in budget) else BudgetUnreachableError.exit_code
+                self._run.listener.warn(f"Budget {row['requested']} is missed: {achieved} measured, {most} allowed.")
+        return all(row["satisfied"] for row in budget)
 
     def _notes(self, allocation: Allocation) -> dict[str, Any]:
         """Return what travels inside the checkpoints."""

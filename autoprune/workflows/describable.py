@@ -71,9 +71,9 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     if len(ceilings) < len(limits):
         ceilings.append(Ceiling(static["flops"], float(static["flops"](np.array(expressed)))))
     free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))
-    evaluator = make_evaluator(untied, run.config, run.folder, run.screen, kind="untied", images=run.config.images)
+    evaluator = make_evaluator(untied, run.config, run.folder, run.listener, kind="untied", images=run.config.images)
     with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))
-    run.screen.note(
+    run.listener.note(
         f"Of networks that a stock YAML can express the uniform ratio scores {with_ties:+.4f}, of all {without:+.4f}."
     )
     return {"uniform": with_ties, "uniform_untied": without}

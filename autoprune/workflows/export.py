@@ -18,20 +18,21 @@ from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ExportError
 from autoprune.exporting import TOLERANCES, Exported, Tolerance, export
 from autoprune.io.files import saying_why, sync_folder
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.runtimes import RUNTIMES, FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
 from autoprune.runtimes.settings import PRECISIONS, image_size_of
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import accuracy_rows
 
 DIFFERS = "differs"
 """How the name of an exported network begins that is beyond the tolerance, in place of ``model``."""
 
 
-def run(config: ExportConfig, screen: Screen) -> int:
+def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     """Export, compare and measure; write ``export.json`` and the exported network.
 
     Raises:
@@ -47,20 +48,20 @@ def run(config: ExportConfig, screen: Screen) -> int:
         trust=config.trust_checkpoint,
     )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
-    with RunFolder.open("export", config) as folder:
+    with RunFolder.open("export", config, caller) as folder:
         outcome = _Outcome(config, adapter, backend, _exported(config, adapter, backend, folder=folder.path))
         folder.write("export.json", json.dumps(outcome.to_json(), indent=2) + "\n")
     for skipped in adapter.skipped:
-        screen.warn(f"Skipped {skipped}")
-    outcome.show(screen)
+        listener.warn(f"Skipped {skipped}")
+    outcome.show(listener)
     if outcome.problems:
         raise ExportError(
             f"The exported network must predict what torch does, and {', '.join(outcome.problems)}; it is kept as "
-            f"{outcome.exported.path} to look into, use another --format"
+            f"{outcome.exported.path} to look into, use another `format`"
         )
     reader = f"; {adapter.reader} opens it" if adapter.reader else ""
-    screen.note(f"The exported network is {outcome.exported.path}{reader}.")
-    return 0
+    listener.note(f"The exported network is {outcome.exported.path}{reader}.")
+    return Finished(folder.path)
 
 
 def _device(config: ExportConfig) -> str:
@@ -73,7 +74,7 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     """Return what runs the exported network."""
     device = str(adapter.device)
     if config.format is ExportFormat.TORCHSCRIPT and config.precision is Precision.FP16 and device == "cpu":
-        raise ConfigError("TorchScript in fp16 is traced on a GPU, got --device cpu; use --device cuda or fp32")
+        raise ConfigError("TorchScript in fp16 is traced on a GPU, got `device` cpu; use `device` cuda or fp32")
     settings = runtime_settings(
         device,
         image_size=image_size_of(adapter.input_shape),
@@ -147,7 +148,7 @@ class _Outcome:
             "environment": environment(),
         }
 
-    def show(self, screen: Screen) -> None:
+    def show(self, listener: Listener) -> None:
         """Show the exported network beside torch's."""
         exported, parity, settings = self.exported, self.exported.parity, self.backend.settings
         median, p10, p90 = (
@@ -167,9 +168,9 @@ class _Outcome:
             f"{self.adapter.name} at {self.adapter.image_size} px, {self.config.format.value} in "
             f"{settings.precision.value} on {settings.runtime.value}, {settings.device}, {settings.threads} threads"
         )
-        screen.table(title, ["", "torch", self.config.format.value], rows)
+        listener.table(title, ["", "torch", self.config.format.value], rows)
         if not parity.real:
-            screen.note("Compared on noise; with --data it is compared on validation images and by accuracy.")
+            listener.note("Compared on noise; with `data` it is compared on validation images and by accuracy.")
 
 
 def _finite(value: float) -> float | None:

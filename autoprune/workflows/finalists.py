@@ -9,13 +9,13 @@ import numpy as np
 
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
+from autoprune.listener import Listener
 from autoprune.models._base import Accuracy
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 from autoprune.workflows.deployment import Found
 from autoprune.workflows.goals import Latencies, LatencyGoals
-from autoprune.workflows.screen import Screen
 
 ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
@@ -40,7 +40,7 @@ class Finalist(Found):
 
 def choose(
     history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
-    count: int, screen: Screen,
+    count: int, listener: Listener,
 ) -> Finalist:  # fmt: skip
     """Return the finalist with the highest accuracy on the scoring images (of equals, the higher score).
 
@@ -50,12 +50,12 @@ def choose(
         constraint: the budget, latency by its predictors.
         goals: the budget's latency limits.
         count: how many of the best candidates take part.
-        screen: told how it goes.
+        listener: told how it goes.
 
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
     """
-    finalists = _compared(history, evaluator, constraint, goals, count=count, screen=screen)
+    finalists = _compared(history, evaluator, constraint, goals, count=count, listener=listener)
     if not goals:
         return finalists[0]
     held: list[Finalist] = []
@@ -87,12 +87,12 @@ def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) ->
 
 def _compared(
     history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
-    count: int, screen: Screen,
+    count: int, listener: Listener,
 ) -> list[Finalist]:  # fmt: skip
     """Return the finalists that were measured within the goals' targets, best first."""
     finalists: dict[Allocation, Finalist] = {}
     best = best_of(history, constraint, count)
-    with screen.progress("Finalists", len(best)) as advance:
+    with listener.progress("Finalists", len(best)) as advance:
         for done, candidate in enumerate(best, start=1):
             found = _measured(candidate, evaluator, constraint, goals)
             if found is not None and found.allocation not in finalists:

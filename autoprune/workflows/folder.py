@@ -25,10 +25,11 @@ from autoprune.config import (
     RunConfig,
     to_yaml,
 )
-from autoprune.config.files import resume_command, save
+from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
+from autoprune.workflows.call import Caller
 from autoprune.workflows.inputs import Inputs, noted_in
 from autoprune.workflows.records import check_record
 
@@ -55,35 +56,44 @@ class RunFolder:
     Attributes:
         path: the folder.
         journal: what the run has found so far.
+        caller: who runs it.
         resumed: whether an earlier process began it.
     """
 
     def __init__(
-        self, path: Path, journal: Journal, *, command: str, config: RunConfig, made: Sequence[Path] = ()
+        self,
+        path: Path,
+        journal: Journal,
+        caller: Caller,
+        *,
+        command: str,
+        config: RunConfig,
+        made: Sequence[Path] = (),
     ) -> None:
         """Use ``open``; ``made`` are the folders that this process made, the run's own first."""
         self.path = path
         self.journal = journal
+        self.caller = caller
         self.resumed = not made
         self._command, self._made = command, made
-        self._again = resume_command(command, config, path)
+        self._again = caller.again(command, config, path)
 
     @classmethod
-    def open(cls, command: str, config: RunConfig) -> RunFolder:
+    def open(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
         """Create the run's folder, or go on with the one that the configuration resumes.
 
         Raises:
             RunError: the folder exists already, or is not a run of this command, configuration and input files.
         """
         resume = config.resume if isinstance(config, ResumableConfig) else None
-        return cls._begin(command, config) if resume is None else cls._go_on(command, config, resume)
+        return cls._begin(command, config, caller) if resume is None else cls._go_on(command, config, caller, resume)
 
     @classmethod
-    def _begin(cls, command: str, config: RunConfig) -> RunFolder:
+    def _begin(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
         path = config.out if config.out is not None else _next(command)
         if os.path.lexists(path):
-            resumed = f", or --resume {path}" if isinstance(config, ResumableConfig) else ""
-            raise RunError(f"The run folder {path} exists already; choose another --out{resumed}")
+            resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
+            raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
         inputs = Inputs.of(config)
         made = _make(path)
         try:
@@ -96,10 +106,10 @@ class RunFolder:
         except BaseException:
             _remove(made)
             raise
-        return cls(path, journal, command=command, config=config, made=made)
+        return cls(path, journal, caller, command=command, config=config, made=made)
 
     @classmethod
-    def _go_on(cls, command: str, config: RunConfig, path: Path) -> RunFolder:
+    def _go_on(cls, command: str, config: RunConfig, caller: Caller, path: Path) -> RunFolder:
         if link := first_link(path):
             raise RunError(f"{link} is a symbolic link, and nothing is written through one; put the file itself there")
         journal = Journal.open(path / JOURNAL, check=check_record)
@@ -115,7 +125,7 @@ class RunFolder:
         except BaseException:
             journal.close()
             raise
-        return cls(path, journal, command=command, config=config)
+        return cls(path, journal, caller, command=command, config=config)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the run whole or not at all; returns its path."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.listener import Listener
 from autoprune.strategies._base import Candidate, Progress, Score, search
 from autoprune.strategies.regrowth import Gains, RegrowthStrategy, affordable
 from autoprune.structure.constraint import Constraint
-from autoprune.workflows.screen import Screen
 
 Array = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Guidance:
     cost: int
 
 
-def guided(constraint: Constraint, gains: Gains, score: Score, screen: Screen, *, evaluations: int) -> Guidance:
+def guided(constraint: Constraint, gains: Gains, score: Score, listener: Listener, *, evaluations: int) -> Guidance:
     """Shrink and regrow the uniform allocation, see `RegrowthStrategy`; the agent starts from the best that is found.
 
     It takes at most half of the evaluations, but at least one round.
@@ -42,12 +42,12 @@ def guided(constraint: Constraint, gains: Gains, score: Score, screen: Screen, *
         constraint: the budget.
         gains: of widening every unit.
         score: scores allocations.
-        screen: told how it goes.
+        listener: told how it goes.
         evaluations: of the search in all.
     """
     most, spent = affordable(evaluations // 2)
     strategy = RegrowthStrategy(constraint, gains, evaluations=most)
-    with screen.progress("Regrowth", most) as advance:
+    with listener.progress("Regrowth", most) as advance:
 
         def show(progress: Progress) -> None:
             advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "")

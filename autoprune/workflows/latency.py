@@ -17,12 +17,12 @@ from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.latency.samples import spread_allocations
 from autoprune.latency.timing import Effort, PairedTiming, Timing
+from autoprune.listener import Listener
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
 from autoprune.workflows.repeats import DOUBT, Steadiness, typical
-from autoprune.workflows.screen import Screen
 
 EVEN, NEAR = 16, 8
 """Whole networks that the predictor is fitted to and judged by: spread evenly, and around the budget.
@@ -65,7 +65,7 @@ class Bench:
         network: the dense network.
         config: how it runs.
         folder: the run's.
-        screen: told how it goes.
+        listener: told how it goes.
         metric: ``latency``, or ``latency@<target>`` for another runtime or device than the configuration's.
 
     Attributes:
@@ -81,17 +81,17 @@ class Bench:
         network: Network,
         config: BudgetedConfig | ProfileConfig,
         folder: RunFolder,
-        screen: Screen,
+        listener: Listener,
         *,
         metric: str = "latency",
     ) -> None:
         adapter = network.adapter
         self.metric = metric
-        self._network, self._seed, self._screen = network, config.seed, screen
+        self._network, self._seed, self._listener = network, config.seed, listener
         self._with_nms = config.with_nms
         settings = settings_of(metric, config, adapter.input_shape)
         if settings.precision is Precision.INT8 and settings.device == "cpu":
-            warn_of_slow_int8(screen)
+            warn_of_slow_int8(listener)
         self.meter = LatencyMeter(
             adapter.deployable(adapter.module, with_nms=config.with_nms),
             settings,
@@ -132,7 +132,7 @@ class Bench:
         else:
             timing = self._typical_beside(module, ["stage", name], allocation, known, limit)
         if timing.note is not None:
-            self._screen.warn(f"Measuring the {name} network: {timing.note}.")
+            self._listener.warn(f"Measuring the {name} network: {timing.note}.")
         return self._described(self.meter.milliseconds(timing))
 
     def confirm(self, allocation: Allocation) -> float:
@@ -249,7 +249,7 @@ class Bench:
         """Measure networks and fit to them: every other one tells the error, then all of them count."""
         space = self._network.space
         if self.meter.layers_alone:
-            self._screen.note("Measuring single layers (kept for the next search on this device) …")
+            self._listener.note("Measuring single layers (kept for the next search on this device) …")
         plain = latency_predictor(space, self.meter, self.metric)
         flops = self._network.static_costs()["flops"]
         lowest = self._sample(self._lowest)
@@ -260,7 +260,7 @@ class Bench:
         fitted, held_out = (lowest, *samples[::2]), tuple(samples[1::2])
         error = plain.fit(fitted, focus=focus).error(held_out)
         where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
-        self._screen.note(
+        self._listener.note(
             f"Latency{where} is predicted with a median error of {error.median_abs_rel:.1%} "
             f"(p90 {error.p90_abs_rel:.1%}, Spearman {error.spearman:.2f}, "
             f"{error.n} networks that it was not fitted to)."
@@ -269,7 +269,7 @@ class Bench:
 
     def _samples(self, allocations: Sequence[Allocation]) -> list[Sample]:
         samples = []
-        with self._screen.progress("Latency", len(allocations)) as advance:
+        with self._listener.progress("Latency", len(allocations)) as advance:
             for done, allocation in enumerate(allocations, start=1):
                 samples.append(self._sample(allocation))
                 advance(done)

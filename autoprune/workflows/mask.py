@@ -18,6 +18,7 @@ from autoprune.choices import Granularity, Scope
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
 from autoprune.latency.timing import Effort, PairedTiming, time_pair
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Accuracy, Adapter
 from autoprune.runtimes import Backend, fingerprint, open_backend, runtime_settings
@@ -33,9 +34,9 @@ from autoprune.training.extensions.masking import (
     convolution_weights,
     has_two_of_four,
 )
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import accuracy_rows, validated
 from autoprune.workflows.tuning import Tuning, trained
 
@@ -50,22 +51,22 @@ _SPEED: Mapping[Granularity, str] = {
 }
 
 
-def run(config: MaskConfig, screen: Screen) -> int:
+def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
     """Mask, fine-tune, check and measure; write ``model.pt`` and ``mask.json``.
 
     Raises:
         ModelError: no layer can have the pattern.
         TrainingError: the training failed, or the checkpoint is not zero where it must be.
     """
-    with RunFolder.open("mask", config) as folder:
+    with RunFolder.open("mask", config, caller) as folder:
         pin_threads(config.threads, folder)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
         backend = _backend(config, adapter)  # before the training: what is missing is told now
-        masks = _masks(config, adapter, screen)
+        masks = _masks(config, adapter, listener)
         path = folder.path / MASKED
         if not path.exists():
-            adapter.save(_tuned(config, adapter, masks, folder.path, screen), path)
+            adapter.save(_tuned(config, adapter, masks, folder.path, listener), path)
         module = adapter.reopen(path)
         check_masks(module, masks)
         given, masked = (
@@ -82,9 +83,9 @@ def run(config: MaskConfig, screen: Screen) -> int:
             "environment": environment(),
         }
         folder.write("mask.json", json.dumps(report, indent=2) + "\n")
-    _show(config, adapter, (given, masked), timing, screen=screen)
-    screen.note(f"The masked network is {path}; YOLO opens it. {_SPEED[config.granularity]}")
-    return 0
+    _show(config, adapter, (given, masked), timing, listener=listener)
+    listener.note(f"The masked network is {path}; YOLO opens it. {_SPEED[config.granularity]}")
+    return Finished(folder.path)
 
 
 @dataclass(frozen=True)
@@ -134,31 +135,31 @@ def _pattern(config: MaskConfig) -> Pattern:
     return SmallestOfLayer(config.share) if config.scope is Scope.LAYER else SmallestOfNetwork(config.share)
 
 
-def _masks(config: MaskConfig, adapter: Adapter, screen: Screen) -> Masks:
+def _masks(config: MaskConfig, adapter: Adapter, listener: Listener) -> Masks:
     """Choose the weights that stay, and tell which layers cannot have the pattern."""
     weights = convolution_weights(adapter.module)
     masks = _pattern(config).masks(weights)
     if not masks:
         raise ModelError(
-            f"--granularity 2:4 needs convolutions whose input channels are a multiple of 4, and {adapter.name} has "
-            "none; prune to such widths, which --round-to 8 gives"
+            f"`granularity` 2:4 needs convolutions whose input channels are a multiple of 4, and {adapter.name} has "
+            "none; prune to such widths, which `round_to` 8 gives"
         )
     left_out = [name.removesuffix(".weight") for name in weights if name not in masks]
     if left_out:
-        screen.note(
+        listener.note(
             f"{len(left_out)} of {len(weights)} convolutions keep all weights, because their input channels are no "
             f"multiple of 4: {', '.join(left_out)}."
         )
     return masks
 
 
-def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, screen: Screen) -> nn.Module:
+def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, listener: Listener) -> nn.Module:
     """Fine-tune what the masks leave; go on where an earlier process stopped."""
     module = deepcopy(adapter.module)
     apply_masks(module, masks)
     tuning = Tuning(epochs=config.epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed)
     return trained(
-        adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, screen=screen,
+        adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, listener=listener,
         changes={}, extensions=[Masking(masks)],
     ).module  # fmt: skip
 
@@ -193,7 +194,7 @@ def _timed(
 
 
 def _show(
-    config: MaskConfig, adapter: Adapter, networks: Sequence[_Network], timing: PairedTiming, *, screen: Screen
+    config: MaskConfig, adapter: Adapter, networks: Sequence[_Network], timing: PairedTiming, *, listener: Listener
 ) -> None:
     """Show the two networks side by side."""
     rows = [
@@ -206,6 +207,6 @@ def _show(
         ["ratio", "1", f"{timing.ratio:.3f} ± {timing.ratio * timing.spread:.3f}"],
     ]
     title = f"{adapter.name} at {adapter.image_size} px, {config.granularity.value}"
-    screen.table(title, ["", "given", "masked"], rows)
+    listener.table(title, ["", "given", "masked"], rows)
     if timing.note is not None:
-        screen.warn(f"Latency: {timing.note}")
+        listener.warn(f"Latency: {timing.note}")

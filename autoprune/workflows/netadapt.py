@@ -13,30 +13,27 @@ from autoprune.budget import Budget, budget_levels, format_amount, is_latency
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
+from autoprune.listener import Listener
 from autoprune.statistics.recalibration import recalibrate
 from autoprune.strategies.steps import proposals
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.deployment import Deployment, Found
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.goals import Latencies, LatencyGoals
 from autoprune.workflows.proposals import Base, Trials
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import Stage
 
 HALVINGS = 12
 """How often a step is halved where no unit alone can save as much."""
 
 
-def run(config: NetAdaptConfig, screen: Screen) -> int:
-    """Prune to every level, fine-tune each, and measure.
-
-    Returns:
-        0 where every limit is held as measured, 3 where a final network misses one.
-    """
-    with RunFolder.open("netadapt", config) as folder:
-        return _NetAdaptRun(with_model(config), folder, screen).execute()
+def run(config: NetAdaptConfig, listener: Listener, caller: Caller) -> Finished:
+    """Prune to every level, fine-tune each, and measure."""
+    with RunFolder.open("netadapt", config, caller) as folder:
+        return Finished(folder.path, _NetAdaptRun(with_model(config), folder, listener).execute())
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,17 @@ class _Level:
 class _NetAdaptRun:
     """One run: iterations that each prune one unit, until the last level holds; then a fine-tune per level."""
 
-    def __init__(self, config: NetAdaptConfig, folder: RunFolder, screen: Screen) -> None:
-        self._config, self._folder, self._screen = config, folder, screen
+    def __init__(self, config: NetAdaptConfig, folder: RunFolder, listener: Listener) -> None:
+        self._config, self._folder, self._listener = config, folder, listener
         self._budgets = budget_levels(config.budget)
-        self._run = PruningRun(config, folder, screen)
+        self._run = PruningRun(config, folder, listener)
         self._trials = Trials(self._run, config)
         self._iteration = 0
         with saying_why(folder.path):
             (folder.path / "iterations").mkdir(exist_ok=True)
 
-    def execute(self) -> int:
-        """Run all levels and return the exit code."""
+    def execute(self) -> bool:
+        """Run all levels; return whether all limits are held."""
         dense = self._run.dense()
         start = time.perf_counter()
         base = self._trials.dense
@@ -89,8 +86,8 @@ class _NetAdaptRun:
             "seconds": time.perf_counter() - start,
             "latency_prediction_error": self._run.prediction_errors(),
         }
-        codes = [self._ship(level, dense, searched) for level in levels]
-        return max(codes)
+        held = [self._ship(level, dense, searched) for level in levels]
+        return all(held)
 
     # -- iterations --------------------------------------------------------------------------------
 
@@ -128,7 +125,7 @@ class _NetAdaptRun:
         self._iteration += 1
         trials = self._possible(constraint, counts, min(wanted, load - 1))
         chosen = self._trials.choose(base, trials, constraint, iteration=self._iteration)
-        self._screen.note(self._described(chosen, base, constraint))
+        self._listener.note(self._described(chosen, base, constraint))
         return chosen
 
     def _possible(self, constraint: Constraint, counts: Counts, saving: float) -> list[tuple[int, Counts]]:
@@ -139,7 +136,7 @@ class _NetAdaptRun:
                 return found
         raise BudgetUnreachableError(
             f"No unit can be pruned further, and the network is at {float(constraint.load(counts)):.0%} of "
-            f"{', '.join(self._config.budget)}; ask for more than that, or lower --min-keep"
+            f"{', '.join(self._config.budget)}; ask for more than that, or lower `min_keep`"
         )
 
     def _described(self, chosen: Base, before: Base, constraint: Constraint) -> str:
@@ -154,7 +151,7 @@ class _NetAdaptRun:
 
     # -- what is left behind -----------------------------------------------------------------------
 
-    def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> int:
+    def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:
         """Fine-tune a level's network at length, measure it and write its files."""
         path, label = self._folder.path, ""
         if len(self._budgets) > 1:

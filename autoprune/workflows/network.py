@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from autoprune.costs import (
     ChannelsCost,
@@ -23,6 +24,7 @@ from autoprune.costs import (
 from autoprune.criteria import Importance, make_criterion, ranking
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
@@ -34,7 +36,6 @@ from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
 from autoprune.structure.validation import analyse
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -83,26 +84,36 @@ class Network:
         """
         header, curves = SensitivityCurves.load(path)
         if header.criterion != criterion:
-            raise ConfigError(f"{path} was measured with --criterion {header.criterion}, this search has {criterion}")
+            raise ConfigError(f"{path} was measured with `criterion` {header.criterion}, this search has {criterion}")
         curves.check(self.space)
         return curves
 
     def static_costs(self) -> Mapping[str, Cost]:
         """Return the costs in closed form, by metric."""
-        module, space = self.adapter.module, self.space
-        dense_bytes = self.adapter.checkpoint_size(module)
-        costs = (
-            FlopsCost(space, fixed=undescribed_flops(module, self.graph, self.adapter.example(1))),
-            ParamsCost(space, parameter_shapes(module)),
-            SizeCost(
-                space,
-                state_shapes(module),
-                dense_bytes=dense_bytes,
-                bytes_per_element=self.adapter.bytes_per_number,
-            ),
-            ChannelsCost(space),
-        )
-        return {cost.metric: cost for cost in costs}
+        return static_costs(self.adapter, self.adapter.module, self.graph, self.space)
+
+
+def static_costs(adapter: Adapter, module: nn.Module, graph: ChannelGraph, space: Space) -> Mapping[str, Cost]:
+    """Return what allocations of a network cost in closed form, by metric.
+
+    Args:
+        adapter: of its family.
+        module: the network.
+        graph: its channel groups.
+        space: its allocations.
+    """
+    costs = (
+        FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1))),
+        ParamsCost(space, parameter_shapes(module)),
+        SizeCost(
+            space,
+            state_shapes(module),
+            dense_bytes=adapter.checkpoint_size(module),
+            bytes_per_element=adapter.bytes_per_number,
+        ),
+        ChannelsCost(space),
+    )
+    return {cost.metric: cost for cost in costs}
 
 
 def open_network(
@@ -117,7 +128,7 @@ def open_network(
     min_keep: float = 1e-6,
     describable: bool = False,
     check: Callable[[ChannelGraph], None] = lambda graph: None,
-    screen: Screen,
+    listener: Listener,
 ) -> Network:
     """Load weights, find their channel groups and rank their channels.
 
@@ -132,14 +143,14 @@ def open_network(
         min_keep: as for `Space`.
         describable: allow only networks that the network's own tool can describe, see `Description`.
         check: refuses a network that is not the one expected, before its channels are ranked.
-        screen: told what was found.
+        listener: told what was found.
     """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     check(graph)
     space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
     pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
-    screen.note(
+    listener.note(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
     )
@@ -160,7 +171,7 @@ def _ranked(
 def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
     """Return the graph whose allocations the network's own tool can describe."""
     if adapter.description is None:
-        raise ModelError(f"{adapter.name} has no stock YAML that could describe it pruned; leave --stock-yaml out")
+        raise ModelError(f"{adapter.name} has no stock YAML that could describe it pruned; leave `stock_yaml` out")
     return tie(graph, adapter.description.ties(adapter.module))
 
 
@@ -180,10 +191,10 @@ def pin_threads(asked: int | None, folder: RunFolder) -> None:
     torch.set_num_threads(asked or folder.once("threads", torch.get_num_threads))
 
 
-def warn_of_slow_int8(screen: Screen) -> None:
+def warn_of_slow_int8(listener: Listener) -> None:
     """Say so where the processor has no instructions for int8."""
     if has_int8_instructions() is False:
-        screen.warn(
+        listener.warn(
             "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "
             "here, but may be slower than the float one"
         )

@@ -15,41 +15,42 @@ from autoprune.latency.predictor import Sample
 from autoprune.latency.samples import spread_allocations
 from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
 from autoprune.latency.timing import Timing
+from autoprune.listener import Listener
 from autoprune.structure.space import Allocation
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import Bench
 from autoprune.workflows.network import Network, open_network, pin_threads
 from autoprune.workflows.profile_file import Profile, to_text
 from autoprune.workflows.profile_views import draw, show
-from autoprune.workflows.screen import Screen
 
 FRESH = 30
-"""Allocations that ``--check`` measures."""
+"""Allocations that ``check`` measures."""
 
 _FRESH_SEED = 10_000  # apart from the seeds of the allocations that predictors are fitted to
 _TRIES = 20
 _CRITERION = "l1"  # which channels stay does not change a latency
 
 
-def run(config: ProfileConfig, screen: Screen) -> int:
+def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
     """Measure where the latency goes; write ``profile.json`` and three pictures."""
-    with RunFolder.open("profile", config) as folder:
-        _profile(config, folder, screen)
-    return 0
+    with RunFolder.open("profile", config, caller) as folder:
+        _profile(config, folder, listener)
+    return Finished(folder.path)
 
 
-def _profile(config: ProfileConfig, folder: RunFolder, screen: Screen) -> None:
+def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
     pin_threads(config.threads, folder)
-    network = _network(config, screen)
-    bench = Bench(network, config, folder, screen)
-    found = _measured(network, bench, config, screen)
+    network = _network(config, listener)
+    bench = Bench(network, config, folder, listener)
+    found = _measured(network, bench, config, listener)
     file = folder.write("profile.json", to_text(found))
     pictures = draw(found, folder.path)
-    show(found, screen)
-    screen.note(f"The profile is {file}; drawn in {', '.join(str(path) for path in pictures)}.")
+    show(found, listener)
+    listener.note(f"The profile is {file}; drawn in {', '.join(str(path) for path in pictures)}.")
 
 
-def _network(config: ProfileConfig, screen: Screen) -> Network:
+def _network(config: ProfileConfig, listener: Listener) -> Network:
     """Load and analyse the network; the bundled detector brings its data where ranges must be found."""
     data, image_size = config.data, config.imgsz
     if config.model is None:
@@ -64,17 +65,17 @@ def _network(config: ProfileConfig, screen: Screen) -> Network:
         criterion=_CRITERION,
         round_to=config.round_to,
         min_keep=config.min_keep,
-        screen=screen,
+        listener=listener,
     )
     if not any(len(choices) > 1 for choices in network.space.choices):
         raise ConfigError(
-            f"No unit can be pruned with --min-keep {config.min_keep} and --round-to {config.round_to}; lower one of "
+            f"No unit can be pruned with `min_keep` {config.min_keep} and `round_to` {config.round_to}; lower one of "
             "them"
         )
     return network
 
 
-def _measured(network: Network, bench: Bench, config: ProfileConfig, screen: Screen) -> Profile:
+def _measured(network: Network, bench: Bench, config: ProfileConfig, listener: Listener) -> Profile:
     """Measure everything, the dense network first: whatever follows is measured against it."""
     space, settings = network.space, bench.meter.settings
     dense = Timing.from_json(bench.stage("dense", network.adapter.module))
@@ -85,7 +86,7 @@ def _measured(network: Network, bench: Bench, config: ProfileConfig, screen: Scr
     works = layer_work(space, layers, space.dense, batch=settings.batch, width=WIDTHS[settings.precision])
     staircases = predicted_staircases(space, prediction.cost)
     if bench.meter.layers_alone:
-        shares, staircases = _alone(network, bench, works, staircases, screen)
+        shares, staircases = _alone(network, bench, works, staircases, listener)
     else:
         shares = layer_shares(prediction.cost)
     known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
@@ -105,16 +106,16 @@ def _measured(network: Network, bench: Bench, config: ProfileConfig, screen: Scr
         fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),
         staircases=staircases,
         prediction=prediction,
-        fresh=_fresh(bench, fresh, screen),
+        fresh=_fresh(bench, fresh, listener),
     )
 
 
 def _alone(
-    network: Network, bench: Bench, works: Sequence[LayerWork], predicted: Sequence[Staircase], screen: Screen
+    network: Network, bench: Bench, works: Sequence[LayerWork], predicted: Sequence[Staircase], listener: Listener
 ) -> tuple[LayerShares, list[Staircase]]:
     """Measure layers alone, in turn with the dense network: at their dense widths and along the staircases."""
     plan = MeasuredStaircases(network.space, [work.layer for work in works], predicted)
-    screen.note(f"Measuring {len(plan.points)} layers alone, in turn with the whole network …")
+    listener.note(f"Measuring {len(plan.points)} layers alone, in turn with the whole network …")
     times = bench.meter.layers_beside(plan.points)
     shares = shares_alone(works, times)
     return shares, plan.of(times, shares, bench.meter.reference.median)
@@ -133,10 +134,10 @@ def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) ->
     return list(found)[:FRESH]
 
 
-def _fresh(bench: Bench, allocations: Sequence[Allocation], screen: Screen) -> list[Sample]:
+def _fresh(bench: Bench, allocations: Sequence[Allocation], listener: Listener) -> list[Sample]:
     samples: list[Sample] = []
     if allocations:
-        with screen.progress("Check", len(allocations)) as advance:
+        with listener.progress("Check", len(allocations)) as advance:
             for done, allocation in enumerate(allocations, start=1):
                 samples.append(bench.fresh(allocation))
                 advance(done)

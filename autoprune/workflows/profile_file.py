@@ -40,7 +40,7 @@ class Profile:
         fixed_flops: FLOPs of one run that no layer describes.
         staircases: latency by the width of each unit that can be pruned, the widest range first.
         prediction: the predictor and the networks that it was made from.
-        fresh: networks measured for ``--check``.
+        fresh: networks measured for ``check``.
     """
 
     name: str
@@ -112,7 +112,7 @@ def to_text(profile: Profile) -> str:
     ``staircases``: per unit that can be pruned its name, widths, predicted and measured milliseconds (null where they
     were not measured), range (milliseconds from dense to narrowest), worth (widths worth choosing: the widest of each
     step) and free (widths that cost as much as a wider one). The widest range first.
-    ``predictor``: held_out and check (null without --check), each median_abs_rel, p90_abs_rel, spearman, n; and
+    ``predictor``: held_out and check (null without `check`), each median_abs_rel, p90_abs_rel, spearman, n; and
     networks: role (fitted, held_out, fresh), keep (counts in the order of ``units``), predicted, measured, spread
     (half width of the measured ratio's 90% interval, relative).
     ``units``: the names of all units.

@@ -1,4 +1,4 @@
-"""A profile as a person sees it: tables on the screen, pictures in the run folder."""
+"""A profile as a person sees it: tables on the listener, pictures in the run folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from autoprune.budget import format_amount
 from autoprune.latency.layer_work import LayerWork, ShareSource
 from autoprune.latency.predictor import LatencyError
+from autoprune.listener import Listener
 from autoprune.report.profile import BarKind, LayerBar, PredictedNetwork, layer_bars, prediction_plot
 from autoprune.report.staircase import UnitSteps, staircases
 from autoprune.runtimes import RuntimeSettings
 from autoprune.workflows.profile_file import Profile, cost_of_an_image
-from autoprune.workflows.screen import Screen
 
 SHOWN_LAYERS, SHOWN_UNITS, SHOWN_WIDTHS = 15, 10, 12
 DRAWN_LAYERS, DRAWN_UNITS = 24, 20
@@ -26,19 +26,19 @@ _HOW = {
 }
 
 
-def show(profile: Profile, screen: Screen) -> None:
+def show(profile: Profile, listener: Listener) -> None:
     """Show the tables, and how far predictions are off."""
-    _show_networks(profile, screen)
-    _show_layers(profile, screen)
-    _show_staircases(profile, screen)
+    _show_networks(profile, listener)
+    _show_layers(profile, listener)
+    _show_staircases(profile, listener)
     slowest = profile.dense.p90 / profile.dense.p10
     if slowest > BUSY:
-        screen.warn(
+        listener.warn(
             f"The machine is busy: the dense network took {profile.dense.p10:.3f} to {profile.dense.p90:.3f} ms, so "
             "shares and steps are uncertain; profile again when it is calm."
         )
     for line in error_lines(profile):
-        screen.note(f"The latency predictor is {line}.")
+        listener.note(f"The latency predictor is {line}.")
 
 
 def draw(profile: Profile, folder: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def _error_line(error: LatencyError, which: str) -> str:
     )
 
 
-def _show_networks(profile: Profile, screen: Screen) -> None:
+def _show_networks(profile: Profile, listener: Listener) -> None:
     batch = profile.settings.batch
     rows = []
     for name, timing in (("dense", profile.dense), ("narrowest (reachable minimum)", profile.narrowest)):
@@ -104,10 +104,10 @@ def _show_networks(profile: Profile, screen: Screen) -> None:
             ]
         )
     header = ["network", "latency", "p10 – p90", "runs", "of dense", "one image", "images/s"]
-    screen.table(f"{profile.name} at {profile.image_size} px, {described(profile.settings)}", header, rows)
+    listener.table(f"{profile.name} at {profile.image_size} px, {described(profile.settings)}", header, rows)
 
 
-def _show_layers(profile: Profile, screen: Screen) -> None:
+def _show_layers(profile: Profile, listener: Listener) -> None:
     ordered = profile.ordered()
     rows = [_layer_row(profile, work, share) for work, share in ordered[:SHOWN_LAYERS]]
     others = ordered[SHOWN_LAYERS:]
@@ -122,9 +122,9 @@ def _show_layers(profile: Profile, screen: Screen) -> None:
         fixed = profile.fixed_flops if index == 0 else 0.0
         rows.append([name, "", "", "", *_amounts(profile, fixed, None, share)])
     header = ["layer", "operation", "channels", "output", "FLOPs", "of all", "moved", "latency", "share"]
-    screen.table(f"Where the latency goes: {_HOW[profile.shares.source]}", header, rows)
+    listener.table(f"Where the latency goes: {_HOW[profile.shares.source]}", header, rows)
     if profile.shares.scale < 1:
-        screen.note(f"Alone the layers take {1 / profile.shares.scale:.2f} × the whole; shares are scaled to it.")
+        listener.note(f"Alone the layers take {1 / profile.shares.scale:.2f} × the whole; shares are scaled to it.")
 
 
 def _layer_row(profile: Profile, work: LayerWork, share: float) -> list[str]:
@@ -144,7 +144,7 @@ def _amounts(profile: Profile, flops: float, traffic: float | None, share: float
     ]
 
 
-def _show_staircases(profile: Profile, screen: Screen) -> None:
+def _show_staircases(profile: Profile, listener: Listener) -> None:
     rows = []
     for one in profile.staircases[:SHOWN_UNITS]:
         widths = listed_widths(one.worth) if one.free else "all"
@@ -153,7 +153,7 @@ def _show_staircases(profile: Profile, screen: Screen) -> None:
     how = "predicted" if profile.shares.source is ShareSource.MODEL else "its layers measured alone"
     of = f"the {len(rows)} of {len(profile.staircases)} units that matter most"
     title = f"Latency by the width of one unit, {how}: {of}"
-    screen.table(title, header, rows)
+    listener.table(title, header, rows)
 
 
 def listed_widths(widths: Sequence[int]) -> str:

@@ -115,7 +115,7 @@ class Trials:
         config, run = self._config, self._run
         evaluator = self._evaluator(base, f"netadapt {iteration}")
         allocations = [constraint.space.allocation(counts) for _, counts in proposals]
-        with run.screen.progress(f"Step {iteration}", len(allocations)) as advance:
+        with run.listener.progress(f"Step {iteration}", len(allocations)) as advance:
             scores = []
             for done, allocation in enumerate(allocations, start=1):
                 scores.append(self._absolute(evaluator([allocation])[0].score, evaluator))
@@ -148,7 +148,7 @@ class Trials:
                 steps=config.short_term_steps, lr_scale=config.lr_scale,
             )  # fmt: skip
         except TrainingError as error:
-            self._run.screen.warn(f"A proposal drops out: {error}.")
+            self._run.listener.warn(f"A proposal drops out: {error}.")
             return evaluator.materialise(allocation), WORST_SCORE
         score = evaluator.score(module)
         if score <= WORST_SCORE:  # its weights are no numbers any more
@@ -167,7 +167,7 @@ class Trials:
         config = self._config
         evaluator = Evaluator(
             self._run.network.adapter, base.pruner, images=config.images, batch=config.batch, seed=config.seed,
-            journal=self._run.folder.journal, kind=kind, notify=self._run.screen.warn, compensate=config.compensate,
+            journal=self._run.folder.journal, kind=kind, notify=self._run.listener.warn, compensate=config.compensate,
             bf16=config.bf16,
         )  # fmt: skip
         evaluator.rebase(base.allocation)

@@ -20,39 +20,40 @@ from autoprune.errors import DataError
 from autoprune.io.files import saying_why, sync_folder
 from autoprune.latency.meter import REFERENCE_EFFORT
 from autoprune.latency.timing import Timing, time_all
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, Batch
 from autoprune.quantization import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
 from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import accuracy_rows
 from autoprune.workflows.tuning import AWARE, tune_for_int8
 
 
-def run(config: QuantizeConfig, screen: Screen) -> int:
+def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
     """Quantise, compare and measure; write the quantised network and ``quantize.json``.
 
     Raises:
         ExportError: no quantised network loses little enough.
         DataError: the training split holds too few images.
     """
-    with RunFolder.open("quantize", config) as folder:
+    with RunFolder.open("quantize", config, caller) as folder:
         pin_threads(config.threads, folder)
         adapters = dict(_open(config))
         own, adapter = next(reversed(adapters.items()))
         backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is told at once
-        _warn(adapter, screen)
+        _warn(adapter, listener)
         if config.qat_epochs:
-            own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, screen)
+            own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, listener)
         with TemporaryDirectory(dir=folder.path, prefix=".quantize-", suffix=".tmp") as scratch, backend.session():
             networks = [
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
                 for name, one in adapters.items()
             ]
-            choices = _choices(networks, config, screen)
+            choices = _choices(networks, config, listener)
             variants = _variants(networks, choices, backend, folder)
             target = _keep(networks[-1], choices[own], folder.path / FILES[config.runtime])
         report = {
@@ -61,10 +62,10 @@ def run(config: QuantizeConfig, screen: Screen) -> int:
             "settings": fingerprint(backend.settings),
         }
         folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
-    _show(config, variants, adapter, screen)
-    _comment(config, choices[own], variants, adapter.accuracy_names.main, screen=screen)
-    screen.note(f"The quantised network is {target}; YOLO opens it.")
-    return 0
+    _show(config, variants, adapter, listener)
+    _comment(config, choices[own], variants, adapter.accuracy_names.main, listener=listener)
+    listener.note(f"The quantised network is {target}; YOLO opens it.")
+    return Finished(folder.path)
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,17 @@ def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
     return {"dense": open_adapter(config.dense, image_size=adapter.image_size, **options), _given(config): adapter}
 
 
-def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Adapter:
+def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, listener: Listener) -> Adapter:
     """Fine-tune the network for int8, on the device for that, and open what came out."""
     options: dict[str, Any] = {
         "data": config.data, "image_size": adapter.image_size, "trust": config.trust_checkpoint,
     }  # fmt: skip
     trainee = open_adapter(config.model, device=choose_device(config.device), **options)
-    return open_adapter(tune_for_int8(config, trainee, folder, screen), **options)
+    return open_adapter(tune_for_int8(config, trainee, folder, listener), **options)
 
 
 def _given(config: QuantizeConfig) -> str:
-    """Return what the network of ``--model`` is called."""
+    """Return what the network of ``model`` is called."""
     return "model" if config.dense is None else "pruned"
 
 
@@ -143,14 +144,14 @@ def shared_out(
     return first[:share] + second[: count - share], first[share:] + second[count - share :]
 
 
-def _warn(adapter: Adapter, screen: Screen) -> None:
+def _warn(adapter: Adapter, listener: Listener) -> None:
     """Tell what was found before anything is quantised."""
     for skipped in adapter.skipped:
-        screen.warn(f"Skipped {skipped}")
-    warn_of_slow_int8(screen)
+        listener.warn(f"Skipped {skipped}")
+    warn_of_slow_int8(listener)
 
 
-def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: Screen) -> Mapping[str, Choice]:
+def _choices(networks: Sequence[Quantization], config: QuantizeConfig, listener: Listener) -> Mapping[str, Choice]:
     """Find what stays in float in each network.
 
     Where one was tuned for int8, it must come close to what it was tuned from, all of which is quantised to compare.
@@ -159,7 +160,7 @@ def _choices(networks: Sequence[Quantization], config: QuantizeConfig, screen: S
     choices = {}
     for one in networks:
         tuned_later = bool(config.qat_epochs) and one is given
-        with screen.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
+        with listener.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
             choices[one.name] = choose(
                 one,
                 whole=(given if one.name == AWARE else one).held_out(None),
@@ -226,7 +227,7 @@ def _report(
     }
 
 
-def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter, screen: Screen) -> None:
+def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter, listener: Listener) -> None:
     """Show the table."""
     names = [f"{one.network} {one.precision.value}" for one in variants]
     rows = [
@@ -237,24 +238,24 @@ def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter
         ["p90", *(format_amount("latency", one.latency.p90) for one in variants)],
     ]
     title = f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} threads"
-    screen.table(title, ["", *names], rows)
+    listener.table(title, ["", *names], rows)
 
 
 def _comment(
-    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, screen: Screen
+    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, listener: Listener
 ) -> None:
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
-    screen.note(
+    listener.note(
         f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
-        f"images that decided, --max-drop is {config.max_drop:g}."
+        f"images that decided, `max_drop` is {config.max_drop:g}."
     )
     if step.in_float and not config.qat_epochs:
-        screen.note("A quantisation-aware fine-tuning may bring more of it into int8: --qat-epochs 3.")
+        listener.note("A quantisation-aware fine-tuning may bring more of it into int8: `qat_epochs` 3.")
     (whole,) = (one for one in variants if (one.network, one.precision) == (_given(config), Precision.FP32))
     drop = whole.deployed.accuracy.main - variants[-1].deployed.accuracy.main
     if drop > config.max_drop:
-        screen.warn(
-            f"On the validation split int8 loses {drop:.4f} of {figure}, more than --max-drop "
-            f"{config.max_drop:g}: let more --images decide, or allow less"
+        listener.warn(
+            f"On the validation split int8 loses {drop:.4f} of {figure}, more than `max_drop` "
+            f"{config.max_drop:g}: let more `images` decide, or allow less"
         )

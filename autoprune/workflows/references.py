@@ -73,7 +73,7 @@ class References:
                 found.append(Trained(**row))
             else:
                 budget = ", ".join(self._config.budget)
-                self._run.screen.note(f"There is no row '{name}': no such network meets {budget}.")
+                self._run.listener.note(f"There is no row '{name}': no such network meets {budget}.")
         return found
 
     # -- the alternatives --------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class References:
             return None
         path = self._run.folder.path / "references" / name
         path.mkdir(parents=True, exist_ok=True)
-        self._run.screen.note(f"Reference: {name}")
+        self._run.listener.note(f"Reference: {name}")
         tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
-        trained = tune(adapter, module, path, tuning=tuning, notes={}, screen=self._run.screen)
+        trained = tune(adapter, module, path, tuning=tuning, notes={}, listener=self._run.listener)
         return adapter.validate(trained).main

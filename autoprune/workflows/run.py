@@ -15,6 +15,7 @@ from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
+from autoprune.listener import Listener
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions.distill import check_teacher
@@ -22,7 +23,6 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.goals import LatencyGoals
 from autoprune.workflows.latency import Bench
 from autoprune.workflows.network import Network, open_network, pin_threads
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import Stage, validated
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
@@ -36,10 +36,16 @@ def with_model(config: Kind) -> Kind:
         config = replace(config, finetune_epochs=DEMO_EPOCHS if config.model is None else DEFAULT_EPOCHS)
     if config.model is not None:
         return config
-    return replace(config, model=demo_weights(), data=shapes_dataset(), imgsz=config.imgsz or DEMO_IMAGE_SIZE)
+    model, data, imgsz = demonstration(config.imgsz)
+    return replace(config, model=model, data=data, imgsz=imgsz)
 
 
-def dense_network(config: PruningConfig, folder: RunFolder, screen: Screen) -> Network:
+def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
+    """Return the bundled detector, its data set, and the image size, its own where none is given."""
+    return demo_weights(), shapes_dataset(), imgsz or DEMO_IMAGE_SIZE
+
+
+def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
     assert config.model is not None
     pin_threads(config.threads, folder)
@@ -53,25 +59,25 @@ def dense_network(config: PruningConfig, folder: RunFolder, screen: Screen) -> N
         round_to=config.round_to,
         min_keep=config.min_keep,
         describable=isinstance(config, BudgetedConfig) and config.stock_yaml,
-        screen=screen,
+        listener=listener,
     )
 
 
 def make_evaluator(
-    network: Network, config: PruningConfig, folder: RunFolder, screen: Screen, *, kind: str, images: int
+    network: Network, config: PruningConfig, folder: RunFolder, listener: Listener, *, kind: str, images: int
 ) -> Evaluator:
     """Return what scores a network's candidates on so many training images."""
     evaluator = Evaluator(
         network.adapter, network.pruner,
         images=images, batch=config.batch, seed=config.seed,
-        journal=folder.journal, kind=kind, notify=screen.warn,
+        journal=folder.journal, kind=kind, notify=listener.warn,
         compensate=config.compensate,
         bf16=config.bf16,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         criterion=config.criterion,
     )  # fmt: skip
     for skipped in network.adapter.skipped:
-        screen.warn(f"Skipped {skipped}")
+        listener.warn(f"Skipped {skipped}")
     return evaluator
 
 
@@ -81,22 +87,22 @@ class PruningRun:
     Attributes:
         config: what it was told, defaults filled in.
         folder: where it leaves its results.
-        screen: told how it goes.
+        listener: told how it goes.
         network: the dense network.
         static: costs in closed form, by metric.
         bench: measures and predicts latency where the configuration says.
         benches: that one as ``latency``, and one for each other runtime or device that the budget names.
     """
 
-    def __init__(self, config: BudgetedConfig, folder: RunFolder, screen: Screen) -> None:
-        self.config, self.folder, self.screen = config, folder, screen
-        self.network = dense_network(config, folder, screen)
+    def __init__(self, config: BudgetedConfig, folder: RunFolder, listener: Listener) -> None:
+        self.config, self.folder, self.listener = config, folder, listener
+        self.network = dense_network(config, folder, listener)
         if config.distill:
             check_teacher(self.network.adapter.module, self.network.adapter.module)
         self.static = self.network.static_costs()
         named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
         self.benches = {
-            metric: Bench(self.network, config, folder, screen, metric=metric)
+            metric: Bench(self.network, config, folder, listener, metric=metric)
             for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
         }
         self.bench = self.benches["latency"]
@@ -106,9 +112,9 @@ class PruningRun:
         """The allocation that keeps everything."""
         return self.network.space.allocation(self.network.space.dense)
 
-    def dense(self) -> Stage:
-        """Measure the dense network."""
-        return self.stage("dense", self.network.adapter.module, self.dense_allocation)
+    def dense(self, *, validate: bool = True) -> Stage:
+        """Measure the dense network; its accuracy where that is wanted."""
+        return self.stage("dense", self.network.adapter.module, self.dense_allocation, validate=validate)
 
     def stage(
         self,
@@ -117,6 +123,8 @@ class PruningRun:
         allocation: Allocation,
         file: Path | None = None,
         limits: Mapping[str, float] | None = None,
+        *,
+        validate: bool = True,
     ) -> Stage:
         """Measure a network: accuracy on the validation split, costs, size of its checkpoint, latency.
 
@@ -126,8 +134,9 @@ class PruningRun:
             allocation: its kept channels per unit.
             file: its checkpoint, where there is one.
             limits: what each metric may be at most; a latency beyond its limit is measured more often.
+            validate: whether the accuracy is measured.
         """
-        accuracy = validated(name, module, self.network.adapter, self.folder)
+        accuracy = validated(name, module, self.network.adapter, self.folder) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         adapter = self.network.adapter
         costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
@@ -179,4 +188,4 @@ class PruningRun:
 
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on so many training images."""
-        return make_evaluator(self.network, self.config, self.folder, self.screen, kind=kind, images=images)
+        return make_evaluator(self.network, self.config, self.folder, self.listener, kind=kind, images=images)

@@ -14,8 +14,10 @@ from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
+from autoprune.listener import Listener
 from autoprune.strategies._base import Candidate, Progress, SearchResult, search
 from autoprune.structure.constraint import Constraint
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.demo_size import with_demo_size
 from autoprune.workflows.deployment import Deployment
 from autoprune.workflows.describable import price
@@ -24,7 +26,6 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.goals import LatencyGoals
 from autoprune.workflows.guidance import Guidance, guided, within
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import Stage
 from autoprune.workflows.strategies import INFORMED, SearchTask, make_strategy, scores_of
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs
@@ -37,15 +38,11 @@ CONTINUATIONS = 2
 """How often a search goes on whose best candidate is measured off its latency budget, by a quarter of its episodes."""
 
 
-def run(config: SearchConfig, screen: Screen) -> int:
-    """Search, prune, fine-tune and measure.
-
-    Returns:
-        0 where every limit is held as measured, 3 where the final network misses one.
-    """
-    with RunFolder.open("search", config) as folder:
-        found = SearchRun(with_defaults(with_demo_size(config, folder, screen)), folder, screen)
-        return found.deployment.finish(*found.shipped())
+def run(config: SearchConfig, listener: Listener, caller: Caller) -> Finished:
+    """Search, prune, fine-tune and measure."""
+    with RunFolder.open("search", config, caller) as folder:
+        found = SearchRun(with_defaults(with_demo_size(config, folder, listener)), folder, listener)
+        return Finished(folder.path, found.deployment.finish(*found.shipped()))
 
 
 def with_defaults(config: Kind) -> Kind:
@@ -60,7 +57,7 @@ class SearchRun:
     Args:
         config: what it was told, defaults filled in.
         folder: where it leaves its results.
-        screen: told how it goes.
+        listener: told how it goes.
         teacher: what teaches in the fine-tune, where that is asked for; the dense network if None.
 
     Attributes:
@@ -69,12 +66,12 @@ class SearchRun:
     """
 
     def __init__(
-        self, config: SearchConfig, folder: RunFolder, screen: Screen, *, teacher: nn.Module | None = None
+        self, config: SearchConfig, folder: RunFolder, listener: Listener, *, teacher: nn.Module | None = None
     ) -> None:
         self._config = config
         self._budget = Budget.parse(config.budget)
         check_runs(config.warm_start, config)  # before anything is measured
-        self.run = PruningRun(config, folder, screen)
+        self.run = PruningRun(config, folder, listener)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
         self.deployment = Deployment(self.run, self._budget, path=folder.path, teacher=teacher)
 
@@ -97,7 +94,7 @@ class SearchRun:
         constraint = goals.settled(constraint, np.zeros(len(constraint.space)))
         if config.strategy in INFORMED:
             guidance = guided(
-                constraint, evaluator.gains, scores_of(evaluator), run.screen, evaluations=2 * config.episodes
+                constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
             )
             constraint = goals.settled(constraint, guidance.prior)
         warm = candidates_of_runs(config.warm_start, config, constraint)
@@ -106,7 +103,7 @@ class SearchRun:
         history, constraint = self._continued([*known, *first.history], constraint, evaluator, guidance, goals)
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
-        chosen = choose(history, evaluator, constraint, goals, count=config.finalists, screen=run.screen)
+        chosen = choose(history, evaluator, constraint, goals, count=config.finalists, listener=run.listener)
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         stages = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
         return {"dense": dense, **stages}, {**searched, **priced}
@@ -124,7 +121,7 @@ class SearchRun:
         Returns:
             All candidates, and the constraint that the last of them were made for.
         """
-        config, screen, space = self._config, self.run.screen, constraint.space
+        config, listener, space = self._config, self.run.listener, constraint.space
         assert config.episodes is not None
         for _ in range(CONTINUATIONS if goals else 0):
             best = best_of(history, constraint, 1)[0]
@@ -132,7 +129,9 @@ class SearchRun:
             if not goals.off(measured):
                 break
             far = -goals.unused(measured)
-            screen.note(f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected.")
+            listener.note(
+                f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected."
+            )
             leading = best_of(history, constraint, config.finalists)
             try:
                 constraint = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
@@ -168,7 +167,7 @@ class SearchRun:
             start=start,
             log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
         )
-        with run.screen.progress("Search", episodes) as advance:
+        with run.listener.progress("Search", episodes) as advance:
 
             def show(progress: Progress) -> None:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")

@@ -6,36 +6,37 @@ import numpy as np
 
 from autoprune.config import SensitivityConfig
 from autoprune.errors import ConfigError
+from autoprune.listener import Listener
 from autoprune.report.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
 from autoprune.strategies.curves import CurvesHeader, SensitivityCurves, curves_from, probe_plan
 from autoprune.structure.space import Space
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.run import dense_network, make_evaluator, with_model
-from autoprune.workflows.screen import Screen
 
 SHOWN = 10
 """How many units the table shows: those whose pruning costs most."""
 
 
-def run(config: SensitivityConfig, screen: Screen) -> int:
+def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finished:
     """Score every unit at every ratio, one at a time; write ``sensitivity.json`` and two pictures."""
-    with RunFolder.open("sensitivity", config) as folder:
-        _measure(with_model(config), folder, screen)
-    return 0
+    with RunFolder.open("sensitivity", config, caller) as folder:
+        _measure(with_model(config), folder, listener)
+    return Finished(folder.path)
 
 
-def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> None:
-    network = dense_network(config, folder, screen)
+def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -> None:
+    network = dense_network(config, folder, listener)
     plan = probe_plan(network.space, config.keep_ratios)
     if not plan:
         raise ConfigError(
-            f"No unit can be pruned with --min-keep {config.min_keep} and --round-to {config.round_to}; lower one of "
+            f"No unit can be pruned with `min_keep` {config.min_keep} and `round_to` {config.round_to}; lower one of "
             "them"
         )
-    evaluator = make_evaluator(network, config, folder, screen, kind="evaluation", images=config.images)
+    evaluator = make_evaluator(network, config, folder, listener, kind="evaluation", images=config.images)
     evaluator.rebase(network.space.allocation(network.space.dense))
     scores = []
-    with screen.progress("Sensitivity", len(plan)) as advance:
+    with listener.progress("Sensitivity", len(plan)) as advance:
         for done, allocation in enumerate(plan, start=1):
             scores.append(evaluator([allocation])[0].score)
             advance(done)
@@ -47,8 +48,8 @@ def _measure(config: SensitivityConfig, folder: RunFolder, screen: Screen) -> No
     drawn = _drawn(curves)
     sensitivity_curves(drawn, folder.path / "curves.png", title=title)
     sensitivity_heatmap(drawn, folder.path / "heatmap.png", title=title)
-    _show(curves, config, network.space, screen)
-    screen.note(f"The curves are {file}, {folder.path / 'curves.png'} and {folder.path / 'heatmap.png'}.")
+    _show(curves, config, network.space, listener)
+    listener.note(f"The curves are {file}, {folder.path / 'curves.png'} and {folder.path / 'heatmap.png'}.")
 
 
 def _drawn(curves: SensitivityCurves) -> list[UnitCurve]:
@@ -59,7 +60,7 @@ def _drawn(curves: SensitivityCurves) -> list[UnitCurve]:
     ]
 
 
-def _show(curves: SensitivityCurves, config: SensitivityConfig, space: Space, screen: Screen) -> None:
+def _show(curves: SensitivityCurves, config: SensitivityConfig, space: Space, listener: Listener) -> None:
     """Show the units whose pruning costs most, at their narrowest."""
     kept = {ratio: space.round_down(np.full(len(space), ratio)) for ratio in config.keep_ratios}
     measured = [(index, dict(curve.points)) for index, curve in enumerate(curves.curves) if curve.points]
@@ -69,4 +70,4 @@ def _show(curves: SensitivityCurves, config: SensitivityConfig, space: Space, sc
         unit = space.units[index]
         rows.append([unit.name, str(unit.width), *("" if score is None else f"{score:+.3f}" for score in found)])
     header = ["unit", "channels", *(f"keep {ratio:g}" for ratio in kept)]
-    screen.table(f"The most sensitive of {len(measured)} units: score when it alone is pruned", header, rows)
+    listener.table(f"The most sensitive of {len(measured)} units: score when it alone is pruned", header, rows)

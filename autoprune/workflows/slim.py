@@ -6,47 +6,44 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoprune.config import SlimConfig
+from autoprune.listener import Listener
 from autoprune.models import build_adapter
 from autoprune.policy import Policy
 from autoprune.report import slimmed_channels
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, open_network, pin_threads
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.search import SearchRun, with_defaults
 from autoprune.workflows.sparsity import SPARSE, SparsitySettings, sparsify
 from autoprune.workflows.stages import Stage, validated
 from autoprune.workflows.tuning import Tuning, train_from_nothing
 
 
-def run(config: SlimConfig, screen: Screen) -> int:
-    """Train where there are no weights yet, sparsify, search, fine-tune and measure.
-
-    Returns:
-        0 where every limit is held as measured, 3 where the final network misses one.
-    """
-    with RunFolder.open("slim", config) as folder:
-        return _Pipeline(config, folder, screen).execute()
+def run(config: SlimConfig, listener: Listener, caller: Caller) -> Finished:
+    """Train where there are no weights yet, sparsify, search, fine-tune and measure."""
+    with RunFolder.open("slim", config, caller) as folder:
+        return Finished(folder.path, _Pipeline(config, folder, listener).execute())
 
 
 class _Pipeline:
     """One run, stage by stage."""
 
-    def __init__(self, config: SlimConfig, folder: RunFolder, screen: Screen) -> None:
-        self._folder, self._screen = folder, screen
+    def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
+        self._folder, self._listener = folder, listener
         pin_threads(config.threads, folder)
         self._config = with_defaults(config if config.architecture is None else self._trained(config))
 
-    def execute(self) -> int:
-        """Run all stages and return the exit code."""
+    def execute(self) -> bool:
+        """Run all stages; return whether every limit is held."""
         config, folder = self._config, self._folder
         dense = self._dense()
         accuracy = validated("before sparsity", dense.adapter.module, dense.adapter, folder)
         settings = SparsitySettings.of(
             config, epochs=config.sparsity_epochs, lr=config.sparsity_lr, batch=config.batch, seed=config.seed
         )
-        sparsify(dense, folder.path, settings, self._screen)
+        sparsify(dense, folder.path, settings, self._listener)
         search = SearchRun(
-            replace(config, model=folder.path / SPARSE), folder, self._screen, teacher=dense.adapter.module,
+            replace(config, model=folder.path / SPARSE), folder, self._listener, teacher=dense.adapter.module,
         )  # fmt: skip
         stages, figures = search.shipped()
         sparse = stages.pop("dense")
@@ -64,7 +61,7 @@ class _Pipeline:
             seed=config.seed,
         )  # fmt: skip
         tuning = Tuning(epochs=config.train_epochs, lr_scale=1.0, batch=config.batch, seed=config.seed)
-        weights = train_from_nothing(adapter, self._folder.path / "dense", tuning=tuning, screen=self._screen)
+        weights = train_from_nothing(adapter, self._folder.path / "dense", tuning=tuning, listener=self._listener)
         return replace(config, model=weights, architecture=None)
 
     def _dense(self) -> Network:
@@ -72,7 +69,7 @@ class _Pipeline:
         assert config.model is not None
         return open_network(
             config.model, data=config.data, image_size=config.imgsz, device=config.device,
-            trust=config.trust_checkpoint, criterion="l1", screen=self._screen,
+            trust=config.trust_checkpoint, criterion="l1", listener=self._listener,
         )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from autoprune.choices import PenaltyName
 from autoprune.config import SparsifyConfig
+from autoprune.listener import Listener
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import open_network, pin_threads
 from autoprune.workflows.run import with_model
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.sparsity import RECORD, SPARSE, Sparsity, SparsitySettings, sparsify
 from autoprune.workflows.stages import accuracy_rows, validated
 
@@ -20,22 +21,22 @@ _CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
 """The criterion that finds what a penalty made small."""
 
 
-def run(config: SparsifyConfig, screen: Screen) -> int:
+def run(config: SparsifyConfig, listener: Listener, caller: Caller) -> Finished:
     """Train with a penalty; write ``sparse.pt``, ``summary.json``, ``sparsity.json`` and three pictures."""
-    with RunFolder.open("sparsify", config) as folder:
-        _sparsify(with_model(config), folder, screen)
-    return 0
+    with RunFolder.open("sparsify", config, caller) as folder:
+        _sparsify(with_model(config), folder, listener)
+    return Finished(folder.path)
 
 
-def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None:
+def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> None:
     assert config.model is not None
     pin_threads(config.threads, folder)
     network = open_network(
         config.model, data=config.data, image_size=config.imgsz, device=config.device, trust=config.trust_checkpoint,
-        criterion="l1", screen=screen,  # which channels matter is not asked before they are sparse
+        criterion="l1", listener=listener,  # which channels matter is not asked before they are sparse
     )  # fmt: skip
     settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
-    module, found = sparsify(network, folder.path, settings, screen)
+    module, found = sparsify(network, folder.path, settings, listener)
     dense = validated("dense", network.adapter.module, network.adapter, folder)
     sparse = validated("sparse", module, network.adapter, folder)
     names = network.adapter.accuracy_names
@@ -53,13 +54,13 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, screen: Screen) -> None
         "environment": environment(),
     }
     folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    screen.table(
+    listener.table(
         f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}",
         *_table(accuracy_rows([dense, sparse], names), found),
     )
     path = folder.path
-    screen.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
-    screen.note(
+    listener.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
+    listener.note(
         f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
         f"{_CRITERIA[config.penalty]} --budget flops=50%"
     )

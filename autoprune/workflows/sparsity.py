@@ -14,13 +14,13 @@ from torch import nn
 from autoprune.choices import PenaltyName
 from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError, RunError
+from autoprune.listener import Listener
 from autoprune.models._base import Adapter
 from autoprune.report.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.extensions.penalties import Penalty, make_penalty
 from autoprune.training.extensions.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
 from autoprune.training.extensions.sparsity_record import SHARES, Scales, SparsityRecord
 from autoprune.workflows.network import Network
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.tuning import Tuning, trained
 
 SPARSE, RECORD = "sparse.pt", "sparsity.json"
@@ -92,7 +92,9 @@ class Sparsity:
         }
 
 
-def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen: Screen) -> tuple[nn.Module, Sparsity]:
+def sparsify(
+    network: Network, folder: Path, settings: SparsitySettings, listener: Listener
+) -> tuple[nn.Module, Sparsity]:
     """Train a dense network with a penalty, or go on where an earlier process stopped.
 
     Writes ``sparse.pt``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
@@ -102,7 +104,7 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
         network: the dense network, with data; it is not changed.
         folder: the run folder.
         settings: how.
-        screen: told how it goes.
+        listener: told how it goes.
 
     Returns:
         The network as ``sparse.pt`` holds it (float32, eval mode), and how sparse it is.
@@ -120,14 +122,14 @@ def sparsify(network: Network, folder: Path, settings: SparsitySettings, screen:
     if not path.exists():
         events = folder / "tensorboard"
         extension = SparsityTraining(penalty, settings.schedule, record, file=folder / RECORD, events=events)
-        adapter.save(_train(adapter, folder / "sparsity", settings, extension=extension, screen=screen), path)
+        adapter.save(_train(adapter, folder / "sparsity", settings, extension=extension, listener=listener), path)
     module = adapter.reopen(path)
     scales = _scales(penalty, module)
     limit = NEAR_ZERO * float(dense.max())
     found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))
     title = f"{adapter.name}, {settings.penalty.value} {settings.schedule.strength:g}"
     _draw(record, folder, penalty.symbol, title=title)
-    _tell(found, settings, len(network.graph.units), screen)
+    _tell(found, settings, len(network.graph.units), listener)
     return module, found
 
 
@@ -142,7 +144,7 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
         known = list(penalty.spans)
         shown = difflib.get_close_matches(watched, known, n=3, cutoff=0.0)
         raise ConfigError(
-            f"--watch must name one of the {len(known)} layers that --penalty {settings.penalty.value} makes small, "
+            f"`watch` must name one of the {len(known)} layers that `penalty` {settings.penalty.value} makes small, "
             f"such as {', '.join(shown)}, got {watched}"
         )
     if not path.exists():
@@ -154,12 +156,12 @@ def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: P
 
 
 def _train(
-    adapter: Adapter, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, screen: Screen
+    adapter: Adapter, out: Path, settings: SparsitySettings, *, extension: SparsityTraining, listener: Listener
 ) -> nn.Module:
     tuning = Tuning(epochs=settings.epochs, lr_scale=1.0, batch=settings.batch, seed=settings.seed)
     with closing(extension):
         return trained(
-            adapter, adapter.module, out, label="Sparsity", tuning=tuning, screen=screen,
+            adapter, adapter.module, out, label="Sparsity", tuning=tuning, listener=listener,
             changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
         ).module  # fmt: skip
 
@@ -181,17 +183,17 @@ def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> N
         )  # fmt: skip
 
 
-def _tell(found: Sparsity, settings: SparsitySettings, units: int, screen: Screen) -> None:
+def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Listener) -> None:
     """Say what a person should do otherwise next time, if anything."""
-    strength = f"--sparsity {settings.schedule.strength:g}"
+    strength = f"`sparsity` {settings.schedule.strength:g}"
     if found.dead:
         named = ", ".join(found.dead[:_NAMED]) + (", …" if len(found.dead) > _NAMED else "")
-        screen.warn(
+        listener.warn(
             f"Every channel has died in {len(found.dead)} of {units} units ({named}); pruning leaves each unit its "
             f"minimum all the same, and less than {strength} keeps them alive."
         )
     elif found.near_zero(found.sparse) < _FEW:
-        screen.note(
+        listener.note(
             f"Only {found.near_zero(found.sparse):.1%} of the scales are near zero after epoch {settings.epochs}; more "
-            f"than {strength}, more --epochs or a larger --lr bring more of them there."
+            f"than {strength}, more `epochs` or a larger `lr` bring more of them there."
         )

@@ -9,26 +9,27 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.config import TrainConfig, devices_of
+from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._device import resolve_device
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
+from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.describable import describe
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.screen import Screen
 from autoprune.workflows.stages import Stage, as_json
 from autoprune.workflows.tuning import Tuning, soften, tune
 
 RECALIBRATION_IMAGES = 60
 
 
-def run(config: TrainConfig, screen: Screen) -> int:
+def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
     """Prune by a policy, soften where asked, fine-tune, and save the trained network."""
     devices = devices_of(config.device)
     if len(devices) > 1:
         for name in devices:
             resolve_device(name)
-    applied = apply_policy(config, screen, images=RECALIBRATION_IMAGES)
+    applied = apply_policy(config, listener, images=RECALIBRATION_IMAGES)
     tuning = Tuning(
         epochs=config.tuning_epochs,
         lr_scale=config.lr_scale,
@@ -39,17 +40,17 @@ def run(config: TrainConfig, screen: Screen) -> int:
         patience=config.patience or 0,
         devices=devices if len(devices) > 1 else (),
     )
-    with RunFolder.open("train", config) as folder:
-        stages = _train(config, applied, folder.path, tuning=tuning, screen=screen)
+    with RunFolder.open("train", config, caller) as folder:
+        stages = _train(config, applied, folder.path, tuning=tuning, listener=listener)
         summary = {
             **{name: as_json(stage) for name, stage in stages.items()},
             "accuracy_names": asdict(applied.network.adapter.accuracy_names),
             "environment": environment(),
         }
         folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-        applied.show(stages, screen)
-        screen.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
-    return 0
+        applied.show(stages, listener)
+        listener.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
+    return Finished(folder.path)
 
 
 def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
@@ -65,7 +66,9 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
     return teacher
 
 
-def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, screen: Screen) -> dict[str, Stage]:
+def _train(
+    config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, listener: Listener
+) -> dict[str, Stage]:
     """Save, train and measure; returns the stages, the trained network's last."""
     network, adapter = applied.network, applied.network.adapter
     module = describe(applied.module, adapter, folder, required=False)
@@ -81,10 +84,10 @@ def _train(config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tunin
         softening = Tuning(
             epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
         )
-        module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, screen=screen)
+        module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, listener=listener)
         stages["softened"] = applied.stage(
             module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
         )
-    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, screen=screen)
+    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener)
     stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
     return stages

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from autoprune.config import BudgetedConfig, QuantizeConfig
+from autoprune.listener import Listener
 from autoprune.models._base import Adapter
 from autoprune.structure.slicing import Surgeon
 from autoprune.structure.space import Allocation
@@ -23,7 +24,6 @@ from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.workflows.describable import describe
 from autoprune.workflows.network import Network
-from autoprune.workflows.screen import Screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Tuning:
 
 
 def tune(
-    adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], screen: Screen
+    adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], listener: Listener
 ) -> nn.Module:
     """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process stopped.
 
@@ -82,16 +82,16 @@ def tune(
         curve: list[float] = []
         started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
         result = trained(
-            adapter, module, folder / "finetune", label="Fine-tuning", tuning=started, screen=screen,
+            adapter, module, folder / "finetune", label="Fine-tuning", tuning=started, listener=listener,
             changes={"patience": tuning.patience}, extensions=tuning.extensions(), curve=curve,
         )  # fmt: skip
         if rise := rise_at_end(curve):
-            screen.note(
+            listener.note(
                 f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of the epochs: "
                 "more of them would probably bring more."
             )
         if result.epochs < tuning.epochs:
-            screen.note(
+            listener.note(
                 f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
                 "better, the best one's weights are kept."
             )
@@ -99,7 +99,7 @@ def tune(
     return _opened(adapter, path, module)
 
 
-def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen: Screen) -> Path:
+def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, listener: Listener) -> Path:
     """Train an adapter's own network, which has learnt nothing yet; go on where an earlier process stopped.
 
     Returns:
@@ -108,7 +108,7 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, screen
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
         result = trained(
-            adapter, adapter.module, folder / "training", label="Training", tuning=tuning, screen=screen,
+            adapter, adapter.module, folder / "training", label="Training", tuning=tuning, listener=listener,
             changes=beginners_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
         )  # fmt: skip
         adapter.save(result.module, path)
@@ -122,7 +122,7 @@ def soften(
     *,
     tuning: Tuning,
     notes: Mapping[str, Any],
-    screen: Screen,
+    listener: Listener,
 ) -> nn.Module:
     """Train the dense network while channels fall to zero, remove these, and write ``softened`` into a folder.
 
@@ -135,7 +135,7 @@ def soften(
         folder: goes on where an earlier process stopped.
         tuning: its epochs are those of the softening.
         notes: travel inside the checkpoint.
-        screen: told how it goes.
+        listener: told how it goes.
 
     Returns:
         The pruned network as ``softened`` holds it: float32, eval mode.
@@ -144,7 +144,7 @@ def soften(
     path = adapter.checkpoint(folder, "softened")
     if not path.exists():
         result = trained(
-            adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, screen=screen,
+            adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, listener=listener,
             changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
         )  # fmt: skip
         pruned = Surgeon(result.module, network.graph).materialise(keep)
@@ -156,7 +156,7 @@ AWARE = "qat"
 """What a network is called that was tuned for int8."""
 
 
-def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen: Screen) -> Path:
+def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listener: Listener) -> Path:
     """Fine-tune an adapter's own network as if it were in int8; go on where an earlier process stopped.
 
     Returns:
@@ -166,7 +166,7 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen
     if not path.exists():
         tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
         result = trained(
-            adapter, adapter.module, folder / AWARE, label="Tuning for int8", tuning=tuning, screen=screen,
+            adapter, adapter.module, folder / AWARE, label="Tuning for int8", tuning=tuning, listener=listener,
             changes={}, extensions=[FakeQuantization()],
         )  # fmt: skip
         adapter.save(result.module, path)
@@ -174,7 +174,7 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, screen
 
 
 def trained(
-    adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, screen: Screen,
+    adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, listener: Listener,
     changes: Mapping[str, Any], extensions: Sequence[TrainingExtension], curve: list[float] | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Train a network in a folder, or go on with it there.
@@ -185,12 +185,12 @@ def trained(
         out: as for `finetune`.
         label: of the progress display.
         tuning: how.
-        screen: told how it goes.
+        listener: told how it goes.
         changes: as for `finetune`.
         extensions: what takes part.
         curve: is given the accuracy after every epoch that is trained now, where it is measured.
     """
-    with screen.progress(label, tuning.epochs) as advance:
+    with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
             measured = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoprune.config import PruningConfig, SearchConfig, option
+from autoprune.config import PruningConfig, SearchConfig, named
 from autoprune.config.files import CONFIG_FILE, load
 from autoprune.errors import ConfigError
 from autoprune.journal import Journal
@@ -43,7 +43,7 @@ def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Co
     check_runs(runs, config)
     found: dict[tuple[int, ...], Candidate] = {}
     for name in runs:
-        for candidate in _scored(Path(name)):
+        for candidate in scored_candidates(Path(name)):
             if len(candidate.allocation) == len(constraint.space) and constraint.holds(np.array(candidate.allocation)):
                 found[candidate.allocation] = candidate
     return tuple(found.values())
@@ -64,7 +64,7 @@ def check_runs(runs: Sequence[str], config: SearchConfig) -> None:
 
 def _check(run: Path, config: SearchConfig) -> None:
     if not (run / CONFIG_FILE).is_file():
-        raise ConfigError(f"--warm-start takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
+        raise ConfigError(f"`warm_start` takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
     theirs = load("search", run / CONFIG_FILE)
     assert isinstance(theirs, PruningConfig)
     theirs = with_model(theirs)  # as the config of this search is
@@ -72,7 +72,7 @@ def _check(run: Path, config: SearchConfig) -> None:
         ours, other = getattr(config, item.name), getattr(theirs, item.name)
         if item.name in SAME and _plain(ours) != _plain(other):
             raise ConfigError(
-                f"--warm-start needs scores of the same network on the same images: {run} has {option(item.name)} "
+                f"`warm_start` needs scores of the same network on the same images: {run} has {named(item.name)} "
                 f"{other}, this search {ours}"
             )
 
@@ -82,12 +82,17 @@ def _check_files(run: Path, digests: Mapping[str, str]) -> None:
     for name in READ:
         if theirs.get(name) != digests.get(name):
             raise ConfigError(
-                f"--warm-start needs scores of the same network on the same images, and {run} was made with another "
+                f"`warm_start` needs scores of the same network on the same images, and {run} was made with another "
                 f"{name} than is there now; make that search again"
             )
 
 
-def _scored(run: Path) -> list[Candidate]:
+def scored_candidates(run: Path) -> list[Candidate]:
+    """Return every candidate that a run has scored, in order.
+
+    Raises:
+        RunError: its journal cannot be read.
+    """
     records = Journal.read(run / JOURNAL, check=check_record).records("evaluation")
     return [Candidate(tuple(record.key), float(record.value["score"])) for record in records]
 

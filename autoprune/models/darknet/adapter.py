@@ -247,7 +247,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def _data(self) -> DataSet:
         if self.data is None:
-            raise DataError(f"{self.name} was loaded without a data set; give its YAML file with --data")
+            raise DataError(f"{self.name} was loaded without a data set; give its YAML file with `data`")
         return self.data
 
     def _samples(self, files: Iterable[str], load: Callable[[Label], Sample]) -> Iterator[Sample]:

@@ -41,7 +41,7 @@ def choose_image_size(cfg: Cfg, asked: int | None) -> int:
     classes_of(cfg)
     shape = input_shape(cfg)
     if asked is None and shape.width != shape.height:
-        raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with --imgsz")
+        raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with `imgsz`")
     size, stride = asked or shape.width, stride_of(cfg)
     if size < 1 or size % stride:
         near = max(1, round(size / stride)) * stride

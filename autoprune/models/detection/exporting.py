@@ -106,7 +106,7 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) 
 def _refusal(name: str, error: Exception) -> str:
     operation = named_operation(error)
     reason = f"it has no operation for {operation}" if operation else (str(error) or repr(error)).splitlines()[0]
-    return f"The network must be expressible in {name}, and is not ({reason}); use another --format"
+    return f"The network must be expressible in {name}, and is not ({reason}); use another `format`"
 
 
 def _as_openvino(source: Path, metadata: Mapping[str, Any], convert: Convert) -> Path:

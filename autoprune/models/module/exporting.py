@@ -51,7 +51,7 @@ def write(
         DeviceError: ONNX has no such operation.
     """
     if settings.dynamic:
-        raise ConfigError("A module is exported with the shape of its example; leave --dynamic out")
+        raise ConfigError("A module is exported with the shape of its example; leave `dynamic` out")
     if settings.file_format is ExportFormat.TENSORRT:
         raise ConfigError("A module is exported as onnx, torchscript or openvino; TensorRT reads the ONNX file")
     device = next(module.parameters()).device

@@ -57,7 +57,7 @@ def open_factory(model: Path, *, device: str | torch.device = "cpu") -> ModuleAd
     source, function, weights = found["source"], found["function"], found["weights"]
     make = getattr(_imported(source), function, None)
     if not callable(make):
-        raise ModelError(f"{source} must have a function {function}, and has none; --model names FILE.py:FUNCTION")
+        raise ModelError(f"{source} must have a function {function}, and has none; `model` names FILE.py:FUNCTION")
 
     def made() -> ModuleAdapter:
         adapter = _called(make, model)
@@ -75,7 +75,7 @@ def _imported(source: str) -> ModuleType:
         return _executed(lambda: importlib.import_module(source), source)
     path = Path(source).resolve()
     if not path.is_file():
-        raise ModelError(f"the file {source} does not exist; --model takes FILE.py:FUNCTION")
+        raise ModelError(f"the file {source} does not exist; `model` takes FILE.py:FUNCTION")
     name = f"{_OWN}{path.stem}"  # no name of another module, whatever the file is called
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):

@@ -396,7 +396,7 @@ class UltralyticsAdapter(Adapter):
             DataError: there is none.
         """
         if self._source is None:
-            raise DataError(f"{self.name} was loaded without a data set; give its YAML file or folder with --data")
+            raise DataError(f"{self.name} was loaded without a data set; give its YAML file or folder with `data`")
         return self._source
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:

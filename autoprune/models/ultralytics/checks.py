@@ -56,7 +56,7 @@ def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[
         given = train_args.get("imgsz")
         trained = list(given) if isinstance(given, (list, tuple)) and given else [given or DEFAULT_SIZE]
         if not all(type(side) is int and side > 0 for side in trained):
-            raise ModelError(f"the checkpoint was trained at imgsz {shown(given)}, no image size; give --imgsz")
+            raise ModelError(f"the checkpoint was trained at imgsz {shown(given)}, no image size; give `imgsz`")
         return -(-max(LEAST_SIZE, *trained) // stride) * stride  # rounded up, as Ultralytics does itself
     if asked < 1 or asked % stride:
         near = max(1, round(asked / stride)) * stride

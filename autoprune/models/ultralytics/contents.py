@@ -64,7 +64,7 @@ def network_of(content: Mapping[str, Any], path: Path) -> nn.Module:
         ModelError: there is none; the message says what there is instead.
     """
     if content.get("format") == MODULE_FORMAT:
-        raise ModelError(f"{path} is of a network of one's own; name the function too, --model FILE.py:FUNCTION@{path}")
+        raise ModelError(f"{path} is of a network of one's own; name the function too, `model` FILE.py:FUNCTION@{path}")
     module = content.get("ema") if content.get("ema") is not None else content.get("model")
     if isinstance(module, nn.DataParallel):
         module = module.module
@@ -139,7 +139,7 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
         if not trust and any(vars(part).get(name) for name in _HOOKS):
             raise ModelError(
                 f"{path} has hooks on a {type(part).__name__}, which would run with it; save it without them, or add "
-                "--trust-checkpoint"
+                "`trust_checkpoint`"
             )
     layers = getattr(network, "model", None)
     if not isinstance(layers, nn.Sequential) or not len(layers):

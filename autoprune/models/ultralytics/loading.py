@@ -141,7 +141,7 @@ def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
     if "YOLOv5 model originally trained" in reason or (foreign and foreign[1].startswith("models.")):
         raise ModelError(
             f"{path} is of the YOLOv5 or YOLOv7 repository, which Ultralytics does not open; open it with "
-            "autoprune.models.module.load_pickled in a function of your own, --model FILE.py:FUNCTION"
+            "autoprune.models.module.load_pickled in a function of your own, `model` FILE.py:FUNCTION"
         ) from error
     if not trust and ("outside the supported" in reason or foreign or isinstance(error, ModuleNotFoundError)):
         what = f"the class {foreign[1]}" if foreign else "classes"

@@ -37,7 +37,7 @@ _WIDTHLESS = frozenset({"Upsample", "Concat", "MaxPool2d", "ZeroPad2d", "Detect"
 _HEAD_FLOOR, _CLASSES_FLOOR = 16, 100
 
 
-_INSTEAD = ", or search with --stock-yaml, which considers only networks that stock training keeps."
+_INSTEAD = ", or search with `stock_yaml`, which considers only networks that stock training keeps."
 
 
 class StockYaml(Description):
@@ -133,13 +133,13 @@ def _description(module: nn.Module) -> dict[str, Any]:
     source: Any = module
     if type(module) is not stock.DetectionModel:
         raise ModelError(
-            f"A stock YAML is written for detectors, got a {type(module).__name__}; leave --stock-yaml out"
+            f"A stock YAML is written for detectors, got a {type(module).__name__}; leave `stock_yaml` out"
         )
     check_description(source.yaml, OWN)
     given: dict[str, Any] = deepcopy(source.yaml)
     layers = _layers(module)
     if len(layers) != len(given["backbone"]) + len(given["head"]):
-        raise ModelError(f"{OWN} must have the {len(layers)} layers that the network has; leave --stock-yaml out")
+        raise ModelError(f"{OWN} must have the {len(layers)} layers that the network has; leave `stock_yaml` out")
     rows = [
         _row(number, row, layer)
         for number, (row, layer) in enumerate(zip([*given["backbone"], *given["head"]], layers, strict=True))
@@ -158,7 +158,7 @@ def _row(number: int, row: Row, layer: nn.Module) -> Row:
     if kind not in _WRITERS:
         raise ModelError(
             f"A stock YAML is written for the layers {', '.join([*_WRITERS, *sorted(_WIDTHLESS)])} (YOLOv5, v8, 11), "
-            f"but row {number} is a {_named(layer)}; leave --stock-yaml out"
+            f"but row {number} is a {_named(layer)}; leave `stock_yaml` out"
         )
     repeats = len(layer.m) if kind in _REPEATED else 1  # type: ignore[arg-type]
     return [source, repeats, name, _WRITERS[kind](layer, args)]
@@ -229,7 +229,7 @@ def _verify(module: nn.Module, description: Mapping[str, Any]) -> None:
             number = int(name.split(".")[1])
             raise ModelError(
                 f"No stock YAML expresses this network: row {number} ({_named(_layers(module)[number])}) has {name} of "
-                f"shape {ours.get(name)}, and Ultralytics would build {theirs.get(name)}; search with --stock-yaml"
+                f"shape {ours.get(name)}, and Ultralytics would build {theirs.get(name)}; search with `stock_yaml`"
             )
 
 

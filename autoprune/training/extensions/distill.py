@@ -37,7 +37,7 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
         if not isinstance(_head(network), stock.Detect):
             raise TrainingError(
                 f"distillation needs a head that predicts boxes and classes on a grid, as YOLO detectors have it, got "
-                f"{type(_head(network)).__name__}; fine-tune without --distill"
+                f"{type(_head(network)).__name__}; fine-tune without `distill`"
             )
     taught, given = _facts(teacher), _facts(student)
     for what, value in taught.items():

@@ -68,7 +68,7 @@ class ScalePenalty(Penalty):
         if not self._masks:
             raise ModelError(
                 "The penalty l1 is on batch norm scales, and this network has no batch norm on channels that can be "
-                "pruned; use --penalty group-lasso"
+                "pruned; use `penalty` group-lasso"
             )
         channels = {path: ids[prunable[ids]] for path, ids in found if path in self._masks}
         self.spans = _spans(channels)

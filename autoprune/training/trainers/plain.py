@@ -143,7 +143,7 @@ class PlainTrainer(Trainer):
         if surroundings.extensions or surroundings.devices:
             raise ConfigError(
                 f"{self._adapter.name} is trained by a plain loop, on one device and without distillation, softening "
-                "or sparsity; leave --distill, --soften and further devices out"
+                "or sparsity; leave `distill`, `soften` and further devices out"
             )
 
     def _run(self, progress: _Progress, surroundings: Surroundings) -> FinetuneResult:

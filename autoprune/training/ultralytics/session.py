@@ -186,7 +186,7 @@ class Session(KeepsNetwork):
 def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
     """Return the data set in Ultralytics' form, or raise ``TrainingError`` where the adapter has none."""
     if adapter.data is None:
-        raise TrainingError("fine-tuning needs a data set; give its YAML file with --data")
+        raise TrainingError("fine-tuning needs a data set; give its YAML file with `data`")
     return adapter.data.settings
 
 

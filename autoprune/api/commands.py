@@ -1,0 +1,139 @@
+"""Every command of the command line as a function, made of its configuration."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from autoprune.api.listening import PythonListener, Recording
+from autoprune.api.network import Network, options_of
+from autoprune.api.run import Run
+from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, named, option
+from autoprune.config.files import CONFIG_FILE, built, check_trust, from_file, unknown
+from autoprune.config.reading import field_docs, from_python, hints_of
+from autoprune.errors import ConfigError
+from autoprune.listener import Listener
+from autoprune.policy import Policy
+from autoprune.strategies.isolation import torch_threads
+from autoprune.workflows.call import Caller
+
+Command = Callable[..., Run]
+
+
+def command(name: str) -> Command:
+    """Return a command of the command line as a function.
+
+    Its parameters are the command's options. Those that the network brings are left out where one is given.
+    """
+    kind = COMMANDS[name]
+
+    def call(network: Network | str | Path | None = None, *, listener: Listener | None = None, **options: Any) -> Run:
+        with ExitStack() as cleanup:
+            values = {**options_of(network), **_with_policy_file(options, cleanup)}
+            config = make_config(name, values)
+            recording = Recording(listener or PythonListener())
+            cleanup.enter_context(torch_threads(torch.get_num_threads()))  # whatever the run sets
+            module = importlib.import_module(f"autoprune.workflows.{name}")
+            finished = module.run(config, recording, _caller(name, options))
+        return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)
+
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = "autoprune"
+    call.__doc__ = _docs(name, kind)
+    call.__signature__ = _signature(kind)  # type: ignore[attr-defined]
+    return call
+
+
+def _caller(name: str, options: Mapping[str, Any]) -> Caller:
+    said = ", ".join(["…", *(f"{key}={value!r}" for key, value in options.items())])
+    return Caller(f"autoprune.{name}({said})", lambda command, config, run: f"autoprune.{command}(resume={str(run)!r})")
+
+
+def make_config(name: str, values: Mapping[str, Any]) -> Config:
+    """Return a command's configuration, from values in Python.
+
+    Raises:
+        ConfigError: there is no such option, or a value breaks a rule.
+        BudgetError: a limit is malformed.
+    """
+    hints = hints_of(COMMANDS[name])
+    for key in values:
+        if key not in hints:
+            raise unknown(key, name, list(hints))
+    read = {key: from_python(key, hints[key], value) for key, value in values.items()}
+    if read.get("resume") is not None:
+        return _resumed(name, read)
+    config = built(name, read)
+    check_trust(config, {option(key) for key in values})
+    return config
+
+
+def _resumed(name: str, values: Mapping[str, Any]) -> Config:
+    """Return the configuration of a run that goes on, which knows its other options."""
+    run = values["resume"]
+    allowed = {"resume", "trust_checkpoint", *EXTENDABLE.get(name, ())}
+    if others := [named(key) for key in values if key not in allowed]:
+        raise ConfigError(f"`resume` stands alone, the run knows its other options; remove {', '.join(others)}")
+    changes = {key: value for key, value in values.items() if key != "resume"}
+    config = built(name, {**from_file(name, run / CONFIG_FILE), **changes})
+    check_trust(config, {option(key) for key in values})
+    assert isinstance(config, ResumableConfig)
+    return replace(config, resume=run, out=run)
+
+
+def _with_policy_file(options: Mapping[str, Any], cleanup: ExitStack) -> dict[str, Any]:
+    """Return the options with a policy that is held in a variable as a file."""
+    policy = options.get("policy")
+    if not isinstance(policy, Policy):
+        return dict(options)
+    path = Path(cleanup.enter_context(TemporaryDirectory())) / "policy.json"
+    policy.save(path)
+    return {**options, "policy": path}
+
+
+# -- what help() shows -------------------------------------------------------------------------------
+
+
+_FIRST = ("budget", "policy", "data")
+
+
+def _parameters(kind: type[Config]) -> list[str]:
+    """Return the fields that are parameters, those that are nearly always given first; ``network`` is the model."""
+    names = [name for name in hints_of(kind) if name != "model"]
+    return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+def _signature(kind: type[Config]) -> inspect.Signature:
+    defaults = {item.name: item.default for item in fields(kind)}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("network", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)]
+    for name in _parameters(kind):
+        default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=hints_of(kind)[name]))
+    parameters.append(inspect.Parameter("listener", keyword, default=None))
+    return inspect.Signature(parameters, return_annotation=Run)
+
+
+def _docs(name: str, kind: type[Config]) -> str:
+    docs = field_docs(kind)
+    first = (kind.__doc__ or "").strip().splitlines()[0]
+    args = [
+        "    network: a `Network`, or the path of its file; by default the bundled demonstration detector.",
+        *(f"    {field}: {docs[field]}" for field in _parameters(kind)),
+        "    listener: hears notes, warnings, progress and tables; by default warnings are Python's.",
+    ]
+    return "\n".join(
+        [
+            first, "", f"The same as ``autoprune {name}``, with the same options. Texts stand for choices.", "",
+            "Args:", *args, "", "Returns:", "    What it left in its folder.", "", "Raises:",
+            "    AutopruneError: bad input, or a budget that cannot be held; the message says what to do.",
+        ]
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""The Gymnasium environment of a real network, for agents of one's own."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from autoprune.api.commands import make_config
+from autoprune.api.listening import PythonListener
+from autoprune.api.network import Network, options_of
+from autoprune.budget import Budget
+from autoprune.config import SearchConfig
+from autoprune.envs import CHANNEL_PRUNING
+from autoprune.envs.problem import PruningProblem
+from autoprune.workflows.call import Caller
+from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.guidance import guided
+from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.strategies import scores_of
+
+PRIOR_EVALUATIONS = 100
+"""As a search of the default length, a prior takes half as long as so many evaluations."""
+
+
+def make_env(
+    network: Network | str | Path | None = None,
+    *,
+    budget: str | Sequence[str],
+    rule: str = "projected",
+    prior: bool = False,
+    render_mode: str | None = None,
+    **options: Any,
+) -> gymnasium.Env[Any, Any]:
+    """Make the Gymnasium environment in which the agents of autoprune search a network.
+
+    An episode walks the network's units; each action decides how many channels one unit keeps. The reward at the end
+    is the score of the pruned network, compensated: ``1 - loss / dense loss`` on training images. See
+    `autoprune.envs.pruning_env.PruningEnv` for states and actions. It can be sent to the processes of
+    stable-baselines3's ``SubprocVecEnv``.
+
+    Args:
+        network: a `Network`, or the path of its file; by default the bundled demonstration detector.
+        budget: the limits that every episode ends within, as for `search`.
+        rule: how actions meet the budget: ``projected`` or ``capped`` (AMC's own).
+        prior: begin at the widths that regrowth finds, which takes the time of some 50 candidates, in place of one
+            ratio for all units.
+        render_mode: ``ansi`` for a line per unit, or None.
+        options: of `search` that say how candidates are made and scored, such as ``images``, ``criterion``,
+            ``round_to``, ``runtime``, ``data``, ``imgsz``.
+
+    Raises:
+        AutopruneError: as `search`.
+
+    Example:
+        >>> env = ap.make_env(net, budget="flops=50%")
+        >>> TQC("MlpPolicy", env).learn(2000)
+    """
+    folder = Path(mkdtemp(prefix="autoprune-env-"))
+    try:
+        values = {**options_of(network), **options, "budget": budget, "rule": rule, "out": folder / "run"}
+        config = make_config("search", values)
+        assert isinstance(config, SearchConfig)
+        problem, run_folder = _problem(with_model(config), prior=prior)
+        env = gymnasium.make(
+            CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(env.unwrapped, _forget, run_folder, folder)
+    return env
+
+
+def _problem(config: SearchConfig, *, prior: bool) -> tuple[PruningProblem, RunFolder]:
+    """Return the problem of a search, with the folder where its scores are kept."""
+    listener = PythonListener()
+    folder = RunFolder.open("search", config, Caller("autoprune.make_env(…)", lambda *_: "autoprune.make_env(…)"))
+    run = PruningRun(config, folder, listener)
+    parsed = Budget.parse(config.budget)
+    limits = run.binding_limits(parsed, run.dense(validate=False))
+    goals = LatencyGoals(run.benches, limits)
+    constraint = run.constrain(parsed, limits, goals)
+    units = len(constraint.space)
+    constraint = goals.settled(constraint, np.zeros(units))
+    evaluator = run.evaluator("evaluation", config.images)
+    score, sensitivity, start = scores_of(evaluator), np.zeros(units), np.zeros(units)
+    if prior:
+        found = guided(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
+        sensitivity, start = found.sensitivity, found.prior
+    problem = PruningProblem(
+        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=score,
+        sensitivity=sensitivity, prior=start,
+    )  # fmt: skip
+    return problem, folder
+
+
+def _forget(run: RunFolder, folder: Path) -> None:
+    run.journal.close()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,288 @@
+"""A network with its data, held in a variable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoprune import __version__
+from autoprune.api.listening import PythonListener
+from autoprune.budget import format_amount
+from autoprune.choices import Precision, Runtime
+from autoprune.config.reading import from_python
+from autoprune.costs import uncounted
+from autoprune.errors import ConfigError, PolicyError
+from autoprune.latency import LatencyMeter, Timing
+from autoprune.listener import Listener
+from autoprune.models import open_adapter
+from autoprune.models._base import Adapter
+from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
+from autoprune.results import Table
+from autoprune.runtimes.settings import image_size_of, runtime_settings
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.workflows.latency import CALIBRATION_IMAGES
+from autoprune.workflows.network import choose_device, static_costs
+from autoprune.workflows.run import demonstration
+from autoprune.workflows.tuning import Tuning, tune
+
+
+class Network:
+    """A network with its data: a dense one that was loaded, or a pruned one that was made of it.
+
+    Commands, such as `autoprune.search`, read the network's file. One that was made in memory is saved first.
+
+    Attributes:
+        module: the network in torch, in eval mode.
+        adapter: its family's tools: data, loss, metric, checkpoints.
+        path: its file; None for one that was never saved.
+        data: its data set as it was given; None where there is none, or where the network's own function brings it.
+        trust_checkpoint: whether its file may run code of its author.
+
+    Example:
+        >>> net = ap.load("best.pt", data="data.yaml", imgsz=320)
+        >>> print(net.units)
+        >>> net.costs()["flops"], net.latency("onnxruntime").median
+    """
+
+    def __init__(
+        self, adapter: Adapter, module: nn.Module, *, path: Path | None, data: Path | None, trust_checkpoint: bool
+    ) -> None:
+        self.adapter, self.module = adapter, module
+        self.path, self.data, self.trust_checkpoint = path, data, trust_checkpoint
+
+    @property
+    def imgsz(self) -> int:
+        """The image size in pixels."""
+        return self.adapter.image_size
+
+    @property
+    def device(self) -> str:
+        """Where it computes, e.g. ``cpu`` or ``cuda:0``."""
+        return str(self.adapter.device)
+
+    @property
+    def units(self) -> Table:
+        """The units that can be pruned, each with its channels: one row per unit."""
+        rows = [[unit.name, str(unit.width)] for unit in self._graph.units]
+        return Table(f"{self.adapter.name} at {self.imgsz} px", ["unit", "channels"], rows)
+
+    def costs(self) -> dict[str, float]:
+        """Return FLOPs of one image, parameters, bytes of the checkpoint, and channels of all units."""
+        space = Space(self._graph, round_to=1, min_keep=1e-6)
+        costs = static_costs(self.adapter, self.module, self._graph, space)
+        return {metric: float(cost(space.dense)) for metric, cost in costs.items()}
+
+    def uncounted(self) -> Mapping[str, int]:
+        """Return the operations that FLOPs leave out, with how often each occurs."""
+        return uncounted(self._graph)
+
+    def latency(
+        self,
+        runtime: str | Runtime | None = None,
+        *,
+        precision: str | Precision = Precision.FP32,
+        batch: int = 1,
+        threads: int | None = None,
+        with_nms: bool = False,
+    ) -> Timing:
+        """Measure the network as it is deployed.
+
+        Args:
+            runtime: torch, torch-compile, cudagraph, onnxruntime, openvino or tensorrt; by default cudagraph on a GPU,
+                else torch.
+            precision: fp32, fp16, bf16 or int8, where runtime and device have it.
+            batch: images per run.
+            threads: CPU threads; by default what torch has.
+            with_nms: measure it together with its non-maximum suppression.
+
+        Returns:
+            Median, 10th and 90th percentile in milliseconds.
+
+        Raises:
+            DeviceError: the runtime or the device is not here.
+        """
+        settings = runtime_settings(
+            self.device,
+            image_size=image_size_of(self.adapter.input_shape),
+            runtime=from_python("runtime", Runtime | None, runtime),
+            precision=from_python("precision", Precision, precision),
+            batch=batch,
+            threads=threads,
+        )
+        meter = LatencyMeter(
+            self.adapter.deployable(self.module, with_nms=with_nms), settings,
+            calibration=lambda: self.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=0),
+        )  # fmt: skip
+        return meter.reference
+
+    def validate(self) -> dict[str, float]:
+        """Return the network's accuracy on the validation split, by the figures' names, e.g. ``mAP50-95``."""
+        accuracy, names = self.adapter.validate(self.module), self.adapter.accuracy_names
+        found = {names.main: accuracy.main}
+        if names.lenient is not None and accuracy.lenient is not None:
+            found[names.lenient] = accuracy.lenient
+        return found
+
+    def save(self, path: str | Path) -> Path:
+        """Write the network as its family's checkpoint, and remember where.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        self.path = Path(path)
+        self.adapter.save(self.module, self.path)
+        return self.path
+
+    def policy(self, keep: Mapping[str, int] | Sequence[int], *, criterion: str = "covariance") -> Policy:
+        """Return a policy of channels that were chosen by other means, e.g. by an agent in `autoprune.make_env`.
+
+        Args:
+            keep: kept channels per unit, by name or in the order of ``units``; units that are not named keep all.
+            criterion: which channels of a unit stay, as for `search`.
+
+        Raises:
+            PolicyError: there is no such unit, or it has not as many channels.
+
+        Example:
+            >>> small = net.policy({"model.2.cv1": 8}).apply(net)
+        """
+        units = self._graph.units
+        if not isinstance(keep, Mapping):
+            keep = dict(zip((unit.name for unit in units), keep, strict=True))
+        if others := [name for name in keep if name not in {unit.name for unit in units}]:
+            raise PolicyError(f"The network has no unit {others[0]}; its units are {', '.join(u.name for u in units)}")
+        return Policy(
+            model=PolicyModel(self.adapter.name, {unit.name: unit.width for unit in units}),
+            criterion=criterion,
+            round_to=1,
+            units=tuple(PolicyUnit(unit.name, unit.width, int(keep.get(unit.name, unit.width))) for unit in units),
+            budget=(),
+            costs={},
+            score=None,
+            provenance=Provenance(__version__, "autoprune.Network.policy", "", 0, 0, ""),
+        )
+
+    def with_module(self, module: nn.Module) -> Network:
+        """Return another network of the same data: this one pruned, or trained."""
+        return Network(self.adapter, module, path=None, data=self.data, trust_checkpoint=self.trust_checkpoint)
+
+    @cached_property
+    def _graph(self) -> ChannelGraph:
+        return analyse(self.module, self.adapter.example(2), free_outputs=self.adapter.free_outputs)
+
+    def __repr__(self) -> str:
+        return (
+            f"Network({self.adapter.name} at {self.imgsz} px on {self.device}: {len(self._graph.units)} units, "
+            + ", ".join(f"{metric} {format_amount(metric, value)}" for metric, value in self.costs().items())
+            + ")"
+        )
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    imgsz: int | None = None,
+    device: str = "auto",
+    trust_checkpoint: bool = False,
+) -> Network:
+    """Load a network with its data.
+
+    Args:
+        model: a stock Ultralytics checkpoint, a Darknet ``.cfg`` with its ``.weights`` next to it, or
+            ``FILE.py:FUNCTION``, which runs that file; by default the bundled demonstration detector with its data.
+        data: the data set that it was trained on: an Ultralytics YAML file or class folders. Without it the network can
+            be looked at and measured, not searched.
+        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the first GPU if there is one.
+        trust_checkpoint: open the checkpoint even if it could run code of its author.
+
+    Raises:
+        ModelError: the checkpoint is missing, broken or of an unknown kind.
+        DataError: the data set is missing or malformed.
+        DeviceError: the device is unknown or not there.
+
+    Example:
+        >>> net = ap.load("best.pt", data="data.yaml", imgsz=320)
+    """
+    if model is None:
+        if data is not None:
+            raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
+        model, data, imgsz = demonstration(imgsz)
+    path, data = Path(model), None if data is None else Path(data)
+    adapter = open_adapter(path, data=data, image_size=imgsz, device=choose_device(device), trust=trust_checkpoint)
+    return Network(adapter, adapter.module, path=path, data=data, trust_checkpoint=trust_checkpoint)
+
+
+def finetune(
+    network: Network,
+    *,
+    epochs: int = 20,
+    lr_scale: float = 1.0,
+    batch: int = 16,
+    seed: int = 0,
+    patience: int = 0,
+    teacher: Network | None = None,
+    out: str | Path,
+    listener: Listener | None = None,
+) -> Network:
+    """Train a pruned network on, with the dense training's settings; an interrupted call goes on when repeated.
+
+    Args:
+        network: is not changed.
+        epochs: passes over the training split; fewer than 10 start at 0.3 of the learning rate.
+        lr_scale: first learning rate as a share of the dense training's first one.
+        batch: images per step.
+        seed: fixes the training.
+        patience: epochs without a better one after which the training stops; 0 for never.
+        teacher: a network that teaches it, usually the dense one.
+        out: folder of the training's files and of the trained network, ``model``.
+        listener: hears the progress.
+
+    Raises:
+        TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
+
+    Example:
+        >>> small = ap.Policy.load("policy.json").apply(net)
+        >>> small = ap.finetune(small, epochs=20, out="runs/small")
+        >>> small.validate()["mAP50-95"]
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    tuning = Tuning(
+        epochs=epochs, lr_scale=lr_scale, batch=batch, seed=seed, patience=patience,
+        teacher=None if teacher is None else teacher.module,
+    )  # fmt: skip
+    module = tune(
+        network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
+    )
+    trained = network.with_module(module)
+    trained.path = network.adapter.checkpoint(folder, "model")
+    return trained
+
+
+def options_of(network: Network | str | Path | None) -> dict[str, Any]:
+    """Return the options by which a command finds a network.
+
+    Raises:
+        ConfigError: the network was never saved.
+    """
+    if network is None:
+        return {}
+    if not isinstance(network, Network):
+        return {"model": network}
+    if network.path is None:
+        raise ConfigError('A command reads the network from its file, and this one has none: network.save("small.pt")')
+    own_data = network.data is None
+    return {
+        "model": network.path,
+        **({} if own_data else {"data": network.data, "imgsz": network.imgsz}),
+        "device": network.device,
+        "trust_checkpoint": network.trust_checkpoint,
+    }

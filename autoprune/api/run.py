@@ -1,0 +1,117 @@
+"""What a command left in its folder, as a result in Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autoprune.api.network import Network, load
+from autoprune.choices import match_factory
+from autoprune.config import Config, PruningConfig, RunConfig
+from autoprune.errors import RunError
+from autoprune.policy import Policy
+from autoprune.report.progress import search_progress
+from autoprune.results import Picture, Table
+from autoprune.strategies._base import Candidate
+from autoprune.workflows.run import with_model
+from autoprune.workflows.warmstart import scored_candidates
+
+_SUMMARIES = (
+    *("summary.json", "compare.json", "sensitivity.json", "profile.json", "export.json", "quantize.json", "mask.json"),
+)
+
+
+class Run:
+    """A finished command.
+
+    It prints as the tables and sentences that the command line shows, and a notebook shows it as tables.
+
+    Attributes:
+        command: what was called, e.g. ``search``.
+        folder: everything that it left behind.
+        config: what it was told.
+        held: whether every limit of the budget is held, as measured; True without a budget.
+        tables: the tables of its results.
+        notes: what it told on the way.
+
+    Example:
+        >>> run = ap.search("best.pt", data="data.yaml", budget="flops=50%")
+        >>> print(run)
+        >>> run.summary["finetuned"]["params"], run.policy, run.model
+    """
+
+    def __init__(
+        self, command: str, folder: Path, config: Config, *, held: bool, tables: Sequence[Table], notes: Sequence[str]
+    ) -> None:
+        self.command, self.folder, self.config, self.held = command, folder, config, held
+        self.tables, self.notes = tuple(tables), tuple(notes)
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """The figures, as the command's JSON file has them, e.g. ``summary.json`` or ``compare.json``."""
+        path = self._first(*_SUMMARIES)
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy that was found or applied."""
+        return Policy.load(self._first("policy.json"))
+
+    @cached_property
+    def model(self) -> Network:
+        """The network that was made, with the data of the run: trained where the command trains, else pruned."""
+        config = self.config
+        assert isinstance(config, RunConfig)
+        if isinstance(config, PruningConfig):
+            config = with_model(config)
+        given, path = vars(config), self._first("model.pt", "model.cfg", "pruned.pt", "pruned.cfg", "sparse.pt")
+        factory = match_factory(given["model"])
+        source = f"{factory['source']}:{factory['function']}@{path}" if factory else path
+        return load(
+            source, data=given.get("data"), imgsz=None if factory else config.imgsz, device=config.device,
+            trust_checkpoint=config.trust_checkpoint,
+        )  # fmt: skip
+
+    @property
+    def history(self) -> tuple[Candidate, ...]:
+        """Every candidate that was scored, in order."""
+        return tuple(scored_candidates(self.folder))
+
+    @property
+    def levels(self) -> Mapping[str, Run]:
+        """The budgets of a ``netadapt`` with several levels, each as a run of its own."""
+        folders = sorted((self.folder / "levels").glob("*"))
+        return {
+            folder.name: Run(self.command, folder, self.config, held=self.held, tables=(), notes=())
+            for folder in folders
+        }
+
+    def plot(self) -> Picture:
+        """Draw the best score against the candidates scored; ``progress.png`` in the folder."""
+        scores = [candidate.score for candidate in self.history]
+        path = self.folder / "progress.png"
+        return Picture(search_progress({self.command: [scores]}, path, title=str(self.folder)))
+
+    @property
+    def pictures(self) -> Mapping[str, Picture]:
+        """The pictures in the folder, by name."""
+        return {path.stem: Picture(path) for path in sorted(self.folder.glob("*.png"))}
+
+    def _first(self, *names: str) -> Path:
+        found = next((self.folder / name for name in names if (self.folder / name).exists()), None)
+        if found is None:
+            raise RunError(f"{self.command} has left no {' or '.join(names)} in {self.folder}")
+        return found
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.tables), *self.notes])
+
+    def __repr__(self) -> str:
+        return f"Run({self.command} in {self.folder}{'' if self.held else ', budget missed'})"
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables) or f"<code>{self.folder}</code>"
