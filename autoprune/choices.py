@@ -5,34 +5,6 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from autoprune.errors import ConfigError
-
-
-class StrategyName(Enum):
-    """What searches: agents, and the simple strategies that they must beat."""
-
-    PPO = "ppo"
-    DDPG = "ddpg"
-    TD3 = "td3"
-    SAC = "sac"
-    UNIFORM = "uniform"
-    GLOBAL = "global"
-    RANDOM = "random"
-    GREEDY = "greedy"
-    SENSITIVITY = "sensitivity"
-    KNAPSACK = "knapsack"
-    EVOLUTION = "evolution"
-    REGROWTH = "regrowth"
-
-
-FROM_CURVES = {StrategyName.SENSITIVITY, StrategyName.KNAPSACK}
-"""Strategies that start from sensitivity curves."""
-
-AGENTS = {StrategyName.PPO, StrategyName.DDPG, StrategyName.TD3, StrategyName.SAC}
-
-WARM_STARTED = {*AGENTS, StrategyName.EVOLUTION}
-"""Strategies that can start from what others found."""
-
 
 class Rule(Enum):
     """How the environment makes an episode hold the budget."""
@@ -60,44 +32,6 @@ def match_factory(model: object) -> re.Match[str] | None:
 
 DARKNET = (".cfg", ".weights")
 """Suffixes of the two files of a Darknet network."""
-
-FROM_WEIGHTS = ("l1", "l2", "bn", "fpgm", "lamp", "random")
-"""Criteria, which say which channels of a unit stay, that read weights alone; ``l<p>`` for any p > 0 is one, too."""
-
-FROM_IMAGES = ("covariance", "regression", "taylor", "fisher", "hutchinson", "apoz")
-"""Criteria that look at training images."""
-
-
-FOLDED = ("bn",)
-"""Criteria whose least channels give a constant, which is folded into what reads them."""
-
-LARGEST_EXPONENT = 16
-"""Of a norm; beyond it, the powers of small weights are zero."""
-
-
-def exponent_of(criterion: str) -> float | None:
-    """Return p where a criterion is the norm ``l<p>``, or None where it is none."""
-    found = re.fullmatch(r"l(-?[0-9]+(?:\.[0-9]+)?)", criterion)
-    return float(found[1]) if found else None
-
-
-def check_criterion(name: str) -> None:
-    """Make sure that a name is one of a criterion.
-
-    Raises:
-        ConfigError: it is not; the message says which there are.
-    """
-    exponent = exponent_of(name)
-    if exponent is not None and not 0 < exponent <= LARGEST_EXPONENT:
-        raise ConfigError(
-            f"The criterion l<p> is the norm with the exponent p, which must be above 0 and at most "
-            f"{LARGEST_EXPONENT}, got {name!r}"
-        )
-    if exponent is None and name not in (*FROM_WEIGHTS, *FROM_IMAGES):
-        raise ConfigError(
-            f"A criterion is one of {', '.join((*FROM_WEIGHTS, *FROM_IMAGES))}, or l<p> for the norm of any p > 0, "
-            f"got {name!r}"
-        )
 
 
 class PenaltyName(Enum):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from autoprune.choices import check_criterion
+from autoprune.criteria.registry import make_criterion, spec_of
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.io.fields import Fields, parse_strictly, pretty
 from autoprune.io.files import read_bytes, write_atomic
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from autoprune.criteria import Evidence
+    from autoprune.criteria._base import Evidence
     from autoprune.models._base import Adapter
 
 SCHEMA_VERSION = 1
@@ -215,7 +215,7 @@ class Policy:
             PolicyError: it is not.
         """
         try:
-            check_criterion(self.criterion)
+            spec_of(self.criterion)
         except ConfigError as error:
             raise PolicyError(f"A policy's criterion must be one that there is: {error}") from error
 
@@ -288,7 +288,6 @@ class Policy:
     ) -> nn.Module:
         import torch
 
-        from autoprune.criteria import make_criterion
         from autoprune.evaluation.pruning import Calibration, calibration_of, evidence_of, prune
         from autoprune.models import adapter_of
         from autoprune.models._base import Adapter

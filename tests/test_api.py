@@ -21,12 +21,12 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import autoprune as ap
-from autoprune.choices import StrategyName
 from autoprune.cli.main import main
 from autoprune.config import COMMANDS
 from autoprune.config.reading import from_python
 from autoprune.listener import Advance
 from autoprune.results import Table
+from autoprune.strategies.registry import StrategyName
 
 from .world import SIZE
 

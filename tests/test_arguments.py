@@ -7,7 +7,7 @@ import pytest
 
 from autoprune import __version__
 from autoprune.budget import METRICS
-from autoprune.choices import DataSetName, Select, StrategyName
+from autoprune.choices import DataSetName, Select
 from autoprune.cli.arguments import parse
 from autoprune.config import (
     COMMANDS,
@@ -20,6 +20,7 @@ from autoprune.config import (
 )
 from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
+from autoprune.strategies.registry import StrategyName
 
 NAMES = ", ".join(COMMANDS)
 STRATEGIES = ", ".join(member.value for member in StrategyName)

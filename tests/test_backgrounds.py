@@ -15,7 +15,7 @@ import yaml
 from scipy.stats import spearmanr
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter

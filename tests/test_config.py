@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.choices import (
-    FROM_CURVES,
-    FROM_IMAGES,
-    FROM_WEIGHTS,
-    WARM_STARTED,
     Precision,
     Rule,
     Select,
-    StrategyName,
 )
 from autoprune.config import (
     COMMANDS,
@@ -32,7 +27,14 @@ from autoprune.config import (
 )
 from autoprune.config._base import MOST
 from autoprune.config.files import load, save
+from autoprune.criteria.registry import SPECS as CRITERIA
 from autoprune.errors import BudgetError, ConfigError, RunError
+from autoprune.strategies.registry import StrategyName, names_where
+
+
+def named_where(name: str) -> list[StrategyName]:
+    return [StrategyName(found) for found in names_where(name)]
+
 
 SEARCH = SearchConfig(budget=("flops=50%",))
 NETADAPT = NetAdaptConfig(budget=("latency=80%,60%", "params=90%"))
@@ -160,7 +162,7 @@ plain = st.builds(
     budget=st.sampled_from([("flops=50%",), ("latency=8ms", "size=3MB")]),
     imgsz=st.none() | st.integers(1, 40).map(lambda n: 32 * n),
     rule=st.sampled_from(Rule),
-    criterion=st.sampled_from((*FROM_WEIGHTS, *FROM_IMAGES, "l0.5")),
+    criterion=st.sampled_from([*(spec.name for spec in CRITERIA), "l0.5"]),
     precision=st.sampled_from(Precision),
     episodes=st.none() | st.integers(1, MOST),
     min_keep=st.floats(0, 1, exclude_min=True),
@@ -174,9 +176,9 @@ plain = st.builds(
 )
 searches = st.one_of(
     st.builds(replace, plain, strategy=st.sampled_from(StrategyName)),
-    st.builds(replace, plain, strategy=st.sampled_from(sorted(FROM_CURVES, key=str)), sensitivity=paths.map(Path)),
+    st.builds(replace, plain, strategy=st.sampled_from(named_where("uses_curves")), sensitivity=paths.map(Path)),
     st.builds(
-        replace, plain, strategy=st.sampled_from(sorted(WARM_STARTED, key=str)),
+        replace, plain, strategy=st.sampled_from(named_where("uses_prior")),
         warm_start=st.lists(paths, max_size=2).map(tuple),
     ),
 )  # fmt: skip

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.criteria import make_criterion
 from autoprune.criteria._base import Evidence
 from autoprune.criteria.covariance import CovarianceImportance, _Reading
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.journal import Journal

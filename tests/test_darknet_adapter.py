@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import DataError, ModelError
 from autoprune.models import open_adapter
 from autoprune.models.darknet import DarknetAdapter, DarknetNetwork, prune, read

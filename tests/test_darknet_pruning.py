@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.models.darknet import DarknetNetwork, Header, parse_cfg, prune, read, write
 from autoprune.structure.graph import ChannelGraph

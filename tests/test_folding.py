@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.cli.main import main
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.folding import fold_constants
 from autoprune.journal import Journal

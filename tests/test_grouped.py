@@ -13,8 +13,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import get_flops
 
 from autoprune.costs import FlopsCost, ParamsCost, parameter_shapes, undescribed_flops
-from autoprune.criteria import make_criterion
 from autoprune.criteria._base import Evidence
+from autoprune.criteria.registry import make_criterion
 from autoprune.latency.tables import LayerGrid, plan_grids
 from autoprune.structure.graph import LayerKind
 from autoprune.structure.slicing import Surgeon

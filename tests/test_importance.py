@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.choices import FROM_IMAGES, FROM_WEIGHTS, check_criterion
-from autoprune.criteria import IMAGE_CRITERIA, WEIGHT_CRITERIA, Evidence, make_criterion
+from autoprune.criteria._base import Evidence
 from autoprune.criteria.apoz import ApozImportance, activation_after
 from autoprune.criteria.fisher import FisherImportance
 from autoprune.criteria.hutchinson import HutchinsonImportance
+from autoprune.criteria.registry import SPECS, CriterionSpec, make_criterion, spec_of
 from autoprune.criteria.regression import contributions, eliminated
 from autoprune.criteria.taylor import TaylorImportance
 from autoprune.errors import ConfigError
@@ -27,6 +27,8 @@ from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from tests.contracts.importances import check_importance
 
+FROM_IMAGES = [spec.name for spec in SPECS if spec.needs_images]
+FROM_WEIGHTS = ["l1", "l2", *(spec.name for spec in SPECS if not spec.needs_images)]
 NAMES = (*FROM_WEIGHTS, "l0.5", "l3", *FROM_IMAGES)
 WIDTH, DEAD = 6, 2
 
@@ -100,9 +102,9 @@ def test_contract(name: str) -> None:
     check_importance(make_criterion(name, evidence), module, graph)
 
 
-def test_every_criterion_has_a_name_that_can_be_chosen() -> None:
-    assert {*WEIGHT_CRITERIA, "l1", "l2"} == set(FROM_WEIGHTS)
-    assert set(IMAGE_CRITERIA) == set(FROM_IMAGES)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_record_leads_to_the_criterion_of_its_name(spec: CriterionSpec) -> None:
+    assert make_criterion(spec.name, evidence).name == spec.name
 
 
 def test_batch_norm_scales_of_one_channel_are_averaged() -> None:
@@ -269,7 +271,7 @@ def test_elimination_is_greedy(seed: int) -> None:
 )
 def test_a_criterion_that_is_none(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check_criterion(name)
+        spec_of(name)
     with pytest.raises(ConfigError, match=says):
         make_criterion(name)
 

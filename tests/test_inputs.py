@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.choices import StrategyName
 from autoprune.config import CompareConfig, MaskConfig, QuantizeConfig, SearchConfig, SlimConfig, TrainConfig
+from autoprune.strategies.registry import StrategyName
 from autoprune.workflows.inputs import Inputs
 
 from .detectors import write_data

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.journal import Journal

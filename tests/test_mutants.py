@@ -23,7 +23,7 @@ TESTS = {
     "autoprune.structure.space": ["test_space"],
     "autoprune.structure.constraint": ["test_space", "test_constraint"],
     "autoprune.budget": ["test_budget"],
-    "autoprune.workflows.guidance": ["test_guidance"],
+    "autoprune.strategies.prior": ["test_prior"],
     "autoprune.workflows.finalists": ["test_finalists"],
     "autoprune.strategies.isolation": ["test_isolation"],
     "autoprune.strategies.regrowth": ["test_regrowth"],

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation import prefix as prefix_module
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.prefix import Prefix, first_stages

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation import pruning
 from autoprune.evaluation.pruning import Calibration, prune
 from autoprune.evaluation.reconstruction import reconstruct

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.reconstruction import _Sums, reconstruct
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Pruner

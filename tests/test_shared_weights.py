@@ -23,7 +23,7 @@ from autoprune.costs import (
     uncounted,
     undescribed_flops,
 )
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.models.module import ModuleAdapter
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Surgeon

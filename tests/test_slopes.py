@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.slopes import measure_slopes

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.criteria import ranking
+from autoprune.criteria._base import ranking
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.structure.constraint import Ceiling, Constraint
 from autoprune.structure.space import Counts, Space

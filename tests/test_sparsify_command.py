@@ -18,7 +18,8 @@ from autoprune.cli.arguments import parse
 from autoprune.cli.main import main
 from autoprune.config import SparsifyConfig
 from autoprune.config.files import load, save
-from autoprune.criteria import make_criterion, ranking
+from autoprune.criteria._base import ranking
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError
 from autoprune.evaluation.folding import fold_constants
 from autoprune.models import open_adapter

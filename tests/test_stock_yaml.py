@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autoprune.cli.main import main
 from autoprune.costs import ChannelsCost, ParamsCost, parameter_shapes
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import stock

@@ -7,16 +7,20 @@ import pytest
 
 from autoprune.choices import Select
 from autoprune.envs.rules import RULES
+from autoprune.strategies._base import SearchTask, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.knapsack import KnapsackStrategy
+from autoprune.strategies.prior import SearchPrior
 from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.registry import SPECS, StrategyName, StrategySpec
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
 from autoprune.strategies.sensitivity import SensitivityStrategy
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.strategies.threshold import ThresholdStrategy
 from autoprune.strategies.uniform import UniformStrategy
 from tests.contracts.strategies import check_strategy
+from tests.test_regrowth import gains_of
 from tests.toy import Toy, make_toy
 
 TOY = make_toy(8)
@@ -74,3 +78,19 @@ def test_greedy_keeps_the_contract(evaluations: int, select: Select) -> None:
         return GreedyStrategy(TOY.constraint, evaluations=evaluations, select=select)
 
     check_strategy(make, TOY, evaluations=evaluations, exact=False, probes=True)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_record_leads_to_a_strategy_that_is_what_it_says(spec: StrategySpec) -> None:
+    def task(seed: int) -> SearchTask:
+        prior = SearchPrior(np.linspace(0, 1, 8), np.linspace(-0.3, 0, 8), (), 0) if spec.uses_prior else None
+        return SearchTask(
+            constraint=TOY.constraint, evaluations=12, seed=seed, prior=prior,
+            gains=(lambda *asked: gains_of(TOY, *asked)) if spec.uses_gains else None,
+            importance=[np.linspace(0.1, 1, group.size) for group in TOY.space.graph.groups],
+            environment=(lambda wish, sensitivity: TOY.env) if spec.agent else None,
+        )  # fmt: skip
+
+    one, two = (search(spec.make(task(seed)), TOY.score, constraint=TOY.constraint, evaluations=12) for seed in (0, 1))
+    assert (one == two) == spec.deterministic
+    assert StrategyName(spec.name).spec is spec

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.choices import StrategyName
 from autoprune.cli.main import main
 from autoprune.config import SearchConfig
 from autoprune.errors import ConfigError
@@ -18,6 +17,7 @@ from autoprune.journal import Journal
 from autoprune.policy import Policy, PolicyModel
 from autoprune.strategies._base import Candidate
 from autoprune.strategies.curves import SensitivityCurves
+from autoprune.strategies.registry import StrategyName
 from autoprune.workflows.inputs import Inputs
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs
 from tests.detectors import write_data

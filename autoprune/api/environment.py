@@ -19,10 +19,10 @@ from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.envs import CHANNEL_PRUNING
 from autoprune.envs.problem import PruningProblem
+from autoprune.strategies.prior import find_prior
 from autoprune.workflows.call import Caller
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.goals import LatencyGoals
-from autoprune.workflows.guidance import guided
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.strategies import scores_of
 
@@ -93,8 +93,8 @@ def _problem(config: SearchConfig, *, prior: bool) -> tuple[PruningProblem, RunF
     evaluator = run.evaluator("evaluation", config.images)
     score, sensitivity, start = scores_of(evaluator), np.zeros(units), np.zeros(units)
     if prior:
-        found = guided(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
-        sensitivity, start = found.sensitivity, found.prior
+        found = find_prior(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
+        sensitivity, start = found.sensitivity, found.wish
     problem = PruningProblem(
         space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=score,
         sensitivity=sensitivity, prior=start,

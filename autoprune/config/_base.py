@@ -11,7 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from autoprune.budget import Budget
-from autoprune.choices import DARKNET, Precision, Runtime, check_criterion, is_device, match_factory
+from autoprune.choices import DARKNET, Precision, Runtime, is_device, match_factory
+from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 
 LARGEST_IMAGE = 2**15
@@ -105,7 +106,7 @@ class PruningConfig(ResumableConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_model()
-        check_criterion(self.criterion)
+        spec_of(self.criterion)
         check_counts(self, "round_to", "images", "batch", least=1)
         check_share("min_keep", self.min_keep)
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.budget import budget_levels
-from autoprune.choices import FROM_CURVES, WARM_STARTED, Rule, Select, StrategyName, check_criterion
+from autoprune.choices import Rule, Select
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
+from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal
+from autoprune.strategies.registry import PPO, StrategyName, StrategySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +19,7 @@ class SearchConfig(ReconstructingConfig):
     """Search a policy that holds a budget, prune, fine-tune, and measure the result.
 
     Attributes:
-        strategy: what searches: a reinforcement-learning agent (ppo, ddpg, td3, sac; `agent` says the same), or one of
-            uniform, global, random, greedy, sensitivity, knapsack, evolution, regrowth
+        strategy: what searches: an agent of reinforcement learning (`agent` says the same), or what it must beat
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
         rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
             limits each action as it is taken (AMC)
@@ -29,7 +30,7 @@ class SearchConfig(ReconstructingConfig):
         tensorboard: write rewards, costs and noise as TensorBoard events
     """
 
-    strategy: StrategyName = StrategyName.PPO
+    strategy: StrategyName = PPO
     episodes: int | None = None
     rule: Rule = Rule.PROJECTED
     sensitivity: Path | None = None
@@ -40,11 +41,11 @@ class SearchConfig(ReconstructingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, "finalists", "episodes", least=1)
-        if self.sensitivity is not None and self.strategy not in FROM_CURVES:
+        if self.sensitivity is not None and not self.strategy.spec.uses_curves:
             raise ConfigError(
                 f"`sensitivity` is for the strategies sensitivity and knapsack, got {self.strategy.value}"
             )
-        if self.warm_start and self.strategy not in WARM_STARTED:
+        if self.warm_start and not self.strategy.spec.uses_prior:
             raise ConfigError(f"`warm_start` is for the agents and evolution, got {self.strategy.value}")
 
 
@@ -128,6 +129,11 @@ class Entry:
             )
         return cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
 
+    @property
+    def specs(self) -> tuple[StrategySpec, ...]:
+        """The records of what takes part."""
+        return tuple(name.spec for name in (self.warm_start, self.strategy) if name is not None)
+
     def __str__(self) -> str:
         return self.strategy.value if self.warm_start is None else f"{self.warm_start.value}+{self.strategy.value}"
 
@@ -166,7 +172,7 @@ class CompareConfig(ReconstructingConfig):
         check_counts(self, "correlated", least=0)
         self.entries  # noqa: B018  (raises where they are malformed)
         for name in self.compared_criteria:
-            check_criterion(name)
+            spec_of(name)
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.choices import PenaltyName, StrategyName
+from autoprune.choices import PenaltyName
 from autoprune.config._base import (
     ResumableConfig,
     check_counts,
@@ -16,6 +16,7 @@ from autoprune.config._base import (
 )
 from autoprune.config.search import SearchConfig
 from autoprune.errors import ConfigError
+from autoprune.strategies.registry import GLOBAL, StrategyName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class SlimConfig(SearchConfig, SparsityConfig):
     sparsity_epochs: int = 20
     sparsity_lr: float = 0.001
     criterion: str = "bn"
-    strategy: StrategyName = StrategyName.GLOBAL
+    strategy: StrategyName = GLOBAL
 
     def __post_init__(self) -> None:
         SearchConfig.__post_init__(self)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprune.choices import FOLDED
-from autoprune.criteria import Evidence
+from autoprune.criteria._base import Evidence
+from autoprune.criteria.registry import spec_of
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.folding import fold_constants
 from autoprune.evaluation.reconstruction import reconstruct
@@ -95,7 +95,7 @@ def prune(
         pruner: of the dense network.
         allocation: kept channels per unit.
         criterion: what ranked the channels; where nothing is compensated, the constants of removed channels are folded
-            for those of ``FOLDED``.
+            if its record says so.
         example: one input.
         calibration: training images.
         moments: of the plain ones, where they are known.
@@ -117,7 +117,7 @@ def prune(
         if reconstructed:
             reconstruct(module, dense, graph, kept, _at_once(dense, calibration.plain), trained=trained)
             return module
-    elif criterion in FOLDED:
+    elif spec_of(criterion).folds:
         fold_constants(module, dense, graph, kept, example)
     if calibration.augmented:
         recalibrate(module, calibration.augmented)

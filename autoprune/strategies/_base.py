@@ -6,15 +6,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
+
+if TYPE_CHECKING:
+    from autoprune.strategies.curves import SensitivityCurves
+    from autoprune.strategies.prior import SearchPrior
+    from autoprune.strategies.regrowth import Gains
+    from autoprune.strategies.rl.view import MakeEnv
 
 Score = Callable[[Sequence[Allocation]], Sequence[float]]
 """Scores allocations, in order; higher is better, and every score is a finite number."""
@@ -50,6 +58,35 @@ class Strategy(ABC):
         killed search resumes by replaying its journal. An allocation that does not hold the constraint is a probe: it
         is scored like the others and cannot win.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTask:
+    """What a strategy is made from; each takes what it needs.
+
+    Attributes:
+        constraint: the budget.
+        evaluations: how many candidates may be scored.
+        seed: of everything random.
+        prior: where to start; for strategies that use one.
+        gains: of widening every unit; for strategies that use them.
+        curves: sensitivity curves measured before, or None.
+        importance: per group of the graph the score of each of its channels, shape (size,).
+        environment: (log keep ratios to start from, sensitivities) → what makes the environment of an agent.
+        start: candidates of other strategies that hold the constraint.
+        log_dir: where TensorBoard events are written, if anywhere.
+    """
+
+    constraint: Constraint
+    evaluations: int
+    seed: int = 0
+    prior: SearchPrior | None = None
+    gains: Gains | None = None
+    curves: SensitivityCurves | None = None
+    importance: Sequence[npt.NDArray[np.float64]] = ()
+    environment: Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], MakeEnv] | None = None
+    start: tuple[Candidate, ...] = ()
+    log_dir: Path | None = None
 
 
 @dataclass(frozen=True)

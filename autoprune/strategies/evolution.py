@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
-from autoprune.strategies._base import Candidate, Evaluate, Strategy
+from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
@@ -73,6 +73,12 @@ class EvolutionStrategy(Strategy):
         wish = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
         self._mean = self._wish(self._start[0].allocation) if self._start else wish
         self._known = {candidate.allocation: candidate.score for candidate in self._start}
+
+    @classmethod
+    def of(cls, task: SearchTask) -> EvolutionStrategy:
+        """Make it for a task."""
+        wish = None if task.prior is None else task.prior.wish
+        return cls(task.constraint, seed=task.seed, prior=wish, start=task.start)
 
     def run(self, evaluate: Evaluate) -> None:
         """Score the mean, then one generation after the other."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from autoprune.choices import Select
 from autoprune.errors import ConfigError
-from autoprune.strategies._base import Evaluate, Strategy
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.strategies.steps import ITERATIONS, proposals, savings
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Counts
@@ -120,6 +120,11 @@ class GreedyStrategy(Strategy):
         self._decay = decay
         self._select = select
         self._known = Estimates(constraint)
+
+    @classmethod
+    def of(cls, task: SearchTask) -> GreedyStrategy:
+        """Make it for a task."""
+        return cls(task.constraint, evaluations=task.evaluations)
 
     def run(self, evaluate: Evaluate) -> None:
         """Take steps until the budget holds."""

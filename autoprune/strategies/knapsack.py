@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
+from autoprune.strategies._base import SearchTask
 from autoprune.strategies.curves import Array, SensitivityCurves
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.structure.constraint import Constraint
@@ -71,6 +72,11 @@ class KnapsackStrategy(SurveyStrategy):
         """
         super().__init__(constraint, evaluations=evaluations, curves=curves)
         _scipy()
+
+    @classmethod
+    def of(cls, task: SearchTask) -> KnapsackStrategy:
+        """Make it for a task."""
+        return cls(task.constraint, evaluations=task.evaluations, curves=task.curves)
 
     def proposals(self, rises: Sequence[Array]) -> Iterator[Counts]:
         """Return one allocation per shape of the summed rise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.strategies._base import Evaluate, Strategy
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
 
 
@@ -21,6 +21,11 @@ class RandomStrategy(Strategy):
         self._constraint = constraint
         self._spread = spread
         self._rng = np.random.default_rng(seed)
+
+    @classmethod
+    def of(cls, task: SearchTask) -> RandomStrategy:
+        """Make it for a task."""
+        return cls(task.constraint, seed=task.seed)
 
     def run(self, evaluate: Evaluate) -> None:
         """Draw one allocation after the other, without end."""

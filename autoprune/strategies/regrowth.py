@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies._base import Evaluate, Strategy
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation, Counts
 
@@ -62,6 +62,12 @@ class RegrowthStrategy(Strategy):
         self._start = np.zeros(len(constraint.space)) if start is None else start
         self.worth: Array = np.ones(len(constraint.space))
         """Per unit, what its best widening gained per load in the last round, as a multiple of the price."""
+
+    @classmethod
+    def of(cls, task: SearchTask) -> RegrowthStrategy:
+        """Make it for a task."""
+        assert task.gains is not None, "regrowth widens what gains most"
+        return cls(task.constraint, task.gains, evaluations=task.evaluations)
 
     def run(self, evaluate: Evaluate) -> None:
         """Propose the start, and a few candidates per round."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies._base import Evaluate, Strategy
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.strategies.levels import lowest_level
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts, Space
@@ -32,6 +32,11 @@ class ThresholdStrategy(Strategy):
     def __init__(self, constraint: Constraint, importance: Sequence[Scores]) -> None:
         self._constraint = constraint
         self._importance = unit_scores(constraint.space, importance)
+
+    @classmethod
+    def of(cls, task: SearchTask) -> ThresholdStrategy:
+        """Make it for a task."""
+        return cls(task.constraint, task.importance)
 
     def run(self, evaluate: Evaluate) -> None:
         """Propose what stays above the threshold."""

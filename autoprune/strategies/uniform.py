@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.strategies._base import Evaluate, Strategy
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
 
 
@@ -17,6 +17,11 @@ class UniformStrategy(Strategy):
 
     def __init__(self, constraint: Constraint) -> None:
         self._constraint = constraint
+
+    @classmethod
+    def of(cls, task: SearchTask) -> UniformStrategy:
+        """Make it for a task."""
+        return cls(task.constraint)
 
     def run(self, evaluate: Evaluate) -> None:
         """Propose the uniform ratio."""

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from autoprune.budget import Budget
-from autoprune.choices import AGENTS
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.fitting import spearman
 from autoprune.listener import Listener
 from autoprune.report import ComparisonRow, RowKind, comparison_plot, correlation_plot, search_progress
+from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.contest import Contest, Outcome
@@ -205,7 +205,7 @@ class _Comparison:
 
 def agents_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say in words whether an agent found the best score."""
-    agents = {name.value for name in AGENTS}
+    agents = set(names_where("agent"))
     medians = {row["strategy"]: float(np.median(row["score"])) for row in rows}
     ours = {name: value for name, value in medians.items() if name.rpartition("+")[2] in agents}
     others = {name: value for name, value in medians.items() if name not in ours}

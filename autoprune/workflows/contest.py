@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.choices import StrategyName
 from autoprune.config import CompareConfig, Entry
 from autoprune.errors import ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.strategies._base import Candidate, Progress, SearchResult, search
+from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
+from autoprune.strategies.prior import SearchPrior, find_prior, holding
+from autoprune.strategies.registry import StrategyName
 from autoprune.strategies.regrowth import affordable
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 from autoprune.workflows.finalists import choose
 from autoprune.workflows.goals import LatencyGoals
-from autoprune.workflows.guidance import Guidance, guided, within
 from autoprune.workflows.records import recorded_allocation
 from autoprune.workflows.run import PruningRun
-from autoprune.workflows.strategies import CHANCELESS, INFORMED, SearchTask, make_strategy, scores_of
+from autoprune.workflows.strategies import environment, scores_of
 
 SECOND = 1000
 """What is added to the seed of a search that starts from another's candidates: the same noise would find the same."""
@@ -79,25 +79,25 @@ class Contest:
     def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, goals: LatencyGoals) -> None:
         self._run, self._config, self._goals = run, config, goals
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
-        self._guidance: Guidance | None = None
-        names = {name for entry in config.entries for name in (entry.strategy, entry.warm_start)}
-        informed = bool(names & INFORMED)
+        self._guidance: SearchPrior | None = None
+        specs = [spec for entry in config.entries for spec in entry.specs]
+        informed = any(spec.uses_prior for spec in specs)
         least = sum(affordable(0))
-        if (informed or StrategyName.REGROWTH in names) and config.evaluations <= least:
+        if (informed or any(spec.uses_gains for spec in specs)) and config.evaluations <= least:
             raise ConfigError(
                 f"`evaluations` must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
             )
         self._constraint = goals.settled(constraint, np.zeros(len(constraint.space)))  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
-            self._guidance = guided(
+            self._guidance = find_prior(
                 self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.listener,
                 evaluations=config.evaluations,
             )  # fmt: skip
 
     def seeds(self, entry: Entry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""
-        chance = {entry.strategy, entry.warm_start} - {None} - CHANCELESS
-        return range(self._config.seeds if chance else 1)
+        certain = all(spec.deterministic for spec in entry.specs)
+        return range(1 if certain else self._config.seeds)
 
     def outcome(self, entry: Entry, seed: int) -> Outcome:
         """Return what an entry finds; journalled."""
@@ -116,23 +116,22 @@ class Contest:
         total = self._config.evaluations
         began = time.perf_counter()
         clock = _Clock(self.evaluator)
-        names = {entry.strategy, entry.warm_start}
         known: tuple[Candidate, ...] = ()
         start: tuple[Candidate, ...] = ()
         spent, most = 0, total
-        if self._guidance is not None and names & INFORMED:
+        if self._guidance is not None and any(spec.uses_prior for spec in entry.specs):
             known, spent = self._guidance.tried, self._guidance.cost
-        elif StrategyName.REGROWTH in names:
+        elif any(spec.uses_gains for spec in entry.specs):
             most, spent = affordable(total)
         if entry.warm_start is not None:
             warmed = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
-            start = within(warmed.history, self._constraint)
+            start = holding(warmed.history, self._constraint)
         most = min(most, total - spent - len(clock.history))
         result = self._search(entry.strategy, seed, most, clock, start=start)
         unscored = [math.nan] * (spent - len(known))
         history = [*unscored, *self._scores(known), *self._scores(clock.history)]
-        tried = within(clock.history, self._constraint)
-        best = max((result.best, *start, *within(known, self._constraint)), key=lambda candidate: candidate.score)
+        tried = holding(clock.history, self._constraint)
+        best = max((result.best, *start, *holding(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
             [best], self.evaluator, self._constraint, self._goals, count=1, listener=self._run.listener,
         )  # fmt: skip
@@ -151,9 +150,10 @@ class Contest:
         self, name: StrategyName, seed: int, evaluations: int, clock: _Clock, start: tuple[Candidate, ...] = ()
     ) -> SearchResult:
         task = SearchTask(
-            network=self._run.network, constraint=self._constraint, evaluations=evaluations,
-            seed=self._config.seed + seed + (SECOND if start else 0), rule=self._config.rule,
-            guidance=self._guidance, gains=self.evaluator.gains, start=start,
+            constraint=self._constraint, evaluations=evaluations,
+            seed=self._config.seed + seed + (SECOND if start else 0), prior=self._guidance,
+            gains=self.evaluator.gains, importance=self._run.network.importance,
+            environment=environment(self._constraint, self._config.rule), start=start,
         )  # fmt: skip
         with self._run.listener.progress(f"{name.value} {seed}", evaluations) as advance:
 
@@ -161,7 +161,7 @@ class Contest:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(
-                make_strategy(name, task),
+                name.spec.make(task),
                 clock,
                 constraint=self._constraint,
                 evaluations=evaluations,

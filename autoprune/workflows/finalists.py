@@ -130,7 +130,7 @@ def _measured(
         seen.add(allocation)
         measured = known or goals.measure(allocation)
         known = None
-        if goals.within(measured):
+        if goals.holding(measured):
             fitting.append(Finalist(allocation, score, measured))
             if goals.spent(measured):
                 break

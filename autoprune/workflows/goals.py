@@ -61,7 +61,7 @@ class LatencyGoals:
         """Return a candidate's latencies, measured as thoroughly as what ends up in the summary."""
         return {metric: bench.confirm(allocation) for metric, bench in self._benches.items()}
 
-    def within(self, measured: Latencies) -> bool:
+    def holding(self, measured: Latencies) -> bool:
         """Return whether latencies are within what candidates are held to."""
         return all(measured[metric] <= target for metric, target in self._targets.items())
 

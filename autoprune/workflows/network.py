@@ -21,7 +21,8 @@ from autoprune.costs import (
     state_shapes,
     undescribed_flops,
 )
-from autoprune.criteria import Importance, make_criterion, ranking
+from autoprune.criteria._base import Importance, ranking
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.listener import Listener

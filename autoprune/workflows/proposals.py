@@ -15,7 +15,7 @@ from torch import nn
 from autoprune.budget import budget_levels
 from autoprune.choices import Select
 from autoprune.config import NetAdaptConfig
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import TrainingError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.evaluation.pruning import evidence_of

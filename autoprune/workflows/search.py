@@ -15,7 +15,8 @@ from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
-from autoprune.strategies._base import Candidate, Progress, SearchResult, search
+from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
+from autoprune.strategies.prior import SearchPrior, find_prior, holding
 from autoprune.structure.constraint import Constraint
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.demo_size import with_demo_size
@@ -24,10 +25,9 @@ from autoprune.workflows.describable import price
 from autoprune.workflows.finalists import best_of, choose
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.goals import LatencyGoals
-from autoprune.workflows.guidance import Guidance, guided, within
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.stages import Stage
-from autoprune.workflows.strategies import INFORMED, SearchTask, make_strategy, scores_of
+from autoprune.workflows.strategies import environment, scores_of
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs
 
 Kind = TypeVar("Kind", bound=SearchConfig)
@@ -92,14 +92,14 @@ class SearchRun:
         assert config.episodes is not None
         guidance = None
         constraint = goals.settled(constraint, np.zeros(len(constraint.space)))
-        if config.strategy in INFORMED:
-            guidance = guided(
+        if config.strategy.spec.uses_prior:
+            guidance = find_prior(
                 constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
             )
-            constraint = goals.settled(constraint, guidance.prior)
+            constraint = goals.settled(constraint, guidance.wish)
         warm = candidates_of_runs(config.warm_start, config, constraint)
         first = self._search(constraint, evaluator, guidance, warm, config.episodes)
-        known = within(guidance.tried, constraint) if guidance is not None else ()
+        known = holding(guidance.tried, constraint) if guidance is not None else ()
         history, constraint = self._continued([*known, *first.history], constraint, evaluator, guidance, goals)
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
@@ -113,7 +113,7 @@ class SearchRun:
         history: Sequence[Candidate],
         constraint: Constraint,
         evaluator: Evaluator,
-        guidance: Guidance | None,
+        guidance: SearchPrior | None,
         goals: LatencyGoals,
     ) -> tuple[Sequence[Candidate], Constraint]:
         """Go on with the search while the best candidate is measured off its latency budget, the predictors corrected.
@@ -149,21 +149,21 @@ class SearchRun:
         self,
         constraint: Constraint,
         evaluator: Evaluator,
-        guidance: Guidance | None,
+        guidance: SearchPrior | None,
         start: tuple[Candidate, ...],
         episodes: int,
     ) -> SearchResult:
         """Let the strategy try so many candidates."""
         config, run = self._config, self.run
         task = SearchTask(
-            network=run.network,
             constraint=constraint,
             evaluations=episodes,
             seed=config.seed,
-            rule=config.rule,
-            guidance=guidance,
+            prior=guidance,
             gains=evaluator.gains,
             curves=self._curves,
+            importance=run.network.importance,
+            environment=environment(constraint, config.rule),
             start=start,
             log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
         )
@@ -173,12 +173,12 @@ class SearchRun:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(
-                make_strategy(config.strategy, task), scores_of(evaluator),
+                config.strategy.spec.make(task), scores_of(evaluator),
                 constraint=constraint, evaluations=episodes, on_evaluation=show,
             )  # fmt: skip
 
     def _summary(
-        self, best: Candidate, evaluator: Evaluator, guidance: Guidance | None, seconds: float
+        self, best: Candidate, evaluator: Evaluator, guidance: SearchPrior | None, seconds: float
     ) -> dict[str, Any]:
         """Return the figures of the search itself."""
         counts = evaluator.counts

@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import nn
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator, recalibrate
 from autoprune.journal import Journal
 from autoprune.models import open_adapter

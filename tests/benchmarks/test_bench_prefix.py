@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.criteria import make_criterion
+from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter

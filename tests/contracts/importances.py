@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.criteria import Importance
+from autoprune.criteria._base import Importance
 from autoprune.structure.graph import ChannelGraph
 
 

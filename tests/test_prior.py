@@ -1,4 +1,4 @@
-"""Guidance: where the agent starts, and what it is told of every unit."""
+"""SearchPrior: where the agent starts, and what it is told of every unit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from autoprune.strategies.prior import SearchPrior, find_prior, holding
 from autoprune.strategies.regrowth import Gains, affordable
-from autoprune.workflows.guidance import Guidance, guided, within
 from tests.test_regrowth import gains_of
 from tests.toy import Toy, make_toy
 
@@ -34,8 +34,8 @@ class Listener:
         yield advance
 
 
-def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> Guidance:
-    return guided(
+def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> SearchPrior:
+    return find_prior(
         toy.constraint, lambda *asked: gains_of(toy, *asked), toy.score, listener or Listener(),  # type: ignore[arg-type]
         evaluations=evaluations,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None =
 def test_the_prior_is_the_best_candidate() -> None:
     found = guidance()
     best = max(found.tried, key=lambda candidate: candidate.score)
-    assert TOY.space.allocation(TOY.constraint.project(found.prior)) == best.allocation
+    assert TOY.space.allocation(TOY.constraint.project(found.wish)) == best.allocation
     assert best.score > found.tried[0].score, "better than uniform"
 
 
@@ -70,11 +70,11 @@ def test_sensitivities_go_from_0_to_1() -> None:
 
 def test_where_no_unit_is_worth_more_than_another_all_are_alike() -> None:
     nothing: Gains = lambda allocation, widths: [[0.0] * len(wider) for wider in widths]  # noqa: E731
-    found = guided(TOY.constraint, nothing, TOY.score, Listener(), evaluations=20)  # type: ignore[arg-type]
+    found = find_prior(TOY.constraint, nothing, TOY.score, Listener(), evaluations=20)  # type: ignore[arg-type]
     assert list(found.sensitivity) == [0.0] * 8
 
 
 def test_of_candidates_only_those_within_the_budget_stay() -> None:
     found = guidance().tried
-    assert within(found, TOY.constraint) == found
-    assert within(found, TOY.constraint.tightened(0.5)) == ()
+    assert holding(found, TOY.constraint) == found
+    assert holding(found, TOY.constraint.tightened(0.5)) == ()

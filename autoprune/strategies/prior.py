@@ -17,23 +17,25 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Guidance:
+class SearchPrior:
     """What is known of the units before the search.
 
     Attributes:
         sensitivity: what widening a unit gains per cost, on a logarithmic scale from 0 to 1, shape (units,).
-        prior: log keep ratios to start from, shape (units,); only differences matter.
+        wish: log keep ratios to start from, shape (units,); only differences matter.
         tried: the candidates that were scored on the way; all hold the constraint.
         cost: how many evaluations it took as long as.
     """
 
     sensitivity: Array
-    prior: Array
+    wish: Array
     tried: tuple[Candidate, ...]
     cost: int
 
 
-def guided(constraint: Constraint, gains: Gains, score: Score, listener: Listener, *, evaluations: int) -> Guidance:
+def find_prior(
+    constraint: Constraint, gains: Gains, score: Score, listener: Listener, *, evaluations: int
+) -> SearchPrior:
     """Shrink and regrow the uniform allocation, see `RegrowthStrategy`; the agent starts from the best that is found.
 
     It takes at most half of the evaluations, but at least one round.
@@ -56,10 +58,10 @@ def guided(constraint: Constraint, gains: Gains, score: Score, listener: Listene
     worth = np.log(np.clip(strategy.worth, 1e-6, None))
     span = float(np.ptp(worth))
     sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
-    prior = np.log(constraint.space.ratios(np.array(found.best.allocation)))
-    return Guidance(sensitivity, prior, found.history, most + spent)
+    wish = np.log(constraint.space.ratios(np.array(found.best.allocation)))
+    return SearchPrior(sensitivity, wish, found.history, most + spent)
 
 
-def within(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
+def holding(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
     """Return those candidates that hold a constraint."""
     return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))

@@ -1,0 +1,121 @@
+"""Every pruning criterion: a new one is a file of its own and a record here. Nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoprune.criteria._base import Evidence, Importance
+
+LARGEST_EXPONENT = 16
+"""Of a norm; beyond it, the powers of small weights are zero."""
+
+
+@dataclass(frozen=True)
+class CriterionSpec:
+    """What is known of a criterion before it is made.
+
+    Attributes:
+        name: as options and policies name it.
+        factory: ``module:name`` of its class; of `Evidence` if it needs images, else of nothing.
+        needs_images: whether it looks at training images.
+        folds: whether its least channels give a constant, which is folded into what reads them.
+        source: where it comes from.
+    """
+
+    name: str
+    factory: str
+    needs_images: bool = False
+    folds: bool = False
+    source: str = ""
+
+
+_HERE = "autoprune.criteria"
+
+SPECS = (
+    CriterionSpec(
+        "bn", f"{_HERE}.batchnorm:BatchNormImportance", folds=True, source="Liu et al., Network Slimming, ICCV 2017"
+    ),
+    CriterionSpec(
+        "fpgm", f"{_HERE}.geometric_median:GeometricMedianImportance",
+        source="He et al., Filter Pruning via Geometric Median, CVPR 2019",
+    ),
+    CriterionSpec(
+        "lamp", f"{_HERE}.lamp:LampImportance",
+        source="Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021",
+    ),
+    CriterionSpec("random", f"{_HERE}.control:RandomImportance"),
+    CriterionSpec("covariance", f"{_HERE}.covariance:CovarianceImportance", needs_images=True),
+    CriterionSpec(
+        "regression", f"{_HERE}.regression:RegressionImportance", needs_images=True,
+        source="He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017",
+    ),
+    CriterionSpec(
+        "taylor", f"{_HERE}.taylor:TaylorImportance", needs_images=True,
+        source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
+    ),
+    CriterionSpec("fisher", f"{_HERE}.fisher:FisherImportance", needs_images=True),
+    CriterionSpec("hutchinson", f"{_HERE}.hutchinson:HutchinsonImportance", needs_images=True),
+    CriterionSpec(
+        "apoz", f"{_HERE}.apoz:ApozImportance", needs_images=True, source="Hu et al., Network Trimming, 2016"
+    ),
+)  # fmt: skip
+"""All but the norms, ``l<p>`` for any p > 0, in the order in which messages list them."""
+
+_NORMS = ("l1", "l2")
+
+
+def spec_of(name: str) -> CriterionSpec:
+    """Return the record of a criterion.
+
+    Raises:
+        ConfigError: there is none of that name; the message says which there are.
+    """
+    exponent = exponent_of(name)
+    if exponent is not None and not 0 < exponent <= LARGEST_EXPONENT:
+        raise ConfigError(
+            f"The criterion l<p> is the norm with the exponent p, which must be above 0 and at most "
+            f"{LARGEST_EXPONENT}, got {name!r}"
+        )
+    if exponent is not None:
+        return CriterionSpec(name, f"{_HERE}.magnitude:MagnitudeImportance")
+    found = next((spec for spec in SPECS if spec.name == name), None)
+    if found is None:
+        known = sorted(SPECS, key=lambda spec: spec.needs_images)
+        names = ", ".join((*_NORMS, *(spec.name for spec in known)))
+        raise ConfigError(f"A criterion is one of {names}, or l<p> for the norm of any p > 0, got {name!r}")
+    return found
+
+
+def exponent_of(name: str) -> float | None:
+    """Return p if a criterion is the norm ``l<p>``, or None."""
+    found = re.fullmatch(r"l(-?[0-9]+(?:\.[0-9]+)?)", name)
+    return float(found[1]) if found else None
+
+
+def make_criterion(name: str, evidence: Callable[[], Evidence] | None = None) -> Importance:
+    """Return the criterion of a name.
+
+    Args:
+        name: of the criterion.
+        evidence: returns training images; only called for a criterion that looks at them.
+
+    Raises:
+        ConfigError: there is no such criterion, or it needs images and there are none.
+    """
+    spec = spec_of(name)
+    if spec.needs_images and evidence is None:
+        raise ConfigError(
+            f"The criterion {name} looks at training images, and there are none; give `data`, or choose one that reads "
+            "weights alone, such as l1"
+        )
+    exponent, kind = exponent_of(name), pkgutil.resolve_name(spec.factory)
+    arguments = (exponent,) if exponent is not None else (evidence(),) if spec.needs_images and evidence else ()
+    criterion: Importance = kind(*arguments)
+    return criterion
