@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -321,3 +322,10 @@ def test_nothing_is_rendered_unasked_and_other_modes_are_refused() -> None:
     assert env.render() is None
     with pytest.raises(ConfigError, match="render_mode must be ansi or None, got 'human'"):
         PruningEnv(TOY.problem(), render_mode="human")
+
+
+def test_the_documentation_names_every_column(root: Path) -> None:
+    text = (root / "docs" / "environment.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - set(RULES)
+    assert told == set(PruningEnv(TOY.problem()).columns)
