@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from autoprune.criteria._base import Evidence
+    from autoprune.criteria._base import CalibrationData
     from autoprune.models._base import Adapter
 
 SCHEMA_VERSION = 1
@@ -229,7 +229,7 @@ class Policy:
         reconstruct: bool = True,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
-        evidence: Evidence | None = None,
+        evidence: CalibrationData | None = None,
     ) -> Kind:
         """Return a new network that keeps what the policy says, compensated and recalibrated on training images.
 
@@ -284,7 +284,7 @@ class Policy:
         reconstruct: bool,
         example: torch.Tensor | None = None,
         free_outputs: Collection[str] = frozenset({"feats"}),
-        evidence: Evidence | None = None,
+        evidence: CalibrationData | None = None,
     ) -> nn.Module:
         import torch
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-import autoprune.workflows.proposals
+import autoprune.workflows.netadapt_steps
 from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.runtimes import SeparateBackend
@@ -33,7 +33,7 @@ Reached = Callable[[str], None]
 def watched(reached: Reached) -> Iterator[None]:
     """Call a function with the name of each phase of the commands in the block, whenever it is reached."""
     append, run_callbacks = Journal.append, Session.run_callbacks
-    briefly, quantize = autoprune.workflows.proposals.train_briefly, SeparateBackend.quantize
+    briefly, quantize = autoprune.workflows.netadapt_steps.train_briefly, SeparateBackend.quantize
 
     def appended(self: Journal, kind: str, key: Any, value: Any) -> None:
         reached(f"record {kind}")
@@ -69,7 +69,7 @@ def watched(reached: Reached) -> Iterator[None]:
         for name in ("replace", "rename"):
             patch.setattr(Path, name, placing(name))
         patch.setattr(Session, "run_callbacks", called)
-        patch.setattr(autoprune.workflows.proposals, "train_briefly", trained_briefly)
+        patch.setattr(autoprune.workflows.netadapt_steps, "train_briefly", trained_briefly)
         patch.setattr(SeparateBackend, "quantize", quantized)
         yield
 

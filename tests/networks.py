@@ -14,7 +14,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 
 from autoprune.structure.graph import ChannelGraph, LayerKind
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 
 FREE_OUTPUTS = frozenset({"feats"})
@@ -118,7 +118,7 @@ def reading_only(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> It
 def check_exact(module: nn.Module, graph: ChannelGraph, keep: np.ndarray, images: torch.Tensor) -> nn.Module:
     """Check that a network pruned in float64 computes what the dense one does without reading what was removed."""
     module = module.double().eval()
-    pruned = Surgeon(module, graph).materialise(keep)
+    pruned = Slicer(module, graph).materialise(keep)
     with torch.no_grad(), reading_only(module, graph, keep):
         expected = module(images.double())
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
-from autoprune.latency import Effort, LatencyMeter
+from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.latency.meter import Memory
 from autoprune.runtimes import (
     MemoryFormat,
@@ -145,7 +145,7 @@ def test_other_errors_pass() -> None:
 
 def test_a_meter_measures_on_the_real_cpu() -> None:
     settings = runtime_settings("cpu", image_size=64)
-    meter = LatencyMeter(network(), settings, effort=Effort(runs=10, max_runs=10))
+    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10))
     timing = meter.measure(network, "again")
     assert timing.candidate.runs == 10
     assert 0.2 < timing.ratio < 5

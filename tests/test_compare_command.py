@@ -13,8 +13,8 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
 from autoprune.strategies._base import Candidate
+from autoprune.workflows.benchmark import BenchmarkResult
 from autoprune.workflows.compare import agents_verdict
-from autoprune.workflows.contest import Outcome
 
 from .networks import build
 from .world import arguments
@@ -147,8 +147,8 @@ def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFi
 
 
 def test_an_outcome_is_read_back_equal() -> None:
-    outcome = Outcome("ppo", 1, (8, 16), -0.1, 3, 1.5, (-0.3, -0.1), (Candidate((8, 16), -0.1),))
-    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+    outcome = BenchmarkResult("ppo", 1, (8, 16), -0.1, 3, 1.5, (-0.3, -0.1), (Candidate((8, 16), -0.1),))
+    assert BenchmarkResult.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from autoprune.errors import ModelError
 from autoprune.evaluation.compensation import compensate
 from autoprune.statistics.moments import RIDGE, collect_moments
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep, Surgeon
+from autoprune.structure.slicing import ChannelMask, Slicer
 from autoprune.structure.validation import analyse
 from tests.test_folding import chosen, randomised
 
@@ -47,7 +47,7 @@ def analysed() -> tuple[nn.Module, ChannelGraph]:
     return module, analyse(module, torch.zeros(2, 3, 12, 12))
 
 
-def removing(graph: ChannelGraph, **removed: tuple[int, ...]) -> Keep:
+def removing(graph: ChannelGraph, **removed: tuple[int, ...]) -> ChannelMask:
     """Return the mask that removes channels of the groups that are named after their layers."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     for group in graph.groups:
@@ -61,11 +61,11 @@ def outputs(module: nn.Module) -> torch.Tensor:
         return module.eval()(IMAGES)
 
 
-def errors(dense: nn.Module, graph: ChannelGraph, keep: Keep) -> tuple[float, float]:
+def errors(dense: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> tuple[float, float]:
     """Return the squared error of the pruned network without and with compensation."""
     found = []
     for repaired in (False, True):
-        smaller = Surgeon(dense, graph).materialise(keep)
+        smaller = Slicer(dense, graph).materialise(keep)
         if repaired:
             compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
         found.append(float((outputs(smaller) - outputs(dense)).square().mean()))
@@ -117,7 +117,7 @@ def test_the_solution_is_ridge_regression(analysed: tuple[nn.Module, ChannelGrap
     inner += RIDGE * np.diag(inner).mean() * np.eye(len(stays))
     coefficients = np.linalg.solve(inner, covariance[np.ix_(stays, goes)]).T
     weight = dense.plain.weight.detach().double().numpy()[:, :, 0, 0]  # type: ignore[union-attr,operator]
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
     found = smaller.plain.weight.detach().numpy()[:, :, 0, 0]  # type: ignore[union-attr,operator]
     np.testing.assert_allclose(found, weight[:, stays] + weight[:, goes] @ coefficients, rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_nothing_removed_nothing_changed(analysed: tuple[nn.Module, ChannelGraph
     dense, graph = analysed
     state = copy.deepcopy(dense.state_dict())
     keep = np.ones(graph.channels, dtype=np.bool_)
-    same = Surgeon(dense, graph).materialise(keep)
+    same = Slicer(dense, graph).materialise(keep)
     compensate(same, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
     for name, tensor in same.state_dict().items():
         assert torch.equal(tensor, state[name])
@@ -174,7 +174,7 @@ def test_a_layer_that_runs_twice_is_solved_for_both_runs() -> None:
 def test_fewer_positions_than_channels_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
     keep = removing(graph, make=(0,))
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [torch.zeros(1, 3, 12, 12)]))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
 

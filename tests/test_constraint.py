@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
@@ -30,7 +30,7 @@ class Counted(LayerFlops):
 def wide(share: float) -> tuple[Constraint, Counted]:
     space = Space(chain_graph(WIDTHS), round_to=1, min_keep=1e-3)
     cost = Counted(space)
-    limits = Constraint(space, [Ceiling(cost, share * float(cost(space.dense)))])
+    limits = Constraint(space, [CostLimit(cost, share * float(cost(space.dense)))])
     cost.asked = 0
     return limits, cost
 
@@ -73,7 +73,7 @@ def held(widened: tuple[int, ...]) -> Constraint:
     space, cost = narrow()
     counts = space.lower.copy()
     counts[list(widened)] = 16
-    return Constraint(space, [Ceiling(cost, float(cost(counts)))])
+    return Constraint(space, [CostLimit(cost, float(cost(counts)))])
 
 
 @pytest.mark.parametrize("unit", range(4))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.criteria._base import Evidence
+from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.covariance import CovarianceImportance, _Reading
 from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.evaluator import Evaluator
@@ -62,7 +62,7 @@ def test_losses_are_those_of_the_least_squares_solution(seed: int, times: int) -
 def ranked(module: nn.Module, group: str) -> list[int]:
     """Return a group's channels, the first to go last."""
     graph = analyse(module, torch.zeros(2, 3, 12, 12))
-    evidence = Evidence(
+    evidence = CalibrationData(
         batches=[IMAGES], inputs=lambda batch: batch, loss=lambda net, batch: net(batch).square().mean()
     )
     order = CovarianceImportance(evidence).order(module, graph)

@@ -18,7 +18,7 @@ from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.models.darknet import DarknetNetwork, Header, parse_cfg, prune, read, write
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 
@@ -52,7 +52,7 @@ def test_every_channel_but_the_heads_and_the_image_can_be_pruned() -> None:
 def test_any_allocation_is_the_masked_network_and_survives_its_files(seed: int) -> None:
     dense, graph = tiny()
     keep = random_keep(Space(graph, round_to=1, min_keep=1e-6), seed)
-    pruned = Surgeon(dense, graph).materialise(keep)
+    pruned = Slicer(dense, graph).materialise(keep)
     assert isinstance(pruned, DarknetNetwork)
     with TemporaryDirectory() as folder, torch.no_grad():
         again, header = read(*write_files(pruned, Path(folder)))
@@ -79,7 +79,7 @@ def test_families_are_pruned_exactly_and_read_again(name: str, tmp_path: Path) -
     pinned = {group.pinned for group in graph.groups} - {None}
     assert pinned == {"network input", "network output"}
     keep = random_keep(Space(graph, round_to=1, min_keep=1e-6), 1)
-    pruned = Surgeon(dense, graph).materialise(keep)
+    pruned = Slicer(dense, graph).materialise(keep)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         again, _ = read(*write_files(pruned, tmp_path))

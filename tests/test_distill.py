@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.extensions.adapters import Adapters
 from autoprune.training.extensions.distill import Distillation, check_teacher
-from autoprune.training.extensions.lessons import DistilledCriterion, box_term, branches, class_term, feature_term
+from autoprune.training.extensions.distillation_losses import (
+    DistilledCriterion,
+    box_term,
+    branches,
+    class_term,
+    feature_term,
+)
+from autoprune.training.extensions.projections import Adapters
 from autoprune.training.finetune import finetune
 from autoprune.training.results import EpochReport
 from tests.detectors import build

@@ -19,7 +19,7 @@ from autoprune.envs.problem import PruningProblem
 from autoprune.envs.pruning_env import PruningEnv
 from autoprune.envs.rules import RULES, Capped, Projected
 from autoprune.errors import ConfigError
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Space
 from tests.toy import LayerFlops, Toy, chain_graph, make_toy
 
@@ -100,7 +100,7 @@ def test_a_units_cost_is_that_of_all_layers_it_touches() -> None:
     ]
     problem = PruningProblem(
         space=space,
-        constraint=Constraint(space, [Ceiling(cost, float(cost(space.dense)))]),
+        constraint=Constraint(space, [CostLimit(cost, float(cost(space.dense)))]),
         cost=cost,
         score=lambda allocations: [0.0] * len(allocations),
         sensitivity=np.zeros(3),
@@ -198,7 +198,7 @@ def test_units_with_one_choice_are_not_walked_and_stay_as_they_are() -> None:
     cost = LayerFlops(space)
     problem = PruningProblem(
         space=space,
-        constraint=Constraint(space, [Ceiling(cost, 0.6 * float(cost(space.dense)))]),
+        constraint=Constraint(space, [CostLimit(cost, 0.6 * float(cost(space.dense)))]),
         cost=cost,
         score=lambda allocations: [0.0],
         sensitivity=np.zeros(4),

@@ -12,7 +12,7 @@ from autoprune.errors import ConfigError
 from autoprune.strategies._base import Candidate, SearchResult, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.random import RandomStrategy
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Space
 from tests.contracts.strategies import first_of
 from tests.toy import LayerFlops, Toy, chain_graph, make_toy
@@ -67,7 +67,7 @@ def test_seeds_differ_and_global_random_states_stay(capfd: pytest.CaptureFixture
 def test_where_one_unit_alone_can_be_pruned_nothing_is_left_to_search(widths: tuple[int, ...]) -> None:
     space = Space(chain_graph(widths))
     cost = LayerFlops(space)
-    constraint = Constraint(space, [Ceiling(cost, float(cost(space.dense)))])
+    constraint = Constraint(space, [CostLimit(cost, float(cost(space.dense)))])
     strategy = EvolutionStrategy(constraint, seed=0)
     result = search(strategy, lambda asked: [0.0 for _ in asked], constraint=constraint, evaluations=9)
     assert len(result.history) == 1
@@ -76,7 +76,7 @@ def test_where_one_unit_alone_can_be_pruned_nothing_is_left_to_search(widths: tu
 def test_a_search_that_brings_nothing_new_ends() -> None:
     space = Space(chain_graph((16, 16)))
     cost = LayerFlops(space)
-    constraint = Constraint(space, [Ceiling(cost, 0.8 * float(cost(space.dense)))])
+    constraint = Constraint(space, [CostLimit(cost, 0.8 * float(cost(space.dense)))])
     strategy = EvolutionStrategy(constraint, seed=0)
     result = search(strategy, lambda asked: [-float(each[0]) for each in asked], constraint=constraint, evaluations=500)
     assert len(result.history) <= 4

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
-from autoprune.latency import Effort, LatencyMeter
+from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.exported import export_onnx
@@ -169,7 +169,7 @@ def test_an_operation_that_the_runtime_lacks_is_named() -> None:
 
 def test_a_meter_measures_and_asks_for_no_memory_format(backend: SeparateBackend) -> None:
     settings = replace(backend.settings, threads=2)
-    meter = LatencyMeter(network(), settings, effort=Effort(runs=10, max_runs=10), opener=lambda *_: backend)
+    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10), opener=lambda *_: backend)
     timing = meter.measure(network, "again")
     assert meter.settings.memory_format is MemoryFormat.CONTIGUOUS
     assert timing.candidate.runs == 10

@@ -13,10 +13,10 @@ import pytest
 from autoprune.listener import Advance
 from autoprune.models._base import Accuracy
 from autoprune.strategies._base import Candidate
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation, Counts, Space
 from autoprune.workflows.finalists import Finalist, best_of, choose
-from autoprune.workflows.goals import CLOSE, MARGIN, UNUSED, LatencyGoals
+from autoprune.workflows.latency_constraints import CLOSE, MARGIN, UNUSED, LatencyConstraints
 
 from .toy import LayerFlops, chain_graph
 
@@ -73,8 +73,8 @@ class Silent:
 
 
 def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
-    goals = LatencyGoals({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
-    constraint = Constraint(SPACE, [Ceiling(COST, 0.975 * limit)])
+    latency_constraints = LatencyConstraints({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
+    constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
     allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
 
@@ -91,7 +91,7 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
             return Accuracy(sum(allocation) / 1000, None)
 
     evaluator: Any = Evaluator()
-    return choose(history, evaluator, constraint, goals, count=5, listener=Silent())
+    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=Silent())
 
 
 def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
@@ -122,7 +122,7 @@ def test_a_machine_that_becomes_faster_gets_a_wider_network(after: int, factor: 
 
 def compared(scores: list[float], accuracies: list[float], *, count: int) -> int:
     """Return which of the candidates ships."""
-    constraint = Constraint(SPACE, [Ceiling(COST, 10.0)])
+    constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
     allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
     assert len(set(allocations)) == len(scores)
@@ -136,7 +136,9 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
     evaluator: Any = Evaluator()
-    found = choose([*history, *history], evaluator, constraint, LatencyGoals({}, {}), count=count, listener=Silent())
+    found = choose(
+        [*history, *history], evaluator, constraint, LatencyConstraints({}, {}), count=count, listener=Silent()
+    )
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]
     assert found.latencies == {}
@@ -158,7 +160,7 @@ def test_of_equally_accurate_finalists_the_higher_score_ships() -> None:
 
 
 def test_what_is_not_within_the_budget_is_no_finalist_however_well_it_scores() -> None:
-    constraint = Constraint(SPACE, [Ceiling(COST, 10.0)])
+    constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
     narrowest, dense = (SPACE.allocation(counts) for counts in (SPACE.lower, SPACE.dense))
     found = best_of([Candidate(dense, 1.0), Candidate(narrowest, -1.0)], constraint, 2)
     assert [candidate.allocation for candidate in found] == [narrowest]

@@ -22,7 +22,7 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep, Pruner, Surgeon
+from autoprune.structure.slicing import ChannelMask, Pruner, Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.detectors import build, write_detector
@@ -47,7 +47,7 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
-def chosen(graph: ChannelGraph, seed: int) -> Keep:
+def chosen(graph: ChannelGraph, seed: int) -> ChannelMask:
     """Return a mask that removes some channels of every unit."""
     random, keep = np.random.default_rng(seed), np.ones(graph.channels, dtype=np.bool_)
     for unit in graph.units:
@@ -58,7 +58,7 @@ def chosen(graph: ChannelGraph, seed: int) -> Keep:
     return keep
 
 
-def kill(module: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+def kill(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> None:
     """Set γ of the removed channels to 0 wherever they are made; a depthwise convolution only passes them on."""
     for path, block in module.named_modules():
         if isinstance(getattr(block, "bn", None), nn.BatchNorm2d) and block.conv.groups == 1:  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def test_dead_channels_leave_what_they_gave(seed: int) -> None:
     randomised(dense, seed)
     kill(dense, graph, keep)
     repeat_borders(dense)
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     fold_constants(smaller, dense, graph, keep, images(8, 1))
     assert largest_error(smaller, dense, images(8)) < 1e-10
 
@@ -107,7 +107,7 @@ def test_with_zeros_around_the_image_only_the_border_differs() -> None:
     keep = chosen(graph, 3)
     randomised(dense, 3)
     kill(dense, graph, keep)
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     assert largest_error(smaller, dense, images(24), border=4) > 1e-2  # as surgery leaves it
     fold_constants(smaller, dense, graph, keep, images(24, 1))
     assert largest_error(smaller, dense, images(24), border=4) < 1e-10  # four 3×3 convolutions
@@ -122,7 +122,7 @@ def test_a_detector_with_dead_channels_detects_the_same(seed: int) -> None:
     randomised(dense, seed)
     kill(dense, graph, keep)
     repeat_borders(dense)
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     before = largest_error(smaller, dense, images(SIZE))
     fold_constants(smaller, dense, graph, keep, images(SIZE, 1))
     assert largest_error(smaller, dense, images(SIZE)) < 1e-5 < 1e-2 < before
@@ -140,7 +140,7 @@ def test_channels_that_are_not_dead_are_made_up_for_by_their_mean() -> None:
             child.reset_running_stats()
     dense.train()(read)
     keep = chosen(graph, 1)
-    smaller = Surgeon(dense.eval(), graph).materialise(keep)
+    smaller = Slicer(dense.eval(), graph).materialise(keep)
     before = largest_error(smaller, dense, read, border=4)
     fold_constants(smaller, dense, graph, keep, read[:1])
     assert largest_error(smaller, dense, read, border=4) < 0.5 * before
@@ -186,7 +186,7 @@ def test_whatever_reads_a_constant_gets_it(make: Callable[[], Reader]) -> None:
     randomised(dense, 0)
     dense.bn.bias.data.abs_()  # behind a ReLU a negative constant is none
     kill(dense, graph, keep)
-    smaller = Surgeon(dense, graph).materialise(keep)
+    smaller = Slicer(dense, graph).materialise(keep)
     assert largest_error(smaller, dense, images(8)) > 1e-2
     fold_constants(smaller, dense, graph, keep, images(8, 1))
     assert largest_error(smaller, dense, images(8)) < 1e-10
@@ -196,9 +196,9 @@ def test_the_dense_network_is_left_alone_and_nothing_removed_changes_nothing() -
     dense, graph = network()
     randomised(dense, 0).train()
     state, everything = copy.deepcopy(dense.state_dict()), np.ones(graph.channels, dtype=np.bool_)
-    same = Surgeon(dense, graph).materialise(everything)
+    same = Slicer(dense, graph).materialise(everything)
     fold_constants(same, dense, graph, everything, images(8, 1))
-    fold_constants(Surgeon(dense, graph).materialise(chosen(graph, 0)), dense, graph, chosen(graph, 0), images(8, 1))
+    fold_constants(Slicer(dense, graph).materialise(chosen(graph, 0)), dense, graph, chosen(graph, 0), images(8, 1))
     assert dense.training
     assert not any(child._forward_hooks for child in dense.modules())
     for name, tensor in same.state_dict().items():

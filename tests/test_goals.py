@@ -10,26 +10,26 @@ import torch
 
 from autoprune.cli.main import main
 from autoprune.policy import Policy
-from autoprune.workflows.goals import MARGIN, LatencyGoals
+from autoprune.workflows.latency_constraints import MARGIN, LatencyConstraints
 from tests.world import arguments, one_sentence, records, summary
 
 LIMITS = {"latency": 10.0, "latency@openvino": 6.0}
 
 
-def goals(limits: Mapping[str, float] = LIMITS) -> LatencyGoals:
-    return LatencyGoals(dict.fromkeys(limits), limits)  # type: ignore[arg-type]  # nothing is measured here
+def latency_constraints(limits: Mapping[str, float] = LIMITS) -> LatencyConstraints:
+    return LatencyConstraints(dict.fromkeys(limits), limits)  # type: ignore[arg-type]  # nothing is measured here
 
 
 # -- what candidates are held to ---------------------------------------------------------------------
 
 
 def test_other_metrics_are_no_latency_goals() -> None:
-    assert not LatencyGoals({}, {"flops": 1e9})
-    assert set(LatencyGoals({"latency": None}, {"flops": 1e9, "latency": 8.0}).limits) == {"latency"}  # type: ignore[dict-item]
+    assert not LatencyConstraints({}, {"flops": 1e9})
+    assert set(LatencyConstraints({"latency": None}, {"flops": 1e9, "latency": 8.0}).limits) == {"latency"}  # type: ignore[dict-item]
 
 
 def test_the_limit_that_binds_says_what_is_unused() -> None:
-    aims = goals()
+    aims = latency_constraints()
     target = {metric: limit * (1 - MARGIN) for metric, limit in LIMITS.items()}
     assert aims.within(target)
     assert aims.spent(target)

@@ -15,7 +15,7 @@ from autoprune.strategies._base import SearchResult, search
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.steps import ITERATIONS, proposals, savings
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from tests.toy import Toy, make_toy
 
@@ -107,7 +107,7 @@ def test_several_limits_hold_at_once() -> None:
     widths = Widths(TOY.space)
     both = Constraint(
         TOY.space,
-        [Ceiling(cost, 0.6 * float(cost(TOY.space.dense))), Ceiling(widths, 0.7 * float(widths(TOY.space.dense)))],
+        [CostLimit(cost, 0.6 * float(cost(TOY.space.dense))), CostLimit(widths, 0.7 * float(widths(TOY.space.dense)))],
     )
     result = search(GreedyStrategy(both, evaluations=150), TOY.score, constraint=both, evaluations=150)
     assert both.holds(np.array(result.best.allocation))

@@ -13,11 +13,11 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import get_flops
 
 from autoprune.costs import FlopsCost, ParamsCost, parameter_shapes, undescribed_flops
-from autoprune.criteria._base import Evidence
+from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.registry import make_criterion
 from autoprune.latency.tables import LayerGrid, plan_grids
 from autoprune.structure.graph import LayerKind
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 
@@ -107,7 +107,7 @@ def test_every_criterion_ranks_the_channels(name: str) -> None:
     torch.manual_seed(0)
     module = multiplied(6, 2).float()
     graph = analyse(module, IMAGES)
-    evidence = Evidence([IMAGES], lambda images: images, lambda network, images: network(images).square().mean())
+    evidence = CalibrationData([IMAGES], lambda images: images, lambda network, images: network(images).square().mean())
     (unit,) = graph.units
     assert make_criterion(name, lambda: evidence)(module, graph)[unit.groups[0]].shape == (6,)
 
@@ -193,7 +193,7 @@ def test_a_detector_with_depthwise_convolutions_that_widen_is_pruned() -> None:
     space = Space(graph, round_to=1, min_keep=1e-6)
     for seed in range(2):
         keep = random_keep(space, seed)
-        pruned = Surgeon(module, graph).materialise(keep)
+        pruned = Slicer(module, graph).materialise(keep)
         with torch.no_grad():
             found = compared(pruned.eval()(images))
             with reading_only(module, graph, keep):

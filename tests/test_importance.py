@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.criteria._base import Evidence
+from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.apoz import ApozImportance, activation_after
 from autoprune.criteria.fisher import FisherImportance
 from autoprune.criteria.hutchinson import HutchinsonImportance
@@ -22,7 +22,7 @@ from autoprune.criteria.registry import SPECS, CriterionSpec, make_criterion, sp
 from autoprune.criteria.regression import contributions, eliminated
 from autoprune.criteria.taylor import TaylorImportance
 from autoprune.errors import ConfigError
-from autoprune.statistics.sampling import Places
+from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from tests.contracts.importances import check_importance
@@ -80,7 +80,7 @@ def _module(act: type[nn.Module]) -> Net:
     return module
 
 
-def evidence(batches: int = 3) -> Evidence:
+def evidence(batches: int = 3) -> CalibrationData:
     generator = torch.Generator().manual_seed(1)
     images = [torch.rand(4, 3, 8, 8, generator=generator) for _ in range(batches)]
 
@@ -88,7 +88,7 @@ def evidence(batches: int = 3) -> Evidence:
         assert module.training
         return (module(batch) - 1).square().mean()
 
-    return Evidence(images, lambda batch: batch, loss)
+    return CalibrationData(images, lambda batch: batch, loss)
 
 
 def unit_scores(scores: Sequence[Any], graph: ChannelGraph, name: str) -> np.ndarray:
@@ -168,7 +168,7 @@ def test_taylor_is_the_squared_sum_of_gradient_times_weight() -> None:
         assert isinstance(net, Net)
         return (slope * net.inner.conv.weight).sum()
 
-    produced, read = TaylorImportance(Evidence([None], lambda batch: batch, loss)).members(module, graph)
+    produced, read = TaylorImportance(CalibrationData([None], lambda batch: batch, loss)).members(module, graph)
     products = slope * module.inner.conv.weight.detach()
     assert torch.allclose(produced.scores, products.sum((1, 2, 3)).square())
     assert torch.allclose(read.scores, products.sum((0, 2, 3)).square())
@@ -198,7 +198,7 @@ def test_hutchinson_finds_a_diagonal_hessian_exactly() -> None:
         assert isinstance(net, Net)
         return 0.5 * (curvature * net.inner.conv.weight.square()).sum()
 
-    members = HutchinsonImportance(Evidence([None], lambda batch: batch, loss)).members(module, graph)
+    members = HutchinsonImportance(CalibrationData([None], lambda batch: batch, loss)).members(module, graph)
     weight = module.inner.conv.weight.detach()
     expected = 0.5 * curvature.flatten(1).mean(1) * weight.flatten(1).square().sum(1)
     assert any(torch.allclose(member.scores, expected, rtol=1e-5) for member in members if len(member.scores) == WIDTH)
@@ -235,7 +235,7 @@ def test_contributions_make_up_the_output(shape: tuple[int, int, int, int], seed
         .requires_grad_(False)
     )
     images = torch.rand(2, 4, 7, 7, dtype=torch.float64)
-    places = Places(seed=seed)
+    places = SampledPositions(seed=seed)
     patches, values = places.patches(layer, images), places.values(layer, images, layer(images))
     rows = patches.flatten(1)
     gram = contributions(layer, rows.T @ rows)

@@ -18,7 +18,7 @@ from autoprune.strategies.knapsack import GAP, KnapsackStrategy, _silent, least_
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.sensitivity import SensitivityStrategy, limit_damage
 from autoprune.strategies.survey import choose_probes, complete, saved
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.cost import Cost
 from autoprune.structure.space import Counts, Space
 from tests.contracts.strategies import first_of
@@ -45,7 +45,7 @@ def problem(seed: int, ceilings: int) -> tuple[Constraint, list[npt.NDArray[np.f
     rng = np.random.default_rng(seed)
     space = Space(chain_graph(WIDTHS), round_to=8)
     costs = [Additive("flops", rng.uniform(1, 4, size=len(space))), Additive("params", rng.uniform(1, 4, len(space)))]
-    limits = [Ceiling(cost, rng.uniform(0.4, 0.8) * float(cost(space.dense))) for cost in costs[:ceilings]]
+    limits = [CostLimit(cost, rng.uniform(0.4, 0.8) * float(cost(space.dense))) for cost in costs[:ceilings]]
     damages = [rng.lognormal() * (1 - choices / choices[-1]) ** 2 for choices in space.choices]
     return Constraint(space, limits), damages
 
@@ -73,7 +73,7 @@ def test_an_additive_problem_is_solved_to_the_optimum(seed: int, ceilings: int) 
 def test_widths_by_single_channels_are_thinned_out_and_refined() -> None:
     space = Space(chain_graph((128, 96, 128)), round_to=1)
     cost = Additive("flops", (1.0, 1.0, 1.0))
-    constraint = Constraint(space, [Ceiling(cost, 200)])
+    constraint = Constraint(space, [CostLimit(cost, 200)])
     damages = [
         weight * (1 - choices / choices[-1]) ** 2 for weight, choices in zip((1, 2, 4), space.choices, strict=True)
     ]

@@ -14,20 +14,20 @@ from torch import nn
 
 from autoprune.journal import Journal
 from autoprune.latency import (
-    Effort,
     LatencyCost,
     LatencyMeter,
+    MeasurementConfig,
     PairedTiming,
     Sample,
     Timing,
     latency_predictor,
     spread_allocations,
 )
+from autoprune.latency.cache import ANCHOR, LatencyCache, look_up, measure_points
 from autoprune.latency.deployed import deployed_layers
 from autoprune.latency.features import LayerFeatures
 from autoprune.latency.fitting import simplex_fit, spearman
 from autoprune.latency.predictor import uncertainty
-from autoprune.latency.store import ANCHOR, Store, look_up, measure_points
 from autoprune.latency.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.runtimes import MemoryFormat, Runner, Runtime
 from autoprune.structure.graph import Layer, LayerKind
@@ -38,7 +38,7 @@ from .fake_backend import SETTINGS, Chain, FakeBackend, opener
 from .toy import chain_graph
 
 SPACE = Space(chain_graph((64, 96, 128, 64, 192)), round_to=16)
-EFFORT = Effort(runs=20, max_runs=40)
+EFFORT = MeasurementConfig(runs=20, max_runs=40)
 
 
 def make_meter(backend: FakeBackend, folder: Path, **options: object) -> LatencyMeter:
@@ -204,7 +204,7 @@ def test_a_second_search_finds_the_networks_that_were_measured_in_calm(
 
 
 def test_another_device_has_another_file(tmp_path: Path) -> None:
-    here, there = Store(tmp_path, {"cpu": "here"}), Store(tmp_path, {"cpu": "there"})
+    here, there = LatencyCache(tmp_path, {"cpu": "here"}), LatencyCache(tmp_path, {"cpu": "there"})
     here.save({"layer": 1.0})
     assert here.load() == {"layer": 1.0}
     assert there.load() == {}
@@ -214,7 +214,7 @@ def test_another_device_has_another_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', "null"])
 def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
-    store = Store(tmp_path, {})
+    store = LatencyCache(tmp_path, {})
     store.path.write_text(content)
     assert store.load() == {}
     store.save({"layer": 2.0})
@@ -224,7 +224,7 @@ def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
 def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    times = look_up(Store(blocked, {}), FakeBackend(SETTINGS), [ANCHOR])
+    times = look_up(LatencyCache(blocked, {}), FakeBackend(SETTINGS), [ANCHOR])
     assert times[ANCHOR] > 0
 
 
@@ -241,7 +241,7 @@ def test_times_of_different_days_are_scaled_to_one_anchor(tmp_path: Path) -> Non
 
 def test_the_default_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path))
-    store = Store(None, {"cpu": "x"})
+    store = LatencyCache(None, {"cpu": "x"})
     store.save({"layer": 1.0})
     assert json.loads(next((tmp_path / "latency").iterdir()).read_text())["fingerprint"] == {"cpu": "x"}
 

@@ -15,7 +15,7 @@ from torch import nn
 from autoprune.errors import AutopruneError, DataError, ModelError
 from autoprune.models.module import AccuracyNames, ModuleAdapter, load
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.validation import analyse
 from tests.contracts.adapters import check_adapter
 from tests.own_network import SHAPE, Net, Shapes, adapter, loss, make, top1
@@ -24,7 +24,7 @@ from tests.own_network import SHAPE, Net, Shapes, adapter, loss, make, top1
 def narrowed(module: nn.Module, example: torch.Tensor, *, keep: float = 0.5, seed: int = 0) -> nn.Module:
     """Prune channels drawn at random, in every unit a share of its width."""
     graph = analyse(module, example)
-    return Surgeon(module, graph).materialise(drawn(graph, keep=keep, seed=seed))
+    return Slicer(module, graph).materialise(drawn(graph, keep=keep, seed=seed))
 
 
 def drawn(graph: ChannelGraph, *, keep: float, seed: int) -> Any:

@@ -326,7 +326,9 @@ def test_a_finished_run_resumes_to_the_same_without_scoring_anything(
 ) -> None:
     before = summary(family / "levels" / LEVELS[-1])
     monkeypatch.setattr(Evaluator, "_score", lambda *_: pytest.fail("scored again"))
-    monkeypatch.setattr("autoprune.workflows.proposals.train_briefly", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "autoprune.workflows.netadapt_steps.train_briefly", lambda *_, **__: pytest.fail("trained again")
+    )
     assert main(["netadapt", "--resume", str(family)]) == 0
     after = summary(family / "levels" / LEVELS[-1])
     for found in (before, after):

@@ -17,7 +17,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models.module import ModuleAdapter, load, load_pickled
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.validation import analyse
 from tests.test_module_adapter import drawn
 
@@ -149,11 +149,11 @@ def test_it_is_pruned_exactly_and_saved(repository: Path, tmp_path: Path) -> Non
     keep = drawn(graph, keep=0.5, seed=3)
     double = own.opened().module.double()
     with torch.no_grad():
-        smaller = Surgeon(double, graph).materialise(keep)
+        smaller = Slicer(double, graph).materialise(keep)
         images = own.example().double()
         expected = masked(own.opened().module.double(), graph, keep)(images)
         torch.testing.assert_close(smaller(images), expected, rtol=0, atol=1e-10)
-        pruned = Surgeon(own.module, graph).materialise(keep)
+        pruned = Slicer(own.module, graph).materialise(keep)
         own.save(pruned, tmp_path / "model.pt")
         opened = load(tmp_path / "model.pt", make)
         assert torch.equal(opened.module(own.example()), pruned(own.example()))

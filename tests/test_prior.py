@@ -34,7 +34,7 @@ class Listener:
         yield advance
 
 
-def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> SearchPrior:
+def prior(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> SearchPrior:
     return find_prior(
         toy.constraint, lambda *asked: gains_of(toy, *asked), toy.score, listener or Listener(),  # type: ignore[arg-type]
         evaluations=evaluations,
@@ -42,7 +42,7 @@ def guidance(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None =
 
 
 def test_the_prior_is_the_best_candidate() -> None:
-    found = guidance()
+    found = prior()
     best = max(found.tried, key=lambda candidate: candidate.score)
     assert TOY.space.allocation(TOY.constraint.project(found.wish)) == best.allocation
     assert best.score > found.tried[0].score, "better than uniform"
@@ -51,7 +51,7 @@ def test_the_prior_is_the_best_candidate() -> None:
 @pytest.mark.parametrize("evaluations", [1, 20, 40, 100, 400])
 def test_it_takes_at_most_half_of_the_evaluations_but_one_round(evaluations: int) -> None:
     listener = Listener()
-    found = guidance(evaluations=evaluations, listener=listener)
+    found = prior(evaluations=evaluations, listener=listener)
     assert found.cost == sum(affordable(evaluations // 2))
     assert found.cost <= max(evaluations / 2, sum(affordable(0)))
     assert len(found.tried) <= affordable(evaluations // 2)[0]
@@ -62,7 +62,7 @@ def test_it_takes_at_most_half_of_the_evaluations_but_one_round(evaluations: int
 
 
 def test_sensitivities_go_from_0_to_1() -> None:
-    found = guidance()
+    found = prior()
     assert found.sensitivity.min() == 0
     assert found.sensitivity.max() == 1
     assert np.count_nonzero(found.sensitivity == 0) == 1, "units below the price are told apart, too"
@@ -75,6 +75,6 @@ def test_where_no_unit_is_worth_more_than_another_all_are_alike() -> None:
 
 
 def test_of_candidates_only_those_within_the_budget_stay() -> None:
-    found = guidance().tried
+    found = prior().tried
     assert holding(found, TOY.constraint) == found
     assert holding(found, TOY.constraint.tightened(0.5)) == ()

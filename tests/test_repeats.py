@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.workflows.repeats import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, Steadiness, typical
+from autoprune.workflows.noise import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, NoiseModel, typical
 
 
 def timed(ratio: float, spread: float = 0.01, dense: float = 10) -> PairedTiming:
@@ -29,7 +29,7 @@ class Series:
 def measured(*timings: PairedTiming, limit: float | None = None) -> tuple[float, int]:
     """Return the ratio chosen of a series of measurements, and how many of them were taken."""
     series = Series(*timings)
-    return typical(series, Steadiness(10).doubt, limit).ratio, series.taken
+    return typical(series, NoiseModel(10).doubt, limit).ratio, series.taken
 
 
 def test_on_a_quiet_machine_the_median_of_three_counts() -> None:
@@ -56,7 +56,7 @@ def test_a_miss_is_measured_three_times_as_often_before_it_is_believed() -> None
 
 
 def test_a_machine_that_is_slower_for_a_moment_is_disturbed() -> None:
-    steadiness = Steadiness(10)
+    steadiness = NoiseModel(10)
     for _ in range(REMEMBERED // 2):
         steadiness.learn(timed(0.6, dense=14))
     assert steadiness.doubt(timed(0.6, dense=14)) > DOUBT
@@ -64,7 +64,7 @@ def test_a_machine_that_is_slower_for_a_moment_is_disturbed() -> None:
 
 
 def test_a_machine_that_is_slower_for_good_is_not_disturbed() -> None:
-    steadiness = Steadiness(10)
+    steadiness = NoiseModel(10)
     for _ in range(REMEMBERED // 2 + 1):
         steadiness.learn(timed(0.6, dense=14))
     assert steadiness.doubt(timed(0.6, dense=14)) <= DOUBT

@@ -24,9 +24,9 @@ from autoprune.structure.space import Space
 from autoprune.training.extensions._base import GRADIENTS, STEPPED, TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
+from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.extensions.masking import Masking, TwoOfFour, convolution_weights
 from autoprune.training.extensions.penalties import make_penalty
-from autoprune.training.extensions.softening import Softening
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
 from autoprune.training.extensions.sparsity_record import SparsityRecord
 from autoprune.training.finetune import finetune
@@ -178,7 +178,7 @@ class Case:
 
 def softening(adapter: UltralyticsAdapter, _: Path) -> Sequence[TrainingExtension]:
     graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
-    return [Softening(graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), 0))]
+    return [GradualZeroing(graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), 0))]
 
 
 def sparsity(adapter: UltralyticsAdapter, folder: Path) -> Sequence[TrainingExtension]:

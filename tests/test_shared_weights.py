@@ -26,7 +26,7 @@ from autoprune.costs import (
 from autoprune.criteria.registry import make_criterion
 from autoprune.models.module import ModuleAdapter
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.training.extensions.penalties import PenaltyName, make_penalty
@@ -180,7 +180,7 @@ def test_costs_are_those_of_the_pruned_network_which_is_exact(name: str, seed: i
     space = Space(graph, round_to=1, min_keep=1e-6)
     keep = random_keep(space, seed)
     counts = np.array([keep[graph.groups[unit.groups[0]].offset :][: unit.width].sum() for unit in space.units])
-    pruned = Surgeon(module, graph).materialise(keep)
+    pruned = Slicer(module, graph).materialise(keep)
     assert int(ParamsCost(space, parameter_shapes(module))(counts)) == sum(p.numel() for p in pruned.parameters())
     elements = sum(int(np.prod(shape)) for shape in state_shapes(pruned).values())
     size = SizeCost(space, state_shapes(module), dense_bytes=100_000, bytes_per_element=4)
@@ -197,7 +197,7 @@ def test_costs_are_those_of_the_pruned_network_which_is_exact(name: str, seed: i
 @pytest.mark.parametrize("name", SHARING)
 def test_what_is_shared_stays_shared(name: str) -> None:
     module, graph = analysed(name)
-    pruned = Surgeon(module, graph).materialise(random_keep(Space(graph, round_to=1, min_keep=0.5), 0))
+    pruned = Slicer(module, graph).materialise(random_keep(Space(graph, round_to=1, min_keep=0.5), 0))
     objects = [len({id(tensor) for tensor in [*each.parameters(), *each.buffers()]}) for each in (module, pruned)]
     assert objects[0] == objects[1]
 
@@ -228,6 +228,6 @@ def test_the_size_of_a_file_is_predicted(name: str) -> None:
         bytes_per_element=adapter.bytes_per_number,
     )  # fmt: skip
     keep = space.kept_channels(space.lower, [np.arange(group.size) for group in graph.groups])
-    pruned = Surgeon(adapter.module, graph).materialise(keep)
+    pruned = Slicer(adapter.module, graph).materialise(keep)
     saved = adapter.checkpoint_size(adapter.module) - adapter.checkpoint_size(pruned)
     assert float(size(space.dense) - size(space.lower)) == pytest.approx(saved, abs=500)  # names and numbers

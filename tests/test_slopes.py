@@ -19,7 +19,7 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep, Pruner, Surgeon
+from autoprune.structure.slicing import ChannelMask, Pruner, Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.test_compensation import Reader
@@ -60,7 +60,7 @@ def analysed(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelGraph]:
     return dense, analyse(dense, torch.zeros(2, 3, 12, 12))
 
 
-def last_unit_pruned(graph: ChannelGraph, kept: int) -> Keep:
+def last_unit_pruned(graph: ChannelGraph, kept: int) -> ChannelMask:
     """Return the mask that keeps the first channels of the last unit's groups, and all others."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     unit = graph.units[-1]
@@ -70,8 +70,8 @@ def last_unit_pruned(graph: ChannelGraph, kept: int) -> Keep:
     return keep
 
 
-def true_loss(dense: nn.Module, graph: ChannelGraph, keep: Keep, moments: Moments | None) -> float:
-    smaller = Surgeon(dense, graph).materialise(keep)
+def true_loss(dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, moments: Moments | None) -> float:
+    smaller = Slicer(dense, graph).materialise(keep)
     if moments is not None:
         compensate(smaller, dense, graph, keep, moments)
     with torch.no_grad():

@@ -15,9 +15,9 @@ from torch import nn
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep, Surgeon
+from autoprune.structure.slicing import ChannelMask, Slicer
 from autoprune.structure.space import Space
-from autoprune.training.extensions.softening import Softening, doomed, remaining
+from autoprune.training.extensions.gradual_zeroing import GradualZeroing, doomed, remaining
 from autoprune.training.finetune import finetune
 from tests.detectors import build
 from tests.networks import compared
@@ -49,7 +49,7 @@ def example(size: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def keeping(graph: ChannelGraph, *, share: float, seed: int) -> Keep:
+def keeping(graph: ChannelGraph, *, share: float, seed: int) -> ChannelMask:
     """Keep a share of every unit's channels, drawn by a seed."""
     random = np.random.default_rng(seed)
     space = Space(graph)
@@ -76,7 +76,7 @@ def test_removing_what_is_zero_changes_nothing(share: float, seed: int, kind: st
     keep = keeping(graph, share=share, seed=seed)
     for part in doomed(network, graph, keep):
         part.shrink(0.0)
-    smaller = Surgeon(network, graph).materialise(keep)
+    smaller = Slicer(network, graph).materialise(keep)
     images = example().double()
     with torch.no_grad():
         for whole, pruned in zip(compared(network(images)), compared(smaller(images)), strict=True):
@@ -102,12 +102,12 @@ def test_the_schedule_falls_from_one_to_exactly_zero(one: float, other: float) -
     assert remaining(min(one, other)) >= remaining(max(one, other)) >= 0
 
 
-def assert_gone(module: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+def assert_gone(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> None:
     """Make sure that the doomed channels are zero, that others are not, and that surgery changes nothing."""
     assert all((part.rows[part.positions] == 0).all() for part in doomed(module, graph, keep))
     kept: Any = module.get_submodule("model.1.bn")
     assert kept.weight.abs().max() > 0.1
-    smaller = Surgeon(module, graph).materialise(keep)
+    smaller = Slicer(module, graph).materialise(keep)
     with torch.no_grad():
         for whole, pruned in zip(compared(module(example())), compared(smaller(example())), strict=True):
             torch.testing.assert_close(pruned, whole, rtol=1e-4, atol=1e-5)
@@ -117,7 +117,9 @@ def test_a_training_drives_the_channels_to_zero(
     adapter: UltralyticsAdapter, graph: ChannelGraph, tmp_path: Path
 ) -> None:
     keep = keeping(graph, share=0.5, seed=0)
-    result = finetune(adapter, adapter.module, epochs=2, batch=3, out=tmp_path, extensions=[Softening(graph, keep)])
+    result = finetune(
+        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, extensions=[GradualZeroing(graph, keep)]
+    )
     assert_gone(result.module, graph, keep)
     assert_gone(read_checkpoint(tmp_path / "weights" / "last.pt").module, graph, keep)
     parts = doomed(adapter.module, graph, keep)
@@ -131,13 +133,13 @@ def test_an_interrupted_softening_goes_on_to_zero(
     with pytest.raises(Stop):
         finetune(
             adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop,
-            extensions=[Softening(graph, keep)],
+            extensions=[GradualZeroing(graph, keep)],
         )  # fmt: skip
     half = read_checkpoint(tmp_path / "weights" / "last.pt").module
     scales = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(half, graph, keep)])
     whole = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(adapter.module, graph, keep)])
     assert float(scales.sum() / whole.sum()) == pytest.approx(0.5, abs=0.1), "half of the way is half of the cosine"
     result = finetune(
-        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, resume=True, extensions=[Softening(graph, keep)]
+        adapter, adapter.module, epochs=2, batch=3, out=tmp_path, resume=True, extensions=[GradualZeroing(graph, keep)]
     )
     assert_gone(result.module, graph, keep)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autoprune.criteria._base import ranking
 from autoprune.errors import BudgetUnreachableError, ConfigError
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Counts, Space
 
 from .toy import LayerFlops, chain_graph
@@ -28,7 +28,7 @@ def space(round_to: int = 8, min_keep: float = 0.1) -> Space:
 def constraint(share: float) -> Constraint:
     units = space()
     cost = LayerFlops(units)
-    return Constraint(units, [Ceiling(cost, share * float(cost(units.dense)))])
+    return Constraint(units, [CostLimit(cost, share * float(cost(units.dense)))])
 
 
 def test_choices_are_multiples_and_the_full_width() -> None:
@@ -127,7 +127,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(wish: list[float], plac
 def test_a_limit_is_a_finite_number(limit: float) -> None:
     units = space()
     with pytest.raises(ConfigError, match="The limit of flops must be a finite number"):
-        Constraint(units, [Ceiling(LayerFlops(units), limit)])
+        Constraint(units, [CostLimit(LayerFlops(units), limit)])
 
 
 def test_a_cost_that_is_not_a_number_holds_no_budget() -> None:
@@ -136,13 +136,13 @@ def test_a_cost_that_is_not_a_number_holds_no_budget() -> None:
             return super().__call__(counts) * np.nan
 
     with pytest.raises(ConfigError, match="The least flops must be a finite number, got nan"):
-        Constraint(space(), [Ceiling(Broken(space()), 1e9)])
+        Constraint(space(), [CostLimit(Broken(space()), 1e9)])
 
 
 def test_the_lower_bounds_of_very_wide_units_are_reached_too() -> None:
     units = Space(chain_graph([40_000, 16]), round_to=1, min_keep=1e-6)
     cost = LayerFlops(units)
-    limits = Constraint(units, [Ceiling(cost, float(cost(units.lower)))])
+    limits = Constraint(units, [CostLimit(cost, float(cost(units.lower)))])
     assert list(limits.project(np.zeros(2))) == list(units.lower)
 
 
@@ -156,7 +156,7 @@ def test_an_unreachable_budget_tells_the_reachable_minimum() -> None:
     cost = LayerFlops(units)
     lowest = float(cost(units.lower))
     with pytest.raises(BudgetUnreachableError, match="still needs") as caught:
-        Constraint(units, [Ceiling(cost, 0.5 * lowest)])
+        Constraint(units, [CostLimit(cost, 0.5 * lowest)])
     assert caught.value.exit_code == 3
 
 

@@ -232,7 +232,9 @@ def extension(adapter: UltralyticsAdapter, tmp_path: Path) -> Build:
             SparsityRecord.load(file)
             if file.exists()
             else SparsityRecord.start(
-                penalty.scales(parameters_of(adapter.module)), penalty=name.value, watched=next(iter(penalty.spans))
+                penalty.scales(parameters_of(adapter.module)),
+                penalty=name.value,
+                watched=next(iter(penalty.spans)),
             )
         )
         schedule = Schedule(strength)

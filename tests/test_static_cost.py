@@ -24,7 +24,7 @@ from autoprune.costs import (
 )
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Counts, Space
 from autoprune.structure.validation import analyse
 
@@ -63,7 +63,7 @@ def random_counts(space: Space, seed: int) -> Counts:
 
 def materialised(module: nn.Module, space: Space, counts: Counts) -> nn.Module:
     order = [np.arange(group.size) for group in space.graph.groups]
-    return Surgeon(module, space.graph).materialise(space.kept_channels(counts, order))
+    return Slicer(module, space.graph).materialise(space.kept_channels(counts, order))
 
 
 @pytest.fixture(scope="module")

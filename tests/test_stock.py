@@ -13,7 +13,7 @@ import torch
 
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 
@@ -57,7 +57,7 @@ def random_allocation(name: str) -> torch.nn.Module:
     rng = np.random.default_rng(0)
     counts = [int(rng.integers(max(unit.width // 2, 1), unit.width + 1)) for unit in graph.units]
     keep = Space(graph, round_to=1).kept_channels(counts, [rng.permutation(group.size) for group in graph.groups])
-    return Surgeon(module, graph).materialise(keep)
+    return Slicer(module, graph).materialise(keep)
 
 
 def check(names: list[str], folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 
@@ -32,7 +32,7 @@ def analysed(name: str) -> tuple[nn.Module, ChannelGraph]:
 @pytest.mark.parametrize("name", ALL, scope="module")
 def test_pruned_equals_zeroed(name: str) -> None:
     module, graph = analysed(name)
-    surgeon, space = Surgeon(module, graph), Space(graph, round_to=1, min_keep=1e-6)
+    surgeon, space = Slicer(module, graph), Space(graph, round_to=1, min_keep=1e-6)
     images = example()
     for seed in range(1 if name in HEAVY else 3):
         keep = random_keep(space, seed)
@@ -49,7 +49,7 @@ def test_random_allocations_train_and_shrink(name: str) -> None:
     module, graph = analysed(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     space = Space(graph)
-    smaller = Surgeon(module, graph).materialise(random_keep(space, 7))
+    smaller = Slicer(module, graph).materialise(random_keep(space, 7))
     with torch.no_grad():
         smaller.train()(example())
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in module.parameters())
@@ -71,8 +71,8 @@ def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     second = random_keep(Space(rest, round_to=1, min_keep=0.5), 2)
     together = first.copy()
     together[np.flatnonzero(first)] = second
-    once = Surgeon(module, graph).materialise(together)
-    twice = Surgeon(Surgeon(module, graph).materialise(first), rest).materialise(second)
+    once = Slicer(module, graph).materialise(together)
+    twice = Slicer(Slicer(module, graph).materialise(first), rest).materialise(second)
     assert repr(once) == repr(twice)
     for key, value in once.state_dict().items():
         torch.testing.assert_close(twice.state_dict()[key], value, rtol=0, atol=0)
@@ -84,7 +84,7 @@ def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
 @pytest.mark.parametrize("name", [param for param in ALL if str(param.values[0]).startswith("yolo")], scope="module")
 def test_pruned_detector_fuses_to_the_same_function(name: str) -> None:
     module, graph = analysed(name)
-    pruned = Surgeon(module, graph).materialise(random_keep(Space(graph), 3)).eval()
+    pruned = Slicer(module, graph).materialise(random_keep(Space(graph), 3)).eval()
     images = example()
     with torch.no_grad():
         decoded = pruned(images)[0]
@@ -149,7 +149,7 @@ def test_a_group_may_not_lose_all_its_channels() -> None:
     group = graph.groups[graph.units[0].groups[0]]
     keep[group.offset : group.offset + group.size] = False
     with pytest.raises(ModelError, match="at least one channel"):
-        Surgeon(module, graph).materialise(keep)
+        Slicer(module, graph).materialise(keep)
 
 
 def test_a_shared_convolution_is_pruned_once() -> None:
@@ -167,5 +167,5 @@ def test_a_shared_convolution_is_pruned_once() -> None:
     keep = np.ones(graph.channels, dtype=np.bool_)
     group = graph.groups[graph.units[0].groups[0]]
     keep[group.offset] = False
-    smaller = Surgeon(module, graph).materialise(keep)
+    smaller = Slicer(module, graph).materialise(keep)
     assert smaller.two.weight.shape == (7, 7, 3, 3)

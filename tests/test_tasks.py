@@ -17,7 +17,7 @@ from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
 from autoprune.models.ultralytics.tasks import TASKS, layout_of
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.training.extensions.distill import check_teacher
@@ -92,7 +92,7 @@ def test_pruned_equals_zeroed(world: Path, task: str) -> None:
     module, space = shaken(deepcopy(adapter.module)), Space(graph, round_to=1, min_keep=1e-6)
     keep, images = random_keep(space, 0), adapter.example(2).double()
     with torch.no_grad():
-        pruned = compared(Surgeon(module, graph).materialise(keep).eval()(images))
+        pruned = compared(Slicer(module, graph).materialise(keep).eval()(images))
         expected = compared(zeroed(module, graph, keep).eval()(images))
     for one, other in zip(pruned, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

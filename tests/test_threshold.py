@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoprune.strategies._base import search
 from autoprune.strategies.threshold import ThresholdStrategy, unit_scores
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.graph import Unit
 from autoprune.structure.space import Space
 from tests.toy import LayerFlops, chain_graph
@@ -22,7 +22,7 @@ WIDTHS = (32, 64, 64, 32)
 def constraint(share: float = 0.4, round_to: int = 8) -> Constraint:
     space = Space(chain_graph(WIDTHS), round_to=round_to)
     cost = LayerFlops(space)
-    return Constraint(space, [Ceiling(cost, share * float(cost(space.dense)))])
+    return Constraint(space, [CostLimit(cost, share * float(cost(space.dense)))])
 
 
 def kept(limits: Constraint, importance: list[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
-from autoprune.latency.timing import Effort, time_pair
+from autoprune.latency.timing import MeasurementConfig, time_pair
 from autoprune.runtimes import Backend, MemoryFormat, Precision, Runtime, open_backend, runtime_settings, torch_compile
 from tests.detectors import build
 
@@ -128,7 +128,7 @@ def test_compiled_networks_run_in_turn() -> None:
     backend = opened()
     with backend.session():
         dense, candidate = backend.prepare(Block(64), SHAPE), backend.prepare(Block(8), SHAPE)
-        timing = time_pair(candidate, dense, Effort(runs=10, max_runs=10))
+        timing = time_pair(candidate, dense, MeasurementConfig(runs=10, max_runs=10))
     assert 0 < timing.ratio < 5
     assert timing.candidate.runs == 10
 
@@ -140,6 +140,6 @@ def test_compiled_networks_run_on_cuda(precision: Precision) -> None:
     backend = open_backend(replace(settings, memory_format=MemoryFormat.CHANNELS_LAST))
     with backend.session():
         dense, candidate = backend.prepare(build(32), (1, 3, 64, 64)), backend.prepare(build(8), (1, 3, 64, 64))
-        timing = time_pair(candidate, dense, Effort(runs=20, max_runs=20))
+        timing = time_pair(candidate, dense, MeasurementConfig(runs=20, max_runs=20))
     assert dense.note is None
     assert 0 < timing.ratio < 2

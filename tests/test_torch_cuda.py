@@ -14,7 +14,7 @@ from torch import nn
 
 from autoprune.cli.main import main
 from autoprune.errors import DeviceError
-from autoprune.latency.timing import Effort, time_pair
+from autoprune.latency.timing import MeasurementConfig, time_pair
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.torch_cuda import Graphs, with_room
 from tests.detectors import build, write_data, write_detector
@@ -156,7 +156,7 @@ def test_runs_are_timed_by_events(precision: Precision, runtime: Runtime, layout
     backend = open_backend(replace(settings, memory_format=layout))
     with backend.session():
         dense, candidate = backend.prepare(network(), SHAPE), backend.prepare(network(), SHAPE)
-        timing = time_pair(candidate, dense, Effort())
+        timing = time_pair(candidate, dense, MeasurementConfig())
     assert dense.note is candidate.note is timing.note is None
     assert timing.candidate.median > 0
     assert 0.5 < timing.ratio < 2
@@ -168,7 +168,7 @@ def test_a_graph_is_the_default_and_beats_eager_on_a_small_network() -> None:
     assert settings.runtime is Runtime.CUDAGRAPH
     graph, eager = open_backend(settings), open_backend(replace(settings, runtime=Runtime.TORCH))
     with graph.session():
-        timing = time_pair(graph.prepare(network(), SHAPE), eager.prepare(network(), SHAPE), Effort())
+        timing = time_pair(graph.prepare(network(), SHAPE), eager.prepare(network(), SHAPE), MeasurementConfig())
     assert timing.ratio < 1
 
 
@@ -197,7 +197,7 @@ def test_a_network_that_cannot_be_captured_runs_eagerly_and_says_so() -> None:
         assert dense.note.startswith("the network cannot be captured as a CUDA graph (")
         candidate = backend.prepare(network(), SHAPE)
         assert candidate.note == dense.note, "what is compared runs alike"
-        timing = time_pair(candidate, dense, Effort())
+        timing = time_pair(candidate, dense, MeasurementConfig())
         assert timing.note is not None
         assert dense.note in timing.note
     torch.cuda.empty_cache()

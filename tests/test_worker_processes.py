@@ -15,7 +15,7 @@ from autoprune.envs.problem import PruningProblem
 from autoprune.envs.pruning_env import PruningEnv
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.workflows.network import Network, open_network
 from autoprune.workflows.strategies import scores_of
 from tests.test_finalists import Silent
@@ -48,7 +48,7 @@ def problem(network: Network, journal: Journal) -> PruningProblem:
     space, costs = network.space, network.static_costs()
     return PruningProblem(
         space=space,
-        constraint=Constraint(space, [Ceiling(costs[m], 0.6 * float(costs[m](space.dense))) for m in METRICS]),
+        constraint=Constraint(space, [CostLimit(costs[m], 0.6 * float(costs[m](space.dense))) for m in METRICS]),
         cost=costs["flops"],
         score=scores_of(evaluator),
         sensitivity=np.linspace(0, 1, len(space)),

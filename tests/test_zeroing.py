@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.structure import zeroing
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.structure.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
@@ -215,7 +215,7 @@ def test_zeros_are_taken_back() -> None:
         expected = network(IMAGES)
         assert float(network.convs[1].weight[:, ~keep[graph.axes[dict(graph.tensors["convs.1.weight"])[1]]]].sum()) == 0
     with torch.no_grad():
-        torch.testing.assert_close(Surgeon(network, graph).materialise(keep)(IMAGES), expected)
+        torch.testing.assert_close(Slicer(network, graph).materialise(keep)(IMAGES), expected)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
 

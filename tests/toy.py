@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from autoprune.envs.problem import PruningProblem
 from autoprune.envs.pruning_env import PruningEnv, RuleFactory
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.cost import Cost
 from autoprune.structure.graph import ChannelGraph, Group, Layer, LayerKind, Unit
 from autoprune.structure.space import Allocation, Counts, Space
@@ -175,4 +175,4 @@ def make_toy(units: int = 40, *, seed: int = 0, budget: float = 0.5, round_to: i
     noise = 0.5 * rng.normal(size=units)
     scale = single.sum() + pair.sum()
     limit = budget * float(cost(space.dense))
-    return Toy(space, Constraint(space, [Ceiling(cost, limit)]), cost, 8 * single / scale, 8 * pair / scale, noise)
+    return Toy(space, Constraint(space, [CostLimit(cost, limit)]), cost, 8 * single / scale, 8 * pair / scale, noise)

@@ -22,7 +22,7 @@ from autoprune.envs.problem import PruningProblem
 from autoprune.strategies.prior import find_prior
 from autoprune.workflows.call import Caller
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.strategies import scores_of
 
@@ -86,10 +86,10 @@ def _problem(config: SearchConfig, *, prior: bool) -> tuple[PruningProblem, RunF
     run = PruningRun(config, folder, listener)
     parsed = Budget.parse(config.budget)
     limits = run.binding_limits(parsed, run.dense(validate=False))
-    goals = LatencyGoals(run.benches, limits)
-    constraint = run.constrain(parsed, limits, goals)
+    latency_constraints = LatencyConstraints(run.estimators, limits)
+    constraint = run.constrain(parsed, limits, latency_constraints)
     units = len(constraint.space)
-    constraint = goals.settled(constraint, np.zeros(units))
+    constraint = latency_constraints.settled(constraint, np.zeros(units))
     evaluator = run.evaluator("evaluation", config.images)
     score, sensitivity, start = scores_of(evaluator), np.zeros(units), np.zeros(units)
     if prior:

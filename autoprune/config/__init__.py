@@ -30,15 +30,40 @@ from autoprune.config.export import ExportConfig
 from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.quantize import QuantizeConfig
-from autoprune.config.search import CompareConfig, Entry, NetAdaptConfig, SearchConfig, SensitivityConfig
+from autoprune.config.search import BenchmarkEntry, CompareConfig, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 
 __all__ = [
-    "COMMANDS", "EXTENDABLE", "PLACE", "ApplyConfig", "BudgetedConfig", "CompareConfig", "Config", "DataConfig",
-    "Entry", "ExportConfig", "MaskConfig", "NetAdaptConfig", "ProfileConfig", "PruningConfig", "QuantizeConfig",
-    "ReconstructingConfig", "ResumableConfig", "RunConfig", "RuntimeConfig", "SearchConfig", "SensitivityConfig",
-    "SlimConfig", "SparsifyConfig", "SparsityConfig", "TrainConfig", "devices_of", "named", "option", "to_yaml",
+    "COMMANDS",
+    "EXTENDABLE",
+    "PLACE",
+    "ApplyConfig",
+    "BenchmarkEntry",
+    "BudgetedConfig",
+    "CompareConfig",
+    "Config",
+    "DataConfig",
+    "ExportConfig",
+    "MaskConfig",
+    "NetAdaptConfig",
+    "ProfileConfig",
+    "PruningConfig",
+    "QuantizeConfig",
+    "ReconstructingConfig",
+    "ResumableConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "SearchConfig",
+    "SensitivityConfig",
+    "SlimConfig",
+    "SparsifyConfig",
+    "SparsityConfig",
+    "TrainConfig",
+    "devices_of",
+    "named",
+    "option",
+    "to_yaml",
     "yaml_of",
 ]  # fmt: skip
 

@@ -105,7 +105,7 @@ class SensitivityConfig(PruningConfig):
 
 
 @dataclass(frozen=True)
-class Entry:
+class BenchmarkEntry:
     """What takes part in a comparison.
 
     Attributes:
@@ -117,7 +117,7 @@ class Entry:
     warm_start: StrategyName | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Entry:
+    def parse(cls, text: str) -> BenchmarkEntry:
         """Read ``ppo``, or ``knapsack+ppo`` for ppo started from knapsack's candidates."""
         known = {member.value: member for member in StrategyName}
         words = [word.strip() for word in text.split("+")]
@@ -175,9 +175,9 @@ class CompareConfig(ReconstructingConfig):
             spec_of(name)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[BenchmarkEntry, ...]:
         """What takes part, each once."""
-        return tuple(dict.fromkeys(Entry.parse(text) for text in self.strategies.split(",")))
+        return tuple(dict.fromkeys(BenchmarkEntry.parse(text) for text in self.strategies.split(",")))
 
     @property
     def compared_criteria(self) -> tuple[str, ...]:

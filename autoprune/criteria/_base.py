@@ -21,7 +21,7 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CalibrationData:
     """Labelled training images, for criteria that look at what the network makes of them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Member:
+class ChannelScores:
     """What one tensor or layer says about channels.
 
     Attributes:
@@ -63,7 +63,7 @@ class Importance(ABC):
     normalised: bool = True
 
     @abstractmethod
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return what every tensor or layer that has a say says; the network is not changed."""
 
     def __call__(self, module: nn.Module, graph: ChannelGraph) -> tuple[Scores, ...]:
@@ -112,7 +112,7 @@ def trainable_copy(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter
     return copied, parameters
 
 
-def observe(module: nn.Module, evidence: Evidence) -> None:
+def observe(module: nn.Module, evidence: CalibrationData) -> None:
     """Run the images through a network in eval mode, without gradients, for hooks to see; its mode is put back."""
     with evaluating(module):
         for batch in evidence.batches:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence, Importance, Member, observe
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
 from autoprune.structure.graph import ChannelGraph, LayerKind
 
 NEAR = 0.05
@@ -31,10 +31,10 @@ class ApozImportance(Importance):
 
     name = "apoz"
 
-    def __init__(self, evidence: Evidence, *, near: float = NEAR) -> None:
+    def __init__(self, evidence: CalibrationData, *, near: float = NEAR) -> None:
         self._evidence, self._near = evidence, near
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the share per channel for every layer."""
         norms = [layer for layer in graph.layers if layer.kind is LayerKind.NORM]
         layers = norms or [layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
@@ -45,7 +45,7 @@ class ApozImportance(Importance):
                 count = self._counting(activation_after(module, name), total)
                 hooks.enter_context(module.get_submodule(name).register_forward_hook(count))
             observe(module, self._evidence)
-        return [Member(graph.axes[axis], alive[name]) for name, axis in axes.items()]
+        return [ChannelScores(graph.axes[axis], alive[name]) for name, axis in axes.items()]
 
     def _counting(
         self, activation: nn.Module, total: torch.Tensor

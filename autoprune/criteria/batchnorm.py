@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Ids, Importance, Member
+from autoprune.criteria._base import ChannelScores, Ids, Importance
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph
 
@@ -24,16 +24,18 @@ class BatchNormImportance(Importance):
     name = "bn"
     normalised = False
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return |γ| of every affine batch norm."""
         scales = [
-            Member(ids, module.get_parameter(f"{path}.weight").abs()) for path, ids in scaled_channels(module, graph)
+            ChannelScores(ids, module.get_parameter(f"{path}.weight").abs())
+            for path, ids in scaled_channels(module, graph)
         ]
         if not scales:
             raise ModelError("The criterion bn needs batch norm layers and this network has none; use `criterion` l1")
         norms = np.bincount(np.concatenate([one.channels for one in scales]), minlength=graph.channels)
         return [
-            Member(one.channels, one.scores / torch.from_numpy(norms[one.channels]).to(one.scores)) for one in scales
+            ChannelScores(one.channels, one.scores / torch.from_numpy(norms[one.channels]).to(one.scores))
+            for one in scales
         ]
 
 

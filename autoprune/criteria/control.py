@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Importance, Member
+from autoprune.criteria._base import ChannelScores, Importance
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -24,10 +24,12 @@ class RandomImportance(Importance):
     def __init__(self, *, seed: int = 0) -> None:
         self._seed = seed
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return one random score per channel of every group."""
         generator = torch.Generator().manual_seed(self._seed)
         return [
-            Member(np.arange(group.offset, group.offset + group.size), torch.rand(group.size, generator=generator))
+            ChannelScores(
+                np.arange(group.offset, group.offset + group.size), torch.rand(group.size, generator=generator)
+            )
             for group in graph.groups
         ]

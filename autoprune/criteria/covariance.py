@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence, Importance, Member, trainable_copy
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
 from autoprune.statistics.layers import Reader, outputs_first
 from autoprune.statistics.moments import RIDGE, Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
@@ -35,10 +35,10 @@ class CovarianceImportance(Importance):
 
     name = "covariance"
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: CalibrationData) -> None:
         self._evidence = evidence
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return per group and channel the share of the group that is removed before it."""
         evidence = self._evidence
         moments = collect_moments(module, graph, [evidence.inputs(batch) for batch in evidence.batches])
@@ -53,7 +53,7 @@ class CovarianceImportance(Importance):
                 for name, axis in axes.items()
                 if len((places := [np.flatnonzero(axis == channel) for channel in channels])[0])
             ]
-            found.append(Member(channels, torch.from_numpy(_eliminated(group.size, readings))))
+            found.append(ChannelScores(channels, torch.from_numpy(_eliminated(group.size, readings))))
         return found
 
     def _output_weights(self, module: nn.Module, names: Sequence[str]) -> Mapping[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Importance, Member, weights
+from autoprune.criteria._base import ChannelScores, Importance, weights
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -20,6 +20,6 @@ class GeometricMedianImportance(Importance):
 
     name = "fpgm"
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the summed distance per channel for every weight."""
-        return [Member(channels, torch.cdist(rows, rows).sum(1)) for channels, rows in weights(module, graph)]
+        return [ChannelScores(channels, torch.cdist(rows, rows).sum(1)) for channels, rows in weights(module, graph)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence, Importance, Member, rows_of, trainable_copy
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, rows_of, trainable_copy
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -19,14 +19,14 @@ class GradientImportance(Importance):
         evidence: images that gradients are computed on.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: CalibrationData) -> None:
         self._evidence = evidence
 
     @abstractmethod
     def saliency(self, products: torch.Tensor) -> torch.Tensor:
         """Return a score per channel, shape (n,), from one batch's gradients times weights, shape (n, rest)."""
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the mean saliency per channel for every parameter that the loss depends on."""
         copied, parameters = trainable_copy(module)
         places = [
@@ -47,4 +47,4 @@ class GradientImportance(Importance):
                     scores = self.saliency(rows_of(gradient * parameters[name].detach(), dimension))
                     totals[place] = totals.get(place, torch.zeros_like(scores)) + scores
         batches = len(self._evidence.batches)
-        return [Member(graph.axes[axis], total / batches) for (_, _, axis), total in totals.items()]
+        return [ChannelScores(graph.axes[axis], total / batches) for (_, _, axis), total in totals.items()]

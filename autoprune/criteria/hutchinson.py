@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence, Importance, Member, rows_of, trainable_copy
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, rows_of, trainable_copy
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -24,10 +24,10 @@ class HutchinsonImportance(Importance):
 
     name = "hutchinson"
 
-    def __init__(self, evidence: Evidence, *, seed: int = 0) -> None:
+    def __init__(self, evidence: CalibrationData, *, seed: int = 0) -> None:
         self._evidence, self._seed = evidence, seed
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the saliency per channel for every weight of a convolution or linear layer."""
         copied, parameters = trainable_copy(module)
         weighty = {name: parameters[name] for name in graph.tensors if name in parameters and parameters[name].ndim > 1}
@@ -42,7 +42,7 @@ class HutchinsonImportance(Importance):
             for dimension, axis in graph.tensors[name]:
                 curvature = rows_of(diagonal[name], dimension).mean(1) / len(self._evidence.batches)
                 squares = rows_of(weight.detach(), dimension).square().sum(1)
-                members.append(Member(graph.axes[axis], 0.5 * curvature.clamp(min=0) * squares))
+                members.append(ChannelScores(graph.axes[axis], 0.5 * curvature.clamp(min=0) * squares))
         return members
 
 

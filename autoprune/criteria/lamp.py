@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Importance, Member, weights
+from autoprune.criteria._base import ChannelScores, Importance, weights
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -21,9 +21,9 @@ class LampImportance(Importance):
     name = "lamp"
     normalised = False
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the score per channel for every weight."""
-        return [Member(channels, _shares(rows.square().sum(1))) for channels, rows in weights(module, graph)]
+        return [ChannelScores(channels, _shares(rows.square().sum(1))) for channels, rows in weights(module, graph)]
 
 
 def _shares(squares: torch.Tensor) -> torch.Tensor:

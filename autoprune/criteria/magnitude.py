@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Importance, Member, weights
+from autoprune.criteria._base import ChannelScores, Importance, weights
 from autoprune.errors import ConfigError
 from autoprune.structure.graph import ChannelGraph
 
@@ -31,8 +31,9 @@ class MagnitudeImportance(Importance):
         self.p = p
         self.name = f"l{p:g}"
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return ‖w‖p per channel for every weight."""
         return [
-            Member(channels, torch.linalg.vector_norm(rows, self.p, dim=1)) for channels, rows in weights(module, graph)
+            ChannelScores(channels, torch.linalg.vector_norm(rows, self.p, dim=1))
+            for channels, rows in weights(module, graph)
         ]

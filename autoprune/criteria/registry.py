@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autoprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from autoprune.criteria._base import Evidence, Importance
+    from autoprune.criteria._base import CalibrationData, Importance
 
 LARGEST_EXPONENT = 16
 """Of a norm; beyond it, the powers of small weights are zero."""
@@ -23,7 +23,7 @@ class CriterionSpec:
 
     Attributes:
         name: as options and policies name it.
-        factory: ``module:name`` of its class; of `Evidence` if it needs images, else of nothing.
+        factory: ``module:name`` of its class; of `CalibrationData` if it needs images, else of nothing.
         needs_images: whether it looks at training images.
         folds: whether its least channels give a constant, which is folded into what reads them.
         source: where it comes from.
@@ -99,7 +99,7 @@ def exponent_of(name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-def make_criterion(name: str, evidence: Callable[[], Evidence] | None = None) -> Importance:
+def make_criterion(name: str, evidence: Callable[[], CalibrationData] | None = None) -> Importance:
     """Return the criterion of a name.
 
     Args:

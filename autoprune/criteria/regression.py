@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence, Importance, Member, observe
-from autoprune.statistics.sampling import Places, Reader, watched
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
+from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
 from autoprune.structure.graph import ChannelGraph, LayerKind
 
 Matrix = npt.NDArray[np.float64]
@@ -31,10 +31,10 @@ class RegressionImportance(Importance):
 
     name = "regression"
 
-    def __init__(self, evidence: Evidence, *, seed: int = 0) -> None:
+    def __init__(self, evidence: CalibrationData, *, seed: int = 0) -> None:
         self._evidence, self._seed = evidence, seed
 
-    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[Member]:
+    def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return per group and channel the share of the group that is removed before it."""
         products = [np.zeros((group.size, group.size)) for group in graph.groups]
         for channels, gram in self._contributions(module, graph):
@@ -45,7 +45,7 @@ class RegressionImportance(Importance):
                     numbers = channels[places] - group.offset
                     np.add.at(product, np.ix_(numbers, numbers), scaled[np.ix_(places, places)])
         return [
-            Member(np.arange(group.offset, group.offset + group.size), torch.from_numpy(eliminated(product)))
+            ChannelScores(np.arange(group.offset, group.offset + group.size), torch.from_numpy(eliminated(product)))
             for group, product in zip(graph.groups, products, strict=True)
         ]
 
@@ -55,14 +55,14 @@ class RegressionImportance(Importance):
             layer.name: layer.in_axis for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
         }
         inner: dict[str, torch.Tensor] = {}
-        places = Places(seed=self._seed)
+        places = SampledPositions(seed=self._seed)
 
         def see(name: str, layer: Reader, inputs: torch.Tensor, _: torch.Tensor) -> None:
             rows = places.patches(layer, inputs).double().flatten(1)
             product = rows.T @ rows
             inner[name] = inner[name] + product if name in inner else product
 
-        with watched(module, list(readers), see):
+        with activation_hooks(module, list(readers), see):
             observe(module, self._evidence)
         return [
             (graph.axes[axis], contributions(module.get_submodule(name), inner[name]))

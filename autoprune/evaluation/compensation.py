@@ -14,10 +14,10 @@ from torch import nn
 from autoprune.statistics.layers import Reader, outputs_first, shift_output, summed_over_kernel
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep
+from autoprune.structure.slicing import ChannelMask
 
 
-def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, moments: Moments) -> None:
+def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, moments: Moments) -> None:
     """Add to the weights of every layer what best predicts, from the kept channels, what the removed ones gave it.
 
     ``W ← W_K + W_R · A`` with ``A = Σ_RK (Σ_KK + λI)⁻¹``, the same A at every kernel position; the means that are left
@@ -40,7 +40,7 @@ def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: K
 
 
 def _compensate_layer(
-    module: nn.Module, dense: nn.Module, name: str, kept: Keep, staying: Keep, moments: Moments
+    module: nn.Module, dense: nn.Module, name: str, kept: ChannelMask, staying: ChannelMask, moments: Moments
 ) -> None:
     source, target = dense.get_submodule(name), module.get_submodule(name)
     assert isinstance(source, Reader)

@@ -10,13 +10,15 @@ from torch import nn
 
 from autoprune.statistics.layers import Norm, Reader, evaluating, shift_output, summed_over_kernel
 from autoprune.structure.graph import ChannelGraph, LayerKind
-from autoprune.structure.slicing import Keep
+from autoprune.structure.slicing import ChannelMask
 
 _SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 """Layers that make channels out of others; of grouped convolutions only depthwise ones are pruned, which do not."""
 
 
-def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep, example: torch.Tensor) -> None:
+def fold_constants(
+    module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, example: torch.Tensor
+) -> None:
     """Add to every layer what it would have read from the constants of removed channels.
 
     A channel whose batch norm scale γ is 0 gives the constant act(β) whatever it reads. To a following layer it adds
@@ -57,7 +59,7 @@ class _SilencedRun:
         norms: per layer, the batch norm that reads the very tensor which the layer gives.
     """
 
-    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+    def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
         self.shifts: dict[str, torch.Tensor] = {}
         self.norms: dict[str, str] = {}
         self._axes = {

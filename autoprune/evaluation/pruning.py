@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprune.criteria._base import Evidence
+from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.registry import spec_of
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.folding import fold_constants
@@ -34,13 +34,13 @@ RECONSTRUCTION_BYTES = 2 * 2**30
 """Activations that reconstruction may hold: its images go through the network all at once."""
 
 
-def evidence_of(adapter: Adapter) -> Evidence:
+def evidence_of(adapter: Adapter) -> CalibrationData:
     """Return the training images that criteria look at: the same in every run, so that a policy says which channels.
 
     There are labels in every batch: training divides its loss by them, and one without would outweigh all others.
     """
     batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0, balanced=True)
-    return Evidence(batches, adapter.inputs, adapter.loss)
+    return CalibrationData(batches, adapter.inputs, adapter.loss)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from autoprune.statistics.layers import evaluating, norms_behind
-from autoprune.statistics.sampling import Places, Reader, watched
+from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
-from autoprune.structure.slicing import Keep
+from autoprune.structure.slicing import ChannelMask
 
 POINTS = 128
 """Feature points per image: a 3×3 convolution of 64 channels has 576 weights per output."""
@@ -29,7 +29,7 @@ def reconstruct(
     module: nn.Module,
     dense: nn.Module,
     graph: ChannelGraph,
-    keep: Keep,
+    keep: ChannelMask,
     inputs: torch.Tensor,
     *,
     trained: nn.Module | None = None,
@@ -60,14 +60,14 @@ def reconstruct(
     layers = {layer.name: layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)}
     trained = trained or dense
     names = [name for name in layers if next(trained.get_submodule(name).parameters()).requires_grad]
-    places = Places(seed=seed, points=POINTS)
+    places = SampledPositions(seed=seed, points=POINTS)
     wanted: dict[str, torch.Tensor] = {}
 
     def note(name: str, layer: Reader, read: torch.Tensor, given: torch.Tensor) -> None:
         if name not in wanted:  # a layer that runs twice is solved for what it reads first
             wanted[name] = places.values(layer, read, given)[:, _kept(graph, layers[name], keep)]
 
-    with evaluating(dense), watched(dense, names, note), norms_behind(dense, names) as norms:
+    with evaluating(dense), activation_hooks(dense, names, note), norms_behind(dense, names) as norms:
         dense(inputs)
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -100,7 +100,7 @@ def _set_mean(norm: nn.Module, dense: nn.Module, channels: torch.Tensor, bias: t
     mean.copy_(before[channels.to(mean.device)] - bias)
 
 
-def _kept(graph: ChannelGraph, layer: Layer, keep: Keep) -> torch.Tensor:
+def _kept(graph: ChannelGraph, layer: Layer, keep: ChannelMask) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(keep[graph.axes[layer.out_axis]]))
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from autoprune.statistics.layers import Reader
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Keep
+from autoprune.structure.slicing import ChannelMask
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Reading:
     unexplained: torch.Tensor
     product: torch.Tensor
 
-    def change(self, added: Keep) -> float:
+    def change(self, added: ChannelMask) -> float:
         """Return the change of the loss when some of the removed channels, shape (C,), are read as they are."""
         device = self.goes.device
         places = torch.from_numpy(np.flatnonzero(added[self.goes.cpu().numpy()])).to(device)
@@ -69,11 +69,11 @@ class _Reading:
 class Slopes:
     """How the loss of one pruned network changes with its width; made by `measure_slopes`."""
 
-    def __init__(self, keep: Keep, readings: Sequence[_Reading]) -> None:
+    def __init__(self, keep: ChannelMask, readings: Sequence[_Reading]) -> None:
         self._keep = keep
         self._readings = readings
 
-    def change(self, wider: Keep) -> float:
+    def change(self, wider: ChannelMask) -> float:
         """Return the change of the loss, to first order, when more channels are kept, shape (channels,)."""
         added = wider & ~self._keep
         return sum(
@@ -84,7 +84,7 @@ class Slopes:
 def measure_slopes(
     dense: nn.Module,
     graph: ChannelGraph,
-    keep: Keep,
+    keep: ChannelMask,
     moments: Moments | None,
     losses: Sequence[Callable[[nn.Module], torch.Tensor]],
 ) -> Slopes:
@@ -118,7 +118,7 @@ def measure_slopes(
 
 def _reading(
     channels: np.ndarray[tuple[int], np.dtype[np.int64]],
-    kept: Keep,
+    kept: ChannelMask,
     name: str,
     moments: Moments | None,
     module: nn.Module,

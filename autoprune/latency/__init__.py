@@ -3,13 +3,13 @@
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.latency.samples import spread_allocations
-from autoprune.latency.timing import Effort, PairedTiming, Timing
+from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 
 __all__ = [
-    "Effort",
     "LatencyCost",
     "LatencyError",
     "LatencyMeter",
+    "MeasurementConfig",
     "PairedTiming",
     "Sample",
     "Timing",

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from autoprune.io.fields import fits
-from autoprune.latency.beside import shares_beside
-from autoprune.latency.store import Store, look_up
+from autoprune.latency.cache import LatencyCache, look_up
+from autoprune.latency.paired import shares_beside
 from autoprune.latency.tables import Point
-from autoprune.latency.timing import Effort, PairedTiming, Timing, time_alone, time_pair
+from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
 from autoprune.runtimes.settings import (
     LAYERS_ALONE,
@@ -25,16 +25,16 @@ from autoprune.runtimes.settings import (
     lane_width,
 )
 
-REFERENCE_EFFORT = Effort(max_runs=300, seconds=5.0)
+REFERENCE_EFFORT = MeasurementConfig(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
 
-SAMPLE_EFFORT = Effort(max_runs=60)
+SAMPLE_EFFORT = MeasurementConfig(max_runs=60)
 """What is enough for one of many networks that a predictor is fitted to: about a second at 12 ms."""
 
 KEPT_SPREAD = 0.04
 """Measurements whose ratio is known worse than this are not kept for later searches."""
 
-_FORMAT_EFFORT = Effort(runs=20, max_runs=40, spread=0.05)
+_FORMAT_EFFORT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
 
 
 class Recorder(Protocol):
@@ -88,7 +88,7 @@ class LatencyMeter:
         settings: RuntimeSettings,
         *,
         recorder: Recorder | None = None,
-        effort: Effort | None = None,
+        effort: MeasurementConfig | None = None,
         cache: Path | None = None,
         kind: str = "latency",
         calibration: Calibration | None = None,
@@ -97,7 +97,7 @@ class LatencyMeter:
         self.dense = dense
         self._asked = settings
         self._recorder = recorder or Memory()
-        self._effort = effort or Effort()
+        self._effort = effort or MeasurementConfig()
         self._cache = cache
         self._kind = kind
         self._calibration = calibration
@@ -146,7 +146,7 @@ class LatencyMeter:
         build: Callable[[], nn.Module],
         key: Any,
         *,
-        effort: Effort | None = None,
+        effort: MeasurementConfig | None = None,
         beside: Callable[[], nn.Module] | None = None,
     ) -> PairedTiming:
         """Time a network in turn with the dense one, or with another.
@@ -189,11 +189,11 @@ class LatencyMeter:
         return PairedTiming.from_json(self._recorded(["sample", list(allocation)], measure))
 
     @cached_property
-    def _networks(self) -> Store:
+    def _networks(self) -> LatencyCache:
         """What earlier searches measured of this architecture; a latency does not depend on the weights."""
         shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
         size = self.settings.image_size
-        return Store(
+        return LatencyCache(
             self._cache, {**fingerprint(self.settings), "image_size": size, "network": fingerprint_key(shapes)}
         )
 
@@ -207,7 +207,7 @@ class LatencyMeter:
         kept: Mapping[str, float] = self._recorder.lookup(self._kind, "layers") or {}
         if all(point.key in kept for point in wanted):
             return {point: kept[point.key] for point in wanted}
-        times = look_up(Store(self._cache, fingerprint(self.settings)), self._backend, wanted)
+        times = look_up(LatencyCache(self._cache, fingerprint(self.settings)), self._backend, wanted)
         self._recorder.append(self._kind, "layers", {point.key: value for point, value in times.items()})
         return times
 

@@ -28,7 +28,7 @@ _FENCE = 1.5
 
 
 @dataclass(frozen=True)
-class Effort:
+class MeasurementConfig:
     """How long to measure.
 
     Attributes:
@@ -145,12 +145,12 @@ class PairedTiming:
         return cls(candidate, dense, float(values["ratio"]), float(values["spread"]), values.get("note"))
 
 
-def time_alone(runner: Runner, effort: Effort) -> Timing:
+def time_alone(runner: Runner, effort: MeasurementConfig) -> Timing:
     """Time one network by itself, for a reference that is kept: as many runs as the effort allows."""
     return time_all([runner], effort)[0]
 
 
-def time_all(runners: Sequence[Runner], effort: Effort) -> list[Timing]:
+def time_all(runners: Sequence[Runner], effort: MeasurementConfig) -> list[Timing]:
     """Time any number of networks in turn: as many runs as the effort, whose seconds are for each, allows."""
     for runner in runners:
         warm_up(runner, effort.warm_up)
@@ -161,7 +161,7 @@ def time_all(runners: Sequence[Runner], effort: Effort) -> list[Timing]:
     return [Timing.of(column) for column in times.T]
 
 
-def time_pair(candidate: Runner, dense: Runner, effort: Effort) -> PairedTiming:
+def time_pair(candidate: Runner, dense: Runner, effort: MeasurementConfig) -> PairedTiming:
     """Time two networks in turn, longer where the ratio of their medians scatters more than asked."""
     for runner in (dense, candidate):
         warm_up(runner, effort.warm_up)

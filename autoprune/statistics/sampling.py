@@ -15,7 +15,7 @@ POINTS = 10
 Reader = nn.Conv2d | nn.Linear
 
 
-class Places:
+class SampledPositions:
     """Draws the same places of a layer's output whenever it is asked with the same shapes.
 
     Args:
@@ -59,7 +59,7 @@ class Places:
 
 
 @contextmanager
-def watched(
+def activation_hooks(
     module: nn.Module, layers: Sequence[str], see: Callable[[str, Reader, torch.Tensor, torch.Tensor], None]
 ) -> Iterator[None]:
     """Call ``see`` with name, layer, input and output whenever one of the layers runs."""

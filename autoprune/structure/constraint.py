@@ -19,7 +19,7 @@ _LARGEST = 1e3
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class CostLimit:
     """One cost with the most it may be.
 
     Attributes:
@@ -41,7 +41,7 @@ class Constraint:
         ConfigError: a limit, or the cost of the narrowest allocation, is NaN or infinite.
     """
 
-    def __init__(self, space: Space, ceilings: Sequence[Ceiling]) -> None:
+    def __init__(self, space: Space, ceilings: Sequence[CostLimit]) -> None:
         self.space = space
         self.ceilings = tuple(ceilings)
         for ceiling in self.ceilings:

@@ -19,11 +19,11 @@ from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Allocation, Space
 
-Keep = npt.NDArray[np.bool_]
+ChannelMask = npt.NDArray[np.bool_]
 """Which channels stay, shape (channels of the graph,), in the graph's global numbering."""
 
 
-class Surgeon:
+class Slicer:
     """Makes smaller copies of one network.
 
     Args:
@@ -41,10 +41,10 @@ class Surgeon:
             (path, update) for path, child in module.named_modules() if (update := _width_update(child)) is not None
         ]
 
-    def __reduce__(self) -> tuple[type[Surgeon], tuple[nn.Module, ChannelGraph]]:
-        return Surgeon, (self.module, self.graph)  # what it keeps by a tensor's identity is found again in the copy
+    def __reduce__(self) -> tuple[type[Slicer], tuple[nn.Module, ChannelGraph]]:
+        return Slicer, (self.module, self.graph)  # what it keeps by a tensor's identity is found again in the copy
 
-    def materialise(self, keep: Keep) -> nn.Module:
+    def materialise(self, keep: ChannelMask) -> nn.Module:
         """Return a new network with only the kept channels, in the mode and on the device of the dense one.
 
         Args:
@@ -68,7 +68,7 @@ class Surgeon:
             setattr(modules[attribute.module], attribute.attribute, width)
         return smaller
 
-    def _check(self, keep: Keep) -> None:
+    def _check(self, keep: ChannelMask) -> None:
         if keep.shape != (self.graph.channels,):
             raise ModelError(f"A channel mask must have {self.graph.channels} entries, got {keep.shape}")
         for group in self.graph.groups:
@@ -78,7 +78,7 @@ class Surgeon:
             if group.pinned is not None and kept < group.size:
                 raise ModelError(f"{group.name} must keep all its channels ({group.pinned})")
 
-    def _selections(self, keep: Keep) -> list[torch.Tensor | None]:
+    def _selections(self, keep: ChannelMask) -> list[torch.Tensor | None]:
         """Return per axis the positions that stay, or None where all do."""
         device = next(iter(self._tensors.values())).device
         kept = [keep[axis] for axis in self.graph.axes]
@@ -97,13 +97,13 @@ class Pruner:
     def __init__(self, module: nn.Module, space: Space, order: Sequence[npt.NDArray[np.int64]]) -> None:
         self.module, self.space = module, space
         self._order = order
-        self._surgeon = Surgeon(module, space.graph)
+        self._surgeon = Slicer(module, space.graph)
 
     def materialise(self, allocation: Allocation) -> nn.Module:
         """Return a new network as wide as the allocation says, batch norm not recalibrated."""
         return self._surgeon.materialise(self.kept(allocation))
 
-    def kept(self, allocation: Allocation) -> Keep:
+    def kept(self, allocation: Allocation) -> ChannelMask:
         """Return which channels of the network stay, shape (channels of the graph,)."""
         return self.space.kept_channels(allocation, self._order)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.structure.graph import ChannelGraph, Unit, trace
-from autoprune.structure.slicing import Keep, Surgeon
+from autoprune.structure.slicing import ChannelMask, Slicer
 from autoprune.structure.zeroing import DenseNetwork
 
 Check = Callable[[Sequence[Unit]], str | None]
@@ -39,11 +39,11 @@ def analyse(module: nn.Module, example: torch.Tensor, *, free_outputs: Collectio
 
 
 def _check(dense: DenseNetwork, graph: ChannelGraph, *, half: bool) -> Check:
-    surgeon = Surgeon(dense.module, graph)
+    surgeon = Slicer(dense.module, graph)
     return lambda units: dense.fault(surgeon, _without_some(graph, units, half=half))
 
 
-def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> Keep:
+def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> ChannelMask:
     """Remove channels of every group of these units: one or two, which divisors show, or half, which steps show."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     for position, unit in enumerate(units):

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph, copied
-from autoprune.structure.slicing import Keep, Surgeon, state_tensors
+from autoprune.structure.slicing import ChannelMask, Slicer, state_tensors
 
 PROOF_SIZE = 64
 """Height and width of the crop on which networks are compared, where the network takes one that small."""
@@ -74,7 +74,7 @@ class DenseNetwork:
         if _difference(self._run(self.module, seed=1), outputs, self._tolerance) is not None:
             self._tolerance = math.inf  # it draws random numbers, so that no two passes are equal
 
-    def fault(self, surgeon: Surgeon, keep: Keep) -> str | None:
+    def fault(self, surgeon: Slicer, keep: ChannelMask) -> str | None:
         """Return why the network cannot do without some of its channels, or None.
 
         Args:
@@ -107,7 +107,7 @@ class DenseNetwork:
 
 
 @contextmanager
-def unread(module: nn.Module, graph: ChannelGraph, keep: Keep) -> Iterator[None]:
+def unread(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> Iterator[None]:
     """Put zeros, for the time of a ``with``, into every weight that reads a channel that does not stay."""
     state = state_tensors(module)
     with ExitStack() as undo:

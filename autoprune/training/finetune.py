@@ -13,7 +13,7 @@ from autoprune.models._base import Adapter
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.results import EpochReport, FinetuneResult
 from autoprune.training.trainers import trainer_of
-from autoprune.training.trainers._base import Plan, Surroundings
+from autoprune.training.trainers._base import Plan, TrainingContext
 
 
 def finetune(
@@ -70,7 +70,7 @@ def finetune(
     if not 0 < lr_scale <= 10:
         raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
     plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {})
-    surroundings = Surroundings(
+    surroundings = TrainingContext(
         out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
     )
     trainer = trainer_of(adapter)

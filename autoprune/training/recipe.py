@@ -71,7 +71,7 @@ def short_scale(epochs: int) -> float:
     return SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0
 
 
-def beginners_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
+def from_scratch_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
     """Return what a network that has learnt nothing yet needs otherwise than a fine-tune: Ultralytics' own defaults.
 
     One step per batch all the same: with Ultralytics' 64 images per step a small data set gives too few.

@@ -6,8 +6,8 @@ from autoprune.config import ApplyConfig
 from autoprune.listener import Listener
 from autoprune.workflows.applied import apply_policy
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.describable import describe
 from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.stock_yaml import describe
 
 
 def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:

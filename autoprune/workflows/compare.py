@@ -17,13 +17,13 @@ from autoprune.listener import Listener
 from autoprune.report import ComparisonRow, RowKind, comparison_plot, correlation_plot, search_progress
 from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
+from autoprune.workflows.benchmark import BenchmarkResult, StrategyBenchmark
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.contest import Contest, Outcome
 from autoprune.workflows.criteria import CriteriaComparison
-from autoprune.workflows.deployment import Deployment, Found
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.references import References, Trained
+from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.tuning import Tuning, tune
 
@@ -66,8 +66,10 @@ class _Comparison:
         run, config = self._run, self._config
         dense = run.dense()
         limits = run.binding_limits(self._budget, dense)
-        self._goals = LatencyGoals(run.benches, limits)
-        contest = Contest(run, config, run.constrain(self._budget, limits, self._goals), self._goals)
+        self._latency_constraints = LatencyConstraints(run.estimators, limits)
+        contest = StrategyBenchmark(
+            run, config, run.constrain(self._budget, limits, self._latency_constraints), self._latency_constraints
+        )
         outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
         tuned = [self._tuned(contest, outcome) for outcome in outcomes]
         references = References(run, config, limits).all() if config.references else []
@@ -83,27 +85,29 @@ class _Comparison:
 
     # -- fine-tunes --------------------------------------------------------------------------------
 
-    def _tuned(self, contest: Contest, outcome: Outcome) -> Tuned:
+    def _tuned(self, contest: StrategyBenchmark, outcome: BenchmarkResult) -> Tuned:
         """Fine-tune a winner; an allocation that several found with the same seed is trained once."""
         label = f"{outcome.entry}-{outcome.seed}"
         return self._trained(contest, outcome.allocation, outcome.score, outcome.seed, label)
 
-    def _trained(self, contest: Contest, allocation: Allocation, score: float, seed: int, label: str) -> Tuned:
+    def _trained(
+        self, contest: StrategyBenchmark, allocation: Allocation, score: float, seed: int, label: str
+    ) -> Tuned:
         def made() -> dict[str, Any]:
-            return vars(self._train(contest, Found(allocation, score, {}), seed, label))
+            return vars(self._train(contest, SelectedCandidate(allocation, score, {}), seed, label))
 
         return Tuned(**self._folder.once("tuned", made, [list(allocation), seed]))
 
-    def _train(self, contest: Contest, found: Found, seed: int, label: str) -> Tuned:
+    def _train(self, contest: StrategyBenchmark, found: SelectedCandidate, seed: int, label: str) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
         path = self._folder.path / "networks" / label
         with saying_why(path):
             path.mkdir(parents=True, exist_ok=True)
         counts = np.array(found.allocation)
         costs = {metric: float(cost(counts)) for metric, cost in run.static.items()}
-        costs |= self._goals.confirm(found.allocation)
+        costs |= self._latency_constraints.confirm(found.allocation)
         module = contest.evaluator.repaired(found.allocation)
-        deployment = Deployment(run, self._budget, path=path)
+        deployment = ResultWriter(run, self._budget, path=path)
         deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
         before = adapter.validate(module).main
         if not config.finetune_epochs:
@@ -115,7 +119,7 @@ class _Comparison:
         return Tuned(before, adapter.validate(trained).main, costs)
 
     def _points(
-        self, contest: Contest, outcomes: Sequence[Outcome], tuned: Sequence[Tuned]
+        self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]
     ) -> list[tuple[float, float]]:
         """Return (score, fine-tuned accuracy) of all winners, and of enough others, spread over quality."""
         if not self._config.finetune_epochs:
@@ -134,7 +138,7 @@ class _Comparison:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def _rows(self, outcomes: Sequence[Outcome], tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
+    def _rows(self, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
         """Return one row per strategy, its values per seed, the best mean score first."""
         rows = []
         for name in dict.fromkeys(outcome.entry for outcome in outcomes):
@@ -155,7 +159,7 @@ class _Comparison:
 
     def _write(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Trained], points: Sequence[tuple[float, float]],
-        dense: float, dense_costs: Mapping[str, float], outcomes: Sequence[Outcome],
+        dense: float, dense_costs: Mapping[str, float], outcomes: Sequence[BenchmarkResult],
     ) -> None:  # fmt: skip
         run, config, listener, path = self._run, self._config, self._listener, self._folder.path
         metric, names = self._budget.limits[0].metric, run.network.adapter.accuracy_names
@@ -181,7 +185,7 @@ class _Comparison:
                 "points": [list(point) for point in points],
             },
             "agents": verdict,
-            "environment": {**environment(), **run.bench.environment()},
+            "environment": {**environment(), **run.estimator.environment()},
         }
         self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
         title = f"{run.network.adapter.name}, {self._budget}, {config.evaluations} evaluations"

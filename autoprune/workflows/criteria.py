@@ -18,10 +18,10 @@ from autoprune.listener import Listener
 from autoprune.report import ComparisonRow, RowKind, comparison_plot
 from autoprune.strategies._base import Candidate
 from autoprune.structure.space import Allocation
-from autoprune.workflows.deployment import Deployment
 from autoprune.workflows.finalists import choose
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency_constraints import LatencyConstraints
+from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.tuning import Tuning, tune
 
@@ -58,11 +58,11 @@ class CriteriaComparison:
     def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
         """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
         run, space = self._run, self._run.network.space
-        goals = LatencyGoals(run.benches, limits)
-        constraint = run.constrain(self._budget, limits, goals)
+        latency_constraints = LatencyConstraints(run.estimators, limits)
+        constraint = run.constrain(self._budget, limits, latency_constraints)
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
-        chosen = choose([first], self._evaluator, constraint, goals, count=1, listener=self._listener)
+        chosen = choose([first], self._evaluator, constraint, latency_constraints, count=1, listener=self._listener)
         counts = np.array(chosen.allocation)
         return chosen.allocation, {
             **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
@@ -93,7 +93,7 @@ class CriteriaComparison:
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
             tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
-            module = Deployment(self._run, self._budget, path=path).described(module)
+            module = ResultWriter(self._run, self._budget, path=path).described(module)
             trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, listener=listener)
             row["accuracy_after"] = network.adapter.validate(trained).main
         return row
@@ -113,7 +113,7 @@ class CriteriaComparison:
             "accuracy": name,
             "dense": {"accuracy": dense},
             "criteria": list(rows),
-            "environment": {**environment(), **run.bench.environment()},
+            "environment": {**environment(), **run.estimator.environment()},
         }
         self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
         metric = self._budget.limits[0].metric

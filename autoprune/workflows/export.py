@@ -49,7 +49,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config, caller) as folder:
-        outcome = _Outcome(config, adapter, backend, _exported(config, adapter, backend, folder=folder.path))
+        outcome = _ExportReport(config, adapter, backend, _exported(config, adapter, backend, folder=folder.path))
         folder.write("export.json", json.dumps(outcome.to_json(), indent=2) + "\n")
     for skipped in adapter.skipped:
         listener.warn(f"Skipped {skipped}")
@@ -102,7 +102,7 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _ExportReport:
     """An export as it is told."""
 
     config: ExportConfig

@@ -14,8 +14,8 @@ from autoprune.models._base import Accuracy
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
-from autoprune.workflows.deployment import Found
-from autoprune.workflows.goals import Latencies, LatencyGoals
+from autoprune.workflows.latency_constraints import Latencies, LatencyConstraints
+from autoprune.workflows.result_writer import SelectedCandidate
 
 ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
@@ -28,7 +28,7 @@ The latter while none holds it: on a machine that has become slower since the li
 
 
 @dataclass(frozen=True)
-class Finalist(Found):
+class Finalist(SelectedCandidate):
     """A candidate that holds every limit, as measured.
 
     Attributes:
@@ -39,42 +39,47 @@ class Finalist(Found):
 
 
 def choose(
-    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
-    count: int, listener: Listener,
-) -> Finalist:  # fmt: skip
+    history: Sequence[Candidate],
+    evaluator: Evaluator,
+    constraint: Constraint,
+    latency_constraints: LatencyConstraints,
+    *,
+    count: int,
+    listener: Listener,
+) -> Finalist:
     """Return the finalist with the highest accuracy on the scoring images (of equals, the higher score).
 
     Args:
         history: the search's candidates.
         evaluator: scores and builds candidates.
         constraint: the budget, latency by its predictors.
-        goals: the budget's latency limits.
+        latency_constraints: the budget's latency limits.
         count: how many of the best candidates take part.
         listener: told how it goes.
 
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
     """
-    finalists = _compared(history, evaluator, constraint, goals, count=count, listener=listener)
-    if not goals:
+    finalists = _compared(history, evaluator, constraint, latency_constraints, count=count, listener=listener)
+    if not latency_constraints:
         return finalists[0]
     held: list[Finalist] = []
     for number in range(MOST_CONFIRMATIONS):
         if held and number >= CONFIRMATIONS:
             break
-        chosen = replace(finalists[0], latencies=goals.confirm(finalists[0].allocation))
-        if goals.held(chosen.latencies):
+        chosen = replace(finalists[0], latencies=latency_constraints.confirm(finalists[0].allocation))
+        if latency_constraints.held(chosen.latencies):
             held.append(chosen)
-            if goals.spent(chosen.latencies):
+            if latency_constraints.spent(chosen.latencies):
                 break
-        moved = _measured(chosen, evaluator, constraint, goals, known=chosen.latencies)
+        moved = _measured(chosen, evaluator, constraint, latency_constraints, known=chosen.latencies)
         if moved is not None and moved.allocation != chosen.allocation:
             finalists[0] = moved
         elif len(finalists) > 1:
             finalists.pop(0)
         else:
             break
-    return min(held, key=lambda item: goals.unused(item.latencies)) if held else chosen
+    return min(held, key=lambda item: latency_constraints.unused(item.latencies)) if held else chosen
 
 
 def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) -> list[Candidate]:
@@ -86,41 +91,50 @@ def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) ->
 
 
 def _compared(
-    history: Sequence[Candidate], evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
-    count: int, listener: Listener,
-) -> list[Finalist]:  # fmt: skip
+    history: Sequence[Candidate],
+    evaluator: Evaluator,
+    constraint: Constraint,
+    latency_constraints: LatencyConstraints,
+    *,
+    count: int,
+    listener: Listener,
+) -> list[Finalist]:
     """Return the finalists that were measured within the goals' targets, best first."""
     finalists: dict[Allocation, Finalist] = {}
     best = best_of(history, constraint, count)
     with listener.progress("Finalists", len(best)) as advance:
         for done, candidate in enumerate(best, start=1):
-            found = _measured(candidate, evaluator, constraint, goals)
+            found = _measured(candidate, evaluator, constraint, latency_constraints)
             if found is not None and found.allocation not in finalists:
                 accuracy = evaluator.accuracy(found.allocation) if len(best) > 1 else None
                 finalists[found.allocation] = replace(found, accuracy=accuracy)
             advance(done)
     if not finalists:
         raise BudgetUnreachableError(
-            f"None of {len(best)} finalists could be measured within {goals}; "
+            f"None of {len(best)} finalists could be measured within {latency_constraints}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
     return sorted(finalists.values(), key=lambda item: (-(item.accuracy.main if item.accuracy else 0), -item.score))
 
 
 def _measured(
-    candidate: Candidate | Finalist, evaluator: Evaluator, constraint: Constraint, goals: LatencyGoals, *,
+    candidate: Candidate | Finalist,
+    evaluator: Evaluator,
+    constraint: Constraint,
+    latency_constraints: LatencyConstraints,
+    *,
     known: Latencies | None = None,
-) -> Finalist | None:  # fmt: skip
+) -> Finalist | None:
     """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again.
 
     Args:
         candidate: where to begin.
         evaluator: scores what it becomes.
         constraint: the budget.
-        goals: the budget's latency limits.
+        latency_constraints: the budget's latency limits.
         known: the candidate's latencies, where they are known better than by a measurement now.
     """
-    if not goals:
+    if not latency_constraints:
         return Finalist(candidate.allocation, candidate.score, {})
     fitting: list[Finalist] = []
     wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
@@ -128,14 +142,14 @@ def _measured(
     seen: set[Allocation] = set()
     for _ in range(ROUNDS):
         seen.add(allocation)
-        measured = known or goals.measure(allocation)
+        measured = known or latency_constraints.measure(allocation)
         known = None
-        if goals.holding(measured):
+        if latency_constraints.holding(measured):
             fitting.append(Finalist(allocation, score, measured))
-            if goals.spent(measured):
+            if latency_constraints.spent(measured):
                 break
         try:
-            tightened = goals.rescaled(constraint, allocation, measured)
+            tightened = latency_constraints.rescaled(constraint, allocation, measured)
         except BudgetUnreachableError:
             break  # not this one; another finalist may still fit
         allocation = constraint.space.allocation(tightened.project(wish))

@@ -16,13 +16,13 @@ from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
 from autoprune.latency.samples import spread_allocations
-from autoprune.latency.timing import Effort, PairedTiming, Timing
+from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
-from autoprune.workflows.repeats import DOUBT, Steadiness, typical
+from autoprune.workflows.noise import DOUBT, NoiseModel, typical
 
 EVEN, NEAR = 16, 8
 """Whole networks that the predictor is fitted to and judged by: spread evenly, and around the budget.
@@ -34,7 +34,7 @@ On yolov8n at 320 px, 12 of them predict 38 others with a median error of 2% on 
 FOCUS_STEP = 0.05
 """Budgets within such a share of the dense latency share their networks, and so what is known of them."""
 
-STAGE_EFFORT = Effort(runs=80, max_runs=240)
+STAGE_EFFORT = MeasurementConfig(runs=80, max_runs=240)
 """What ends up in the summary is measured twice as long as a candidate."""
 
 CALIBRATION_IMAGES = 4
@@ -58,7 +58,7 @@ class Prediction:
     error: LatencyError | None
 
 
-class Bench:
+class LatencyEstimator:
     """Measures and predicts one latency for one run; everything is journalled by the meter.
 
     Args:
@@ -206,15 +206,15 @@ class Bench:
         return min(timings, key=doubt)
 
     def _measured(
-        self, build: Callable[[], nn.Module], key: list[Any], *, effort: Effort | None = None
+        self, build: Callable[[], nn.Module], key: list[Any], *, effort: MeasurementConfig | None = None
     ) -> PairedTiming:
         timing = self.meter.measure(build, key, effort=effort)
         self._steadiness.learn(timing)
         return timing
 
     @cached_property
-    def _steadiness(self) -> Steadiness:
-        return Steadiness(self.meter.reference.median)
+    def _steadiness(self) -> NoiseModel:
+        return NoiseModel(self.meter.reference.median)
 
     # -- predicted ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from autoprune.budget import format_amount
 from autoprune.choices import Granularity, Scope
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
-from autoprune.latency.timing import Effort, PairedTiming, time_pair
+from autoprune.latency.timing import MeasurementConfig, PairedTiming, time_pair
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Accuracy, Adapter
@@ -188,7 +188,7 @@ def _timed(
                 backend.prepare(adapter.deployable(one, with_nms=config.with_nms), backend.settings.shape)
                 for one in (module, adapter.module)
             )
-            return time_pair(masked, given, Effort()).to_json()
+            return time_pair(masked, given, MeasurementConfig()).to_json()
 
     return PairedTiming.from_json(folder.once("latency", measure))
 

@@ -19,10 +19,10 @@ from autoprune.strategies.steps import proposals
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.deployment import Deployment, Found
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.goals import Latencies, LatencyGoals
-from autoprune.workflows.proposals import Base, Trials
+from autoprune.workflows.latency_constraints import Latencies, LatencyConstraints
+from autoprune.workflows.netadapt_steps import Base, NetAdaptSteps
+from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.stages import Stage
 
@@ -58,7 +58,7 @@ class _NetAdaptRun:
         self._config, self._folder, self._listener = config, folder, listener
         self._budgets = budget_levels(config.budget)
         self._run = PruningRun(config, folder, listener)
-        self._trials = Trials(self._run, config)
+        self._trials = NetAdaptSteps(self._run, config)
         self._iteration = 0
         with saying_why(folder.path):
             (folder.path / "iterations").mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class _NetAdaptRun:
         for budget, most in zip(self._budgets, limits, strict=True):
             if not self._holds(base, most):
                 # a level out of reach ends the run here, not after the levels before it
-                self._run.constrain(budget, most, LatencyGoals(self._run.benches, most))
+                self._run.constrain(budget, most, LatencyConstraints(self._run.estimators, most))
         levels = []
         for budget, most in zip(self._budgets, limits, strict=True):
             level = self._descend(budget, base, most)
@@ -93,28 +93,28 @@ class _NetAdaptRun:
 
     def _descend(self, budget: Budget, base: Base, limits: Mapping[str, float]) -> _Level:
         """Take steps until the network is measured to hold the limits."""
-        goals = LatencyGoals(self._run.benches, limits)
+        latency_constraints = LatencyConstraints(self._run.estimators, limits)
         if self._holds(base, limits):
-            return _Level(budget, base, goals.measure(base.allocation))
-        constraint = self._run.constrain(budget, limits, goals)
+            return _Level(budget, base, latency_constraints.measure(base.allocation))
+        constraint = self._run.constrain(budget, limits, latency_constraints)
         while True:
-            constraint = goals.calibrated(constraint, base.allocation)
+            constraint = latency_constraints.calibrated(constraint, base.allocation)
             if not constraint.holds(np.array(base.allocation)):
                 base = self._step(constraint, base)
                 continue
-            confirmed = goals.confirm(base.allocation)
-            if goals.held(confirmed):
+            confirmed = latency_constraints.confirm(base.allocation)
+            if latency_constraints.held(confirmed):
                 return _Level(budget, base, confirmed)
-            base = self._step(goals.rescaled(constraint, base.allocation, confirmed), base)
+            base = self._step(latency_constraints.rescaled(constraint, base.allocation, confirmed), base)
 
     def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
         """Return whether the network is within the limits already, latency as measured."""
         counts = np.array(base.allocation)
         static = {metric: most for metric, most in limits.items() if not is_latency(metric)}
-        goals = LatencyGoals(self._run.benches, limits)
-        return all(self._run.static[metric](counts) <= most for metric, most in static.items()) and goals.held(
-            goals.confirm(base.allocation)
-        )
+        latency_constraints = LatencyConstraints(self._run.estimators, limits)
+        return all(
+            self._run.static[metric](counts) <= most for metric, most in static.items()
+        ) and latency_constraints.held(latency_constraints.confirm(base.allocation))
 
     def _step(self, constraint: Constraint, base: Base) -> Base:
         """Prune the unit whose pruning hurts least; the saving asked for shrinks from step to step."""
@@ -159,8 +159,8 @@ class _NetAdaptRun:
             path = path / "levels" / label
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
-        deployment = Deployment(self._run, level.budget, path=path, label=label)
-        found = Found(level.base.allocation, level.base.score, level.latencies)
+        deployment = ResultWriter(self._run, level.budget, path=path, label=label)
+        found = SelectedCandidate(level.base.allocation, level.base.score, level.latencies)
         if level.base is self._trials.dense:
             stages = deployment.keep_everything(dense, strategy="netadapt")
         else:

@@ -19,7 +19,7 @@ from autoprune.listener import Listener
 from autoprune.structure.space import Allocation
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.latency import Bench
+from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.network import Network, open_network, pin_threads
 from autoprune.workflows.profile_file import Profile, to_text
 from autoprune.workflows.profile_views import draw, show
@@ -42,8 +42,8 @@ def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
 def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
     pin_threads(config.threads, folder)
     network = _network(config, listener)
-    bench = Bench(network, config, folder, listener)
-    found = _measured(network, bench, config, listener)
+    estimator = LatencyEstimator(network, config, folder, listener)
+    found = _measured(network, estimator, config, listener)
     file = folder.write("profile.json", to_text(found))
     pictures = draw(found, folder.path)
     show(found, listener)
@@ -75,18 +75,18 @@ def _network(config: ProfileConfig, listener: Listener) -> Network:
     return network
 
 
-def _measured(network: Network, bench: Bench, config: ProfileConfig, listener: Listener) -> Profile:
+def _measured(network: Network, estimator: LatencyEstimator, config: ProfileConfig, listener: Listener) -> Profile:
     """Measure everything, the dense network first: whatever follows is measured against it."""
-    space, settings = network.space, bench.meter.settings
-    dense = Timing.from_json(bench.stage("dense", network.adapter.module))
+    space, settings = network.space, estimator.meter.settings
+    dense = Timing.from_json(estimator.stage("dense", network.adapter.module))
     lowest = space.allocation(space.lower)
-    narrowest = Timing.from_json(bench.stage("narrowest", network.pruner.materialise(lowest)))
-    prediction = bench.prediction()
-    layers = deployed_layers(space.graph.layers, bench.meter.dense, settings.shape)
+    narrowest = Timing.from_json(estimator.stage("narrowest", network.pruner.materialise(lowest)))
+    prediction = estimator.prediction()
+    layers = deployed_layers(space.graph.layers, estimator.meter.dense, settings.shape)
     works = layer_work(space, layers, space.dense, batch=settings.batch, width=WIDTHS[settings.precision])
     staircases = predicted_staircases(space, prediction.cost)
-    if bench.meter.layers_alone:
-        shares, staircases = _alone(network, bench, works, staircases, listener)
+    if estimator.meter.layers_alone:
+        shares, staircases = _alone(network, estimator, works, staircases, listener)
     else:
         shares = layer_shares(prediction.cost)
     known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
@@ -96,7 +96,7 @@ def _measured(network: Network, bench: Bench, config: ProfileConfig, listener: L
         image_size=network.adapter.image_size,
         costs={metric: float(cost(space.dense)) for metric, cost in network.static_costs().items()},
         settings=settings,
-        environment=bench.environment(),
+        environment=estimator.environment(),
         units=tuple(unit.name for unit in space.units),
         dense=dense,
         narrowest=narrowest,
@@ -106,19 +106,23 @@ def _measured(network: Network, bench: Bench, config: ProfileConfig, listener: L
         fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),
         staircases=staircases,
         prediction=prediction,
-        fresh=_fresh(bench, fresh, listener),
+        fresh=_fresh(estimator, fresh, listener),
     )
 
 
 def _alone(
-    network: Network, bench: Bench, works: Sequence[LayerWork], predicted: Sequence[Staircase], listener: Listener
+    network: Network,
+    estimator: LatencyEstimator,
+    works: Sequence[LayerWork],
+    predicted: Sequence[Staircase],
+    listener: Listener,
 ) -> tuple[LayerShares, list[Staircase]]:
     """Measure layers alone, in turn with the dense network: at their dense widths and along the staircases."""
     plan = MeasuredStaircases(network.space, [work.layer for work in works], predicted)
     listener.note(f"Measuring {len(plan.points)} layers alone, in turn with the whole network …")
-    times = bench.meter.layers_beside(plan.points)
+    times = estimator.meter.layers_beside(plan.points)
     shares = shares_alone(works, times)
-    return shares, plan.of(times, shares, bench.meter.reference.median)
+    return shares, plan.of(times, shares, estimator.meter.reference.median)
 
 
 def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) -> list[Allocation]:
@@ -134,11 +138,11 @@ def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) ->
     return list(found)[:FRESH]
 
 
-def _fresh(bench: Bench, allocations: Sequence[Allocation], listener: Listener) -> list[Sample]:
+def _fresh(estimator: LatencyEstimator, allocations: Sequence[Allocation], listener: Listener) -> list[Sample]:
     samples: list[Sample] = []
     if allocations:
         with listener.progress("Check", len(allocations)) as advance:
             for done, allocation in enumerate(allocations, start=1):
-                samples.append(bench.fresh(allocation))
+                samples.append(estimator.fresh(allocation))
                 advance(done)
     return samples

@@ -30,7 +30,7 @@ from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
 from autoprune.workflows.stages import accuracy_rows
-from autoprune.workflows.tuning import AWARE, tune_for_int8
+from autoprune.workflows.tuning import QAT, tune_for_int8
 
 
 def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
@@ -47,7 +47,7 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
         backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is told at once
         _warn(adapter, listener)
         if config.qat_epochs:
-            own, adapters[AWARE] = AWARE, _tuned(config, adapter, folder.path, listener)
+            own, adapters[QAT] = QAT, _tuned(config, adapter, folder.path, listener)
         with TemporaryDirectory(dir=folder.path, prefix=".quantize-", suffix=".tmp") as scratch, backend.session():
             networks = [
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
@@ -163,7 +163,7 @@ def _choices(networks: Sequence[Quantization], config: QuantizeConfig, listener:
         with listener.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
             choices[one.name] = choose(
                 one,
-                whole=(given if one.name == AWARE else one).held_out(None),
+                whole=(given if one.name == QAT else one).held_out(None),
                 max_drop=math.inf if tuned_later else config.max_drop,
                 advance=advance,
             )

@@ -48,7 +48,7 @@ class _Iteration(TypedDict):
     fine_tunes: int
 
 
-class _Outcome(TypedDict):
+class _ExportReport(TypedDict):
     entry: str
     seed: int
     allocation: _Counts
@@ -111,7 +111,7 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"demo image size", str, _Count),
     (r"created", str, str),
     (r"iteration", int, _Iteration),
-    (r"outcome", tuple[str, int], _Outcome),
+    (r"outcome", tuple[str, int], _ExportReport),
     (r"tuned", tuple[_Counts, int], _Tuned),
     (r"criterion", tuple[str, _Counts], _Criterion),
     (r"reference", str, _Reference),

@@ -16,12 +16,12 @@ from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.goals import LatencyGoals
-from autoprune.workflows.latency import Bench
+from autoprune.workflows.latency import LatencyEstimator
+from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.network import Network, open_network, pin_threads
 from autoprune.workflows.stages import Stage, validated
 
@@ -101,11 +101,11 @@ class PruningRun:
             check_teacher(self.network.adapter.module, self.network.adapter.module)
         self.static = self.network.static_costs()
         named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
-        self.benches = {
-            metric: Bench(self.network, config, folder, listener, metric=metric)
+        self.estimators = {
+            metric: LatencyEstimator(self.network, config, folder, listener, metric=metric)
             for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
         }
-        self.bench = self.benches["latency"]
+        self.estimator = self.estimators["latency"]
 
     @property
     def dense_allocation(self) -> Allocation:
@@ -141,8 +141,8 @@ class PruningRun:
         adapter = self.network.adapter
         costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
         latencies = {
-            metric: bench.stage(name, module, allocation, (limits or {}).get(metric))
-            for metric, bench in self.benches.items()
+            metric: estimator.stage(name, module, allocation, (limits or {}).get(metric))
+            for metric, estimator in self.estimators.items()
         }
         return Stage.of(accuracy, costs, latencies)
 
@@ -161,28 +161,30 @@ class PruningRun:
             raise ConfigError(f"The dense network already holds {budget}; compare with a tighter budget")
         return limits
 
-    def constrain(self, budget: Budget, limits: Mapping[str, float], goals: LatencyGoals) -> Constraint:
+    def constrain(
+        self, budget: Budget, limits: Mapping[str, float], latency_constraints: LatencyConstraints
+    ) -> Constraint:
         """Return the limits of a budget as a constraint on allocations; latency by its predictor, fitted first.
 
         Raises:
             BudgetUnreachableError: even the narrowest network exceeds a limit.
         """
-        ceilings = [Ceiling(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
-        ceilings += goals.ceilings()
+        ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+        ceilings += latency_constraints.ceilings()
         requested = {limit.metric: limit.requested for limit in budget}
         ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]
         try:
             return Constraint(self.network.space, ceilings)
         except BudgetUnreachableError as error:
-            if not goals:
+            if not latency_constraints:
                 raise
             raise BudgetUnreachableError(
-                f"{error}. Measured, that narrowest network takes {goals.reachable()}."
+                f"{error}. Measured, that narrowest network takes {latency_constraints.reachable()}."
             ) from error
 
     def prediction_errors(self) -> dict[str, Any] | None:
         """Return the error of the latency predictor, or by metric where there are several; None where there is none."""
-        errors = {metric: bench.prediction_error() for metric, bench in self.benches.items()}
+        errors = {metric: estimator.prediction_error() for metric, estimator in self.estimators.items()}
         found = {metric: error for metric, error in errors.items() if error is not None}
         return found.get("latency") if set(found) <= {"latency"} else found
 

@@ -20,13 +20,13 @@ from autoprune.strategies.prior import SearchPrior, find_prior, holding
 from autoprune.structure.constraint import Constraint
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.demo_size import with_demo_size
-from autoprune.workflows.deployment import Deployment
-from autoprune.workflows.describable import price
 from autoprune.workflows.finalists import best_of, choose
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency_constraints import LatencyConstraints
+from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.stages import Stage
+from autoprune.workflows.stock_yaml import price
 from autoprune.workflows.strategies import environment, scores_of
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs
 
@@ -73,7 +73,7 @@ class SearchRun:
         check_runs(config.warm_start, config)  # before anything is measured
         self.run = PruningRun(config, folder, listener)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
-        self.deployment = Deployment(self.run, self._budget, path=folder.path, teacher=teacher)
+        self.deployment = ResultWriter(self.run, self._budget, path=folder.path, teacher=teacher)
 
     def shipped(self) -> tuple[dict[str, Stage], dict[str, Any]]:
         """Search, prune, fine-tune; return the stages, ``dense`` first, and the figures of the search."""
@@ -84,26 +84,30 @@ class SearchRun:
             kept = deployment.keep_everything(dense, strategy="none")
             nothing = {"strategy": "none", "evaluations": 0, "cache_hits": 0, "seconds": 0.0, "best_score": 0.0}
             return {"dense": dense, **kept}, nothing
-        goals = LatencyGoals(run.benches, limits)
-        constraint = run.constrain(self._budget, limits, goals)
+        latency_constraints = LatencyConstraints(run.estimators, limits)
+        constraint = run.constrain(self._budget, limits, latency_constraints)
         evaluator = run.evaluator("evaluation", config.images)
         priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()
         assert config.episodes is not None
-        guidance = None
-        constraint = goals.settled(constraint, np.zeros(len(constraint.space)))
+        prior = None
+        constraint = latency_constraints.settled(constraint, np.zeros(len(constraint.space)))
         if config.strategy.spec.uses_prior:
-            guidance = find_prior(
+            prior = find_prior(
                 constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
             )
-            constraint = goals.settled(constraint, guidance.wish)
+            constraint = latency_constraints.settled(constraint, prior.wish)
         warm = candidates_of_runs(config.warm_start, config, constraint)
-        first = self._search(constraint, evaluator, guidance, warm, config.episodes)
-        known = holding(guidance.tried, constraint) if guidance is not None else ()
-        history, constraint = self._continued([*known, *first.history], constraint, evaluator, guidance, goals)
+        first = self._search(constraint, evaluator, prior, warm, config.episodes)
+        known = holding(prior.tried, constraint) if prior is not None else ()
+        history, constraint = self._continued(
+            [*known, *first.history], constraint, evaluator, prior, latency_constraints
+        )
         best = best_of(history, constraint, 1)[0]
-        searched = self._summary(best, evaluator, guidance, time.perf_counter() - start)
-        chosen = choose(history, evaluator, constraint, goals, count=config.finalists, listener=run.listener)
+        searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
+        chosen = choose(
+            history, evaluator, constraint, latency_constraints, count=config.finalists, listener=run.listener
+        )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         stages = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
         return {"dense": dense, **stages}, {**searched, **priced}
@@ -113,8 +117,8 @@ class SearchRun:
         history: Sequence[Candidate],
         constraint: Constraint,
         evaluator: Evaluator,
-        guidance: SearchPrior | None,
-        goals: LatencyGoals,
+        prior: SearchPrior | None,
+        latency_constraints: LatencyConstraints,
     ) -> tuple[Sequence[Candidate], Constraint]:
         """Go on with the search while the best candidate is measured off its latency budget, the predictors corrected.
 
@@ -123,18 +127,20 @@ class SearchRun:
         """
         config, listener, space = self._config, self.run.listener, constraint.space
         assert config.episodes is not None
-        for _ in range(CONTINUATIONS if goals else 0):
+        for _ in range(CONTINUATIONS if latency_constraints else 0):
             best = best_of(history, constraint, 1)[0]
-            measured = goals.measure(best.allocation)
-            if not goals.off(measured):
+            measured = latency_constraints.measure(best.allocation)
+            if not latency_constraints.off(measured):
                 break
-            far = -goals.unused(measured)
+            far = -latency_constraints.unused(measured)
             listener.note(
                 f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected."
             )
             leading = best_of(history, constraint, config.finalists)
             try:
-                constraint = goals.rescaled(goals.corrected(constraint), best.allocation, measured)
+                constraint = latency_constraints.rescaled(
+                    latency_constraints.corrected(constraint), best.allocation, measured
+                )
             except BudgetUnreachableError:
                 break  # what is measured contradicts itself; the finalists are put right one by one
             wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
@@ -142,14 +148,14 @@ class SearchRun:
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)
             more = max(config.episodes // 4, 1)
-            history = [*history, *start, *self._search(constraint, evaluator, guidance, start, more).history]
+            history = [*history, *start, *self._search(constraint, evaluator, prior, start, more).history]
         return history, constraint
 
     def _search(
         self,
         constraint: Constraint,
         evaluator: Evaluator,
-        guidance: SearchPrior | None,
+        prior: SearchPrior | None,
         start: tuple[Candidate, ...],
         episodes: int,
     ) -> SearchResult:
@@ -159,7 +165,7 @@ class SearchRun:
             constraint=constraint,
             evaluations=episodes,
             seed=config.seed,
-            prior=guidance,
+            prior=prior,
             gains=evaluator.gains,
             curves=self._curves,
             importance=run.network.importance,
@@ -178,7 +184,7 @@ class SearchRun:
             )  # fmt: skip
 
     def _summary(
-        self, best: Candidate, evaluator: Evaluator, guidance: SearchPrior | None, seconds: float
+        self, best: Candidate, evaluator: Evaluator, prior: SearchPrior | None, seconds: float
     ) -> dict[str, Any]:
         """Return the figures of the search itself."""
         counts = evaluator.counts
@@ -186,7 +192,7 @@ class SearchRun:
             "strategy": self._config.strategy.value,
             "rule": self._config.rule.value,
             "evaluations": counts.evaluations,
-            "guidance_cost": guidance.cost if guidance is not None else 0,
+            "guidance_cost": prior.cost if prior is not None else 0,
             "cache_hits": counts.cache_hits,
             "seconds": seconds,
             "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),

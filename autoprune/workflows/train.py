@@ -15,9 +15,9 @@ from autoprune.models._device import resolve_device
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.describable import describe
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.stages import Stage, as_json
+from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, soften, tune
 
 RECALIBRATION_IMAGES = 60

@@ -12,18 +12,18 @@ from torch import nn
 from autoprune.config import BudgetedConfig, QuantizeConfig
 from autoprune.listener import Listener
 from autoprune.models._base import Adapter
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
-from autoprune.training.extensions.softening import Softening
+from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe import beginners_recipe, short_scale
+from autoprune.training.recipe import from_scratch_recipe, short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
-from autoprune.workflows.describable import describe
 from autoprune.workflows.network import Network
+from autoprune.workflows.stock_yaml import describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, listen
     if not path.exists():
         result = trained(
             adapter, adapter.module, folder / "training", label="Training", tuning=tuning, listener=listener,
-            changes=beginners_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
+            changes=from_scratch_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
         )  # fmt: skip
         adapter.save(result.module, path)
     return path
@@ -145,14 +145,14 @@ def soften(
     if not path.exists():
         result = trained(
             adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, listener=listener,
-            changes={"lrf": 1.0}, extensions=[Softening(network.graph, keep)],
+            changes={"lrf": 1.0}, extensions=[GradualZeroing(network.graph, keep)],
         )  # fmt: skip
-        pruned = Surgeon(result.module, network.graph).materialise(keep)
+        pruned = Slicer(result.module, network.graph).materialise(keep)
         adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
     return _opened(adapter, path, network.pruner.materialise(allocation))
 
 
-AWARE = "qat"
+QAT = "qat"
 """What a network is called that was tuned for int8."""
 
 
@@ -162,11 +162,11 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listen
     Returns:
         The float network, ``qat.pt`` in the folder.
     """
-    path = folder / f"{AWARE}.pt"
+    path = folder / f"{QAT}.pt"
     if not path.exists():
         tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
         result = trained(
-            adapter, adapter.module, folder / AWARE, label="Tuning for int8", tuning=tuning, listener=listener,
+            adapter, adapter.module, folder / QAT, label="Tuning for int8", tuning=tuning, listener=listener,
             changes={}, extensions=[FakeQuantization()],
         )  # fmt: skip
         adapter.save(result.module, path)

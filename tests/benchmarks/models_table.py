@@ -34,7 +34,7 @@ from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.models.ultralytics.scaling import describe, kind_of
 from autoprune.models.ultralytics.tasks import TASKS
 from autoprune.runtimes import open_file_backend, runtime_settings
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.training.extensions._base import TrainingExtension
@@ -92,7 +92,7 @@ class Row:
         """Half of every unit, channels as they come."""
         counts = [max(1, round(unit.width * KEPT)) for unit in self.space.units]
         keep = self.space.kept_channels(counts, [np.arange(group.size)[::-1] for group in self.graph.groups])
-        return Surgeon(self.adapter.module, self.graph).materialise(keep)
+        return Slicer(self.adapter.module, self.graph).materialise(keep)
 
     def parameters(self) -> str:
         return f"{sum(parameter.numel() for parameter in self.adapter.module.parameters()) / 1e6:.1f} M"
@@ -111,7 +111,7 @@ class Row:
         keep = random_keep(self.space, 0)
         images = self.adapter.example(2).double()
         with torch.no_grad():
-            found = compared(Surgeon(module, self.graph).materialise(keep).eval()(images))
+            found = compared(Slicer(module, self.graph).materialise(keep).eval()(images))
             expected = compared(zeroed(module, self.graph, keep).eval()(images))
         apart = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
         return f"{apart:.0e}" if apart < 1e-8 else f"differs by {apart:.1e}"

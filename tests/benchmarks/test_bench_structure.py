@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.structure.slicing import Surgeon
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.networks import FREE_OUTPUTS, NETWORKS
@@ -24,7 +24,7 @@ def test_analysis(benchmark: Any, name: str) -> None:
 def test_materialise_yolov8n(benchmark: Any, ratio: float) -> None:
     module = NETWORKS["yolov8n"]().eval()
     graph = analyse(module, torch.rand(2, 3, 64, 64), free_outputs=FREE_OUTPUTS)
-    space, surgeon = Space(graph), Surgeon(module, graph)
+    space, surgeon = Space(graph), Slicer(module, graph)
     order = [np.arange(group.size) for group in graph.groups]
     keep = space.kept_channels(space.round_down(np.full(len(space), ratio)), order)
     benchmark.pedantic(surgeon.materialise, (keep,), rounds=30, warmup_rounds=3)

@@ -17,9 +17,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from autoprune.strategies._base import Candidate, Evaluate, EvaluationsSpent, Score, SearchTask, Strategy
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
+from autoprune.strategies.rl.duplicates import DuplicateMonitor, StdGrowth
 from autoprune.strategies.rl.exploration import Exploration, NoExploration
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
-from autoprune.strategies.rl.novelty import Novelty, Widening
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.strategies.rl.telemetry import Telemetry
 from autoprune.strategies.rl.view import AgentView, MakeEnv, RunningScale
@@ -141,7 +141,7 @@ class AgentStrategy(Strategy):
         first = view(score, exploration=NoExploration())
         telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
         prior = walk_prior(first)
-        novelty = Novelty(score)
+        novelty = DuplicateMonitor(score)
         env = view(novelty, episodes=episodes, exploration=exploration)
         model = build(settings, env, evaluations=self._evaluations, seed=self._seed)
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
@@ -150,7 +150,7 @@ class AgentStrategy(Strategy):
                 model.replay_buffer.add(**transition)
         model.set_logger(telemetry.agent_logger())
         steps = env.steps * self._evaluations * episodes
-        model.learn(total_timesteps=steps, callback=Widening(novelty) if isinstance(settings, PPOSettings) else None)
+        model.learn(total_timesteps=steps, callback=StdGrowth(novelty) if isinstance(settings, PPOSettings) else None)
 
     def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
         """Score by what other strategies told; 0 for what they did not try, see `_walk_known`."""

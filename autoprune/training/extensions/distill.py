@@ -16,8 +16,8 @@ from torch import nn
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import stock
 from autoprune.training.extensions._base import STEPPED, TrainingExtension
-from autoprune.training.extensions.adapters import Adapters
-from autoprune.training.extensions.lessons import DistilledCriterion
+from autoprune.training.extensions.distillation_losses import DistilledCriterion
+from autoprune.training.extensions.projections import Adapters
 from autoprune.training.ultralytics.session import Session
 
 ADAPTER_RATE = 1e-3

@@ -36,7 +36,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class TrainingContext:
     """Where a training runs, and who takes part; the same for a fresh and a resumed one.
 
     Attributes:
@@ -58,7 +58,7 @@ class Trainer(ABC):
     """Trains the networks of one adapter."""
 
     @abstractmethod
-    def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def train(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Train a copy of a network.
 
         Raises:
@@ -69,7 +69,7 @@ class Trainer(ABC):
         """
 
     @abstractmethod
-    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def resume(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Go on with an interrupted training from its last finished epoch; after its end, return its network.
 
         Where there is nothing to go on with, the training begins.

@@ -26,7 +26,7 @@ from autoprune.models._trainable import TrainableAdapter
 from autoprune.statistics.recalibration import recalibrate
 from autoprune.training.results import CALIBRATION_IMAGES, EpochReport, FinetuneResult
 from autoprune.training.shapes import check_shapes, shapes_of
-from autoprune.training.trainers._base import Plan, Surroundings, Trainer
+from autoprune.training.trainers._base import Plan, Trainer, TrainingContext
 
 CLIP = 10.0
 """Largest norm of a gradient, as in Ultralytics' training."""
@@ -97,7 +97,7 @@ class PlainTrainer(Trainer):
     def __init__(self, adapter: TrainableAdapter) -> None:
         self._adapter = adapter
 
-    def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def train(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Train a copy of a network."""
         unknown = set(plan.changes) - {"patience"}
         if unknown:
@@ -116,7 +116,7 @@ class PlainTrainer(Trainer):
         )
         return self._run(progress, surroundings)
 
-    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def resume(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Go on from ``weights/last.pt``, with the settings that it tells."""
         self._check(surroundings)
         file = surroundings.out / "weights" / "last.pt"
@@ -139,14 +139,14 @@ class PlainTrainer(Trainer):
         """Return the adapter's loss, a mean over the batch's images."""
         return self._adapter.loss(module, batch)
 
-    def _check(self, surroundings: Surroundings) -> None:
+    def _check(self, surroundings: TrainingContext) -> None:
         if surroundings.extensions or surroundings.devices:
             raise ConfigError(
                 f"{self._adapter.name} is trained by a plain loop, on one device and without distillation, softening "
                 "or sparsity; leave `distill`, `soften` and further devices out"
             )
 
-    def _run(self, progress: _Progress, surroundings: Surroundings) -> FinetuneResult:
+    def _run(self, progress: _Progress, surroundings: TrainingContext) -> FinetuneResult:
         weights = surroundings.out / "weights"
         with saying_why(weights):
             weights.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.recipe import dense_rate, recipe
 from autoprune.training.results import FinetuneResult, cut_reports, final_network, report_of
-from autoprune.training.trainers._base import Plan, Surroundings, Trainer
+from autoprune.training.trainers._base import Plan, Trainer, TrainingContext
 from autoprune.training.ultralytics.parallel import train_in_processes
 from autoprune.training.ultralytics.session import data_settings, process_state_kept
 from autoprune.training.ultralytics.sessions import session_of
@@ -44,13 +44,13 @@ class StockTrainer(Trainer):
     def __init__(self, adapter: UltralyticsAdapter) -> None:
         self._adapter = adapter
 
-    def train(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def train(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights``."""
         training = _Training(self._adapter, surroundings)
         training.run(self._arguments(training, plan), module)
         return training.result(module)
 
-    def resume(self, module: nn.Module, plan: Plan, surroundings: Surroundings) -> FinetuneResult:
+    def resume(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
         """Go on from ``weights/state.pt``."""
         file = state_file(surroundings.out)
         if not file.is_file():
@@ -85,7 +85,7 @@ class _Training:
     """What a fresh and a resumed fine-tune have in common."""
 
     adapter: UltralyticsAdapter
-    around: Surroundings
+    around: TrainingContext
 
     def __post_init__(self) -> None:
         data_settings(self.adapter)

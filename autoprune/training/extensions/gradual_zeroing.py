@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
-from autoprune.structure.slicing import Keep
+from autoprune.structure.slicing import ChannelMask
 from autoprune.training.extensions._base import STEPPED, TrainingExtension
 from autoprune.training.ultralytics.session import Session
 
@@ -49,7 +49,7 @@ class Doomed:
         self.rows[self.positions] *= factor
 
 
-def doomed(module: nn.Module, graph: ChannelGraph, keep: Keep) -> Sequence[Doomed]:
+def doomed(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> Sequence[Doomed]:
     """Return the numbers that make the channels which are to go: all zero, and these channels are zero.
 
     They are every vector that has a number per channel (γ and β of batch norms, biases, learnt scales), and the rows
@@ -88,7 +88,7 @@ def _normalises(graph: ChannelGraph, layer: Layer, follower: Layer) -> bool:
     return follower.kind is LayerKind.NORM and follower.in_axis == layer.out_axis and scaled
 
 
-class Softening(TrainingExtension):
+class GradualZeroing(TrainingExtension):
     """Drives channels to zero over a training of the dense network; in its averaged weights, too.
 
     Args:
@@ -96,7 +96,7 @@ class Softening(TrainingExtension):
         keep: which channels stay, shape (channels of the graph,).
     """
 
-    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+    def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
         self._graph, self._keep = graph, keep
 
     def attach(self, session: Session) -> None:

@@ -12,7 +12,7 @@ from autoprune.budget import is_latency
 from autoprune.errors import ModelError
 from autoprune.io.files import write_atomic
 from autoprune.models._base import Adapter
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.workflows.run import PruningRun, make_evaluator
 
 Price = Mapping[str, float]
@@ -67,9 +67,9 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     tied = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
     expressed = untied.space.from_names(run.network.keep(tied))
     static = untied.static_costs()
-    ceilings = [Ceiling(static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+    ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
     if len(ceilings) < len(limits):
-        ceilings.append(Ceiling(static["flops"], float(static["flops"](np.array(expressed)))))
+        ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
     free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))
     evaluator = make_evaluator(untied, run.config, run.folder, run.listener, kind="untied", images=run.config.images)
     with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))

@@ -30,7 +30,7 @@ _CHUNK_POINTS = 600  # oneDNN keeps 1024 prepared kernels; beyond that every run
 _CHUNK_ELEMENTS = 128 * 2**20
 
 
-class Store:
+class LatencyCache:
     """The file with all measurements that hold for one fingerprint; another device's has another name and content.
 
     The file is a cache: one that is missing, unreadable or of another fingerprint counts as empty, and a disk that
@@ -70,7 +70,7 @@ def default_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache" / "autoprune") / "latency"
 
 
-def look_up(store: Store, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
+def look_up(store: LatencyCache, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
     """Return the milliseconds of all points; what the store lacks is measured and added to it.
 
     Times measured at different moments are made comparable by the anchor, a layer that is timed every time.

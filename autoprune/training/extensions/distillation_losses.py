@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoprune.training.extensions.adapters import Adapters
+from autoprune.training.extensions.projections import Adapters
 
 CLASS_TEMPERATURE = 2.0
 """Divides class logits, so that what the teacher is sure of still tells what else it might be (Hinton et al.,

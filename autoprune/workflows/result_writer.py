@@ -18,16 +18,16 @@ from autoprune.costs import uncounted
 from autoprune.io.files import write_atomic
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
 from autoprune.structure.space import Allocation
-from autoprune.workflows.describable import describe
 from autoprune.workflows.folder import environment
-from autoprune.workflows.goals import Latencies
+from autoprune.workflows.latency_constraints import Latencies
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.stages import Stage, as_json, held, stage_rows
+from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, tune
 
 
 @dataclass(frozen=True)
-class Found:
+class SelectedCandidate:
     """What a search chose.
 
     Attributes:
@@ -41,7 +41,7 @@ class Found:
     latencies: Latencies
 
 
-class Deployment:
+class ResultWriter:
     """The files and figures of one chosen network.
 
     Args:
@@ -59,7 +59,9 @@ class Deployment:
         self._prefix = f"{label} " if label else ""
         self._teacher = teacher if teacher is not None else run.network.adapter.module
 
-    def save_policy(self, found: Found, *, strategy: str, evaluations: int, name: str = "policy.json") -> None:
+    def save_policy(
+        self, found: SelectedCandidate, *, strategy: str, evaluations: int, name: str = "policy.json"
+    ) -> None:
         """Write the policy of a network."""
         run, counts = self._run, np.array(found.allocation)
         costs = {
@@ -128,8 +130,8 @@ class Deployment:
             + ", ".join(f"{limit.metric} {format_amount(limit.metric, dense.cost(limit.metric))}" for limit in budget)
             + f". Nothing is pruned; for less ask for a share, e.g. `budget` {budget.limits[0].metric}=60%."
         )
-        latencies = {metric: dense.cost(metric) for metric in run.benches}
-        self.save_policy(Found(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
+        latencies = {metric: dense.cost(metric) for metric in run.estimators}
+        self.save_policy(SelectedCandidate(run.dense_allocation, 0.0, latencies), strategy=strategy, evaluations=0)
         module = self.described(run.network.adapter.module)
         adapter = run.network.adapter
         for name in ("pruned", "model"):
@@ -151,7 +153,7 @@ class Deployment:
             "budget": budget,
             "search": dict(searched),
             "uncounted_operations": uncounted(run.network.graph),
-            "environment": {**environment(), **run.bench.environment()},
+            "environment": {**environment(), **run.estimator.environment()},
         }
         write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
         header, rows = stage_rows(stages, run.network.adapter.accuracy_names)

@@ -23,7 +23,7 @@ GROWTH = math.log(1.5)
 """What is added to the logarithm of the standard deviation after a rollout that brought less."""
 
 
-class Novelty:
+class DuplicateMonitor:
     """Hands candidates on to be scored, and knows which were tried before.
 
     Args:
@@ -46,14 +46,14 @@ class Novelty:
         return self._score(allocations)
 
 
-class Widening(BaseCallback):
+class StdGrowth(BaseCallback):
     """Lets PPO deviate further once a rollout brought little that is new.
 
     Args:
         novelty: knows what the last rollout brought.
     """
 
-    def __init__(self, novelty: Novelty) -> None:
+    def __init__(self, novelty: DuplicateMonitor) -> None:
         super().__init__()
         self._novelty = novelty
 

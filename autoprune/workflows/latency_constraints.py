@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from autoprune.budget import format_amount, is_latency
 from autoprune.latency.predictor import LatencyCost
-from autoprune.structure.constraint import Ceiling, Constraint
+from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
-from autoprune.workflows.latency import Bench
+from autoprune.workflows.latency import LatencyEstimator
 
 MARGIN = 0.025
 """Candidates are held to this share below a latency limit: what a measurement of 40 pairs may be off."""
@@ -29,7 +29,7 @@ Latencies = Mapping[str, float]
 """Milliseconds by metric."""
 
 
-class LatencyGoals:
+class LatencyConstraints:
     """The latency limits of one budget, each with what measures it; false where latency is not limited.
 
     Args:
@@ -40,9 +40,9 @@ class LatencyGoals:
         limits: milliseconds by metric.
     """
 
-    def __init__(self, benches: Mapping[str, Bench], limits: Latencies) -> None:
+    def __init__(self, estimators: Mapping[str, LatencyEstimator], limits: Latencies) -> None:
         self.limits = {metric: limit for metric, limit in limits.items() if is_latency(metric)}
-        self._benches = {metric: benches[metric] for metric in self.limits}
+        self._estimators = {metric: estimators[metric] for metric in self.limits}
         self._targets = {metric: limit * (1 - MARGIN) for metric, limit in self.limits.items()}
 
     def __bool__(self) -> bool:
@@ -55,11 +55,11 @@ class LatencyGoals:
 
     def measure(self, allocation: Allocation) -> Latencies:
         """Return a candidate's latencies."""
-        return {metric: bench.measure(allocation) for metric, bench in self._benches.items()}
+        return {metric: estimator.measure(allocation) for metric, estimator in self._estimators.items()}
 
     def confirm(self, allocation: Allocation) -> Latencies:
         """Return a candidate's latencies, measured as thoroughly as what ends up in the summary."""
-        return {metric: bench.confirm(allocation) for metric, bench in self._benches.items()}
+        return {metric: estimator.confirm(allocation) for metric, estimator in self._estimators.items()}
 
     def holding(self, measured: Latencies) -> bool:
         """Return whether latencies are within what candidates are held to."""
@@ -75,7 +75,7 @@ class LatencyGoals:
 
     def reachable(self) -> str:
         """Return the measured latencies with every unit at its lower bound, as people read them."""
-        return " and ".join(bench.reachable() for bench in self._benches.values())
+        return " and ".join(estimator.reachable() for estimator in self._estimators.values())
 
     def spent(self, measured: Latencies) -> bool:
         """Return whether latencies leave little of the limit that binds."""
@@ -87,10 +87,10 @@ class LatencyGoals:
 
     # -- predicted ---------------------------------------------------------------------------------
 
-    def ceilings(self) -> list[Ceiling]:
+    def ceilings(self) -> list[CostLimit]:
         """Return the limits with their predictors, fitted to whole networks now if they are not yet."""
         return [
-            Ceiling(self._benches[metric].prediction(limit).cost, self._targets[metric])
+            CostLimit(self._estimators[metric].prediction(limit).cost, self._targets[metric])
             for metric, limit in self.limits.items()
         ]
 
@@ -111,7 +111,7 @@ class LatencyGoals:
     def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:
         """Return the constraint with limits in terms of predictors that are off as they are at an allocation."""
 
-        def ceiling(given: Ceiling) -> Ceiling:
+        def ceiling(given: CostLimit) -> CostLimit:
             metric = given.cost.metric
             if metric not in self.limits:
                 return given
@@ -126,6 +126,6 @@ class LatencyGoals:
         for given in constraint.ceilings:
             cost = given.cost
             if isinstance(cost, LatencyCost):
-                cost = self._benches[cost.metric].corrected(cost)
+                cost = self._estimators[cost.metric].corrected(cost)
             ceilings.append(replace(given, cost=cost))
         return Constraint(constraint.space, ceilings)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.config import CompareConfig, Entry
+from autoprune.config import BenchmarkEntry, CompareConfig
 from autoprune.errors import ConfigError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
@@ -20,7 +20,7 @@ from autoprune.strategies.regrowth import affordable
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 from autoprune.workflows.finalists import choose
-from autoprune.workflows.goals import LatencyGoals
+from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.records import recorded_allocation
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.strategies import environment, scores_of
@@ -30,7 +30,7 @@ SECOND = 1000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchmarkResult:
     """What one search of a comparison found.
 
     Attributes:
@@ -59,27 +59,29 @@ class Outcome:
         return {**vars(self), "allocation": list(self.allocation), "history": list(self.history), "tried": tried}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Outcome:
+    def from_json(cls, values: dict[str, Any]) -> BenchmarkResult:
         """Read what ``to_json`` gave."""
         tried = tuple(Candidate(tuple(allocation), score) for allocation, score in values["tried"])
         allocation, history = tuple(values["allocation"]), tuple(values["history"])
         return cls(**{**values, "allocation": allocation, "history": history, "tried": tried})
 
 
-class Contest:
+class StrategyBenchmark:
     """Lets strategies search, each with the same evaluations on the same images.
 
     Args:
         run: the network.
         config: the comparison.
         constraint: the budget.
-        goals: the budget's latency limits.
+        latency_constraints: the budget's latency limits.
     """
 
-    def __init__(self, run: PruningRun, config: CompareConfig, constraint: Constraint, goals: LatencyGoals) -> None:
-        self._run, self._config, self._goals = run, config, goals
+    def __init__(
+        self, run: PruningRun, config: CompareConfig, constraint: Constraint, latency_constraints: LatencyConstraints
+    ) -> None:
+        self._run, self._config, self._latency_constraints = run, config, latency_constraints
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
-        self._guidance: SearchPrior | None = None
+        self._prior: SearchPrior | None = None
         specs = [spec for entry in config.entries for spec in entry.specs]
         informed = any(spec.uses_prior for spec in specs)
         least = sum(affordable(0))
@@ -87,40 +89,42 @@ class Contest:
             raise ConfigError(
                 f"`evaluations` must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
             )
-        self._constraint = goals.settled(constraint, np.zeros(len(constraint.space)))  # at uniform, the same for all
+        self._constraint = latency_constraints.settled(
+            constraint, np.zeros(len(constraint.space))
+        )  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
-            self._guidance = find_prior(
+            self._prior = find_prior(
                 self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.listener,
                 evaluations=config.evaluations,
             )  # fmt: skip
 
-    def seeds(self, entry: Entry) -> range:
+    def seeds(self, entry: BenchmarkEntry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""
         certain = all(spec.deterministic for spec in entry.specs)
         return range(1 if certain else self._config.seeds)
 
-    def outcome(self, entry: Entry, seed: int) -> Outcome:
+    def outcome(self, entry: BenchmarkEntry, seed: int) -> BenchmarkResult:
         """Return what an entry finds; journalled."""
 
         def searched() -> dict[str, Any]:
             return self._searched(entry, seed).to_json()
 
-        found = Outcome.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
+        found = BenchmarkResult.from_json(self._run.folder.once("outcome", searched, [str(entry), seed]))
         for allocation in (found.allocation, *(candidate.allocation for candidate in found.tried)):
             recorded_allocation(allocation, self._run.network.space, self._run.folder.journal, "outcome")
         return found
 
     # -- one search --------------------------------------------------------------------------------
 
-    def _searched(self, entry: Entry, seed: int) -> Outcome:
+    def _searched(self, entry: BenchmarkEntry, seed: int) -> BenchmarkResult:
         total = self._config.evaluations
         began = time.perf_counter()
         clock = _Clock(self.evaluator)
         known: tuple[Candidate, ...] = ()
         start: tuple[Candidate, ...] = ()
         spent, most = 0, total
-        if self._guidance is not None and any(spec.uses_prior for spec in entry.specs):
-            known, spent = self._guidance.tried, self._guidance.cost
+        if self._prior is not None and any(spec.uses_prior for spec in entry.specs):
+            known, spent = self._prior.tried, self._prior.cost
         elif any(spec.uses_gains for spec in entry.specs):
             most, spent = affordable(total)
         if entry.warm_start is not None:
@@ -133,9 +137,9 @@ class Contest:
         tried = holding(clock.history, self._constraint)
         best = max((result.best, *start, *holding(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
-            [best], self.evaluator, self._constraint, self._goals, count=1, listener=self._run.listener,
+            [best], self.evaluator, self._constraint, self._latency_constraints, count=1, listener=self._run.listener,
         )  # fmt: skip
-        return Outcome(
+        return BenchmarkResult(
             entry=str(entry),
             seed=seed,
             allocation=chosen.allocation,
@@ -151,7 +155,7 @@ class Contest:
     ) -> SearchResult:
         task = SearchTask(
             constraint=self._constraint, evaluations=evaluations,
-            seed=self._config.seed + seed + (SECOND if start else 0), prior=self._guidance,
+            seed=self._config.seed + seed + (SECOND if start else 0), prior=self._prior,
             gains=self.evaluator.gains, importance=self._run.network.importance,
             environment=environment(self._constraint, self._config.rule), start=start,
         )  # fmt: skip

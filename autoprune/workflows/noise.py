@@ -34,7 +34,7 @@ Doubt = Callable[[PairedTiming], float]
 """By what share a measurement may be off."""
 
 
-class Steadiness:
+class NoiseModel:
     """Knows how long the dense network takes in this run, and so how far a measured ratio may be off.
 
     Args:

@@ -25,8 +25,8 @@ from autoprune.structure.constraint import Constraint
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Counts, Space
 from autoprune.training.shortterm import train_briefly, training_batches
-from autoprune.workflows.deployment import Deployment, Found
 from autoprune.workflows.records import recorded_allocation
+from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun
 
 
@@ -45,7 +45,7 @@ class Base:
     score: float
 
 
-class Trials:
+class NetAdaptSteps:
     """Tries an iteration's proposals and keeps the best.
 
     Attributes:
@@ -190,8 +190,8 @@ class Trials:
         return Base(allocation, Pruner(module, Space(graph, round_to=1, min_keep=1e-6), order), score)
 
     def _save_policy(self, allocation: Allocation, score: float, iteration: int) -> None:
-        deployment = Deployment(self._run, self._budget, path=self._run.folder.path / "iterations")
+        deployment = ResultWriter(self._run, self._budget, path=self._run.folder.path / "iterations")
         deployment.save_policy(
-            Found(allocation, score, {}), strategy="netadapt", evaluations=self.evaluations,
+            SelectedCandidate(allocation, score, {}), strategy="netadapt", evaluations=self.evaluations,
             name=f"{iteration:03}.json",
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoprune.latency.store import chunks
+from autoprune.latency.cache import chunks
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import time_in_turn
 from autoprune.runtimes import Backend, Runner
