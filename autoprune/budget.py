@@ -22,7 +22,7 @@ METRICS = ("latency", "flops", "params", "size", "channels")
 Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
 """
 
-RUNTIMES = tuple(member.value for member in Runtime)
+_RUNTIMES = tuple(member.value for member in Runtime)
 """What a latency can name behind its @, beside devices."""
 
 _COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
@@ -247,9 +247,9 @@ def _check_metric(metric: str, requested: str) -> None:
         raise BudgetError(
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
         )
-    if at and target not in RUNTIMES and not is_device(target):
+    if at and target not in _RUNTIMES and not is_device(target):
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(RUNTIMES)}) or on cpu, cuda or cuda:N, got "
+            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, cuda or cuda:N, got "
             f"{_quoted(requested)}"
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -74,22 +76,6 @@ class DataSetName(Enum):
     OXFORD_HAND = "oxford-hand"
 
 
-class Runtime(Enum):
-    """What runs the network where latency is measured."""
-
-    TORCH = "torch"
-    TORCH_COMPILE = "torch-compile"
-    CUDAGRAPH = "cudagraph"
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-    TENSORRT = "tensorrt"
-
-
-def is_device(name: str) -> bool:
-    """Return whether a text names a device: cpu, cuda or cuda:N."""
-    return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
-
-
 class Precision(Enum):
     """Number format of weights and activations where latency is measured."""
 
@@ -99,6 +85,89 @@ class Precision(Enum):
     INT8 = "int8"
 
 
+@dataclass(frozen=True)
+class RuntimeSpec:
+    """What is known of a runtime before it is loaded: a new one is a backend's file and a record in ``RUNTIMES``.
+
+    Attributes:
+        name: as options and budgets name it.
+        backend: ``module:class`` of its `autoprune.runtimes.Backend`.
+        precisions: by kind of device, cpu or cuda, the number formats that there are.
+        packages: whose versions its times depend on, those that quantise for it included.
+        layout: whether it is told a memory format; others lay tensors out as they find best.
+        per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
+        with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
+        file_backend: ``module:class`` of what runs files of its own format; empty if it has none.
+        int8_file: what a network is called that was quantised for it; empty if no such files are written.
+    """
+
+    name: str
+    backend: str
+    precisions: Mapping[str, tuple[Precision, ...]]
+    packages: tuple[str, ...] = ()
+    layout: bool = False
+    per_layer: bool = False
+    with_nms: bool = True
+    file_backend: str = ""
+    int8_file: str = ""
+
+
+_RUNTIMES = "autoprune.runtimes"
+_FP32, _FP16, _BF16, _INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
+_TORCH = {"cpu": (_FP32, _BF16, _FP16), "cuda": (_FP32, _FP16, _BF16)}
+
+RUNTIMES = (
+    RuntimeSpec(
+        "torch", f"{_RUNTIMES}.torch_eager:TorchBackend", _TORCH, layout=True, per_layer=True,
+        file_backend=f"{_RUNTIMES}.torch_script:TorchScriptBackend",
+    ),
+    RuntimeSpec(
+        "torch-compile", f"{_RUNTIMES}.torch_compile:TorchCompileBackend", _TORCH, layout=True, with_nms=False
+    ),
+    RuntimeSpec(
+        "cudagraph", f"{_RUNTIMES}.torch_eager:TorchBackend", {"cuda": _TORCH["cuda"]}, layout=True, per_layer=True,
+        with_nms=False,
+    ),
+    RuntimeSpec(
+        "onnxruntime", f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend", {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
+        ("onnxruntime", "onnxruntime-gpu"), file_backend=f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
+        int8_file="model.int8.onnx",
+    ),
+    RuntimeSpec(
+        "openvino", f"{_RUNTIMES}.open_vino:OpenVinoBackend", {"cpu": (_FP32, _BF16, _FP16, _INT8)},
+        ("openvino", "nncf"), file_backend=f"{_RUNTIMES}.open_vino:OpenVinoBackend",
+        int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
+    ),
+    RuntimeSpec(
+        "tensorrt", f"{_RUNTIMES}.tensor_rt:TensorRtBackend", {"cuda": (_FP32, _FP16, _INT8)},
+        ("tensorrt", "onnxruntime"), with_nms=False, file_backend=f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
+    ),
+)  # fmt: skip
+"""In the order in which help and messages list them."""
+
+
+class Runtime(Enum):
+    """What runs the network where latency is measured."""
+
+    _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
+    members = vars()
+    for each in RUNTIMES:
+        members[each.name.replace("-", "_").upper()] = each.name
+
+    @property
+    def spec(self) -> RuntimeSpec:
+        """Its record."""
+        return next(spec for spec in RUNTIMES if spec.name == self.value)
+
+
+TORCH, CUDAGRAPH, ONNXRUNTIME = Runtime("torch"), Runtime("cudagraph"), Runtime("onnxruntime")
+
+
+def is_device(name: str) -> bool:
+    """Return whether a text names a device: cpu, cuda or cuda:N."""
+    return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
+
+
 class ExportFormat(Enum):
     """What kind of file a network is exported to; each is run by one runtime."""
 
@@ -106,3 +175,13 @@ class ExportFormat(Enum):
     OPENVINO = "openvino"
     TORCHSCRIPT = "torchscript"
     TENSORRT = "tensorrt"
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs such files."""
+        return Runtime({"onnx": "onnxruntime", "torchscript": "torch"}.get(self.value, self.value))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether its files can leave batch and image size open."""
+        return self in (ExportFormat.ONNX, ExportFormat.OPENVINO)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from autoprune.choices import RUNTIMES, ExportFormat, RuntimeSpec
 from autoprune.errors import DeviceError
 from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.latency.meter import Memory
@@ -23,7 +25,7 @@ from autoprune.runtimes import (
     runtime_settings,
     torch_network,
 )
-from autoprune.runtimes._base import memory_guard
+from autoprune.runtimes._base import Backend, FileBackend, memory_guard
 from autoprune.runtimes.settings import fingerprint_key, lane_width
 from autoprune.runtimes.torch_cuda import loss_guard
 from autoprune.runtimes.torch_network import DTYPES
@@ -226,3 +228,11 @@ def test_whatever_says_that_memory_is_full_is_understood(said: str) -> None:
         loss_guard("device cuda:0"),
     ):
         raise RuntimeError(said)
+
+
+@pytest.mark.parametrize("spec", RUNTIMES, ids=lambda spec: spec.name)
+def test_a_record_leads_to_what_runs_networks(spec: RuntimeSpec) -> None:
+    assert issubclass(pkgutil.resolve_name(spec.backend), Backend)
+    assert not spec.file_backend or issubclass(pkgutil.resolve_name(spec.file_backend), FileBackend)
+    assert bool(spec.file_backend) == any(one.runtime.spec is spec for one in ExportFormat)
+    assert Runtime(spec.name).spec is spec

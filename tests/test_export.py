@@ -26,7 +26,7 @@ from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSe
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.runtimes import RUNTIMES, FileRunner, open_file_backend, runtime_settings
+from autoprune.runtimes import FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.packages import need
@@ -53,7 +53,7 @@ for path in sys.argv[2:]:
 
 def needed(file_format: ExportFormat) -> ExportFormat:
     if file_format is not ExportFormat.TORCHSCRIPT:
-        need(RUNTIMES[file_format].value)
+        need(file_format.runtime.value)
     return file_format
 
 
@@ -111,7 +111,7 @@ def test_an_exported_network_is_the_network(
     assert parity["boxes_px"] < 0.1
     assert abs(found["torch"]["main"] - found["exported"]["main"]) <= 0.001
     assert 0 < found["latency_ms"]["p10"] <= found["latency_ms"]["median"] <= found["latency_ms"]["p90"]
-    assert found["settings"]["runtime"] == RUNTIMES[file_format].value
+    assert found["settings"]["runtime"] == file_format.runtime.value
     assert found["settings"]["threads"] == 1
     parts = list((out / name).glob("*")) or [out / name]
     assert found["size_bytes"] == sum(path.stat().st_size for path in parts)
@@ -139,7 +139,7 @@ def test_a_dynamic_network_takes_any_batch_and_size(file_format: ExportFormat, w
     assert exporting(world, out, "--format", needed(file_format).value, "--dynamic") == 0
     assert told(out)["dynamic"]
     assert metadata(out / FILES[file_format])["dynamic"]
-    backend = open_file_backend(runtime_settings("cpu", image_size=96, runtime=RUNTIMES[file_format], threads=1))
+    backend = open_file_backend(runtime_settings("cpu", image_size=96, runtime=file_format.runtime, threads=1))
     with backend.session():
         runner = backend.open(out / FILES[file_format], (2, 3, 64, 96))
         assert runner.elapsed() > 0

@@ -224,7 +224,7 @@ def test_ctrl_c_prints_the_command_that_resumes(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoprune.workflows.latency.Bench.stage", interrupted)
+    monkeypatch.setattr("autoprune.workflows.latency.LatencyEstimator.stage", interrupted)
     assert main(words(tiny, tmp_path / "run")) == 130
     assert f"autoprune profile --resume {tmp_path / 'run'}" in capsys.readouterr().err
 

@@ -12,9 +12,6 @@ from autoprune.errors import ConfigError
 WRITTEN = (Precision.FP32, Precision.FP16)
 """Precisions that files are written in."""
 
-DYNAMIC = (ExportFormat.ONNX, ExportFormat.OPENVINO)
-"""Formats whose files can leave batch and image size open."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(RunConfig):
@@ -40,6 +37,6 @@ class ExportConfig(RunConfig):
         super().__post_init__()
         if self.precision not in WRITTEN:
             raise ConfigError(f"An exported network is written in fp32 or fp16, got `precision` {self.precision.value}")
-        if self.dynamic and self.format not in DYNAMIC:
-            formats = " or ".join(one.value for one in DYNAMIC)
+        if self.dynamic and not self.format.dynamic:
+            formats = " or ".join(one.value for one in ExportFormat if one.dynamic)
             raise ConfigError(f"`dynamic` is for `format` {formats}, got {self.format.value}")

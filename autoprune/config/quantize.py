@@ -6,12 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.choices import Runtime
+from autoprune.choices import ONNXRUNTIME, Runtime
 from autoprune.config._base import ResumableConfig, check_counts, check_family, check_share, check_stock
 from autoprune.errors import ConfigError
-
-QUANTIZING = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
-"""Runtimes that int8 files are written for."""
 
 LEAST_IMAGES = 8
 """Images that ranges, and a loss of accuracy, are found on at least."""
@@ -40,7 +37,7 @@ class QuantizeConfig(ResumableConfig):
 
     model: Path
     data: Path
-    runtime: Runtime = Runtime.ONNXRUNTIME
+    runtime: Runtime = ONNXRUNTIME
     max_drop: float = 0.01
     calibration_images: int = 64
     images: int = 128
@@ -58,8 +55,8 @@ class QuantizeConfig(ResumableConfig):
         check_counts(self, "qat_epochs", least=0)
         check_share("qat_lr_scale", self.qat_lr_scale)
         check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
-        if self.runtime not in QUANTIZING:
-            runtimes = " or ".join(one.value for one in QUANTIZING)
+        if not self.runtime.spec.int8_file:
+            runtimes = " or ".join(one.value for one in Runtime if one.spec.int8_file)
             raise ConfigError(f"int8 files are written for `runtime` {runtimes}, got {self.runtime.value}")
         if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 1):
             raise ConfigError(f"`max_drop` must lie in [0, 1), got {self.max_drop}")

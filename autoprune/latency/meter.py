@@ -17,7 +17,6 @@ from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
 from autoprune.runtimes.settings import (
-    LAYERS_ALONE,
     MemoryFormat,
     RuntimeSettings,
     fingerprint,
@@ -119,7 +118,7 @@ class LatencyMeter:
     @property
     def layers_alone(self) -> bool:
         """Whether single layers are measured: where loading one takes milliseconds, not an export."""
-        return self._asked.runtime in LAYERS_ALONE
+        return self._asked.runtime.spec.per_layer
 
     @cached_property
     def reference(self) -> Timing:

@@ -6,8 +6,8 @@ only tells how it went.
 
 from autoprune.quantization.choice import Choice, Step, choose
 from autoprune.quantization.groups import Group, group_operations
-from autoprune.quantization.network import FILES, Deployed, InFloat, Quantization, Samples
+from autoprune.quantization.network import Deployed, InFloat, Quantization, Samples
 
 __all__ = [
-    "FILES", "Choice", "Deployed", "Group", "InFloat", "Quantization", "Samples", "Step", "choose", "group_operations",
+    "Choice", "Deployed", "Group", "InFloat", "Quantization", "Samples", "Step", "choose", "group_operations",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,23 +13,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from autoprune.choices import ExportFormat, Runtime
+from autoprune.choices import ExportFormat
 from autoprune.io.files import size_of
 from autoprune.latency.meter import Recorder
 from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.quantization.groups import Group, group_operations
-from autoprune.runtimes import RUNTIMES, SeparateBackend
+from autoprune.runtimes import SeparateBackend
 
 InFloat: TypeAlias = tuple[str, ...] | None
 """Which network is meant: the quantised one with these groups in float, or where None the float one."""
 
-FILES: Mapping[Runtime, str] = {
-    Runtime.ONNXRUNTIME: "model.int8.onnx",
-    Runtime.OPENVINO: "model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
-}
-"""What quantised networks are called."""
-
-_FORMATS = {runtime: file_format for file_format, runtime in RUNTIMES.items()}
+_FORMATS = {file_format.runtime: file_format for file_format in ExportFormat}
 _KIND = "quantize"
 
 
@@ -166,7 +160,7 @@ class Quantization:
         """Write a quantised network, in a folder with what lies beside the float one where that is in one."""
         plain, folder = self.file(None), self._folder / f"finished-{len(self._files)}"
         folder.mkdir()
-        name = FILES[self._backend.settings.runtime]
+        name = self._backend.settings.runtime.spec.int8_file
         if plain.is_file():
             return self._quantized(in_float, folder / Path(name).stem)
         (folder / name).mkdir()

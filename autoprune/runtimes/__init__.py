@@ -1,47 +1,11 @@
-"""Runtimes that latency is measured on, one file each; a further one is one more ``Backend`` in ``BACKENDS``."""
+"""Runtimes that latency is measured on, one file each; `autoprune.choices.RUNTIMES` has one record for each."""
 
-from collections.abc import Callable, Mapping
+import pkgutil
 
-from autoprune.choices import ExportFormat, Precision, Runtime
+from autoprune.choices import Precision, Runtime
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
-from autoprune.runtimes.onnx_runtime import OnnxRuntimeBackend
-from autoprune.runtimes.open_vino import OpenVinoBackend
 from autoprune.runtimes.separate import SeparateBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
-from autoprune.runtimes.tensor_rt import TensorRtBackend
-from autoprune.runtimes.torch_compile import TorchCompileBackend
-from autoprune.runtimes.torch_eager import TorchBackend
-from autoprune.runtimes.torch_script import TorchScriptBackend
-
-BACKENDS: Mapping[Runtime, type[Backend]] = {
-    Runtime.TORCH: TorchBackend,
-    Runtime.TORCH_COMPILE: TorchCompileBackend,
-    Runtime.CUDAGRAPH: TorchBackend,
-    Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
-    Runtime.OPENVINO: OpenVinoBackend,
-    Runtime.TENSORRT: TensorRtBackend,
-}
-"""Which backend serves which runtime."""
-
-RUNTIMES: Mapping[ExportFormat, Runtime] = {
-    ExportFormat.ONNX: Runtime.ONNXRUNTIME,
-    ExportFormat.OPENVINO: Runtime.OPENVINO,
-    ExportFormat.TORCHSCRIPT: Runtime.TORCH,
-    ExportFormat.TENSORRT: Runtime.TENSORRT,
-}
-"""What runs files of each format."""
-
-_FILE_BACKENDS: Mapping[Runtime, Callable[[RuntimeSettings], FileBackend]] = {
-    Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
-    Runtime.OPENVINO: OpenVinoBackend,
-    Runtime.TORCH: TorchScriptBackend,
-    Runtime.TENSORRT: TensorRtBackend,
-}
-
-_QUANTIZING: Mapping[Runtime, Callable[[RuntimeSettings], SeparateBackend]] = {
-    Runtime.ONNXRUNTIME: OnnxRuntimeBackend,
-    Runtime.OPENVINO: OpenVinoBackend,
-}
 
 
 def open_backend(settings: RuntimeSettings, calibration: Calibration | None = None) -> Backend:
@@ -54,16 +18,18 @@ def open_backend(settings: RuntimeSettings, calibration: Calibration | None = No
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
     """
-    return BACKENDS[settings.runtime](settings, calibration)
+    backend: Backend = pkgutil.resolve_name(settings.runtime.spec.backend)(settings, calibration)
+    return backend
 
 
 def open_file_backend(settings: RuntimeSettings) -> FileBackend:
-    """Return what runs files of the settings' runtime, one of ``RUNTIMES``.
+    """Return what runs files of the settings' runtime, one that an `ExportFormat` has.
 
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
     """
-    return _FILE_BACKENDS[settings.runtime](settings)
+    backend: FileBackend = pkgutil.resolve_name(settings.runtime.spec.file_backend)(settings)
+    return backend
 
 
 def open_quantizing_backend(settings: RuntimeSettings) -> SeparateBackend:
@@ -75,12 +41,11 @@ def open_quantizing_backend(settings: RuntimeSettings) -> SeparateBackend:
     Raises:
         DeviceError: the runtime or what quantises for it is not installed, or the device lacks the precision.
     """
-    return _QUANTIZING[settings.runtime](settings)
+    backend: SeparateBackend = pkgutil.resolve_name(settings.runtime.spec.backend)(settings)
+    return backend
 
 
 __all__ = [
-    "BACKENDS",
-    "RUNTIMES",
     "Backend",
     "Calibration",
     "FileBackend",

@@ -16,38 +16,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from autoprune.choices import Precision, Runtime
+from autoprune.choices import CUDAGRAPH, RUNTIMES, TORCH, Precision, Runtime
 from autoprune.errors import DeviceError
-
-PRECISIONS: Mapping[Runtime, Mapping[str, tuple[Precision, ...]]] = {
-    Runtime.TORCH: {
-        "cpu": (Precision.FP32, Precision.BF16, Precision.FP16),
-        "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
-    },
-    Runtime.TORCH_COMPILE: {
-        "cpu": (Precision.FP32, Precision.BF16, Precision.FP16),
-        "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
-    },
-    Runtime.CUDAGRAPH: {"cuda": (Precision.FP32, Precision.FP16, Precision.BF16)},
-    Runtime.ONNXRUNTIME: {"cpu": (Precision.FP32, Precision.INT8), "cuda": (Precision.FP32, Precision.FP16)},
-    Runtime.OPENVINO: {"cpu": (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)},
-    Runtime.TENSORRT: {"cuda": (Precision.FP32, Precision.FP16, Precision.INT8)},
-}
-"""What each runtime runs on which kind of device; whether this very device has it, the backend finds out."""
-
-LAYOUTS = frozenset({Runtime.TORCH, Runtime.TORCH_COMPILE, Runtime.CUDAGRAPH})
-"""Runtimes that are told a memory format; the others lay tensors out as they find best."""
-
-PACKAGES: Mapping[Runtime, tuple[str, ...]] = {
-    Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu"),
-    Runtime.OPENVINO: ("openvino", "nncf"),
-    Runtime.TENSORRT: ("tensorrt", "onnxruntime"),
-}
-"""Installed packages whose versions a runtime's times depend on, those that quantise for it included."""
-
-
-LAYERS_ALONE = frozenset({Runtime.TORCH, Runtime.CUDAGRAPH})
-"""Runtimes that load a single layer in milliseconds; the others would export or compile hundreds of them."""
 
 _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
@@ -141,7 +111,7 @@ def runtime_settings(
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         image_size: of the input.
         runtime: what runs the network; None takes ``cudagraph`` on CUDA, else ``torch``.
-        precision: number format; see ``PRECISIONS``.
+        precision: number format; the runtime's record says which there are.
         threads: CPU threads; None takes as many as torch uses now.
         batch: images per run.
         with_nms: whether non-maximum suppression is measured too.
@@ -151,10 +121,10 @@ def runtime_settings(
     """
     device = _checked_device(device)
     kind = torch.device(device).type
-    chosen = runtime or (Runtime.TORCH if kind == "cpu" else Runtime.CUDAGRAPH)
-    kinds = PRECISIONS[chosen]
+    chosen = runtime or (TORCH if kind == "cpu" else CUDAGRAPH)
+    kinds = chosen.spec.precisions
     if kind not in kinds:
-        others = ", ".join(other.value for other, on in PRECISIONS.items() if kind in on)
+        others = ", ".join(spec.name for spec in RUNTIMES if kind in spec.precisions)
         raise DeviceError(
             f"The runtime {chosen.value} runs on {' and '.join(kinds)}, got `device` {device}; "
             f"on {kind} there are {others}"
@@ -164,7 +134,7 @@ def runtime_settings(
             f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
             f"`precision` {precision.value}"
         )
-    if with_nms and chosen in (Runtime.TORCH_COMPILE, Runtime.CUDAGRAPH, Runtime.TENSORRT):
+    if with_nms and not chosen.spec.with_nms:
         raise DeviceError(
             f"The runtime {chosen.value} takes networks whose shapes are all fixed, and those of `with_nms` are not; "
             "measure without it, or with `runtime` torch"
@@ -179,7 +149,7 @@ def runtime_settings(
         threads or torch.get_num_threads(),
         batch,
         image_size,
-        memory_format=MemoryFormat.AUTO if chosen in LAYOUTS else MemoryFormat.CONTIGUOUS,
+        memory_format=MemoryFormat.AUTO if chosen.spec.layout else MemoryFormat.CONTIGUOUS,
         with_nms=with_nms,
     )
 
@@ -199,7 +169,7 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     values: dict[str, Any] = settings.to_json()
     del values["image_size"]  # part of each layer's shape
     values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
-    for package in PACKAGES.get(settings.runtime, ()):
+    for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):
             values[package] = version(package)
     if settings.device != "cpu":

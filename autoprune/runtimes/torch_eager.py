@@ -7,7 +7,6 @@ from functools import cached_property
 
 from torch import nn
 
-from autoprune.choices import Runtime
 from autoprune.runtimes._base import Backend, Calibration, Runner
 from autoprune.runtimes.settings import RuntimeSettings
 from autoprune.runtimes.torch_cuda import Graphs
@@ -31,7 +30,7 @@ class TorchBackend(Backend):
 
         def load() -> tuple[Run, str | None]:
             copied, image = loaded(module, shape, settings)
-            if settings.runtime is Runtime.CUDAGRAPH:
+            if settings.runtime.value == "cudagraph":
                 return self._graphs.capture(copied, image)
             return lambda: copied(image), None
 

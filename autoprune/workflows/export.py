@@ -21,8 +21,8 @@ from autoprune.io.files import saying_why, sync_folder
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
-from autoprune.runtimes import RUNTIMES, FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
-from autoprune.runtimes.settings import PRECISIONS, image_size_of
+from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
+from autoprune.runtimes.settings import image_size_of
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device
@@ -66,7 +66,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _device(config: ExportConfig) -> str:
     """Return the device to use: for ``auto`` the CPU where the format's runtime runs on nothing else."""
-    only_cpu = list(PRECISIONS[RUNTIMES[config.format]]) == ["cpu"]
+    only_cpu = list(config.format.runtime.spec.precisions) == ["cpu"]
     return "cpu" if config.device == "auto" and only_cpu else choose_device(config.device)
 
 
@@ -78,7 +78,7 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     settings = runtime_settings(
         device,
         image_size=image_size_of(adapter.input_shape),
-        runtime=RUNTIMES[config.format],
+        runtime=config.format.runtime,
         precision=config.precision,
         threads=config.threads,
     )

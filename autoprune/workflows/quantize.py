@@ -23,7 +23,7 @@ from autoprune.latency.timing import Timing, time_all
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, Batch
-from autoprune.quantization import FILES, Choice, Deployed, InFloat, Quantization, Samples, choose
+from autoprune.quantization import Choice, Deployed, InFloat, Quantization, Samples, choose
 from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of
 from autoprune.workflows.call import Caller, Finished
@@ -55,7 +55,7 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
             ]
             choices = _choices(networks, config, listener)
             variants = _variants(networks, choices, backend, folder)
-            target = _keep(networks[-1], choices[own], folder.path / FILES[config.runtime])
+            target = _keep(networks[-1], choices[own], folder.path / config.runtime.spec.int8_file)
         report = {
             **_report(config, choices, variants, samples),
             "accuracy_names": asdict(adapter.accuracy_names),
@@ -206,7 +206,7 @@ def _report(
 ) -> dict[str, Any]:
     """Return what ``quantize.json`` tells of what was found."""
     return {
-        "file": FILES[config.runtime],
+        "file": config.runtime.spec.int8_file,
         "runtime": config.runtime.value,
         "max_drop": config.max_drop,
         "calibration_images": len(samples.calibration),
