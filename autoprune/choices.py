@@ -1,4 +1,4 @@
-"""What a person chooses among, by the names that the command line and the files use."""
+"""What a user chooses among, by the names that the command line and the files use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Rule(Enum):
 
 
 MODULE_FORMAT = "autoprune.module"
-"""What a checkpoint of a person's own network calls its format."""
+"""What a checkpoint of a user's own network calls its format."""
 
 _FACTORY = re.compile(
     r"(?P<source>.+?\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<weights>.+))?"

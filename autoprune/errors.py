@@ -58,4 +58,4 @@ class ExportError(AutopruneError):
 
 
 class AutopruneWarning(UserWarning):
-    """Root of all warnings: one sentence that a person should read, though nothing failed."""
+    """Root of all warnings: one sentence that a user should read, though nothing failed."""

@@ -47,7 +47,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """An exported network beside the torch network that it was made of.
+    """An exported network next to the torch network that it was made of.
 
     Attributes:
         images: how many images the outputs were compared on.

@@ -1,4 +1,4 @@
-"""Policies: an allocation with its provenance, as a JSON file that a person reads and edits."""
+"""Policies: an allocation with its provenance, as a JSON file that a user reads and edits."""
 
 from __future__ import annotations
 
@@ -339,7 +339,7 @@ class Policy:
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
-        """Read what ``to_json`` wrote, or a person's edit of it.
+        """Read what ``to_json`` wrote, or a user's edit of it.
 
         Raises:
             PolicyError: not JSON (the message has line and column), another schema version, an entry that is unknown,

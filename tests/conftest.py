@@ -54,7 +54,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and detectors beside the project; the test is skipped without it."""
+    """The folder of real data and detectors next to the project; the test is skipped without it."""
     folder = _ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder}, which is absent")

@@ -1,4 +1,4 @@
-"""``autoprune compare`` as a person runs it, small."""
+"""``autoprune compare`` as a user runs it, small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autoprune data`` as a person runs it, on made-up data sets in the published layouts."""
+"""``autoprune data`` as a user runs it, on made-up data sets in the published layouts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_it_says_what_there_is_what_was_left_out_and_what_comes_next(
     target = tmp_path / "made"
     write_image(hands / FOLDERS["val"], "lonely")
     write_annotation(hands / FOLDERS["test"], "forlorn", [TURNED])
-    (hands / FOLDERS["val"] / "images" / "._one.jpg").write_bytes(b"what macOS packs beside a file")
+    (hands / FOLDERS["val"] / "images" / "._one.jpg").write_bytes(b"what macOS packs next to a file")
     assert convert(hands, target) == 0
     said = capsys.readouterr()
     assert [line.split() for line in said.out.splitlines() if line.split()[:1] in (["train"], ["val"], ["test"])] == [

@@ -300,7 +300,7 @@ def test_a_step_after_the_end_asks_for_a_reset(rule: str) -> None:
     assert walk_through(env, [0.5] * 6)[1]["allocation"] == first["allocation"]
 
 
-# -- what a person sees ------------------------------------------------------------------------------
+# -- what a user sees ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)

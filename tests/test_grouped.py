@@ -32,14 +32,14 @@ class Net(nn.Module):
     def __init__(self, grouped: nn.Module, *, width: int, out: int, add: bool = False, halves: str = "") -> None:
         super().__init__()
         self.stem, self.grouped, self.norm = nn.Conv2d(3, width, 3, padding=1), grouped, nn.BatchNorm2d(out)
-        self.beside = nn.Conv2d(3, out, 1) if add else None
+        self.paired_with = nn.Conv2d(3, out, 1) if add else None
         self.halves = halves
         self.head = nn.Conv2d(out // 2 if halves == "multiplied" else out, 2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = torch.relu(self.norm(self.grouped(torch.relu(self.stem(x)))))
-        if self.beside is not None:
-            features = features + self.beside(x)
+        if self.paired_with is not None:
+            features = features + self.paired_with(x)
         if self.halves:
             first, second = features.chunk(2, 1)
             features = first * second if self.halves == "multiplied" else torch.cat([second, first], 1)

@@ -147,9 +147,9 @@ def test_in_turn_with_a_network_of_the_same_layers_nothing_is_left_of_a_load_tha
     known, calm = meter.measure(network, "calm"), meter.reference
     backend.load = 1.0
     assert meter.measure(network, "loaded").ratio > 1.2 * known.ratio
-    beside = meter.measure(network, "beside", beside=network).through(known)
-    assert beside.ratio == pytest.approx(known.ratio)
-    assert meter.milliseconds(beside).median == pytest.approx(known.ratio * calm.median)
+    paired_with = meter.measure(network, "beside", paired_with=network).through(known)
+    assert paired_with.ratio == pytest.approx(known.ratio)
+    assert meter.milliseconds(paired_with).median == pytest.approx(known.ratio * calm.median)
 
 
 def test_the_faster_memory_format_is_taken(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``autoprune netadapt`` as a person runs it, small."""
+"""``autoprune netadapt`` as a user runs it, small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that pickled a network of a person's own repository, as YOLOv7's training writes them."""
+"""Checkpoints that pickled a network of a user's own repository, as YOLOv7's training writes them."""
 
 from __future__ import annotations
 

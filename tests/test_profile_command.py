@@ -1,4 +1,4 @@
-"""``autoprune profile`` as a person runs it, on the device in closed form."""
+"""``autoprune profile`` as a user runs it, on the device in closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autoprune search``, ``apply`` and ``train`` as a person runs them, small."""
+"""``autoprune search``, ``apply`` and ``train`` as a user runs them, small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autoprune sensitivity`` as a person runs it, small."""
+"""``autoprune sensitivity`` as a user runs it, small."""
 
 from __future__ import annotations
 

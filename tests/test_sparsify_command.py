@@ -1,4 +1,4 @@
-"""``autoprune sparsify`` as a person runs it, small."""
+"""``autoprune sparsify`` as a user runs it, small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autoprune search --strategy …``, ``--sensitivity`` and ``--warm-start`` as a person uses them, small."""
+"""``autoprune search --strategy …``, ``--sensitivity`` and ``--warm-start`` as a user uses them, small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autoprune train`` as a person runs it, small: what can be added to it, and kills in between."""
+"""``autoprune train`` as a user runs it, small: what can be added to it, and kills in between."""
 
 from __future__ import annotations
 

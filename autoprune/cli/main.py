@@ -58,7 +58,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
-        """Show a progress bar with the time left; where no person is watching, print its end only."""
+        """Show a progress bar with the time left; where no user is watching, print its end only."""
         columns = (
             TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
@@ -88,7 +88,7 @@ class _Bar:
         self._task = progress.add_task(label, total=total, detail="")
 
     def __call__(self, done: int, detail: str = "") -> None:
-        """Show how much is done, and a few words beside it."""
+        """Show how much is done, and a few words next to it."""
         self._progress.update(self._task, completed=done, detail=detail)
 
     def finish(self) -> None:

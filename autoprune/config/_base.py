@@ -77,8 +77,8 @@ class PruningConfig(ResumableConfig):
 
     Attributes:
         model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
-            beside it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file); the
-            bundled demonstration detector by default
+            next to it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file);
+            the bundled demonstration detector by default
         data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model` but
             for FILE.py:FUNCTION
         criterion: which channels of a unit stay: by training images covariance (those that the others cannot stand in

@@ -1,4 +1,4 @@
-"""The fields of a configuration as options: their types, and how a value is read that a person wrote."""
+"""The fields of a configuration as options: their types, and how a value is read that a user wrote."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def enum_of(hint: Any) -> type[Enum] | None:
 
 
 def read_value(name: str, hint: Any, value: Plain) -> Any:
-    """Read what a person wrote for a field.
+    """Read what a user wrote for a field.
 
     Args:
         name: what stands for the field on the command line.

@@ -56,7 +56,7 @@ class Published:
     Attributes:
         title: its name, for people.
         file: name of the YAML file that will describe it.
-        remark: what a person who opens that file should know, one line.
+        remark: what a user who opens that file should know, one line.
         classes: names of the classes, in the order of their indices.
         splits: for each of ``SPLITS`` the images with the annotation of each, sorted.
         unpaired: images without an annotation, and annotations without an image; they are left out.

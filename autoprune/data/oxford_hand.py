@@ -94,7 +94,7 @@ def _paired(folder: Path) -> tuple[dict[Path, Path], list[Path]]:
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a kind by their stems, without the ``._`` files that macOS packs beside them."""
+    """Return the files of a kind by their stems, without the ``._`` files that macOS packs next to them."""
     listed = sorted(folder.iterdir())
     return {path.stem: path for path in listed if path.suffix.lower() in suffixes and not path.name.startswith(".")}
 

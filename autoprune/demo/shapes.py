@@ -2,7 +2,7 @@
 
 Circles, squares and triangles of many sizes, colours and angles, some of them partly hidden, on
 noisy backgrounds. Laid out as Ultralytics expects it: images and labels of a train and a val
-split, and a YAML file beside them.
+split, and a YAML file next to them.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Evaluator:
         seed: chooses the images.
         journal: where every evaluation is durable before it is told.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
-        notify: told in a sentence about what a person should know.
+        notify: told in a sentence about what a user should know.
         compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
         reconstruct: where candidates are compensated, solve the layers of what ships for what the dense network gives.
         criterion: what ranked the channels, see `pruning.prune`.

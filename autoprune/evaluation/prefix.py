@@ -61,7 +61,7 @@ class Prefix:
 
     Attributes:
         base: the base network's allocation.
-        cuts: stages at which a candidate can start beside the first, ascending.
+        cuts: stages at which a candidate can start besides the first, ascending.
     """
 
     def __init__(

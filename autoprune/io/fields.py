@@ -1,4 +1,4 @@
-"""Reading JSON that a person may have edited: every entry known, present, of its type, and named when it is not."""
+"""Reading JSON that a user may have edited: every entry known, present, of its type, and named when it is not."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def read_bytes(path: Path) -> bytes:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
-    The content goes to a temporary file beside the target, reaches the disk, and is renamed over the target. No link is
+    The content goes to a temporary file next to the target, reaches the disk and is renamed over the target. No link is
     followed: a target that is one is replaced.
 
     Args:
@@ -107,7 +107,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that stands under its name only once the block is through.
 
-    The block gets an empty folder beside the target, which is renamed in the end, or removed where the block fails.
+    The block gets an empty folder next to the target, which is renamed in the end, or removed where the block fails.
 
     Raises:
         RunError: the target exists already, or it cannot be written.

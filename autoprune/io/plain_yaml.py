@@ -1,4 +1,4 @@
-"""Reading YAML that a person wrote, without its traps: a small file with one mapping, no anchors, no tags.
+"""Reading YAML that a user wrote, without its traps: a small file with one mapping, no anchors, no tags.
 
 Anchors make a file of a few lines expand without end, and tags name classes. Neither a configuration nor the
 description of a data set has a use for them.

@@ -27,7 +27,7 @@ class ShareSource(Enum):
     """How the layers' shares of the latency were found."""
 
     ALONE = "measured alone"
-    """Each layer ran by itself, in turn with the whole network."""
+    """Each layer ran by itself, paired with the whole network."""
     MODEL = "modelled"
     """The predictor, which was fitted to whole networks, split over the layers by their work."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.io.fields import fits
 from autoprune.latency.cache import LatencyCache, look_up
-from autoprune.latency.paired import shares_beside
+from autoprune.latency.paired import paired_shares
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
@@ -62,7 +62,7 @@ class Memory:
 
 
 class LatencyMeter:
-    """Measures networks as they are deployed, in turn with the dense one.
+    """Measures networks as they are deployed, paired with the dense one.
 
     Everything that it measures goes through the recorder: what is there already is taken from it and nothing runs, so
     a resumed run sees the same reference, tables and ratios as the one that was killed.
@@ -146,23 +146,27 @@ class LatencyMeter:
         key: Any,
         *,
         effort: MeasurementConfig | None = None,
-        beside: Callable[[], nn.Module] | None = None,
+        paired_with: Callable[[], nn.Module] | None = None,
     ) -> PairedTiming:
-        """Time a network in turn with the dense one, or with another.
+        """Time a network paired with the dense one, or with another.
 
         Args:
             build: makes the network as it is deployed; not called where the recorder knows the answer.
             key: plain JSON that names the measurement, e.g. the allocation; a second measurement of the same network
                 needs another one.
             effort: how long; None for the meter's own.
-            beside: makes the other network; None for the dense one.
+            paired_with: makes the other network; None for the dense one.
         """
 
         def measure() -> Mapping[str, Any]:
             module = build()
             with self._backend.session():
                 runner = self._backend.prepare(module, self.settings.shape)
-                other = self._dense_runner if beside is None else self._backend.prepare(beside(), self.settings.shape)
+                other = (
+                    self._dense_runner
+                    if paired_with is None
+                    else self._backend.prepare(paired_with(), self.settings.shape)
+                )
                 return time_pair(runner, other, effort or self._effort).to_json()
 
         return PairedTiming.from_json(self._recorded(["network", key], measure))
@@ -211,11 +215,11 @@ class LatencyMeter:
         return times
 
     def layers_beside(self, points: Sequence[Point]) -> dict[Point, float]:
-        """Return what share of the dense network's time single layers take that run alone, in turn with it."""
+        """Return what share of the dense network's time single layers take that run alone, paired with it."""
 
         def measure() -> Mapping[str, float]:
             with self._backend.session():
-                return shares_beside(self._backend, self._dense_runner, points)
+                return paired_shares(self._backend, self._dense_runner, points)
 
         named = fingerprint_key({point.key: True for point in points})
         found = self._recorded(["beside", named], measure)

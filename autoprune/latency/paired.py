@@ -1,4 +1,4 @@
-"""Times of single layers as shares of the dense network's, all of them taken in turn with it."""
+"""Times of single layers as shares of the dense network's, all of them taken paired with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = 8.0
 _QUANTILE = 25  # whatever disturbs a run makes it longer, and a whole network is hit more often than a layer
 
 
-def shares_beside(backend: Backend, whole: Runner, points: Sequence[Point]) -> dict[str, float]:
+def paired_shares(backend: Backend, whole: Runner, points: Sequence[Point]) -> dict[str, float]:
     """Return by the points' keys what share of the whole network's time each layer takes that runs alone.
 
     Every round runs the network and all layers once, so that a drift of the machine meets both alike. The layers were

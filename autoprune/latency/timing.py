@@ -127,7 +127,7 @@ class PairedTiming:
     note: str | None = None
 
     def through(self, known: PairedTiming) -> PairedTiming:
-        """Return a network timed in turn with another as if it had been timed with the dense one.
+        """Return a network timed paired with another as if it had been timed with the dense one.
 
         Args:
             known: that other network, timed with the dense one.

@@ -25,10 +25,10 @@ def open_adapter(
     device: str | torch.device = "cpu",
     trust: bool = False,
 ) -> Adapter:
-    """Open a checkpoint with the adapter of its family: Ultralytics', Darknet's, or what a person's function builds.
+    """Open a checkpoint with the adapter of its family: Ultralytics', Darknet's, or what a user's function builds.
 
     Args:
-        weights: the checkpoint; a Darknet ``.cfg``, with its ``.weights`` of the same name beside it; or
+        weights: the checkpoint; a Darknet ``.cfg``, with its ``.weights`` of the same name next to it; or
             ``FILE.py:FUNCTION``, with ``@CHECKPOINT`` for a pruned one, which runs that file.
         data: the data set's description; without one only the network can be used.
         image_size: square input size in pixels; the checkpoint's own if None.
@@ -59,7 +59,7 @@ def adapter_of(module: nn.Module, *, data: Path, image_size: int | None = None) 
 
 
 def _built(model: Path, *, data: Path | None, image_size: int | None, device: str | torch.device) -> Adapter:
-    """Open what a person's function builds, which brings its own data and size."""
+    """Open what a user's function builds, which brings its own data and size."""
     from autoprune.models.module.factory import open_factory
 
     adapter = open_factory(model, device=device)

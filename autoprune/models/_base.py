@@ -61,7 +61,7 @@ class Accuracy:
 
     Attributes:
         main: the figure that decides, in [0, 1]: mAP50-95 of a detector, top-1 of a classifier.
-        lenient: a more lenient one beside it, in [0, 1]: mAP50, top-5; None where the task has none.
+        lenient: a more lenient one next to it, in [0, 1]: mAP50, top-5; None where the task has none.
     """
 
     main: float
@@ -122,7 +122,7 @@ class Adapter(ABC):
         bytes_per_number: what a number takes in a checkpoint.
         accuracy_names: what the figures of its accuracy are called.
         autocasts: whether network and loss also compute under ``torch.autocast``.
-        reader: what people open an exported file with, beside its runtime; None where there is nothing.
+        reader: what people open an exported file with, besides its runtime; None where there is nothing.
     """
 
     name: str

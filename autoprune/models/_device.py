@@ -1,4 +1,4 @@
-"""A device named by a person, checked."""
+"""A device named by a user, checked."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Quantization:
         return self._source if file_format is ExportFormat.ONNX else self._exported(file_format)
 
     def _finished(self, in_float: Sequence[str]) -> Path:
-        """Write a quantised network, in a folder with what lies beside the float one where that is in one."""
+        """Write a quantised network, in a folder with what lies next to the float one where that is in one."""
         plain, folder = self.file(None), self._folder / f"finished-{len(self._files)}"
         folder.mkdir()
         name = self._backend.settings.runtime.spec.int8_file

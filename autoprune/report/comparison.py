@@ -1,4 +1,4 @@
-"""Strategies beside each other: what they found and how it fine-tunes."""
+"""Strategies next to each other: what they found and how it fine-tunes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _head_columns(axes: Axes, cost_label: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return a wall time as a person says it: ``45 s``, ``12 min``, ``3.4 h``; a dash where there is none."""
+    """Return a wall time as a user says it: ``45 s``, ``12 min``, ``3.4 h``; a dash where there is none."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 99.5:

@@ -32,7 +32,7 @@ class BarKind(Enum):
 
 @dataclass(frozen=True)
 class LayerBar:
-    """One row: a layer's share of the latency beside its share of the FLOPs.
+    """One row: a layer's share of the latency next to its share of the FLOPs.
 
     Attributes:
         name: as it is printed.

@@ -26,7 +26,7 @@ _PANELS = {4: (2.8, 2.3), 12: (2.2, 1.7)}  # up to so many units: inches, with t
 _PANEL = (1.62, 1.22)  # for more units
 _LEFT, _RIGHT, _BOTTOM, _ABOVE = 0.95, 0.2, 0.62, 0.22  # inches around all panels; the last is a panel's own title
 _MOST_COLUMNS = 10
-_NAME, _LONG_NAME = 22, 34  # characters of a unit's name above a panel, beside a row
+_NAME, _LONG_NAME = 22, 34  # characters of a unit's name above a panel, next to a row
 
 _EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
 _MOST_RATIOS = 8  # columns of the heat map
@@ -214,7 +214,7 @@ def _colours() -> Colormap:
 
 
 def _colour_bar(figure: Figure, image: AxesImage, ticks: Sequence[float]) -> None:
-    """Put the key of the colours beside the upper end of the map; there are ticks where it is logarithmic."""
+    """Put the key of the colours next to the upper end of the map; there are ticks where it is logarithmic."""
     bar = figure.colorbar(image, ax=image.axes, aspect=18, shrink=min(1.0, 5 / figure.get_figheight()), anchor=(0, 1))
     scale = "logarithmic; " if ticks else ""
     bar.set_label(f"score drop (0 is the dense network)\n{scale}grey: not measured")

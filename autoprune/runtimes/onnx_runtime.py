@@ -11,7 +11,7 @@ from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend
 
 
 class OnnxRuntimeBackend(SeparateBackend):
-    """ONNX Runtime with all its graph optimisations, as a session that a person opens has them."""
+    """ONNX Runtime with all its graph optimisations, as a session that a user opens has them."""
 
     @property
     def runtime(self) -> Kit:

@@ -201,7 +201,7 @@ class SeparateBackend(Backend, FileBackend):
         return self.quantizer.start()
 
     def _quantized(self, source: Path, shape: tuple[int, ...]) -> Path:
-        """Quantise an ONNX file, beside itself, and return the new file."""
+        """Quantise an ONNX file, next to itself, and return the new file."""
         images = source.with_name("images.npy")
         np.save(images, self._inputs(shape))
         return self.quantize(source, images, to=source.with_name("quantized"))

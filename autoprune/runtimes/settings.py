@@ -105,7 +105,7 @@ def runtime_settings(
     batch: int = 1,
     with_nms: bool = False,
 ) -> RuntimeSettings:
-    """Check what a person asked for and fill in what was left open.
+    """Check what a user asked for and fill in what was left open.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -165,7 +165,7 @@ def lane_width(settings: RuntimeSettings) -> int:
 
 
 def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
-    """Return everything that a layer's time depends on beside the layer; times with different ones are not compared."""
+    """Return what a layer's time depends on besides the layer; times with different ones are not compared."""
     values: dict[str, Any] = settings.to_json()
     del values["image_size"]  # part of each layer's shape
     values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}

@@ -23,7 +23,7 @@ GROWTHS = (1.25, 2.0, 4.0)
 """By what factor a unit may widen in a round, at most; each gives one candidate."""
 
 FACTORS = (1.25, 1.5, 2.0, 3.0, 4.0)
-"""By what factors beside one step it may widen."""
+"""By what factors next to one step it may widen."""
 
 GAINS_COST = 5
 """Evaluations that the gains of all units take as long as (`tests/benchmarks`)."""

@@ -149,7 +149,7 @@ class _ExportReport:
         }
 
     def show(self, listener: Listener) -> None:
-        """Show the exported network beside torch's."""
+        """Show the exported network next to torch's."""
         exported, parity, settings = self.exported, self.exported.parity, self.backend.settings
         median, p10, p90 = (
             format_amount("latency", value)

@@ -247,7 +247,7 @@ def _next(command: str) -> Path:
 
 
 def environment() -> Mapping[str, str]:
-    """Return what a figure of this run depends on beside its configuration."""
+    """Return what a figure of this run depends on next to its configuration."""
     return {**_versions(), "platform": platform.platform()}
 
 

@@ -113,7 +113,7 @@ class LatencyEstimator:
     ) -> dict[str, Any]:
         """Return a stage's latency as the summary has it; the stage ``dense`` is the reference itself.
 
-        Where the allocation's time is known already, the network runs in turn with one of the same layers, not with the
+        Where the allocation's time is known already, the network runs paired with one of the same layers, not with the
         dense one: then nothing is left of what the machine did in between.
 
         Args:
@@ -130,7 +130,7 @@ class LatencyEstimator:
             if allocation is not None:
                 self._confirmed[allocation] = timing
         else:
-            timing = self._typical_beside(module, ["stage", name], allocation, known, limit)
+            timing = self._typical_paired(module, ["stage", name], allocation, known, limit)
         if timing.note is not None:
             self._listener.warn(f"Measuring the {name} network: {timing.note}.")
         return self._described(self.meter.milliseconds(timing))
@@ -169,23 +169,23 @@ class LatencyEstimator:
         return self._network.adapter.deployable(module, with_nms=self._with_nms)
 
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
-        """Measure in turn with the dense network, several times."""
+        """Measure paired with the dense network, several times."""
         return typical(
             lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT),
             self._steadiness.doubt,
         )
 
-    def _typical_beside(
+    def _typical_paired(
         self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
     ) -> PairedTiming:
-        """Measure in turn with a network of the same layers whose time is known, several times."""
+        """Measure paired with a network of the same layers whose time is known, several times."""
 
         def measure(repeat: int) -> PairedTiming:
             timing = self.meter.measure(
                 lambda: self._deployed(module),
                 [*key, "beside", repeat],
                 effort=STAGE_EFFORT,
-                beside=lambda: self._built(allocation),
+                paired_with=lambda: self._built(allocation),
             )
             return timing.through(known)
 

@@ -45,7 +45,7 @@ class NoiseModel:
         self._recent = deque([reference] * (REMEMBERED // 2 + 1), maxlen=REMEMBERED)
 
     def learn(self, timing: PairedTiming) -> None:
-        """Take note of what the dense network took beside a candidate."""
+        """Take note of what the dense network took next to a candidate."""
         self._recent.append(timing.dense.median)
 
     def doubt(self, timing: PairedTiming) -> float:

@@ -117,9 +117,9 @@ def _alone(
     predicted: Sequence[Staircase],
     listener: Listener,
 ) -> tuple[LayerShares, list[Staircase]]:
-    """Measure layers alone, in turn with the dense network: at their dense widths and along the staircases."""
+    """Measure layers alone, paired with the dense network: at their dense widths and along the staircases."""
     plan = MeasuredStaircases(network.space, [work.layer for work in works], predicted)
-    listener.note(f"Measuring {len(plan.points)} layers alone, in turn with the whole network …")
+    listener.note(f"Measuring {len(plan.points)} layers alone, paired with the whole network …")
     times = estimator.meter.layers_beside(plan.points)
     shares = shares_alone(works, times)
     return shares, plan.of(times, shares, estimator.meter.reference.median)

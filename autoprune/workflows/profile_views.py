@@ -1,4 +1,4 @@
-"""A profile as a person sees it: tables on the listener, pictures in the run folder."""
+"""A profile as a user sees it: tables on the listener, pictures in the run folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SHOWN_LAYERS, SHOWN_UNITS, SHOWN_WIDTHS = 15, 10, 12
 DRAWN_LAYERS, DRAWN_UNITS = 24, 20
 
 BUSY = 1.5
-"""p90 over p10 of the dense network's times above which a person is told."""
+"""p90 over p10 of the dense network's times above which a user is told."""
 
 _HOW = {
-    ShareSource.ALONE: "layers measured alone, in turn with the whole network",
+    ShareSource.ALONE: "layers measured alone, paired with the whole network",
     ShareSource.MODEL: "shares modelled from each layer's work; the whole is measured",
 }
 

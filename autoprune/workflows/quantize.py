@@ -76,7 +76,7 @@ class _Variant:
         network: the network's name.
         precision: ``fp32`` or ``int8``.
         deployed: what it is on the validation split and on the disk.
-        latency: milliseconds, taken in turn with all other variants.
+        latency: milliseconds, taken paired with all other variants.
     """
 
     network: str

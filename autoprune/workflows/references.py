@@ -143,7 +143,7 @@ class References:
             if adapter is self._run.network.adapter:
                 name = f"reference of {costs['params']} parameters"
                 costs[metric] = self._run.estimators[metric].stage(name, module)["median"]
-            else:  # another input: it cannot run in turn with the dense network
+            else:  # another input: it cannot run paired with the dense network
                 settings = settings_of(metric, self._config, adapter.input_shape)
                 deployed = adapter.deployable(module, with_nms=settings.with_nms)
                 costs[metric] = LatencyMeter(deployed, settings).reference.median

@@ -63,7 +63,7 @@ class SparsitySettings:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How sparse a network is, beside the dense one.
+    """How sparse a network is, next to the dense one.
 
     Attributes:
         dense: the dense network's scales.
@@ -184,7 +184,7 @@ def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> N
 
 
 def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Listener) -> None:
-    """Say what a person should do otherwise next time, if anything."""
+    """Say what a user should do otherwise next time, if anything."""
     strength = f"`sparsity` {settings.schedule.strength:g}"
     if found.dead:
         named = ", ".join(found.dead[:_NAMED]) + (", …" if len(found.dead) > _NAMED else "")

@@ -31,7 +31,7 @@ RECIPES = {
     "default": "", "lr0.3": "--lr-scale 0.3", "lr0.1": "--lr-scale 0.1", "teacher": "--distill TEACHER",
     "soften": "--soften", "40 epochs": "--epochs 40", "10 epochs": "--epochs 10",
 }  # fmt: skip
-"""How a pruned network may be trained, as options of ``autoprune train`` beside the defaults."""
+"""How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
 
 
 @dataclass(frozen=True)

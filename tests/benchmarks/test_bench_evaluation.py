@@ -1,4 +1,4 @@
-"""What a candidate costs beside its bare forward passes, and beside the usual way. Needs ``../shared``.
+"""What a candidate costs next to its bare forward passes, and next to the usual way. Needs ``../shared``.
 
 The usual way: Torch-Pruning builds its dependency graph and prunes a copy, the same recalibration, Ultralytics' ``val``
 on the same images. All are taken in turn in one process, and medians are compared.

@@ -68,7 +68,7 @@ class Sppcspc(nn.Module):
 
 
 class RepConv(nn.Module):
-    """A convolution beside a pointwise one and, where it keeps the width, a bare batch norm (Ding et al., 2021)."""
+    """A convolution next to a pointwise one and, where it keeps the width, a bare batch norm (Ding et al., 2021)."""
 
     def __init__(self, given: int, made: int) -> None:
         super().__init__()

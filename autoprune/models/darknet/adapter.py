@@ -101,7 +101,7 @@ class DarknetAdapter(TrainableAdapter):
         """Load a trained detector and, if given, its data set.
 
         Args:
-            cfg: the ``.cfg`` file; the ``.weights`` file of the same name lies beside it.
+            cfg: the ``.cfg`` file; the ``.weights`` file of the same name lies next to it.
             data: the data set's YAML file; without one, every method that needs images raises ``DataError``.
             image_size: square input size in pixels; the cfg's own if None.
             device: where to compute, e.g. ``cpu`` or ``cuda:0``.
@@ -220,7 +220,7 @@ class DarknetAdapter(TrainableAdapter):
         return None if cfg is None else DarknetNetwork(cfg).eval().to(self.device)
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-        """Write the cfg and, beside it, the weights.
+        """Write the cfg and, next to it, the weights.
 
         Raises:
             ModelError: a cfg cannot express the network.
@@ -230,7 +230,7 @@ class DarknetAdapter(TrainableAdapter):
         write(module, self.header, cfg=path, weights=path.with_suffix(self.suffixes[1]), notes=notes)
 
     def reopen(self, path: Path) -> nn.Module:
-        """Read a cfg and the weights beside it."""
+        """Read a cfg and the weights next to it."""
         return DarknetAdapter.load(path, image_size=self.image_size, device=self.device).module
 
     def checkpoint_size(self, module: nn.Module) -> int:

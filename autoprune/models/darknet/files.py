@@ -19,18 +19,18 @@ _ENCODING: Mapping[str, str] = {"encoding": "utf-8", "errors": "surrogateescape"
 
 
 def weights_beside(cfg: Path) -> Path:
-    """Return the weights file that belongs to a cfg: of the same name, beside it.
+    """Return the weights file that belongs to a cfg: of the same name, next to it.
 
     Raises:
         ModelError: there is none, or a weights file was given in the cfg's place.
     """
     if cfg.suffix == ".weights":
         raise ModelError(
-            f"{cfg} has Darknet's numbers alone; give the cfg of that network, as {cfg.with_suffix('.cfg')} beside it"
+            f"{cfg} has Darknet's numbers alone; give the cfg of that network, as {cfg.with_suffix('.cfg')} next to it"
         )
     weights = cfg.with_suffix(".weights")
     if cfg.is_file() and not weights.is_file():
-        raise ModelError(f"{cfg} needs the numbers of its network beside it, and {weights} does not exist")
+        raise ModelError(f"{cfg} needs the numbers of its network next to it, and {weights} does not exist")
     return weights
 
 

@@ -1,7 +1,7 @@
 """The data set of a detector: its YAML file, its splits, the labels of its images, without downloads.
 
 Files are read as Ultralytics reads them, whatever the network's family, but looked up and verified here: Ultralytics
-would download what is missing, write a label cache beside the labels and repair broken images in place. autoprune
+would download what is missing, write a label cache next to the labels and repair broken images in place. autoprune
 reads a few hundred images, so it verifies those in a second, keeps the result in memory, and writes nothing into the
 user's data.
 """

@@ -1,4 +1,4 @@
-"""Networks of any class: an adapter of a person's own module, loss, data and metric."""
+"""Networks of any class: an adapter of a user's own module, loss, data and metric."""
 
 from autoprune.models._base import AccuracyNames
 from autoprune.models._trainable import Sgd

@@ -1,4 +1,4 @@
-"""The adapter of any ``nn.Module`` that takes images: a person's own network, loss, data and metric."""
+"""The adapter of any ``nn.Module`` that takes images: a user's own network, loss, data and metric."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ModuleAdapter(TrainableAdapter):
 
     resizable = False
     bytes_per_number = 4
-    autocasts = False  # a person's own loss may read numbers that it never was given in bfloat16
+    autocasts = False  # a user's own loss may read numbers that it never was given in bfloat16
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class ModuleAdapter(TrainableAdapter):
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a copy in eval mode without gradients that returns its first output.
 
-        It is not fused: runtimes outside of torch fold batch norms themselves, and what it needs beside the network,
+        It is not fused: runtimes outside of torch fold batch norms themselves, and what it needs besides the network,
         such as suppression, is in the network or nowhere.
         """
         deployed = copy.deepcopy(module).eval().requires_grad_(False)
@@ -231,7 +231,7 @@ class ModuleAdapter(TrainableAdapter):
     def _check_runs(self) -> None:
         try:
             self._output(self.module)
-        except Exception as error:  # a person's own code
+        except Exception as error:  # a user's own code
             raise ModelError(
                 f"{self.name} must take its example, a batch of shape (1, {', '.join(map(str, self._shape))}), and "
                 f"does not ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"

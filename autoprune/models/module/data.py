@@ -1,4 +1,4 @@
-"""A person's own data sets as batches on a device."""
+"""A user's own data sets as batches on a device."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ class Data:
             return samples[number]
         except MemoryError:
             raise
-        except Exception as error:  # a person's own code
+        except Exception as error:  # a user's own code
             raise DataError(f"sample {number} of the {split} data cannot be read ({_told(error)})") from error
 
     def _joined(self, samples: list[Any], split: str, device: torch.device) -> Batch:
         try:
             images, targets = self.collate(samples)
-        except Exception as error:  # a person's own samples
+        except Exception as error:  # a user's own samples
             raise DataError(
                 f"the samples of the {split} data must make a batch of images and targets, and do not "
                 f"({_told(error)}); give samples (image, target) of equal shapes, or a collate function"

@@ -1,4 +1,4 @@
-"""Networks that a person's own function builds: ``my_network.py:make`` on the command line."""
+"""Networks that a user's own function builds: ``my_network.py:make`` on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoprune.models.module.adapter import ModuleAdapter
 from autoprune.models.module.checkpoint import read_checkpoint
 
 Make = Callable[[], ModuleAdapter]
-"""A person's function: the trained network with its data."""
+"""A user's function: the trained network with its data."""
 
 _OWN = "autoprune_own_"
 
@@ -42,7 +42,7 @@ def load(path: Path, make: Make, *, device: str | torch.device = "cpu") -> Modul
 
 
 def open_factory(model: Path, *, device: str | torch.device = "cpu") -> ModuleAdapter:
-    """Run a person's function, which the command line names, and return what it builds.
+    """Run a user's function, which the command line names, and return what it builds.
 
     Args:
         model: ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, with ``@CHECKPOINT`` behind it for the network of a
@@ -81,7 +81,7 @@ def _imported(source: str) -> ModuleType:
     if known is not None and known.__file__ == str(path):
         return known
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # what lies beside it can be imported, as when Python runs the file
+        sys.path.append(str(path.parent))  # what lies next to it can be imported, as when Python runs the file
     return _executed(lambda: _run(path, name), source)
 
 
@@ -104,7 +104,7 @@ def _executed(run: Callable[[], ModuleType], source: str) -> ModuleType:
         return run()
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a user's own code
         raise ModelError(f"{source} cannot be imported ({_told(error)})") from error
 
 
@@ -113,7 +113,7 @@ def _called(make: Callable[[], Any], model: Path) -> Any:
         return make()
     except (AutopruneError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:  # a person's own code
+    except (Exception, SystemExit) as error:  # a user's own code
         raise ModelError(f"{model} must return a ModuleAdapter, and raised {_told(error)}") from error
 
 

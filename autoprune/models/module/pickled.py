@@ -1,6 +1,6 @@
-"""Checkpoints that pickle a network of classes from a person's repository, as YOLOv5's and YOLOv7's training write.
+"""Checkpoints that pickle a network of classes from a user's repository, as YOLOv5's and YOLOv7's training write.
 
-Such a file names classes, ``models.yolo.Model``, and unpickling imports and runs them: only where a person says so.
+Such a file names classes, ``models.yolo.Model``, and unpickling imports and runs them: only where a user says so.
 Nothing is ever installed to satisfy a file.
 """
 

@@ -70,5 +70,5 @@ class TrainingFolders(stock.ClassificationDataset):  # type: ignore[misc]
     """Ultralytics' data set as its trainer uses it, except that it writes nothing into the user's data."""
 
     def verify_images(self) -> list[Any]:
-        """Return the images that can be opened; Ultralytics would keep a list of them beside the split's folder."""
+        """Return the images that can be opened; Ultralytics would keep a list of them next to the split's folder."""
         return [sample for sample in self.samples if cut_short(sample[0]) is None]

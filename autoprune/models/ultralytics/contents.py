@@ -28,7 +28,7 @@ _ENTRIES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "stopper": ((Mapping,), "a dictionary"),
     "modelopt": ((Mapping,), "a dictionary"),
 }
-"""Entries beside the network that are read: their types, and what these are called. None stands for an absent one."""
+"""Entries next to the network that are read: their types, and what these are called. None stands for an absent one."""
 
 MOST_STRIDE = 256
 """Pixels of a network's coarsest cells; Ultralytics' have 64."""
@@ -85,7 +85,7 @@ def network_of(content: Mapping[str, Any], path: Path) -> nn.Module:
 
 
 def check_entries(content: Mapping[str, Any], path: Path) -> None:
-    """Make sure that what stands beside the network has the types that Ultralytics writes.
+    """Make sure that what stands next to the network has the types that Ultralytics writes.
 
     Raises:
         ModelError: an entry has another one.

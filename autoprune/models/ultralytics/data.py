@@ -89,7 +89,7 @@ class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc
 class TrainingImages(CheckedImages):
     """Ultralytics' data set as its trainer uses it, except that it keeps no cache of the labels.
 
-    Ultralytics' is a pickle beside the labels, which runs code of whoever put it there when it is read.
+    Ultralytics' is a pickle next to the labels, which runs code of whoever put it there when it is read.
     """
 
     buffer: list[int]  # the images that mosaics are made of

@@ -71,7 +71,7 @@ class Engine:
         return len(found)
 
     def convert(self, source: str, to: str) -> None:
-        """Write an ONNX file as an ``.xml`` with a ``.bin`` beside it, weights in half precision if that computes."""
+        """Write an ONNX file as an ``.xml`` with a ``.bin`` next to it, weights in half precision if that computes."""
         openvino.save_model(self._core.read_model(source), to, compress_to_fp16=self._half)
 
     def drop(self, number: int) -> None:

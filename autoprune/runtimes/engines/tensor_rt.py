@@ -156,7 +156,7 @@ def _plan_in(path: Path) -> bytes:
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """Return what a CUDA call gave beside its status.
+    """Return what a CUDA call gave next to its status.
 
     Raises:
         RuntimeError: the status is an error.

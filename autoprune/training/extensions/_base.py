@@ -1,4 +1,4 @@
-"""What may take part in a training beside the stock trainer: a penalty, a teacher, a schedule of one's own."""
+"""What may take part in a training next to the stock trainer: a penalty, a teacher, a schedule of one's own."""
 
 from __future__ import annotations
 
