@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,7 +50,42 @@ class Record:
     value: Any
 
 
-class Journal:
+class Recorder(ABC):
+    """Keeps what was found out, so that it is not found out twice."""
+
+    @abstractmethod
+    def lookup(self, kind: str, key: JSON) -> Any:
+        """Return what was kept last under this kind and key, or None."""
+
+    @abstractmethod
+    def append(self, kind: str, key: JSON, value: JSON) -> None:
+        """Keep a value, which is not None."""
+
+    def once(self, kind: str, key: JSON, compute: Callable[[], Any]) -> Any:
+        """Return what is kept under this kind and key, or compute and keep it (plain JSON values)."""
+        found = self.lookup(kind, key)
+        if found is None:
+            found = compute()
+            self.append(kind, key, found)
+        return found
+
+
+class MemoryRecorder(Recorder):
+    """Keeps records as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def lookup(self, kind: str, key: JSON) -> Any:
+        """Return what was kept, or None."""
+        return self._values.get((kind, repr(key)))
+
+    def append(self, kind: str, key: JSON, value: JSON) -> None:
+        """Keep a value."""
+        self._values[kind, repr(key)] = value
+
+
+class Journal(Recorder):
     """The journal of one run, open for one process at a time. A context manager; ``close`` lets go of the file.
 
     Unpickled or copied, it has no file: it knows what was recorded, and keeps what is appended in memory alone.

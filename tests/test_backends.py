@@ -12,8 +12,8 @@ from torch import nn
 
 from autoprune.choices import RUNTIMES, ExportFormat, RuntimeSpec
 from autoprune.errors import DeviceError
+from autoprune.journal import MemoryRecorder
 from autoprune.latency import LatencyMeter, MeasurementConfig
-from autoprune.latency.meter import Memory
 from autoprune.runtimes import (
     MemoryFormat,
     Precision,
@@ -189,7 +189,7 @@ def test_a_meter_tells_and_keeps_how_the_dense_network_really_runs() -> None:
             runner.note = "the network runs eagerly"
             return runner
 
-    kept, untouched = Memory(), FakeBackend(SETTINGS)
+    kept, untouched = MemoryRecorder(), FakeBackend(SETTINGS)
     meter = LatencyMeter(network(), SETTINGS, recorder=kept, opener=Falling)
     assert meter.note == "the network runs eagerly"
     assert LatencyMeter(network(), SETTINGS, recorder=kept, opener=opener(untouched)).note == meter.note

@@ -150,12 +150,13 @@ class Evaluator:
         if allocation in self._known:
             self.counts.cache_hits += 1
             return self._known[allocation]
-        found = self.journal.lookup(self.kind, list(allocation))
-        if found is None:
+
+        def scored() -> dict[str, float]:
             start = time.perf_counter()
             score = self._score(allocation)
-            found = {"score": score, "seconds": time.perf_counter() - start}
-            self.journal.append(self.kind, list(allocation), found)
+            return {"score": score, "seconds": time.perf_counter() - start}
+
+        found = self.journal.once(self.kind, list(allocation), scored)
         evaluation = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
         self.counts.seconds += evaluation.seconds
         self._known[allocation] = evaluation
@@ -232,18 +233,18 @@ class Evaluator:
             allocation: the candidate.
             widths: per unit, the wider counts that are asked for.
         """
-        key: list[Any] = [list(allocation), [list(wider) for wider in widths]]
-        found = self.journal.lookup("gains", key)
-        if found is None:
+
+        def computed() -> list[list[float]]:
             slopes = self._retrying(lambda: self._slopes(allocation))
 
             def gain(unit: int, count: int) -> float:
                 wider = (*allocation[:unit], count, *allocation[unit + 1 :])
                 return -slopes.change(self.pruner.kept(wider)) / self.dense_loss
 
-            found = [[gain(unit, count) for count in wider] for unit, wider in enumerate(widths)]
-            self.journal.append("gains", key, found)
-        return [list(map(float, gains)) for gains in found]
+            return [[gain(unit, count) for count in wider] for unit, wider in enumerate(widths)]
+
+        key: list[Any] = [list(allocation), [list(wider) for wider in widths]]
+        return [list(map(float, gains)) for gains in self.journal.once("gains", key, computed)]
 
     def _slopes(self, allocation: Allocation) -> Slopes:
         def loss(batch: Batch) -> Callable[[nn.Module], torch.Tensor]:
@@ -275,11 +276,11 @@ class Evaluator:
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
-        found = self.journal.lookup("accuracy", list(allocation))
-        if found is None:
-            found = asdict(self.adapter.accuracy(self.repaired(allocation), self._batches))
-            self.journal.append("accuracy", list(allocation), found)
-        return Accuracy(**found)
+
+        def measured() -> dict[str, Any]:
+            return asdict(self.adapter.accuracy(self.repaired(allocation), self._batches))
+
+        return Accuracy(**self.journal.once("accuracy", list(allocation), measured))
 
     @cached_property
     def _calibration(self) -> Calibration:
@@ -294,12 +295,12 @@ class Evaluator:
 
     def _begun_in_bf16(self) -> bool:
         """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
-        found = self.journal.lookup("scored in", "")
-        if found is None:
+
+        def chosen() -> str:
             fast = self.bf16 and self.adapter.autocasts and has_fast_bf16(self.adapter.device)
-            found = "bf16" if fast else "fp32"
-            self.journal.append("scored in", "", found)
-        return bool(found == "bf16")
+            return "bf16" if fast else "fp32"
+
+        return bool(self.journal.once("scored in", "", chosen) == "bf16")
 
     # -- memory --------------------------------------------------------------------------------
 

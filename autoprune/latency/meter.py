@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from autoprune.io.fields import fits
+from autoprune.journal import MemoryRecorder, Recorder
 from autoprune.latency.cache import LatencyCache, look_up
 from autoprune.latency.paired import paired_shares
 from autoprune.latency.tables import Point
@@ -34,31 +35,6 @@ KEPT_SPREAD = 0.04
 """Measurements whose ratio is known worse than this are not kept for later searches."""
 
 _FORMAT_EFFORT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
-
-
-class Recorder(Protocol):
-    """Where measurements are kept; ``autoprune.journal.Journal`` is one."""
-
-    def lookup(self, kind: str, key: Any) -> Any:
-        """Return what was kept under this kind and key, or None."""
-
-    def append(self, kind: str, key: Any, value: Any) -> None:
-        """Keep a value of plain JSON."""
-
-
-class Memory:
-    """Keeps measurements for as long as the process lives."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], Any] = {}
-
-    def lookup(self, kind: str, key: Any) -> Any:
-        """See ``Recorder``."""
-        return self._values.get((kind, repr(key)))
-
-    def append(self, kind: str, key: Any, value: Any) -> None:
-        """See ``Recorder``."""
-        self._values[kind, repr(key)] = value
 
 
 class LatencyMeter:
@@ -95,7 +71,7 @@ class LatencyMeter:
     ) -> None:
         self.dense = dense
         self._asked = settings
-        self._recorder = recorder or Memory()
+        self._recorder = recorder or MemoryRecorder()
         self._effort = effort or MeasurementConfig()
         self._cache = cache
         self._kind = kind
@@ -234,11 +210,7 @@ class LatencyMeter:
         return self._backend.prepare(self.dense, self.settings.shape)
 
     def _recorded(self, key: Any, measure: Callable[[], Any]) -> Any:
-        value = self._recorder.lookup(self._kind, key)
-        if value is None:
-            value = measure()
-            self._recorder.append(self._kind, key, value)
-        return value
+        return self._recorder.once(self._kind, key, measure)
 
     def _faster_format(self) -> MemoryFormat:
         """Time the dense network in both memory formats in turn."""

@@ -15,7 +15,7 @@ import torch
 
 from autoprune.choices import ExportFormat
 from autoprune.io.files import size_of
-from autoprune.latency.meter import Recorder
+from autoprune.journal import Recorder
 from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.quantization.groups import Group, group_operations
 from autoprune.runtimes import SeparateBackend
@@ -198,8 +198,4 @@ class Quantization:
         return self._backend.open(path, self._backend.settings.shape).predict
 
     def _recorded(self, key: Sequence[Any], measure: Callable[[], Any]) -> Any:
-        found = self._recorder.lookup(_KIND, [self.name, *key])
-        if found is None:
-            found = measure()
-            self._recorder.append(_KIND, [self.name, *key], found)
-        return found
+        return self._recorder.once(_KIND, [self.name, *key], measure)

@@ -135,11 +135,7 @@ class RunFolder:
 
     def once(self, kind: str, compute: Any, key: Any = "") -> Any:
         """Return what the journal holds of a stage, or compute it and make it durable (plain JSON values)."""
-        found = self.journal.lookup(kind, key)
-        if found is None:
-            found = compute()
-            self.journal.append(kind, key, found)
-        return found
+        return self.journal.once(kind, key, compute)
 
     def __enter__(self) -> RunFolder:
         return self
