@@ -113,7 +113,7 @@ class Evaluator:
     notify: Callable[[str], None] = _silent
     compensate: bool = False
     reconstruct: bool = False
-    criterion: str = ""
+    criterion: str = "l1"
     bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)

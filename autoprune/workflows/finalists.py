@@ -144,7 +144,7 @@ def _measured(
         seen.add(allocation)
         measured = known or latency_constraints.measure(allocation)
         known = None
-        if latency_constraints.holding(measured):
+        if latency_constraints.within(measured):
             fitting.append(Finalist(allocation, score, measured))
             if latency_constraints.spent(measured):
                 break

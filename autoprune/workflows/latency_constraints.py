@@ -61,7 +61,7 @@ class LatencyConstraints:
         """Return a candidate's latencies, measured as thoroughly as what ends up in the summary."""
         return {metric: estimator.confirm(allocation) for metric, estimator in self._estimators.items()}
 
-    def holding(self, measured: Latencies) -> bool:
+    def within(self, measured: Latencies) -> bool:
         """Return whether latencies are within what candidates are held to."""
         return all(measured[metric] <= target for metric, target in self._targets.items())
 
