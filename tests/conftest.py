@@ -63,16 +63,16 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny detector and a data set, see ``tests.world``."""
-    from tests.world import write_world  # late: it imports ultralytics
+    """A folder with a tiny detector and a data set, see ``tests.helpers.world``."""
+    from tests.helpers.world import write_world  # late: it imports ultralytics
 
     return write_world(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A folder with everything that is not what it is given for, see ``tests.refusals``."""
-    from tests.refusals import write_zoo
+    """A folder with everything that is not what it is given for, see ``tests.helpers.refusals``."""
+    from tests.helpers.refusals import write_zoo
 
     return write_zoo(tmp_path_factory.mktemp("zoo"), tiny)
 
@@ -86,8 +86,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands measure on a device in closed form and analyse an architecture once, see ``tests.world``."""
-    from tests.world import quick_commands
+    """Commands measure on a device in closed form and analyse an architecture once, see ``tests.helpers.world``."""
+    from tests.helpers.world import quick_commands
 
     with quick_commands(tmp_path_factory.mktemp("latency")):
         yield

@@ -40,8 +40,8 @@ from autoprune.structure.validation import analyse
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.shapes import check_shapes, shapes_of
-from tests.networks import compared, random_keep, shaken, zeroed
-from tests.task_data import write_task_data
+from tests.helpers.networks import compared, random_keep, shaken, zeroed
+from tests.helpers.task_data import write_task_data
 
 NANO = (
     "yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n",

@@ -13,7 +13,7 @@ from autoprune.latency.features import LayerFeatures
 from autoprune.latency.tables import TIMED, Interpolation, plan_grids
 from autoprune.structure.graph import trace
 from autoprune.structure.space import Space
-from tests.networks import FREE_OUTPUTS, example
+from tests.helpers.networks import FREE_OUTPUTS, example
 
 
 @pytest.fixture(scope="module")

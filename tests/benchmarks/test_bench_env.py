@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from autoprune.envs.pruning_env import PruningEnv
 from autoprune.envs.rules import RULES
-from tests.toy import make_toy
+from tests.helpers.toy import make_toy
 
 UNITS = 60
 

@@ -11,7 +11,7 @@ import torch
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
-from tests.networks import FREE_OUTPUTS, NETWORKS
+from tests.helpers.networks import FREE_OUTPUTS, NETWORKS
 
 
 @pytest.mark.parametrize("name", NETWORKS)

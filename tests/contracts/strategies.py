@@ -9,7 +9,7 @@ import numpy as np
 
 from autoprune.strategies._base import EvaluationsSpent, SearchResult, Strategy, search
 from autoprune.structure.space import Allocation
-from tests.toy import Toy
+from tests.helpers.toy import Toy
 
 MakeStrategy = Callable[[int], Strategy]
 """Makes a fresh strategy, seeded alike every time, for so many evaluations."""

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+
+from autoprune.envs.rules import Capped, Projected
+from autoprune.strategies._base import search
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.rl.agents import AgentKind, AgentStrategy, walk_prior
+from autoprune.strategies.rl.exploration import NoExploration, TruncatedNoise
+from autoprune.strategies.rl.learners import build, exploration_of
+from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, Settings
+from autoprune.strategies.rl.view import AgentView, RunningScale
+from tests.helpers.toy import OPTIMA, Toy, make_toy
+
+TOY = make_toy(6, seed=3)
+
+
+def best_of_agent(settings: Settings, toy: Toy, *, evaluations: int, seed: int) -> float:
+    strategy = AgentStrategy(toy.env, settings, evaluations=evaluations, seed=seed)
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
+
+
+def best_of_random(toy: Toy, *, evaluations: int, seed: int) -> float:
+    strategy = RandomStrategy(toy.constraint, seed=seed)
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations).best.score
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AgentKind.PPO, AgentKind.DDPG])
+def test_agents_beat_random_search_over_five_seeds(kind: AgentKind) -> None:
+    """Median over five problems, each with its own seed, of the best score after 200 episodes over 40 units."""
+    toys = {seed: make_toy(40, seed=seed) for seed in OPTIMA}
+    agents = [best_of_agent(kind.settings, toy, evaluations=200, seed=seed) for seed, toy in toys.items()]
+    control = [best_of_random(toy, evaluations=200, seed=seed) for seed, toy in toys.items()]
+    assert median(agents) > median(control)
+    for seed, score in zip(toys, agents, strict=True):
+        assert -score >= OPTIMA[seed] - 1e-4, "nothing is better than the optimum"
+
+
+@pytest.mark.slow
+def test_ppo_beats_random_search_on_a_small_problem() -> None:
+    toys = {seed: make_toy(12, seed=seed) for seed in range(3)}
+    agents = [best_of_agent(AgentKind.PPO.settings, toy, evaluations=80, seed=seed) for seed, toy in toys.items()]
+    assert median(agents) > median(best_of_random(toy, evaluations=80, seed=seed) for seed, toy in toys.items())
+
+
+def test_deviations_that_rounding_swallows_grow() -> None:
+    toy = make_toy(12, seed=0)
+    swallowed = replace(PPOSettings(), log_std=-9.0)
+
+    strategy = AgentStrategy(toy.env, swallowed, evaluations=150, seed=0)
+    tried = [one.allocation for one in search(strategy, toy.score, constraint=toy.constraint, evaluations=150).history]
+    assert len(set(tried[-30:])) > 2 * len(set(tried[:30]))
+
+
+def view(*, marks: bool = False, rule: type = Projected, episodes: int = 1) -> AgentView:
+    return AgentView(
+        partial(TOY.env, rule), episodes=episodes, score=TOY.score, exploration=NoExploration(), marks=marks, scale=None
+    )
+
+
+def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> None:
+    settings = DDPGSettings(random_share=0.5)
+    noise = TruncatedNoise(sigma=0.5, decay=1.0, random_episodes=3, seed=0)
+    seen: list[float] = []
+
+    class Spy(AgentView):
+        def step_wait(self) -> object:
+            outcome = super().step_wait()
+            seen.append(float(outcome[3][0]["executed_action"][0]))
+            return outcome
+
+    agent = build(
+        settings,
+        Spy(partial(TOY.env, Capped), episodes=1, score=TOY.score, exploration=noise, marks=False, scale=None),
+        evaluations=6,
+        seed=0,
+    )
+    agent.learn(6 * 6)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    assert buffer.actions[: len(seen), 0, 0] == pytest.approx(seen)
+    ratios = (buffer.actions[: len(seen), 0, 0].reshape(-1, 6) + 1) / 2
+    counts = ratios * TOY.space.dense
+    assert counts == pytest.approx(np.round(counts), abs=1e-4), "executed actions are widths that exist"
+    assert all(TOY.constraint.holds(np.round(row).astype(np.int64)) for row in counts)
+
+
+@pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.TD3])
+def test_actor_and_critic_learn_at_amcs_rates_to_the_end(kind: AgentKind) -> None:
+    agent = build(kind.settings, view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    assert agent._n_updates > 0  # type: ignore[attr-defined]
+    assert {group["lr"] for group in agent.actor.optimizer.param_groups} == {1e-4}  # type: ignore[attr-defined]
+    assert {group["lr"] for group in agent.critic.optimizer.param_groups} == {1e-3}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [AgentKind.DDPG, AgentKind.TD3])
+def test_the_noise_is_amcs_in_its_share_of_the_actions_box(kind: AgentKind) -> None:
+    """AMC: a standard deviation of 0.5 where keep ratios lie in (0, 1]."""
+    exploration = exploration_of(kind.settings, evaluations=4, seed=0)
+    exploration.episode_ended()  # the random one
+    env = view()
+    width = float((env.action_space.high - env.action_space.low).item())  # type: ignore[attr-defined]
+    assert exploration.noise / width == 0.5
+    exploration.episode_ended()
+    assert exploration.noise / width == pytest.approx(0.5 * 0.95)
+
+
+def test_the_critics_target_is_amcs() -> None:
+    """The final reward at every step, and the next state's value but after the last."""
+    agent = build(DDPGSettings(random_share=1.0, baseline=0.0), view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0]
+    samples = buffer._get_samples(np.arange(24))
+    assert samples.rewards.flatten().tolist() == pytest.approx(np.repeat(scores / scores.std(), 6).tolist())
+    assert samples.dones.flatten().tolist() == [0, 0, 0, 0, 0, 1] * 4
+    assert np.array_equal(samples.next_observations[:5], samples.observations[1:6])
+
+
+def test_the_baseline_is_a_moving_average_of_the_batches_rewards() -> None:
+    agent = build(DDPGSettings(random_share=1.0, baseline=0.5), view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0] / buffer.rewards[5:24:6, 0].std()
+    first, second = (buffer._get_samples(np.arange(6 * episode, 6 * episode + 6)).rewards for episode in (0, 1))
+    assert first.flatten().tolist() == pytest.approx([0.0] * 6)
+    assert second.flatten().tolist() == pytest.approx([0.5 * (scores[1] - scores[0])] * 6, abs=1e-6)
+
+
+def test_replayed_rewards_without_bootstrapping_are_whole_episodes_in_standard_deviations() -> None:
+    settings = DDPGSettings(random_share=1.0, baseline=0.0, bootstrap=False)
+    agent = build(settings, view(), evaluations=4, seed=0)
+    agent.learn(6 * 4)
+    buffer = agent.replay_buffer  # type: ignore[attr-defined]
+    scores = buffer.rewards[5:24:6, 0]
+    samples = buffer._get_samples(np.arange(24))
+    assert samples.rewards.flatten().tolist() == pytest.approx(np.repeat(scores / scores.std(), 6).tolist())
+    assert samples.dones.min() == 1, "every return reaches the episode's end"
+
+
+def test_marks_tell_the_steps_apart() -> None:
+    env = view(marks=True, episodes=2)
+    states = np.asarray(env.reset())
+    for step in range(6):
+        assert np.array_equal(states[:, -6:], np.repeat(np.eye(6)[step][None], 2, axis=0))
+        states, _, dones, infos = env.step(np.zeros((2, 1), dtype=np.float32))
+    assert dones.all()
+    assert env.observation_space.contains(infos[0]["terminal_observation"])
+    assert np.array_equal(states, env.reset())
+
+
+def test_the_prior_is_walked_into_transitions() -> None:
+    transitions = walk_prior(view())
+    assert len(transitions) == 6
+    assert [bool(transition["done"][0]) for transition in transitions] == [False] * 5 + [True]
+    expected = TOY.score([TOY.space.allocation(TOY.constraint.project(np.zeros(6)))])
+    assert transitions[-1]["reward"] == pytest.approx(expected)
+
+
+def test_rewards_are_scaled_by_what_was_seen() -> None:
+    scale = RunningScale()
+    assert scale(np.array([-3.0])) == pytest.approx([0.0])
+    rewards = scale(np.array([-1.0, -2.0]))
+    assert rewards == pytest.approx([1.0 / np.std([-3, -1, -2]), 0.0])
+
+
+def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    strategy = AgentStrategy(TOY.env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
+    result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=7)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert set(events.Tags()["scalars"]) == {"search/reward", "search/best", "search/noise", "search/cost/flops"}
+    rewards = [event.value for event in events.Scalars("search/reward")]
+    assert rewards == pytest.approx([candidate.score for candidate in result.history])
+    assert events.Scalars("search/best")[-1].value == pytest.approx(result.best.score)
+    assert max(event.value for event in events.Scalars("search/cost/flops")) <= TOY.constraint.ceilings[0].limit
+    assert list((tmp_path / "events" / "agent").iterdir())

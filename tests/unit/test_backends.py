@@ -1,0 +1,238 @@
+"""Settings that are checked, and torch as a runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from autoprune.choices import RUNTIMES, ExportFormat, RuntimeSpec
+from autoprune.errors import DeviceError
+from autoprune.journal import MemoryRecorder
+from autoprune.latency import LatencyMeter, MeasurementConfig
+from autoprune.runtimes import (
+    MemoryFormat,
+    Precision,
+    Runner,
+    Runtime,
+    RuntimeSettings,
+    fingerprint,
+    open_backend,
+    runtime_settings,
+    torch_network,
+)
+from autoprune.runtimes._base import Backend, FileBackend, memory_guard
+from autoprune.runtimes.settings import fingerprint_key, lane_width
+from autoprune.runtimes.torch_cuda import loss_guard
+from autoprune.runtimes.torch_network import DTYPES
+from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
+
+SHAPE = (1, 3, 64, 64)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.SiLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 8, 1)]
+    return nn.Sequential(*layers).eval()
+
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.zeros((1 << 40, 4), device=image.device)
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+
+def test_what_is_left_open_is_filled_in() -> None:
+    settings = runtime_settings("cpu", image_size=320)
+    assert settings == RuntimeSettings("cpu", Runtime.TORCH, Precision.FP32, torch.get_num_threads(), 1, 320)
+    assert settings.shape == (1, 3, 320, 320)
+    assert RuntimeSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "must be cpu, cuda"),
+        ({"device": "mps"}, "must be cpu, cuda"),
+        ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got `precision` int8"),
+        ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got `device` cpu; on cpu there are torch, "),
+        ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),
+        ({"runtime": Runtime.TORCH_COMPILE, "with_nms": True}, "torch-compile takes networks whose shapes are all"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"batch": -1}, "batch must be at least 1"),
+        ({"image_size": 0}, "image size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(options: dict[str, object], message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        runtime_settings(**{"device": "cpu", "image_size": 320, **options})  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    name = f"cuda:{torch.cuda.device_count()}" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(DeviceError, match="asked for"):
+        runtime_settings(name, image_size=320)
+
+
+def test_the_fingerprint_tells_apart_what_changes_times() -> None:
+    settings = runtime_settings("cpu", image_size=320, threads=2)
+    keys = {
+        fingerprint_key(fingerprint(other))
+        for other in (
+            settings,
+            replace(settings, threads=1),
+            replace(settings, batch=2),
+            replace(settings, memory_format=MemoryFormat.CHANNELS_LAST),
+        )
+    }
+    assert len(keys) == 4
+    values = fingerprint(settings)
+    assert values == fingerprint(replace(settings, image_size=640)), "layers carry their own sizes"
+    assert {"cpu", "torch", "threads", "precision", "runtime"} <= values.keys()
+
+
+def test_lanes_divide_a_multiple_of_sixteen() -> None:
+    assert 16 % lane_width(runtime_settings("cpu", image_size=320)) == 0
+
+
+# -- torch on the CPU --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST])
+def test_runs_take_time_and_leave_the_network_alone(layout: MemoryFormat) -> None:
+    module = network()
+    before = {name: (tensor.clone(), tensor.stride()) for name, tensor in module.state_dict().items()}
+    backend = open_backend(replace(runtime_settings("cpu", image_size=64), memory_format=layout))
+    with backend.session():
+        runner = backend.prepare(module, SHAPE)
+        assert runner.elapsed() > 0
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name][0])
+        assert tensor.stride() == before[name][1]
+
+
+def test_threads_are_pinned_inside_a_session_and_given_back() -> None:
+    torch.set_num_threads(2)
+    backend = open_backend(runtime_settings("cpu", image_size=64, threads=1))
+    with backend.session():
+        assert torch.get_num_threads() == 1
+        assert torch.is_inference_mode_enabled()
+    assert torch.get_num_threads() == 2
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_out_of_memory_is_said_in_one_sentence() -> None:
+    backend = open_backend(runtime_settings("cpu", image_size=64, batch=3))
+    with pytest.raises(DeviceError, match=r"memory of cpu; at batch 3 and image size 64"), backend.session():
+        backend.prepare(Hungry(), SHAPE).elapsed()
+
+
+def test_other_errors_pass() -> None:
+    backend = open_backend(runtime_settings("cpu", image_size=64))
+    with pytest.raises(RuntimeError, match="channels"), backend.session():
+        backend.prepare(network(), (1, 5, 64, 64)).elapsed()
+
+
+def test_a_meter_measures_on_the_real_cpu() -> None:
+    settings = runtime_settings("cpu", image_size=64)
+    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10))
+    timing = meter.measure(network, "again")
+    assert timing.candidate.runs == 10
+    assert 0.2 < timing.ratio < 5
+    assert meter.settings.memory_format is not MemoryFormat.AUTO
+
+
+@pytest.mark.parametrize("runtime", [Runtime.TORCH, Runtime.TORCH_COMPILE])
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_a_cpu_without_instructions_for_a_precision_is_refused(
+    runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_network, "_has_any", lambda *_: False)
+    settings = runtime_settings("cpu", image_size=64, runtime=runtime, precision=precision)
+    with pytest.raises(DeviceError, match=rf"instructions for `precision` {precision.value} \(.+\), and this one \(.+"):
+        open_backend(settings)
+
+
+def test_a_network_computes_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_network, "_has_any", lambda *_: True)  # torch emulates what the CPU lacks
+    found = []
+
+    class Noting(nn.Conv2d):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            found.append(super().forward(image).dtype)
+            return image
+
+    for precision in DTYPES:
+        settings = runtime_settings("cpu", image_size=64, precision=precision)
+        backend = open_backend(replace(settings, memory_format=MemoryFormat.CHANNELS_LAST))
+        with backend.session():
+            backend.prepare(Noting(3, 8, 3), SHAPE).elapsed()
+    assert found == list(DTYPES.values())
+
+
+def test_a_meter_tells_and_keeps_how_the_dense_network_really_runs() -> None:
+    class Falling(FakeBackend):
+        def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+            runner = super().prepare(module, shape)
+            runner.note = "the network runs eagerly"
+            return runner
+
+    kept, untouched = MemoryRecorder(), FakeBackend(SETTINGS)
+    meter = LatencyMeter(network(), SETTINGS, recorder=kept, opener=Falling)
+    assert meter.note == "the network runs eagerly"
+    assert LatencyMeter(network(), SETTINGS, recorder=kept, opener=opener(untouched)).note == meter.note
+    assert untouched.prepared == 0
+    assert LatencyMeter(network(), SETTINGS, opener=opener(untouched)).note is None
+
+
+def test_a_device_that_disappears_is_said_in_one_sentence() -> None:
+    lost = (
+        "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other call"
+    )
+    with pytest.raises(DeviceError) as caught, loss_guard("device cuda:1"):
+        raise RuntimeError(lost)
+    assert str(caught.value) == (
+        "The device cuda:1 must work until the run is done, and failed (CUDA error: unspecified launch failure); "
+        "see that it is there (nvidia-smi), then go on with `resume`"
+    )
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), loss_guard("device cuda:1"):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_whatever_says_that_memory_is_full_is_understood(said: str) -> None:
+    settings = RuntimeSettings("cuda:0", Runtime.CUDAGRAPH, Precision.FP32, 1, 2, 640)
+    with (
+        pytest.raises(DeviceError, match="memory of cuda:0; at batch 2 and image size 640"),
+        memory_guard(settings),
+        loss_guard("device cuda:0"),
+    ):
+        raise RuntimeError(said)
+
+
+@pytest.mark.parametrize("spec", RUNTIMES, ids=lambda spec: spec.name)
+def test_a_record_leads_to_what_runs_networks(spec: RuntimeSpec) -> None:
+    assert issubclass(pkgutil.resolve_name(spec.backend), Backend)
+    assert not spec.file_backend or issubclass(pkgutil.resolve_name(spec.file_backend), FileBackend)
+    assert bool(spec.file_backend) == any(one.runtime.spec is spec for one in ExportFormat)
+    assert Runtime(spec.name).spec is spec

@@ -1,0 +1,201 @@
+"""Compensation in closed form: what the kept channels can say of the removed ones, they say."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autoprune.errors import ModelError
+from autoprune.evaluation.compensation import compensate
+from autoprune.statistics.moments import RIDGE, collect_moments
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import ChannelMask, Slicer
+from autoprune.structure.validation import analyse
+from tests.unit.test_folding import chosen, randomised
+
+IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+
+
+class Reader(nn.Module):
+    """Channels made by ``make`` and read by a convolution, a transposed one and, after a mean, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.plain = nn.Conv2d(8, 8, 1, bias=False)
+        self.plain_bn = nn.BatchNorm2d(8)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.make(x)))
+        x = torch.relu(self.plain_bn(self.plain(x)))
+        return self.head(self.up(x).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def analysed() -> tuple[nn.Module, ChannelGraph]:
+    torch.manual_seed(0)
+    module = randomised(Reader(), 0).float()
+    return module, analyse(module, torch.zeros(2, 3, 12, 12))
+
+
+def removing(graph: ChannelGraph, **removed: tuple[int, ...]) -> ChannelMask:
+    """Return the mask that removes channels of the groups that are named after their layers."""
+    keep = np.ones(graph.channels, dtype=np.bool_)
+    for group in graph.groups:
+        for channel in removed.get(group.name, ()):
+            keep[group.offset + channel] = False
+    return keep
+
+
+def outputs(module: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return module.eval()(IMAGES)
+
+
+def errors(dense: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> tuple[float, float]:
+    """Return the squared error of the pruned network without and with compensation."""
+    found = []
+    for repaired in (False, True):
+        smaller = Slicer(dense, graph).materialise(keep)
+        if repaired:
+            compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+        found.append(float((outputs(smaller) - outputs(dense)).square().mean()))
+    return found[0], found[1]
+
+
+def test_a_channel_that_repeats_another_costs_nothing(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = copy.deepcopy(analysed[0]), analysed[1]
+    with torch.no_grad():
+        for tensor in (dense.make.weight, *dense.bn.state_dict().values()):  # type: ignore[union-attr]
+            if tensor.ndim:
+                tensor[5] = tensor[2]
+        dense.bn.weight[[2, 5]] = 3.0  # type: ignore[union-attr,index,operator]
+        dense.plain.weight[:, 5] *= 10.0  # type: ignore[union-attr,index,operator]
+    before, after = errors(dense, graph, removing(graph, make=(5,)))
+    assert after < 0.02 * before
+
+
+def test_a_constant_channel_costs_nothing(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    """Its scale is 0, so it always gives act(β): the shift alone makes up for it, as the folding of constants does."""
+    dense, graph = copy.deepcopy(analysed[0]), analysed[1]
+    with torch.no_grad():
+        dense.bn.weight[4], dense.bn.bias[4] = 0.0, 1.5  # type: ignore[union-attr,index,operator]
+    before, after = errors(dense, graph, removing(graph, make=(4,)))
+    assert before > 1e-4
+    assert after < 1e-9
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**16))
+def test_compensation_brings_a_network_nearer_to_the_dense_one(
+    analysed: tuple[nn.Module, ChannelGraph], seed: int
+) -> None:
+    dense, graph = analysed
+    before, after = errors(dense, graph, chosen(graph, seed))
+    assert after < 1.05 * before
+
+
+def test_the_solution_is_ridge_regression(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    """The weights of a 1×1 layer against the same regression solved by NumPy from all positions."""
+    dense, graph = analysed
+    keep = removing(graph, make=(1, 6))
+    with torch.no_grad():
+        read = torch.relu(dense.bn(dense.make(IMAGES)))  # type: ignore[operator]
+    rows = read.transpose(0, 1).flatten(1).double().numpy()
+    covariance = np.cov(rows, bias=True)
+    stays, goes = [0, 2, 3, 4, 5, 7], [1, 6]
+    inner = covariance[np.ix_(stays, stays)]
+    inner += RIDGE * np.diag(inner).mean() * np.eye(len(stays))
+    coefficients = np.linalg.solve(inner, covariance[np.ix_(stays, goes)]).T
+    weight = dense.plain.weight.detach().double().numpy()[:, :, 0, 0]  # type: ignore[union-attr,operator]
+    smaller = Slicer(dense, graph).materialise(keep)
+    compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    found = smaller.plain.weight.detach().numpy()[:, :, 0, 0]  # type: ignore[union-attr,operator]
+    np.testing.assert_allclose(found, weight[:, stays] + weight[:, goes] @ coefficients, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_removed_nothing_changed(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = analysed
+    state = copy.deepcopy(dense.state_dict())
+    keep = np.ones(graph.channels, dtype=np.bool_)
+    same = Slicer(dense, graph).materialise(keep)
+    compensate(same, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    for name, tensor in same.state_dict().items():
+        assert torch.equal(tensor, state[name])
+        assert torch.equal(dense.state_dict()[name], state[name])
+
+
+def test_weights_that_two_layers_share_stay() -> None:
+    """What makes up for a channel of one tensor is wrong for another one."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.one, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.other.weight = self.one.weight
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.make(x))
+            return self.head(self.one(x) + self.other(torch.sin(x)))
+
+    dense = Shared().eval()
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    assert set(collect_moments(dense, graph, [IMAGES]).mean) == {"head"}
+
+
+def test_a_layer_that_runs_twice_is_solved_for_both_runs() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.make(x))
+            return self.head(x) + self.head(2 * x)
+
+    dense = Twice().eval()
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    with torch.no_grad():
+        expected = 1.5 * torch.relu(dense.make(IMAGES)).mean((0, 2, 3))  # type: ignore[operator]
+    found = collect_moments(dense, graph, [IMAGES]).mean["head"]
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_fewer_positions_than_channels_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = analysed
+    keep = removing(graph, make=(0,))
+    smaller = Slicer(dense, graph).materialise(keep)
+    compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [torch.zeros(1, 3, 12, 12)]))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
+
+
+def test_channels_that_are_always_zero_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = copy.deepcopy(analysed[0]), analysed[1]
+    with torch.no_grad():
+        dense.bn.weight[:], dense.bn.bias[:] = 0.0, -1.0  # type: ignore[union-attr,index,operator]
+    before, after = errors(dense, graph, removing(graph, make=(0, 3)))
+    assert before == after == 0
+
+
+def test_covariances_that_do_not_fit_are_left_out_widest_first(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = analysed
+    moments = collect_moments(dense, graph, [IMAGES], limit=8 * 6 * 6)
+    assert moments.size <= 8 * 6 * 6
+    assert set(moments.mean) == {"head"}
+    assert set(moments.skipped) == {"plain", "up"}
+
+
+def test_numbers_that_are_not_finite_name_their_layer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
+    dense, graph = analysed
+    with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*`compensate=False`"):
+        collect_moments(dense, graph, [IMAGES.where(IMAGES < 0.99, torch.nan)])

@@ -1,0 +1,165 @@
+"""Which candidate ships is what was measured last, on the machine as it is by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoprune.listener import Advance
+from autoprune.models._base import Accuracy
+from autoprune.strategies._base import Candidate
+from autoprune.structure.constraint import Constraint, CostLimit
+from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.workflows.finalists import Finalist, best_of, choose
+from autoprune.workflows.latency_constraints import CLOSE, MARGIN, UNUSED, LatencyConstraints
+from tests.helpers.toy import LayerFlops, chain_graph
+
+SPACE = Space(chain_graph((64, 96, 128, 64, 192)), round_to=4)
+DENSE_MS = 20.0
+
+
+class Milliseconds(LayerFlops):
+    """A millisecond that no layer accounts for, and the rest in proportion to the FLOPs."""
+
+    metric = "latency"
+    unit = "ms"
+
+    def __call__(self, counts: Counts) -> Any:
+        flops = super().__call__
+        return 1.0 + (DENSE_MS - 1.0) * flops(counts) / flops(SPACE.dense)
+
+
+COST = Milliseconds(SPACE)
+
+
+class Machine:
+    """Measures latencies, each once; how slow it is depends on how much it has measured."""
+
+    def __init__(self, slowness: Callable[[int], float]) -> None:
+        self._slowness, self._measured = slowness, 0
+        self._known: dict[tuple[str, Allocation], float] = {}
+
+    def measure(self, allocation: Allocation) -> float:
+        return self._once("measure", allocation)
+
+    def confirm(self, allocation: Allocation) -> float:
+        return self._once("confirm", allocation)
+
+    def _once(self, how: str, allocation: Allocation) -> float:
+        if (how, allocation) not in self._known:
+            self._known[how, allocation] = float(COST(np.array(allocation))) * self._slowness(self._measured)
+            self._measured += 1
+        return self._known[how, allocation]
+
+
+class Silent:
+    """Tells nobody."""
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Advance]:
+        yield lambda *_: None
+
+
+def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
+    latency_constraints = LatencyConstraints({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
+    constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
+    wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
+    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+
+    def score(allocation: Allocation) -> float:
+        return sum(allocation) / 1000 - 1
+
+    history = [Candidate(allocation, score(allocation)) for allocation in allocations]
+
+    class Evaluator:
+        def __call__(self, allocations: list[Allocation]) -> list[Any]:
+            return [SimpleNamespace(score=score(allocation)) for allocation in allocations]
+
+        def accuracy(self, allocation: Allocation) -> Accuracy:
+            return Accuracy(sum(allocation) / 1000, None)
+
+    evaluator: Any = Evaluator()
+    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=Silent())
+
+
+def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
+    found = chosen(lambda _: 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - MARGIN)
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.15, 1.3])
+@pytest.mark.parametrize("after", [2, 5, 6, 7])
+def test_a_machine_that_becomes_slower_gets_a_narrower_network(after: int, factor: float) -> None:
+    found = chosen(lambda measured: factor if measured >= after else 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - CLOSE)
+
+
+def test_a_machine_that_gets_slower_all_the_time_is_caught_up_with() -> None:
+    assert chosen(lambda measured: 1 + 0.01 * measured).latencies["latency"] <= 10.0 * (1 - CLOSE)
+
+
+@pytest.mark.parametrize("factor", [0.95, 0.85])
+@pytest.mark.parametrize("after", [2, 5, 6, 7])
+def test_a_machine_that_becomes_faster_gets_a_wider_network(after: int, factor: float) -> None:
+    found = chosen(lambda measured: factor if measured >= after else 1.0).latencies["latency"]
+    assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - CLOSE)
+
+
+# -- without a latency to measure, accuracy decides -------------------------------------------------------
+
+
+def compared(scores: list[float], accuracies: list[float], *, count: int) -> int:
+    """Return which of the candidates ships."""
+    constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
+    wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
+    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+    assert len(set(allocations)) == len(scores)
+    measured: list[Allocation] = []
+
+    class Evaluator:
+        def accuracy(self, allocation: Allocation) -> Accuracy:
+            measured.append(allocation)
+            return Accuracy(accuracies[allocations.index(allocation)], None)
+
+    probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
+    history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
+    evaluator: Any = Evaluator()
+    found = choose(
+        [*history, *history], evaluator, constraint, LatencyConstraints({}, {}), count=count, listener=Silent()
+    )
+    assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
+    assert found.score == scores[allocations.index(found.allocation)]
+    assert found.latencies == {}
+    assert found.accuracy == (Accuracy(accuracies[allocations.index(found.allocation)], None) if count > 1 else None)
+    return allocations.index(found.allocation)
+
+
+def test_the_finalist_with_the_highest_accuracy_ships() -> None:
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.2, 0.3], count=4) == 0
+
+
+def test_only_the_best_scores_take_part() -> None:
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=2) == 2
+    assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=1) == 1
+
+
+def test_of_equally_accurate_finalists_the_higher_score_ships() -> None:
+    assert compared([-0.4, -0.3, -0.1, -0.2], [0.5, 0.5, 0.5, 0.2], count=4) == 2
+
+
+def test_what_is_not_within_the_budget_is_no_finalist_however_well_it_scores() -> None:
+    constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
+    narrowest, dense = (SPACE.allocation(counts) for counts in (SPACE.lower, SPACE.dense))
+    found = best_of([Candidate(dense, 1.0), Candidate(narrowest, -1.0)], constraint, 2)
+    assert [candidate.allocation for candidate in found] == [narrowest]

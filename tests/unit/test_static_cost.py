@@ -1,0 +1,166 @@
+"""FLOPs as Ultralytics prints them, parameters and channels exactly, checkpoint size from the dense one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import thop
+import torch
+from torch import nn
+from ultralytics.utils.torch_utils import get_flops
+
+from autoprune.costs import (
+    ChannelsCost,
+    FlopsCost,
+    ParamsCost,
+    SizeCost,
+    parameter_shapes,
+    state_shapes,
+    uncounted,
+    undescribed_flops,
+)
+from autoprune.errors import ModelError
+from autoprune.models import open_adapter
+from autoprune.structure.slicing import Slicer
+from autoprune.structure.space import Counts, Space
+from autoprune.structure.validation import analyse
+from tests.contracts.costs import check_cost
+from tests.helpers.detectors import build
+from tests.helpers.networks import FREE_OUTPUTS, NETWORKS
+from tests.helpers.toy import LayerFlops, chain_graph
+
+SIZE = 128
+QUICK = ("yolov8n", "mobilenet_v2")
+
+
+class Small(nn.Module):
+    """One of each: plain, depthwise, transposed and strided convolution, norm, pooling, upsampling, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(24)
+        self.depthwise = nn.Conv2d(24, 24, 3, 1, 1, groups=24)
+        self.up = nn.ConvTranspose2d(24, 16, 2, 2)
+        self.down = nn.Conv2d(16, 32, 3, 2, 1, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.norm(self.stem(image)))
+        features = self.down(self.up(self.depthwise(features)))
+        return self.head(torch.flatten(self.pool(features), 1))
+
+
+def random_counts(space: Space, seed: int) -> Counts:
+    generator = np.random.default_rng(seed)
+    return np.array([generator.choice(choices) for choices in space.choices])
+
+
+def materialised(module: nn.Module, space: Space, counts: Counts) -> nn.Module:
+    order = [np.arange(group.size) for group in space.graph.groups]
+    return Slicer(module, space.graph).materialise(space.kept_channels(counts, order))
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[nn.Module, Space]:
+    module = Small().eval()
+    return module, Space(analyse(module, torch.rand(2, 3, 32, 32)), round_to=1, min_keep=0.1)
+
+
+def test_costs_keep_their_contract(small: tuple[nn.Module, Space]) -> None:
+    module, space = small
+    check_cost(FlopsCost(space), space)
+    check_cost(ParamsCost(space, parameter_shapes(module)), space)
+    check_cost(SizeCost(space, state_shapes(module), dense_bytes=20_000), space)
+    check_cost(ChannelsCost(space), space)
+
+
+def test_flops_of_a_chain_are_two_per_multiply_accumulate() -> None:
+    space = Space(chain_graph((16, 24, 32)))
+    counts = random_counts(space, 0)
+    assert FlopsCost(space)(counts) == LayerFlops(space)(counts)
+
+
+def test_every_kind_of_layer_is_counted_by_hand(small: tuple[nn.Module, Space]) -> None:
+    _, space = small
+    widths = {unit.name: unit.width for unit in space.units}
+    stem, up, down = widths["stem"], widths["up"], widths["down"]
+    macs = 9 * 3 * stem * 16**2 + 4 * stem * 16**2 + 9 * stem * 16**2
+    macs += stem * up * 4 * 16**2 + 9 * up * down * 16**2 + down * 5
+    assert float(FlopsCost(space)(space.dense)) == 2 * macs
+
+
+def test_fixed_flops_are_added(small: tuple[nn.Module, Space]) -> None:
+    _, space = small
+    assert FlopsCost(space, fixed=7.0)(space.lower) == FlopsCost(space)(space.lower) + 7
+
+
+def test_what_is_not_counted_is_told(small: tuple[nn.Module, Space]) -> None:
+    _, space = small
+    told = uncounted(space.graph)
+    assert told["pool"] == 1
+    assert told["elementwise"] >= 1
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS]
+)
+def test_flops_and_parameters_are_those_of_the_pruned_network(name: str) -> None:
+    torch.manual_seed(0)
+    module = NETWORKS[name]().eval()
+    example = torch.rand(2, 3, SIZE, SIZE)
+    space = Space(analyse(module, example, free_outputs=FREE_OUTPUTS), round_to=1, min_keep=0.1)
+    flops = FlopsCost(space, fixed=undescribed_flops(module, space.graph, example))
+    params = ParamsCost(space, parameter_shapes(module))
+    for counts in (space.dense, random_counts(space, 1), space.lower):
+        pruned = materialised(module, space, counts)
+        macs, _ = thop.profile(copy.deepcopy(pruned), inputs=(torch.zeros(1, 3, SIZE, SIZE),), verbose=False)
+        assert float(flops(counts)) == pytest.approx(2 * macs, rel=0.005)
+        assert int(params(counts)) == sum(parameter.numel() for parameter in pruned.parameters())
+
+
+def test_channels_are_those_that_stay_of_every_group_but_the_pinned_ones() -> None:
+    graph = analyse(build(), torch.rand(2, 3, 64, 64), free_outputs=FREE_OUTPUTS)
+    space = Space(graph, round_to=1)
+    assert max(len(unit.groups) for unit in space.units) == 2, "the halves of a chunk count each"
+    pinned = sum(group.size for group in graph.groups if group.pinned is not None)
+    order = [np.arange(group.size) for group in graph.groups]
+    for counts in (space.dense, random_counts(space, 1), space.lower):
+        assert float(ChannelsCost(space)(counts)) == space.kept_channels(counts, order).sum() - pinned
+
+
+def test_size_is_structure_plus_bytes_per_element(small: tuple[nn.Module, Space]) -> None:
+    module, space = small
+    size = SizeCost(space, state_shapes(module), dense_bytes=20_000)
+    elements = {
+        name: sum(int(np.prod(shape)) for shape in state_shapes(materialised(module, space, counts)).values())
+        for name, counts in (("dense", space.dense), ("lower", space.lower))
+    }
+    assert size(space.dense) == 20_000
+    assert size(space.lower) == 20_000 - 2 * (elements["dense"] - elements["lower"])
+
+
+def test_a_dense_checkpoint_that_is_too_small_is_refused(small: tuple[nn.Module, Space]) -> None:
+    module, space = small
+    with pytest.raises(ModelError, match="hold every element"):
+        SizeCost(space, state_shapes(module), dense_bytes=10)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["bccd-yolov5nu-320", "bccd-yolov8n-320"])
+def test_costs_of_a_real_detector(shared: Path, name: str) -> None:
+    adapter = open_adapter(shared / "models" / f"{name}.pt", image_size=320)
+    module = adapter.module
+    space = Space(analyse(module, adapter.example(), free_outputs=adapter.free_outputs))
+    counts = random_counts(space, 2)
+    pruned = materialised(module, space, counts)
+    flops = FlopsCost(space, fixed=undescribed_flops(module, space.graph, adapter.example()))
+    params = ParamsCost(space, parameter_shapes(module))
+    size = SizeCost(space, state_shapes(module), dense_bytes=adapter.checkpoint_size(module))
+    assert float(flops(counts)) == pytest.approx(get_flops(pruned, 320) * 1e9, rel=0.005)
+    assert int(params(counts)) == sum(parameter.numel() for parameter in pruned.parameters())
+    assert float(size(counts)) == pytest.approx(adapter.checkpoint_size(pruned), rel=0.01)

@@ -1,0 +1,232 @@
+"""What is pruned computes what the dense network does without reading the removed channels, or is pinned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autoprune.structure import zeroing
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import Slicer
+from autoprune.structure.space import Space
+from autoprune.structure.validation import analyse
+from autoprune.structure.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
+from tests.helpers.networks import check_exact, random_keep
+
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+SIZES = (12, 10, 8)
+
+
+class Chain(nn.Module):
+    """Convolutions, each with something behind it."""
+
+    def __init__(self, *behind: Callable[[torch.Tensor, nn.Conv2d], torch.Tensor] | None) -> None:
+        super().__init__()
+        widths = (3, *SIZES[: len(behind)])
+        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)])
+        self.head, self._behind = nn.Conv2d(widths[-1], 2, 1), behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, behind in zip(self.convs, self._behind, strict=True):
+            x = torch.relu(conv(x))
+            x = x if behind is None else behind(x, conv)
+        return self.head(x)
+
+
+NUMBERS: dict[str, Callable[[torch.Tensor, nn.Conv2d], torch.Tensor]] = {
+    "shape": lambda x, _: x * x.shape[1] ** -0.5,
+    "out_channels": lambda x, conv: x / math.sqrt(conv.out_channels),
+    "size of the weight": lambda x, conv: x + 1.0 / len(conv.weight),
+    "numel": lambda x, _: x * (x.numel() / 1000),
+    "steps": lambda x, _: x * (x.shape[1] // 8),
+    "threshold": lambda x, _: torch.clamp(x, min=0.004 * x.size(1)),
+}
+"""A width that changes what is computed."""
+
+
+def pins(graph: ChannelGraph) -> dict[str, str]:
+    return {group.name: group.pinned for group in graph.groups if group.pinned and not group.pinned.startswith("net")}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_width_used_as_a_number_pins_its_unit_alone(name: str) -> None:
+    graph = analyse(Chain(None, NUMBERS[name], None), IMAGES)
+    assert pins(graph) == {"convs.1": USED_AS_NUMBER}
+    assert [unit.name for unit in graph.units] == ["convs.0", "convs.2"]
+
+
+@settings(max_examples=8)
+@given(st.lists(st.sampled_from([None, *NUMBERS]), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+def test_any_mixture_is_exact_where_it_is_pruned(names: list[str | None], seed: int) -> None:
+    torch.manual_seed(seed)
+    network = Chain(*(None if name is None else NUMBERS[name] for name in names))
+    graph = analyse(network, IMAGES)
+    assert [unit.name for unit in graph.units] == [f"convs.{at}" for at, name in enumerate(names) if name is None]
+    check_exact(network, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), seed), IMAGES)
+
+
+class Hidden(nn.Module):
+    """What uses the width as a number is switched off, as before training."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+        self.norm, self.gate = nn.BatchNorm2d(8), nn.Parameter(torch.zeros(()))
+        self.layer_scale = nn.Parameter(torch.full((8, 1, 1), 1e-6))
+        self.how = how
+        if how == "norm":
+            nn.init.zeros_(self.norm.weight)
+        if how == "weight":
+            nn.init.zeros_(self.mid.weight)
+        if how == "input":
+            self.norm = nn.Identity()
+            self.stem.bias = self.mid.bias = self.head.bias = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        branch = self.norm(self.mid(x * x.shape[1] ** -0.5))
+        if self.how == "gate":
+            branch = branch * self.gate
+        if self.how == "layer scale":
+            branch = branch * self.layer_scale
+        return self.head(branch)
+
+
+class Deep(nn.Module):
+    """Its signal dies away through many layers, as long as nothing is trained."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        blocks = [(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU()) for _ in range(30)]
+        self.blocks = nn.Sequential(*[layer for block in blocks for layer in block])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(self.blocks(x * x.shape[1] ** -0.5))
+
+
+@pytest.mark.parametrize("how", ["norm", "gate", "weight", "layer scale", "input", "depth"])
+def test_a_dead_layer_hides_nothing(how: str) -> None:
+    module = (Deep if how == "depth" else Hidden)(how).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    assert pins(analyse(module, torch.zeros_like(IMAGES)))["stem"] == USED_AS_NUMBER
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not module.training
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+class Kept(nn.Module):
+    """Networks that are exact, though naive comparisons would say that they are not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem, self.mid, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.norm, self.slope = nn.BatchNorm2d(8), nn.PReLU(8)
+        self.register_buffer("table", torch.rand(1, 1, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if self.how == "constants behind removed channels":
+            return self.head(torch.sigmoid(self.slope(self.norm(self.mid(x))) + 3))
+        if self.how == "quotient":
+            return self.head(self.mid(x) / (self.mid(x) + 1e-30))
+        if self.how == "float32 inside":
+            return self.head(torch.relu(self.mid(x).float()).to(x.dtype))
+        if self.how == "float32 only":
+            return self.head(self.mid((x + self.table).to(torch.float32)).to(x.dtype))
+        if self.how == "random":
+            return self.head(torch.dropout(self.mid(x), 0.5, True))
+        if self.how == "infinite":
+            return self.head(self.mid(x)).clamp(max=0).log()
+        if self.how == "order":
+            return self.head(self.mid(x)).flatten(1).sort(dim=1, descending=True).values[:, :9]
+        return self.head(self.mid(x)) * self.table.shape[-1]  # a number, but of no width
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "constants behind removed channels", "quotient", "float32 inside", "float32 only", "random", "infinite",
+        "order", "number",
+    ],
+)  # fmt: skip
+def test_exact_networks_are_not_pinned(how: str) -> None:
+    torch.manual_seed(0)
+    graph = analyse(Kept(how).eval(), IMAGES)
+    assert {unit.name for unit in graph.units} == {"stem", "mid"}
+
+
+def test_an_output_of_eval_mode_alone_counts() -> None:
+    class Both(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+            x = self.convs[0](x)
+            out = self.head(x)
+            return out if self.training else {"out": out, "free": x, "seen": x.mean((2, 3))}
+
+    assert pins(analyse(Both(None), IMAGES, free_outputs={"free"})) == {"convs.0": CHANGES_SHAPE}
+    assert not pins(analyse(Both(None), IMAGES, free_outputs={"free", "seen"}))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "equal"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], True),
+        ([1.0, 2.0 + 1e-12], [1.0, 2.0], True),
+        ([1.0, 2.0 + 1e-5], [1.0, 2.0], False),
+        ([1e-9, 2.0], [2e-9, 2.0], True),  # far below the largest
+        ([1.0, math.inf], [1.0, math.inf], True),
+        ([2.0, math.inf], [1.0, math.inf], False),
+        ([1.0, 2.0], [1.0, math.inf], False),
+        ([1.0, math.nan], [1.0, 2.0], False),
+        ([math.nan], [math.nan], True),
+        ([True, False], [True, False], True),
+        ([True, True], [True, False], False),
+        ([1 + 2j], [1 + 2j], True),
+        ([1 + 2j], [1 - 2j], False),
+        ([], [], True),
+    ],
+)
+def test_outputs_agree_in_half_of_their_digits(found: list[complex], expected: list[complex], equal: bool) -> None:
+    one, other = (torch.tensor(values) if values else torch.zeros(0) for values in (found, expected))
+    if one.is_floating_point():
+        one, other = torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+    assert zeroing._agree(one, other, 1.5e-8) is equal
+
+
+def test_zeros_are_taken_back() -> None:
+    network = Chain(None, None).eval()
+    graph = analyse(network, IMAGES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    keep = random_keep(Space(graph, round_to=1, min_keep=1e-6), 0)
+    with unread(network, graph, keep), torch.no_grad():
+        expected = network(IMAGES)
+        assert float(network.convs[1].weight[:, ~keep[graph.axes[dict(graph.tensors["convs.1.weight"])[1]]]].sum()) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(Slicer(network, graph).materialise(keep)(IMAGES), expected)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_without_the_comparison_widths_used_as_numbers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds them is the comparison of values, and nothing else."""
+    monkeypatch.setattr(zeroing, "_agree", lambda *_: True)
+    for name in ("shape", "out_channels"):
+        network = Chain(NUMBERS[name])
+        graph = analyse(network, IMAGES)
+        assert [unit.name for unit in graph.units] == ["convs.0"]
+        keep = np.ones(graph.channels, dtype=np.bool_)
+        keep[graph.groups[graph.units[0].groups[0]].offset] = False
+        with pytest.raises(AssertionError, match="not close"):
+            check_exact(network, graph, keep, IMAGES)

@@ -1,0 +1,1 @@
+"""Tests of commands, of the Python API, and of what a user meets."""

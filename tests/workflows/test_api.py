@@ -1,0 +1,354 @@
+"""The Python API: networks in variables, commands as functions, results as objects."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+import autoprune as ap
+from autoprune.cli.main import main
+from autoprune.config import COMMANDS
+from autoprune.config.reading import from_python
+from autoprune.listener import Advance
+from autoprune.results import Table
+from autoprune.strategies.registry import StrategyName
+from tests.helpers.world import SIZE
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+QUICK: dict[str, Any] = {
+    "images": 4, "batch": 2, "episodes": 6, "finalists": 2, "finetune_epochs": 0, "criterion": "l1", "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def net(tiny: Path) -> ap.Network:
+    return ap.load(tiny / "best.pt", data=tiny / "data" / "data.yaml", imgsz=SIZE, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(net: ap.Network, tmp_path_factory: pytest.TempPathFactory) -> ap.Run:
+    return ap.search(net, budget="flops=60%", out=tmp_path_factory.mktemp("runs") / "first", **QUICK)
+
+
+# -- the package -----------------------------------------------------------------------------------
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import autoprune, sys; print('torch' in sys.modules, 'ultralytics' in sys.modules, autoprune.search)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("False False <function search")
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert set(ap.__all__) <= set(dir(ap))
+    for name in ap.__all__:
+        assert (getattr(ap, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="has no attribute 'serch'"):
+        ap.serch  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ap.COMMANDS)
+def test_a_command_has_the_options_of_the_command_line(name: str) -> None:
+    function, kind = getattr(ap, name), COMMANDS[name]
+    parameters = inspect.signature(function).parameters
+    assert {*parameters} - {"network", "listener"} == {item for item in kind.__dataclass_fields__ if item != "model"}
+    for parameter in parameters:
+        assert f"    {parameter}: " in function.__doc__
+
+
+# -- networks ------------------------------------------------------------------------------------------
+
+
+def test_a_network_tells_its_units_costs_and_accuracy(net: ap.Network) -> None:
+    assert all(int(row["channels"]) > 0 for row in net.units)
+    assert set(net.costs()) == {"flops", "params", "size", "channels"}
+    assert net.costs()["params"] == sum(parameter.numel() for parameter in net.module.parameters())
+    assert set(net.validate()) == {"mAP50", "mAP50-95"}
+    assert "units" in repr(net)
+
+
+def test_a_network_is_measured_as_it_is_deployed(net: ap.Network) -> None:
+    timing = net.latency("torch", threads=1)
+    assert 0 < timing.p10 <= timing.median <= timing.p90
+    with pytest.raises(ap.ConfigError, match=r"`runtime` must be one of torch, .*, got tensorflow"):
+        net.latency("tensorflow")
+
+
+def test_a_policy_is_applied_to_a_network_and_the_result_saved(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in net.module.state_dict().items()}
+    small = run.policy.apply(net)
+    assert isinstance(small, ap.Network)
+    assert small.costs()["flops"] <= 0.6 * net.costs()["flops"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.module.state_dict().items())
+    with pytest.raises(ap.ConfigError, match=r"has none: network\.save"):
+        ap.search(small, budget="flops=50%")
+    path = small.save(tmp_path / "small.pt")
+    opened = ap.load(path, data=net.data, imgsz=SIZE, device="cpu")
+    assert opened.costs() == small.costs()
+    assert opened.validate() == small.validate()
+
+
+def test_channels_chosen_by_other_means_become_a_policy(net: ap.Network, tmp_path: Path) -> None:
+    first = next(iter(net.units))
+    half = net.policy({first["unit"]: int(first["channels"]) // 2}, criterion="l1")
+    assert half.apply(net).costs()["channels"] < net.costs()["channels"]
+    half.save(tmp_path / "policy.json")
+    assert ap.Policy.load(tmp_path / "policy.json") == half
+    everything = net.policy([int(row["channels"]) for row in net.units], criterion="l1")
+    assert everything.apply(net).costs()["params"] == net.costs()["params"]
+    with pytest.raises(ap.PolicyError, match=r"has no unit model\.99"):
+        net.policy({"model.99": 3})
+    with pytest.raises(ap.PolicyError, match="must keep 1 to"):
+        net.policy({first["unit"]: 10**6})
+
+
+def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    small = run.policy.apply(net)
+    trained = ap.finetune(small, epochs=1, batch=2, out=tmp_path / "tuned", teacher=net)
+    assert trained.path == tmp_path / "tuned" / "model.pt"
+    assert trained.costs()["params"] == small.costs()["params"]
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(trained.module.parameters(), small.module.parameters(), strict=True)
+    )
+
+
+def test_data_without_a_model_is_refused(tiny: Path) -> None:
+    with pytest.raises(ap.ConfigError, match="`data` needs `model`"):
+        ap.load(data=tiny / "data" / "data.yaml")
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def test_a_command_does_what_the_command_line_does(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    words = [
+        "search", "--model", str(net.path), "--data", str(net.data), "--imgsz", str(SIZE), "--images", "4", "--batch",
+        "2", "--episodes", "6", "--finalists", "2", "--finetune-epochs", "0", "--criterion", "l1", "--device", "cpu",
+        "--budget", "flops=60%", "--out", str(tmp_path / "cli"),
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert ap.Policy.load(tmp_path / "cli" / "policy.json").keep == run.policy.keep
+
+
+def test_a_run_is_its_folder_and_prints_as_the_command_line_does(run: ap.Run, net: ap.Network) -> None:
+    assert run.held
+    assert run.summary["budget"][0]["satisfied"]
+    assert run.model.costs()["flops"] == run.summary["pruned"]["flops"]
+    assert run.policy.provenance.command.startswith("autoprune.search(…, budget='flops=60%'")
+    best = max(candidate.score for candidate in run.history)
+    assert best >= run.policy.score  # type: ignore[operator]  # the finalists are compared by accuracy
+    for text in ("mAP50-95", "parameters", "Budget flops=60% is held"):
+        assert text in str(run)
+    assert "<td" in run._repr_html_()
+    assert run.plot()._repr_png_().startswith(b"\x89PNG")
+    assert "progress" in run.pictures
+
+
+def test_texts_stand_for_choices_and_lists_for_several(net: ap.Network, tmp_path: Path) -> None:
+    options = {**QUICK, "strategy": "uniform", "rule": "capped", "precision": "fp32"}
+    run = ap.search(net, budget=["flops=70%", "params=80%"], out=str(tmp_path / "run"), **options)
+    assert [row["requested"] for row in run.summary["budget"]] == ["flops=70%", "params=80%"]
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "read"),
+    [
+        (tuple[str, ...], "flops=50%", ("flops=50%",)),
+        (tuple[str, ...], ["flops=50%", "params=1M"], ("flops=50%", "params=1M")),
+        (str, ["uniform", "random"], "uniform,random"),
+        (Path | None, Path("a.pt"), Path("a.pt")),
+        (Path | None, None, None),
+        (StrategyName, "ppo", StrategyName.PPO),
+        (StrategyName, StrategyName.PPO, StrategyName.PPO),
+        (bool, True, True),
+        (float, 1e-7, 1e-7),
+        (int, np.int64(3), 3),
+    ],
+)
+def test_values_are_read_in_their_own_type_and_as_texts(hint: Any, given: object, read: object) -> None:
+    assert from_python("option", hint, given) == read
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "flops=50%", "episode": 3}, "episode is not an option of autoprune search; did you mean episodes?"),
+        ({"budget": "flops=50%", "strategy": "pppo"}, "`strategy` must be one of ppo, .*, got pppo"),
+        ({"budget": "flops=50%", "min_keep": 0}, r"`min_keep` must lie in \(0, 1\], got 0"),
+        ({"budget": "flops=50%", "images": "many"}, "`images` must be a whole number"),
+        ({"budget": "flops=50%", "images": 2.5}, r"`images` must be a whole number \(digits 0-9\), got 2.5"),
+        ({"budget": "flopps=50%"}, "A budget limits one of .*, got 'flopps'"),
+        ({}, "budget"),
+    ],
+)
+def test_bad_input_gets_the_sentence_of_the_command_line(
+    net: ap.Network, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ap.AutopruneError, match=message) as caught:
+        ap.search(net, out=tmp_path / "run", **options)
+    assert "--" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed(net: ap.Network, run: ap.Run) -> None:
+    again = ap.search(resume=run.folder)
+    assert again.policy.keep == run.policy.keep
+    with pytest.raises(ap.ConfigError, match=r"`resume` stands alone.*; remove `images`"):
+        ap.search(resume=run.folder, images=3)
+
+
+def test_an_interrupted_run_says_what_goes_on_with_it(net: ap.Network, tmp_path: Path) -> None:
+    class Impatient(ap.SilentListener):
+        def progress(self, label: str, total: int) -> AbstractContextManager[Advance]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"go on with: autoprune\.search\(resume='.*run'\)"):
+        ap.search(net, budget="flops=60%", listener=Impatient(), out=tmp_path / "run", **QUICK)
+
+
+def test_code_in_a_file_is_not_run_unasked(run: ap.Run, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    shutil.copytree(run.folder, folder)
+    config = (folder / "config.yaml").read_text().replace(str(run.config.model), "/somebody/net.py:make")  # type: ignore[union-attr]
+    (folder / "config.yaml").write_text(config)
+    with pytest.raises(ap.ConfigError, match="is code to be run and comes from a file"):
+        ap.search(resume=folder)
+
+
+def test_a_listener_hears_everything_and_nothing_is_printed(
+    net: ap.Network, run: ap.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Heard(ap.SilentListener):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+            self.titles: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+        def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+            self.titles.append(title)
+
+    heard = Heard()
+    applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "run", listener=heard)
+    assert heard.titles == [table.title for table in applied.tables] == ["best, flops=60%"]
+    assert set(heard.notes) <= set(applied.notes)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_warnings_are_pythons_and_threads_are_put_back(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "data").mkdir()
+    shutil.copytree(Path(str(net.data)).parent, tmp_path / "data", dirs_exist_ok=True)
+    broken = next((tmp_path / "data").rglob("*train*/*.png"), None) or next((tmp_path / "data").rglob("*.png"))
+    broken.write_bytes(b"no image")
+    data = tmp_path / "data" / "data.yaml"
+    data.write_text(data.read_text().replace(str(Path(str(net.data)).parent), str(tmp_path / "data")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ap.apply(
+            net.path, data=data, imgsz=SIZE, policy=run.policy, threads=2, device="cpu", images=4, batch=2,
+            out=tmp_path / "run",
+        )  # fmt: skip
+    assert any(issubclass(one.category, ap.AutopruneWarning) for one in caught)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_policy_in_a_variable_is_applied_by_the_commands(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "applied")
+    assert applied.policy == run.policy
+    assert applied.model.costs()["flops"] == run.summary["pruned"]["flops"]
+
+
+@pytest.mark.slow
+def test_a_level_of_netadapt_is_a_run(net: ap.Network, tmp_path: Path) -> None:
+    run = ap.netadapt(
+        net, budget="flops=90%,80%", images=4, batch=2, finetune_epochs=0, short_term_steps=0, initial_step=0.2,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    shares = [level.summary["pruned"]["flops"] / net.costs()["flops"] for level in run.levels.values()]
+    assert sorted(share <= 0.8 for share in shares) == [False, True]
+
+
+# -- the environment -----------------------------------------------------------------------------------
+
+
+def test_the_environment_of_a_network_scores_what_ends_an_episode(net: ap.Network) -> None:
+    env = ap.make_env(net, budget="flops=60%", images=4, batch=2, criterion="l1")
+    check_env(env.unwrapped)
+    env.reset()
+    done, info, reward = False, {}, 0.0
+    while not done:
+        _, reward, done, _, info = env.step(np.zeros(1, dtype=np.float32))
+    assert info["score"] == reward != 0
+    assert info["costs"]["flops"] <= 0.6 * net.costs()["flops"]
+
+
+def test_the_environment_starts_at_a_prior_if_asked_and_walks_by_either_rule(net: ap.Network) -> None:
+    env = ap.make_env(
+        net, budget="flops=60%", rule="capped", prior=True, render_mode="ansi", images=4, batch=2, criterion="l1"
+    )
+    assert env.action_space.low == 0  # type: ignore[attr-defined]
+    env.reset()
+    env.step(env.action_space.sample())
+    assert " of " in str(env.render())
+    with pytest.raises(ap.ConfigError, match="`rule` must be one of projected, capped, got loose"):
+        ap.make_env(net, budget="flops=60%", rule="loose")
+
+
+@pytest.mark.slow
+def test_the_environment_works_in_processes(net: ap.Network) -> None:
+    def make() -> gymnasium.Env[Any, Any]:
+        return ap.make_env(net.path, data=net.data, imgsz=SIZE, device="cpu", budget="flops=60%", images=4, batch=2)
+
+    workers = SubprocVecEnv([make, make], start_method="spawn")
+    try:
+        workers.reset()
+        steps = int(workers.get_attr("episode_steps")[0])
+        for _ in range(steps):
+            _, rewards, dones, _ = workers.step(np.zeros((2, 1), dtype=np.float32))
+        assert dones.all()
+        assert rewards[0] == rewards[1] != 0
+    finally:
+        workers.close()
+
+
+def test_an_environment_can_be_sent_to_another_process(net: ap.Network) -> None:
+    env = ap.make_env(net, budget="flops=60%", images=4, batch=2, criterion="l1").unwrapped
+    copied = pickle.loads(pickle.dumps(env))
+    ends = []
+    for one in (env, copied):
+        one.reset()
+        done, reward = False, 0.0
+        while not done:
+            _, reward, done, _, _ = one.step(np.full(1, 0.2, dtype=np.float32))
+        ends.append(reward)
+    assert ends[0] == ends[1]
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_read_printed_and_shown() -> None:
+    table = Table("a <title>", ["unit", "channels"], [["conv1", "16"], ["conv2", "32"]])
+    assert [row["channels"] for row in table] == ["16", "32"]
+    assert len(table) == 2
+    assert "conv2" in str(table)
+    assert "a &lt;title&gt;" in table._repr_html_()

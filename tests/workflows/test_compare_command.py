@@ -1,0 +1,213 @@
+"""``autoprune compare`` as a user runs it, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoprune.cli.main import main
+from autoprune.journal import Journal
+from autoprune.models import open_adapter
+from autoprune.models.ultralytics.scaling import scaled
+from autoprune.strategies._base import Candidate
+from autoprune.workflows.benchmark import BenchmarkResult
+from autoprune.workflows.compare import agents_verdict
+from tests.helpers.networks import build
+from tests.helpers.world import arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+EVALUATIONS = 40
+
+
+def compare(world: Path, out: Path, *extra: str) -> list[str]:
+    options = ["--evaluations", str(EVALUATIONS), "--no-references", "--budget", "flops=60%"]
+    return [*arguments("compare", world, out), *options, *extra]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of searches."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert main(compare(tiny, out, "--strategies", "uniform,random,uniform+ppo", "--seeds", "2")) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison with its fine-tunes."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    options = ["--strategies", "random", "--evaluations", "4", "--seeds", "1", "--finetune-epochs", "1"]
+    line = [*arguments("compare", tiny, out, *options), "--budget", "flops=60%", "--correlated", "3"]
+    assert main(line) == 0
+    return out
+
+
+def results(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "compare.json").read_text()))
+
+
+def outcomes(run: Path) -> dict[str, Any]:
+    with Journal.open(run / "journal.jsonl") as journal:
+        return {str(record.key): record.value for record in journal.records("outcome")}
+
+
+def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> None:
+    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    assert {name: row["seeds"] for name, row in rows.items()} == {
+        "uniform": [0], "random": [0, 1], "uniform+ppo": [0, 1],
+    }  # fmt: skip
+    for row in rows.values():
+        assert all(share <= 0.6 for share in row["costs"]["flops"])
+        assert all(1 <= count <= EVALUATIONS for count in row["evaluations"])
+        assert len(row["accuracy_before"]) == len(row["seeds"])
+    assert rows["random"]["evaluations"] == [EVALUATIONS] * 2
+    assert rows["uniform+ppo"]["evaluations"] == [EVALUATIONS] * 2, "the warm start and the priors are counted"
+    assert min(rows["uniform+ppo"]["score"]) >= rows["uniform"]["score"][0], "the agent starts from the uniform ratio"
+
+
+def test_the_honest_alternatives_stand_beside_them(trained: Path) -> None:
+    dense, lower = results(trained)["references"]  # the detector's YAML has no scale, so there is no smaller one
+    assert dense["costs"]["flops"] == pytest.approx(1, rel=1e-6)
+    assert lower["name"] == "dense, lower image size (32 px)"
+    assert lower["costs"]["flops"] <= 0.6
+    assert all(0 <= row["after"] <= 1 for row in (dense, lower))
+
+
+def test_a_lower_image_size_is_no_alternative_where_channels_are_limited(
+    tiny: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--strategies", "uniform", "--evaluations", "1", "--correlated", "0", "--budget", "channels=60%")
+    assert main(arguments("compare", tiny, tmp_path / "run", *options)) == 0
+    (dense,) = results(tmp_path / "run")["references"]
+    assert dense["costs"] == {"channels": 1.0}
+    assert "There is no row 'dense, lower image size': no such network meets channels=60%." in capsys.readouterr().out
+
+
+def test_a_family_can_be_scaled() -> None:
+    module = build("yolov8n")
+    smaller, wider = (scaled(module, width) for width in (0.5, 1.0))
+    assert smaller is not None
+    assert wider is not None
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (smaller, wider, module)]
+    assert counts[0] < 0.5 * counts[1]
+    assert counts[1] == counts[2]
+
+
+def test_score_and_accuracy_are_correlated_over_enough_networks(trained: Path) -> None:
+    correlation = results(trained)["correlation"]
+    assert correlation["networks"] == len(correlation["points"]) == 3
+    assert -1 <= correlation["spearman"] <= 1
+
+
+def test_pictures_and_networks_are_there(trained: Path) -> None:
+    for name in ("comparison.png", "progress.png", "correlation.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+    assert open_adapter(trained / "networks" / "random-0" / "model.pt").module is not None
+    assert (trained / "networks" / "random-0" / "policy.json").exists()
+
+
+def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> None:
+    before = outcomes(finished)
+    assert main(["compare", "--resume", str(finished), "--strategies", "uniform,random,global", "--seeds", "3"]) == 0
+    after = outcomes(finished)
+    assert repr({key: after[key] for key in before}) == repr(before), "also where a history holds NaN"
+    assert set(after) - set(before) == {"['random', 2]", "['global', 0]"}
+    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    assert set(rows) == {"uniform", "random", "global"}
+    assert main(["compare", "--resume", str(finished)]) == 0
+    assert {row["strategy"] for row in results(finished)["strategies"]} == {"uniform", "random", "global"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--strategies", "unifrom"], "got 'unifrom'"),
+        (["--strategies", "a+b+c"], "got 'a+b+c'"),
+        (["--strategies", "ppo", "--evaluations", "3"], "--evaluations must be more than"),
+        (["--strategies", "uniform", "--budget", "flops=100%", "--budget", "params=100%"], "already holds"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    tiny: Path, quick: None, tmp_path: Path, extra: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    line = [*arguments("compare", tiny, out), *extra] if "--budget" in extra else compare(tiny, out, *extra)
+    assert main(line) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--resume", str(finished), "--images", "8"]) == 2
+    assert "stands alone but for --strategies and --seeds and --criteria and --trust" in capsys.readouterr().err
+
+
+def test_an_outcome_is_read_back_equal() -> None:
+    outcome = BenchmarkResult("ppo", 1, (8, 16), -0.1, 3, 1.5, (-0.3, -0.1), (Candidate((8, 16), -0.1),))
+    assert BenchmarkResult.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"ppo": [-0.1, -0.2, -0.3], "knapsack": [-0.25]}, "The agent wins: the best agent is ppo"),
+        ({"ppo": [-0.3], "knapsack+ddpg": [-0.2], "uniform": [-0.1]}, "No agent wins: the best agent is knapsack+ddpg"),
+        ({"uniform": [-0.1]}, "No agent is compared"),
+    ],
+)
+def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], said: str) -> None:
+    rows = [{"strategy": name, "score": values} for name, values in scores.items()]
+    assert agents_verdict(rows).startswith(said)
+
+
+# -- criteria --------------------------------------------------------------------------------------
+
+
+def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "criteria"
+    assert main(compare(tiny, out, "--criteria", "l1,random", "--finetune-epochs", "1")) == 0
+    first = results(out)
+    assert {row["criterion"] for row in first["criteria"]} == {"l1", "random"}
+    assert first["costs"]["flops"] <= 0.6
+    assert len({row["score"] for row in first["criteria"]}) == 2, "other channels stay"
+    assert all(0 <= row["accuracy_after"] <= 1 and row["seconds"] >= 0 for row in first["criteria"])
+    assert (out / "comparison.png").stat().st_size > 0
+    assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor,regression"]) == 0
+    extended = results(out)
+    assert {row["criterion"] for row in extended["criteria"]} == {"l1", "random", "taylor", "regression"}
+    known = {row["criterion"]: row for row in extended["criteria"]}
+    assert [known[row["criterion"]] for row in first["criteria"]] == first["criteria"], "nothing is repeated"
+
+
+def test_a_criterion_that_there_is_none_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(compare(tiny, tmp_path / "none", "--criteria", "l1,tailor")) == 2
+    assert "A criterion is one of l1, l2" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, tmp_path: Path) -> None:
+    without, with_it = tmp_path / "without", tmp_path / "with"
+    assert main(compare(tiny, without, "--criteria", "l1", "--no-reconstruct")) == 0
+    assert main(compare(tiny, with_it, "--criteria", "l1")) == 0
+    (plain,), (solved,) = results(without)["criteria"], results(with_it)["criteria"]
+    assert solved["score"] != plain["score"]
+
+
+@pytest.mark.slow
+def test_priors_are_tried_under_the_corrected_limits(tiny: Path, quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "latency"
+    line = [*arguments("compare", tiny, out), "--budget", "latency=80%", "--no-references", "--evaluations", "40"]
+    assert main([*line, "--strategies", "evolution", "--seeds", "1"]) == 0
+    order = [json.loads(text) for text in (out / "journal.jsonl").read_text().splitlines()]
+    scored = next(place for place, record in enumerate(order) if record["kind"] == "evaluation")
+    candidates = [place for place, record in enumerate(order) if record["kind"] == "latency" and _candidate(record)]
+    assert candidates[0] < scored, "the uniform ratio is measured before any prior is scored"
+
+
+def _candidate(record: dict[str, Any]) -> bool:
+    """Return whether a measurement is that of a candidate: its key ends in a 2 behind the counts."""
+    key = record["key"]
+    return isinstance(key, list) and key[0] == "network" and key[1][-1] == 2

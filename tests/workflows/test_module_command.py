@@ -1,0 +1,223 @@
+"""Commands on a network of one's own: ``--model FILE.py:FUNCTION``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoprune.cli.main import main
+from autoprune.models import open_adapter
+from autoprune.models.module import load
+from autoprune.policy import Policy
+from tests.helpers.own_network import make
+from tests.helpers.packages import need
+from tests.helpers.training import Stop
+from tests.helpers.world import one_sentence, quick_commands, summary
+
+OWN = f"{Path(__file__).parents[1] / 'helpers' / 'own_network.py'}:make"
+
+
+@pytest.fixture(autouse=True)
+def quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with quick_commands(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def words(command: str, out: Path, *extra: str, model: str = OWN) -> list[str]:
+    options = {"--model": model, "--device": "cpu", "--threads": "1", "--out": str(out)}
+    return [command, *(word for option in options.items() for word in option), *extra]
+
+
+SEARCH = (
+    *("--budget", "flops=50%", "--strategy", "random", "--episodes", "3", "--images", "8", "--batch", "8"),
+    *("--finetune-epochs", "3"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("module") / "search"
+    with quick_commands(tmp_path_factory.mktemp("cache")):
+        assert main(words("search", folder, *SEARCH)) == 0
+    return folder
+
+
+def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> None:
+    found = summary(run)
+    assert found["finetuned"]["flops"] <= 0.5 * found["dense"]["flops"]
+    assert found["accuracy_names"] == {"main": "accuracy", "lenient": None}
+    opened = load(run / "model.pt", make)
+    assert sum(map(torch.numel, opened.module.parameters())) == found["finetuned"]["params"]
+    assert opened.validate(opened.module).main == found["finetuned"]["accuracy"]["main"]
+    named = open_adapter(Path(f"{OWN}@{run / 'model.pt'}"))
+    with torch.no_grad():
+        assert torch.equal(named.module(named.example()), opened.module(opened.example()))
+
+
+def test_a_search_killed_while_it_fine_tunes_ends_the_same(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import autoprune.workflows.tuning as tuning
+
+    whole, finetune = tmp_path / "killed", tuning.finetune
+
+    def kill(report: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "finetune", lambda *given, **options: finetune(*given, **{**options, "on_epoch": kill}))
+        with pytest.raises(Stop):
+            main(words("search", whole, *SEARCH))
+    assert (whole / "finetune" / "weights" / "last.pt").exists()
+    capsys.readouterr()
+    assert main(["search", "--resume", str(whole)]) == 2, "a run's folder may be somebody else's"
+    assert "is code to be run and comes from a file" in one_sentence(capsys.readouterr().err)
+    assert main(["search", "--resume", str(whole), "--trust-checkpoint"]) == 0
+    assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
+    assert summary(whole)["finetuned"]["accuracy"] == summary(run)["finetuned"]["accuracy"]
+
+
+def test_a_policy_is_applied_and_trained(run: Path, tmp_path: Path) -> None:
+    policy = str(run / "policy.json")
+    assert main(words("apply", tmp_path / "apply", "--policy", policy, "--images", "8", "--batch", "8")) == 0
+    pruned = load(tmp_path / "apply" / "pruned.pt", make).module
+    kept = Policy.load(run / "policy.json").keep
+    assert pruned.get_submodule("stem.0").out_channels == kept["stem.0"]
+    trained = words("train", tmp_path / "train", "--policy", policy, "--epochs", "2", "--batch", "8", "--patience", "1")
+    assert main(trained) == 0
+    assert load(tmp_path / "train" / "model.pt", make).module.get_submodule("stem.0").out_channels == kept["stem.0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("sensitivity", ("--images", "8", "--batch", "8")),
+        ("profile", ()),
+        (
+            "compare",
+            (
+                *("--budget", "flops=50%", "--strategies", "uniform,random", "--evaluations", "3", "--seeds", "1"),
+                *("--images", "8", "--batch", "8", "--finetune-epochs", "1"),
+            ),
+        ),
+        (
+            "netadapt",
+            (
+                *("--budget", "flops=70%,50%", "--short-term-steps", "2", "--images", "8", "--batch", "4"),
+                *("--finetune-epochs", "1", "--round-to", "4"),
+            ),
+        ),
+        ("search", (*SEARCH, "--criterion", "taylor")),
+        ("search", (*SEARCH, "--no-reconstruct")),
+    ],
+)
+def test_every_command_that_prunes_takes_it(tmp_path: Path, command: str, extra: tuple[str, ...]) -> None:
+    assert main(words(command, tmp_path / "run", *extra)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["onnx", "torchscript", "openvino"])
+def test_its_network_is_exported_and_still_the_same(
+    run: Path, tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if file_format != "torchscript":
+        need("onnx", {"onnx": "onnxruntime"}.get(file_format, file_format))
+    model = f"{OWN}@{run / 'model.pt'}"
+    assert main(words("export", tmp_path / "out", "--format", file_format, model=model)) == 0
+    assert "YOLO" not in capsys.readouterr().out
+
+
+SOURCES = {
+    "raises.py": "def make():\n    return 1 / 0\n",
+    "wrong.py": "def make():\n    return 3\n",
+    "broken.py": "import nothing_of_this_name\n",
+    "syntax.py": "def make(:\n",
+    "empty.py": "",
+    "json.py": "def make():\n    return []\n",
+    "leaves.py": "import sys\ndef make():\n    sys.exit(0)\n",
+    "gone.py": "raise SystemExit\n",
+    "nothing.py": "def make():\n    pass\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("none.py:make", "the file none.py does not exist; --model takes FILE.py:FUNCTION"),
+        ("empty.py:make", "empty.py must have a function make, and has none"),
+        (
+            "raises.py:make",
+            "raises.py:make must return a ModuleAdapter, and raised ZeroDivisionError: division by zero",
+        ),
+        ("wrong.py:make", "wrong.py:make must return an autoprune.models.module.ModuleAdapter, got a int"),
+        (
+            "broken.py:make",
+            "broken.py cannot be imported (ModuleNotFoundError: No module named 'nothing_of_this_name')",
+        ),
+        ("syntax.py:make", "syntax.py cannot be imported (SyntaxError: invalid syntax"),
+        ("json.py:make", "json.py:make must return an autoprune.models.module.ModuleAdapter, got a list"),
+        ("leaves.py:make", "leaves.py:make must return a ModuleAdapter, and raised SystemExit: 0"),
+        ("gone.py:make", "gone.py cannot be imported (SystemExit: )"),
+        ("nothing.py:make", "nothing.py:make must return an autoprune.models.module.ModuleAdapter, got nothing"),
+        ("no.such.package:make", "no.such.package cannot be imported (ModuleNotFoundError"),
+        (f"{OWN}@none.pt", "the checkpoint none.pt does not exist"),
+    ],
+)
+def test_what_is_wrong_with_a_function_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in SOURCES.items():
+        Path(name).write_text(text)
+    assert main(words("search", tmp_path / "run", *SEARCH, model=model)) == 2
+    assert message in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra", "message"),
+    [
+        ("search", (*SEARCH, "--distill"), "--distill is for networks of Ultralytics"),
+        ("search", (*SEARCH, "--stock-yaml"), "--stock-yaml is for networks of Ultralytics"),
+        ("search", (*SEARCH, "--data", "d.yaml"), "brings its own data; leave --data d.yaml out"),
+        ("search", (*SEARCH, "--imgsz", "64"), "brings its own image size, (2, 24, 32); leave --imgsz 64 out"),
+        ("sparsify", (), "Sparsity training is for networks of Ultralytics"),
+        ("quantize", ("--data", "d.yaml"), "autoprune quantize is for networks of Ultralytics"),
+        ("mask", ("--data", "d.yaml"), "autoprune mask is for networks of Ultralytics"),
+        ("export", ("--format", "onnx", "--dynamic"), "exported with the shape of its example; leave --dynamic out"),
+    ],
+)
+def test_what_it_cannot_do_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, extra: tuple[str, ...], message: str
+) -> None:
+    given = words(command, tmp_path / "run", *extra)
+    if command == "quantize":
+        given = [word for word in given if word not in ("--device", "cpu")]
+    assert main(given) == 2
+    assert message in one_sentence(capsys.readouterr().err)
+
+
+def test_a_run_s_checkpoint_alone_says_what_it_needs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "model.pt", tmp_path / "model.pt")
+    assert main(words("export", tmp_path / "run", "--format", "onnx", model=str(tmp_path / "model.pt"))) == 2
+    assert "FILE.py:FUNCTION@" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet", "segmenter"])
+def test_a_network_of_torchvision_is_searched_and_exported(tmp_path: Path, name: str) -> None:
+    model = f"{Path(__file__).parents[1] / 'helpers' / 'torchvision_networks.py'}:{name}"
+    options = ("--budget", "flops=60%", "--strategy", "uniform", "--images", "32", "--finetune-epochs", "1")
+    assert main(words("search", tmp_path / "run", *options, model=model)) == 0
+    stages = summary(tmp_path / "run")
+    assert stages["finetuned"]["flops"] <= 0.6 * stages["dense"]["flops"]
+    exported = words(
+        "export", tmp_path / "out", "--format", "torchscript", model=f"{model}@{tmp_path / 'run/model.pt'}"
+    )
+    assert main(exported) == 0
