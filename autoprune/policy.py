@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from autoprune.criteria.registry import make_criterion, spec_of
+from autoprune.criteria.registry import spec_of
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.io.fields import Fields, parse_strictly, pretty
 from autoprune.io.files import read_bytes, write_atomic
@@ -260,67 +260,22 @@ class Policy:
         """
         from torch import nn
 
-        found: Any
-        if isinstance(module, nn.Module):
-            found = self._pruned(
-                module, data, imgsz, compensate=compensate, reconstruct=reconstruct, example=example,
-                free_outputs=free_outputs, evidence=evidence,
-            )  # fmt: skip
-        else:
-            own = module.adapter if module.adapter.has_images else None
-            found = module.with_module(
-                self._pruned(module.module, own, imgsz, compensate=compensate, reconstruct=reconstruct)
-            )
-        kind: Kind = found
-        return kind
-
-    def _pruned(
-        self,
-        module: nn.Module,
-        data: Adapter | Path | str | None,
-        imgsz: int | None,
-        *,
-        compensate: bool,
-        reconstruct: bool,
-        example: torch.Tensor | None = None,
-        free_outputs: Collection[str] = frozenset({"feats"}),
-        evidence: CalibrationData | None = None,
-    ) -> nn.Module:
-        import torch
-
-        from autoprune.evaluation.pruning import Calibration, calibration_of, evidence_of, prune
-        from autoprune.models import adapter_of
-        from autoprune.models._base import Adapter
-        from autoprune.models.detection.channels import input_channels
-        from autoprune.structure.slicing import Pruner
-        from autoprune.structure.space import Space
-        from autoprune.structure.validation import analyse
+        from autoprune.evaluation.applying import apply_keep
 
         self.check_criterion()
-        dense, adapter = module, None
-        if isinstance(data, Adapter):
-            adapter = data
-        elif data is not None:
-            adapter = adapter_of(module, data=Path(data), image_size=imgsz)
-            dense = adapter.module  # the same weights, ready for gradients
-        if adapter is not None:
-            example, free_outputs = adapter.example(2), adapter.free_outputs
-        elif example is None:
-            parameter = next(module.parameters())
-            example = torch.zeros(2, input_channels(module), 128, 128, device=parameter.device, dtype=parameter.dtype)
-        graph = analyse(dense, example, free_outputs=free_outputs)
-        space = Space(graph, round_to=1, min_keep=1e-6)
-        self.check({unit.name: unit.width for unit in space.units})
-        if adapter is None:
-            _warn_of_batch_norm(module)
-        images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
-        order = make_criterion(self.criterion, images).order(dense, graph)
-        return prune(
-            Pruner(module, space, order), space.from_names(self.keep),
-            criterion=self.criterion, example=example[:1],
-            calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
-            reconstructed=reconstruct, trained=dense,
+        apply = partial(
+            apply_keep, keep=self.keep, criterion=self.criterion, check=self.check, imgsz=imgsz, compensate=compensate,
+            reconstruct=reconstruct, example=example, free_outputs=free_outputs, evidence=evidence,
         )  # fmt: skip
+        found: Any
+        if isinstance(module, nn.Module):
+            found = apply(module, data=data)
+            if data is None:
+                _warn_of_batch_norm(module)
+        else:
+            found = module.with_module(apply(module.module, data=module.adapter if module.adapter.has_images else None))
+        kept: Kind = found
+        return kept
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
@@ -392,7 +347,7 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
             "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
             "may be next to nothing until it is trained; give the data set that it was trained on, "
             'apply(model, data="data.yaml")',
-            PolicyWarning, stacklevel=4,
+            PolicyWarning, stacklevel=3,
         )  # fmt: skip
 
 
