@@ -168,6 +168,20 @@ def tables(runs: Path) -> Iterator[str]:
             yield from (
                 f"| {run.detector} | {run.name} | {run.seed} | {' | '.join(row(found))} |" for run, found in made
             )
+        if made and study == "strategies":
+            ranks = mean_ranks([found for _, found in made])
+            yield "\nMean ranks: " + ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.items())
+
+
+def mean_ranks(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean rank of every strategy over comparisons by the mean of its scores, the best first."""
+    ranks: dict[str, list[int]] = {}
+    for one in found:
+        means = {row["strategy"]: -sum(row["score"]) / len(row["score"]) for row in one["strategies"]}
+        for place, name in enumerate(sorted(means, key=means.__getitem__), start=1):
+            ranks.setdefault(name, []).append(place)
+    means = {name: sum(places) / len(places) for name, places in ranks.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
 def _scores(found: dict[str, Any]) -> list[str]:
