@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
@@ -15,12 +15,6 @@ from itertools import pairwise
 from autoprune.choices import Runtime, is_device
 from autoprune.errors import BudgetError
 from autoprune.io.numerals import DECIMAL
-
-METRICS = ("latency", "flops", "params", "size", "channels")
-"""What can be limited.
-
-Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
-"""
 
 _RUNTIMES = tuple(member.value for member in Runtime)
 """What a latency can name behind its @, beside devices."""
@@ -30,14 +24,57 @@ _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
 _BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
 _TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
 _SPACE = "[ \t]"
-_UNITS = {"latency": _TIME_UNITS, "size": _BYTE_UNITS, **dict.fromkeys(("flops", "params", "channels"), _COUNT_UNITS)}
-_EXAMPLES = {
-    "latency": "8ms, 0.008s, 8000us or 60%",
-    "flops": "4.2G, 900M or 50%",
-    "params": "1.5M, 900K or 50%",
-    "size": "3MB, 900KB, 2MiB or 50%",
-    "channels": "2000, 2K or 15%",
-}
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """What is known of a metric that a budget can limit: a new one is its cost's file and a record in ``METRICS``.
+
+    Attributes:
+        name: as budgets name it.
+        units: factor by suffix, in lower case; values are in the unit of factor 1.
+        example: amounts as they are written.
+        label: of its row in tables.
+        key: of its value in summaries.
+        cost: ``module:class`` of its closed form, see `autoprune.costs.CostSubject`; empty if it is measured.
+        whole: whether its values are whole numbers.
+        suffix: behind a printed amount.
+        prefixed: whether a printed amount has a prefix such as M.
+    """
+
+    name: str
+    units: Mapping[str, str]
+    example: str
+    label: str
+    key: str
+    cost: str = ""
+    whole: bool = False
+    suffix: str = ""
+    prefixed: bool = True
+
+
+_COSTS = "autoprune.costs.static"
+
+METRICS = (
+    MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", "latency_ms", suffix="ms"),
+    MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", "flops", f"{_COSTS}:FlopsCost"),
+    MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", "params", f"{_COSTS}:ParamsCost", whole=True),
+    MetricSpec(
+        "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", "size_bytes", f"{_COSTS}:SizeCost", whole=True,
+        suffix="B",
+    ),
+    MetricSpec(
+        "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", "channels", f"{_COSTS}:ChannelsCost", whole=True,
+        prefixed=False,
+    ),
+)  # fmt: skip
+"""What can be limited, in the order in which messages list it.
+
+Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
+"""
+
+_BY_NAME = {spec.name: spec for spec in METRICS}
+
 _AMOUNT = re.compile(rf"(?P<number>{DECIMAL}){_SPACE}*(?P<unit>[a-z\u00b5\u03bc]*|%)", re.IGNORECASE | re.ASCII)
 _LARGEST_EXPONENT = 999
 _LONGEST = 60
@@ -186,6 +223,18 @@ def metric_kind(metric: str) -> str:
     return metric.partition("@")[0]
 
 
+def spec_of(metric: str) -> MetricSpec:
+    """Return the record of a limit's metric.
+
+    Raises:
+        BudgetError: unknown metric.
+    """
+    spec = _BY_NAME.get(metric_kind(metric))
+    if spec is None:
+        raise BudgetError(f"A budget limits one of {', '.join(_BY_NAME)}, got {metric!r}")
+    return spec
+
+
 def is_latency(metric: str) -> bool:
     """Return whether a limit's metric is a latency, wherever it is measured."""
     return metric_kind(metric) == "latency"
@@ -201,13 +250,12 @@ def format_amount(metric: str, value: float) -> str:
     Raises:
         BudgetError: unknown metric.
     """
-    if metric_kind(metric) not in METRICS:
-        raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {metric!r}")
+    spec = spec_of(metric)
     if is_latency(metric):
         return f"{value:.2f} ms" if not 0 < abs(value) < 1 else f"{value:.3f} ms"
-    if metric == "channels":
+    if not spec.prefixed:
         return f"{value:.0f}"
-    suffix = "B" if metric == "size" else ""
+    suffix = spec.suffix
     for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
         below = round(
             abs(value) / (factor / 1e3), 2 if factor > 1e3 else 0
@@ -218,7 +266,7 @@ def format_amount(metric: str, value: float) -> str:
 
 
 def _scale(metric: str, requested: str, unit: str) -> Decimal:
-    units = _UNITS[metric_kind(metric)]
+    units = spec_of(metric).units
     if unit in units:
         return Decimal(units[unit])
     reason = f"unknown unit {unit!r}" if unit else "the unit is missing"
@@ -234,15 +282,15 @@ def _finite(value: Decimal, metric: str, requested: str) -> float:
 
 def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
     return BudgetError(
-        f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with "
-        f"{_EXAMPLES[metric_kind(metric)]}"
+        f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with {spec_of(metric).example}"
     )
 
 
 def _check_metric(metric: str, requested: str) -> None:
     kind, at, target = metric.partition("@")
-    if kind not in METRICS:
-        raise BudgetError(f"A budget limits one of {', '.join(METRICS)}, got {_quoted(metric)} in {_quoted(requested)}")
+    if kind not in _BY_NAME:
+        known = ", ".join(_BY_NAME)
+        raise BudgetError(f"A budget limits one of {known}, got {_quoted(metric)} in {_quoted(requested)}")
     if at and (kind != "latency" or not target):
         raise BudgetError(
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"

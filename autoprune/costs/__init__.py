@@ -2,6 +2,7 @@
 
 from autoprune.costs.static import (
     ChannelsCost,
+    CostSubject,
     FlopsCost,
     ParamsCost,
     SizeCost,
@@ -15,6 +16,7 @@ from autoprune.structure.cost import Cost
 __all__ = [
     "ChannelsCost",
     "Cost",
+    "CostSubject",
     "FlopsCost",
     "ParamsCost",
     "SizeCost",

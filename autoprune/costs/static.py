@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,27 @@ Shapes = Mapping[str, Sequence[int]]
 _NORM_MACS = 4  # subtract, divide, scale, shift: as thop counts an affine batch norm in eval mode
 _FREE = (LayerKind.POOL, LayerKind.UPSAMPLE, LayerKind.ELEMENTWISE)
 _PRODUCTS = ("bmm", "baddbmm", "attention")  # in names of aten operations; linear layers are `mm` and `addmm`
+
+
+@dataclass(frozen=True)
+class CostSubject:
+    """What costs are made of: a dense network.
+
+    Attributes:
+        module: the network.
+        graph: its channel groups.
+        space: its allocations.
+        example: one input.
+        checkpoint_bytes: of the network's checkpoint.
+        bytes_per_number: in a checkpoint.
+    """
+
+    module: nn.Module
+    graph: ChannelGraph
+    space: Space
+    example: torch.Tensor
+    checkpoint_bytes: int
+    bytes_per_number: int
 
 
 class FlopsCost(Cost):
@@ -49,6 +71,12 @@ class FlopsCost(Cost):
             coefficient, axes = layer_macs(layer)
             self._polynomial.add(2 * coefficient, *axes)
 
+    @classmethod
+    def of(cls, subject: CostSubject) -> FlopsCost:
+        """Make it for a network."""
+        fixed = undescribed_flops(subject.module, subject.graph, subject.example)
+        return cls(subject.space, fixed=fixed)
+
     def __call__(self, counts: Counts) -> Floats:
         """Return FLOPs; see ``Cost``."""
         return self._polynomial(counts)
@@ -67,6 +95,11 @@ class ParamsCost(Cost):
 
     def __init__(self, space: Space, shapes: Shapes) -> None:
         self._polynomial = _elements(space, shapes)
+
+    @classmethod
+    def of(cls, subject: CostSubject) -> ParamsCost:
+        """Make it for a network."""
+        return cls(subject.space, parameter_shapes(subject.module))
 
     def __call__(self, counts: Counts) -> Floats:
         """Return parameters; see ``Cost``."""
@@ -96,6 +129,14 @@ class SizeCost(Cost):
                 f"but the dense one has only {dense_bytes} bytes"
             )
 
+    @classmethod
+    def of(cls, subject: CostSubject) -> SizeCost:
+        """Make it for a network."""
+        return cls(
+            subject.space, state_shapes(subject.module),
+            dense_bytes=subject.checkpoint_bytes, bytes_per_element=subject.bytes_per_number,
+        )  # fmt: skip
+
     def __call__(self, counts: Counts) -> Floats:
         """Return bytes; see ``Cost``."""
         return np.asarray(self._elements(counts) * self._bytes + self._overhead)
@@ -119,6 +160,11 @@ class ChannelsCost(Cost):
         self._groups: Floats = np.array(
             [sum(groups[index].size for index in unit.groups) / unit.width for unit in space.units], dtype=np.float64
         )
+
+    @classmethod
+    def of(cls, subject: CostSubject) -> ChannelsCost:
+        """Make it for a network."""
+        return cls(subject.space)
 
     def __call__(self, counts: Counts) -> Floats:
         """Return channels; see ``Cost``."""

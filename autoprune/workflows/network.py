@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.costs import (
-    ChannelsCost,
-    FlopsCost,
-    ParamsCost,
-    SizeCost,
-    parameter_shapes,
-    state_shapes,
-    undescribed_flops,
-)
+from autoprune.budget import METRICS
+from autoprune.costs import CostSubject
 from autoprune.criteria._base import Importance, ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
@@ -103,18 +97,10 @@ def static_costs(adapter: Adapter, module: nn.Module, graph: ChannelGraph, space
         graph: its channel groups.
         space: its allocations.
     """
-    costs = (
-        FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1))),
-        ParamsCost(space, parameter_shapes(module)),
-        SizeCost(
-            space,
-            state_shapes(module),
-            dense_bytes=adapter.checkpoint_size(module),
-            bytes_per_element=adapter.bytes_per_number,
-        ),
-        ChannelsCost(space),
+    subject = CostSubject(
+        module, graph, space, adapter.example(1), adapter.checkpoint_size(module), adapter.bytes_per_number
     )
-    return {cost.metric: cost for cost in costs}
+    return {spec.name: pkgutil.resolve_name(spec.cost).of(subject) for spec in METRICS if spec.cost}
 
 
 def open_network(

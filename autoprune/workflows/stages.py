@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
-from autoprune.budget import Limit, format_amount, is_latency
+from autoprune.budget import Limit, format_amount, is_latency, spec_of
 from autoprune.models._base import Accuracy, AccuracyNames, Adapter
 from autoprune.workflows.folder import RunFolder
 
-_LABELS = {
-    "params": "parameters", "channels": "channels", "flops": "FLOPs", "size": "checkpoint", "latency": "latency",
-}  # fmt: skip
+_ORDER = ("params", "channels", "flops", "size")
+"""The metrics that a table begins with; others that there are follow."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +22,14 @@ class Stage:
 
     Attributes:
         accuracy: on the validation split, or None where it was not measured.
-        params: parameters.
-        channels: channels of all units.
-        flops: FLOPs of one image.
-        size_bytes: bytes of the checkpoint.
+        costs: by metric, in its unit; see `autoprune.budget.METRICS`.
         latency_ms: median, p10, p90 in milliseconds, with runs, device, runtime, precision and batch; None where it
             was not measured.
         other_latency_ms: the same by metric, for each other runtime or device that the budget names.
     """
 
     accuracy: Accuracy | None
-    params: int
-    channels: int
-    flops: float
-    size_bytes: int
+    costs: Mapping[str, float]
     latency_ms: Mapping[str, Any] | None
     other_latency_ms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -45,23 +38,16 @@ class Stage:
         cls, accuracy: Accuracy | None, costs: Mapping[str, float], latencies: Mapping[str, Mapping[str, Any]]
     ) -> Stage:
         """Join what was measured of one network; costs and latencies by metric."""
-        return cls(
-            accuracy,
-            round(costs["params"]),
-            round(costs["channels"]),
-            costs["flops"],
-            round(costs["size"]),
-            latencies.get("latency"),
-            {metric: latency for metric, latency in latencies.items() if metric != "latency"},
-        )
+        others = {metric: latency for metric, latency in latencies.items() if metric != "latency"}
+        values = {metric: round(costs[metric]) if spec_of(metric).whole else costs[metric] for metric in _sorted(costs)}
+        return cls(accuracy, values, latencies.get("latency"), others)
 
     def cost(self, metric: str) -> float:
         """Return what the stage costs under a budget's metric."""
         if is_latency(metric):
             latency = self.latency_ms if metric == "latency" else self.other_latency_ms[metric]
             return float(latency["median"]) if latency is not None else float("nan")
-        costs = {"flops": self.flops, "params": self.params, "size": self.size_bytes, "channels": self.channels}
-        return float(costs[metric])
+        return float(self.costs[metric])
 
 
 def validated(name: str, module: nn.Module, adapter: Adapter, folder: RunFolder) -> Accuracy:
@@ -99,11 +85,10 @@ def stage_rows(stages: Mapping[str, Stage], names: AccuracyNames) -> tuple[list[
     dense = next(iter(stages.values()))
     header = ["", *stages]
     rows = accuracy_rows([stage.accuracy for stage in stages.values()], names)
-    others = {metric: metric for metric in dense.other_latency_ms}
-    for metric, label in {**_LABELS, **others}.items():
-        if metric == "latency" and dense.latency_ms is None:
-            continue
-        rows.append([label, *(_ratio(metric, stage, dense) for stage in stages.values())])
+    labels = {metric: spec_of(metric).label for metric in dense.costs}
+    labels |= {"latency": "latency"} if dense.latency_ms is not None else {}
+    labels |= {metric: metric for metric in dense.other_latency_ms}
+    rows += [[label, *(_ratio(metric, one, dense) for one in stages.values())] for metric, label in labels.items()]
     return header, rows
 
 
@@ -120,8 +105,15 @@ def accuracy_rows(accuracies: Sequence[Accuracy | None], names: AccuracyNames, *
 
 
 def as_json(stage: Stage) -> dict[str, Any]:
-    """Return a stage as plain JSON values."""
-    return asdict(stage)
+    """Return a stage as plain JSON values, its costs under the keys of their records."""
+    found = asdict(stage)
+    costs = {spec_of(metric).key: value for metric, value in found.pop("costs").items()}
+    return {"accuracy": found.pop("accuracy"), **costs, **found}
+
+
+def _sorted(metrics: Iterable[str]) -> list[str]:
+    """Return metrics in the order of tables."""
+    return sorted(metrics, key=lambda metric: _ORDER.index(metric) if metric in _ORDER else len(_ORDER))
 
 
 def _ratio(metric: str, stage: Stage, dense: Stage) -> str:

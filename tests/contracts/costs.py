@@ -21,7 +21,7 @@ def check_cost(cost: Cost, space: Space, *, allocations: int = 20) -> None:
     """
     generator = np.random.default_rng(0)
     counts = np.array([[generator.choice(choices) for choices in space.choices] for _ in range(allocations)])
-    assert cost.metric in METRICS
+    assert cost.metric in {spec.name for spec in METRICS}
     assert cost.unit
     check_values(cost, counts)
     for candidate in counts:

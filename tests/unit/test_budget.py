@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budget import METRICS, Budget, Limit, budget_levels, format_amount
+from autoprune.budget import METRICS, Budget, Limit, MetricSpec, budget_levels, format_amount, spec_of
 from autoprune.errors import BudgetError
+
+NAMES = tuple(spec.name for spec in METRICS)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_absolute_limits_are_read_exactly(text: str, metric: str, value: float) 
     assert limit.resolve(1.0) == value
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", NAMES)
 @pytest.mark.parametrize(("percent", "share"), [("60%", 0.6), ("100%", 1.0), ("0.5 %", 0.005)])
 def test_percentages_are_shares_of_the_dense_network(metric: str, percent: str, share: float) -> None:
     limit = Limit.parse(f"{metric}={percent}")
@@ -189,7 +192,7 @@ _UNITS = {
     "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
     "channels": ["K", "M", "%"],
 }
-texts = st.sampled_from(METRICS).flatmap(
+texts = st.sampled_from(NAMES).flatmap(
     lambda metric: st.builds(
         "{}={}{}".format,
         st.just(metric),
@@ -241,3 +244,11 @@ def test_any_text_is_read_or_refused_by_a_budget_error(text: str) -> None:
     except BudgetError:
         return
     assert limit.value > 0
+
+
+@pytest.mark.parametrize("spec", METRICS, ids=lambda spec: spec.name)
+def test_a_record_leads_to_the_cost_of_its_name(spec: MetricSpec) -> None:
+    assert not spec.cost or pkgutil.resolve_name(spec.cost).metric == spec.name
+    amount = spec.example.partition(",")[0]
+    assert Limit.parse(f"{spec.name}={amount}").metric == spec.name
+    assert spec_of(spec.name) is spec
