@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from autoprune.errors import ConfigError
 from autoprune.listener import Listener
 from autoprune.policy import Policy
 from autoprune.strategies.isolation import torch_threads
-from autoprune.workflows.call import Caller
+from autoprune.workflows.call import Caller, run_workflow
 
 Command = Callable[..., Run]
 
@@ -41,8 +40,7 @@ def command(name: str) -> Command:
             config = make_config(name, values)
             recording = Recording(listener or PythonListener())
             cleanup.enter_context(torch_threads(torch.get_num_threads()))  # whatever the run sets
-            module = importlib.import_module(f"autoprune.workflows.{name}")
-            finished = module.run(config, recording, _caller(name, options))
+            finished = run_workflow(name, config, recording, _caller(name, options))
         return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)
 
     call.__name__ = call.__qualname__ = name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import sys
@@ -21,7 +20,7 @@ from autoprune.config import Config
 from autoprune.config.files import resume_command
 from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
 from autoprune.results import WIDTH, Table
-from autoprune.workflows.call import Caller
+from autoprune.workflows.call import Caller, run_workflow
 
 INTERRUPTED = 130
 
@@ -149,28 +148,12 @@ def _told(argv: Sequence[str] | None) -> int:
             warnings.simplefilter("ignore")  # third parties'; ours are told in one line
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
-            return _run(command, config, terminal, Caller(shlex.join(["autoprune", *words]), resume_command))
+            caller = Caller(shlex.join(["autoprune", *words]), resume_command)
+            finished = run_workflow(command, config, terminal, caller)
+            return 0 if finished.held else BudgetUnreachableError.exit_code
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         terminal.warn(f"autoprune: {interrupt}" if str(interrupt) else "autoprune: interrupted")
         return INTERRUPTED
-
-
-def _run(command: str, config: Config, terminal: Terminal, caller: Caller) -> int:
-    """Hand over to ``autoprune.workflows.<command>.run``, imported late so that ``--help`` needs no torch."""
-    module = importlib.import_module(f"autoprune.workflows.{command}")
-    from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
-
-    try:
-        with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
-            finished = module.run(config, terminal, caller)
-            return 0 if finished.held else BudgetUnreachableError.exit_code
-    except _Closed:
-        raise
-    except SystemExit as error:
-        raise RunError(
-            f"Code that is not autoprune's called sys.exit({error.code!r}) in the middle of {command}; let it return, "
-            "or raise an error"
-        ) from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.config import RunConfig
+from autoprune.config import Config, RunConfig
+from autoprune.errors import RunError
+from autoprune.listener import Listener
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,26 @@ class Finished:
 
     folder: Path
     held: bool = True
+
+
+def run_workflow(command: str, config: Config, listener: Listener, caller: Caller) -> Finished:
+    """Hand over to ``autoprune.workflows.<command>.run``, imported late so that ``--help`` needs no torch.
+
+    Raises:
+        RunError: a user's own code, such as a function that builds a network, wanted to leave the process.
+        AutopruneError: the workflow's own.
+    """
+    module = importlib.import_module(f"autoprune.workflows.{command}")
+    from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
+
+    try:
+        with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
+            finished: Finished = module.run(config, listener, caller)
+            return finished
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # a listener's own
+            raise
+        raise RunError(
+            f"Code that is not autoprune's called sys.exit({error.code!r}) in the middle of {command}; let it return, "
+            "or raise an error"
+        ) from error
