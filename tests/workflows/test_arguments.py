@@ -23,6 +23,7 @@ from autoprune.errors import AutopruneError, ConfigError, RunError
 from autoprune.strategies.registry import StrategyName
 
 NAMES = ", ".join(COMMANDS)
+KNOWN = ", ".join(spec.name for spec in METRICS)
 STRATEGIES = ", ".join(member.value for member in StrategyName)
 DASH = "one that begins with a dash is written"
 NUMBER = "a finite number (digits 0-9)"
@@ -173,7 +174,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("search --agent a2c", f"--strategy must be one of {STRATEGIES}, got a2c"),
         ("search --tensorboard=maybe", "--tensorboard takes no value: write --tensorboard or --no-tensorboard"),
         ("search --config nowhere.yaml", "The configuration file nowhere.yaml does not exist"),
-        ("search --budget speed=3", f"A budget limits one of {', '.join(spec.name for spec in METRICS)}, got 'speed' in 'speed=3'"),
+        ("search --budget speed=3", f"A budget limits one of {KNOWN}, got 'speed' in 'speed=3'"),
         ("search", "A budget needs at least one limit, e.g. latency=8ms or flops=50%, got none"),
         ("search --budget flops=50% --model a.pt", f"--model needs --data: {TOGETHER}"),
         ("search --budget flops=50% --warm-start", f"--warm-start needs a value; {DASH} --warm-start=VALUE"),
