@@ -70,13 +70,13 @@ def test_a_bare_network_opens_once_saved_as_the_message_says(file: Path) -> None
 
 def test_an_old_format_is_told_from_a_damaged_file(file: Path) -> None:
     saved(file, content(), _use_new_zipfile_serialization=False)
-    with pytest.raises(ModelError, match=r"format that torch wrote before version 1\.6.*--trust-checkpoint"):
+    with pytest.raises(ModelError, match=r"format that torch wrote before version 1\.6.*`trust_checkpoint`"):
         open_adapter(file)
     assert open_adapter(file, trust=True).image_size == IMAGE_SIZE
 
 
 def test_a_checkpoint_of_the_yolov5_repository_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.yolov7_style import yolo
+    from tests.helpers.yolov7_style import yolo
 
     monkeypatch.setattr(yolo.Model, "__module__", "models.yolo")
     module = type(os)("models.yolo")

@@ -161,7 +161,7 @@ def test_foreign_class_needs_trust(tmp_path: Path) -> None:
     network.extra = Foreign()
     write_detector(tmp_path / "foreign.pt", network)
     with pytest.raises(
-        ModelError, match=r"uses the class tests\.test_ultralytics_adapter\.Foreign .*--trust-checkpoint"
+        ModelError, match=r"uses the class tests\.unit\.test_ultralytics_adapter\.Foreign .*`trust_checkpoint`"
     ):
         UltralyticsAdapter.load(tmp_path / "foreign.pt")
     assert isinstance(UltralyticsAdapter.load(tmp_path / "foreign.pt", trust=True).module.extra, Foreign)

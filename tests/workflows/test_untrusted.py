@@ -225,7 +225,7 @@ def test_a_checkpoint_does_not_open_another_one(tmp_path: Path, canary: Canary) 
     network = build_detector()
     first = {"extra": Call(DistillationModel, str(tmp_path / "second.pt"), network), "model": network}
     torch.save(first, tmp_path / "first.pt")
-    with pytest.raises(ModelError, match=r"would construct a DistillationModel.*--trust-checkpoint"):
+    with pytest.raises(ModelError, match=r"would construct a DistillationModel.*`trust_checkpoint`"):
         read_checkpoint(tmp_path / "first.pt")
     assert not canary.sings
 

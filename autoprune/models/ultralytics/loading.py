@@ -26,7 +26,7 @@ from autoprune.models import stock
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How a file begins that torch wrote before version 1.6, or when it was told to."""
 
-_TRUST = "if you trust its origin, add --trust-checkpoint"
+_TRUST = "if you trust its origin, add `trust_checkpoint`"
 
 
 def load_content(path: Path, *, trust: bool) -> dict[str, Any]:
