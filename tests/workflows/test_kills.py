@@ -84,7 +84,7 @@ class Moment:
 MOMENTS: dict[str, tuple[Moment, ...]] = {
     "search": (
         Moment("record validation"), Moment("record latency", 2, TERM), Moment("record evaluation dense"),
-        Moment("record scored in"), Moment("record gains"), Moment("record gains", 2),
+        Moment("record scored in"), Moment("record gains"),
         Moment("record evaluation", 5),
         Moment("record accuracy", 2, TERM), Moment("record created"), Moment("file policy.json"),
         Moment("file pruned.pt"), Moment("batch of finetune, epoch 1", 2), Moment("end of finetune, epoch 1"),
