@@ -24,8 +24,8 @@ class PPOSettings:
         hidden: widths of the hidden layers, actor and critic each.
         log_std: natural logarithm of the action's initial standard deviation. −1 suits a uniform start; around a good
             prior most of what lies that far away is worse, and −3 finds more (``autoprune search`` sees to it).
-        entropy: weight of the entropy bonus.
-        value: weight of the critic's loss.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the critic's loss.
         marks: whether the state tells every step apart by a column of its own.
     """
 
@@ -36,8 +36,8 @@ class PPOSettings:
     clip: float = 0.2
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = -1.0
-    entropy: float = 0.0
-    value: float = 0.5
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
     marks: bool = True
 
 
