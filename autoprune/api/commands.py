@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from autoprune.api.listening import PythonListener, Recording
 from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
-from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, named, option
-from autoprune.config.files import CONFIG_FILE, built, check_trust, from_file, unknown
+from autoprune.config import COMMANDS, EXTENDABLE, Config, named, option
+from autoprune.config.files import built, check_trust, from_file, going_on, kept_config, unknown
 from autoprune.config.reading import field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
 from autoprune.listener import Listener
@@ -70,7 +70,7 @@ def make_config(name: str, values: Mapping[str, Any]) -> Config:
     if read.get("resume") is not None:
         return _resumed(name, read)
     config = built(name, read)
-    check_trust(config, {option(key) for key in values})
+    check_trust(config, _said(values))
     return config
 
 
@@ -81,10 +81,13 @@ def _resumed(name: str, values: Mapping[str, Any]) -> Config:
     if others := [named(key) for key in values if key not in allowed]:
         raise ConfigError(f"`resume` stands alone, the run knows its other options; remove {', '.join(others)}")
     changes = {key: value for key, value in values.items() if key != "resume"}
-    config = built(name, {**from_file(name, run / CONFIG_FILE), **changes})
-    check_trust(config, {option(key) for key in values})
-    assert isinstance(config, ResumableConfig)
-    return replace(config, resume=run, out=run)
+    config = built(name, {**from_file(name, kept_config(run)), **changes})
+    return going_on(name, config, run, _said(values))
+
+
+def _said(values: Mapping[str, Any]) -> set[str]:
+    """Return the options that a caller gave; one that is set to False was not asked for."""
+    return {option(key) for key, value in values.items() if value is not False}
 
 
 def _with_policy_file(options: Mapping[str, Any], cleanup: ExitStack) -> dict[str, Any]:

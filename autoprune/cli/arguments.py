@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -17,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from autoprune import __version__
 from autoprune.cli.words import ALIASES, in_options
 from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, option, yaml_of
-from autoprune.config.files import CONFIG_FILE, TRUST, built, check_trust, from_file, load, unknown
+from autoprune.config.files import TRUST, built, check_trust, from_file, going_on, kept_config, load, unknown
 from autoprune.config.reading import (
     base_of,
     enum_of,
@@ -29,7 +28,7 @@ from autoprune.config.reading import (
     read_value,
     spelled,
 )
-from autoprune.errors import AutopruneError, ConfigError, RunError
+from autoprune.errors import AutopruneError, ConfigError
 
 _PRINT = ("--print-config", "--print_config")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -217,14 +216,9 @@ def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
 
 
 def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
-    path = run / CONFIG_FILE
-    if not os.path.isfile(path):
-        raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
+    path = kept_config(run)
     config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
-    if not isinstance(config, ResumableConfig):
-        raise ConfigError(f"{command} has nothing to resume")
-    check_trust(config, {word.partition("=")[0] for word in more})
-    return replace(config, resume=run, out=run)
+    return going_on(command, config, run, {word.partition("=")[0] for word in more})
 
 
 # -- saying what is wrong --------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from autoprune.choices import match_factory
-from autoprune.config import COMMANDS, Config, RunConfig, named, option, to_yaml
+from autoprune.config import COMMANDS, Config, ResumableConfig, RunConfig, named, option, to_yaml
 from autoprune.config.reading import hints_of, places_of, read_value
-from autoprune.errors import BudgetError, ConfigError
+from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.io.files import write_atomic
 from autoprune.io.plain_yaml import read_texts
 
@@ -52,6 +52,36 @@ def resume_command(command: str, config: RunConfig, run: Path) -> str:
     """Return what is typed to go on with a run that was interrupted."""
     trusting = config.trust_checkpoint or bool(factories(config))
     return f"autoprune {command} --resume {run}" + (f" {TRUST}" if trusting else "")
+
+
+def kept_config(run: Path) -> Path:
+    """Return the file that keeps what a run was told.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = run / CONFIG_FILE
+    if not os.path.isfile(path):
+        raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
+    return path
+
+
+def going_on(command: str, config: Config, run: Path, said: Collection[str]) -> Config:
+    """Return the configuration of a run that goes on.
+
+    Args:
+        command: of the run.
+        config: from its file, and what extends it.
+        run: its folder.
+        said: the options that the caller gave now, see `check_trust`.
+
+    Raises:
+        ConfigError: the command has nothing to resume, or the file names code that the caller does not trust.
+    """
+    if not isinstance(config, ResumableConfig):
+        raise ConfigError(f"{command} has nothing to resume")
+    check_trust(config, said)
+    return replace(config, resume=run, out=run)
 
 
 def from_file(command: str, path: Path) -> dict[str, Any]:

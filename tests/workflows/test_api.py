@@ -228,8 +228,14 @@ def test_code_in_a_file_is_not_run_unasked(run: ap.Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, folder)
     config = (folder / "config.yaml").read_text().replace(str(run.config.model), "/somebody/net.py:make")  # type: ignore[union-attr]
     (folder / "config.yaml").write_text(config)
-    with pytest.raises(ap.ConfigError, match="is code to be run and comes from a file"):
-        ap.search(resume=folder)
+    for doubt in ({}, {"trust_checkpoint": False}):
+        with pytest.raises(ap.ConfigError, match="is code to be run and comes from a file"):
+            ap.search(resume=folder, **doubt)
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ap.RunError, match="is not a run that can be resumed: it has no config"):
+        ap.search(resume=tmp_path)
 
 
 def test_a_listener_hears_everything_and_nothing_is_printed(
