@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -24,7 +25,7 @@ from autoprune.workflows.call import Caller
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.strategies import scores_of
+from autoprune.workflows.strategies import problem_of, scores_of
 
 PRIOR_EVALUATIONS = 100
 """As a search of the default length, a prior takes half as long as so many evaluations."""
@@ -64,44 +65,35 @@ def make_env(
         >>> TQC("MlpPolicy", env).learn(2000)
     """
     folder = Path(mkdtemp(prefix="autoprune-env-"))
-    try:
+    with ExitStack() as kept:
+        kept.callback(shutil.rmtree, folder, ignore_errors=True)
         values = {**options_of(network), **options, "budget": budget, "rule": rule, "out": folder / "run"}
         config = make_config("search", values)
         assert isinstance(config, SearchConfig)
-        problem, run_folder = _problem(with_model(config), prior=prior)
+        caller = Caller("autoprune.make_env(…)", lambda *_: "autoprune.make_env(…)")
+        run_folder = RunFolder.open("search", config, caller)
+        kept.callback(run_folder.journal.close)
+        problem = _problem(with_model(config), run_folder, prior=prior)
         env = gymnasium.make(
             CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
         )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(env.unwrapped, _forget, run_folder, folder)
-    return env
+        weakref.finalize(env.unwrapped, kept.pop_all().close)  # as long as the environment, unless that failed
+        return env
 
 
-def _problem(config: SearchConfig, *, prior: bool) -> tuple[PruningProblem, RunFolder]:
-    """Return the problem of a search, with the folder where its scores are kept."""
+def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> PruningProblem:
+    """Return the problem of a search whose scores are kept in a folder."""
     listener = PythonListener()
-    folder = RunFolder.open("search", config, Caller("autoprune.make_env(…)", lambda *_: "autoprune.make_env(…)"))
     run = PruningRun(config, folder, listener)
     parsed = Budget.parse(config.budget)
     limits = run.binding_limits(parsed, run.dense(validate=False))
     latency_constraints = LatencyConstraints(run.estimators, limits)
     constraint = run.constrain(parsed, limits, latency_constraints)
-    units = len(constraint.space)
-    constraint = latency_constraints.settled(constraint, np.zeros(units))
+    uniform = np.zeros(len(constraint.space))
+    constraint = latency_constraints.settled(constraint, uniform)
     evaluator = run.evaluator("evaluation", config.images)
-    score, sensitivity, start = scores_of(evaluator), np.zeros(units), np.zeros(units)
-    if prior:
-        found = find_prior(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
-        sensitivity, start = found.sensitivity, found.wish
-    problem = PruningProblem(
-        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=score,
-        sensitivity=sensitivity, prior=start,
-    )  # fmt: skip
-    return problem, folder
-
-
-def _forget(run: RunFolder, folder: Path) -> None:
-    run.journal.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    score = scores_of(evaluator)
+    if not prior:
+        return problem_of(constraint, score, uniform, uniform)
+    found = find_prior(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
+    return problem_of(constraint, score, found.wish, found.sensitivity)

@@ -30,14 +30,19 @@ def _scores(evaluator: Evaluator, allocations: Sequence[Allocation]) -> list[flo
     return [evaluation.score for evaluation in evaluator(allocations)]
 
 
+def problem_of(constraint: Constraint, score: Score | None, wish: Array, sensitivity: Array) -> PruningProblem:
+    """Return the problem of an environment: a budget, its score if the environment gives it, and where to start."""
+    return PruningProblem(
+        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=score,
+        sensitivity=sensitivity, prior=wish,
+    )  # fmt: skip
+
+
 def environment(constraint: Constraint, rule: Rule) -> Callable[[Array, Array], MakeEnv]:
     """Return what makes an agent's environments, given where it starts and how sensitive the units are."""
 
     def made(wish: Array, sensitivity: Array) -> MakeEnv:
-        problem = PruningProblem(
-            space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=None,
-            sensitivity=sensitivity, prior=wish,
-        )  # fmt: skip
+        problem = problem_of(constraint, None, wish, sensitivity)
         return partial(gymnasium.make, CHANNEL_PRUNING, problem=problem, rule=rule.value, disable_env_checker=True)
 
     return made
