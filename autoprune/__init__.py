@@ -96,7 +96,7 @@ __all__ = [
     "slim",
     "sparsify",
     "train",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,14 +60,26 @@ METRICS = (
     MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", "flops", f"{_COSTS}:FlopsCost"),
     MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", "params", f"{_COSTS}:ParamsCost", whole=True),
     MetricSpec(
-        "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", "size_bytes", f"{_COSTS}:SizeCost", whole=True,
+        "size",
+        _BYTE_UNITS,
+        "3MB, 900KB, 2MiB or 50%",
+        "checkpoint",
+        "size_bytes",
+        f"{_COSTS}:SizeCost",
+        whole=True,
         suffix="B",
     ),
     MetricSpec(
-        "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", "channels", f"{_COSTS}:ChannelsCost", whole=True,
+        "channels",
+        _COUNT_UNITS,
+        "2000, 2K or 15%",
+        "channels",
+        "channels",
+        f"{_COSTS}:ChannelsCost",
+        whole=True,
         prefixed=False,
     ),
-)  # fmt: skip
+)
 """What can be limited, in the order in which messages list it.
 
 Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.

@@ -118,31 +118,47 @@ _TORCH = {"cpu": (_FP32, _BF16, _FP16), "cuda": (_FP32, _FP16, _BF16)}
 
 RUNTIMES = (
     RuntimeSpec(
-        "torch", f"{_RUNTIMES}.torch_eager:TorchBackend", _TORCH, layout=True, per_layer=True,
+        "torch",
+        f"{_RUNTIMES}.torch_eager:TorchBackend",
+        _TORCH,
+        layout=True,
+        per_layer=True,
         file_backend=f"{_RUNTIMES}.torch_script:TorchScriptBackend",
     ),
+    RuntimeSpec("torch-compile", f"{_RUNTIMES}.torch_compile:TorchCompileBackend", _TORCH, layout=True, with_nms=False),
     RuntimeSpec(
-        "torch-compile", f"{_RUNTIMES}.torch_compile:TorchCompileBackend", _TORCH, layout=True, with_nms=False
-    ),
-    RuntimeSpec(
-        "cudagraph", f"{_RUNTIMES}.torch_eager:TorchBackend", {"cuda": _TORCH["cuda"]}, layout=True, per_layer=True,
+        "cudagraph",
+        f"{_RUNTIMES}.torch_eager:TorchBackend",
+        {"cuda": _TORCH["cuda"]},
+        layout=True,
+        per_layer=True,
         with_nms=False,
     ),
     RuntimeSpec(
-        "onnxruntime", f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend", {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
-        ("onnxruntime", "onnxruntime-gpu"), file_backend=f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
+        "onnxruntime",
+        f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
+        {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
+        ("onnxruntime", "onnxruntime-gpu"),
+        file_backend=f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         int8_file="model.int8.onnx",
     ),
     RuntimeSpec(
-        "openvino", f"{_RUNTIMES}.open_vino:OpenVinoBackend", {"cpu": (_FP32, _BF16, _FP16, _INT8)},
-        ("openvino", "nncf"), file_backend=f"{_RUNTIMES}.open_vino:OpenVinoBackend",
+        "openvino",
+        f"{_RUNTIMES}.open_vino:OpenVinoBackend",
+        {"cpu": (_FP32, _BF16, _FP16, _INT8)},
+        ("openvino", "nncf"),
+        file_backend=f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
-        "tensorrt", f"{_RUNTIMES}.tensor_rt:TensorRtBackend", {"cuda": (_FP32, _FP16, _INT8)},
-        ("tensorrt", "onnxruntime"), with_nms=False, file_backend=f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
+        "tensorrt",
+        f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
+        {"cuda": (_FP32, _FP16, _INT8)},
+        ("tensorrt", "onnxruntime"),
+        with_nms=False,
+        file_backend=f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
     ),
-)  # fmt: skip
+)
 """In the order in which help and messages list them."""
 
 

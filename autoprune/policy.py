@@ -264,9 +264,17 @@ class Policy:
 
         self.check_criterion()
         apply = partial(
-            apply_keep, keep=self.keep, criterion=self.criterion, check=self.check, imgsz=imgsz, compensate=compensate,
-            reconstruct=reconstruct, example=example, free_outputs=free_outputs, evidence=evidence,
-        )  # fmt: skip
+            apply_keep,
+            keep=self.keep,
+            criterion=self.criterion,
+            check=self.check,
+            imgsz=imgsz,
+            compensate=compensate,
+            reconstruct=reconstruct,
+            example=example,
+            free_outputs=free_outputs,
+            evidence=evidence,
+        )
         found: Any
         if isinstance(module, nn.Module):
             found = apply(module, data=data)
@@ -347,8 +355,9 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
             "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
             "may be next to nothing until it is trained; give the data set that it was trained on, "
             'apply(model, data="data.yaml")',
-            PolicyWarning, stacklevel=3,
-        )  # fmt: skip
+            PolicyWarning,
+            stacklevel=3,
+        )
 
 
 def _policy(fields: Fields) -> Policy:

@@ -133,8 +133,17 @@ def _docs(name: str, kind: type[Config]) -> str:
     ]
     return "\n".join(
         [
-            first, "", f"The same as ``autoprune {name}``, with the same options. Texts stand for choices.", "",
-            "Args:", *args, "", "Returns:", "    What it left in its folder.", "", "Raises:",
+            first,
+            "",
+            f"The same as ``autoprune {name}``, with the same options. Texts stand for choices.",
+            "",
+            "Args:",
+            *args,
+            "",
+            "Returns:",
+            "    What it left in its folder.",
+            "",
+            "Raises:",
             "    AutopruneError: bad input, or a budget that cannot be held; the message says what to do.",
         ]
-    )  # fmt: skip
+    )

@@ -116,9 +116,10 @@ class Network:
             threads=threads,
         )
         meter = LatencyMeter(
-            self.adapter.deployable(self.module, with_nms=with_nms), settings,
+            self.adapter.deployable(self.module, with_nms=with_nms),
+            settings,
             calibration=lambda: self.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=0),
-        )  # fmt: skip
+        )
         return meter.reference
 
     def validate(self) -> dict[str, float]:
@@ -256,9 +257,13 @@ def finetune(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tuning = Tuning(
-        epochs=epochs, lr_scale=lr_scale, batch=batch, seed=seed, patience=patience,
+        epochs=epochs,
+        lr_scale=lr_scale,
+        batch=batch,
+        seed=seed,
+        patience=patience,
         teacher=None if teacher is None else teacher.module,
-    )  # fmt: skip
+    )
     module = tune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
     )

@@ -72,9 +72,12 @@ class Run:
         factory = match_factory(given["model"])
         source = f"{factory['source']}:{factory['function']}@{path}" if factory else path
         return load(
-            source, data=given.get("data"), imgsz=None if factory else config.imgsz, device=config.device,
+            source,
+            data=given.get("data"),
+            imgsz=None if factory else config.imgsz,
+            device=config.device,
             trust_checkpoint=config.trust_checkpoint,
-        )  # fmt: skip
+        )
 
     @property
     def history(self) -> tuple[Candidate, ...]:

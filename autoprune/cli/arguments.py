@@ -56,13 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if not places_of(kind):
             command.add_argument(
-                "--config", action="append", default=argparse.SUPPRESS, metavar="FILE",
-                type=partial(read_value, "--config", Path), help="a YAML file of these options",
-            )  # fmt: skip
+                "--config",
+                action="append",
+                default=argparse.SUPPRESS,
+                metavar="FILE",
+                type=partial(read_value, "--config", Path),
+                help="a YAML file of these options",
+            )
             command.add_argument(
-                *_PRINT, dest="print_config", action="store_true", default=argparse.SUPPRESS,
+                *_PRINT,
+                dest="print_config",
+                action="store_true",
+                default=argparse.SUPPRESS,
                 help="print all options with their values as YAML, and leave",
-            )  # fmt: skip
+            )
         helps = {name: in_options(text) for name, text in field_docs(kind).items()}
         for item, hint in hints_of(kind).items():
             _add(command, kind, item, hint, helps[item])

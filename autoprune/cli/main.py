@@ -59,9 +59,14 @@ class Terminal:
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
         """Show a progress bar with the time left; where no user is watching, print its end only."""
         columns = (
-            TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
-        )  # fmt: skip
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
         progress = Progress(*columns, console=self._out)
         with _writing():
             progress.start()

@@ -65,7 +65,7 @@ __all__ = [
     "option",
     "to_yaml",
     "yaml_of",
-]  # fmt: skip
+]
 
 Config: TypeAlias = RunConfig | DataConfig
 

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Granularity, Scope
-from autoprune.config._base import (
-    ResumableConfig,
-    RuntimeConfig,
-    check_counts,
-    check_share,
-    check_stock,
-)
+from autoprune.config._base import ResumableConfig, RuntimeConfig, check_counts, check_share, check_stock
 from autoprune.errors import ConfigError
 
 _HALF = 0.5

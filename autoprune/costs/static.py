@@ -133,9 +133,11 @@ class SizeCost(Cost):
     def of(cls, subject: CostSubject) -> SizeCost:
         """Make it for a network."""
         return cls(
-            subject.space, state_shapes(subject.module),
-            dense_bytes=subject.checkpoint_bytes, bytes_per_element=subject.bytes_per_number,
-        )  # fmt: skip
+            subject.space,
+            state_shapes(subject.module),
+            dense_bytes=subject.checkpoint_bytes,
+            bytes_per_element=subject.bytes_per_number,
+        )
 
     def __call__(self, counts: Counts) -> Floats:
         """Return bytes; see ``Cost``."""

@@ -43,21 +43,27 @@ SPECS = (
         "bn", f"{_HERE}.batchnorm:BatchNormImportance", folds=True, source="Liu et al., Network Slimming, ICCV 2017"
     ),
     CriterionSpec(
-        "fpgm", f"{_HERE}.geometric_median:GeometricMedianImportance",
+        "fpgm",
+        f"{_HERE}.geometric_median:GeometricMedianImportance",
         source="He et al., Filter Pruning via Geometric Median, CVPR 2019",
     ),
     CriterionSpec(
-        "lamp", f"{_HERE}.lamp:LampImportance",
+        "lamp",
+        f"{_HERE}.lamp:LampImportance",
         source="Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021",
     ),
     CriterionSpec("random", f"{_HERE}.control:RandomImportance"),
     CriterionSpec("covariance", f"{_HERE}.covariance:CovarianceImportance", needs_images=True),
     CriterionSpec(
-        "regression", f"{_HERE}.regression:RegressionImportance", needs_images=True,
+        "regression",
+        f"{_HERE}.regression:RegressionImportance",
+        needs_images=True,
         source="He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017",
     ),
     CriterionSpec(
-        "taylor", f"{_HERE}.taylor:TaylorImportance", needs_images=True,
+        "taylor",
+        f"{_HERE}.taylor:TaylorImportance",
+        needs_images=True,
         source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
     ),
     CriterionSpec("fisher", f"{_HERE}.fisher:FisherImportance", needs_images=True),
@@ -65,7 +71,7 @@ SPECS = (
     CriterionSpec(
         "apoz", f"{_HERE}.apoz:ApozImportance", needs_images=True, source="Hu et al., Network Trimming, 2016"
     ),
-)  # fmt: skip
+)
 """All but the norms, ``l<p>`` for any p > 0, in the order in which messages list them."""
 
 _NORMS = ("l1", "l2")

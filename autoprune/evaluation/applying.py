@@ -70,8 +70,11 @@ def apply_keep(
     images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
     order = make_criterion(criterion, images).order(dense, graph)
     return prune(
-        Pruner(module, space, order), space.from_names(keep),
-        criterion=criterion, example=example[:1],
+        Pruner(module, space, order),
+        space.from_names(keep),
+        criterion=criterion,
+        example=example[:1],
         calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
-        reconstructed=reconstruct, trained=dense,
-    )  # fmt: skip
+        reconstructed=reconstruct,
+        trained=dense,
+    )

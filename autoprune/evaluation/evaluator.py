@@ -251,9 +251,12 @@ class Evaluator:
             return lambda module: (self._loss_sum(module, batch).totals / self._dense_weights).sum()
 
         return measure_slopes(
-            self.pruner.module, self.pruner.space.graph, self.pruner.kept(allocation),
-            self._moments if self.compensate else None, [loss(batch) for batch in self._batches],
-        )  # fmt: skip
+            self.pruner.module,
+            self.pruner.space.graph,
+            self.pruner.kept(allocation),
+            self._moments if self.compensate else None,
+            [loss(batch) for batch in self._batches],
+        )
 
     # -- networks ------------------------------------------------------------------------------
 
@@ -269,10 +272,14 @@ class Evaluator:
     def repaired(self, allocation: Allocation) -> nn.Module:
         """Return the candidate in eval mode, as it ships before training: see `pruning.prune`."""
         return prune(
-            self.pruner, allocation,
-            criterion=self.criterion, example=self.adapter.example(1), calibration=self._calibration,
-            moments=self._moments if self.compensate else None, reconstructed=self.reconstruct,
-        )  # fmt: skip
+            self.pruner,
+            allocation,
+            criterion=self.criterion,
+            example=self.adapter.example(1),
+            calibration=self._calibration,
+            moments=self._moments if self.compensate else None,
+            reconstructed=self.reconstruct,
+        )
 
     def accuracy(self, allocation: Allocation) -> Accuracy:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""

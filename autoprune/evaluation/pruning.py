@@ -57,9 +57,13 @@ class Calibration:
 
 
 def calibration_of(
-    adapter: Adapter, *, compensate: bool = True, images: int = CALIBRATION_IMAGES, batch: int = CALIBRATION_BATCH,
+    adapter: Adapter,
+    *,
+    compensate: bool = True,
+    images: int = CALIBRATION_IMAGES,
+    batch: int = CALIBRATION_BATCH,
     seed: int = 0,
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     """Return a network's training images, the ones that a search with the same numbers scores on.
 
     Args:

@@ -58,8 +58,9 @@ class _Reading:
         known = self.unexplained[places][:, places]
         ridge = 1e-2 * known.diagonal().mean() + torch.finfo(known.dtype).tiny
         # What is new in the added channels also tells of those that stay removed.
-        spread = torch.linalg.solve(known + ridge * torch.eye(len(places), dtype=known.dtype, device=device),
-                                    self.unexplained[places]).T.clone()  # fmt: skip
+        spread = torch.linalg.solve(
+            known + ridge * torch.eye(len(places), dtype=known.dtype, device=device), self.unexplained[places]
+        ).T.clone()
         spread[places] = torch.eye(len(places), dtype=known.dtype, device=device)
         weights = spread.T @ self.product[self.goes].double()
         own = weights[torch.arange(len(places), device=device), joining].sum()

@@ -17,13 +17,7 @@ from autoprune.latency.paired import paired_shares
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
-from autoprune.runtimes.settings import (
-    MemoryFormat,
-    RuntimeSettings,
-    fingerprint,
-    fingerprint_key,
-    lane_width,
-)
+from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, fingerprint_key, lane_width
 
 REFERENCE_EFFORT = MeasurementConfig(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""

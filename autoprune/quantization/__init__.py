@@ -8,6 +8,4 @@ from autoprune.quantization.choice import Choice, Step, choose
 from autoprune.quantization.groups import Group, group_operations
 from autoprune.quantization.network import Deployed, InFloat, Quantization, Samples
 
-__all__ = [
-    "Choice", "Deployed", "Group", "InFloat", "Quantization", "Samples", "Step", "choose", "group_operations",
-]  # fmt: skip
+__all__ = ["Choice", "Deployed", "Group", "InFloat", "Quantization", "Samples", "Step", "choose", "group_operations"]

@@ -147,17 +147,32 @@ def _write_columns(axes: Axes, place: float, row: ComparisonRow) -> None:
     texts = ("–" if math.isnan(cost) else f"{100 * cost:.1f} %", duration(row.seconds))
     for offset, text in zip(_COLUMNS, texts, strict=True):
         axes.annotate(
-            text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(offset, 0), textcoords="offset points",
-            ha="right", va="center", fontsize=8.5, annotation_clip=False,
-        )  # fmt: skip
+            text,
+            (1, place),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(offset, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            annotation_clip=False,
+        )
 
 
 def _head_columns(axes: Axes, cost_label: str) -> None:
     for offset, text in zip(_COLUMNS, (f"{cost_label}\nof dense", "search\ntime"), strict=True):
         axes.annotate(
-            text, (1, 1), xycoords="axes fraction", xytext=(offset, 4), textcoords="offset points",
-            ha="right", va="bottom", fontsize=8.5, color=MUTED, annotation_clip=False,
-        )  # fmt: skip
+            text,
+            (1, 1),
+            xycoords="axes fraction",
+            xytext=(offset, 4),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8.5,
+            color=MUTED,
+            annotation_clip=False,
+        )
 
 
 def duration(seconds: float) -> str:

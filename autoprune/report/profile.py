@@ -90,9 +90,7 @@ def _write_shares(axes: Axes, bars: Sequence[LayerBar]) -> None:
         text, place, colour = f"{100 * bar.latency:.1f}", (100 * bar.latency, row - 0.5 * _BAR), INK
         if bar.kind is BarKind.SUM:
             text, place, colour = f"{bar.latency:.1%} of the latency, {bar.flops:.1%} of the FLOPs", (0.0, row), MUTED
-        axes.annotate(
-            text, place, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour,
-        )  # fmt: skip
+        axes.annotate(text, place, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour)
 
 
 class NetworkRole(Enum):
@@ -155,9 +153,12 @@ def prediction_plot(networks: Sequence[PredictedNetwork], path: Path, *, title: 
             of_role = [one for one in known if one.role is role]
             if of_role:
                 axes.scatter(
-                    [one.measured for one in of_role], [one.predicted for one in of_role],
-                    label=f"{role.value} ({len(of_role)})", zorder=3, **look,
-                )  # fmt: skip
+                    [one.measured for one in of_role],
+                    [one.predicted for one in of_role],
+                    label=f"{role.value} ({len(of_role)})",
+                    zorder=3,
+                    **look,
+                )
         axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel="measured, ms", ylabel="predicted, ms")
         axes.grid(True)
         axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")

@@ -93,9 +93,18 @@ def _line(axes: Axes, best: Floats, *, label: str, look: tuple[str, str, str]) -
     mean = best.mean(axis=0) if len(best) else np.empty(0)  # NaN until every seed has a score
     evaluations = np.arange(1, len(mean) + 1)
     axes.plot(
-        evaluations, mean, color=colour, linestyle=dashes, linewidth=1.6, drawstyle="steps-post", marker=mark,
-        markersize=4.5, markevery=[len(mean) - 1] if len(mean) else None, label=label, zorder=3,
-    )  # fmt: skip
+        evaluations,
+        mean,
+        color=colour,
+        linestyle=dashes,
+        linewidth=1.6,
+        drawstyle="steps-post",
+        marker=mark,
+        markersize=4.5,
+        markevery=[len(mean) - 1] if len(mean) else None,
+        label=label,
+        zorder=3,
+    )
     if len(best) > 1:
         where = np.isfinite(mean)
         low, high = best.min(axis=0), best.max(axis=0)

@@ -125,9 +125,12 @@ def scale_histogram(
     with picture(path, title, width=7.4, height=4.2) as figure:
         axes = figure.subplots()
         mesh = axes.pcolormesh(
-            _between(epochs), edges, np.ma.masked_less_equal(shares.T, 0),
-            cmap="viridis_r", norm=LogNorm(vmin=min(least, 50.0), vmax=100.0),
-        )  # fmt: skip
+            _between(epochs),
+            edges,
+            np.ma.masked_less_equal(shares.T, 0),
+            cmap="viridis_r",
+            norm=LogNorm(vmin=min(least, 50.0), vmax=100.0),
+        )
         bar = figure.colorbar(mesh, ax=axes, pad=0.02)
         bar.ax.yaxis.set_major_formatter(PercentFormatter(decimals=1 if least < 1 else 0))
         bar.set_label("share of the channels; white: none")
@@ -173,9 +176,14 @@ def _bars(axes: Axes, names: Sequence[str], before: Sequence[int], after: Sequen
     axes.barh(places, after, 0.72, color=BLUE, label="kept", zorder=3)
     for place, dense, kept in zip(places, before, after, strict=True):
         axes.annotate(
-            f"{kept} of {dense}" if kept < dense else f"{dense}", (dense, float(place)), xytext=(3, 0),
-            textcoords="offset points", va="center", fontsize=7, color=INK if kept < dense else MUTED,
-        )  # fmt: skip
+            f"{kept} of {dense}" if kept < dense else f"{dense}",
+            (dense, float(place)),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=INK if kept < dense else MUTED,
+        )
     axes.set_yticks(places, [shortened(name, _NAME) for name in names], fontsize=7)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)

@@ -55,9 +55,13 @@ def export_onnx(
         copied(image)  # what a network imports or caches in its first run is no part of the trace
         try:
             torch.onnx.export(
-                _Exported(copied), (image,), path, input_names=["image"], opset_version=OPSET,
+                _Exported(copied),
+                (image,),
+                path,
+                input_names=["image"],
+                opset_version=OPSET,
                 dynamo=False,  # the newer exporter takes several times as long
-            )  # fmt: skip
+            )
         except torch.onnx.errors.OnnxExporterError as error:
             raise DeviceError(_refusal(error)) from error
 

@@ -59,8 +59,10 @@ class WorkerProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), str(engine), json.dumps(dict(options))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
         self._released: deque[int] = deque()
         self.close = weakref.finalize(self, _end, self._process, self._errors)
         self._answer()

@@ -46,21 +46,32 @@ _AGENTS = f"{_HERE}.rl.agents:AgentKind"
 
 SPECS = (
     StrategySpec(
-        "ppo", f"{_AGENTS}.PPO.make", agent=True, uses_prior=True,
+        "ppo",
+        f"{_AGENTS}.PPO.make",
+        agent=True,
+        uses_prior=True,
         source="Schulman et al., Proximal Policy Optimization Algorithms, arXiv:1707.06347, 2017",
     ),
     StrategySpec("ddpg", f"{_AGENTS}.DDPG.make", agent=True, uses_prior=True, source="He et al., AMC, ECCV 2018"),
     StrategySpec(
-        "td3", f"{_AGENTS}.TD3.make", agent=True, uses_prior=True,
+        "td3",
+        f"{_AGENTS}.TD3.make",
+        agent=True,
+        uses_prior=True,
         source="Fujimoto et al., Addressing Function Approximation Error in Actor-Critic Methods, ICML 2018",
     ),
     StrategySpec(
-        "sac", f"{_AGENTS}.SAC.make", agent=True, uses_prior=True,
+        "sac",
+        f"{_AGENTS}.SAC.make",
+        agent=True,
+        uses_prior=True,
         source="Haarnoja et al., Soft Actor-Critic, ICML 2018",
     ),
     StrategySpec("uniform", f"{_HERE}.uniform:UniformStrategy.of", deterministic=True),
     StrategySpec(
-        "global", f"{_HERE}.threshold:ThresholdStrategy.of", deterministic=True,
+        "global",
+        f"{_HERE}.threshold:ThresholdStrategy.of",
+        deterministic=True,
         source="Liu et al., Network Slimming, ICCV 2017",
     ),
     StrategySpec("random", f"{_HERE}.random:RandomStrategy.of", source="Li et al., EagleEye, ECCV 2020"),
@@ -68,19 +79,27 @@ SPECS = (
         "greedy", f"{_HERE}.greedy:GreedyStrategy.of", deterministic=True, source="Yang et al., NetAdapt, ECCV 2018"
     ),
     StrategySpec(
-        "sensitivity", f"{_HERE}.sensitivity:SensitivityStrategy.of", uses_curves=True, deterministic=True,
+        "sensitivity",
+        f"{_HERE}.sensitivity:SensitivityStrategy.of",
+        uses_curves=True,
+        deterministic=True,
         source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017",
     ),
     StrategySpec(
-        "knapsack", f"{_HERE}.knapsack:KnapsackStrategy.of", uses_curves=True, deterministic=True,
+        "knapsack",
+        f"{_HERE}.knapsack:KnapsackStrategy.of",
+        uses_curves=True,
+        deterministic=True,
         source="Shen et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022",
     ),
     StrategySpec(
-        "evolution", f"{_HERE}.evolution:EvolutionStrategy.of", uses_prior=True,
+        "evolution",
+        f"{_HERE}.evolution:EvolutionStrategy.of",
+        uses_prior=True,
         source="Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772",
     ),
     StrategySpec("regrowth", f"{_HERE}.regrowth:RegrowthStrategy.of", uses_gains=True, deterministic=True),
-)  # fmt: skip
+)
 """In the order in which help and messages list them."""
 
 

@@ -98,11 +98,7 @@ class _Growth:
     """
 
     def __init__(
-        self,
-        constraint: Constraint,
-        base: Counts,
-        widths: Sequence[Sequence[int]],
-        gains: Sequence[Sequence[float]],
+        self, constraint: Constraint, base: Counts, widths: Sequence[Sequence[int]], gains: Sequence[Sequence[float]]
     ) -> None:
         self._constraint, self._base = constraint, base
         self._unit = np.repeat(np.arange(len(base)), [len(wider) for wider in widths])

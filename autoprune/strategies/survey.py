@@ -16,13 +16,7 @@ from autoprune.structure.space import Allocation, Counts
 PROBE_SHARE = 0.6
 """Share of the evaluations that measuring curves may take."""
 
-RATIOS = (
-    (0.85, 0.7, 0.5, 0.3, 0.15),
-    (0.8, 0.6, 0.4, 0.2),
-    (0.75, 0.5, 0.25),
-    (0.7, 0.35),
-    (0.5,),
-)
+RATIOS = ((0.85, 0.7, 0.5, 0.3, 0.15), (0.8, 0.6, 0.4, 0.2), (0.75, 0.5, 0.25), (0.7, 0.35), (0.5,))
 """Keep ratios at which every unit is tried alone; the first that fit are taken."""
 
 

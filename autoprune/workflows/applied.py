@@ -84,8 +84,12 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
     for skipped in network.adapter.skipped:
         listener.warn(f"Skipped {skipped}")
     module = prune(
-        network.pruner, allocation,
-        criterion=policy.criterion, example=network.adapter.example(1), calibration=calibration,
-        reconstructed=config.reconstruct, notify=listener.warn,
-    )  # fmt: skip
+        network.pruner,
+        allocation,
+        criterion=policy.criterion,
+        example=network.adapter.example(1),
+        calibration=calibration,
+        reconstructed=config.reconstruct,
+        notify=listener.warn,
+    )
     return Applied(network, policy, allocation, module)

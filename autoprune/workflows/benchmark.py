@@ -94,9 +94,12 @@ class StrategyBenchmark:
         )  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
             self._prior = find_prior(
-                self._constraint, self.evaluator.gains, scores_of(self.evaluator), run.listener,
+                self._constraint,
+                self.evaluator.gains,
+                scores_of(self.evaluator),
+                run.listener,
                 evaluations=config.evaluations,
-            )  # fmt: skip
+            )
 
     def seeds(self, entry: BenchmarkEntry) -> range:
         """Return the seeds that an entry runs with: one where there is no chance in it."""
@@ -137,8 +140,8 @@ class StrategyBenchmark:
         tried = holding(clock.history, self._constraint)
         best = max((result.best, *start, *holding(known, self._constraint)), key=lambda candidate: candidate.score)
         chosen = choose(
-            [best], self.evaluator, self._constraint, self._latency_constraints, count=1, listener=self._run.listener,
-        )  # fmt: skip
+            [best], self.evaluator, self._constraint, self._latency_constraints, count=1, listener=self._run.listener
+        )
         return BenchmarkResult(
             entry=str(entry),
             seed=seed,
@@ -154,22 +157,22 @@ class StrategyBenchmark:
         self, name: StrategyName, seed: int, evaluations: int, clock: _Clock, start: tuple[Candidate, ...] = ()
     ) -> SearchResult:
         task = SearchTask(
-            constraint=self._constraint, evaluations=evaluations,
-            seed=self._config.seed + seed + (SECOND if start else 0), prior=self._prior,
-            gains=self.evaluator.gains, importance=self._run.network.importance,
-            environment=environment(self._constraint, self._config.rule), start=start,
-        )  # fmt: skip
+            constraint=self._constraint,
+            evaluations=evaluations,
+            seed=self._config.seed + seed + (SECOND if start else 0),
+            prior=self._prior,
+            gains=self.evaluator.gains,
+            importance=self._run.network.importance,
+            environment=environment(self._constraint, self._config.rule),
+            start=start,
+        )
         with self._run.listener.progress(f"{name.value} {seed}", evaluations) as advance:
 
             def show(progress: Progress) -> None:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(
-                name.spec.make(task),
-                clock,
-                constraint=self._constraint,
-                evaluations=evaluations,
-                on_evaluation=show,
+                name.spec.make(task), clock, constraint=self._constraint, evaluations=evaluations, on_evaluation=show
             )
 
     def _scores(self, history: Sequence[Candidate]) -> list[float]:

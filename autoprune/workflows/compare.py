@@ -158,9 +158,14 @@ class _Comparison:
         return sorted(rows, key=lambda row: -float(np.mean(row["score"])))
 
     def _write(
-        self, rows: Sequence[Mapping[str, Any]], references: Sequence[Trained], points: Sequence[tuple[float, float]],
-        dense: float, dense_costs: Mapping[str, float], outcomes: Sequence[BenchmarkResult],
-    ) -> None:  # fmt: skip
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        references: Sequence[Trained],
+        points: Sequence[tuple[float, float]],
+        dense: float,
+        dense_costs: Mapping[str, float],
+        outcomes: Sequence[BenchmarkResult],
+    ) -> None:
         run, config, listener, path = self._run, self._config, self._listener, self._folder.path
         metric, names = self._budget.limits[0].metric, run.network.adapter.accuracy_names
         shares = [
@@ -224,19 +229,27 @@ def agents_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_table(
-    rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], dense: float, *, metric: str,
+    rows: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+    dense: float,
+    *,
+    metric: str,
     accuracy: str,
-) -> tuple[list[str], list[list[str]]]:  # fmt: skip
+) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: strategies first, then the references; mean ± standard deviation over seeds."""
     header = ["", "score", accuracy, "fine-tuned", metric, "evaluations", "seconds"]
     table = [
         [
-            row["strategy"], _spread(row["score"], "+.4f"), _spread(row["accuracy_before"]),
-            _spread(row["accuracy_after"]), f"{np.mean(row['costs'][metric]):.1%}",
-            f"{np.mean(row['evaluations']):.0f}", f"{np.mean(row['seconds']):.0f}",
+            row["strategy"],
+            _spread(row["score"], "+.4f"),
+            _spread(row["accuracy_before"]),
+            _spread(row["accuracy_after"]),
+            f"{np.mean(row['costs'][metric]):.1%}",
+            f"{np.mean(row['evaluations']):.0f}",
+            f"{np.mean(row['seconds']):.0f}",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     table.append(["dense", "0", "–", f"{dense:.3f}", "100%", "", ""])
     for row in references:
         before, after = (_spread([value] if value is not None else []) for value in (row["before"], row["after"]))
@@ -263,12 +276,16 @@ def _drawn(
 ) -> list[ComparisonRow]:
     drawn = [
         ComparisonRow(
-            row["strategy"], RowKind.STRATEGY, scores=tuple(row["score"]), before=tuple(row["accuracy_before"]),
-            after=tuple(row["accuracy_after"]), costs=tuple(row["costs"][metric]),
+            row["strategy"],
+            RowKind.STRATEGY,
+            scores=tuple(row["score"]),
+            before=tuple(row["accuracy_before"]),
+            after=tuple(row["accuracy_after"]),
+            costs=tuple(row["costs"][metric]),
             seconds=float(np.mean(row["seconds"])),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
     for row in references:
         before, after = (() if value is None else (value,) for value in (row["before"], row["after"]))

@@ -65,8 +65,9 @@ class CriteriaComparison:
         chosen = choose([first], self._evaluator, constraint, latency_constraints, count=1, listener=self._listener)
         counts = np.array(chosen.allocation)
         return chosen.allocation, {
-            **{metric: float(cost(counts)) for metric, cost in run.static.items()}, **chosen.latencies,
-        }  # fmt: skip
+            **{metric: float(cost(counts)) for metric, cost in run.static.items()},
+            **chosen.latencies,
+        }
 
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
         """Return what a criterion gives: score, accuracy before and after the fine-tune, the seconds that it takes."""
@@ -120,12 +121,16 @@ class CriteriaComparison:
         title = f"{run.network.adapter.name}, {self._budget}, uniform ratio"
         drawn = [
             ComparisonRow(
-                row["criterion"], RowKind.STRATEGY, scores=(row["score"],), before=(row["accuracy_before"],),
-                after=() if row["accuracy_after"] is None else (row["accuracy_after"],), costs=(shares[metric],),
+                row["criterion"],
+                RowKind.STRATEGY,
+                scores=(row["score"],),
+                before=(row["accuracy_before"],),
+                after=() if row["accuracy_after"] is None else (row["accuracy_after"],),
+                costs=(shares[metric],),
                 seconds=row["seconds"],
             )
             for row in rows
-        ]  # fmt: skip
+        ]
         drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
         comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric, accuracy=name)
         self._listener.table(title, *criteria_table(rows, dense, accuracy=name))
@@ -138,10 +143,13 @@ def criteria_table(
     """Return header and rows, the dense network last."""
     table = [
         [
-            row["criterion"], f"{row['score']:+.4f}", f"{row['accuracy_before']:.3f}",
-            "–" if row["accuracy_after"] is None else f"{row['accuracy_after']:.3f}", f"{row['seconds']:.1f}",
+            row["criterion"],
+            f"{row['score']:+.4f}",
+            f"{row['accuracy_before']:.3f}",
+            "–" if row["accuracy_after"] is None else f"{row['accuracy_after']:.3f}",
+            f"{row['seconds']:.1f}",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     table.append(["dense", "0", "–", f"{dense:.3f}", ""])
     return ["", "score", accuracy, "fine-tuned", "seconds"], table

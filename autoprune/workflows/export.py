@@ -41,11 +41,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     adapter = open_adapter(
-        config.model,
-        data=config.data,
-        image_size=config.imgsz,
-        device=_device(config),
-        trust=config.trust_checkpoint,
+        config.model, data=config.data, image_size=config.imgsz, device=_device(config), trust=config.trust_checkpoint
     )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config, caller) as folder:
@@ -89,9 +85,13 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
     """Export into a hidden folder, and rename into the run's what is done."""
     with TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
         exported = export(
-            adapter, Path(scratch), file_format=config.format, backend=backend, dynamic=config.dynamic,
+            adapter,
+            Path(scratch),
+            file_format=config.format,
+            backend=backend,
+            dynamic=config.dynamic,
             real=adapter.has_images,
-        )  # fmt: skip
+        )
         name = exported.path.name
         differs = exported.parity.beyond(TOLERANCES[config.precision], adapter.accuracy_names)
         target = folder / (DIFFERS + name.removeprefix("model") if differs else name)

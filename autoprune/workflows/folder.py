@@ -16,15 +16,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.budget import is_latency
-from autoprune.config import (
-    COMMANDS,
-    EXTENDABLE,
-    BudgetedConfig,
-    CompareConfig,
-    ResumableConfig,
-    RunConfig,
-    to_yaml,
-)
+from autoprune.config import COMMANDS, EXTENDABLE, BudgetedConfig, CompareConfig, ResumableConfig, RunConfig, to_yaml
 from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
@@ -100,8 +92,7 @@ class RunFolder:
             save(config, path)
             write_atomic(path / INPUTS, inputs.to_json())
             journal = Journal.create(
-                path / JOURNAL,
-                {**_told(command, config), "inputs": inputs.digests, "environment": _versions()},
+                path / JOURNAL, {**_told(command, config), "inputs": inputs.digests, "environment": _versions()}
             )
         except BaseException:
             _remove(made)
@@ -199,8 +190,9 @@ def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
         warnings.warn(
             f"{path} was begun by autoprune {began.get('autoprune')}, which did not note what the run reads: whether "
             "weights or data have changed since cannot be told",
-            RunWarning, stacklevel=2,
-        )  # fmt: skip
+            RunWarning,
+            stacklevel=2,
+        )
     elif changes := inputs.changes(digests, path / INPUTS):
         raise RunError(
             f"{path} began with other input files ({changes}), and old figures must not mix with new ones; put back "
@@ -218,8 +210,9 @@ def _tell_versions(path: Path, began: Mapping[str, Any]) -> None:
         warnings.warn(
             f"{path} goes on with other versions than it began with ({', '.join(changed)}): its figures may come to "
             "differ for that",
-            RunWarning, stacklevel=2,
-        )  # fmt: skip
+            RunWarning,
+            stacklevel=2,
+        )
 
 
 def _told(command: str, config: RunConfig) -> Mapping[str, str]:

@@ -171,8 +171,7 @@ class LatencyEstimator:
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
         """Measure paired with the dense network, several times."""
         return typical(
-            lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT),
-            self._steadiness.doubt,
+            lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT), self._steadiness.doubt
         )
 
     def _typical_paired(
@@ -299,6 +298,11 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
     if target:
         device, runtime = (target, None) if is_device(target) else (device, Runtime(target))
     return runtime_settings(
-        choose_device(device), image_size=image_size_of(input_shape), runtime=runtime, precision=config.precision,
-        threads=config.threads, batch=config.runtime_batch, with_nms=config.with_nms,
-    )  # fmt: skip
+        choose_device(device),
+        image_size=image_size_of(input_shape),
+        runtime=runtime,
+        precision=config.precision,
+        threads=config.threads,
+        batch=config.runtime_batch,
+        with_nms=config.with_nms,
+    )

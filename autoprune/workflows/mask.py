@@ -159,9 +159,15 @@ def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, lis
     apply_masks(module, masks)
     tuning = Tuning(epochs=config.epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed)
     return trained(
-        adapter, module, folder / "finetune", label="Fine-tuning", tuning=tuning, listener=listener,
-        changes={}, extensions=[Masking(masks)],
-    ).module  # fmt: skip
+        adapter,
+        module,
+        folder / "finetune",
+        label="Fine-tuning",
+        tuning=tuning,
+        listener=listener,
+        changes={},
+        extensions=[Masking(masks)],
+    ).module
 
 
 def _backend(config: MaskConfig, adapter: Adapter) -> Backend:

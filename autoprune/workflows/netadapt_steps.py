@@ -61,8 +61,11 @@ class NetAdaptSteps:
         if config.short_term_steps:
             self._training = training_batches(
                 run.network.adapter,
-                scoring=config.images, steps=config.short_term_steps, batch=config.batch, seed=config.seed,
-            )  # fmt: skip
+                scoring=config.images,
+                steps=config.short_term_steps,
+                batch=config.batch,
+                seed=config.seed,
+            )
         self.dense = Base(run.dense_allocation, run.network.pruner, 0.0)
         self.evaluations = self.fine_tunes = 0
 
@@ -144,9 +147,12 @@ class NetAdaptSteps:
         config, module = self._config, evaluator.materialise(allocation)
         try:
             train_briefly(
-                self._run.network.adapter, module, self._training,
-                steps=config.short_term_steps, lr_scale=config.lr_scale,
-            )  # fmt: skip
+                self._run.network.adapter,
+                module,
+                self._training,
+                steps=config.short_term_steps,
+                lr_scale=config.lr_scale,
+            )
         except TrainingError as error:
             self._run.listener.warn(f"A proposal drops out: {error}.")
             return evaluator.materialise(allocation), WORST_SCORE
@@ -166,10 +172,17 @@ class NetAdaptSteps:
         """Return what scores networks pruned from a base."""
         config = self._config
         evaluator = Evaluator(
-            self._run.network.adapter, base.pruner, images=config.images, batch=config.batch, seed=config.seed,
-            journal=self._run.folder.journal, kind=kind, notify=self._run.listener.warn, compensate=config.compensate,
+            self._run.network.adapter,
+            base.pruner,
+            images=config.images,
+            batch=config.batch,
+            seed=config.seed,
+            journal=self._run.folder.journal,
+            kind=kind,
+            notify=self._run.listener.warn,
+            compensate=config.compensate,
             bf16=config.bf16,
-        )  # fmt: skip
+        )
         evaluator.rebase(base.allocation)
         return evaluator
 
@@ -192,6 +205,8 @@ class NetAdaptSteps:
     def _save_policy(self, allocation: Allocation, score: float, iteration: int) -> None:
         deployment = ResultWriter(self._run, self._budget, path=self._run.folder.path / "iterations")
         deployment.save_policy(
-            SelectedCandidate(allocation, score, {}), strategy="netadapt", evaluations=self.evaluations,
+            SelectedCandidate(allocation, score, {}),
+            strategy="netadapt",
+            evaluations=self.evaluations,
             name=f"{iteration:03}.json",
-        )  # fmt: skip
+        )

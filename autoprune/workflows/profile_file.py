@@ -152,11 +152,7 @@ def to_text(profile: Profile) -> str:
 
 def cost_of_an_image(timing: Timing, batch: int) -> dict[str, float]:
     """Return the times of one run, and what an image of its batch takes."""
-    return {
-        **timing.to_json(),
-        "image": timing.median / batch,
-        "images_per_second": 1e3 * batch / timing.median,
-    }
+    return {**timing.to_json(), "image": timing.median / batch, "images_per_second": 1e3 * batch / timing.median}
 
 
 def _layers(profile: Profile) -> dict[str, Any]:

@@ -96,9 +96,7 @@ def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
 
 def _tuned(config: QuantizeConfig, adapter: Adapter, folder: Path, listener: Listener) -> Adapter:
     """Fine-tune the network for int8, on the device for that, and open what came out."""
-    options: dict[str, Any] = {
-        "data": config.data, "image_size": adapter.image_size, "trust": config.trust_checkpoint,
-    }  # fmt: skip
+    options: dict[str, Any] = {"data": config.data, "image_size": adapter.image_size, "trust": config.trust_checkpoint}
     trainee = open_adapter(config.model, device=choose_device(config.device), **options)
     return open_adapter(tune_for_int8(config, trainee, folder, listener), **options)
 

@@ -112,9 +112,8 @@ class References:
             config = self._config
             assert config.model is not None
             adapter = open_adapter(
-                config.model, data=config.data, image_size=size,
-                device=dense.device, trust=config.trust_checkpoint,
-            )  # fmt: skip
+                config.model, data=config.data, image_size=size, device=dense.device, trust=config.trust_checkpoint
+            )
             costs = self._costs(adapter, adapter.module)
             if self._meets(costs):
                 before = adapter.validate(adapter.module).main

@@ -68,14 +68,19 @@ def make_evaluator(
 ) -> Evaluator:
     """Return what scores a network's candidates on so many training images."""
     evaluator = Evaluator(
-        network.adapter, network.pruner,
-        images=images, batch=config.batch, seed=config.seed,
-        journal=folder.journal, kind=kind, notify=listener.warn,
+        network.adapter,
+        network.pruner,
+        images=images,
+        batch=config.batch,
+        seed=config.seed,
+        journal=folder.journal,
+        kind=kind,
+        notify=listener.warn,
         compensate=config.compensate,
         bf16=config.bf16,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         criterion=config.criterion,
-    )  # fmt: skip
+    )
     for skipped in network.adapter.skipped:
         listener.warn(f"Skipped {skipped}")
     return evaluator

@@ -179,9 +179,12 @@ class SearchRun:
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(
-                config.strategy.spec.make(task), scores_of(evaluator),
-                constraint=constraint, evaluations=episodes, on_evaluation=show,
-            )  # fmt: skip
+                config.strategy.spec.make(task),
+                scores_of(evaluator),
+                constraint=constraint,
+                evaluations=episodes,
+                on_evaluation=show,
+            )
 
     def _summary(
         self, best: Candidate, evaluator: Evaluator, prior: SearchPrior | None, seconds: float

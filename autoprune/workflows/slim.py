@@ -43,8 +43,8 @@ class _Pipeline:
         )
         sparsify(dense, folder.path, settings, self._listener)
         search = SearchRun(
-            replace(config, model=folder.path / SPARSE), folder, self._listener, teacher=dense.adapter.module,
-        )  # fmt: skip
+            replace(config, model=folder.path / SPARSE), folder, self._listener, teacher=dense.adapter.module
+        )
         stages, figures = search.shipped()
         sparse = stages.pop("dense")
         first = replace(sparse, accuracy=accuracy)  # its costs are the same
@@ -57,9 +57,12 @@ class _Pipeline:
         assert config.architecture is not None
         assert config.data is not None
         adapter = build_adapter(
-            config.architecture, data=config.data, image_size=config.imgsz, device=choose_device(config.device),
+            config.architecture,
+            data=config.data,
+            image_size=config.imgsz,
+            device=choose_device(config.device),
             seed=config.seed,
-        )  # fmt: skip
+        )
         tuning = Tuning(epochs=config.train_epochs, lr_scale=1.0, batch=config.batch, seed=config.seed)
         weights = train_from_nothing(adapter, self._folder.path / "dense", tuning=tuning, listener=self._listener)
         return replace(config, model=weights, architecture=None)
@@ -68,15 +71,22 @@ class _Pipeline:
         config = self._config
         assert config.model is not None
         return open_network(
-            config.model, data=config.data, image_size=config.imgsz, device=config.device,
-            trust=config.trust_checkpoint, criterion="l1", listener=self._listener,
-        )  # fmt: skip
+            config.model,
+            data=config.data,
+            image_size=config.imgsz,
+            device=config.device,
+            trust=config.trust_checkpoint,
+            criterion="l1",
+            listener=self._listener,
+        )
 
 
 def _draw(network: Network, folder: Path) -> None:
     """Draw how many channels each unit has and keeps."""
     policy = Policy.load(folder / "policy.json")
     slimmed_channels(
-        policy.model.layers, policy.keep, folder / "channels.png",
+        policy.model.layers,
+        policy.keep,
+        folder / "channels.png",
         title=f"{network.adapter.name}, {', '.join(policy.budget)}",
-    )  # fmt: skip
+    )

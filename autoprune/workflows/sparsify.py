@@ -32,9 +32,14 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
     assert config.model is not None
     pin_threads(config.threads, folder)
     network = open_network(
-        config.model, data=config.data, image_size=config.imgsz, device=config.device, trust=config.trust_checkpoint,
-        criterion="l1", listener=listener,  # which channels matter is not asked before they are sparse
-    )  # fmt: skip
+        config.model,
+        data=config.data,
+        image_size=config.imgsz,
+        device=config.device,
+        trust=config.trust_checkpoint,
+        criterion="l1",
+        listener=listener,  # which channels matter is not asked before they are sparse
+    )
     settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
     module, found = sparsify(network, folder.path, settings, listener)
     dense = validated("dense", network.adapter.module, network.adapter, folder)

@@ -161,26 +161,42 @@ def _train(
     tuning = Tuning(epochs=settings.epochs, lr_scale=1.0, batch=settings.batch, seed=settings.seed)
     with closing(extension):
         return trained(
-            adapter, adapter.module, out, label="Sparsity", tuning=tuning, listener=listener,
-            changes={"optimizer": "SGD", "lr0": settings.lr}, extensions=[extension],
-        ).module  # fmt: skip
+            adapter,
+            adapter.module,
+            out,
+            label="Sparsity",
+            tuning=tuning,
+            listener=listener,
+            changes={"optimizer": "SGD", "lr0": settings.lr},
+            extensions=[extension],
+        ).module
 
 
 def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> None:
     epochs, moments = record.epochs, record.iterations
     scale_quintiles(
-        [seen.epoch for seen in epochs], [seen.quintiles for seen in epochs],
-        folder / "quintiles.png", title=title, symbol=symbol,
-    )  # fmt: skip
+        [seen.epoch for seen in epochs],
+        [seen.quintiles for seen in epochs],
+        folder / "quintiles.png",
+        title=title,
+        symbol=symbol,
+    )
     scale_histogram(
-        [seen.epoch for seen in epochs], [seen.counts for seen in epochs], record.edges,
-        folder / "histogram.png", title=title, symbol=symbol,
-    )  # fmt: skip
+        [seen.epoch for seen in epochs],
+        [seen.counts for seen in epochs],
+        record.edges,
+        folder / "histogram.png",
+        title=title,
+        symbol=symbol,
+    )
     if moments:
         watched_scales(
-            [seen.iteration for seen in moments], [seen.scales for seen in moments],
-            folder / "watched.png", title=f"{title}: {record.watched}", symbol=symbol,
-        )  # fmt: skip
+            [seen.iteration for seen in moments],
+            [seen.scales for seen in moments],
+            folder / "watched.png",
+            title=f"{title}: {record.watched}",
+            symbol=symbol,
+        )
 
 
 def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Listener) -> None:

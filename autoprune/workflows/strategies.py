@@ -33,9 +33,13 @@ def _scores(evaluator: Evaluator, allocations: Sequence[Allocation]) -> list[flo
 def problem_of(constraint: Constraint, score: Score | None, wish: Array, sensitivity: Array) -> PruningProblem:
     """Return the problem of an environment: a budget, its score if the environment gives it, and where to start."""
     return PruningProblem(
-        space=constraint.space, constraint=constraint, cost=constraint.ceilings[0].cost, score=score,
-        sensitivity=sensitivity, prior=wish,
-    )  # fmt: skip
+        space=constraint.space,
+        constraint=constraint,
+        cost=constraint.ceilings[0].cost,
+        score=score,
+        sensitivity=sensitivity,
+        prior=wish,
+    )
 
 
 def environment(constraint: Constraint, rule: Rule) -> Callable[[Array, Array], MakeEnv]:

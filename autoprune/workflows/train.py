@@ -59,9 +59,12 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
         return None
     adapter = applied.network.adapter
     teacher = open_adapter(
-        config.distill, data=config.data, image_size=adapter.image_size, device=adapter.device,
+        config.distill,
+        data=config.data,
+        image_size=adapter.image_size,
+        device=adapter.device,
         trust=config.trust_checkpoint,
-    ).module  # fmt: skip
+    ).module
     check_teacher(teacher, applied.module)
     return teacher
 

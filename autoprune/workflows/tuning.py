@@ -82,9 +82,16 @@ def tune(
         curve: list[float] = []
         started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
         result = trained(
-            adapter, module, folder / "finetune", label="Fine-tuning", tuning=started, listener=listener,
-            changes={"patience": tuning.patience}, extensions=tuning.extensions(), curve=curve,
-        )  # fmt: skip
+            adapter,
+            module,
+            folder / "finetune",
+            label="Fine-tuning",
+            tuning=started,
+            listener=listener,
+            changes={"patience": tuning.patience},
+            extensions=tuning.extensions(),
+            curve=curve,
+        )
         if rise := rise_at_end(curve):
             listener.note(
                 f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of the epochs: "
@@ -108,9 +115,15 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, listen
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
         result = trained(
-            adapter, adapter.module, folder / "training", label="Training", tuning=tuning, listener=listener,
-            changes=from_scratch_recipe(epochs=tuning.epochs, batch=tuning.batch), extensions=[],
-        )  # fmt: skip
+            adapter,
+            adapter.module,
+            folder / "training",
+            label="Training",
+            tuning=tuning,
+            listener=listener,
+            changes=from_scratch_recipe(epochs=tuning.epochs, batch=tuning.batch),
+            extensions=[],
+        )
         adapter.save(result.module, path)
     return path
 
@@ -144,9 +157,15 @@ def soften(
     path = adapter.checkpoint(folder, "softened")
     if not path.exists():
         result = trained(
-            adapter, adapter.module, folder / "soften", label="Softening", tuning=tuning, listener=listener,
-            changes={"lrf": 1.0}, extensions=[GradualZeroing(network.graph, keep)],
-        )  # fmt: skip
+            adapter,
+            adapter.module,
+            folder / "soften",
+            label="Softening",
+            tuning=tuning,
+            listener=listener,
+            changes={"lrf": 1.0},
+            extensions=[GradualZeroing(network.graph, keep)],
+        )
         pruned = Slicer(result.module, network.graph).materialise(keep)
         adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
     return _opened(adapter, path, network.pruner.materialise(allocation))
@@ -166,17 +185,31 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listen
     if not path.exists():
         tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
         result = trained(
-            adapter, adapter.module, folder / QAT, label="Tuning for int8", tuning=tuning, listener=listener,
-            changes={}, extensions=[FakeQuantization()],
-        )  # fmt: skip
+            adapter,
+            adapter.module,
+            folder / QAT,
+            label="Tuning for int8",
+            tuning=tuning,
+            listener=listener,
+            changes={},
+            extensions=[FakeQuantization()],
+        )
         adapter.save(result.module, path)
     return path
 
 
 def trained(
-    adapter: Adapter, module: nn.Module, out: Path, *, label: str, tuning: Tuning, listener: Listener,
-    changes: Mapping[str, Any], extensions: Sequence[TrainingExtension], curve: list[float] | None = None,
-) -> FinetuneResult:  # fmt: skip
+    adapter: Adapter,
+    module: nn.Module,
+    out: Path,
+    *,
+    label: str,
+    tuning: Tuning,
+    listener: Listener,
+    changes: Mapping[str, Any],
+    extensions: Sequence[TrainingExtension],
+    curve: list[float] | None = None,
+) -> FinetuneResult:
     """Train a network in a folder, or go on with it there.
 
     Args:
@@ -201,10 +234,19 @@ def trained(
                 curve.append(report.accuracy.main)
 
         return finetune(
-            adapter, module, epochs=tuning.epochs, out=out, batch=tuning.batch, lr_scale=tuning.lr_scale,
-            seed=tuning.seed, devices=tuning.devices, on_epoch=show, changes=changes, extensions=extensions,
+            adapter,
+            module,
+            epochs=tuning.epochs,
+            out=out,
+            batch=tuning.batch,
+            lr_scale=tuning.lr_scale,
+            seed=tuning.seed,
+            devices=tuning.devices,
+            on_epoch=show,
+            changes=changes,
+            extensions=extensions,
             resume=True,
-        )  # fmt: skip
+        )
 
 
 def _opened(adapter: Adapter, path: Path, pruned: nn.Module) -> nn.Module:

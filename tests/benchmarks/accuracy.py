@@ -19,8 +19,11 @@ from typing import Any
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
-DETECTORS = {"yolov5nu": ("bccd-yolov5nu-320", "bccd"), "yolov8n": ("bccd-yolov8n-320", "bccd"),
-             "yolo11n": ("deeppcb-yolo11n-320", "deeppcb")}  # fmt: skip
+DETECTORS = {
+    "yolov5nu": ("bccd-yolov5nu-320", "bccd"),
+    "yolov8n": ("bccd-yolov8n-320", "bccd"),
+    "yolo11n": ("deeppcb-yolo11n-320", "deeppcb"),
+}
 """The checkpoint and the data set of each."""
 
 BUDGETS = ("flops=30%", "flops=20%", "latency=50%")
@@ -28,9 +31,14 @@ SEEDS = range(3)
 EPOCHS = 20
 
 RECIPES = {
-    "default": "", "lr0.3": "--lr-scale 0.3", "lr0.1": "--lr-scale 0.1", "teacher": "--distill TEACHER",
-    "soften": "--soften", "40 epochs": "--epochs 40", "10 epochs": "--epochs 10",
-}  # fmt: skip
+    "default": "",
+    "lr0.3": "--lr-scale 0.3",
+    "lr0.1": "--lr-scale 0.1",
+    "teacher": "--distill TEACHER",
+    "soften": "--soften",
+    "40 epochs": "--epochs 40",
+    "10 epochs": "--epochs 10",
+}
 """How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
 
 
@@ -69,9 +77,21 @@ class Run:
             words += ["--policy", str(_policy(self, runs))]
         size = () if "--imgsz" in words else ("--imgsz", "320")
         return [
-            *words, *size, "--model", model, "--data", str(SHARED / "data" / data / f"{data}.yaml"), "--device", "cpu",
-            "--threads", "1", "--seed", str(self.seed), "--out", str(self.folder(runs)),
-        ]  # fmt: skip
+            *words,
+            *size,
+            "--model",
+            model,
+            "--data",
+            str(SHARED / "data" / data / f"{data}.yaml"),
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--seed",
+            str(self.seed),
+            "--out",
+            str(self.folder(runs)),
+        ]
 
 
 def _policy(run: Run, runs: Path) -> Path:
@@ -113,8 +133,17 @@ def _trainings() -> Iterator[Run]:
 
 def _comparisons() -> Iterator[Run]:
     options = ("--evaluations", "100", "--seeds", "5", "--finetune-epochs", "0")
-    small = ("--imgsz", "224", "--images", "32", "--no-references", "--correlated", "0", "--strategies",
-             "uniform,sensitivity,knapsack,greedy,random,evolution,regrowth,ppo,ddpg")  # fmt: skip
+    small = (
+        "--imgsz",
+        "224",
+        "--images",
+        "32",
+        "--no-references",
+        "--correlated",
+        "0",
+        "--strategies",
+        "uniform,sensitivity,knapsack,greedy,random,evolution,regrowth,ppo,ddpg",
+    )
     for detector in DETECTORS:
         for budget in ("flops=50%", "flops=30%", "flops=20%", "latency=50%"):
             runtime = ("--runtime", "onnxruntime") if budget.startswith("latency") else ()
@@ -159,8 +188,12 @@ def _accuracies(found: dict[str, Any]) -> list[str]:
 def tables(runs: Path) -> Iterator[str]:
     """Yield the tables of what has finished."""
     rows: dict[str, Callable[[dict[str, Any]], Sequence[str]]] = {
-        "search": _accuracies, "train": _accuracies, "recipe": _accuracies, "strategies": _scores, "compare": _scores
-    }  # fmt: skip
+        "search": _accuracies,
+        "train": _accuracies,
+        "recipe": _accuracies,
+        "strategies": _scores,
+        "compare": _scores,
+    }
     for study, row in rows.items():
         made = [(run, found) for run in planned() if run.study == study and (found := finished(run, runs)) is not None]
         if made:

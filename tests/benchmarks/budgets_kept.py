@@ -52,10 +52,23 @@ def _searched(out: Path, model: str, runtime: str, percent: int) -> tuple[dict[s
     summary, seconds = out / "summary.json", "–"
     if not summary.exists():
         told = [
-            "--model", str(SHARED / "models" / f"bccd-{model}-320.pt"), "--data", str(SHARED / "data/bccd/bccd.yaml"),
-            "--imgsz", "320", "--runtime", runtime, "--budget", f"latency={percent}%", "--episodes", str(EPISODES),
-            "--finetune-epochs", "0", "--out", str(out),
-        ]  # fmt: skip
+            "--model",
+            str(SHARED / "models" / f"bccd-{model}-320.pt"),
+            "--data",
+            str(SHARED / "data/bccd/bccd.yaml"),
+            "--imgsz",
+            "320",
+            "--runtime",
+            runtime,
+            "--budget",
+            f"latency={percent}%",
+            "--episodes",
+            str(EPISODES),
+            "--finetune-epochs",
+            "0",
+            "--out",
+            str(out),
+        ]
         start = time.perf_counter()
         words = ["--resume", str(out)] if out.exists() else told
         done = subprocess.run(

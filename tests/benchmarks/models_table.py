@@ -44,11 +44,29 @@ from tests.helpers.networks import compared, random_keep, shaken, zeroed
 from tests.helpers.task_data import write_task_data
 
 NANO = (
-    "yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n",
-    "yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolov8n-cls",
-    "yolo11n-seg", "yolo11n-pose", "yolo11n-obb", "yolo11n-cls",
-    "yolo26n-seg", "yolo26n-pose", "yolo26n-obb", "yolo26n-cls", "yolov8n-rtdetr",
-)  # fmt: skip
+    "yolov3-tiny",
+    "yolov5n",
+    "yolov6n",
+    "yolov8n",
+    "yolov9t",
+    "yolov10n",
+    "yolo11n",
+    "yolo12n",
+    "yolo26n",
+    "yolov8n-seg",
+    "yolov8n-pose",
+    "yolov8n-obb",
+    "yolov8n-cls",
+    "yolo11n-seg",
+    "yolo11n-pose",
+    "yolo11n-obb",
+    "yolo11n-cls",
+    "yolo26n-seg",
+    "yolo26n-pose",
+    "yolo26n-obb",
+    "yolo26n-cls",
+    "yolov8n-rtdetr",
+)
 """The smallest network of every family and task."""
 
 SIZE, IMAGES, KEPT = 64, 4, 0.5
@@ -120,9 +138,14 @@ class Row:
         """An epoch, and what lies on the disk has the pruned network's shapes."""
         try:
             finetune(
-                self.adapter, self.pruned, epochs=2, out=self.folder / "tuned", batch=2, workers=0,
+                self.adapter,
+                self.pruned,
+                epochs=2,
+                out=self.folder / "tuned",
+                batch=2,
+                workers=0,
                 extensions=[StopAfterSaving()],
-            )  # fmt: skip
+            )
         except Stopped:
             last = self.folder / "tuned" / "weights" / "last.pt"
             check_shapes(shapes_of(read_checkpoint(last).module), shapes_of(self.pruned), last)
@@ -162,9 +185,14 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     columns: dict[str, Callable[[Row], str]] = {
-        "parameters": Row.parameters, "units": Row.units, "prunable": Row.prunable, "exact": Row.exact,
-        "trains": Row.trains, "resumes": Row.resumes, "exports": Row.exports,
-    }  # fmt: skip
+        "parameters": Row.parameters,
+        "units": Row.units,
+        "prunable": Row.prunable,
+        "exact": Row.exact,
+        "trains": Row.trains,
+        "resumes": Row.resumes,
+        "exports": Row.exports,
+    }
     if options.no_training:
         del columns["trains"], columns["resumes"]
     print("| model |", " | ".join(columns), "| seconds | pinned |")

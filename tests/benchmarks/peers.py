@@ -39,10 +39,15 @@ def pruned(dense: nn.Module, example: torch.Tensor, ratio: float, *, across: boo
         parameter.requires_grad_(True)
     head: Any = module.get_submodule("model")[-1]  # type: ignore[index]
     pruner = torch_pruning.pruner.MagnitudePruner(
-        module, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), pruning_ratio=ratio,
-        global_pruning=across, max_pruning_ratio=0.9, round_to=8,
+        module,
+        example,
+        importance=torch_pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=ratio,
+        global_pruning=across,
+        max_pruning_ratio=0.9,
+        round_to=8,
         ignored_layers=[head.dfl, *(branch[-1] for branch in (*head.cv2, *head.cv3))],
-    )  # fmt: skip
+    )
     pruner.step()
     with torch.no_grad():
         module(example)
@@ -80,9 +85,11 @@ def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> d
         one.numel() for one in adapter.module.parameters()
     )
     return {
-        "flops": flops(module, example) / flops(adapter.module, example), "params": parameters,
-        "before": before, "after": adapter.validate(tuned).main,
-    }  # fmt: skip
+        "flops": flops(module, example) / flops(adapter.module, example),
+        "params": parameters,
+        "before": before,
+        "after": adapter.validate(tuned).main,
+    }
 
 
 def main(runs: Path, words: Sequence[str]) -> None:

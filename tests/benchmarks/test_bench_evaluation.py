@@ -43,9 +43,14 @@ def seconds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     evaluator = Evaluator(
-        adapter, Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph)),
-        images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(folder / "journal.jsonl", {}), compensate=True,
-    )  # fmt: skip
+        adapter,
+        Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph)),
+        images=IMAGES,
+        batch=BATCH,
+        seed=0,
+        journal=Journal.create(folder / "journal.jsonl", {}),
+        compensate=True,
+    )
     allocation = space.allocation(space.round_down(np.full(len(space), 0.7)))
     data = _data_set(evaluator, folder)
     ready = evaluator.materialise(allocation).train()

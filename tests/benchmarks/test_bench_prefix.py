@@ -36,11 +36,10 @@ def test_one_unit_candidates_with_and_without(shared: Path, tmp_path: Path, caps
     pruner = Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph))
     plain, reusing = (
         Evaluator(
-            adapter, pruner, images=IMAGES, batch=BATCH, seed=0,
-            journal=Journal.create(tmp_path / f"{way}.jsonl", {}),
+            adapter, pruner, images=IMAGES, batch=BATCH, seed=0, journal=Journal.create(tmp_path / f"{way}.jsonl", {})
         )
         for way in ("plain", "reusing")
-    )  # fmt: skip
+    )
     dense = space.allocation(space.dense)
     reusing.rebase(dense)
     recording, _ = _timed(reusing, dense)

@@ -34,8 +34,15 @@ class _Writer:
         self.parts.append(f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in options.items()))
 
     def conv(self, filters: int, size: int = 1, stride: int = 1) -> None:
-        self.add("convolutional", batch_normalize=1, filters=filters // self._divisor, size=size, stride=stride, pad=1,
-                 activation=self.activation)  # fmt: skip
+        self.add(
+            "convolutional",
+            batch_normalize=1,
+            filters=filters // self._divisor,
+            size=size,
+            stride=stride,
+            pad=1,
+            activation=self.activation,
+        )
 
     def route(self, *layers: int) -> None:
         self.add("route", layers=",".join(map(str, layers)))

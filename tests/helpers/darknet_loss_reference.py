@@ -20,8 +20,9 @@ def logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def box_at(head: Head, cell: npt.NDArray[np.float64], *, anchor: int, row: int, column: int, shape: tuple[int, int],
-           size: int) -> Box:  # fmt: skip
+def box_at(
+    head: Head, cell: npt.NDArray[np.float64], *, anchor: int, row: int, column: int, shape: tuple[int, int], size: int
+) -> Box:
     """The box that a cell's numbers tell, as parts of the image."""
     height, width = shape
     scale, (across, down) = head.scale_x_y, head.anchors[head.mask[anchor]].tolist()
@@ -89,9 +90,11 @@ def deltas(head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], si
             cell, delta = raw[image, anchor, row, column], found[image, anchor, row, column]
             across, down = head.anchors[head.mask[anchor]].tolist()
             wanted = (
-                x * shape[1] - column, y * shape[0] - row,
-                math.log(width * size / across), math.log(height * size / down),
-            )  # fmt: skip
+                x * shape[1] - column,
+                y * shape[0] - row,
+                math.log(width * size / across),
+                math.log(height * size / down),
+            )
             scale = head.scale_x_y
             given = [logistic(cell[axis]) * scale - (scale - 1) / 2 for axis in (0, 1)] + [cell[2], cell[3]]
             for place in range(4):

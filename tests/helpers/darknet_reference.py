@@ -22,9 +22,7 @@ FIXTURE = Path(__file__).parent / "data" / "darknet_reference.npz"
 ROWS = slice(None, None, 7)
 """Which boxes are kept; 7 and the anchors per cell have no common divisor, so all anchors are among them."""
 
-KEPT = {
-    "layers.0": 11, "layers.1": 5, "layers.3": 3, "layers.4": 7, "layers.6": 10, "layers.9": 13, "layers.21": 9,
-}  # fmt: skip
+KEPT = {"layers.0": 11, "layers.1": 5, "layers.3": 3, "layers.4": 7, "layers.6": 10, "layers.9": 13, "layers.21": 9}
 
 
 def write_files(folder: Path) -> None:

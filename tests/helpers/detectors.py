@@ -59,9 +59,13 @@ def write_detector(path: Path, network: Any = None, *, train_args: Mapping[str, 
 
 
 def write_data(
-    folder: Path, *, images: int = 6, suffix: str = ".png", splits: tuple[str, ...] = ("train", "val"),
+    folder: Path,
+    *,
+    images: int = 6,
+    suffix: str = ".png",
+    splits: tuple[str, ...] = ("train", "val"),
     channels: int = 3,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a data set of 64×48 images with two boxes each, laid out as Ultralytics expects; return its YAML file.
 
     Images of other channels than 3 and 1 have those of the colour image over and over; above 4 their suffix is .tiff.

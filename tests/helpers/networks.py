@@ -23,7 +23,15 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{
         name: partial(DetectionModel, f"{name}.yaml", verbose=False)
         for name in (
-            "yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n",
+            "yolov3-tiny",
+            "yolov3",
+            "yolov5n",
+            "yolov6n",
+            "yolov8n",
+            "yolov9t",
+            "yolov10n",
+            "yolo11n",
+            "yolo12n",
             "yolo26n",
         )
     },
@@ -31,7 +39,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "yolov8n-pose": partial(PoseModel, "yolov8n-pose.yaml", verbose=False),
     "resnet18": partial(torchvision.models.resnet18, num_classes=10),
     "mobilenet_v2": partial(torchvision.models.mobilenet_v2, num_classes=10),
-}  # fmt: skip
+}
 
 
 def build(name: str) -> nn.Module:

@@ -90,6 +90,9 @@ def _points(corners: Corners) -> list[float]:
 
 
 LABELS: Mapping[str, Callable[[Corners], list[float]]] = {
-    "detect": _box, "segment": _polygon, "pose": _points, "obb": _polygon,
-}  # fmt: skip
+    "detect": _box,
+    "segment": _polygon,
+    "pose": _points,
+    "obb": _polygon,
+}
 """By task, what follows the class in a line of labels."""

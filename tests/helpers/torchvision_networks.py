@@ -87,9 +87,15 @@ def _made(name: str, build: Any, loss: Any, metric: Any, *, masks: bool, epochs:
         torch.manual_seed(0)
         module = _trained(build(), train, loss, epochs=epochs)
     return ModuleAdapter(
-        module, example=torch.zeros(1, 3, SIZE, SIZE), loss=loss, train=train, val=val, metric=metric, name=name,
+        module,
+        example=torch.zeros(1, 3, SIZE, SIZE),
+        loss=loss,
+        train=train,
+        val=val,
+        metric=metric,
+        name=name,
         sgd=Sgd(lr=0.05),
-    )  # fmt: skip
+    )
 
 
 MODELS = torchvision.models
@@ -97,10 +103,20 @@ resnet18 = partial(
     _made, "resnet18", partial(MODELS.resnet18, num_classes=CLASSES), classify_loss, top1, masks=False, epochs=6
 )
 mobilenet = partial(
-    _made, "mobilenet_v3_small", partial(MODELS.mobilenet_v3_small, num_classes=CLASSES), classify_loss, top1,
-    masks=False, epochs=12,
-)  # fmt: skip
+    _made,
+    "mobilenet_v3_small",
+    partial(MODELS.mobilenet_v3_small, num_classes=CLASSES),
+    classify_loss,
+    top1,
+    masks=False,
+    epochs=12,
+)
 segmenter = partial(
-    _made, "lraspp", partial(MODELS.segmentation.lraspp_mobilenet_v3_large, weights_backbone=None, num_classes=2),
-    segment_loss, overlap, masks=True, epochs=6,
-)  # fmt: skip
+    _made,
+    "lraspp",
+    partial(MODELS.segmentation.lraspp_mobilenet_v3_large, weights_backbone=None, num_classes=2),
+    segment_loss,
+    overlap,
+    masks=True,
+    epochs=6,
+)

@@ -38,9 +38,15 @@ def write_world(folder: Path) -> Path:
 def arguments(command: str, world: Path, out: Path, *extra: str) -> list[str]:
     """Return the words of a command on the world; of two same options the later one counts."""
     options = {
-        "--model": str(world / "best.pt"), "--data": str(world / "data" / "data.yaml"), "--imgsz": str(SIZE),
-        "--images": "4", "--batch": "2", "--device": "cpu", "--threads": "1", "--out": str(out),
-    }  # fmt: skip
+        "--model": str(world / "best.pt"),
+        "--data": str(world / "data" / "data.yaml"),
+        "--imgsz": str(SIZE),
+        "--images": "4",
+        "--batch": "2",
+        "--device": "cpu",
+        "--threads": "1",
+        "--out": str(out),
+    }
     if command != "sensitivity":
         options["--finetune-epochs"] = "0"
     given = [word for option in options.items() if option[0] not in extra for word in option]

@@ -64,9 +64,10 @@ def test_checkpoints_without_a_network(name: str, zoo: Path, tiny: Path, folder:
 def test_every_command_refuses_a_missing_network(command: str, tiny: Path, folder: Path, capsys: Capsys) -> None:
     options = {"profile": (), "export": (), "apply": ("--policy", str(tiny / "best.pt"))}
     argv = (
-        [command, "--model", "nowhere.pt", *options[command]] if command in options
+        [command, "--model", "nowhere.pt", *options[command]]
+        if command in options
         else words(command, tiny, "--model", "nowhere.pt")
-    )  # fmt: skip
+    )
     refuse(argv, ["best.pt" if command == "apply" else "nowhere.pt"], capsys, folder=folder)
 
 

@@ -152,9 +152,14 @@ _COMMANDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_every_command_takes_them(
-    worlds: Path, runs: Path, quick: None, tmp_path: Path, channels: int, command: str,
+    worlds: Path,
+    runs: Path,
+    quick: None,
+    tmp_path: Path,
+    channels: int,
+    command: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     here, policy = worlds / str(channels), str(runs / str(channels) / "policy.json")
     data = here / "data" / "data.yaml"
     if command == "quantize":

@@ -9,11 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.choices import (
-    Precision,
-    Rule,
-    Select,
-)
+from autoprune.choices import Precision, Rule, Select
 from autoprune.config import (
     COMMANDS,
     ApplyConfig,
@@ -178,10 +174,12 @@ searches = st.one_of(
     st.builds(replace, plain, strategy=st.sampled_from(StrategyName)),
     st.builds(replace, plain, strategy=st.sampled_from(named_where("uses_curves")), sensitivity=paths.map(Path)),
     st.builds(
-        replace, plain, strategy=st.sampled_from(named_where("uses_prior")),
+        replace,
+        plain,
+        strategy=st.sampled_from(named_where("uses_prior")),
         warm_start=st.lists(paths, max_size=2).map(tuple),
     ),
-)  # fmt: skip
+)
 
 
 def absolute(config: Config) -> Config:

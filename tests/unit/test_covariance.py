@@ -115,8 +115,13 @@ def test_a_uniformly_pruned_detector_is_left_better_than_by_l1(shared: Path, tmp
     for name in ("covariance", "l1"):
         order = make_criterion(name, lambda: evidence_of(adapter)).order(adapter.module, graph)
         evaluator = Evaluator(
-            adapter, Pruner(adapter.module, space, order), images=16, batch=8, seed=0,
-            journal=Journal.create(tmp_path / f"{name}.jsonl", {}), compensate=True,
-        )  # fmt: skip
+            adapter,
+            Pruner(adapter.module, space, order),
+            images=16,
+            batch=8,
+            seed=0,
+            journal=Journal.create(tmp_path / f"{name}.jsonl", {}),
+            compensate=True,
+        )
         scores.append(evaluator([allocation])[0].score)
     assert scores[0] > scores[1] + 0.02

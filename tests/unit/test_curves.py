@@ -95,17 +95,25 @@ def test_the_plan_prunes_one_unit_at_a_time_to_choices() -> None:
     plan = probe_plan(SPACE, (0.75, 0.5, 0.25))
     # 16 channels: 8 for all three ratios; 8 channels have no choice.
     assert plan == [
-        (8, 32, 8, 64), (16, 24, 8, 64), (16, 16, 8, 64), (16, 8, 8, 64),
-        (16, 32, 8, 48), (16, 32, 8, 32), (16, 32, 8, 16),
-    ]  # fmt: skip
+        (8, 32, 8, 64),
+        (16, 24, 8, 64),
+        (16, 16, 8, 64),
+        (16, 8, 8, 64),
+        (16, 32, 8, 48),
+        (16, 32, 8, 32),
+        (16, 32, 8, 16),
+    ]
 
 
 def test_a_plan_and_its_scores_are_curves() -> None:
     plan = probe_plan(SPACE, (0.75, 0.5))
     curves = curves_from(SPACE, plan, [-0.1 * index for index in range(len(plan))])
     assert [curve.points for curve in curves.curves] == [
-        ((8, 0.0),), ((16, -0.2), (24, -0.1)), (), ((32, -0.4), (48, pytest.approx(-0.3))),
-    ]  # fmt: skip
+        ((8, 0.0),),
+        ((16, -0.2), (24, -0.1)),
+        (),
+        ((32, -0.4), (48, pytest.approx(-0.3))),
+    ]
     curves.check(SPACE)
 
 

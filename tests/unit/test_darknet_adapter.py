@@ -142,11 +142,14 @@ def test_the_dense_training_is_that_of_the_cfg(adapter: DarknetAdapter) -> None:
     [
         ("", "", 72, r"positive multiple of the network's stride 16, got 72; try 64"),
         ("height=64", "height=32", None, r"line 1: images must be squares, got 64×32"),
-        ("filters=7\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=2",
-         "filters=8\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=3",
-         None, r"line \d+: all \[yolo\] must have the same classes, 3 as the first one"),
+        (
+            "filters=7\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=2",
+            "filters=8\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=3",
+            None,
+            r"line \d+: all \[yolo\] must have the same classes, 3 as the first one",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_cfg_that_does_not_suit(tmp_path: Path, old: str, new: str, size: int | None, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         open_adapter(write_detector(tmp_path, CFG.replace(old, new, 1)), image_size=size)

@@ -83,7 +83,7 @@ def test_comments_in_any_encoding_and_line_ends_survive(tmp_path: Path) -> None:
         ("size=2\nstride=1\n\n### SPP", "size=2\nstride=1\nstride_x=2\n\n### SPP", "stride_x must equal stride"),
         ("size=2\nstride=1\n\n### SPP", "size=2\npadding=3\n\n### SPP", "padding must leave something in every window"),
     ],
-)  # fmt: skip
+)
 def test_a_cfg_that_is_no_network_is_refused_with_its_line(old: str, new: str, said: str) -> None:
     assert old in CFG
     with pytest.raises(ModelError, match=said) as caught:

@@ -80,10 +80,14 @@ def test_boxes_follow_the_formula() -> None:
     found = head.decode(raw, (64, 96))[0, (1 * 3 + 2) * 2 + 1].tolist()
     assert found == pytest.approx(
         [
-            (2 + 1.2 * logistic(0.5) - 0.1) / 3, (1 + 1.2 * logistic(-0.5) - 0.1) / 2,
-            math.exp(0.3) * 12 / 96, math.exp(-0.3) * 20 / 64, logistic(1.0), logistic(1.0) * logistic(2.0),
+            (2 + 1.2 * logistic(0.5) - 0.1) / 3,
+            (1 + 1.2 * logistic(-0.5) - 0.1) / 2,
+            math.exp(0.3) * 12 / 96,
+            math.exp(-0.3) * 20 / 64,
+            logistic(1.0),
+            logistic(1.0) * logistic(2.0),
         ]
-    )  # fmt: skip
+    )
 
 
 def test_train_mode_gives_raw_maps_and_eval_mode_boxes_at_any_size() -> None:

@@ -25,9 +25,7 @@ from tests.helpers.darknet_families import FAMILIES
 from tests.helpers.darknet_networks import HEADER, build, images, last_channels, write_files
 from tests.unit.test_structure import random_keep, zeroed
 
-WIDTHS = {
-    "layers.0": 16, "layers.1": 8, "layers.3": 8, "layers.4": 8, "layers.6": 16, "layers.9": 24, "layers.21": 16,
-}  # fmt: skip
+WIDTHS = {"layers.0": 16, "layers.1": 8, "layers.3": 8, "layers.4": 8, "layers.6": 16, "layers.9": 24, "layers.21": 16}
 
 
 @lru_cache(maxsize=1)
@@ -41,8 +39,10 @@ def test_every_channel_but_the_heads_and_the_image_can_be_pruned() -> None:
     assert {unit.name: unit.width for unit in graph.units} == WIDTHS
     assert {unit.name: len(unit.groups) for unit in graph.units}["layers.1"] == 2  # halves keep equal numbers
     assert {group.name: group.pinned for group in graph.groups if group.pinned} == {
-        "images": "network input", "layers.18": "network output", "layers.24": "network output",
-    }  # fmt: skip
+        "images": "network input",
+        "layers.18": "network output",
+        "layers.24": "network output",
+    }
     assert not graph.uncounted
 
 

@@ -16,9 +16,14 @@ tomllib = pytest.importorskip("tomllib", reason="pyproject.toml is read by Pytho
 
 OWN = {"autoprune", "tests"}
 PACKAGES = {
-    "PIL": "pillow", "cuda": "cuda-bindings", "cv2": "opencv-python", "made_up_package": None,
-    "torch.utils.tensorboard": "tensorboard", "thop": "ultralytics-thop", "yaml": "pyyaml",
-}  # fmt: skip
+    "PIL": "pillow",
+    "cuda": "cuda-bindings",
+    "cv2": "opencv-python",
+    "made_up_package": None,
+    "torch.utils.tensorboard": "tensorboard",
+    "thop": "ultralytics-thop",
+    "yaml": "pyyaml",
+}
 """What brings a module, where that has another name."""
 TOOLS = {
     "pytest",

@@ -176,14 +176,19 @@ def test_a_training_with_a_teacher_leaves_nothing_of_it(adapter: UltralyticsAdap
 def test_a_resume_goes_on_with_the_adapters(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         finetune(
-            adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop,
-            extensions=[Distillation(adapter.module)],
-        )  # fmt: skip
+            adapter, pruned(), epochs=3, batch=3, out=tmp_path, on_epoch=stop, extensions=[Distillation(adapter.module)]
+        )
     reports: list[EpochReport] = []
     finetune(
-        adapter, pruned(), epochs=3, batch=3, out=tmp_path, resume=True, on_epoch=reports.append,
+        adapter,
+        pruned(),
+        epochs=3,
+        batch=3,
+        out=tmp_path,
+        resume=True,
+        on_epoch=reports.append,
         extensions=[Distillation(adapter.module)],
-    )  # fmt: skip
+    )
     assert [report.epoch for report in reports] == [2, 3]
     assert all(set(DistilledCriterion.TERMS) <= set(report.losses) for report in reports)
     kept = torch.load(tmp_path / "weights" / "state.pt", weights_only=True)["extensions"]["distillation"]

@@ -25,9 +25,18 @@ from tests.helpers.toy import LayerFlops, Toy, chain_graph, make_toy
 
 TOY = make_toy(6, seed=3)
 AMC_COLUMNS = {
-    "index", "out_channels", "in_channels", "height", "width", "stride", "kernel", "cost", "reduced", "rest",
+    "index",
+    "out_channels",
+    "in_channels",
+    "height",
+    "width",
+    "stride",
+    "kernel",
+    "cost",
+    "reduced",
+    "rest",
     "last_action",
-}  # fmt: skip
+}
 
 
 def walk_through(env: PruningEnv, actions: Sequence[float]) -> tuple[float, dict[str, object]]:
@@ -235,9 +244,7 @@ def test_a_space_without_choices_is_refused() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    actions=st.lists(in_any_number, max_size=5),
-    broken=st.sampled_from(NOT_FINITE),
-    rule=st.sampled_from(list(RULES)),
+    actions=st.lists(in_any_number, max_size=5), broken=st.sampled_from(NOT_FINITE), rule=st.sampled_from(list(RULES))
 )
 def test_an_action_that_is_not_finite_is_refused_at_any_step(actions: list[float], broken: float, rule: str) -> None:
     env = PruningEnv(TOY.problem(), rule=rule)

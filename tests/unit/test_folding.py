@@ -39,9 +39,11 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
     for child in module.double().modules():
         if isinstance(child, nn.BatchNorm2d):
             for tensor, low, high in (
-                (child.weight, 0.5, 1.5), (child.bias, -1.0, 1.0), (child.running_mean, -1.0, 1.0),
+                (child.weight, 0.5, 1.5),
+                (child.bias, -1.0, 1.0),
+                (child.running_mean, -1.0, 1.0),
                 (child.running_var, 0.5, 1.5),
-            ):  # fmt: skip
+            ):
                 assert isinstance(tensor, torch.Tensor)
                 tensor.data.uniform_(low, high, generator=generator)
     return module.eval()
@@ -243,9 +245,14 @@ def test_apply_folds_for_the_criterion_bn(weights: Path, tmp_path: Path, quick: 
     units = tuple(PolicyUnit(unit.name, unit.width, max(unit.width // 2, 1)) for unit in graph.units)
     Policy(
         model=PolicyModel("best", {unit.name: unit.channels for unit in units}),
-        criterion=criterion, round_to=1, units=units, budget=("flops=50%",), costs={}, score=None,
+        criterion=criterion,
+        round_to=1,
+        units=units,
+        budget=("flops=50%",),
+        costs={},
+        score=None,
         provenance=Provenance("0", "search", "uniform", 0, 1, "2025-01-01T00:00:00+00:00"),
-    ).save(tmp_path / "policy.json")  # fmt: skip
+    ).save(tmp_path / "policy.json")
     words = ["--policy", str(tmp_path / "policy.json"), "--model", str(weights), "--imgsz", str(SIZE)]
     assert main(["apply", *words, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
     bias = open_adapter(tmp_path / "run" / "pruned.pt").module.get_submodule(HEAD).bias

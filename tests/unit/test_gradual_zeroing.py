@@ -132,9 +132,14 @@ def test_an_interrupted_softening_goes_on_to_zero(
     keep = keeping(graph, share=0.5, seed=0)
     with pytest.raises(Stop):
         finetune(
-            adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop,
+            adapter,
+            adapter.module,
+            epochs=2,
+            batch=3,
+            out=tmp_path,
+            on_epoch=stop,
             extensions=[GradualZeroing(graph, keep)],
-        )  # fmt: skip
+        )
     half = read_checkpoint(tmp_path / "weights" / "last.pt").module
     scales = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(half, graph, keep)])
     whole = torch.cat([part.rows[part.positions].flatten().abs() for part in doomed(adapter.module, graph, keep)])

@@ -53,9 +53,12 @@ def multiplied(width: int, times: int, *, add: bool = False, halves: str = "", b
 
 @settings(max_examples=15)
 @given(
-    width=st.integers(2, 8), times=st.integers(1, 4), add=st.booleans(), bias=st.booleans(),
+    width=st.integers(2, 8),
+    times=st.integers(1, 4),
+    add=st.booleans(),
+    bias=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+)
 def test_a_channel_goes_with_all_its_filters(width: int, times: int, add: bool, bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
     module = multiplied(width, times, add=add, bias=bias)
@@ -67,8 +70,10 @@ def test_a_channel_goes_with_all_its_filters(width: int, times: int, add: bool, 
     kept = int(keep[graph.groups[unit.groups[0]].offset :][:width].sum())
     pruned = check_exact(module, graph, keep, IMAGES)
     assert (pruned.grouped.groups, pruned.grouped.in_channels, pruned.grouped.out_channels) == (
-        kept, kept, kept * times,
-    )  # fmt: skip
+        kept,
+        kept,
+        kept * times,
+    )
     counts = np.array([kept])
     assert int(ParamsCost(space, parameter_shapes(module))(counts)) == sum(p.numel() for p in pruned.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -86,10 +91,14 @@ def test_a_channel_goes_with_all_its_filters(width: int, times: int, add: bool, 
 @pytest.mark.parametrize(
     ("width", "times", "halves", "widths"),
     [
-        (4, 2, "multiplied", [2]), (4, 3, "multiplied", [2]), (3, 2, "multiplied", [1]),
-        (4, 2, "swapped", [2]), (4, 3, "swapped", [2]), (3, 2, "swapped", []),  # a channel lies across the cut
+        (4, 2, "multiplied", [2]),
+        (4, 3, "multiplied", [2]),
+        (3, 2, "multiplied", [1]),
+        (4, 2, "swapped", [2]),
+        (4, 3, "swapped", [2]),
+        (3, 2, "swapped", []),  # a channel lies across the cut
     ],
-)  # fmt: skip
+)
 def test_filters_of_a_channel_may_lie_in_both_halves_of_a_chunk(
     width: int, times: int, halves: str, widths: list[int]
 ) -> None:

@@ -195,9 +195,15 @@ def check_gains(adapter: UltralyticsAdapter, journal: Path) -> None:
     order = make_criterion("covariance", lambda: evidence_of(adapter)).order(adapter.module, graph)
     assert [sorted(one) for one in order] == [list(range(group.size)) for group in graph.groups]
     evaluator = Evaluator(
-        adapter, Pruner(adapter.module, space, order), images=LABELLED, batch=3, seed=0,
-        journal=Journal.create(journal, {}), compensate=True, bf16=True,
-    )  # fmt: skip
+        adapter,
+        Pruner(adapter.module, space, order),
+        images=LABELLED,
+        batch=3,
+        seed=0,
+        journal=Journal.create(journal, {}),
+        compensate=True,
+        bf16=True,
+    )
     base = space.allocation(space.round_down(np.full(len(space), 0.5)))
     widths = [[int(dense)] if kept < dense else [] for kept, dense in zip(base, space.dense, strict=True)]
     gains = [gain for several in evaluator.gains(base, widths) for gain in several]

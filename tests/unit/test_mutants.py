@@ -36,17 +36,17 @@ TESTS = {
 
 EQUIVALENT: dict[str, dict[str, str]] = {
     "autoprune.evaluation.slopes": {
-        "_rows: -1 → 1 (3)": "a linear layer whose channels can be pruned reads two dimensions",
+        "_rows: -1 → 1 (3)": "a linear layer whose channels can be pruned reads two dimensions"
     },
     "autoprune.strategies.regrowth": {
         "_Growth.onto_budget: 0.001 * self.worth.argsort().argsort() / len(counts) → "
-        "0.001 * self.worth.argsort().argsort() * len(counts)": "of the ranks only the order counts",
+        "0.001 * self.worth.argsort().argsort() * len(counts)": "of the ranks only the order counts"
     },
     "autoprune.workflows.finalists": {
-        "choose: break → continue": "the first of the loop; what would follow is the same condition again",
+        "choose: break → continue": "the first of the loop; what would follow is the same condition again"
     },
     "autoprune.structure.space": {
-        "Space.round_down: 'right' → 'left'": "no ratio times a width, and a bit more, is a whole number",
+        "Space.round_down: 'right' → 'left'": "no ratio times a width, and a bit more, is a whole number"
     },
 }
 """Mutants that no test can tell from the module, with the reason."""
@@ -79,13 +79,17 @@ def test_mutants_are_noticed(module: str, root: Path) -> None:
     [
         ("def f(a):\n    return a < 1", ["f: a < 1 → a <= 1", "f: 1 → 2"]),
         ("x = a[2:]", [": 2: → :2", ": 2 → 3"]),
-        ("class C:\n    @cached\n    def f(a: int = 0) -> None:\n        '''Do.'''\n        go(a)",
-         ["C.f: 0 → 1", "C.f: go(a) → pass"]),
+        (
+            "class C:\n    @cached\n    def f(a: int = 0) -> None:\n        '''Do.'''\n        go(a)",
+            ["C.f: 0 → 1", "C.f: go(a) → pass"],
+        ),
         ("if not a:\n    raise E(f'{1}')", [": if not a: → if not not a:", ": not a → a"]),
-        ("min(-a, b + b + b)", [": min(-a, b + b + b) → pass", ": min → max", ": -a → a",
-                                ": b + b + b → b + b - b", ": b + b → b - b"]),
+        (
+            "min(-a, b + b + b)",
+            [": min(-a, b + b + b) → pass", ": min → max", ": -a → a", ": b + b + b → b + b - b", ": b + b → b - b"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_changes_are_small_and_named(source: str, names: list[str]) -> None:
     assert [mutant.name for mutant in mutants(source)] == names
     for mutant in mutants(source):

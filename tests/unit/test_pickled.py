@@ -119,10 +119,13 @@ class Pictures(torch.utils.data.Dataset[Any]):
 
 def adapter(network: nn.Module) -> ModuleAdapter:
     return ModuleAdapter(
-        network, example=torch.zeros(1, 3, SIZE, SIZE), train=Pictures(), val=Pictures(),
+        network,
+        example=torch.zeros(1, 3, SIZE, SIZE),
+        train=Pictures(),
+        val=Pictures(),
         loss=lambda module, images, _: sum(one.square().mean() for one in module(images)),
         metric=lambda predict, batches: float(predict(next(iter(batches))[0]).isfinite().float().mean()),
-    )  # fmt: skip
+    )
 
 
 def masked(network: nn.Module, graph: Any, keep: Any) -> nn.Module:

@@ -75,8 +75,12 @@ def test_the_loss_is_divided_once_over_all_images(
     world: tuple[Adapter, Pruner], evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not batch by batch, which gives one with few labels as much weight as one with many."""
-    sums = iter([LossSum(torch.tensor([6.0, 4.0]), torch.tensor([3.0, 2.0])),
-                 LossSum(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))])  # fmt: skip
+    sums = iter(
+        [
+            LossSum(torch.tensor([6.0, 4.0]), torch.tensor([3.0, 2.0])),
+            LossSum(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])),
+        ]
+    )
     monkeypatch.setattr(world[0], "loss_sum", lambda module, batch: next(sums))
     assert evaluators().dense_loss == pytest.approx(8 / 4 + 4 / 2)
 

@@ -36,9 +36,12 @@ class Listener:
 
 def prior(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = None) -> SearchPrior:
     return find_prior(
-        toy.constraint, lambda *asked: gains_of(toy, *asked), toy.score, listener or Listener(),  # type: ignore[arg-type]
+        toy.constraint,
+        lambda *asked: gains_of(toy, *asked),
+        toy.score,
+        listener or Listener(),  # type: ignore[arg-type]
         evaluations=evaluations,
-    )  # fmt: skip
+    )
 
 
 def test_the_prior_is_the_best_candidate() -> None:

@@ -96,7 +96,11 @@ def test_the_wheel_leaves_the_name_envs_to_others(root: Path, tmp_path: Path) ->
         "print(envs.OWNER, autoprune.__file__, autoprune.envs.CHANNEL_PRUNING in gymnasium.registry)"
     )
     told = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{site}"},
-    ).stdout  # fmt: skip
+    ).stdout
     assert told.split() == ["the", "project", str(site / "autoprune" / "__init__.py"), "True"]

@@ -57,8 +57,9 @@ def test_every_step_brings_it_nearer_to_the_dense_network(pruner: Pruner, half: 
 def test_constants_are_folded_where_nothing_is_compensated(pruner: Pruner, half: Allocation) -> None:
     weights = [
         prune(pruner, half, criterion=criterion, example=IMAGES[:1], calibration=calibration).state_dict()
-        for criterion in ("l1", "bn") for calibration in (Calibration(), Calibration(PLAIN))
-    ]  # fmt: skip
+        for criterion in ("l1", "bn")
+        for calibration in (Calibration(), Calibration(PLAIN))
+    ]
     assert not torch.equal(weights[0]["head.bias"], weights[2]["head.bias"])
     assert torch.equal(weights[1]["head.bias"], weights[3]["head.bias"])
 

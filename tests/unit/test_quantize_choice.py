@@ -82,5 +82,8 @@ def test_a_stage_is_a_group_and_so_is_each_branch_of_the_head() -> None:
     stages = [f"model.{index}" for index in range(4)]
     groups = group_operations([(name, name.endswith("Conv")) for name in [*operations, *head]], stages)
     assert [(group.name, len(group.operations)) for group in groups] == [
-        ("model.0", 1), ("model.2", 3), ("model.4/cv2.0", 2), ("model.4/cv3.0", 2),
-    ]  # fmt: skip
+        ("model.0", 1),
+        ("model.2", 3),
+        ("model.4/cv2.0", 2),
+        ("model.4/cv3.0", 2),
+    ]

@@ -18,9 +18,15 @@ from tests.helpers.world import arguments
 TIME = {"median": 1.5, "p10": 1.4, "p90": 1.7, "runs": 40, "outliers": 0}
 PAIR = {"candidate": TIME, "dense": TIME, "ratio": 0.5, "spread": 0.01, "note": None}
 OUTCOME = {
-    "entry": "ppo", "seed": 0, "allocation": [8], "score": -0.1, "evaluations": 3, "seconds": 1.0,
-    "history": [float("nan"), -0.1], "tried": [[[8], -0.1]],
-}  # fmt: skip
+    "entry": "ppo",
+    "seed": 0,
+    "allocation": [8],
+    "score": -0.1,
+    "evaluations": 3,
+    "seconds": 1.0,
+    "history": [float("nan"), -0.1],
+    "tried": [[[8], -0.1]],
+}
 TUNED = {"before": 0.1, "after": None, "costs": {"flops": 10.0}}
 
 GOOD: list[tuple[str, Any, Any]] = [
@@ -37,9 +43,11 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("iteration", 1, {"allocation": [8], "score": -0.2, "evaluations": 3, "fine_tunes": 0}),
     ("outcome", ["ppo", 0], OUTCOME),
     ("tuned", [[8], 0], TUNED),
-    ("criterion", ["l1", [8]], {
-        "criterion": "l1", "score": 0.1, "accuracy_before": 0.2, "accuracy_after": None, "seconds": 1.0,
-    }),
+    (
+        "criterion",
+        ["l1", [8]],
+        {"criterion": "l1", "score": 0.1, "accuracy_before": 0.2, "accuracy_after": None, "seconds": 1.0},
+    ),
     ("reference", "dense", {"row": {**TUNED, "name": "dense"}}),
     ("quantize", ["model", "error", "group"], 0.5),
     ("quantize", ["model", "held out", None], 0.5),
@@ -54,7 +62,7 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("latency", ["beside", "abc"], {"conv": 0.1}),
     ("latency@cpu", ["network", [8, 16, 2]], PAIR),
     ("latency", ["sample", [8, 16]], PAIR),
-]  # fmt: skip
+]
 
 BAD: list[tuple[str, Any, Any]] = [
     ("evaluation", [8, 16], {"score": "high", "seconds": 1.0}),
@@ -84,7 +92,7 @@ BAD: list[tuple[str, Any, Any]] = [
     ("latency", "reference", {**TIME, "median": 0.0}),
     ("latency", ["network", [8]], {**PAIR, "dense": {**TIME, "median": 0.0}}),
     ("latency", "layers", {"conv": -0.1}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), GOOD)
@@ -128,11 +136,21 @@ def test_unknown_kinds_are_nobodys_business() -> None:
 @pytest.mark.parametrize(
     ("value", "hint", "expected"),
     [
-        (1, float, True), (1, int, True), (1.0, int, False), (True, int, False), (True, float, False),
-        (2**60, int, False), (None, int | None, True), ("a", int | None, False), ([1, "a"], tuple[int, str], True),
-        ([1], tuple[int, str], False), ([1, 2], tuple[int, ...], True), ({"a": 1}, dict, False), ("a", Any, True),
+        (1, float, True),
+        (1, int, True),
+        (1.0, int, False),
+        (True, int, False),
+        (True, float, False),
+        (2**60, int, False),
+        (None, int | None, True),
+        ("a", int | None, False),
+        ([1, "a"], tuple[int, str], True),
+        ([1], tuple[int, str], False),
+        ([1, 2], tuple[int, ...], True),
+        ({"a": 1}, dict, False),
+        ("a", Any, True),
     ],
-)  # fmt: skip
+)
 def test_types_are_told_apart(value: Any, hint: Any, expected: bool) -> None:
     assert fits(value, hint) is expected
 

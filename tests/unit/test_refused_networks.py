@@ -104,11 +104,12 @@ WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str, Callable[[nn.Mod
     **{
         name: (wrap, "torch.nn.utils.parametrize.remove_parametrizations(network.1, 'weight')", parametrized)
         for name, wrap in {
-            "new weight norm": parametrizations.weight_norm, "new spectral norm": parametrizations.spectral_norm,
+            "new weight norm": parametrizations.weight_norm,
+            "new spectral norm": parametrizations.spectral_norm,
             "own parametrization": symmetric,
         }.items()
     },
-}  # fmt: skip
+}
 """Ways to compute a layer's weight at every pass: what wraps a layer, the advice, and what the advice does."""
 
 

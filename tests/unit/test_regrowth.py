@@ -29,8 +29,11 @@ def gains_of(toy: Toy, allocation: Allocation, widths: Sequence[Sequence[int]]) 
 
 def regrowth(toy: Toy, evaluations: int = 19, **options: object) -> RegrowthStrategy:
     return RegrowthStrategy(
-        toy.constraint, lambda *asked: gains_of(toy, *asked), evaluations=evaluations, **options  # type: ignore[arg-type]
-    )  # fmt: skip
+        toy.constraint,
+        lambda *asked: gains_of(toy, *asked),
+        evaluations=evaluations,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 7, 19, 60])

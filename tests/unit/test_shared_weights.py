@@ -144,10 +144,19 @@ class Viewed(Base):
 
 
 SHARING: dict[str, Callable[[], nn.Module]] = {
-    "nothing": Base, "weight": weight, "first weight": first_weight_only, "module": module_twice, "alias": Aliased,
-    "norm": norm, "scale of a norm": scale_of_a_norm, "buffer": buffer, "memory": memory, "autoencoder": Autoencoder,
-    "embedding": Tied, "view": Viewed,
-}  # fmt: skip
+    "nothing": Base,
+    "weight": weight,
+    "first weight": first_weight_only,
+    "module": module_twice,
+    "alias": Aliased,
+    "norm": norm,
+    "scale of a norm": scale_of_a_norm,
+    "buffer": buffer,
+    "memory": memory,
+    "autoencoder": Autoencoder,
+    "embedding": Tied,
+    "view": Viewed,
+}
 
 
 @lru_cache
@@ -223,9 +232,11 @@ def test_the_size_of_a_file_is_predicted(name: str) -> None:
     adapter = ModuleAdapter(module, example=IMAGES[:1], loss=loss, train=data, val=data, metric=lambda *_: 0.0)
     space = Space(graph, round_to=1, min_keep=1e-6)
     size = SizeCost(
-        space, state_shapes(adapter.module), dense_bytes=adapter.checkpoint_size(adapter.module),
+        space,
+        state_shapes(adapter.module),
+        dense_bytes=adapter.checkpoint_size(adapter.module),
         bytes_per_element=adapter.bytes_per_number,
-    )  # fmt: skip
+    )
     keep = space.kept_channels(space.lower, [np.arange(group.size) for group in graph.groups])
     pruned = Slicer(adapter.module, graph).materialise(keep)
     saved = adapter.checkpoint_size(adapter.module) - adapter.checkpoint_size(pruned)

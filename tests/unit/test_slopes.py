@@ -151,8 +151,10 @@ def test_units_with_high_gains_really_gain_more(shared: Path, tmp_path: Path, co
     scorer = evaluator()
     base = space.allocation(space.round_down(np.full(len(space), 0.6)))
     units = range(0, len(space), 2)
-    widths = [[int(space.dense[unit])] if unit in units and base[unit] < space.dense[unit] else []
-              for unit in range(len(space))]  # fmt: skip
+    widths = [
+        [int(space.dense[unit])] if unit in units and base[unit] < space.dense[unit] else []
+        for unit in range(len(space))
+    ]
     gains = scorer.gains(base, widths)
     (score,) = scorer([base])
     asked = [unit for unit, wider in enumerate(widths) if wider]

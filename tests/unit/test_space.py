@@ -32,8 +32,13 @@ def constraint(share: float) -> Constraint:
 
 def test_choices_are_multiples_and_the_full_width() -> None:
     assert [list(choices) for choices in space().choices] == [
-        [8, 16], [8, 16, 24], [8, 16, 24, 32], [8], [8, 16, 24, 32, 40, 48, 56, 64], [8, 16, 20],
-    ]  # fmt: skip
+        [8, 16],
+        [8, 16, 24],
+        [8, 16, 24, 32],
+        [8],
+        [8, 16, 24, 32, 40, 48, 56, 64],
+        [8, 16, 20],
+    ]
 
 
 def test_the_lower_bound_is_a_ratio_of_at_least_one_multiple() -> None:

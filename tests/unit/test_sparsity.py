@@ -141,9 +141,7 @@ def test_a_network_of_which_nothing_can_be_pruned_is_refused(name: PenaltyName) 
 # -- schedule --------------------------------------------------------------------------------------
 
 
-@given(
-    st.floats(1e-6, 100.0), st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)
-)  # fmt: skip
+@given(st.floats(1e-6, 100.0), st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_the_strength_rises_and_then_falls(strength: float, warmup: float, decay: float, a: float, b: float) -> None:
     schedule, (early, late) = Schedule(strength, warmup, decay), sorted((a, b))
     for progress in (early, late):
@@ -232,9 +230,7 @@ def extension(adapter: UltralyticsAdapter, tmp_path: Path) -> Build:
             SparsityRecord.load(file)
             if file.exists()
             else SparsityRecord.start(
-                penalty.scales(parameters_of(adapter.module)),
-                penalty=name.value,
-                watched=next(iter(penalty.spans)),
+                penalty.scales(parameters_of(adapter.module)), penalty=name.value, watched=next(iter(penalty.spans))
             )
         )
         schedule = Schedule(strength)

@@ -33,9 +33,7 @@ from tests.helpers.detectors import build
 from tests.helpers.toy import chain_graph
 from tests.helpers.world import SIZE, analysed, arguments, one_sentence, quick_commands, summary, write_world
 
-FAMILIES = (
-    "yolov8n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5n", "yolo11n")),
-)  # fmt: skip
+FAMILIES = ("yolov8n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5n", "yolo11n")))
 Described = tuple[Space, Pruner]
 
 
@@ -230,9 +228,13 @@ def test_its_policy_applied_to_weights_gives_what_stock_training_keeps(
     command: list[str], searched: Path, world: Path, tmp_path: Path
 ) -> None:
     options = {
-        "--model": world / "best.pt", "--data": world / "data" / "data.yaml", "--policy": searched / "policy.json",
-        "--imgsz": SIZE, "--batch": 2, "--out": tmp_path / "run",
-    }  # fmt: skip
+        "--model": world / "best.pt",
+        "--data": world / "data" / "data.yaml",
+        "--policy": searched / "policy.json",
+        "--imgsz": SIZE,
+        "--batch": 2,
+        "--out": tmp_path / "run",
+    }
     assert main([*command, *(str(word) for option in options.items() for word in option)]) == 0
     assert "keeps this network pruned" in (tmp_path / "run" / "model.txt").read_text()
     for file in (tmp_path / "run").glob("*.pt"):

@@ -85,11 +85,14 @@ def test_a_record_leads_to_a_strategy_that_is_what_it_says(spec: StrategySpec) -
     def task(seed: int) -> SearchTask:
         prior = SearchPrior(np.linspace(0, 1, 8), np.linspace(-0.3, 0, 8), (), 0) if spec.uses_prior else None
         return SearchTask(
-            constraint=TOY.constraint, evaluations=12, seed=seed, prior=prior,
+            constraint=TOY.constraint,
+            evaluations=12,
+            seed=seed,
+            prior=prior,
             gains=(lambda *asked: gains_of(TOY, *asked)) if spec.uses_gains else None,
             importance=[np.linspace(0.1, 1, group.size) for group in TOY.space.graph.groups],
             environment=(lambda wish, sensitivity: TOY.env) if spec.agent else None,
-        )  # fmt: skip
+        )
 
     one, two = (search(spec.make(task(seed)), TOY.score, constraint=TOY.constraint, evaluations=12) for seed in (0, 1))
     assert (one == two) == spec.deterministic

@@ -106,9 +106,15 @@ def spoilt(graph: object, **options: object) -> Iterator[None]:
 def test_where_no_graph_can_be_captured_all_networks_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fallback's own logic, on a CPU; the tests below have the real thing."""
     stand_ins = {
-        "Stream": Stream, "CUDAGraph": object, "graph": spoilt, "stream": nullcontext, "current_stream": Stream,
-        "current_device": lambda: 0, "graph_pool_handle": lambda: (0, 1), "synchronize": lambda: None,
-    }  # fmt: skip
+        "Stream": Stream,
+        "CUDAGraph": object,
+        "graph": spoilt,
+        "stream": nullcontext,
+        "current_stream": Stream,
+        "current_device": lambda: 0,
+        "graph_pool_handle": lambda: (0, 1),
+        "synchronize": lambda: None,
+    }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     graphs, runs = Graphs(), []
@@ -280,9 +286,23 @@ def test_a_search_on_the_gpu_holds_its_latency(tmp_path: Path, more: list[str]) 
     write_detector(tmp_path / "best.pt", build(256))
     write_data(tmp_path / "data")
     words = arguments(
-        "search", tmp_path, tmp_path / "run", "--budget", "latency=60%", "--device", "cuda", "--imgsz", "320",
-        "--runtime-batch", "16", "--episodes", "4", "--finalists", "2", *more,
-    )  # fmt: skip
+        "search",
+        tmp_path,
+        tmp_path / "run",
+        "--budget",
+        "latency=60%",
+        "--device",
+        "cuda",
+        "--imgsz",
+        "320",
+        "--runtime-batch",
+        "16",
+        "--episodes",
+        "4",
+        "--finalists",
+        "2",
+        *more,
+    )
     assert main(words) == 0
     found = summary(tmp_path / "run")
     latency = found["pruned"]["latency_ms"]

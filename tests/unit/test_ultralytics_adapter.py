@@ -531,8 +531,12 @@ def isolated(code: str, *, cwd: Path, **environment: str) -> str:
     blocked = "import sys; sys.modules['autoprune'] = None\n"
     done = subprocess.run(
         [sys.executable, "-c", blocked + textwrap.dedent(code)],
-        cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -597,8 +601,12 @@ def test_importing_ultralytics_through_autoprune_leaves_no_trace(root: Path, tmp
     environment.update(XDG_CONFIG_HOME=str(tmp_path / "config"), HOME=str(tmp_path), PYTHONPATH=str(root))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert settings.read_text() == '{"datasets_dir": "/somewhere/else", "sync": true, "mlflow": true}'
@@ -623,10 +631,7 @@ def test_working_prints_nothing(adapter: UltralyticsAdapter, capfd: pytest.Captu
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "map50", "map50_95"),
-    [
-        pytest.param("bccd-yolov5nu-320", 0.7427, 0.4897, marks=pytest.mark.slow),
-        ("bccd-yolov8n-320", 0.8626, 0.5543),
-    ],
+    [pytest.param("bccd-yolov5nu-320", 0.7427, 0.4897, marks=pytest.mark.slow), ("bccd-yolov8n-320", 0.8626, 0.5543)],
 )
 def test_validate_agrees_with_stock_val(shared: Path, name: str, map50: float, map50_95: float) -> None:
     """The figures are those that Ultralytics' own ``val`` gave at 320 px, kept in the checkpoints."""

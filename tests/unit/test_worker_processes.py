@@ -27,9 +27,16 @@ METRICS = ("flops", "params", "size", "channels")
 @pytest.fixture(scope="module")
 def network(tiny: Path) -> Network:
     return open_network(
-        tiny / "best.pt", data=tiny / "data" / "data.yaml", image_size=SIZE, device="cpu", trust=False, criterion="l1",
-        round_to=8, min_keep=0.1, listener=Silent(),
-    )  # fmt: skip
+        tiny / "best.pt",
+        data=tiny / "data" / "data.yaml",
+        image_size=SIZE,
+        device="cpu",
+        trust=False,
+        criterion="l1",
+        round_to=8,
+        min_keep=0.1,
+        listener=Silent(),
+    )
 
 
 @pytest.fixture

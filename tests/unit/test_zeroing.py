@@ -158,10 +158,16 @@ class Kept(nn.Module):
 @pytest.mark.parametrize(
     "how",
     [
-        "constants behind removed channels", "quotient", "float32 inside", "float32 only", "random", "infinite",
-        "order", "number",
+        "constants behind removed channels",
+        "quotient",
+        "float32 inside",
+        "float32 only",
+        "random",
+        "infinite",
+        "order",
+        "number",
     ],
-)  # fmt: skip
+)
 def test_exact_networks_are_not_pinned(how: str) -> None:
     torch.manual_seed(0)
     graph = analyse(Kept(how).eval(), IMAGES)

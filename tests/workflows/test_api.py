@@ -32,8 +32,14 @@ from tests.helpers.world import SIZE
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 QUICK: dict[str, Any] = {
-    "images": 4, "batch": 2, "episodes": 6, "finalists": 2, "finetune_epochs": 0, "criterion": "l1", "device": "cpu",
-}  # fmt: skip
+    "images": 4,
+    "batch": 2,
+    "episodes": 6,
+    "finalists": 2,
+    "finetune_epochs": 0,
+    "criterion": "l1",
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +145,32 @@ def test_data_without_a_model_is_refused(tiny: Path) -> None:
 
 def test_a_command_does_what_the_command_line_does(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
     words = [
-        "search", "--model", str(net.path), "--data", str(net.data), "--imgsz", str(SIZE), "--images", "4", "--batch",
-        "2", "--episodes", "6", "--finalists", "2", "--finetune-epochs", "0", "--criterion", "l1", "--device", "cpu",
-        "--budget", "flops=60%", "--out", str(tmp_path / "cli"),
-    ]  # fmt: skip
+        "search",
+        "--model",
+        str(net.path),
+        "--data",
+        str(net.data),
+        "--imgsz",
+        str(SIZE),
+        "--images",
+        "4",
+        "--batch",
+        "2",
+        "--episodes",
+        "6",
+        "--finalists",
+        "2",
+        "--finetune-epochs",
+        "0",
+        "--criterion",
+        "l1",
+        "--device",
+        "cpu",
+        "--budget",
+        "flops=60%",
+        "--out",
+        str(tmp_path / "cli"),
+    ]
     assert main(words) == 0
     assert ap.Policy.load(tmp_path / "cli" / "policy.json").keep == run.policy.keep
 
@@ -270,9 +298,16 @@ def test_warnings_are_pythons_and_threads_are_put_back(net: ap.Network, run: ap.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ap.apply(
-            net.path, data=data, imgsz=SIZE, policy=run.policy, threads=2, device="cpu", images=4, batch=2,
+            net.path,
+            data=data,
+            imgsz=SIZE,
+            policy=run.policy,
+            threads=2,
+            device="cpu",
+            images=4,
+            batch=2,
             out=tmp_path / "run",
-        )  # fmt: skip
+        )
     assert any(issubclass(one.category, ap.AutopruneWarning) for one in caught)
     assert torch.get_num_threads() == 1
 
@@ -286,9 +321,15 @@ def test_a_policy_in_a_variable_is_applied_by_the_commands(net: ap.Network, run:
 @pytest.mark.slow
 def test_a_level_of_netadapt_is_a_run(net: ap.Network, tmp_path: Path) -> None:
     run = ap.netadapt(
-        net, budget="flops=90%,80%", images=4, batch=2, finetune_epochs=0, short_term_steps=0, initial_step=0.2,
+        net,
+        budget="flops=90%,80%",
+        images=4,
+        batch=2,
+        finetune_epochs=0,
+        short_term_steps=0,
+        initial_step=0.2,
         out=tmp_path / "run",
-    )  # fmt: skip
+    )
     shares = [level.summary["pruned"]["flops"] / net.costs()["flops"] for level in run.levels.values()]
     assert sorted(share <= 0.8 for share in shares) == [False, True]
 

@@ -52,10 +52,7 @@ def test_the_commands_of_the_readme_are_understood() -> None:
         TrainConfig(policy=Path("p.json"), model=Path("m.pt"), data=Path("d.yaml"), imgsz=320, epochs=3),
     )
     line = "apply --policy p.json --model m.pt --out o"
-    assert parse(line.split()) == (
-        "apply",
-        ApplyConfig(policy=Path("p.json"), model=Path("m.pt"), out=Path("o")),
-    )
+    assert parse(line.split()) == ("apply", ApplyConfig(policy=Path("p.json"), model=Path("m.pt"), out=Path("o")))
 
 
 def test_netadapt_and_sensitivity_are_understood() -> None:
@@ -63,10 +60,14 @@ def test_netadapt_and_sensitivity_are_understood() -> None:
     assert parse([*line.split(), "--select", "accuracy-per-resource", "--shortlist=0"]) == (
         "netadapt",
         NetAdaptConfig(
-            model=Path("m.pt"), data=Path("d.yaml"), budget=("latency=12ms,10ms", "params=2M"), short_term_steps=0,
-            select=Select.ACCURACY_PER_RESOURCE, shortlist=0,
+            model=Path("m.pt"),
+            data=Path("d.yaml"),
+            budget=("latency=12ms,10ms", "params=2M"),
+            short_term_steps=0,
+            select=Select.ACCURACY_PER_RESOURCE,
+            shortlist=0,
         ),
-    )  # fmt: skip
+    )
     assert parse(["sensitivity"]) == ("sensitivity", SensitivityConfig())
     assert parse(["sensitivity", "--ratios", "0.5"]) == ("sensitivity", SensitivityConfig(ratios="0.5"))
 
@@ -193,10 +194,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
             "sensitivity --budget flops=50%",
             "--budget is not an option of autoprune sensitivity; see autoprune sensitivity --help",
         ),
-        (
-            "sensitivity --ratios half",
-            "--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got half",
-        ),
+        ("sensitivity --ratios half", "--ratios must be keep ratios in (0, 1), such as 0.75,0.5,0.25, got half"),
         ("apply", "apply needs --policy and --model"),
         ("train --policy p.json", "train needs --model"),
         ("data", "data needs NAME and SRC and DST"),
@@ -206,7 +204,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("data oxford-hand a b --name=c", "--name is not an option of autoprune data; see autoprune data --help"),
         ("data oxford-hand a b --resume x", "--resume is not an option of autoprune data; see autoprune data --help"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_told_in_one_sentence(line: str, said: str) -> None:
     with pytest.raises(AutopruneError) as caught:
         parse(line.split())

@@ -106,8 +106,14 @@ def test_options(line: str, said: str, folder: Path, capsys: pytest.CaptureFixtu
 
 TAKING = {name: kind for name, kind in COMMANDS.items() if not places_of(kind)}
 NEEDED = ("--policy", "--model", "--data", "--budget")
-PATHS = sorted({(word, name) for name, kind in TAKING.items() for word, hint in hints_of(kind).items()
-                if base_of(hint) is Path and word != "resume"})  # fmt: skip
+PATHS = sorted(
+    {
+        (word, name)
+        for name, kind in TAKING.items()
+        for word, hint in hints_of(kind).items()
+        if base_of(hint) is Path and word != "resume"
+    }
+)
 
 
 def words_of(command: str, *given: str) -> list[str]:
@@ -129,8 +135,15 @@ def test_paths_that_no_file_can_have(
 
 # -- numbers ---------------------------------------------------------------------------------------
 
-NUMBERS = sorted({(word, name, base_of(hint)) for name, kind in TAKING.items() for word, hint in hints_of(kind).items()
-                  if base_of(hint) in (int, float)}, key=str)  # fmt: skip
+NUMBERS = sorted(
+    {
+        (word, name, base_of(hint))
+        for name, kind in TAKING.items()
+        for word, hint in hints_of(kind).items()
+        if base_of(hint) in (int, float)
+    },
+    key=str,
+)
 NO_NUMBERS = (
     "x",
     "",
@@ -312,14 +325,18 @@ FILES: list[tuple[bytes, str]] = [
     (b"? [a, b]\n: 3\n", "has something in line 1 that is no name"),
     (b"3: 4\n", "3 is not an option"),
     (b"threads: 100000\nbudget: [flops=50%]\n", "the CPU cores of this machine"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("content", "said"), FILES, ids=[f"{n}-{said[:30]}" for n, (_, said) in enumerate(FILES)])
 def test_configuration_files(content: bytes, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.yaml").write_bytes(content)
-    refuse([*SEARCH, "--config", "c.yaml"] if b"budget" not in content else ["search", "--config", "c.yaml"], [said],
-           capsys, folder=folder)  # fmt: skip
+    refuse(
+        [*SEARCH, "--config", "c.yaml"] if b"budget" not in content else ["search", "--config", "c.yaml"],
+        [said],
+        capsys,
+        folder=folder,
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,7 @@ def test_the_command_gets_its_configuration(answering: Callable[[Answer], None],
     ],
 )
 def test_an_error_becomes_one_line_and_a_code(
-    answering: Callable[[Answer], None],
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    code: int,
-    said: str,
+    answering: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
 ) -> None:
     def run(_: Config) -> bool:
         raise error
@@ -139,9 +135,14 @@ class Full(io.StringIO):
     [(OSError(errno.ENOSPC, "No space left on device"), 2), (BrokenPipeError(errno.EPIPE, "pipe"), 1)],
 )
 def test_a_run_whose_output_fails_is_kept_and_goes_on(
-    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    error: OSError, code: int,
-) -> None:  # fmt: skip
+    tiny: Path,
+    quick: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    code: int,
+) -> None:
     words = arguments("sensitivity", tiny, tmp_path / "run", "--ratios", "0.5")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Full(error, lines=1))

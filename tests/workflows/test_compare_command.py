@@ -58,8 +58,10 @@ def outcomes(run: Path) -> dict[str, Any]:
 def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> None:
     rows = {row["strategy"]: row for row in results(finished)["strategies"]}
     assert {name: row["seeds"] for name, row in rows.items()} == {
-        "uniform": [0], "random": [0, 1], "uniform+ppo": [0, 1],
-    }  # fmt: skip
+        "uniform": [0],
+        "random": [0, 1],
+        "uniform+ppo": [0, 1],
+    }
     for row in rows.values():
         assert all(share <= 0.6 for share in row["costs"]["flops"])
         assert all(1 <= count <= EVALUATIONS for count in row["evaluations"])

@@ -92,18 +92,24 @@ def test_netadapt_and_sensitivity_know_darknet(world: Path, tmp_path: Path, quic
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda cfg: cfg.write_text(CFG.replace("[upsample]", "[crnn]")),
-         r"tiny.cfg, line 59: a section must be one of"),
-        (lambda cfg: os.truncate(cfg.with_suffix(".weights"), 4000),
-         r"tiny.weights must hold 7846 numbers .* it ends within layer 1, line 17 of the cfg"),
-        (lambda cfg: cfg.with_suffix(".weights").write_bytes(bytes(32_000)),
-         r"got 7996; it goes on after the last layer, and so belongs to another cfg"),
+        (
+            lambda cfg: cfg.write_text(CFG.replace("[upsample]", "[crnn]")),
+            r"tiny.cfg, line 59: a section must be one of",
+        ),
+        (
+            lambda cfg: os.truncate(cfg.with_suffix(".weights"), 4000),
+            r"tiny.weights must hold 7846 numbers .* it ends within layer 1, line 17 of the cfg",
+        ),
+        (
+            lambda cfg: cfg.with_suffix(".weights").write_bytes(bytes(32_000)),
+            r"got 7996; it goes on after the last layer, and so belongs to another cfg",
+        ),
         (lambda cfg: cfg.write_text(CFG.replace("filters=24", "filters=32")), r"tiny.weights must hold .* numbers"),
         (lambda cfg: cfg.with_suffix(".weights").unlink(), r"tiny.weights does not exist"),
         (lambda cfg: cfg.unlink(), r"tiny.cfg cannot be read: No such file"),
         (lambda cfg: cfg.write_text(CFG.replace("filters=7", "filters=9", 1)), r"\[yolo\] with 1 anchors"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_told_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object, problem: str
 ) -> None:

@@ -106,8 +106,10 @@ def test_it_says_what_there_is_what_was_left_out_and_what_comes_next(
     assert convert(hands, target) == 0
     said = capsys.readouterr()
     assert [line.split() for line in said.out.splitlines() if line.split()[:1] in (["train"], ["val"], ["test"])] == [
-        ["train", "3", "3", "1"], ["val", "1", "1", "0"], ["test", "1", "1", "0"],
-    ]  # fmt: skip
+        ["train", "3", "3", "1"],
+        ["val", "1", "1", "0"],
+        ["test", "1", "1", "0"],
+    ]
     assert f"autoprune search --model best.pt --data {target / 'oxford-hand.yaml'} --budget" in said.out
     unpaired, dropped = said.err.splitlines()
     assert unpaired.startswith("Left out, because an image lacks its annotation or an annotation its image: 2 files")

@@ -233,9 +233,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(("file_format", "missing"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_a_missing_runtime_is_named_with_its_extra(
-    file_format: str, missing: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    file_format: str,
+    missing: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == missing else there(name, *more)

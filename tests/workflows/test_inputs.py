@@ -58,10 +58,7 @@ CHANGES: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda world: (world / LABELS / "2.txt").write_text("0 0.5 0.5 0.1 0.1\n"),
         "--data (train): labels/train/2.txt has changed",
     ),
-    "label gone": (
-        lambda world: (world / LABELS / "2.txt").unlink(),
-        "--data (train): labels/train/2.txt is gone",
-    ),
+    "label gone": (lambda world: (world / LABELS / "2.txt").unlink(), "--data (train): labels/train/2.txt is gone"),
     "labels": (
         lambda world: [(world / LABELS / f"{number}.txt").write_text("") for number in (3, 1, 2)],
         "--data (train): 3 files have changed, labels/train/1.txt the first",
@@ -137,9 +134,7 @@ def test_where_and_when_files_lie_is_no_change(world: Path, tmp_path: Path) -> N
             "--warm-start: second/journal.jsonl has changed",
         ),
         (
-            lambda w: SlimConfig(
-                architecture=str(w / "own.yaml"), data=w / "data/data.yaml", budget=("flops=50%",)
-            ),
+            lambda w: SlimConfig(architecture=str(w / "own.yaml"), data=w / "data/data.yaml", budget=("flops=50%",)),
             "own.yaml",
             "--architecture: world/own.yaml has changed",
         ),
@@ -173,7 +168,7 @@ def test_where_and_when_files_lie_is_no_change(world: Path, tmp_path: Path) -> N
             "--model: world/best.pt has changed",
         ),
     ],
-)  # fmt: skip
+)
 def test_every_file_that_an_option_names_counts(
     world: Path, tmp_path: Path, config: Callable[[Path], SearchConfig], change: str, said: str
 ) -> None:

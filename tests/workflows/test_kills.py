@@ -37,9 +37,21 @@ Words = Callable[[Path, Path], list[str]]
 def _sparsify(world: Path, out: Path) -> list[str]:
     named = ["--model", str(world / "best.pt"), "--data", str(world / "data" / "data.yaml"), "--out", str(out)]
     return [
-        "sparsify", *named, "--imgsz", "64", "--epochs", "3", "--batch", "3", "--sparsity", "50", "--device", "cpu",
-        "--threads", "1",
-    ]  # fmt: skip
+        "sparsify",
+        *named,
+        "--imgsz",
+        "64",
+        "--epochs",
+        "3",
+        "--batch",
+        "3",
+        "--sparsity",
+        "50",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
 
 
 def _quantize(world: Path, out: Path) -> list[str]:
@@ -53,20 +65,49 @@ COMMANDS: dict[str, Words] = {
         "search", world, out, "--budget", "latency=80%", "--budget", "params=80%", "--distill", *SEARCH
     ),
     "netadapt": lambda world, out: arguments(
-        "netadapt", world, out, "--budget", "flops=85%,70%", "--initial-step", "0.1", "--short-term-steps", "1",
+        "netadapt",
+        world,
+        out,
+        "--budget",
+        "flops=85%,70%",
+        "--initial-step",
+        "0.1",
+        "--short-term-steps",
+        "1",
         *TRAINED,
     ),
     "compare": lambda world, out: arguments(
-        "compare", world, out, "--budget", "flops=60%", "--strategies", "random,uniform+ppo", "--evaluations", "30",
-        "--seeds", "1", "--correlated", "3", *TRAINED,
+        "compare",
+        world,
+        out,
+        "--budget",
+        "flops=60%",
+        "--strategies",
+        "random,uniform+ppo",
+        "--evaluations",
+        "30",
+        "--seeds",
+        "1",
+        "--correlated",
+        "3",
+        *TRAINED,
     ),
     "sparsify": _sparsify,
     "slim": lambda world, out: arguments(
-        "slim", world, out, "--budget", "channels=50%", "--sparsity-epochs", "2", "--sparsity", "0.1", "--distill",
+        "slim",
+        world,
+        out,
+        "--budget",
+        "channels=50%",
+        "--sparsity-epochs",
+        "2",
+        "--sparsity",
+        "0.1",
+        "--distill",
         *TRAINED,
     ),
     "quantize": _quantize,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -83,44 +124,84 @@ class Moment:
 
 MOMENTS: dict[str, tuple[Moment, ...]] = {
     "search": (
-        Moment("record validation"), Moment("record latency", 2, TERM), Moment("record evaluation dense"),
-        Moment("record scored in"), Moment("record gains"),
+        Moment("record validation"),
+        Moment("record latency", 2, TERM),
+        Moment("record evaluation dense"),
+        Moment("record scored in"),
+        Moment("record gains"),
         Moment("record evaluation", 5),
-        Moment("record accuracy", 2, TERM), Moment("record created"), Moment("file policy.json"),
-        Moment("file pruned.pt"), Moment("batch of finetune, epoch 1", 2), Moment("end of finetune, epoch 1"),
-        Moment("batch of finetune, epoch 2", 3), Moment("file last.pt", 2), Moment("file state.pt", 2),
-        Moment("file model.pt", 1, TERM), Moment("record validation", 3), Moment("file summary.json"),
+        Moment("record accuracy", 2, TERM),
+        Moment("record created"),
+        Moment("file policy.json"),
+        Moment("file pruned.pt"),
+        Moment("batch of finetune, epoch 1", 2),
+        Moment("end of finetune, epoch 1"),
+        Moment("batch of finetune, epoch 2", 3),
+        Moment("file last.pt", 2),
+        Moment("file state.pt", 2),
+        Moment("file model.pt", 1, TERM),
+        Moment("record validation", 3),
+        Moment("file summary.json"),
     ),
     "latency": (
-        Moment("record latency", 3), Moment("record latency", 40, TERM), Moment("record latency", 60),
-        Moment("record evaluation", 6), Moment("record accuracy"), Moment("batch of finetune, epoch 2", 2),
+        Moment("record latency", 3),
+        Moment("record latency", 40, TERM),
+        Moment("record latency", 60),
+        Moment("record evaluation", 6),
+        Moment("record accuracy"),
+        Moment("batch of finetune, epoch 2", 2),
         Moment("record validation", 3),
     ),
     "netadapt": (
-        Moment("record netadapt 1 dense"), Moment("record netadapt 1", 2), Moment("short fine-tune", 5, TERM),
-        Moment("file 001.pt"), Moment("file 001.json"), Moment("record iteration", 2), Moment("record netadapt 3", 2),
-        Moment("batch of finetune, epoch 2", 2), Moment("file state.pt", 3), Moment("batch of finetune, epoch 1", 5),
+        Moment("record netadapt 1 dense"),
+        Moment("record netadapt 1", 2),
+        Moment("short fine-tune", 5, TERM),
+        Moment("file 001.pt"),
+        Moment("file 001.json"),
+        Moment("record iteration", 2),
+        Moment("record netadapt 3", 2),
+        Moment("batch of finetune, epoch 2", 2),
+        Moment("file state.pt", 3),
+        Moment("batch of finetune, epoch 1", 5),
     ),
     "compare": (
-        Moment("record evaluation", 20), Moment("record outcome"), Moment("record evaluation", 24, TERM),
-        Moment("batch of finetune, epoch 2", 2), Moment("record tuned"), Moment("batch of finetune, epoch 2", 8),
-        Moment("record reference"), Moment("file compare.json"),
+        Moment("record evaluation", 20),
+        Moment("record outcome"),
+        Moment("record evaluation", 24, TERM),
+        Moment("batch of finetune, epoch 2", 2),
+        Moment("record tuned"),
+        Moment("batch of finetune, epoch 2", 8),
+        Moment("record reference"),
+        Moment("file compare.json"),
     ),
     "sparsify": (
-        Moment("batch of sparsity, epoch 1", 2), Moment("file sparsity.json", 2), Moment("file last.pt", 2),
-        Moment("file state.pt", 3), Moment("batch of sparsity, epoch 3", 2, TERM), Moment("file sparse.pt"),
+        Moment("batch of sparsity, epoch 1", 2),
+        Moment("file sparsity.json", 2),
+        Moment("file last.pt", 2),
+        Moment("file state.pt", 3),
+        Moment("batch of sparsity, epoch 3", 2, TERM),
+        Moment("file sparse.pt"),
         Moment("record validation", 2),
     ),
     "slim": (
-        Moment("batch of sparsity, epoch 2", 2), Moment("file sparse.pt"), Moment("record evaluation"),
-        Moment("batch of finetune, epoch 2", 1, TERM), Moment("end of finetune, epoch 2"), Moment("file channels.png"),
+        Moment("batch of sparsity, epoch 2", 2),
+        Moment("file sparse.pt"),
+        Moment("record evaluation"),
+        Moment("batch of finetune, epoch 2", 1, TERM),
+        Moment("end of finetune, epoch 2"),
+        Moment("file channels.png"),
     ),
     "quantize": (
-        Moment("batch of qat, epoch 2"), Moment("end of qat, epoch 2", 1, TERM), Moment("file qat.pt"),
-        Moment("int8 file", 3), Moment("record quantize", 4), Moment("record latency"), Moment("file model.int8.onnx"),
+        Moment("batch of qat, epoch 2"),
+        Moment("end of qat, epoch 2", 1, TERM),
+        Moment("file qat.pt"),
+        Moment("int8 file", 3),
+        Moment("record quantize", 4),
+        Moment("record latency"),
+        Moment("file model.int8.onnx"),
         Moment("file quantize.json"),
     ),
-}  # fmt: skip
+}
 
 ESSENTIAL = ("record", "batch", "short", "int8")
 """Phases of these kinds must all be hit, in whatever epoch or iteration."""
@@ -184,14 +265,22 @@ def test_a_killed_command_ends_as_one_that_was_not(
     expected, out, latency = whole(name), tmp_path / "run", tmp_path / "latency"
     words = COMMANDS[name](world, out)
     order = {
-        "words": words, "cache": str(latency), "journal": str(out / "journal.jsonl"),
-        "phase": moment.phase, "count": moment.count, "signal": int(moment.signal),
-    }  # fmt: skip
+        "words": words,
+        "cache": str(latency),
+        "journal": str(out / "journal.jsonl"),
+        "phase": moment.phase,
+        "count": moment.count,
+        "signal": int(moment.signal),
+    }
     environment = {**os.environ, "PYTHONPATH": str(root)}
     killed = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.helpers.kills", json.dumps(order)],
-        cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert killed.returncode == (-KILL if moment.signal == KILL else 143), killed.stderr
     if moment.signal == TERM:
         assert killed.stderr.strip().endswith(f"go on with: autoprune {words[0]} --resume {out}")

@@ -85,9 +85,16 @@ def network(quick: None, tiny: Path) -> Network:
 
     listener: Any = Silent()
     return open_network(
-        tiny / "best.pt", data=tiny / "data" / "data.yaml", image_size=SIZE, device="cpu", trust=False,
-        criterion="l1", round_to=8, min_keep=0.1, listener=listener,
-    )  # fmt: skip
+        tiny / "best.pt",
+        data=tiny / "data" / "data.yaml",
+        image_size=SIZE,
+        device="cpu",
+        trust=False,
+        criterion="l1",
+        round_to=8,
+        min_keep=0.1,
+        listener=listener,
+    )
 
 
 def iterations(run: Path) -> list[Policy]:

@@ -51,8 +51,11 @@ def values_for(hint: Any) -> tuple[list[str], Any]:
     if is_list(hint):
         return ["one", "two"], ["one", "two"]
     given: dict[Any, tuple[str, Any]] = {
-        int: ("64", 64), float: ("2.5e-1", 0.25), str: ("x", "x"), Path: ("/some/file", "/some/file"),
-    }  # fmt: skip
+        int: ("64", 64),
+        float: ("2.5e-1", 0.25),
+        str: ("x", "x"),
+        Path: ("/some/file", "/some/file"),
+    }
     text, value = given[base_of(hint)]
     return [text], value
 

@@ -38,9 +38,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def policy_of_units(units: Sequence[PolicyUnit], criterion: str = "l1") -> Policy:
     return Policy(
         model=PolicyModel("best", {unit.name: unit.channels for unit in units}),
-        criterion=criterion, round_to=1, budget=("flops=50%",), costs={}, score=None, units=tuple(units),
+        criterion=criterion,
+        round_to=1,
+        budget=("flops=50%",),
+        costs={},
+        score=None,
+        units=tuple(units),
         provenance=Provenance("0", "by hand", "none", 0, 0, "today"),
-    )  # fmt: skip
+    )
 
 
 def half(module: nn.Module, example: torch.Tensor, criterion: str, *, free: frozenset[str]) -> Policy:

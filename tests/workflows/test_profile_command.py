@@ -154,8 +154,17 @@ def test_the_error_held_out_is_that_of_the_held_out_networks(finished: Path) -> 
 def test_the_file_says_what_was_measured(finished: Path) -> None:
     found = content(finished)
     assert set(found) == {
-        "schema", "model", "runtime", "environment", "dense", "narrowest", "layers", "staircases", "predictor", "units",
-    }  # fmt: skip
+        "schema",
+        "model",
+        "runtime",
+        "environment",
+        "dense",
+        "narrowest",
+        "layers",
+        "staircases",
+        "predictor",
+        "units",
+    }
     assert set(found["model"]) == {"name", "image_size", "flops", "params", "size", "channels"}
     assert found["model"]["name"] == "best"
     assert found["model"]["image_size"] == SIZE

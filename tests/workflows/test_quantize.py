@@ -71,8 +71,12 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
-        "config.yaml", "inputs.json", "journal.jsonl", "model.int8.onnx", "quantize.json",
-    ]  # fmt: skip
+        "config.yaml",
+        "inputs.json",
+        "journal.jsonl",
+        "model.int8.onnx",
+        "quantize.json",
+    ]
     found = told(finished)
     choice = found["networks"]["model"]
     errors, steps = choice["errors"], choice["steps"]

@@ -66,9 +66,13 @@ def test_too_few_training_images_are_told(tmp_path: Path, capsys: pytest.Capture
     [("onnxruntime", "onnxruntime", "onnxruntime"), ("openvino", "nncf", "openvino-int8")],
 )
 def test_a_missing_package_is_named_with_its_extra(
-    runtime: str, missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    runtime: str,
+    missing: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     write_detector(tmp_path / "best.pt")
     write_data(tmp_path / "data", images=16)
     there = importlib.util.find_spec

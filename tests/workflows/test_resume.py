@@ -120,9 +120,13 @@ def test_a_stop_after_the_last_epoch(adapter: UltralyticsAdapter, whole: Finetun
 @pytest.mark.parametrize("epoch", range(EPOCHS))
 @pytest.mark.parametrize("written", [False, True], ids=["before the state", "after it"])
 def test_a_stop_between_the_files_of_an_epoch(
-    adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    epoch: int, written: bool,
-) -> None:  # fmt: skip
+    adapter: UltralyticsAdapter,
+    whole: FinetuneResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+    written: bool,
+) -> None:
     write = autoprune.training.ultralytics.session.write_state
 
     def stopped(session: Session, best: Mapping[str, torch.Tensor]) -> None:
@@ -325,9 +329,11 @@ def _code(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("damage", [None, _no_optimizer, _other_optimizer, _no_numbers, _code])
 def test_a_damaged_state_is_refused_and_no_code_in_it_is_run(
-    adapter: UltralyticsAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    adapter: UltralyticsAdapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[dict[str, Any]], None] | None,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PLANTED", str(tmp_path / "planted"))
     with pytest.raises(Stop):
         tune(adapter, tmp_path, epochs=2, on_epoch=stop)

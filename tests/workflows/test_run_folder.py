@@ -113,8 +113,10 @@ def test_a_run_that_fails_with_something_found_stays_and_says_how_to_go_on(
 
 
 def test_a_resumed_run_that_is_refused_stays(world: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match="go on with: autoprune search --resume new"), \
-         RunFolder.open("search", search(Path("new")), CALLER):  # fmt: skip
+    with (
+        pytest.raises(KeyboardInterrupt, match="go on with: autoprune search --resume new"),
+        RunFolder.open("search", search(Path("new")), CALLER),
+    ):
         raise KeyboardInterrupt
     with pytest.raises(ModelError, match="autoprune search --resume new goes on there"), resumed(Path("new")):
         raise ModelError("no")
@@ -183,9 +185,14 @@ def test_an_out_that_is_there_is_refused_whatever_it_is(world: Path, content: st
     ],
 )
 def test_a_command_that_is_refused_leaves_nothing(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick: None,
-    command: str, options: list[str],
-) -> None:  # fmt: skip
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    quick: None,
+    command: str,
+    options: list[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments(command, tiny, Path("a/b"), *options)) in (2, 3)
     assert "--resume" not in one_sentence(capsys.readouterr().err)
@@ -253,8 +260,12 @@ def test_other_versions_are_told_and_the_run_goes_on(stopped: Path) -> None:
 
 
 @settings(max_examples=15)
-@given(header=st.dictionaries(st.sampled_from(["inputs", "environment", "command", "config"]), st.none() | st.integers()
-       | st.lists(st.integers()) | st.dictionaries(st.text(), st.integers() | st.text())))  # fmt: skip
+@given(
+    header=st.dictionaries(
+        st.sampled_from(["inputs", "environment", "command", "config"]),
+        st.none() | st.integers() | st.lists(st.integers()) | st.dictionaries(st.text(), st.integers() | st.text()),
+    )
+)
 @pytest.mark.filterwarnings("ignore::autoprune.workflows.folder.RunWarning")
 def test_any_header_is_refused_in_a_sentence_or_accepted(
     tmp_path_factory: pytest.TempPathFactory, header: dict[str, object]

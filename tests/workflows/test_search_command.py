@@ -35,10 +35,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(world: Path, out: Path, *extra: str) -> list[str]:
     return [
-        "search", "--model", str(world / "best.pt"), "--data", str(world / "data" / "data.yaml"),
-        "--imgsz", str(SIZE), "--images", "4", "--batch", "2", "--episodes", "6", "--finalists", "2",
-        "--device", "cpu", "--out", str(out), *extra,
-    ]  # fmt: skip
+        "search",
+        "--model",
+        str(world / "best.pt"),
+        "--data",
+        str(world / "data" / "data.yaml"),
+        "--imgsz",
+        str(SIZE),
+        "--images",
+        "4",
+        "--batch",
+        "2",
+        "--episodes",
+        "6",
+        "--finalists",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *extra,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +101,14 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
             "batch",
         }
     assert found["search"].keys() >= {
-        "strategy", "evaluations", "cache_hits", "seconds", "seconds_per_evaluation", "best_score",
+        "strategy",
+        "evaluations",
+        "cache_hits",
+        "seconds",
+        "seconds_per_evaluation",
+        "best_score",
         "latency_prediction_error",
-    }  # fmt: skip
+    }
 
 
 def test_every_limit_is_held_by_what_was_saved(finished: Path) -> None:

@@ -36,9 +36,16 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 def words(world: Path, out: Path, *extra: str) -> list[str]:
     """Return the command on the tiny world."""
     options = {
-        "--model": str(world / "best.pt"), "--data": str(world / "data" / "data.yaml"), "--imgsz": str(SIZE),
-        "--epochs": "2", "--batch": "3", "--sparsity": "50", "--device": "cpu", "--threads": "1", "--out": str(out),
-    }  # fmt: skip
+        "--model": str(world / "best.pt"),
+        "--data": str(world / "data" / "data.yaml"),
+        "--imgsz": str(SIZE),
+        "--epochs": "2",
+        "--batch": "3",
+        "--sparsity": "50",
+        "--device": "cpu",
+        "--threads": "1",
+        "--out": str(out),
+    }
     return ["sparsify", *(word for option in options.items() if option[0] not in extra for word in option), *extra]
 
 

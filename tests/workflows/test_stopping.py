@@ -102,8 +102,12 @@ class Command:
         with handled({**DEFAULT, **dict.fromkeys(ignoring, signal.SIG_IGN)}):  # the process inherits what is ignored
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "autoprune", *words],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
 
     def wait_for(self, there: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -152,9 +156,17 @@ def test_the_processes_of_runtimes_are_ended(
 ) -> None:
     out = tmp_path / "run"
     words = arguments(
-        "search", tiny, out, "--budget", "latency=70%", "--runtime", "onnxruntime", "--no-tensorboard",
-        "--episodes", "9999",
-    )  # fmt: skip
+        "search",
+        tiny,
+        out,
+        "--budget",
+        "latency=70%",
+        "--runtime",
+        "onnxruntime",
+        "--no-tensorboard",
+        "--episodes",
+        "9999",
+    )
     command = Command(words, tmp_path, root)
     command.wait_for(has(out, "latency"))
     if whole_group:

@@ -25,7 +25,7 @@ from tests.helpers.world import arguments, one_sentence, records, summary
 
 EPISODES = 6
 STRATEGIES = [
-    *("uniform", "global", "random", "greedy", "sensitivity", "knapsack", "evolution", "ddpg"),
+    *("uniform", "global", "random", "greedy", "sensitivity", "knapsack", "evolution", "ddpg")
 ]  # ppo is the one of test_search_command
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
 
@@ -207,10 +207,16 @@ def test_candidates_within_the_budget_are_taken_from_all_runs_once(tmp_path: Pat
 @pytest.mark.parametrize(
     "change",
     [
-        {"images": 8}, {"batch": 4}, {"seed": 1}, {"imgsz": 320}, {"round_to": 16},
-        {"model": Path("other.pt")}, {"data": Path("other.yaml")}, {"model": None, "data": None},
+        {"images": 8},
+        {"batch": 4},
+        {"seed": 1},
+        {"imgsz": 320},
+        {"round_to": 16},
+        {"model": Path("other.pt")},
+        {"data": Path("other.yaml")},
+        {"model": None, "data": None},
     ],
-)  # fmt: skip
+)
 def test_scores_that_cannot_be_compared_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:

@@ -29,14 +29,25 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 def policy(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that keeps half of every unit."""
     network = open_network(
-        tiny / "best.pt", data=None, image_size=SIZE, device="cpu", trust=False, criterion="l1",
+        tiny / "best.pt",
+        data=None,
+        image_size=SIZE,
+        device="cpu",
+        trust=False,
+        criterion="l1",
         listener=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     units = tuple(PolicyUnit(unit.name, unit.width, max(unit.width // 2, 1)) for unit in network.space.units)
     made = Policy(
-        model=network.described, criterion="l1", round_to=1, units=units, budget=("flops=50%",), costs={}, score=None,
+        model=network.described,
+        criterion="l1",
+        round_to=1,
+        units=units,
+        budget=("flops=50%",),
+        costs={},
+        score=None,
         provenance=Provenance("0", "by hand", "none", 0, 0, "today"),
-    )  # fmt: skip
+    )
     path = tmp_path_factory.mktemp("policy") / "policy.json"
     made.save(path)
     return path
@@ -44,10 +55,23 @@ def policy(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 def train(tiny: Path, policy: Path, out: Path, *extra: str) -> list[str]:
     return [
-        "train", "--policy", str(policy), "--model", str(tiny / "best.pt"), "--data",
-        str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "3", "--device", "cpu", "--out", str(out),
+        "train",
+        "--policy",
+        str(policy),
+        "--model",
+        str(tiny / "best.pt"),
+        "--data",
+        str(tiny / "data" / "data.yaml"),
+        "--imgsz",
+        str(SIZE),
+        "--batch",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
         *extra,
-    ]  # fmt: skip
+    ]
 
 
 def epochs(folder: Path) -> list[int]:

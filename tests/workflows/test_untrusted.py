@@ -88,9 +88,14 @@ def searched(tiny: Path, tmp_path_factory: pytest.TempPathFactory, quick: None) 
     ],
 )
 def test_no_activation_of_a_checkpoint_is_evaluated(
-    tiny: Path, searched: Path, tmp_path: Path, canary: Canary, capsys: pytest.CaptureFixture[str],
-    command: str, extra: list[str],
-) -> None:  # fmt: skip
+    tiny: Path,
+    searched: Path,
+    tmp_path: Path,
+    canary: Canary,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    extra: list[str],
+) -> None:
     network = build_detector(32)
     network.yaml["activation"] = canary.expression
     write_detector(tmp_path / "best.pt", network)
@@ -129,11 +134,25 @@ def test_activations_are_read_as_data(spelled: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "spelled",
     [
-        "nn.SiLU", "SiLU()", "nn.Linear(9, 9)", "torch.nn.functional.relu()", "nn.modules.SiLU()", "nn.ReLU(open('x'))",
-        "nn.PReLU(10**10)", "nn.PReLU(9999999999)", "nn.ReLU(**{'inplace': True})", "[nn.ReLU()][0]",
-        "(lambda: nn.ReLU())()", "nn.ReLU() or 1", "(" * 5000, "", 5, ["nn.SiLU()"], {"a": 1},
+        "nn.SiLU",
+        "SiLU()",
+        "nn.Linear(9, 9)",
+        "torch.nn.functional.relu()",
+        "nn.modules.SiLU()",
+        "nn.ReLU(open('x'))",
+        "nn.PReLU(10**10)",
+        "nn.PReLU(9999999999)",
+        "nn.ReLU(**{'inplace': True})",
+        "[nn.ReLU()][0]",
+        "(lambda: nn.ReLU())()",
+        "nn.ReLU() or 1",
+        "(" * 5000,
+        "",
+        5,
+        ["nn.SiLU()"],
+        {"a": 1},
     ],
-)  # fmt: skip
+)
 def test_what_is_no_activation_is_refused(spelled: object) -> None:
     with pytest.raises(ModelError, match="must name its activation as a class of torch") as caught:
         activation_of(spelled, "mine.yaml")

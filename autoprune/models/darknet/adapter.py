@@ -91,12 +91,7 @@ class DarknetAdapter(TrainableAdapter):
 
     @classmethod
     def load(
-        cls,
-        cfg: Path,
-        *,
-        data: Path | None = None,
-        image_size: int | None = None,
-        device: str | torch.device = "cpu",
+        cls, cfg: Path, *, data: Path | None = None, image_size: int | None = None, device: str | torch.device = "cpu"
     ) -> DarknetAdapter:
         """Load a trained detector and, if given, its data set.
 
@@ -121,9 +116,14 @@ class DarknetAdapter(TrainableAdapter):
         size = network.cfg.net.integer("width")
         images = _VALIDATION_BATCH if data is not None else _EXAMPLES
         check_memory(
-            network, size, name=str(cfg), channels=input_shape(network.cfg).channels, stride=stride_of(network.cfg),
-            images=images, device=target,
-        )  # fmt: skip
+            network,
+            size,
+            name=str(cfg),
+            channels=input_shape(network.cfg).channels,
+            stride=stride_of(network.cfg),
+            images=images,
+            device=target,
+        )
         return cls(network, header, data=data_set, image_size=size, device=target)
 
     @property
@@ -202,9 +202,15 @@ class DarknetAdapter(TrainableAdapter):
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
         """Write a file that Ultralytics' ``YOLO`` opens, with the `notes` and the names of the data set's classes."""
         return write_exported(
-            self.deployable(module), folder, settings, image_size=self.image_size, task=_TASK, end2end=False,
-            notes=self.notes, convert=convert,
-        )  # fmt: skip
+            self.deployable(module),
+            folder,
+            settings,
+            image_size=self.image_size,
+            task=_TASK,
+            end2end=False,
+            notes=self.notes,
+            convert=convert,
+        )
 
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare predictions."""
@@ -260,8 +266,10 @@ class DarknetAdapter(TrainableAdapter):
         """Yield the images of a split in an order drawn from the seed; see `choosing.balanced`."""
         return in_balance(
             shuffled(self._data(), split, seed),
-            labelled=has_labels, read=lambda file: next(self._samples([file], load), None), rest=rest,
-        )  # fmt: skip
+            labelled=has_labels,
+            read=lambda file: next(self._samples([file], load), None),
+            rest=rest,
+        )
 
     def _first(self, samples: Iterator[Sample], images: int, split: str) -> Sequence[Sample]:
         found = list(islice(samples, images))
@@ -301,6 +309,11 @@ class DarknetAdapter(TrainableAdapter):
 
     def _measured(self, module: nn.Module, batches: Iterable[Batch], objects: int, predict: Predict | None) -> Accuracy:
         return measure(
-            module, batches, metric=_METRIC, device=self.device, objects=objects, settings=self._data().settings,
+            module,
+            batches,
+            metric=_METRIC,
+            device=self.device,
+            objects=objects,
+            settings=self._data().settings,
             predict=predict,
-        )  # fmt: skip
+        )

@@ -124,9 +124,7 @@ def _convolutional(section: Section, shapes: Sequence[Shape]) -> tuple[nn.Module
             "groups",
         )
     normalized = section.integer("batch_normalize", 0) > 0
-    conv = nn.Conv2d(
-        shape.channels, filters, size, (down, across), padding, groups=groups, bias=not normalized
-    )  # fmt: skip
+    conv = nn.Conv2d(shape.channels, filters, size, (down, across), padding, groups=groups, bias=not normalized)
     module = Convolutional(conv, batch_normalize=normalized, activation=_activation(section, "logistic"))
     height = (shape.height + 2 * padding - size) // down + 1
     width = (shape.width + 2 * padding - size) // across + 1

@@ -32,10 +32,7 @@ class Deployed(nn.Module):
         self.names = dict(enumerate(names))
         self.stride = torch.tensor([float(stride)])
         self.task = "detect"
-        self.yaml: Mapping[str, Any] = {
-            "yaml_file": network.cfg.file,
-            "channels": input_shape(network.cfg).channels,
-        }
+        self.yaml: Mapping[str, Any] = {"yaml_file": network.cfg.file, "channels": input_shape(network.cfg).channels}
         self._corners = corners
         self.eval().requires_grad_(False)
 

@@ -148,9 +148,13 @@ def _recoloured(image: Floats, augmentation: Augmentation, random: np.random.Gen
 
 
 def _sample(
-    label: Label, image: torch.Tensor, boxes: npt.NDArray[np.floating], kinds: npt.NDArray[np.floating],
-    shape: tuple[int, int], ratio_pad: tuple[tuple[float, float], tuple[int, int]],
-) -> Sample:  # fmt: skip
+    label: Label,
+    image: torch.Tensor,
+    boxes: npt.NDArray[np.floating],
+    kinds: npt.NDArray[np.floating],
+    shape: tuple[int, int],
+    ratio_pad: tuple[tuple[float, float], tuple[int, int]],
+) -> Sample:
     """Return what `detection.data_set.to_batch` takes."""
     return {
         "img": image * 255,

@@ -32,9 +32,16 @@ _REPLACED = ".exported"  # the suffix of the file's name that the exporter puts 
 
 
 def write(
-    module: nn.Module, folder: Path, settings: ExportSettings, *,
-    image_size: int, task: str, end2end: bool, notes: Mapping[str, Any], convert: Convert,
-) -> Path:  # fmt: skip
+    module: nn.Module,
+    folder: Path,
+    settings: ExportSettings,
+    *,
+    image_size: int,
+    task: str,
+    end2end: bool,
+    notes: Mapping[str, Any],
+    convert: Convert,
+) -> Path:
     """Write a network into an empty folder.
 
     Args:

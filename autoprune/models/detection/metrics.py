@@ -65,9 +65,15 @@ _FACTS = ("kpt_shape", "kpt_oks_sigmas")
 
 
 def measure(
-    module: nn.Module, batches: Iterable[Mapping[str, Any]], *,
-    metric: Metric, device: torch.device, objects: int, settings: Mapping[str, Any], predict: Predict | None = None,
-) -> Accuracy:  # fmt: skip
+    module: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    metric: Metric,
+    device: torch.device,
+    objects: int,
+    settings: Mapping[str, Any],
+    predict: Predict | None = None,
+) -> Accuracy:
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:

@@ -100,10 +100,18 @@ class UltralyticsAdapter(Adapter):
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._scoring = scoring_criterion(self.module)
         self._skipped: dict[str, str] = {}
-        self._source = None if data is None else IMAGES[type(module)](
-            data, task=self.task.name, image_size=image_size, stride=stride_of(module), train_args=train_args,
-            skipped=self._skipped,
-        )  # fmt: skip
+        self._source = (
+            None
+            if data is None
+            else IMAGES[type(module)](
+                data,
+                task=self.task.name,
+                image_size=image_size,
+                stride=stride_of(module),
+                train_args=train_args,
+                skipped=self._skipped,
+            )
+        )
 
     @classmethod
     def load(
@@ -185,9 +193,14 @@ class UltralyticsAdapter(Adapter):
 
     @classmethod
     def untrained(
-        cls, architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu",
+        cls,
+        architecture: str,
+        *,
+        data: Path,
+        image_size: int | None = None,
+        device: str | torch.device = "cpu",
         seed: int = 0,
-    ) -> UltralyticsAdapter:  # fmt: skip
+    ) -> UltralyticsAdapter:
         """Build a network that has learnt nothing yet, with the classes of a data set.
 
         Args:
@@ -298,8 +311,9 @@ class UltralyticsAdapter(Adapter):
 
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
         """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
-        objects = max((int(batch["batch_idx"].int().bincount().max()) for batch in batches if _has_objects(batch)),
-                      default=0)  # fmt: skip
+        objects = max(
+            (int(batch["batch_idx"].int().bincount().max()) for batch in batches if _has_objects(batch)), default=0
+        )
         return self._measured(self.deployable(module), batches, objects=objects, predict=predict)
 
     def validate(self, module: nn.Module) -> Accuracy:
@@ -325,9 +339,14 @@ class UltralyticsAdapter(Adapter):
         self, module: nn.Module, batches: Iterable[Batch], *, objects: int, predict: Predict | None
     ) -> Accuracy:
         return metrics.measure(
-            module, batches, metric=self.task.metric, device=self.device, objects=objects,
-            settings=self._images.data.settings, predict=predict,
-        )  # fmt: skip
+            module,
+            batches,
+            metric=self.task.metric,
+            device=self.device,
+            objects=objects,
+            settings=self._images.data.settings,
+            predict=predict,
+        )
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a fused copy in eval mode without gradients, as Ultralytics exports it.
@@ -347,9 +366,15 @@ class UltralyticsAdapter(Adapter):
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
         """Write a network as Ultralytics' ``export`` does: ``YOLO(file)`` predicts with it; `notes` travel inside."""
         return write(
-            module, folder, settings, image_size=self.image_size, task=self.task.name, end2end=end_to_end(module),
-            notes=self.notes, convert=convert,
-        )  # fmt: skip
+            module,
+            folder,
+            settings,
+            image_size=self.image_size,
+            task=self.task.name,
+            end2end=end_to_end(module),
+            notes=self.notes,
+            convert=convert,
+        )
 
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Compare predictions; rows of an end-to-end head may be in another order."""

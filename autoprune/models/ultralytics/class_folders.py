@@ -21,8 +21,10 @@ def read_class_folders(folder: Path) -> DataSet:
     """
     if not folder.is_dir():
         raise DataError(f"a classifier's data set is a folder with train/<class>/ and val/<class>/, got {folder}")
-    found = {split: next((folder / name for name in names if (folder / name).is_dir()), None)
-             for split, names in _FOLDERS.items()}  # fmt: skip
+    found = {
+        split: next((folder / name for name in names if (folder / name).is_dir()), None)
+        for split, names in _FOLDERS.items()
+    }
     splits = {split: place.resolve() for split, place in found.items() if place is not None}
     if "train" not in splits:
         raise DataError(f"{folder} has no folder 'train'; a classifier's data set has train/<class>/ and val/<class>/")

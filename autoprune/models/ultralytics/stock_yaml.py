@@ -197,8 +197,13 @@ def _c2psa(layer: Any, args: Sequence[Any]) -> Row:
 
 
 _WRITERS: Mapping[str, Callable[[Any, Sequence[Any]], Row]] = {
-    "Conv": _conv, "C2f": _c2f, "C3": _c3, "C3k2": _c3k2, "SPPF": _sppf, "C2PSA": _c2psa,
-}  # fmt: skip
+    "Conv": _conv,
+    "C2f": _c2f,
+    "C3": _c3,
+    "C3k2": _c3k2,
+    "SPPF": _sppf,
+    "C2PSA": _c2psa,
+}
 """Per layer with a width of its own, what writes its arguments."""
 
 _REPEATED = frozenset({"C2f", "C3", "C3k2", "C2PSA"})

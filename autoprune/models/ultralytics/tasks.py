@@ -135,21 +135,36 @@ _CLASSES = ("metrics/accuracy_top1", "metrics/accuracy_top5")
 TASKS: Mapping[type, Task] = {
     stock.DetectionModel: Task(Metric(), "PrunedTrainer", AccuracyNames(), _summed, boxes_sum),
     stock.SegmentationModel: Task(
-        Metric("segment", MasksValidator, _MASKS), "PrunedSegmentationTrainer",
-        AccuracyNames("mask mAP50-95", "mask mAP50"), _summed, boxes_sum,
+        Metric("segment", MasksValidator, _MASKS),
+        "PrunedSegmentationTrainer",
+        AccuracyNames("mask mAP50-95", "mask mAP50"),
+        _summed,
+        boxes_sum,
     ),
     stock.PoseModel: Task(
-        Metric("pose", KeypointsValidator, _POSES), "PrunedPoseTrainer",
-        AccuracyNames("pose mAP50-95", "pose mAP50"), _summed, boxes_sum,
+        Metric("pose", KeypointsValidator, _POSES),
+        "PrunedPoseTrainer",
+        AccuracyNames("pose mAP50-95", "pose mAP50"),
+        _summed,
+        boxes_sum,
     ),
     stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", AccuracyNames(), _summed, boxes_sum),
     stock.ClassificationModel: Task(
-        Metric("classify", stock.ClassificationValidator, _CLASSES), "PrunedClassificationTrainer",
-        AccuracyNames("top-1", "top-5"), _averaged, _averaged_sum, suppresses=False,
+        Metric("classify", stock.ClassificationValidator, _CLASSES),
+        "PrunedClassificationTrainer",
+        AccuracyNames("top-1", "top-5"),
+        _averaged,
+        _averaged_sum,
+        suppresses=False,
     ),
     stock.RTDETRDetectionModel: Task(
-        Metric(validator=stock.RTDETRValidator), "PrunedRTDETRTrainer", AccuracyNames(), _of_queries, _of_queries_sum,
-        suppresses=False, opener="RTDETR",
+        Metric(validator=stock.RTDETRValidator),
+        "PrunedRTDETRTrainer",
+        AccuracyNames(),
+        _of_queries,
+        _of_queries_sum,
+        suppresses=False,
+        opener="RTDETR",
     ),
-}  # fmt: skip
+}
 """Network classes that are supported, with their task."""

@@ -64,9 +64,13 @@ class AgentKind(Enum):
             best = max(tried, key=lambda candidate: candidate.score)
             wish = np.log(space.ratios(np.array(best.allocation)))
         return AgentStrategy(
-            task.environment(wish, sensitivity), self._around(wish, space),
-            evaluations=task.evaluations, seed=task.seed, start=task.start, log_dir=task.log_dir,
-        )  # fmt: skip
+            task.environment(wish, sensitivity),
+            self._around(wish, space),
+            evaluations=task.evaluations,
+            seed=task.seed,
+            start=task.start,
+            log_dir=task.log_dir,
+        )
 
     def _around(self, wish: npt.NDArray[np.float64], space: Space) -> Settings:
         """Return the settings; around a prior that is not uniform PPO looks closer."""
@@ -134,9 +138,13 @@ class AgentStrategy(Strategy):
 
         def view(score: Score, *, episodes: int = 1, exploration: Exploration) -> AgentView:
             return AgentView(
-                self._make_env, episodes=episodes, score=score, exploration=exploration, marks=settings.marks,
+                self._make_env,
+                episodes=episodes,
+                score=score,
+                exploration=exploration,
+                marks=settings.marks,
                 scale=scale,
-            )  # fmt: skip
+            )
 
         first = view(score, exploration=NoExploration())
         telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]

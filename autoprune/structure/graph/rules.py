@@ -39,9 +39,7 @@ def conv2d(walk: Walk, node: fx.Node) -> Value:
         walk.found.ids.pin(inputs, reason)
     walk.axis(weight, 0, outputs)
     walk.axis(argument(node, 2), 0, outputs)
-    walk.layer(
-        node, kind, inputs, outputs, kernel=pair(kernel), stride=pair(argument(node, 3, 1)), groups=groups
-    )  # fmt: skip
+    walk.layer(node, kind, inputs, outputs, kernel=pair(kernel), stride=pair(argument(node, 3, 1)), groups=groups)
     return outputs
 
 
@@ -55,9 +53,7 @@ def conv_transpose2d(walk: Walk, node: fx.Node) -> Value:
     walk.axis(weight, 0, inputs, read=True)
     walk.axis(weight, 1, outputs)
     walk.axis(argument(node, 2), 0, outputs)
-    walk.layer(
-        node, LayerKind.TRANSPOSED, inputs, outputs, kernel=pair(kernel), stride=pair(argument(node, 3, 1))
-    )  # fmt: skip
+    walk.layer(node, LayerKind.TRANSPOSED, inputs, outputs, kernel=pair(kernel), stride=pair(argument(node, 3, 1)))
     return outputs
 
 

@@ -141,9 +141,16 @@ class Walk:
             self.found.reads.add(key)
 
     def layer(
-        self, node: fx.Node, kind: LayerKind, inputs: Ids, outputs: Ids, *,
-        kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1), groups: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        node: fx.Node,
+        kind: LayerKind,
+        inputs: Ids,
+        outputs: Ids,
+        *,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> None:
         """Record an operation that costs something."""
         source = node.args[0]
         first = source[0] if isinstance(source, (list, tuple)) else source

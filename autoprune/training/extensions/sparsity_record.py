@@ -119,11 +119,8 @@ class SparsityRecord:
                 value["watched"],
                 tuple(value["edges"]),
                 [EpochScales(one["epoch"], tuple(one["quintiles"]), tuple(one["counts"])) for one in value["epochs"]],
-                [
-                    WatchedScales(one["epoch"], one["iteration"], tuple(one["scales"]))
-                    for one in value["iterations"]
-                ],
-            )  # fmt: skip
+                [WatchedScales(one["epoch"], one["iteration"], tuple(one["scales"])) for one in value["iterations"]],
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} is no record of a sparsity training ({error}); remove it, and the training goes on without "

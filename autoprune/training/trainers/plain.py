@@ -132,8 +132,11 @@ class PlainTrainer(Trainer):
         sgd = self._adapter.sgd
         return torch.optim.SGD(
             [parameter for parameter in parameters if parameter.requires_grad],
-            lr=sgd.lr * lr_scale, momentum=sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.momentum > 0,
-        )  # fmt: skip
+            lr=sgd.lr * lr_scale,
+            momentum=sgd.momentum,
+            weight_decay=sgd.weight_decay,
+            nesterov=sgd.momentum > 0,
+        )
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the adapter's loss, a mean over the batch's images."""

@@ -55,8 +55,11 @@ class Sppcspc(nn.Module):
     def __init__(self, given: int, made: int) -> None:
         super().__init__()
         self.cv1, self.cv2, self.cv3, self.cv4 = (
-            Conv(given, made), Conv(given, made), Conv(made, made, 3), Conv(made, made)
-        )  # fmt: skip
+            Conv(given, made),
+            Conv(given, made),
+            Conv(made, made, 3),
+            Conv(made, made),
+        )
         self.pools = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in (5, 9, 13))
         self.cv5, self.cv6, self.cv7 = Conv(4 * made, made), Conv(made, made, 3), Conv(2 * made, made)
 

@@ -17,9 +17,14 @@ from autoprune.models.ultralytics.class_folders import class_of
 from autoprune.models.ultralytics.images._base import Images
 
 _AUGMENTATIONS = {
-    "hflip": "fliplr", "vflip": "flipud", "erasing": "erasing", "auto_augment": "auto_augment",
-    "hsv_h": "hsv_h", "hsv_s": "hsv_s", "hsv_v": "hsv_v",
-}  # fmt: skip
+    "hflip": "fliplr",
+    "vflip": "flipud",
+    "erasing": "erasing",
+    "auto_augment": "auto_augment",
+    "hsv_h": "hsv_h",
+    "hsv_s": "hsv_s",
+    "hsv_v": "hsv_v",
+}
 """Arguments of Ultralytics' ``classify_augmentations``, with those of its training that they come from."""
 
 

@@ -66,11 +66,7 @@ class LabelledFiles(Images):
         return sample
 
     def _images(
-        self,
-        labels: Sequence[Label],
-        *,
-        rectangular: int | None = None,
-        augmentation: Mapping[str, Any] | None = None,
+        self, labels: Sequence[Label], *, rectangular: int | None = None, augmentation: Mapping[str, Any] | None = None
     ) -> LabelledImages:
         return self.kind(
             labels,
