@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from autoprune.choices import PenaltyName
+from autoprune.choices import PenaltyName, reopened
 from autoprune.config import SparsifyConfig
 from autoprune.listener import Listener
 from autoprune.workflows.call import Caller, Finished
@@ -22,7 +22,7 @@ _CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
 
 
 def run(config: SparsifyConfig, listener: Listener, caller: Caller) -> Finished:
-    """Train with a penalty; write ``sparse.pt``, ``summary.json``, ``sparsity.json`` and three pictures."""
+    """Train with a penalty; write ``sparse``, ``summary.json``, ``sparsity.json`` and three pictures."""
     with RunFolder.open("sparsify", config, caller) as folder:
         _sparsify(with_model(config), folder, listener)
     return Finished(folder.path)
@@ -63,10 +63,11 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
         f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}",
         *_table(accuracy_rows([dense, sparse], names), found),
     )
-    path = folder.path
-    listener.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
+    path = network.adapter.checkpoint(folder.path, SPARSE)
+    listener.note(f"The sparse network is {path}, how it became so {folder.path / RECORD}, drawn in three pictures.")
+    data = "" if config.data is None else f" --data {config.data}"
     listener.note(
-        f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
+        f"Prune it: autoprune search --model {reopened(config.model, path)}{data} --strategy global --criterion "
         f"{_CRITERIA[config.penalty]} --budget flops=50%"
     )
 
