@@ -77,7 +77,7 @@ def make_env(
         env = gymnasium.make(
             CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
         )
-        weakref.finalize(env.unwrapped, kept.pop_all().close)  # as long as the environment, unless that failed
+        weakref.finalize(problem.score, kept.pop_all().close)  # as long as something can be scored
         return env
 
 

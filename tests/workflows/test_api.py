@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import pickle
 import shutil
@@ -346,6 +347,13 @@ def test_the_environment_of_a_network_scores_what_ends_an_episode(net: ap.Networ
         _, reward, done, _, info = env.step(np.zeros(1, dtype=np.float32))
     assert info["score"] == reward != 0
     assert info["costs"]["flops"] <= 0.6 * net.costs()["flops"]
+
+
+def test_the_problem_of_an_environment_scores_allocations_when_the_environment_is_gone(net: ap.Network) -> None:
+    problem = ap.make_env(net, budget="flops=50%", images=4, batch=2, criterion="l1").unwrapped.problem  # type: ignore[attr-defined]
+    gc.collect()
+    counts = tuple(problem.constraint.project(np.zeros(len(problem.space))).tolist())
+    assert np.isfinite(problem.scores([counts])).all()
 
 
 def test_the_environment_starts_at_a_prior_if_asked_and_walks_by_either_rule(net: ap.Network) -> None:
