@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from autoprune.api.network import Network, load
 from autoprune.choices import match_factory
 from autoprune.config import Config, PruningConfig, RunConfig
 from autoprune.errors import RunError
 from autoprune.policy import Policy
+from autoprune.report import Picture, Table
 from autoprune.report.progress import search_progress
-from autoprune.results import Picture, Table
+from autoprune.results import SUMMARIES, Result
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.run import with_model
 from autoprune.workflows.warmstart import scored_candidates
-
-_SUMMARIES = (
-    *("summary.json", "compare.json", "sensitivity.json", "profile.json", "export.json", "quantize.json", "mask.json"),
-)
 
 
 class Run:
@@ -40,7 +35,7 @@ class Run:
     Example:
         >>> run = ap.search("best.pt", data="data.yaml", budget="flops=50%")
         >>> print(run)
-        >>> run.summary["finetuned"]["params"], run.policy, run.model
+        >>> run.summary.stages["finetuned"].metrics["mAP50-95"], run.policy, run.model
     """
 
     def __init__(
@@ -50,11 +45,13 @@ class Run:
         self.tables, self.notes = tuple(tables), tuple(notes)
 
     @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """The figures, as the command's JSON file has them, e.g. ``summary.json`` or ``compare.json``."""
-        path = self._first(*_SUMMARIES)
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    def summary(self) -> Result:
+        """What the command found; as a mapping its JSON file, e.g. ``summary.json`` or ``compare.json``.
+
+        Raises:
+            RunError: the command left no such file, or one of another version.
+        """
+        return Result.load(self._first(*SUMMARIES))
 
     @cached_property
     def policy(self) -> Policy:

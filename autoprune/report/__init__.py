@@ -12,14 +12,17 @@ from autoprune.report.progress import search_progress
 from autoprune.report.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
 from autoprune.report.sparsity import scale_histogram, scale_quintiles, slimmed_channels, watched_scales
 from autoprune.report.staircase import UnitSteps, staircases
+from autoprune.report.table import Picture, Table
 
 __all__ = [
     "BarKind",
     "ComparisonRow",
     "LayerBar",
     "NetworkRole",
+    "Picture",
     "PredictedNetwork",
     "RowKind",
+    "Table",
     "UnitCurve",
     "UnitSteps",
     "comparison_plot",
