@@ -159,10 +159,10 @@ class Compared:
     before: Sequence[Metrics]
     after: Sequence[Metrics]
     costs: Mapping[str, Sequence[float]]
-    scores: Sequence[float] = ()
-    seeds: Sequence[int] = ()
-    evaluations: Sequence[int] = ()
-    seconds: Sequence[float] = ()
+    scores: Sequence[float] = field(default_factory=list)
+    seeds: Sequence[int] = field(default_factory=list)
+    evaluations: Sequence[int] = field(default_factory=list)
+    seconds: Sequence[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -201,7 +201,7 @@ class Result(Mapping[str, Any]):
     title: str
     metric_names: tuple[str, ...]
     stages: Mapping[str, Stage] = field(default_factory=dict)
-    budget: Sequence[LimitResult] = ()
+    budget: Sequence[LimitResult] = field(default_factory=list)
     compared: Mapping[str, Sequence[Compared]] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -252,7 +252,7 @@ class Result(Mapping[str, Any]):
         try:
             values: dict[str, Any] = json.loads(read_bytes(path))
             version = values.pop("version", 1)
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{path} must be a result of autoprune, and cannot be read: {error}") from error
         if version != RESULT_VERSION:
             raise RunError(

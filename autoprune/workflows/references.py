@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.budget import is_latency
+from autoprune.budget import is_latency, spec_of
 from autoprune.config import CompareConfig
-from autoprune.costs import ChannelsCost, FlopsCost, undescribed_flops
 from autoprune.latency.meter import LatencyMeter
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
@@ -18,6 +17,7 @@ from autoprune.results import Metrics
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.workflows.latency import settings_of
+from autoprune.workflows.network import static_costs
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.tuning import Tuned, Tuning, tune
 
@@ -113,16 +113,12 @@ class References:
 
     def _costs(self, adapter: Adapter, module: nn.Module) -> dict[str, float]:
         """Return a network's parameters, and what it costs under every metric that is limited; latency measured."""
-        costs: dict[str, float] = {}
-        if {"flops", "channels"} & set(self._limits):
+        costs = {"params": float(sum(parameter.numel() for parameter in module.parameters()))}
+        if any(spec_of(metric).cost for metric in self._limits):
             graph = analyse(module, adapter.example(2), free_outputs=adapter.free_outputs)
             space = Space(graph)
-            flops = FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1)))
-            described = {"flops": flops, "channels": ChannelsCost(space)}
-            costs |= {metric: float(cost(space.dense)) for metric, cost in described.items() if metric in self._limits}
-        costs["params"] = float(sum(parameter.numel() for parameter in module.parameters()))
-        if "size" in self._limits:
-            costs["size"] = float(adapter.checkpoint_size(module))
+            known = static_costs(adapter, module, graph, space)
+            costs |= {metric: float(known[metric](space.dense)) for metric in self._limits if metric in known}
         for metric in filter(is_latency, self._limits):
             if adapter is self._run.network.adapter:
                 name = f"reference of {costs['params']} parameters"

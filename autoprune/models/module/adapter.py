@@ -234,7 +234,7 @@ class ModuleAdapter(TrainableAdapter):
             found = self._metric(predict, ((batch["images"], batch["targets"]) for batch in batches))
         figures = tuple(float(one) for one in (found if isinstance(found, tuple) else (found,)))
         if len(figures) != len(self.metric_names) or not all(0 <= one <= 1 for one in figures):
-            named = ", ".join(self.metric_names)
-            wanted = "one number" if len(self.metric_names) == 1 else f"{len(self.metric_names)} numbers"
-            raise ModelError(f"the metric of {self.name} must return {wanted} in [0, 1] ({named}), got {found}")
+            several = f"{len(self.metric_names)} numbers in [0, 1] ({', '.join(self.metric_names)})"
+            wanted = "one number in [0, 1]" if len(self.metric_names) == 1 else several
+            raise ModelError(f"the metric of {self.name} must return {wanted}, got {found}")
         return Metrics(dict(zip(self.metric_names, figures, strict=True)))
