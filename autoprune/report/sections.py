@@ -13,7 +13,15 @@ import numpy as np
 
 from autoprune.listener import Listener
 from autoprune.report.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
+from autoprune.report.profile_sections import (
+    layers_picture,
+    layers_table,
+    prediction_picture,
+    staircase_picture,
+    staircase_table,
+)
 from autoprune.report.progress import search_progress
+from autoprune.report.sensitivity_sections import curves_picture, heatmap_picture, sensitivity_table
 from autoprune.report.sparsity import slimmed_channels
 from autoprune.report.table import Picture, Table
 from autoprune.report.tables import compared_rows, comparison_table, primaries, stage_table
@@ -75,8 +83,16 @@ SECTIONS: Sequence[Section] = (
     progress_picture,
     correlation_picture,
     channels_picture,
+    layers_picture,
+    staircase_picture,
+    prediction_picture,
+    curves_picture,
+    heatmap_picture,
     stage_table,
     comparison_table,
+    layers_table,
+    staircase_table,
+    sensitivity_table,
 )
 """What a result is shown as, in order; pictures are drawn before anything is said."""
 

@@ -26,6 +26,8 @@ _DETAILS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "two_of_four": ("2:4 as deployed", str),
     "compressed_bytes": ("compressed", lambda value: format_amount("size", value)),
     "paired_ratio": ("paired ratio", lambda value: f"{value['ratio']:.3f} ± {value['ratio'] * value['spread']:.3f}"),
+    "image": ("one image", "{:.3f} ms".format),
+    "images_per_second": ("images/s", "{:.1f}".format),
     "score_difference": ("largest difference of a score", "{:.2g}".format),
     "box_difference_px": ("largest difference of a box", "{:.2g} px".format),
 }

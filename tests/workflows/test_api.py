@@ -25,7 +25,7 @@ from autoprune.cli.main import main
 from autoprune.config import COMMANDS
 from autoprune.config.reading import from_python
 from autoprune.listener import Advance
-from autoprune.results import Table
+from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
 from tests.helpers.world import SIZE
 
