@@ -23,7 +23,7 @@ SUMMARIES = ("summary.json", "compare.json", "profile.json", "export.json", "qua
 """The names of commands' reports, all in one form."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics(Mapping[str, float]):
     """How well a network does its task: a mapping from metrics' names to their values.
 
@@ -53,6 +53,9 @@ class Metrics(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self.values_by_name)
+
+    def __repr__(self) -> str:
+        return f"Metrics({dict(self.values_by_name)})"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -178,7 +181,7 @@ class Compared:
         return cls(**{**values, **tuned})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result(Mapping[str, Any]):
     """What a command found; as a mapping it is its JSON.
 
@@ -232,6 +235,9 @@ class Result(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.json)
+
+    def __repr__(self) -> str:
+        return f"Result({self.command}, {self.title}: {', '.join(self)})"
 
     def save(self, path: Path) -> Path:
         """Write the result as JSON, whole or not at all.

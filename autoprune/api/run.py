@@ -13,6 +13,7 @@ from autoprune.errors import RunError
 from autoprune.policy import Policy
 from autoprune.report import Picture, Table
 from autoprune.report.progress import search_progress
+from autoprune.report.sections import sections
 from autoprune.results import SUMMARIES, Result
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.run import with_model
@@ -84,11 +85,13 @@ class Run:
     @property
     def levels(self) -> Mapping[str, Run]:
         """The budgets of a ``netadapt`` with several levels, each as a run of its own."""
-        folders = sorted((self.folder / "levels").glob("*"))
-        return {
-            folder.name: Run(self.command, folder, self.config, held=self.held, tables=(), notes=())
-            for folder in folders
-        }
+        return {folder.name: self._level(folder) for folder in sorted((self.folder / "levels").glob("*"))}
+
+    def _level(self, folder: Path) -> Run:
+        result = Result.load(folder / "summary.json")
+        tables = [shown for shown in sections(result, folder) if isinstance(shown, Table)]
+        held = all(row.satisfied for row in result.budget)
+        return Run(self.command, folder, self.config, held=held, tables=tables, notes=())
 
     def plot(self) -> Picture:
         """Draw the best score against the candidates scored; ``progress.png`` in the folder."""

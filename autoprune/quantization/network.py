@@ -92,8 +92,8 @@ class Quantization:
         self._files: dict[InFloat, Path] = {}
 
     @property
-    def figure(self) -> str:
-        """What the main figure of the accuracy is called."""
+    def metric(self) -> str:
+        """The name of the primary metric."""
         return self._adapter.metric_names[0]
 
     @cached_property
@@ -122,7 +122,7 @@ class Quantization:
         return float(self._recorded(["error", group], lambda: self._with(others, compare)))
 
     def held_out(self, in_float: InFloat) -> float:
-        """Return the main figure of a network's accuracy on the held-out training images."""
+        """Return a network's primary metric on the held-out training images."""
 
         def measure(predict: Predict) -> float:
             accuracy = self._adapter.accuracy(self._adapter.module, self._samples.held_out, predict=predict)

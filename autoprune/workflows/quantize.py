@@ -225,12 +225,12 @@ def _figures(config: QuantizeConfig, choices: Mapping[str, Choice], samples: Sam
 
 
 def _comment(
-    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, listener: Listener
+    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], metric: str, *, listener: Listener
 ) -> None:
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
     listener.note(
-        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {metric} {step.drop:.4f} is lost on the training "
         f"images that decided, `max_drop` is {config.max_drop:g}."
     )
     if step.in_float and not config.qat_epochs:
@@ -239,6 +239,6 @@ def _comment(
     drop = whole.deployed.metrics.primary - variants[-1].deployed.metrics.primary
     if drop > config.max_drop:
         listener.warn(
-            f"On the validation split int8 loses {drop:.4f} of {figure}, more than `max_drop` "
+            f"On the validation split int8 loses {drop:.4f} of {metric}, more than `max_drop` "
             f"{config.max_drop:g}: let more `images` decide, or allow less"
         )

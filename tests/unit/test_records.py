@@ -164,3 +164,13 @@ def test_a_journal_with_such_a_record_is_not_opened(tmp_path: Path, header: Any,
     with pytest.raises(RunError, match=rf"journal\.jsonl: line {line} .* does not hold what autoprune writes there"):
         Journal.open(path, check=check_record)
     assert path.read_bytes() == before
+
+
+def test_a_run_from_before_metrics_had_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    with monkeypatch.context() as before:
+        before.setattr("autoprune.journal._SCHEMA", 1)
+        with Journal.create(path, {}) as journal:
+            journal.append("validation", "dense", {"main": 0.5, "lenient": 0.8})
+    with pytest.raises(RunError, match="has the schema version 1, this autoprune reads 2; start the run again"):
+        Journal.open(path, check=check_record)

@@ -84,6 +84,14 @@ def test_keeps_the_contract_of_adapters(world: Path, tmp_path: Path, task: str) 
     check_adapter(opened(world, task), build(task, 8), tmp_path)
 
 
+@each_task
+def test_each_class_has_metrics_of_its_own(world: Path, task: str) -> None:
+    found = opened(world, task).validate(build(task))
+    assert set(found.per_class) == set(NAMES)
+    means = {name: np.mean([one[name] for one in found.per_class.values()]) for name in found}
+    assert means == pytest.approx(dict(found)), "there are as many images of each class"
+
+
 @most_distinct_tasks
 def test_pruned_equals_zeroed(world: Path, task: str) -> None:
     adapter = opened(world, task)

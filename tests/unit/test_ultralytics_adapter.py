@@ -455,6 +455,16 @@ def test_perfect_detections_score_one(adapter: UltralyticsAdapter) -> None:
     found = adapter.accuracy(Oracle(batches), batches)
     assert found["mAP50"] == pytest.approx(0.995, abs=1e-3)  # Ultralytics' interpolation never quite reaches 1
     assert found.primary == pytest.approx(0.995, abs=1e-3)
+    assert set(found.per_class) == set(NAMES.values())
+    assert all(one == pytest.approx(found, abs=1e-3) for one in found.per_class.values())
+
+
+def test_a_class_that_is_not_found_scores_zero_alone(adapter: UltralyticsAdapter) -> None:
+    batches = adapter.batches("val", images=6, batch=3, seed=0)
+    blind = [{**batch, "cls": torch.zeros_like(batch["cls"])} for batch in batches]  # calls everything the first class
+    found = adapter.accuracy(Oracle(blind), batches)
+    assert [found.per_class[NAMES[kind]]["mAP50"] > 0.1 for kind in sorted(NAMES)] == [True, False]
+    assert found.primary == pytest.approx(np.mean([one["mAP50-95"] for one in found.per_class.values()]))
 
 
 def test_untrained_network_scores_near_zero(adapter: UltralyticsAdapter) -> None:
@@ -640,6 +650,9 @@ def test_validate_agrees_with_stock_val(shared: Path, name: str, map50: float, m
     found = adapter.validate(adapter.module)
     assert found["mAP50"] == pytest.approx(map50, abs=0.002)
     assert found.primary == pytest.approx(map50_95, abs=0.002)
+    network: Any = adapter.module
+    assert set(found.per_class) == set(network.names.values())
+    assert found.primary == pytest.approx(np.mean([one["mAP50-95"] for one in found.per_class.values()]))
 
 
 @pytest.mark.shared

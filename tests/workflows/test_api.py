@@ -332,6 +332,7 @@ def test_a_level_of_netadapt_is_a_run(net: ap.Network, tmp_path: Path) -> None:
     )
     shares = [level.summary.stages["pruned"].cost("flops") / net.costs()["flops"] for level in run.levels.values()]
     assert sorted(share <= 0.8 for share in shares) == [False, True]
+    assert all(level.held and "FLOPs" in str(level) for level in run.levels.values())
 
 
 # -- the environment -----------------------------------------------------------------------------------
