@@ -1,4 +1,4 @@
-"""What results are shown as: tables and pictures, in a terminal and in a notebook."""
+"""Tables and pictures, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
