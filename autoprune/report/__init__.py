@@ -1,7 +1,7 @@
 """What results are shown as: tables, and pictures as PNG files; `autoprune.report.sections` is their registry.
 
-Whoever draws takes small frozen values, draws one picture and returns its path: nothing there knows how the numbers came
-about, and matplotlib is imported when the first picture is drawn.
+Whoever draws takes small frozen values, draws one picture and returns its path: nothing there knows how the numbers
+came about, and matplotlib is imported when the first picture is drawn.
 """
 
 from __future__ import annotations
