@@ -196,8 +196,10 @@ class Result(Mapping[str, Any]):
         environment: versions, platform and whatever else the figures depend on.
 
     Example:
-        >>> result = run.summary
-        >>> result.stages["finetuned"].metrics["mAP50-95"], result["stages"]["finetuned"]["speed_up"]["flops"]
+        >>> stages = {"dense": Stage(None, {"flops": 6e9}), "pruned": Stage(None, {"flops": 2e9})}
+        >>> result = Result("search", "yolov8n, flops=40%", ("mAP50-95", "mAP50"), stages=stages)
+        >>> result.stages["pruned"].cost("flops"), result["stages"]["pruned"]["speed_up"]
+        (2000000000.0, {'flops': 3.0})
     """
 
     command: str
