@@ -35,7 +35,6 @@ class MetricSpec:
         units: factor by suffix, in lower case; values are in the unit of factor 1.
         example: amounts as they are written.
         label: of its row in tables.
-        key: of its value in summaries.
         cost: ``module:class`` of its closed form, see `autoprune.costs.CostSubject`; empty if it is measured.
         whole: whether its values are whole numbers.
         suffix: behind a printed amount.
@@ -46,7 +45,6 @@ class MetricSpec:
     units: Mapping[str, str]
     example: str
     label: str
-    key: str
     cost: str = ""
     whole: bool = False
     suffix: str = ""
@@ -56,28 +54,14 @@ class MetricSpec:
 _COSTS = "autoprune.costs.static"
 
 METRICS = (
-    MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", "latency_ms", suffix="ms"),
-    MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", "flops", f"{_COSTS}:FlopsCost"),
-    MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", "params", f"{_COSTS}:ParamsCost", whole=True),
+    MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", suffix="ms"),
+    MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", f"{_COSTS}:FlopsCost"),
+    MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", f"{_COSTS}:ParamsCost", whole=True),
     MetricSpec(
-        "size",
-        _BYTE_UNITS,
-        "3MB, 900KB, 2MiB or 50%",
-        "checkpoint",
-        "size_bytes",
-        f"{_COSTS}:SizeCost",
-        whole=True,
-        suffix="B",
+        "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
     MetricSpec(
-        "channels",
-        _COUNT_UNITS,
-        "2000, 2K or 15%",
-        "channels",
-        "channels",
-        f"{_COSTS}:ChannelsCost",
-        whole=True,
-        prefixed=False,
+        "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False
     ),
 )
 """What can be limited, in the order in which messages list it.

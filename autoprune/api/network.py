@@ -21,7 +21,8 @@ from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
-from autoprune.results import Table
+from autoprune.report import Table
+from autoprune.results import Metrics
 from autoprune.runtimes.settings import image_size_of, runtime_settings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Space
@@ -122,13 +123,9 @@ class Network:
         )
         return meter.reference
 
-    def validate(self) -> dict[str, float]:
-        """Return the network's accuracy on the validation split, by the figures' names, e.g. ``mAP50-95``."""
-        accuracy, names = self.adapter.validate(self.module), self.adapter.accuracy_names
-        found = {names.main: accuracy.main}
-        if names.lenient is not None and accuracy.lenient is not None:
-            found[names.lenient] = accuracy.lenient
-        return found
+    def validate(self) -> Metrics:
+        """Return the metrics on the validation split by their names, e.g. ``mAP50-95``, with those of each class."""
+        return self.adapter.validate(self.module)
 
     def save(self, path: str | Path) -> Path:
         """Write the network as its family's checkpoint, and remember where.

@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from autoprune.io.files import write_atomic
-from autoprune.models._base import Accuracy
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.results import Metrics
 from autoprune.statistics.recalibration import recalibrate
 
 CALIBRATION_IMAGES = 256
@@ -35,7 +35,7 @@ class EpochReport:
     epoch: int
     epochs: int
     losses: Mapping[str, float]
-    accuracy: Accuracy | None
+    accuracy: Metrics | None
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def cut_reports(path: Path, *, epochs: int) -> None:
         write_atomic(path, "".join(lines[: 1 + epochs]))
 
 
-def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Accuracy | None:
-    main, lenient = adapter.task.metric.keys
-    return Accuracy(metrics[main], metrics[lenient]) if main in metrics else None
+def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Metrics | None:
+    keys = adapter.task.metric.keys
+    measured = all(key in metrics for key in keys.values())
+    return Metrics({name: metrics[key] for name, key in keys.items()}) if measured else None
 
 
 def final_network(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:

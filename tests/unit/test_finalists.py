@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autoprune.listener import Advance
-from autoprune.models._base import Accuracy
+from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation, Counts, Space
@@ -86,8 +86,8 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
         def __call__(self, allocations: list[Allocation]) -> list[Any]:
             return [SimpleNamespace(score=score(allocation)) for allocation in allocations]
 
-        def accuracy(self, allocation: Allocation) -> Accuracy:
-            return Accuracy(sum(allocation) / 1000, None)
+        def accuracy(self, allocation: Allocation) -> Metrics:
+            return Metrics({"accuracy": sum(allocation) / 1000})
 
     evaluator: Any = Evaluator()
     return choose(history, evaluator, constraint, latency_constraints, count=5, listener=Silent())
@@ -128,9 +128,9 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     measured: list[Allocation] = []
 
     class Evaluator:
-        def accuracy(self, allocation: Allocation) -> Accuracy:
+        def accuracy(self, allocation: Allocation) -> Metrics:
             measured.append(allocation)
-            return Accuracy(accuracies[allocations.index(allocation)], None)
+            return Metrics({"accuracy": accuracies[allocations.index(allocation)]})
 
     probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
@@ -141,7 +141,8 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]
     assert found.latencies == {}
-    assert found.accuracy == (Accuracy(accuracies[allocations.index(found.allocation)], None) if count > 1 else None)
+    expected = Metrics({"accuracy": accuracies[allocations.index(found.allocation)]})
+    assert found.accuracy == (expected if count > 1 else None)
     return allocations.index(found.allocation)
 
 

@@ -37,16 +37,16 @@ def words_of(command: str, world: Path, out: Path, *extra: str) -> list[str]:
 
 
 def test_a_search_leaves_pairs_of_files_within_the_budget(world: Path, searched: Path) -> None:
-    stages = summary(searched)
+    found = summary(searched)
     dense = read(world / "tiny.cfg", world / "tiny.weights")[0]
     for name, stage in (("pruned", "pruned"), ("model", "finetuned")):
         files = [searched / f"{name}{suffix}" for suffix in (".cfg", ".weights")]
         network, header = read(files[0], files[1])
         assert header.seen == 32_000
-        assert sum(one.numel() for one in network.parameters()) == stages[stage]["params"]
-        assert sum(file.stat().st_size for file in files) == stages[stage]["size_bytes"]
-    assert stages["pruned"]["params"] < sum(one.numel() for one in dense.parameters())
-    assert stages["finetuned"]["flops"] <= 0.6 * stages["dense"]["flops"]
+        assert sum(one.numel() for one in network.parameters()) == found.stages[stage].cost("params")
+        assert sum(file.stat().st_size for file in files) == found.stages[stage].cost("size")
+    assert found.stages["pruned"].cost("params") < sum(one.numel() for one in dense.parameters())
+    assert found.stages["finetuned"].cost("flops") <= 0.6 * found.stages["dense"].cost("flops")
     widths = {f"layers.{index}": layer.conv.out_channels for index, layer in network.convolutions()}
     assert Policy.load(searched / "policy.json").keep.items() <= widths.items()
 

@@ -21,8 +21,9 @@ from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
 from autoprune.io.files import saying_why, write_atomic
-from autoprune.models._base import Accuracy, Batch
+from autoprune.models._base import Batch
 from autoprune.models._trainable import TrainableAdapter
+from autoprune.results import Metrics
 from autoprune.statistics.recalibration import recalibrate
 from autoprune.training.results import CALIBRATION_IMAGES, EpochReport, FinetuneResult
 from autoprune.training.shapes import check_shapes, shapes_of
@@ -203,11 +204,11 @@ class PlainTrainer(Trainer):
         return value
 
     @staticmethod
-    def _keep(progress: _Progress, accuracy: Accuracy, weights: Path) -> None:
+    def _keep(progress: _Progress, accuracy: Metrics, weights: Path) -> None:
         """Write what a kill after this epoch must not lose."""
-        better = accuracy.main > progress.best
+        better = accuracy.primary > progress.best
         if better:
-            progress.best, progress.best_epoch = accuracy.main, progress.epoch
+            progress.best, progress.best_epoch = accuracy.primary, progress.epoch
         content = progress.to_bytes()
         if better and progress.patience:
             write_atomic(weights / "best.pt", content)  # first: last.pt may not tell of a best epoch that is not there
