@@ -38,9 +38,13 @@ class Run:
         notes: what it told on the way.
 
     Example:
-        >>> run = ap.search("best.pt", data="data.yaml", budget="flops=50%")
-        >>> print(run)
-        >>> run.summary["finetuned"]["params"], run.policy, run.model
+        >>> run = ap.search("best.pt", data="data.yaml", budget="flops=60%", strategy="uniform", finetune_epochs=0)
+        >>> run.held, [limit["metric"] for limit in run.summary["budget"]]
+        (True, ['flops'])
+        >>> run.model
+        Network(model at 64 px on cpu: 21 units, ...)
+        >>> len(run.history)
+        1
     """
 
     def __init__(
