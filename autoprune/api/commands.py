@@ -107,7 +107,7 @@ _FIRST = ("budget", "policy", "data")
 
 _EXAMPLES = {
     "search": """
->>> run = ap.search(net, budget="flops=60%", episodes=8, finetune_epochs=1)
+>>> run = ap.search(net, budget="flops=60%", episodes=4, finetune_epochs=1)
 >>> run.held, run.model.costs()["flops"] <= 0.6 * net.costs()["flops"]
 (True, True)""",
     "netadapt": """
