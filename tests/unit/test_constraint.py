@@ -186,22 +186,13 @@ def test_a_tightened_limit_is_a_share_of_it_but_within_reach(wish: Wish, share: 
     assert limits.holds(found.project(wish))
 
 
-# Where steps are next to nothing, too, what rounding left goes where it fits: to a hundredth of a ratio.
-
-
 @settings(max_examples=20)
 @given(WISHES, st.floats(0.05, 0.8), st.floats(1.0, 1.2))
 def test_a_larger_budget_narrows_no_unit(wish: Wish, share: float, more: float) -> None:
-    smaller, larger = (limits.space.ratios(limits.project(wish)) for limits, _ in (wide(share), wide(share * more)))
-    assert (larger >= smaller - 0.01).all()
-
-
-@settings(max_examples=20)
-@given(WISHES, st.floats(0.05, 0.9))
-def test_a_higher_wish_is_no_lower_ratio(wish: Wish, share: float) -> None:
+    """But by what rounding left, which is next to nothing of the budget and goes where it fits."""
     limits, _ = wide(share)
-    ratios = limits.space.ratios(limits.project(wish))
-    assert (ratios[:, None] >= ratios[None, :] - 0.01)[wish[:, None] >= wish[None, :]].all()
+    smaller, larger = limits.project(wish), wide(share * more)[0].project(wish)
+    assert limits.load(np.minimum(smaller, larger)) > 0.99
 
 
 @settings(max_examples=20)
