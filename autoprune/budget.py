@@ -39,6 +39,12 @@ class MetricSpec:
         whole: whether its values are whole numbers.
         suffix: behind a printed amount.
         prefixed: whether a printed amount has a prefix such as M.
+
+    Example:
+        >>> [spec.name for spec in METRICS]
+        ['latency', 'flops', 'params', 'size', 'channels']
+        >>> spec_of("size").units["kib"]
+        '1024'
     """
 
     name: str
@@ -85,6 +91,13 @@ class Limit:
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
         value: in the metric's own unit, or the share of the dense network's value, in (0, 1], where ``relative``.
         relative: whether the value is a share of the dense network's.
+
+    Example:
+        >>> limit = Limit.parse("latency@openvino=0.008s")
+        >>> limit.metric, limit.value
+        ('latency@openvino', 8.0)
+        >>> Limit.parse("flops=50%").resolve(4e9)
+        2000000000.0
     """
 
     metric: str
@@ -146,6 +159,13 @@ class Budget:
 
     Raises:
         BudgetError: no limit, or two for the same metric.
+
+    Example:
+        >>> budget = Budget.parse(["latency=8ms", "flops=50%"])
+        >>> len(budget), str(budget)
+        (2, 'latency=8ms, flops=50%')
+        >>> [limit.relative for limit in budget]
+        [False, True]
     """
 
     limits: tuple[Limit, ...]
@@ -193,6 +213,10 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
 
     Raises:
         BudgetError: as ``Budget.parse``; or two limits list levels, or a level is not below the one before.
+
+    Example:
+        >>> [str(budget) for budget in budget_levels(["latency=12ms,10ms", "params=2M"])]
+        ['latency=12ms, params=2M', 'latency=10ms, params=2M']
     """
     lists = [_listed(text) for text in texts]
     several = [limits for limits in lists if len(limits) > 1]
@@ -215,7 +239,12 @@ def _listed(text: str) -> list[Limit]:
 
 
 def metric_kind(metric: str) -> str:
-    """Return which of ``METRICS`` a limit's metric is: ``latency`` for ``latency@openvino``."""
+    """Return which of ``METRICS`` a limit's metric is: ``latency`` for ``latency@openvino``.
+
+    Example:
+        >>> metric_kind("latency@openvino")
+        'latency'
+    """
     return metric.partition("@")[0]
 
 
@@ -224,6 +253,10 @@ def spec_of(metric: str) -> MetricSpec:
 
     Raises:
         BudgetError: unknown metric.
+
+    Example:
+        >>> spec_of("latency@openvino").suffix
+        'ms'
     """
     spec = _BY_NAME.get(metric_kind(metric))
     if spec is None:
@@ -232,7 +265,12 @@ def spec_of(metric: str) -> MetricSpec:
 
 
 def is_latency(metric: str) -> bool:
-    """Return whether a limit's metric is a latency, wherever it is measured."""
+    """Return whether a limit's metric is a latency, wherever it is measured.
+
+    Example:
+        >>> is_latency("latency@cuda:0"), is_latency("flops")
+        (True, False)
+    """
     return metric_kind(metric) == "latency"
 
 
@@ -245,6 +283,10 @@ def format_amount(metric: str, value: float) -> str:
 
     Raises:
         BudgetError: unknown metric.
+
+    Example:
+        >>> format_amount("latency", 8), format_amount("flops", 4.2e9), format_amount("channels", 2000)
+        ('8.00 ms', '4.20 G', '2000')
     """
     spec = spec_of(metric)
     if is_latency(metric):

@@ -45,6 +45,16 @@ class PruningEnv(gymnasium.Env[Row, Row]):
 
     Raises:
         ConfigError: the problem is none, or there is no such rule or render mode.
+
+    Example:
+        >>> env = PruningEnv(problem, render_mode="ansi")  # of the example in `PruningProblem`
+        >>> state, info = env.reset()
+        >>> len(state) == len(env.columns), env.episode_steps
+        (True, 2)
+        >>> for action in (0.5, -0.5):
+        ...     state, reward, ended, truncated, info = env.step(np.array([action], dtype=np.float32))
+        >>> ended, info["allocation"]
+        (True, (16, 12))
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own declaration)
