@@ -14,7 +14,8 @@ import numpy.typing as npt
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.io.fields import Fields, parse_strictly, pretty
 from autoprune.io.files import read_bytes, write_atomic
-from autoprune.policy import PolicyModel, model_to_json, read_model
+from autoprune.policy import PolicyModel
+from autoprune.policy_file import model_to_json, read_model
 from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
