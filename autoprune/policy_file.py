@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from autoprune.io.fields import Fields, parse_strictly, pretty
+from autoprune.io.fields import parse_strictly, pretty
+from autoprune.io.records import FiniteRecord, read_record
 from autoprune.policy_records import CostKind, PolicyCost, PolicyModel, PolicyUnit, Provenance
 
 SCHEMA_VERSION = 1
@@ -44,75 +47,85 @@ def read_policy(text: str) -> dict[str, Any]:
         ValueError: an entry is unknown, missing or of the wrong type, or the text is not JSON.
         PolicyError: an entry is out of range.
     """
-    fields = Fields(parse_strictly(text), "the policy")
-    version = fields.integer("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version}, this autoprune reads {SCHEMA_VERSION}")
-    entries: dict[str, Any] = {
-        "model": read_model(fields.inner("model")),
-        "criterion": fields.text("criterion"),
-        "round_to": fields.integer("round_to"),
-        "units": tuple(_unit(unit) for unit in fields.objects("units")),
-        "budget": fields.texts("budget"),
-        "costs": _costs(fields.inner("costs")),
-        "score": None if fields.absent("score") else fields.number("score"),
-        "provenance": _provenance(fields.inner("provenance")),
+    check_version(text, SCHEMA_VERSION)
+    read = read_record(text, _PolicyEntries, "the policy")
+    return {
+        "model": read.model.read(),
+        "criterion": read.criterion,
+        "round_to": read.round_to,
+        "units": tuple(map(_unit, read.units)),
+        "budget": read.budget,
+        "costs": {name: PolicyCost(cost.value, cost.unit, CostKind(cost.kind)) for name, cost in read.costs.items()},
+        "score": read.score,
+        "provenance": read.provenance,
     }
-    fields.end()
-    return entries
 
 
-def read_model(fields: Fields) -> PolicyModel:
-    """Read what ``model_to_json`` wrote; ValueError says what is wrong."""
-    layers = fields.inner("layers")
-    model = PolicyModel(fields.text("name"), {name: layers.integer(name) for name in layers.names()})
-    fingerprint = fields.text("fingerprint")
-    fields.end()
-    if fingerprint != model.fingerprint:
-        raise ValueError(
-            "model: fingerprint does not belong to layers; both describe the model and are not to be edited"
-        )
-    return model
+def check_version(text: str, version: int) -> None:
+    """Refuse a file of another schema, whose entries may be others; ValueError says which it is."""
+    value = parse_strictly(text)
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if type(found) is int and found != version:
+        raise ValueError(f"schema_version is {found}, this autoprune reads {version}")
 
 
-def _unit(fields: Fields) -> PolicyUnit:
-    unit = PolicyUnit(fields.text("name"), fields.integer("channels"), fields.integer("keep"))
-    if "ratio" in fields:  # may be left out: it follows from keep
-        ratio = fields.number("ratio")
-        if abs(ratio - unit.ratio) > 0.5001 * 10**-_RATIO_DIGITS:
-            wanted = round(min(max(ratio, 0.0), 2.0) * unit.channels)
-            hint = f" or set keep to {wanted}" if 1 <= wanted <= unit.channels else ""
+@dataclass(frozen=True)
+class ModelEntries:
+    """A file's entry ``model``."""
+
+    name: str
+    fingerprint: str
+    layers: dict[str, int]
+
+    def read(self) -> PolicyModel:
+        """Return the model; ValueError says that the entries do not belong together."""
+        model = PolicyModel(self.name, self.layers)
+        if self.fingerprint != model.fingerprint:
             raise ValueError(
-                f"{unit.name} keeps {unit.keep} of {unit.channels} channels, a ratio of {_rounded(unit)}, "
-                f"but its ratio says {ratio}: keep is what counts, so correct or remove ratio{hint}"
+                "model: fingerprint does not belong to layers; both describe the model and are not to be edited"
             )
-    fields.end()
+        return model
+
+
+@dataclass(frozen=True)
+class _UnitEntries(FiniteRecord):
+    name: str
+    channels: int
+    keep: int
+    ratio: float = math.nan  # may be left out: it follows from keep
+
+
+@dataclass(frozen=True)
+class _CostEntries(FiniteRecord):
+    value: float
+    unit: str
+    kind: Literal["predicted", "measured"]
+
+
+@dataclass(frozen=True)
+class _PolicyEntries(FiniteRecord):
+    schema_version: int
+    model: ModelEntries
+    criterion: str
+    round_to: int
+    units: tuple[_UnitEntries, ...]
+    budget: tuple[str, ...]
+    costs: dict[str, _CostEntries]
+    score: float | None
+    provenance: Provenance
+
+
+def _unit(read: _UnitEntries) -> PolicyUnit:
+    unit = PolicyUnit(read.name, read.channels, read.keep)
+    ratio = read.ratio
+    if abs(ratio - unit.ratio) > 0.5001 * 10**-_RATIO_DIGITS:
+        wanted = round(min(max(ratio, 0.0), 2.0) * unit.channels)
+        hint = f" or set keep to {wanted}" if 1 <= wanted <= unit.channels else ""
+        raise ValueError(
+            f"{unit.name} keeps {unit.keep} of {unit.channels} channels, a ratio of {_rounded(unit)}, "
+            f"but its ratio says {ratio}: keep is what counts, so correct or remove ratio{hint}"
+        )
     return unit
-
-
-def _costs(fields: Fields) -> dict[str, PolicyCost]:
-    costs = {}
-    for metric in fields.names():
-        entry = fields.inner(metric)
-        kind = entry.text("kind")
-        if kind not in {known.value for known in CostKind}:
-            raise ValueError(f"costs: {metric} must be of kind predicted or measured, got {kind!r}")
-        costs[metric] = PolicyCost(entry.number("value"), entry.text("unit"), CostKind(kind))
-        entry.end()
-    return costs
-
-
-def _provenance(fields: Fields) -> Provenance:
-    provenance = Provenance(
-        autoprune=fields.text("autoprune"),
-        command=fields.text("command"),
-        strategy=fields.text("strategy"),
-        seed=fields.integer("seed"),
-        evaluations=fields.integer("evaluations"),
-        created=fields.text("created"),
-    )
-    fields.end()
-    return provenance
 
 
 def _rounded(unit: PolicyUnit) -> float:
