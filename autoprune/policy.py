@@ -69,6 +69,12 @@ class Policy:
     Raises:
         PolicyError: the units are not those of the model, each once and with its channels; a number is not finite; or
             ``round_to`` is below 1.
+
+    Example:
+        >>> policy = ap.Policy.load("policy.json")
+        >>> small = policy.apply(ap.load("best.pt", data="data.yaml"))
+        >>> sum(policy.keep.values()) < sum(policy.model.layers.values())
+        True
     """
 
     model: PolicyModel

@@ -38,7 +38,7 @@ def defined(module: ModuleType) -> dict[str, Any]:
     }
 
 
-NAMES: dict[str, Any] = {f"autoprune.{name}": getattr(ap, name) for name in ap.__all__ if name != "Policy"}
+NAMES: dict[str, Any] = {f"autoprune.{name}": getattr(ap, name) for name in ap.__all__}
 for path in MODULES:
     NAMES |= {f"{path}.{name}": found for name, found in defined(importlib.import_module(path)).items()}
 
