@@ -35,18 +35,22 @@ class MetricSpec:
         units: factor by suffix, in lower case; values are in the unit of factor 1.
         example: amounts as they are written.
         label: of its row in tables.
-        key: of its value in summaries.
         cost: ``module:class`` of its closed form, see `autoprune.costs.CostSubject`; empty if it is measured.
         whole: whether its values are whole numbers.
         suffix: behind a printed amount.
         prefixed: whether a printed amount has a prefix such as M.
+
+    Example:
+        >>> [spec.name for spec in METRICS]
+        ['latency', 'flops', 'params', 'size', 'channels']
+        >>> spec_of("size").units["kib"]
+        '1024'
     """
 
     name: str
     units: Mapping[str, str]
     example: str
     label: str
-    key: str
     cost: str = ""
     whole: bool = False
     suffix: str = ""
@@ -56,28 +60,14 @@ class MetricSpec:
 _COSTS = "autoprune.costs.static"
 
 METRICS = (
-    MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", "latency_ms", suffix="ms"),
-    MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", "flops", f"{_COSTS}:FlopsCost"),
-    MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", "params", f"{_COSTS}:ParamsCost", whole=True),
+    MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", suffix="ms"),
+    MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", f"{_COSTS}:FlopsCost"),
+    MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", f"{_COSTS}:ParamsCost", whole=True),
     MetricSpec(
-        "size",
-        _BYTE_UNITS,
-        "3MB, 900KB, 2MiB or 50%",
-        "checkpoint",
-        "size_bytes",
-        f"{_COSTS}:SizeCost",
-        whole=True,
-        suffix="B",
+        "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
     MetricSpec(
-        "channels",
-        _COUNT_UNITS,
-        "2000, 2K or 15%",
-        "channels",
-        "channels",
-        f"{_COSTS}:ChannelsCost",
-        whole=True,
-        prefixed=False,
+        "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False
     ),
 )
 """What can be limited, in the order in which messages list it.
@@ -101,6 +91,13 @@ class Limit:
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
         value: in the metric's own unit, or the share of the dense network's value, in (0, 1], where ``relative``.
         relative: whether the value is a share of the dense network's.
+
+    Example:
+        >>> limit = Limit.parse("latency@openvino=0.008s")
+        >>> limit.metric, limit.value
+        ('latency@openvino', 8.0)
+        >>> Limit.parse("flops=50%").resolve(4e9)
+        2000000000.0
     """
 
     metric: str
@@ -162,6 +159,13 @@ class Budget:
 
     Raises:
         BudgetError: no limit, or two for the same metric.
+
+    Example:
+        >>> budget = Budget.parse(["latency=8ms", "flops=50%"])
+        >>> len(budget), str(budget)
+        (2, 'latency=8ms, flops=50%')
+        >>> [limit.relative for limit in budget]
+        [False, True]
     """
 
     limits: tuple[Limit, ...]
@@ -209,6 +213,10 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
 
     Raises:
         BudgetError: as ``Budget.parse``; or two limits list levels, or a level is not below the one before.
+
+    Example:
+        >>> [str(budget) for budget in budget_levels(["latency=12ms,10ms", "params=2M"])]
+        ['latency=12ms, params=2M', 'latency=10ms, params=2M']
     """
     lists = [_listed(text) for text in texts]
     several = [limits for limits in lists if len(limits) > 1]
@@ -231,7 +239,12 @@ def _listed(text: str) -> list[Limit]:
 
 
 def metric_kind(metric: str) -> str:
-    """Return which of ``METRICS`` a limit's metric is: ``latency`` for ``latency@openvino``."""
+    """Return which of ``METRICS`` a limit's metric is: ``latency`` for ``latency@openvino``.
+
+    Example:
+        >>> metric_kind("latency@openvino")
+        'latency'
+    """
     return metric.partition("@")[0]
 
 
@@ -240,6 +253,10 @@ def spec_of(metric: str) -> MetricSpec:
 
     Raises:
         BudgetError: unknown metric.
+
+    Example:
+        >>> spec_of("latency@openvino").suffix
+        'ms'
     """
     spec = _BY_NAME.get(metric_kind(metric))
     if spec is None:
@@ -248,7 +265,12 @@ def spec_of(metric: str) -> MetricSpec:
 
 
 def is_latency(metric: str) -> bool:
-    """Return whether a limit's metric is a latency, wherever it is measured."""
+    """Return whether a limit's metric is a latency, wherever it is measured.
+
+    Example:
+        >>> is_latency("latency@cuda:0"), is_latency("flops")
+        (True, False)
+    """
     return metric_kind(metric) == "latency"
 
 
@@ -261,6 +283,10 @@ def format_amount(metric: str, value: float) -> str:
 
     Raises:
         BudgetError: unknown metric.
+
+    Example:
+        >>> format_amount("latency", 8), format_amount("flops", 4.2e9), format_amount("channels", 2000)
+        ('8.00 ms', '4.20 G', '2000')
     """
     spec = spec_of(metric)
     if is_latency(metric):

@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 class Rule(Enum):
-    """How the environment makes an episode hold the budget."""
+    """How the environment makes an episode hold the budget.
+
+    Example:
+        >>> [rule.value for rule in Rule]
+        ['projected', 'capped']
+    """
 
     PROJECTED = "projected"
     CAPPED = "capped"
@@ -29,6 +34,13 @@ def match_factory(model: object) -> re.Match[str] | None:
 
     ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and ``@CHECKPOINT`` behind it for a pruned one: the groups
     ``source``, ``function`` and ``weights``.
+
+    Example:
+        >>> found = match_factory("nets.py:make@runs/1/model.pt")
+        >>> found["source"], found["function"], found["weights"]
+        ('nets.py', 'make', 'runs/1/model.pt')
+        >>> match_factory("best.pt") is None
+        True
     """
     return _FACTORY.fullmatch(str(model))
 
@@ -44,7 +56,12 @@ DARKNET = (".cfg", ".weights")
 
 
 class PenaltyName(Enum):
-    """What sparsity training makes small."""
+    """What sparsity training makes small.
+
+    Example:
+        >>> PenaltyName("group-lasso")
+        <PenaltyName.GROUP_LASSO: 'group-lasso'>
+    """
 
     L1 = "l1"
     """Each batch norm scale by itself."""
@@ -53,7 +70,12 @@ class PenaltyName(Enum):
 
 
 class Granularity(Enum):
-    """Which single weights are set to zero."""
+    """Which single weights are set to zero.
+
+    Example:
+        >>> [granularity.value for granularity in Granularity]
+        ['2:4', 'unstructured']
+    """
 
     TWO_OF_FOUR = "2:4"
     """Two of every four along the input channels, as sparse tensor cores want it."""
@@ -62,14 +84,24 @@ class Granularity(Enum):
 
 
 class Scope(Enum):
-    """Among which weights the smallest are looked for."""
+    """Among which weights the smallest are looked for.
+
+    Example:
+        >>> [scope.value for scope in Scope]
+        ['layer', 'network']
+    """
 
     LAYER = "layer"
     NETWORK = "network"
 
 
 class Select(Enum):
-    """What NetAdapt and the greedy search keep of a step's proposals."""
+    """What NetAdapt and the greedy search keep of a step's proposals.
+
+    Example:
+        >>> Select("accuracy-per-resource").name
+        'ACCURACY_PER_RESOURCE'
+    """
 
     ACCURACY = "accuracy"
     """The highest score (the paper)."""
@@ -78,13 +110,23 @@ class Select(Enum):
 
 
 class DataSetName(Enum):
-    """Published data sets that can be turned into Ultralytics data sets."""
+    """Published data sets that can be turned into Ultralytics data sets.
+
+    Example:
+        >>> DataSetName("oxford-hand")
+        <DataSetName.OXFORD_HAND: 'oxford-hand'>
+    """
 
     OXFORD_HAND = "oxford-hand"
 
 
 class Precision(Enum):
-    """Number format of weights and activations where latency is measured."""
+    """Number format of weights and activations where latency is measured.
+
+    Example:
+        >>> [precision.value for precision in Precision]
+        ['fp32', 'fp16', 'bf16', 'int8']
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -106,6 +148,11 @@ class RuntimeSpec:
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
         file_backend: ``module:class`` of what runs files of its own format; empty if it has none.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.
+
+    Example:
+        >>> spec = Runtime("onnxruntime").spec
+        >>> [precision.value for precision in spec.precisions["cpu"]], spec.int8_file
+        (['fp32', 'int8'], 'model.int8.onnx')
     """
 
     name: str
@@ -170,7 +217,12 @@ RUNTIMES = (
 
 
 class Runtime(Enum):
-    """What runs the network where latency is measured."""
+    """What runs the network where latency is measured.
+
+    Example:
+        >>> Runtime("openvino").spec.packages
+        ('openvino', 'nncf')
+    """
 
     _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
     members = vars()
@@ -187,12 +239,22 @@ TORCH, CUDAGRAPH, ONNXRUNTIME = Runtime("torch"), Runtime("cudagraph"), Runtime(
 
 
 def is_device(name: str) -> bool:
-    """Return whether a text names a device: cpu, cuda or cuda:N."""
+    """Return whether a text names a device: cpu, cuda or cuda:N.
+
+    Example:
+        >>> is_device("cuda:1"), is_device("gpu")
+        (True, False)
+    """
     return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
 
 
 class ExportFormat(Enum):
-    """What kind of file a network is exported to; each is run by one runtime."""
+    """What kind of file a network is exported to; each is run by one runtime.
+
+    Example:
+        >>> ExportFormat("torchscript").runtime.value, ExportFormat.ONNX.dynamic
+        ('torch', True)
+    """
 
     ONNX = "onnx"
     OPENVINO = "openvino"

@@ -14,7 +14,8 @@ from autoprune.choices import ExportFormat, Precision
 from autoprune.io.files import size_of
 from autoprune.latency.meter import REFERENCE_EFFORT
 from autoprune.latency.timing import Timing, time_alone
-from autoprune.models._base import Accuracy, AccuracyNames, Adapter, Difference, ExportSettings
+from autoprune.models._base import Adapter, Difference, ExportSettings
+from autoprune.results import Metrics
 from autoprune.runtimes import FileBackend
 from autoprune.runtimes._base import memory_guard
 
@@ -29,7 +30,7 @@ class Tolerance:
     Attributes:
         scores: of a class's score, in [0, 1].
         boxes: of a box's coordinates, in pixels.
-        accuracy: of the accuracy's main figure.
+        accuracy: of the primary metric.
     """
 
     scores: float
@@ -61,22 +62,22 @@ class Parity:
     images: int
     real: bool
     difference: Difference
-    torch: Accuracy | None
-    exported: Accuracy | None
+    torch: Metrics | None
+    exported: Metrics | None
 
     @property
     def accuracy_apart(self) -> float | None:
-        """How much the accuracy's main figure differs, where it is known."""
+        """How much the primary metric differs, where it is known."""
         if self.torch is None or self.exported is None:
             return None
-        return abs(self.torch.main - self.exported.main)
+        return abs(self.torch.primary - self.exported.primary)
 
-    def beyond(self, tolerance: Tolerance, names: AccuracyNames) -> tuple[str, ...]:
-        """Return what lies beyond the tolerance, each as people read it."""
+    def beyond(self, tolerance: Tolerance, metric: str) -> tuple[str, ...]:
+        """Return what lies beyond the tolerance, each as people read it; the primary metric by its name."""
         compared = (
             ("scores differ by {:.4g}, allowed are {:g}", self.difference.scores, tolerance.scores),
             ("boxes differ by {:.4g} px, allowed are {:g}", self.difference.boxes, tolerance.boxes),
-            (names.main + " differs by {:.4g}, allowed are {:g}", self.accuracy_apart or 0.0, tolerance.accuracy),
+            (metric + " differs by {:.4g}, allowed are {:g}", self.accuracy_apart or 0.0, tolerance.accuracy),
         )
         return tuple(text.format(found, most) for text, found, most in compared if not found <= most)
 

@@ -26,7 +26,7 @@ from autoprune.io.files import BINARY, NO_LINK, saying_why, sync_folder
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1: metrics were called main and lenient
 _HEADER = "header"
 _FLOAT = "$float"
 
@@ -334,7 +334,9 @@ def _read(data: bytes, path: Path) -> tuple[list[Record], int]:
     if not records or records[0].kind != _HEADER:
         raise RunError(f"{path} does not begin with a journal's header: the run was killed at its start, or it is none")
     if records[0].key != _SCHEMA:
-        raise RunError(f"{path} has the schema version {records[0].key!r}, this autoprune reads {_SCHEMA}")
+        raise RunError(
+            f"{path} has the schema version {records[0].key!r}, this autoprune reads {_SCHEMA}; start the run again"
+        )
     if tail:
         warnings.warn(
             f"{path}: the last record was cut off ({len(tail)} bytes) and is dropped", JournalWarning, stacklevel=4

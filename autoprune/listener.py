@@ -18,10 +18,12 @@ class Listener(Protocol):
     """Hears how a workflow goes; nothing in the library prints.
 
     Example:
-        >>> class Log(SilentListener):
+        >>> class Log(ap.SilentListener):
         ...     def note(self, text: str) -> None:
-        ...         logging.info(text)
-        >>> ap.search("best.pt", data="data.yaml", budget="flops=50%", listener=Log())
+        ...         print(text)
+        >>> run = ap.apply("best.pt", policy="policy.json", listener=Log())
+        best at 64 px on cpu: 21 units can be pruned, ...
+        The pruned network is ...
     """
 
     def note(self, text: str) -> None:
@@ -38,7 +40,17 @@ class Listener(Protocol):
 
 
 class SilentListener:
-    """Hears everything and does nothing; the base of listeners that want to hear a part."""
+    """Hears everything and does nothing; the base of listeners that want to hear a part.
+
+    Example:
+        >>> class Warnings(ap.SilentListener):
+        ...     def warn(self, text: str) -> None:
+        ...         print("!", text)
+        >>> Warnings().warn("the machine is noisy")
+        ! the machine is noisy
+        >>> with Warnings().progress("Candidates", 2) as advance:
+        ...     advance(1)
+    """
 
     def note(self, text: str) -> None:
         """Do nothing."""

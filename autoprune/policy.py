@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
-from autoprune.io.fields import Fields, parse_strictly, pretty
 from autoprune.io.files import read_bytes, write_atomic
+from autoprune.policy_file import policy_to_json, read_policy
+from autoprune.policy_records import CostKind as CostKind
+from autoprune.policy_records import PolicyCost as PolicyCost
+from autoprune.policy_records import PolicyModel as PolicyModel
+from autoprune.policy_records import PolicyUnit as PolicyUnit
+from autoprune.policy_records import Provenance as Provenance
 
 if TYPE_CHECKING:
     import torch
@@ -25,103 +27,11 @@ if TYPE_CHECKING:
     from autoprune.criteria._base import CalibrationData
     from autoprune.models._base import Adapter
 
-SCHEMA_VERSION = 1
-_RATIO_DIGITS = 6
 _UNITS_NAMED = 5
 
 
 class PolicyWarning(AutopruneWarning):
     """A policy was applied in a way that leaves the network less accurate than it can be."""
-
-
-class CostKind(Enum):
-    """How a cost became known."""
-
-    PREDICTED = "predicted"
-    MEASURED = "measured"
-
-
-@dataclass(frozen=True)
-class PolicyUnit:
-    """What one unit keeps.
-
-    Attributes:
-        name: the unit, named after its first producing layer.
-        channels: how many it has in the dense network.
-        keep: how many stay, 1 to ``channels``. This is what counts; the ratio follows from it.
-
-    Raises:
-        PolicyError: ``keep`` is out of range.
-    """
-
-    name: str
-    channels: int
-    keep: int
-
-    def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise PolicyError(f"{self.name} must have at least 1 channel, got {self.channels}")
-        if not 1 <= self.keep <= self.channels:
-            raise PolicyError(f"{self.name} must keep 1 to {self.channels} channels, got keep {self.keep}")
-
-    @property
-    def ratio(self) -> float:
-        """Keep ratio, kept / original channels, in (0, 1]."""
-        return self.keep / self.channels
-
-
-@dataclass(frozen=True)
-class PolicyModel:
-    """Which network a policy is for.
-
-    Attributes:
-        name: for people, e.g. ``yolov8n``.
-        layers: channels of the dense network's units, by name.
-    """
-
-    name: str
-    layers: Mapping[str, int]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the sorted layer names and widths: equal for equal architectures, whatever the weights."""
-        return hashlib.sha256(json.dumps(sorted(self.layers.items())).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class PolicyCost:
-    """What the policy's network costs under one metric.
-
-    Attributes:
-        value: in ``unit``.
-        unit: FLOPs, parameters, bytes, channels, milliseconds.
-        kind: whether the value was predicted or measured.
-    """
-
-    value: float
-    unit: str
-    kind: CostKind
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a policy came from.
-
-    Attributes:
-        autoprune: the version that made it.
-        command: the command line that made it.
-        strategy: the search strategy, e.g. ``ppo``.
-        seed: its seed.
-        evaluations: how many candidates it was allowed.
-        created: when, ISO 8601 with time zone.
-    """
-
-    autoprune: str
-    command: str
-    strategy: str
-    seed: int
-    evaluations: int
-    created: str
 
 
 class HoldsModule(Protocol):
@@ -159,6 +69,12 @@ class Policy:
     Raises:
         PolicyError: the units are not those of the model, each once and with its channels; a number is not finite; or
             ``round_to`` is below 1.
+
+    Example:
+        >>> policy = ap.Policy.load("policy.json")
+        >>> small = policy.apply(ap.load("best.pt", data="data.yaml"))
+        >>> sum(policy.keep.values()) < sum(policy.model.layers.values())
+        True
     """
 
     model: PolicyModel
@@ -287,18 +203,7 @@ class Policy:
 
     def to_json(self) -> str:
         """Return the policy as JSON, one unit and one layer per line, in a fixed order; ends with a line end."""
-        entries = {
-            "schema_version": str(SCHEMA_VERSION),
-            "model": model_to_json(self.model),
-            "criterion": json.dumps(self.criterion),
-            "round_to": str(self.round_to),
-            "units": pretty([{**vars(unit), "ratio": _rounded(unit)} for unit in self.units], indent="  "),
-            "budget": json.dumps(self.budget),
-            "costs": pretty({name: {**vars(cost), "kind": cost.kind.value} for name, cost in self.costs.items()}, "  "),
-            "score": json.dumps(self.score),
-            "provenance": pretty(vars(self.provenance), indent="  "),
-        }
-        return "{\n" + ",\n".join(f'  "{name}": {value}' for name, value in entries.items()) + "\n}\n"
+        return policy_to_json(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
@@ -309,7 +214,7 @@ class Policy:
                 missing, of the wrong type or out of range, or a ratio that does not belong to its ``keep``.
         """
         try:
-            return _policy(Fields(parse_strictly(text), "the policy"))
+            return cls(**read_policy(text))
         except ValueError as error:
             raise PolicyError(str(error)) from error
 
@@ -340,12 +245,6 @@ class Policy:
             raise PolicyError(f"{path}: {error}") from error
 
 
-def model_to_json(model: PolicyModel) -> str:
-    """Return a file's entry ``model``, one layer per line, indented by two spaces."""
-    names = pretty({"name": model.name, "fingerprint": model.fingerprint}, indent="  ")
-    return names.removesuffix("\n  }") + f',\n    "layers": {pretty(dict(model.layers), indent="    ")}\n  }}'
-
-
 def _warn_of_batch_norm(module: nn.Module) -> None:
     """Say what a network lacks that is pruned without images."""
     from torch import nn
@@ -358,81 +257,6 @@ def _warn_of_batch_norm(module: nn.Module) -> None:
             PolicyWarning,
             stacklevel=3,
         )
-
-
-def _policy(fields: Fields) -> Policy:
-    version = fields.integer("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version}, this autoprune reads {SCHEMA_VERSION}")
-    policy = Policy(
-        model=read_model(fields.inner("model")),
-        criterion=fields.text("criterion"),
-        round_to=fields.integer("round_to"),
-        units=tuple(_unit(unit) for unit in fields.objects("units")),
-        budget=fields.texts("budget"),
-        costs=_costs(fields.inner("costs")),
-        score=None if fields.absent("score") else fields.number("score"),
-        provenance=_provenance(fields.inner("provenance")),
-    )
-    fields.end()
-    return policy
-
-
-def read_model(fields: Fields) -> PolicyModel:
-    """Read what ``model_to_json`` wrote; ValueError says what is wrong."""
-    layers = fields.inner("layers")
-    model = PolicyModel(fields.text("name"), {name: layers.integer(name) for name in layers.names()})
-    fingerprint = fields.text("fingerprint")
-    fields.end()
-    if fingerprint != model.fingerprint:
-        raise ValueError(
-            "model: fingerprint does not belong to layers; both describe the model and are not to be edited"
-        )
-    return model
-
-
-def _unit(fields: Fields) -> PolicyUnit:
-    unit = PolicyUnit(fields.text("name"), fields.integer("channels"), fields.integer("keep"))
-    if "ratio" in fields:  # may be left out: it follows from keep
-        ratio = fields.number("ratio")
-        if abs(ratio - unit.ratio) > 0.5001 * 10**-_RATIO_DIGITS:
-            wanted = round(min(max(ratio, 0.0), 2.0) * unit.channels)
-            hint = f" or set keep to {wanted}" if 1 <= wanted <= unit.channels else ""
-            raise ValueError(
-                f"{unit.name} keeps {unit.keep} of {unit.channels} channels, a ratio of {_rounded(unit)}, "
-                f"but its ratio says {ratio}: keep is what counts, so correct or remove ratio{hint}"
-            )
-    fields.end()
-    return unit
-
-
-def _costs(fields: Fields) -> dict[str, PolicyCost]:
-    costs = {}
-    for metric in fields.names():
-        entry = fields.inner(metric)
-        kind = entry.text("kind")
-        if kind not in {known.value for known in CostKind}:
-            raise ValueError(f"costs: {metric} must be of kind predicted or measured, got {kind!r}")
-        costs[metric] = PolicyCost(entry.number("value"), entry.text("unit"), CostKind(kind))
-        entry.end()
-    return costs
-
-
-def _provenance(fields: Fields) -> Provenance:
-    provenance = Provenance(
-        autoprune=fields.text("autoprune"),
-        command=fields.text("command"),
-        strategy=fields.text("strategy"),
-        seed=fields.integer("seed"),
-        evaluations=fields.integer("evaluations"),
-        created=fields.text("created"),
-    )
-    fields.end()
-    return provenance
-
-
-def _rounded(unit: PolicyUnit) -> float:
-    return round(unit.ratio, _RATIO_DIGITS)
 
 
 def _differences(ours: Mapping[str, int], theirs: Mapping[str, int], here: str, there: str) -> str:

@@ -11,7 +11,13 @@ CHANNEL_PRUNING = "autoprune/ChannelPruning-v0"
 
 
 def register_envs() -> None:
-    """Register every environment of this package with Gymnasium; again and again if one likes."""
+    """Register every environment of this package with Gymnasium; again and again if one likes.
+
+    Example:
+        >>> register_envs()
+        >>> CHANNEL_PRUNING in gymnasium.registry
+        True
+    """
     if CHANNEL_PRUNING not in gymnasium.registry:
         gymnasium.register(CHANNEL_PRUNING, entry_point="autoprune.envs.pruning_env:PruningEnv")
 

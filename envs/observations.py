@@ -29,6 +29,14 @@ class Observer:
     Attributes:
         names: the columns, in order.
         box: the Gymnasium space of one row, shape (columns,).
+
+    Example:
+        >>> observer = Observer(problem)  # of the example in `PruningProblem`
+        >>> observer.names[-3:]
+        ('reduced', 'rest', 'last_action')
+        >>> state = observer.observe(0, widest=problem.space.dense, narrowest=problem.space.lower, last=0.0)
+        >>> state.shape == observer.box.shape
+        True
     """
 
     def __init__(self, problem: PruningProblem) -> None:
@@ -63,6 +71,10 @@ def unit_columns(problem: PruningProblem) -> Mapping[str, Array]:
 
     A unit may have several layers: in channels, feature map, stride and kernel are those of its first producing layer.
     ``cost`` covers every layer that it touches, see ``unit_costs``.
+
+    Example:
+        >>> unit_columns(problem)["out_channels"]  # of the example in `PruningProblem`
+        array([16., 32.])
     """
     graph, units = problem.space.graph, problem.space.units
     layers = [first_layer(graph, unit) for unit in units]
@@ -82,7 +94,12 @@ def unit_columns(problem: PruningProblem) -> Mapping[str, Array]:
 
 
 def first_layer(graph: ChannelGraph, unit: Unit) -> Layer | None:
-    """Return the layer that the unit is named after, or the first that produces any of its channels."""
+    """Return the layer that the unit is named after, or the first that produces any of its channels.
+
+    Example:
+        >>> first_layer(problem.space.graph, problem.space.units[0]).kernel  # of the example in `PruningProblem`
+        (3, 3)
+    """
     named = next((layer for layer in graph.layers if layer.name == unit.name and layer.kind in _PRODUCERS), None)
     if named is not None:
         return named
@@ -100,6 +117,10 @@ def unit_costs(problem: PruningProblem) -> Array:
     It is the slope of the cost from the unit's lower bound to dense, times its width. Where the cost is linear in one
     unit's width, as FLOPs are for all but a layer that reads and writes the same unit, that is the cost of all layers
     that it touches; any other cost, latency too, has its own share in the same sense.
+
+    Example:
+        >>> (unit_costs(problem) / 1e6).round(2)  # of the example in `PruningProblem`
+        array([8.  , 7.43])
     """
     space: Space = problem.space
     narrowed = np.repeat(space.dense[None, :], len(space), axis=0)

@@ -40,6 +40,21 @@ class PruningProblem:
     Raises:
         ConfigError: a part is of another type, a shape does not fit, a sensitivity lies outside [0, 1], or no unit has
             more than one choice.
+
+    Example:
+        >>> from torch import nn, zeros
+        >>> from autoprune.costs import FlopsCost
+        >>> from autoprune.structure.constraint import CostLimit
+        >>> from autoprune.structure.validation import analyse
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Conv2d(32, 4, 1))
+        >>> space = Space(analyse(network.eval(), zeros(1, 3, 32, 32)), round_to=4)
+        >>> cost = FlopsCost(space)
+        >>> constraint = Constraint(space, [CostLimit(cost, 0.5 * cost(space.dense))])
+        >>> score = lambda allocations: [-float(cost(np.array(allocation))) for allocation in allocations]
+        >>> uniform = np.zeros(len(space))
+        >>> problem = PruningProblem(space, constraint, cost, score, sensitivity=uniform, prior=uniform)
+        >>> problem.walked, np.exp(problem.start).round(2)
+        ((0, 1), array([0.68, 0.68]))
     """
 
     space: Space

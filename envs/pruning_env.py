@@ -41,9 +41,20 @@ class PruningEnv(gymnasium.Env[Row, Row]):
         columns: the names of the state's columns.
         episode_steps: length of every episode: units with more than one choice.
         rule: how actions meet the budget.
+        problem: what is searched: its space, constraint and scores.
 
     Raises:
         ConfigError: the problem is none, or there is no such rule or render mode.
+
+    Example:
+        >>> env = PruningEnv(problem, render_mode="ansi")  # of the example in `PruningProblem`
+        >>> state, info = env.reset()
+        >>> len(state) == len(env.columns), env.episode_steps
+        (True, 2)
+        >>> for action in (0.5, -0.5):
+        ...     state, reward, ended, truncated, info = env.step(np.array([action], dtype=np.float32))
+        >>> ended, info["allocation"]
+        (True, (16, 12))
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own declaration)
@@ -57,7 +68,7 @@ class PruningEnv(gymnasium.Env[Row, Row]):
             raise ConfigError(f"render_mode must be ansi or None, got {render_mode!r}")
         self.render_mode = render_mode
         self.rule = _factory(rule)(problem)
-        self._problem, self._observer = problem, Observer(problem)
+        self.problem, self._observer = problem, Observer(problem)
         self.columns = self._observer.names
         self.episode_steps = len(problem.walked)
         self.observation_space = self._observer.box
@@ -80,7 +91,7 @@ class PruningEnv(gymnasium.Env[Row, Row]):
             raise ConfigError(
                 f"The episode ended after {self.episode_steps} steps, one per unit; call reset() to begin another"
             )
-        unit, name = self._problem.walked[self._step], self._unit_name
+        unit, name = self.problem.walked[self._step], self._unit_name
         wanted = float(np.clip(self._number(action), self.rule.low, self.rule.high))
         count, executed = self.rule.decide(self._narrowest, unit, wanted)
         self._widest[unit] = self._narrowest[unit] = count
@@ -91,9 +102,9 @@ class PruningEnv(gymnasium.Env[Row, Row]):
             return self._observe(), 0.0, False, False, info
         allocation = self._allocation()
         info |= {"allocation": allocation, "costs": self.costs(allocation)}
-        if self._problem.score is None:
+        if self.problem.score is None:
             return self._observe(), 0.0, True, False, info
-        (score,) = self._problem.scores([allocation])
+        (score,) = self.problem.scores([allocation])
         return self._observe(), score, True, False, info | {"score": score}
 
     def render(self) -> str | None:
@@ -103,9 +114,9 @@ class PruningEnv(gymnasium.Env[Row, Row]):
         """
         if self.render_mode != "ansi":
             return None
-        units = self._problem.space.units
+        units = self.problem.space.units
         counts = self._allocation() if self._finished() else self._widest
-        decided = self._problem.walked[: self._step]
+        decided = self.problem.walked[: self._step]
         return "\n".join(f"{units[unit].name}: {counts[unit]} of {units[unit].width}" for unit in decided)
 
     # -- for agents --------------------------------------------------------------------------------
@@ -121,12 +132,12 @@ class PruningEnv(gymnasium.Env[Row, Row]):
 
     def costs(self, allocation: Allocation) -> dict[str, float]:
         """Return the limited costs of an allocation, by metric."""
-        return self._problem.constraint.costs(np.array(allocation, dtype=np.int64))
+        return self.problem.constraint.costs(np.array(allocation, dtype=np.int64))
 
     # -- the walk ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        space = self._problem.space
+        space = self.problem.space
         self._step = 0
         self._widest: Counts = space.dense.copy()
         self._narrowest: Counts = space.lower.copy()
@@ -137,10 +148,10 @@ class PruningEnv(gymnasium.Env[Row, Row]):
 
     @property
     def _unit_name(self) -> str:
-        return self._problem.space.units[self._problem.walked[self._step]].name
+        return self.problem.space.units[self.problem.walked[self._step]].name
 
     def _allocation(self) -> Allocation:
-        return self._problem.space.allocation(self.rule.finish(self._widest, self._executed))
+        return self.problem.space.allocation(self.rule.finish(self._widest, self._executed))
 
     def _observe(self) -> Row:
         low, high = self.rule.low, self.rule.high

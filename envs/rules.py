@@ -19,6 +19,15 @@ class Rule(ABC):
     Attributes:
         low: least action.
         high: greatest action.
+
+    Example:
+        >>> sorted(RULES)
+        ['capped', 'projected']
+        >>> class Halves(Projected):
+        ...     span = float(np.log(2))
+        >>> rule = Halves(problem)  # of the example in `PruningProblem`; an environment takes ``rule=Halves``
+        >>> rule.finish(problem.space.dense, np.array([1.0, -1.0]))
+        array([16, 12])
     """
 
     low: float
@@ -72,6 +81,11 @@ class Projected(Rule):
 
     Attributes:
         span: at the edges of the box a unit keeps exp(±span) times what the prior would.
+
+    Example:
+        >>> rule = Projected(problem)  # of the example in `PruningProblem`
+        >>> rule.finish(problem.space.dense, np.array([0.0, 0.0]))
+        array([12, 20])
     """
 
     low, high = -1.0, 1.0
@@ -103,6 +117,11 @@ class Capped(Rule):
 
     It is rounded first and then capped on the rounded cost, so that the end of the walk holds the budget exactly. The
     executed action is what came of it; 0 asks for the lower bound.
+
+    Example:
+        >>> rule = Capped(problem)  # of the example in `PruningProblem`
+        >>> rule.decide(problem.space.lower, 1, 1.0)
+        (32, 1.0)
     """
 
     low, high = 0.0, 1.0

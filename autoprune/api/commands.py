@@ -105,6 +105,61 @@ def _with_policy_file(options: Mapping[str, Any], cleanup: ExitStack) -> dict[st
 
 _FIRST = ("budget", "policy", "data")
 
+_EXAMPLES = {
+    "search": """
+>>> run = ap.search(net, budget="flops=60%", episodes=4, finetune_epochs=1)
+>>> run.held, run.model.costs()["flops"] <= 0.6 * net.costs()["flops"]
+(True, True)""",
+    "netadapt": """
+>>> run = ap.netadapt(net, budget="flops=90%", initial_step=0.1, images=8, batch=8, finetune_epochs=1)
+>>> run.held
+True""",
+    "compare": """
+>>> run = ap.compare(
+...     net, budget="flops=60%", strategies="uniform,random", evaluations=2, seeds=1, references=False, correlated=0,
+...     finetune_epochs=1,
+... )
+>>> sorted(run.pictures)
+['comparison', 'progress']""",
+    "sensitivity": """
+>>> run = ap.sensitivity(net, ratios="0.5,0.25")
+>>> sorted(run.pictures)
+['curves', 'heatmap']""",
+    "profile": """
+>>> run = ap.profile(net, runtime="torch")
+>>> sorted(run.pictures)
+['layers', 'predicted', 'staircase']""",
+    "sparsify": """
+>>> run = ap.sparsify(net, epochs=1)
+>>> run.model
+Network(sparse at 64 px on cpu: ...)""",
+    "slim": """
+>>> run = ap.slim(net, budget="channels=80%", sparsity_epochs=1, finetune_epochs=1)
+>>> run.held
+True""",
+    "apply": """
+>>> run = ap.apply(net, policy="policy.json")
+>>> run.model.costs()["flops"] < net.costs()["flops"]
+True""",
+    "train": """
+>>> run = ap.train(net, policy="policy.json", epochs=1)
+>>> run.policy == ap.Policy.load("policy.json")
+True""",
+    "export": """
+>>> run = ap.export(net, format="onnx")
+>>> (run.folder / "model.onnx").exists()
+True""",
+    "quantize": """
+>>> run = ap.quantize(net, runtime="onnxruntime", calibration_images=8, images=8)
+>>> (run.folder / "model.int8.onnx").exists()
+True""",
+    "mask": """
+>>> run = ap.mask(net, granularity="unstructured", sparsity=0.5, epochs=1)
+>>> run.summary["masked"]["zeros"]
+0.5""",
+}
+"""What ``help()`` shows as each command's example, after ``net`` is loaded."""
+
 
 def _parameters(kind: type[Config]) -> list[str]:
     """Return the fields that are parameters, those that are nearly always given first; ``network`` is the model."""
@@ -145,5 +200,9 @@ def _docs(name: str, kind: type[Config]) -> str:
             "",
             "Raises:",
             "    AutopruneError: bad input, or a budget that cannot be held; the message says what to do.",
+            "",
+            "Example:",
+            '    >>> net = ap.load("best.pt", data="data.yaml")',
+            *(f"    {line}" for line in _EXAMPLES[name].strip().splitlines()),
         ]
     )

@@ -61,8 +61,13 @@ def make_env(
         AutopruneError: as `search`.
 
     Example:
-        >>> env = ap.make_env(net, budget="flops=50%")
-        >>> TQC("MlpPolicy", env).learn(2000)
+        >>> env = ap.make_env("best.pt", data="data.yaml", budget="flops=60%")
+        >>> observation, info = env.reset(seed=0)
+        >>> ended = False
+        >>> while not ended:
+        ...     observation, reward, ended, truncated, info = env.step(env.action_space.sample())
+        >>> info["costs"]["flops"] <= 0.6 * ap.load("best.pt", data="data.yaml").costs()["flops"]
+        True
     """
     folder = Path(mkdtemp(prefix="autoprune-env-"))
     with ExitStack() as kept:
@@ -77,7 +82,7 @@ def make_env(
         env = gymnasium.make(
             CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
         )
-        weakref.finalize(env.unwrapped, kept.pop_all().close)  # as long as the environment, unless that failed
+        weakref.finalize(problem.score, kept.pop_all().close)  # as long as something can be scored
         return env
 
 

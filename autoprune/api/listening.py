@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from autoprune.errors import AutopruneWarning
 from autoprune.listener import Advance, Listener, SilentListener
-from autoprune.results import Table
+from autoprune.report import Table
 
 
 class PythonListener(SilentListener):

@@ -21,7 +21,8 @@ from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
-from autoprune.results import Table
+from autoprune.report import Table
+from autoprune.results import Metrics
 from autoprune.runtimes.settings import image_size_of, runtime_settings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Space
@@ -45,9 +46,13 @@ class Network:
         trust_checkpoint: whether its file may run code of its author.
 
     Example:
-        >>> net = ap.load("best.pt", data="data.yaml", imgsz=320)
-        >>> print(net.units)
-        >>> net.costs()["flops"], net.latency("onnxruntime").median
+        >>> net = ap.load("best.pt", data="data.yaml")
+        >>> next(iter(net.units))
+        {'unit': 'model.0', 'channels': '8'}
+        >>> sorted(net.costs())
+        ['channels', 'flops', 'params', 'size']
+        >>> net.latency("torch").median > 0
+        True
     """
 
     def __init__(
@@ -122,13 +127,9 @@ class Network:
         )
         return meter.reference
 
-    def validate(self) -> dict[str, float]:
-        """Return the network's accuracy on the validation split, by the figures' names, e.g. ``mAP50-95``."""
-        accuracy, names = self.adapter.validate(self.module), self.adapter.accuracy_names
-        found = {names.main: accuracy.main}
-        if names.lenient is not None and accuracy.lenient is not None:
-            found[names.lenient] = accuracy.lenient
-        return found
+    def validate(self) -> Metrics:
+        """Return the metrics on the validation split by their names, e.g. ``mAP50-95``, with those of each class."""
+        return self.adapter.validate(self.module)
 
     def save(self, path: str | Path) -> Path:
         """Write the network as its family's checkpoint, and remember where.
@@ -151,7 +152,10 @@ class Network:
             PolicyError: there is no such unit, or it has not as many channels.
 
         Example:
+            >>> net = load("best.pt", data="data.yaml")
             >>> small = net.policy({"model.2.cv1": 8}).apply(net)
+            >>> small.costs()["channels"] < net.costs()["channels"]
+            True
         """
         units = self._graph.units
         if not isinstance(keep, Mapping):
@@ -210,7 +214,10 @@ def load(
         DeviceError: the device is unknown or not there.
 
     Example:
-        >>> net = ap.load("best.pt", data="data.yaml", imgsz=320)
+        >>> ap.load("best.pt", data="data.yaml", imgsz=128)
+        Network(best at 128 px on cpu: 21 units, ...)
+        >>> ap.load()
+        Network(yolov8-demo at 288 px on cpu: 50 units, ...)
     """
     if model is None:
         if data is not None:
@@ -250,9 +257,11 @@ def finetune(
         TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
 
     Example:
+        >>> net = ap.load("best.pt", data="data.yaml")
         >>> small = ap.Policy.load("policy.json").apply(net)
-        >>> small = ap.finetune(small, epochs=20, out="runs/small")
-        >>> small.validate()["mAP50-95"]
+        >>> small = ap.finetune(small, epochs=1, out="runs/small")
+        >>> sorted(small.validate())
+        ['mAP50', 'mAP50-95']
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from autoprune.api.network import Network, load
 from autoprune.choices import match_factory
 from autoprune.config import Config, PruningConfig, RunConfig
 from autoprune.errors import RunError
 from autoprune.policy import Policy
+from autoprune.report import Picture, Table
 from autoprune.report.progress import search_progress
-from autoprune.results import Picture, Table
+from autoprune.report.sections import sections
+from autoprune.results import SUMMARIES, Result
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.run import with_model
 from autoprune.workflows.warmstart import scored_candidates
-
-_SUMMARIES = (
-    *("summary.json", "compare.json", "sensitivity.json", "profile.json", "export.json", "quantize.json", "mask.json"),
-)
 
 
 class Run:
@@ -38,9 +34,13 @@ class Run:
         notes: what it told on the way.
 
     Example:
-        >>> run = ap.search("best.pt", data="data.yaml", budget="flops=50%")
-        >>> print(run)
-        >>> run.summary["finetuned"]["params"], run.policy, run.model
+        >>> run = ap.search("best.pt", data="data.yaml", budget="flops=60%", strategy="uniform", finetune_epochs=0)
+        >>> run.held, [limit["metric"] for limit in run.summary["budget"]]
+        (True, ['flops'])
+        >>> run.model
+        Network(model at 64 px on cpu: 21 units, ...)
+        >>> len(run.history)
+        1
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class Run:
         self.tables, self.notes = tuple(tables), tuple(notes)
 
     @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """The figures, as the command's JSON file has them, e.g. ``summary.json`` or ``compare.json``."""
-        path = self._first(*_SUMMARIES)
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    def summary(self) -> Result:
+        """What the command found; as a mapping its JSON file, e.g. ``summary.json`` or ``compare.json``.
+
+        Raises:
+            RunError: the command left no such file, or one of another version.
+        """
+        return Result.load(self._first(*SUMMARIES))
 
     @cached_property
     def policy(self) -> Policy:
@@ -90,11 +92,13 @@ class Run:
     @property
     def levels(self) -> Mapping[str, Run]:
         """The budgets of a ``netadapt`` with several levels, each as a run of its own."""
-        folders = sorted((self.folder / "levels").glob("*"))
-        return {
-            folder.name: Run(self.command, folder, self.config, held=self.held, tables=(), notes=())
-            for folder in folders
-        }
+        return {folder.name: self._level(folder) for folder in sorted((self.folder / "levels").glob("*"))}
+
+    def _level(self, folder: Path) -> Run:
+        result = Result.load(folder / "summary.json")
+        tables = [shown for shown in sections(result, folder) if isinstance(shown, Table)]
+        held = all(row.satisfied for row in result.budget)
+        return Run(self.command, folder, self.config, held=held, tables=tables, notes=())
 
     def plot(self) -> Picture:
         """Draw the best score against the candidates scored; ``progress.png`` in the folder."""

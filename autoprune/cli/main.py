@@ -19,7 +19,7 @@ from autoprune.cli.words import in_options
 from autoprune.config import Config
 from autoprune.config.files import resume_command
 from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
-from autoprune.results import WIDTH, Table
+from autoprune.report import WIDTH, Table
 from autoprune.workflows.call import Caller, run_workflow
 
 INTERRUPTED = 130

@@ -27,6 +27,10 @@ class CriterionSpec:
         needs_images: whether it looks at training images.
         folds: whether its least channels give a constant, which is folded into what reads them.
         source: where it comes from.
+
+    Example:
+        >>> [spec.name for spec in SPECS if spec.needs_images]
+        ['covariance', 'regression', 'taylor', 'fisher', 'hutchinson', 'apoz']
     """
 
     name: str
@@ -82,6 +86,10 @@ def spec_of(name: str) -> CriterionSpec:
 
     Raises:
         ConfigError: there is none of that name; the message says which there are.
+
+    Example:
+        >>> spec_of("bn").folds, spec_of("l1").folds
+        (True, False)
     """
     exponent = exponent_of(name)
     if exponent is not None and not 0 < exponent <= LARGEST_EXPONENT:
@@ -100,7 +108,12 @@ def spec_of(name: str) -> CriterionSpec:
 
 
 def exponent_of(name: str) -> float | None:
-    """Return p if a criterion is the norm ``l<p>``, or None."""
+    """Return p if a criterion is the norm ``l<p>``, or None.
+
+    Example:
+        >>> exponent_of("l1.5"), exponent_of("lamp")
+        (1.5, None)
+    """
     found = re.fullmatch(r"l(-?[0-9]+(?:\.[0-9]+)?)", name)
     return float(found[1]) if found else None
 
@@ -114,6 +127,16 @@ def make_criterion(name: str, evidence: Callable[[], CalibrationData] | None = N
 
     Raises:
         ConfigError: there is no such criterion, or it needs images and there are none.
+
+    Example:
+        >>> from torch import nn, zeros
+        >>> from autoprune.structure.validation import analyse
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+        >>> network[0].weight.data[2] = 0
+        >>> graph = analyse(network, zeros(1, 3, 32, 32))
+        >>> order = dict(zip((group.name for group in graph.groups), make_criterion("l1").order(network, graph)))
+        >>> int(order["0"][-1])
+        2
     """
     spec = spec_of(name)
     if spec.needs_images and evidence is None:

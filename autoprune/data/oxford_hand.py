@@ -7,8 +7,7 @@ upright: here they are the upright hulls of the turned ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.data._base import Box, Published
-from autoprune.errors import ConfigError, DataError
+from autoprune.errors import DataError
 from autoprune.io.files import saying_why
 
 FOLDERS = {
@@ -40,10 +39,8 @@ def oxford_hand(source: Path) -> Published:
 
     Raises:
         DataError: that is not its layout, or a split is empty.
-        ConfigError: scipy, which reads MATLAB's files, is not installed.
         RunError: a folder cannot be listed.
     """
-    read = partial(_boxes, _loader())
     with saying_why(source, "read"):
         root = _root(source)
         found = {split: _paired(root / folder) for split, folder in FOLDERS.items()}
@@ -57,7 +54,7 @@ def oxford_hand(source: Path) -> Published:
         classes=("hand",),
         splits={split: pairs for split, (pairs, _) in found.items()},
         unpaired=tuple(chain.from_iterable(unpaired for _, unpaired in found.values())),
-        read=read,
+        read=_boxes,
     )
 
 
@@ -99,10 +96,12 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return {path.stem: path for path in listed if path.suffix.lower() in suffixes and not path.name.startswith(".")}
 
 
-def _boxes(load: Callable[..., Any], annotation: Path) -> list[Box]:
+def _boxes(annotation: Path) -> list[Box]:
     """Read an annotation; one without any box is an image of background."""
+    from scipy.io import loadmat
+
     try:
-        content = load(annotation, variable_names=["boxes"])
+        content = loadmat(annotation, variable_names=["boxes"])
         if "boxes" not in content:
             raise ValueError("it has no variable boxes")
         return [_box(cell) for cell in content["boxes"].flat]
@@ -121,13 +120,3 @@ def _box(cell: Any) -> Box:
     if corners.shape != (len(_CORNERS), 2) or not np.isfinite(corners).all():
         raise ValueError(f"a corner must be two finite numbers, got {corners.tolist()}")
     return hull(corners)
-
-
-def _loader() -> Callable[..., Any]:
-    """Return scipy's reader of MATLAB files, which takes a moment to import."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ConfigError("Reading Oxford Hand needs the package scipy: pip install 'autoprune[data]'") from error
-    loader: Callable[..., Any] = loadmat
-    return loader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from operator import add
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.evaluation.pruning import Calibration, prune
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
-from autoprune.models._base import Accuracy, Adapter, Batch, LossSum
+from autoprune.models._base import Adapter, Batch, LossSum
+from autoprune.results import Metrics
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.statistics.recalibration import recalibrate as recalibrate
 from autoprune.structure.slicing import Pruner
@@ -281,13 +282,13 @@ class Evaluator:
             reconstructed=self.reconstruct,
         )
 
-    def accuracy(self, allocation: Allocation) -> Accuracy:
+    def accuracy(self, allocation: Allocation) -> Metrics:
         """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
 
         def measured() -> dict[str, Any]:
-            return asdict(self.adapter.accuracy(self.repaired(allocation), self._batches))
+            return self.adapter.accuracy(self.repaired(allocation), self._batches).to_json()
 
-        return Accuracy(**self.journal.once("accuracy", list(allocation), measured))
+        return Metrics.from_json(self.journal.once("accuracy", list(allocation), measured))
 
     @cached_property
     def _calibration(self) -> Calibration:

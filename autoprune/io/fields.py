@@ -1,9 +1,8 @@
-"""Reading JSON that a user may have edited: every entry known, present, of its type, and named when it is not."""
+"""JSON without its traps, whether a value is of a type, and a layout with one item per line."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
@@ -62,87 +61,6 @@ def _has_entries(value: Mapping[str, object], kind: Any) -> bool:
     return required <= value.keys() <= hints.keys() and all(fits(item, hints[name]) for name, item in value.items())
 
 
-class Fields:
-    """One JSON object, whose entries are taken one by one, each with its type; ``end`` refuses what was not taken.
-
-    Every method raises ValueError with a sentence that says where the entry is, what is expected and what is there.
-    """
-
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object in braces, got {_shown(value)}")
-        self.where = where
-        self._entries: dict[str, Any] = value
-        self._taken: list[str] = []
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def text(self, name: str) -> str:
-        """Take a string."""
-        value = self._take(name)
-        return value if isinstance(value, str) else self._refuse(name, "a text in quotes", value)
-
-    def integer(self, name: str) -> int:
-        """Take a whole number."""
-        value = self._take(name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return int(value) if whole else self._refuse(name, "a whole number", value)
-
-    def number(self, name: str) -> float:
-        """Take a finite number."""
-        value = self._take(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self._refuse(name, "a number", value)
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        return number if math.isfinite(number) else self._refuse(name, "a finite number", value)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Take a list of strings."""
-        value = self._take(name)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self._refuse(name, "a list of texts", value)
-        return tuple(value)
-
-    def objects(self, name: str) -> tuple[Fields, ...]:
-        """Take a list of objects."""
-        value = self._take(name)
-        if not isinstance(value, list):
-            self._refuse(name, "a list in brackets", value)
-        return tuple(Fields(item, f"{name}[{index}]") for index, item in enumerate(value))
-
-    def inner(self, name: str) -> Fields:
-        """Take an object."""
-        return Fields(self._take(name), name)
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all entries, in order."""
-        return tuple(self._entries)
-
-    def absent(self, name: str) -> bool:
-        """Take an entry that may be null, and return whether it is."""
-        return self._take(name) is None
-
-    def end(self) -> None:
-        """Refuse every entry that was not taken."""
-        unknown = [name for name in self._entries if name not in self._taken]
-        if unknown:
-            known = ", ".join(dict.fromkeys(self._taken))
-            raise ValueError(f"{self.where} has the unknown entry {unknown[0]!r}; it may have: {known}")
-
-    def _take(self, name: str) -> Any:
-        self._taken.append(name)
-        if name not in self._entries:
-            raise ValueError(f"{self.where} lacks the entry {name!r}")
-        return self._entries[name]
-
-    def _refuse(self, name: str, expected: str, value: object) -> Any:
-        raise ValueError(f"{self.where}: {name} must be {expected}, got {_shown(value)}")
-
-
 def pretty(value: Any, indent: str) -> str:
     """Return a JSON value with one item per line, the items themselves on one line each.
 
@@ -162,11 +80,6 @@ def pretty(value: Any, indent: str) -> str:
 
 def _flat(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 
 from autoprune.costs.polynomial import Floats
@@ -39,38 +37,25 @@ def simplex_fit(design: Floats, target: Floats, *, trust: Floats, prior: Floats)
 
 
 def _constrained(design: Floats, target: Floats, trust: Floats, prior: Floats) -> Floats:
-    """Solve the weighted problem exactly: for each set of weights that may differ from 0, the equations of Lagrange."""
-    size = design.shape[1]
-    normal = design.T @ (design * trust[:, None]) + RIDGE * np.eye(size)
-    right = design.T @ (target * trust) + RIDGE * prior
-    best, least = prior, np.inf
-    for count in range(1, size + 1):
-        chosen = np.array(list(combinations(range(size), count)))
-        systems = np.ones((len(chosen), count + 1, count + 1))
-        systems[:, :count, :count] = normal[chosen[:, :, None], chosen[:, None, :]]
-        systems[:, count, count] = 0.0
-        sides = np.column_stack([right[chosen], np.ones(len(chosen))])
-        solutions = np.linalg.solve(systems, sides[..., None])[:, :count, 0]
-        feasible = (solutions >= 0).all(axis=1)
-        weights = np.zeros((int(feasible.sum()), size))
-        np.put_along_axis(weights, chosen[feasible], solutions[feasible], axis=1)
-        weights /= weights.sum(axis=1, keepdims=True)
-        values = np.einsum("si,ij,sj->s", weights, normal, weights) - 2 * weights @ right
-        if len(values) and values.min() < least - 1e-15:
-            best, least = weights[values.argmin()], float(values.min())
-    return best
+    """Solve the weighted problem exactly, as one of non-negative least squares.
+
+    With Σw = 1 the error design·w − target is (design − target)·w and w − prior is (I − prior)·w, without constants.
+    The u ≥ 0 that solves these equations next to Σu = 1 is then a multiple of w (Lawson and Hanson, "Solving Least
+    Squares Problems", 1974, chapter 23, least distance programming).
+    """
+    from scipy.optimize import nnls
+
+    errors = np.sqrt(trust)[:, None] * (design - target[:, None])
+    shift = np.sqrt(RIDGE) * (np.eye(len(prior)) - prior[:, None])
+    system = np.vstack([errors, shift, np.ones_like(prior)])
+    scaled, _ = nnls(system, np.append(np.zeros(len(system) - 1), 1.0))
+    return np.asarray(scaled / scaled.sum(), dtype=np.float64)
 
 
 def spearman(one: Floats, other: Floats) -> float:
     """Return the rank correlation of two runs of numbers; equal ones share their mean rank, a constant run gives 0."""
-    first, second = _ranks(one), _ranks(other)
-    if min(first.std(), second.std()) == 0:
+    from scipy.stats import spearmanr
+
+    if min(np.ptp(one), np.ptp(other)) == 0:
         return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    """Return mean ranks, shape as ``values``."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+    return float(spearmanr(one, other).statistic)

@@ -13,6 +13,7 @@ from torch import nn
 
 from autoprune.choices import ExportFormat
 from autoprune.models._description import Description
+from autoprune.results import Metrics
 
 Batch = Mapping[str, Any]
 """One batch of inputs with their labels, already on the device; opaque outside its adapter."""
@@ -56,19 +57,6 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How well a network does its task, in the figures that are usual for it.
-
-    Attributes:
-        main: the figure that decides, in [0, 1]: mAP50-95 of a detector, top-1 of a classifier.
-        lenient: a more lenient one next to it, in [0, 1]: mAP50, top-5; None where the task has none.
-    """
-
-    main: float
-    lenient: float | None = None
-
-
-@dataclass(frozen=True)
 class LossSum:
     """A loss that is not divided yet: each of its T terms, summed over images, and what it has to be divided by.
 
@@ -97,14 +85,6 @@ class LossSum:
         return float((self.totals / self.weights).clamp(min=0).sum())
 
 
-@dataclass(frozen=True)
-class AccuracyNames:
-    """What people call the figures of an `Accuracy`."""
-
-    main: str = "mAP50-95"
-    lenient: str | None = "mAP50"
-
-
 class Adapter(ABC):
     """A dense network with its task: data, loss, metric, checkpoint format.
 
@@ -120,7 +100,7 @@ class Adapter(ABC):
         suffixes: of the files that a checkpoint consists of. They lie side by side; `save` and
             `autoprune.models.open_adapter` take the path of the first one.
         bytes_per_number: what a number takes in a checkpoint.
-        accuracy_names: what the figures of its accuracy are called.
+        metric_names: of what `validate` measures, the one that decides first.
         autocasts: whether network and loss also compute under ``torch.autocast``.
         reader: what people open an exported file with, besides its runtime; None where there is nothing.
     """
@@ -134,7 +114,7 @@ class Adapter(ABC):
     description: Description | None = None
     suffixes: tuple[str, ...] = (".pt",)
     bytes_per_number: int = 2
-    accuracy_names: AccuracyNames = AccuracyNames()
+    metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
     reader: str | None = None
 
@@ -236,7 +216,7 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
         """Measure the accuracy of an eval-mode module on held batches.
 
         Args:
@@ -246,7 +226,7 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def validate(self, module: nn.Module) -> Accuracy:
+    def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split, as the network's own tool reports it."""
 
     @abstractmethod
@@ -277,7 +257,7 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def validate_deployed(self, predict: Predict) -> Accuracy:
+    def validate_deployed(self, predict: Predict) -> Metrics:
         """Measure the accuracy of the network on the validation split, where something else than itself runs it.
 
         Every image is letterboxed to ``image_size``, which a file's input shape asks for, and so the figure may differ

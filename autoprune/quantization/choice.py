@@ -15,7 +15,7 @@ class Step:
 
     Attributes:
         in_float: names of the groups that are not quantised.
-        accuracy: its main figure on the held-out training images.
+        accuracy: its primary metric on the held-out training images.
         drop: how much lower that is than the float network's.
     """
 
@@ -29,7 +29,7 @@ class Choice:
     """What stays in float, and how that was found.
 
     Attributes:
-        accuracy: the float network's main figure on the held-out training images.
+        accuracy: the float network's primary metric on the held-out training images.
         errors: by group, how far the predictions are off where it alone is quantised, in [0, 1], the worst one first;
             empty where nothing had to be found.
         steps: the networks that were tried, the chosen one last.
@@ -53,8 +53,8 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
 
     Args:
         quantization: the network.
-        whole: the main figure, on the held-out images, of the float network that it is to come close to.
-        max_drop: how much of the accuracy's main figure may be lost on the held-out images.
+        whole: the primary metric, on the held-out images, of the float network that it is to come close to.
+        max_drop: how much of the primary metric may be lost on the held-out images.
         advance: told how many measurements are done of two for each group, and a word.
 
     Raises:
@@ -65,13 +65,13 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
         are ranked by what each loses alone in int8, and left in float from the worst one on.
     """
     groups = [group.name for group in quantization.groups]
-    figure = quantization.figure
+    metric = quantization.metric
     steps: list[Step] = []
 
     def holds(in_float: tuple[str, ...], done: int) -> bool:
         found = quantization.held_out(in_float)
         steps.append(Step(in_float, found, whole - found))
-        advance(done, f"loses {whole - found:.4f} of {figure} with {len(in_float)} of {len(groups)} groups in float")
+        advance(done, f"loses {whole - found:.4f} of {metric} with {len(in_float)} of {len(groups)} groups in float")
         return whole - found <= max_drop
 
     if holds((), 1):
@@ -81,7 +81,7 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
         if holds(tuple(errors)[:count], len(groups) + count):
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
-        f"int8 of the {quantization.name} must lose at most `max_drop` {max_drop:g} of {figure} on training images, "
+        f"int8 of the {quantization.name} must lose at most `max_drop` {max_drop:g} of {metric} on training images, "
         f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, tune the "
         "weights for int8 with `qat_epochs`, or keep the float network, which autoprune export writes"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,9 @@ import torch
 from autoprune.choices import ExportFormat
 from autoprune.io.files import size_of
 from autoprune.journal import Recorder
-from autoprune.models._base import Accuracy, Adapter, Batch, ExportSettings, Predict, Predictions
+from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.quantization.groups import Group, group_operations
+from autoprune.results import Metrics
 from autoprune.runtimes import SeparateBackend
 
 InFloat: TypeAlias = tuple[str, ...] | None
@@ -49,7 +50,7 @@ class Deployed:
         size_bytes: of the file, or of all files in the folder.
     """
 
-    accuracy: Accuracy
+    metrics: Metrics
     size_bytes: int
 
 
@@ -91,9 +92,9 @@ class Quantization:
         self._files: dict[InFloat, Path] = {}
 
     @property
-    def figure(self) -> str:
-        """What the main figure of the accuracy is called."""
-        return self._adapter.accuracy_names.main
+    def metric(self) -> str:
+        """The name of the primary metric."""
+        return self._adapter.metric_names[0]
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -121,11 +122,11 @@ class Quantization:
         return float(self._recorded(["error", group], lambda: self._with(others, compare)))
 
     def held_out(self, in_float: InFloat) -> float:
-        """Return the main figure of a network's accuracy on the held-out training images."""
+        """Return a network's primary metric on the held-out training images."""
 
         def measure(predict: Predict) -> float:
             accuracy = self._adapter.accuracy(self._adapter.module, self._samples.held_out, predict=predict)
-            return accuracy.main
+            return accuracy.primary
 
         return float(self._recorded(["held out", in_float], lambda: self._with(in_float, measure)))
 
@@ -135,10 +136,10 @@ class Quantization:
         def measure() -> dict[str, Any]:
             path = self.file(in_float)
             found = self._adapter.validate_deployed(self._predict(path))
-            return {"accuracy": asdict(found), "size_bytes": size_of(path)}
+            return {**found.to_json(), "size_bytes": size_of(path)}
 
         found = self._recorded(["deployed", in_float], measure)
-        return Deployed(Accuracy(**found["accuracy"]), int(found["size_bytes"]))
+        return Deployed(Metrics.from_json(found), int(found["size_bytes"]))
 
     @cached_property
     def _source(self) -> Path:

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError, PolicyError
-from autoprune.io.fields import Fields, parse_strictly, pretty
+from autoprune.io.fields import pretty
 from autoprune.io.files import read_bytes, write_atomic
-from autoprune.policy import PolicyModel, model_to_json, read_model
+from autoprune.io.records import FiniteRecord, read_record
+from autoprune.policy import PolicyModel
+from autoprune.policy_file import ModelEntries, check_version, model_to_json
 from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
@@ -167,7 +169,7 @@ class SensitivityCurves:
                 unknown, missing, of the wrong type or out of range.
         """
         try:
-            return _read(Fields(parse_strictly(text), "the file of curves"))
+            return _read(text)
         except (ValueError, PolicyError) as error:
             raise ConfigError(str(error)) from error
 
@@ -230,29 +232,37 @@ def curves_from(space: Space, plan: Sequence[Allocation], scores: Sequence[float
     )
 
 
-def _read(fields: Fields) -> tuple[CurvesHeader, SensitivityCurves]:
-    version = fields.integer("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version}, this autoprune reads {SCHEMA_VERSION}")
-    header = CurvesHeader(
-        model=read_model(fields.inner("model")),
-        criterion=fields.text("criterion"),
-        images=fields.integer("images"),
-        seed=fields.integer("seed"),
+@dataclass(frozen=True)
+class _Point(FiniteRecord):
+    keep: int
+    score: float
+
+
+@dataclass(frozen=True)
+class _CurveEntries:
+    name: str
+    channels: int
+    scores: tuple[_Point, ...]
+
+
+@dataclass(frozen=True)
+class _FileEntries:
+    schema_version: int
+    model: ModelEntries
+    criterion: str
+    images: int
+    seed: int
+    units: tuple[_CurveEntries, ...]
+
+
+def _read(text: str) -> tuple[CurvesHeader, SensitivityCurves]:
+    check_version(text, SCHEMA_VERSION)
+    read = read_record(text, _FileEntries, "the file of curves")
+    curves = (
+        Curve(unit.name, unit.channels, tuple((point.keep, point.score) for point in unit.scores))
+        for unit in read.units
     )
-    curves = SensitivityCurves(tuple(_read_curve(unit) for unit in fields.objects("units")))
-    fields.end()
-    return header, curves
-
-
-def _read_curve(fields: Fields) -> Curve:
-    points = []
-    for entry in fields.objects("scores"):
-        points.append((entry.integer("keep"), entry.number("score")))
-        entry.end()
-    curve = Curve(fields.text("name"), fields.integer("channels"), tuple(points))
-    fields.end()
-    return curve
+    return CurvesHeader(read.model.read(), read.criterion, read.images, read.seed), SensitivityCurves(tuple(curves))
 
 
 def _named(units: Sequence[tuple[str, int]], index: int) -> str:

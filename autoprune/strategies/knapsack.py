@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.errors import ConfigError
 from autoprune.strategies._base import SearchTask
-from autoprune.strategies.curves import Array, SensitivityCurves
+from autoprune.strategies.curves import Array
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts
@@ -63,15 +61,6 @@ class KnapsackStrategy(SurveyStrategy):
     The idea of HALP (Shen et al., "Structural Pruning via Latency-Saliency Knapsack", NeurIPS 2022): a knapsack with
     one item per unit. Costs are not additive, so that the knapsack is solved again and again around its last solution.
     """
-
-    def __init__(self, constraint: Constraint, *, evaluations: int, curves: SensitivityCurves | None = None) -> None:
-        """Prepare it.
-
-        Raises:
-            ConfigError: the curves belong to another space, or SciPy is missing.
-        """
-        super().__init__(constraint, evaluations=evaluations, curves=curves)
-        _scipy()
 
     @classmethod
     def of(cls, task: SearchTask) -> KnapsackStrategy:
@@ -124,7 +113,8 @@ def _total(constraint: Constraint, damages: Sequence[Array], counts: Counts) -> 
 
 def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, radius: float) -> Counts | None:
     """Return the best counts under costs linearised around the given ones, or None where the solver finds none."""
-    optimize, sparse = _scipy()
+    from scipy import optimize, sparse
+
     space = constraint.space
     trusted = [_trusted(choices, int(count), radius) for choices, count in zip(space.choices, counts, strict=True)]
     unit_of = np.repeat(np.arange(len(space)), [len(places) for places in trusted])
@@ -165,17 +155,6 @@ def _trusted(choices: Counts, count: int, radius: float) -> npt.NDArray[np.int64
         return places
     thinned = places[np.linspace(0, len(places) - 1, _CHOICES).round().astype(np.int64)]
     return np.union1d(thinned, [np.argmin(distance)])
-
-
-def _scipy() -> tuple[Any, Any]:
-    """Return ``scipy.optimize`` and ``scipy.sparse``, which take a moment to import."""
-    try:
-        from scipy import optimize, sparse
-    except ImportError as error:
-        raise ConfigError(
-            "The strategy knapsack needs the package scipy: pip install 'autoprune[strategies]'"
-        ) from error
-    return optimize, sparse
 
 
 @contextmanager

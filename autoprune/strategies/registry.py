@@ -24,6 +24,11 @@ class StrategySpec:
         uses_curves: whether it takes sensitivity curves that were measured before.
         deterministic: whether it does the same whatever the seed.
         source: where it comes from.
+
+    Example:
+        >>> spec = StrategyName("evolution").spec
+        >>> spec.uses_prior, spec.deterministic
+        (True, False)
     """
 
     name: str
@@ -104,7 +109,12 @@ SPECS = (
 
 
 class StrategyName(Enum):
-    """The name of a strategy, as an option takes it."""
+    """The name of a strategy, as an option takes it.
+
+    Example:
+        >>> StrategyName("greedy").spec.source
+        'Yang et al., NetAdapt, ECCV 2018'
+    """
 
     _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
     members = vars()
@@ -122,5 +132,10 @@ PPO, GLOBAL = StrategyName("ppo"), StrategyName("global")
 
 
 def names_where(*properties: str) -> tuple[str, ...]:
-    """Return the names of the strategies with any of these properties, e.g. ``uses_prior``."""
+    """Return the names of the strategies with any of these properties, e.g. ``uses_prior``.
+
+    Example:
+        >>> names_where("uses_curves")
+        ('sensitivity', 'knapsack')
+    """
     return tuple(spec.name for spec in SPECS if any(getattr(spec, name) for name in properties))

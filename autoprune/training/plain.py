@@ -22,8 +22,9 @@ from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
 from autoprune.io.files import saying_why, write_atomic
-from autoprune.models._base import Accuracy, Batch
+from autoprune.models._base import Batch
 from autoprune.models._trainable import TrainableAdapter
+from autoprune.results import Metrics
 from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import EpochReport, FinetuneResult, recalibrated
@@ -290,11 +291,11 @@ class PlainTrainer(Trainer):
         return values
 
 
-def _keep(training: PlainTraining, accuracy: Accuracy, weights: Path) -> None:
+def _keep(training: PlainTraining, accuracy: Metrics, weights: Path) -> None:
     """Write what a kill after this epoch must not lose."""
-    better = accuracy.main > training.best
+    better = accuracy.primary > training.best
     if better:
-        training.best, training.best_epoch = accuracy.main, training.epoch
+        training.best, training.best_epoch = accuracy.primary, training.epoch
     content = training.to_bytes()
     if better and training.patience:
         write_atomic(weights / "best.pt", content)  # first: last.pt may not tell of a best epoch that is not there

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from autoprune.models._base import Accuracy, Adapter
+from autoprune.models._base import Adapter
+from autoprune.results import Metrics
 from autoprune.statistics.recalibration import recalibrate
 
 CALIBRATION_IMAGES = 256
@@ -29,7 +30,7 @@ class EpochReport:
     epoch: int
     epochs: int
     losses: Mapping[str, float]
-    accuracy: Accuracy | None
+    accuracy: Metrics | None
 
 
 @dataclass(frozen=True)

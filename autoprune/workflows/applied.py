@@ -15,11 +15,12 @@ from autoprune import __version__
 from autoprune.config import ApplyConfig, TrainConfig, devices_of
 from autoprune.evaluation.pruning import calibration_of, prune
 from autoprune.listener import Listener
-from autoprune.models._base import Accuracy
 from autoprune.policy import Policy
+from autoprune.report.sections import publish
+from autoprune.results import Result, Stage
 from autoprune.structure.space import Allocation
+from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import Network, open_network
-from autoprune.workflows.stages import Stage, stage_rows
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,23 @@ class Applied:
 
     def stage(self, module: nn.Module, allocation: Allocation, file: Path | None = None, *, validate: bool) -> Stage:
         """Return accuracy (on the validation split, if asked), costs and checkpoint size; latency is not measured."""
-        accuracy: Accuracy | None = self.network.adapter.validate(module) if validate else None
+        metrics = self.network.adapter.validate(module) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
         adapter = self.network.adapter
         costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
-        return Stage.of(accuracy, costs, {})
+        return Stage(metrics, costs)
 
-    def show(self, stages: Mapping[str, Stage], listener: Listener) -> None:
-        """Show the stages side by side."""
-        header, rows = stage_rows(stages, self.network.adapter.accuracy_names)
-        listener.table(f"{self.network.adapter.name}, {', '.join(self.policy.budget)}", header, rows)
+    def publish(self, stages: Mapping[str, Stage], folder: RunFolder, listener: Listener) -> None:
+        """Write ``summary.json``, and show the stages next to each other."""
+        adapter = self.network.adapter
+        result = Result(
+            command=folder.command,
+            title=f"{adapter.name}, {', '.join(self.policy.budget)}",
+            metric_names=adapter.metric_names,
+            stages=stages,
+            environment=environment(),
+        )
+        publish(result, folder.path / "summary.json", listener)
 
 
 def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, images: int) -> Applied:

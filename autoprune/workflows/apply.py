@@ -24,7 +24,7 @@ def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
             "dense": applied.stage(adapter.module, dense, validate=validate),
             "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
-    applied.show(stages, listener)
+        applied.publish(stages, folder, listener)
     listener.note(f"The pruned network is {path}.")
     if not validate:
         listener.note(

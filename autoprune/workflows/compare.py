@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.fitting import spearman
 from autoprune.listener import Listener
-from autoprune.report import ComparisonRow, RowKind, comparison_plot, correlation_plot, search_progress
+from autoprune.report.sections import LEAST_POINTS, publish
+from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
 from autoprune.workflows.benchmark import BenchmarkResult, StrategyBenchmark
@@ -22,10 +23,10 @@ from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.criteria import CriteriaComparison
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.latency_constraints import LatencyConstraints
-from autoprune.workflows.references import References, Trained
+from autoprune.workflows.references import References
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning import Tuned, Tuning, tune
 
 
 def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
@@ -36,21 +37,6 @@ def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
         else:
             _Comparison(with_model(config), folder, listener).execute()
     return Finished(folder.path)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A pruned network before and after the fine-tune.
-
-    Attributes:
-        before: the accuracy's main figure on the validation split.
-        after: the same after fine-tuning, or None where there are no epochs.
-        costs: by metric, in its unit; latency measured, where it is limited.
-    """
-
-    before: float
-    after: float | None
-    costs: Mapping[str, float]
 
 
 class _Comparison:
@@ -72,16 +58,11 @@ class _Comparison:
         )
         outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
         tuned = [self._tuned(contest, outcome) for outcome in outcomes]
-        references = References(run, config, limits).all() if config.references else []
+        references = References(run, config, limits).all() if config.references else {}
         points = self._points(contest, outcomes, tuned)
-        dense_costs = {metric: dense.cost(metric) for metric in limits}
-        rows = self._rows(outcomes, tuned)
-        for row in rows:
-            row["costs"] = {
-                metric: [item / dense_costs[metric] for item in values] for metric, values in row["costs"].items()
-            }
-        assert dense.accuracy is not None
-        self._write(rows, references, points, dense.accuracy.main, dense_costs, outcomes)
+        costs = {metric: dense.cost(metric) for metric in limits}
+        compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(references, costs)}
+        self._publish(dense, compared, points, outcomes)
 
     # -- fine-tunes --------------------------------------------------------------------------------
 
@@ -94,9 +75,9 @@ class _Comparison:
         self, contest: StrategyBenchmark, allocation: Allocation, score: float, seed: int, label: str
     ) -> Tuned:
         def made() -> dict[str, Any]:
-            return vars(self._train(contest, SelectedCandidate(allocation, score, {}), seed, label))
+            return self._train(contest, SelectedCandidate(allocation, score, {}), seed, label).to_json()
 
-        return Tuned(**self._folder.once("tuned", made, [list(allocation), seed]))
+        return Tuned.from_json(self._folder.once("tuned", made, [list(allocation), seed]))
 
     def _train(self, contest: StrategyBenchmark, found: SelectedCandidate, seed: int, label: str) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
@@ -109,22 +90,22 @@ class _Comparison:
         module = contest.evaluator.repaired(found.allocation)
         deployment = ResultWriter(run, self._budget, path=path)
         deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
-        before = adapter.validate(module).main
+        before = adapter.validate(module)
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
         self._listener.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         module = deployment.described(module)
         trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, listener=self._listener)
-        return Tuned(before, adapter.validate(trained).main, costs)
+        return Tuned(before, adapter.validate(trained), costs)
 
     def _points(
         self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]
     ) -> list[tuple[float, float]]:
-        """Return (score, fine-tuned accuracy) of all winners, and of enough others, spread over quality."""
+        """Return (score, fine-tuned primary metric) of all winners, and of enough others, spread over quality."""
         if not self._config.finetune_epochs:
             return []
-        points: dict[Allocation, tuple[float, float | None]] = {
+        points: dict[Allocation, tuple[float, Metrics | None]] = {
             outcome.allocation: (outcome.score, one.after) for outcome, one in zip(outcomes, tuned, strict=True)
         }
         others = {item.allocation: item.score for outcome in outcomes for item in outcome.tried}
@@ -134,88 +115,102 @@ class _Comparison:
             allocation = ranked[place]
             after = self._trained(contest, allocation, others[allocation], 0, f"spread-{number}").after
             points[allocation] = (others[allocation], after)
-        return [(score, after) for score, after in points.values() if after is not None]
+        return [(score, after.primary) for score, after in points.values() if after is not None]
 
     # -- results -----------------------------------------------------------------------------------
 
-    def _rows(self, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
-        """Return one row per strategy, its values per seed, the best mean score first."""
+    def _rows(
+        self, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned], dense: Mapping[str, float]
+    ) -> list[Compared]:
+        """Return one row per strategy, its values per seed, the best mean score first; costs as shares of ``dense``."""
         rows = []
         for name in dict.fromkeys(outcome.entry for outcome in outcomes):
             pairs = [(o, t) for o, t in zip(outcomes, tuned, strict=True) if o.entry == name]
             rows.append(
-                {
-                    "strategy": name,
-                    "seeds": [o.seed for o, _ in pairs],
-                    "score": [o.score for o, _ in pairs],
-                    "accuracy_before": [t.before for _, t in pairs],
-                    "accuracy_after": [t.after for _, t in pairs if t.after is not None],
-                    "evaluations": [o.evaluations for o, _ in pairs],
-                    "seconds": [o.seconds for o, _ in pairs],
-                    "costs": {limit.metric: [t.costs[limit.metric] for _, t in pairs] for limit in self._budget},
-                }
+                Compared(
+                    name,
+                    [t.before for _, t in pairs if t.before is not None],
+                    [t.after for _, t in pairs if t.after is not None],
+                    {
+                        limit.metric: [t.costs[limit.metric] / dense[limit.metric] for _, t in pairs]
+                        for limit in self._budget
+                    },
+                    scores=[o.score for o, _ in pairs],
+                    seeds=[o.seed for o, _ in pairs],
+                    evaluations=[o.evaluations for o, _ in pairs],
+                    seconds=[o.seconds for o, _ in pairs],
+                )
             )
-        return sorted(rows, key=lambda row: -float(np.mean(row["score"])))
+        return sorted(rows, key=lambda row: -float(np.mean(row.scores)))
 
-    def _write(
+    def _publish(
         self,
-        rows: Sequence[Mapping[str, Any]],
-        references: Sequence[Trained],
+        dense: Stage,
+        compared: Mapping[str, Sequence[Compared]],
         points: Sequence[tuple[float, float]],
-        dense: float,
-        dense_costs: Mapping[str, float],
         outcomes: Sequence[BenchmarkResult],
     ) -> None:
-        run, config, listener, path = self._run, self._config, self._listener, self._folder.path
-        metric, names = self._budget.limits[0].metric, run.network.adapter.accuracy_names
-        shares = [
-            {**vars(one), "costs": {name: one.costs[name] / dense_costs[name] for name in dense_costs}}
-            for one in references
-        ]
-        verdict = agents_verdict(rows)
-        correlation = _correlation(points)
-        summary = {
-            "budget": list(self._budget.texts),
-            "evaluations": config.evaluations,
-            "images": config.images,
-            "image_size": run.network.adapter.image_size,
-            "finetune_epochs": config.finetune_epochs,
-            "accuracy": names.main,
-            "dense": {"accuracy": dense, "costs": dict(dense_costs)},
-            "strategies": list(rows),
-            "references": shares,
-            "correlation": {
-                "spearman": correlation,
-                "networks": len(points),
-                "points": [list(point) for point in points],
+        run, config, listener, adapter = self._run, self._config, self._listener, self._run.network.adapter
+        verdict, correlation = agents_verdict(compared["strategies"]), _correlation(points)
+        result = Result(
+            command=self._folder.command,
+            title=f"{adapter.name}, {self._budget}, {config.evaluations} evaluations",
+            metric_names=adapter.metric_names,
+            stages={"dense": dense},
+            compared=compared,
+            figures={
+                "limits": list(self._budget.texts),
+                "evaluations": config.evaluations,
+                "images": config.images,
+                "image_size": adapter.image_size,
+                "finetune_epochs": config.finetune_epochs,
+                "correlation": {
+                    "spearman": correlation,
+                    "networks": len(points),
+                    "points": [list(point) for point in points],
+                },
+                "histories": {row.name: _histories(row.name, outcomes) for row in compared["strategies"]},
+                "agents": verdict,
             },
-            "agents": verdict,
-            "environment": {**environment(), **run.estimator.environment()},
-        }
-        self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
-        title = f"{run.network.adapter.name}, {self._budget}, {config.evaluations} evaluations"
-        drawn = _drawn(rows, shares, dense, metric)
-        comparison_plot(drawn, path / "comparison.png", title=title, cost_label=metric, accuracy=names.main)
-        histories = {row["strategy"]: [o.history for o in outcomes if o.entry == row["strategy"]] for row in rows}
-        search_progress(histories, path / "progress.png", title=title)
-        if len(points) >= 3:
-            correlation_plot(points, path / "correlation.png", spearman=correlation, title=title, accuracy=names.main)
-        header, table = comparison_table(rows, shares, dense, metric=metric, accuracy=names.main)
-        listener.table(title, header, table)
-        if len(points) >= 3:
+            environment={**environment(), **run.estimator.environment()},
+        )
+        path = self._folder.path / "compare.json"
+        publish(result, path, listener)
+        if len(points) >= LEAST_POINTS:
             listener.note(
-                f"Score and fine-tuned {names.main} rank {len(points)} networks alike: Spearman {correlation:.2f}."
+                f"Score and fine-tuned {adapter.metric_names[0]} rank {len(points)} networks alike: Spearman "
+                f"{correlation:.2f}."
             )
         listener.note(verdict)
-        listener.note(
-            f"The comparison is {path / 'compare.json'}, with comparison.png, progress.png and correlation.png."
+        listener.note(f"The comparison is {path}, with comparison.png, progress.png and correlation.png.")
+
+
+def _references(found: Mapping[str, Tuned], dense: Mapping[str, float]) -> list[Compared]:
+    """Return the references as rows, their costs as shares of ``dense``."""
+    return [
+        Compared(
+            name,
+            [one.before] if one.before is not None else [],
+            [one.after] if one.after is not None else [],
+            {metric: [one.costs[metric] / cost] for metric, cost in dense.items()},
         )
+        for name, one in found.items()
+    ]
 
 
-def agents_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+def _histories(name: str, outcomes: Sequence[BenchmarkResult]) -> list[list[float | None]]:
+    """Return the scores of a strategy's candidates in order, per seed; None for one that does not hold the budget."""
+    return [
+        [None if math.isnan(score) else score for score in outcome.history]
+        for outcome in outcomes
+        if outcome.entry == name
+    ]
+
+
+def agents_verdict(rows: Sequence[Compared]) -> str:
     """Say in words whether an agent found the best score."""
     agents = set(names_where("agent"))
-    medians = {row["strategy"]: float(np.median(row["score"])) for row in rows}
+    medians = {row.name: float(np.median(row.scores)) for row in rows}
     ours = {name: value for name, value in medians.items() if name.rpartition("+")[2] in agents}
     others = {name: value for name, value in medians.items() if name not in ours}
     if not ours or not others:
@@ -228,68 +223,8 @@ def agents_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def comparison_table(
-    rows: Sequence[Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]],
-    dense: float,
-    *,
-    metric: str,
-    accuracy: str,
-) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: strategies first, then the references; mean ± standard deviation over seeds."""
-    header = ["", "score", accuracy, "fine-tuned", metric, "evaluations", "seconds"]
-    table = [
-        [
-            row["strategy"],
-            _spread(row["score"], "+.4f"),
-            _spread(row["accuracy_before"]),
-            _spread(row["accuracy_after"]),
-            f"{np.mean(row['costs'][metric]):.1%}",
-            f"{np.mean(row['evaluations']):.0f}",
-            f"{np.mean(row['seconds']):.0f}",
-        ]
-        for row in rows
-    ]
-    table.append(["dense", "0", "–", f"{dense:.3f}", "100%", "", ""])
-    for row in references:
-        before, after = (_spread([value] if value is not None else []) for value in (row["before"], row["after"]))
-        table.append([row["name"], "", before, after, f"{row['costs'][metric]:.1%}", "", ""])
-    return header, table
-
-
-def _spread(values: Sequence[float], form: str = ".3f") -> str:
-    if not values:
-        return "–"
-    mean = f"{np.mean(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):{form.lstrip('+')}}"
-
-
 def _correlation(points: Sequence[tuple[float, float]]) -> float:
-    if len(points) < 3:
+    if len(points) < LEAST_POINTS:
         return 0.0
     scores, accuracies = np.array(points).T
     return float(spearman(scores, accuracies))
-
-
-def _drawn(
-    rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], dense: float, metric: str
-) -> list[ComparisonRow]:
-    drawn = [
-        ComparisonRow(
-            row["strategy"],
-            RowKind.STRATEGY,
-            scores=tuple(row["score"]),
-            before=tuple(row["accuracy_before"]),
-            after=tuple(row["accuracy_after"]),
-            costs=tuple(row["costs"][metric]),
-            seconds=float(np.mean(row["seconds"])),
-        )
-        for row in rows
-    ]
-    drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
-    for row in references:
-        before, after = (() if value is None else (value,) for value in (row["before"], row["after"]))
-        drawn.append(
-            ComparisonRow(row["name"], RowKind.REFERENCE, before=before, after=after, costs=(row["costs"][metric],))
-        )
-    return drawn

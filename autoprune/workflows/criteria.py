@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,8 @@ from autoprune.budget import Budget
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
-from autoprune.report import ComparisonRow, RowKind, comparison_plot
+from autoprune.report.sections import publish
+from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies._base import Candidate
 from autoprune.structure.space import Allocation
 from autoprune.workflows.finalists import choose
@@ -52,8 +52,7 @@ class CriteriaComparison:
         allocation, costs = self._uniform(limits)
         shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
         rows = [self._row(name, allocation) for name in self._config.compared_criteria]
-        assert dense.accuracy is not None
-        self._write(sorted(rows, key=lambda row: -row["score"]), dense.accuracy.main, shares, allocation)
+        self._publish(rows, dense, shares, allocation)
 
     def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:
         """Return the allocation that the uniform ratio gives, and what it costs; latency as measured."""
@@ -70,7 +69,7 @@ class CriteriaComparison:
         }
 
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        """Return what a criterion gives: score, accuracy before and after the fine-tune, the seconds that it takes."""
+        """Return what a criterion gives: score, metrics before and after the fine-tune, the seconds that it takes."""
         found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
         return dict(found)
 
@@ -84,8 +83,8 @@ class CriteriaComparison:
         row = {
             "criterion": criterion,
             "score": evaluator.score(copy.deepcopy(module)),  # which moves its batch norm statistics
-            "accuracy_before": network.adapter.validate(module).main,
-            "accuracy_after": None,
+            "before": network.adapter.validate(module).to_json(),
+            "after": None,
             "seconds": seconds,
         }
         if config.finetune_epochs:
@@ -96,60 +95,40 @@ class CriteriaComparison:
             tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
             module = ResultWriter(self._run, self._budget, path=path).described(module)
             trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, listener=listener)
-            row["accuracy_after"] = network.adapter.validate(trained).main
+            row["after"] = network.adapter.validate(trained).to_json()
         return row
 
-    def _write(
-        self, rows: Sequence[Mapping[str, Any]], dense: float, shares: Mapping[str, float], allocation: Allocation
+    def _publish(
+        self, found: Sequence[Mapping[str, Any]], dense: Stage, shares: Mapping[str, float], allocation: Allocation
     ) -> None:
-        run, config = self._run, self._config
-        name = run.network.adapter.accuracy_names.main
-        summary = {
-            "budget": list(self._budget.texts),
-            "images": config.images,
-            "image_size": run.network.adapter.image_size,
-            "finetune_epochs": config.finetune_epochs,
-            "keep": run.network.keep(allocation),
-            "costs": dict(shares),
-            "accuracy": name,
-            "dense": {"accuracy": dense},
-            "criteria": list(rows),
-            "environment": {**environment(), **run.estimator.environment()},
-        }
-        self._folder.write("compare.json", json.dumps(summary, indent=2) + "\n")
-        metric = self._budget.limits[0].metric
-        title = f"{run.network.adapter.name}, {self._budget}, uniform ratio"
-        drawn = [
-            ComparisonRow(
+        run, config, adapter = self._run, self._config, self._run.network.adapter
+        costs = {metric: [share] for metric, share in shares.items()}
+        rows = [
+            Compared(
                 row["criterion"],
-                RowKind.STRATEGY,
-                scores=(row["score"],),
-                before=(row["accuracy_before"],),
-                after=() if row["accuracy_after"] is None else (row["accuracy_after"],),
-                costs=(shares[metric],),
-                seconds=row["seconds"],
+                [Metrics.from_json(row["before"])],
+                [Metrics.from_json(row["after"])] if row["after"] is not None else [],
+                costs,
+                scores=[row["score"]],
+                seconds=[row["seconds"]],
             )
-            for row in rows
+            for row in sorted(found, key=lambda row: -row["score"])
         ]
-        drawn.append(ComparisonRow("dense", RowKind.DENSE, after=(dense,), costs=(1.0,)))
-        comparison_plot(drawn, self._folder.path / "comparison.png", title=title, cost_label=metric, accuracy=name)
-        self._listener.table(title, *criteria_table(rows, dense, accuracy=name))
-        self._listener.note(f"The comparison is {self._folder.path / 'compare.json'}, with comparison.png.")
-
-
-def criteria_table(
-    rows: Sequence[Mapping[str, Any]], dense: float, *, accuracy: str
-) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, the dense network last."""
-    table = [
-        [
-            row["criterion"],
-            f"{row['score']:+.4f}",
-            f"{row['accuracy_before']:.3f}",
-            "–" if row["accuracy_after"] is None else f"{row['accuracy_after']:.3f}",
-            f"{row['seconds']:.1f}",
-        ]
-        for row in rows
-    ]
-    table.append(["dense", "0", "–", f"{dense:.3f}", ""])
-    return ["", "score", accuracy, "fine-tuned", "seconds"], table
+        result = Result(
+            command=self._folder.command,
+            title=f"{adapter.name}, {self._budget}, uniform ratio",
+            metric_names=adapter.metric_names,
+            stages={"dense": dense},
+            compared={"criteria": rows},
+            figures={
+                "limits": list(self._budget.texts),
+                "images": config.images,
+                "image_size": adapter.image_size,
+                "finetune_epochs": config.finetune_epochs,
+                "keep": run.network.keep(allocation),
+            },
+            environment={**environment(), **run.estimator.environment()},
+        )
+        path = self._folder.path / "compare.json"
+        publish(result, path, self._listener)
+        self._listener.note(f"The comparison is {path}, with comparison.png.")

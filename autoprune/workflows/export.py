@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
-from autoprune.budget import format_amount
 from autoprune.choices import ExportFormat, Precision
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ExportError
-from autoprune.exporting import TOLERANCES, Exported, Tolerance, export
+from autoprune.exporting import TOLERANCES, Exported, export
 from autoprune.io.files import saying_why, sync_folder
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
+from autoprune.report.sections import publish
+from autoprune.results import Result, Stage
 from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
 from autoprune.runtimes.settings import image_size_of
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device
-from autoprune.workflows.stages import accuracy_rows
 
 DIFFERS = "differs"
 """How the name of an exported network begins that is beyond the tolerance, in place of ``model``."""
@@ -45,18 +42,19 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config, caller) as folder:
-        outcome = _ExportReport(config, adapter, backend, _exported(config, adapter, backend, folder=folder.path))
-        folder.write("export.json", json.dumps(outcome.to_json(), indent=2) + "\n")
+        exported = _exported(config, adapter, backend, folder=folder.path)
+        publish(_result(config, adapter, backend, exported), folder.path / "export.json", listener)
     for skipped in adapter.skipped:
         listener.warn(f"Skipped {skipped}")
-    outcome.show(listener)
-    if outcome.problems:
+    if not exported.parity.real:
+        listener.note("Compared on noise; with `data` it is compared on validation images and by accuracy.")
+    if problems := _problems(config, adapter, exported):
         raise ExportError(
-            f"The exported network must predict what torch does, and {', '.join(outcome.problems)}; it is kept as "
-            f"{outcome.exported.path} to look into, use another `format`"
+            f"The exported network must predict what torch does, and {', '.join(problems)}; it is kept as "
+            f"{exported.path} to look into, use another `format`"
         )
     reader = f"; {adapter.reader} opens it" if adapter.reader else ""
-    listener.note(f"The exported network is {outcome.exported.path}{reader}.")
+    listener.note(f"The exported network is {exported.path}{reader}.")
     return Finished(folder.path)
 
 
@@ -93,7 +91,7 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
             real=adapter.has_images,
         )
         name = exported.path.name
-        differs = exported.parity.beyond(TOLERANCES[config.precision], adapter.accuracy_names)
+        differs = _problems(config, adapter, exported)
         target = folder / (DIFFERS + name.removeprefix("model") if differs else name)
         with saying_why(target):
             exported.path.rename(target)
@@ -101,76 +99,46 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
     return replace(exported, path=target)
 
 
-@dataclass(frozen=True)
-class _ExportReport:
-    """An export as it is told."""
+def _problems(config: ExportConfig, adapter: Adapter, exported: Exported) -> tuple[str, ...]:
+    """Return what is beyond the tolerance."""
+    return exported.parity.beyond(TOLERANCES[config.precision], adapter.metric_names[0])
 
-    config: ExportConfig
-    adapter: Adapter
-    backend: FileBackend
-    exported: Exported
 
-    @property
-    def tolerance(self) -> Tolerance:
-        """How far the exported network may be from torch's."""
-        return TOLERANCES[self.config.precision]
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What is beyond the tolerance."""
-        return self.exported.parity.beyond(self.tolerance, self.adapter.accuracy_names)
-
-    def to_json(self) -> Mapping[str, Any]:
-        """Return what ``export.json`` holds."""
-        exported, parity = self.exported, self.exported.parity
-        return {
+def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, exported: Exported) -> Result:
+    """Return the exported network next to torch's."""
+    parity, settings = exported.parity, backend.settings
+    problems = _problems(config, adapter, exported)
+    differences = {
+        "score_difference": _finite(parity.difference.scores),
+        "box_difference_px": _finite(parity.difference.boxes),
+    }
+    latencies = {"latency": exported.latency.to_json()}
+    return Result(
+        command="export",
+        title=f"{adapter.name} at {adapter.image_size} px, {config.format.value} in {settings.precision.value} on "
+        f"{settings.runtime.value}, {settings.device}, {settings.threads} threads",
+        metric_names=adapter.metric_names,
+        stages={
+            "torch": Stage(parity.torch, {"size": adapter.checkpoint_size(adapter.module)}),
+            config.format.value: Stage(parity.exported, {"size": exported.size_bytes}, latencies, differences),
+        },
+        figures={
             "file": exported.path.name,
-            "format": self.config.format.value,
-            "size_bytes": exported.size_bytes,
-            "checkpoint_bytes": self.adapter.checkpoint_size(self.adapter.module),
-            "image_size": self.adapter.image_size,
-            "dynamic": self.config.dynamic,
+            "format": config.format.value,
+            "image_size": adapter.image_size,
+            "dynamic": config.dynamic,
             "parity": {
-                "passed": not self.problems,
-                "problems": list(self.problems),
+                "passed": not problems,
+                "problems": list(problems),
                 "images": parity.images,
                 "on": "validation images" if parity.real else "noise",
-                "scores": _finite(parity.difference.scores),
-                "boxes_px": _finite(parity.difference.boxes),
                 "accuracy": parity.accuracy_apart,
-                "allowed": {name: _finite(most) for name, most in asdict(self.tolerance).items()},
+                "allowed": {name: _finite(most) for name, most in asdict(TOLERANCES[config.precision]).items()},
             },
-            "accuracy_names": asdict(self.adapter.accuracy_names),
-            "torch": None if parity.torch is None else asdict(parity.torch),
-            "exported": None if parity.exported is None else asdict(parity.exported),
-            "latency_ms": exported.latency.to_json(),
-            "settings": fingerprint(self.backend.settings),
-            "environment": environment(),
-        }
-
-    def show(self, listener: Listener) -> None:
-        """Show the exported network next to torch's."""
-        exported, parity, settings = self.exported, self.exported.parity, self.backend.settings
-        median, p10, p90 = (
-            format_amount("latency", value)
-            for value in (exported.latency.median, exported.latency.p10, exported.latency.p90)
-        )
-        both, checkpoint = (parity.torch, parity.exported), self.adapter.checkpoint_size(self.adapter.module)
-        rows = [
-            *accuracy_rows(both, self.adapter.accuracy_names, digits=4),
-            ["file", format_amount("size", checkpoint), format_amount("size", exported.size_bytes)],
-            ["latency", "–", median],
-            ["p10 to p90", "–", f"{p10} to {p90}"],
-            ["largest difference of a score", "–", f"{parity.difference.scores:.2g}"],
-            ["largest difference of a box", "–", f"{parity.difference.boxes:.2g} px"],
-        ]
-        title = (
-            f"{self.adapter.name} at {self.adapter.image_size} px, {self.config.format.value} in "
-            f"{settings.precision.value} on {settings.runtime.value}, {settings.device}, {settings.threads} threads"
-        )
-        listener.table(title, ["", "torch", self.config.format.value], rows)
-        if not parity.real:
-            listener.note("Compared on noise; with `data` it is compared on validation images and by accuracy.")
+            "settings": fingerprint(settings),
+        },
+        environment=environment(),
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
-from autoprune.models._base import Accuracy
+from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
@@ -35,7 +35,7 @@ class Finalist(SelectedCandidate):
         accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
     """
 
-    accuracy: Accuracy | None = None
+    accuracy: Metrics | None = None
 
 
 def choose(
@@ -114,7 +114,7 @@ def _compared(
             f"None of {len(best)} finalists could be measured within {latency_constraints}; "
             "ask for a larger latency, or measure on a quieter machine"
         )
-    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.main if item.accuracy else 0), -item.score))
+    return sorted(finalists.values(), key=lambda item: (-(item.accuracy.primary if item.accuracy else 0), -item.score))
 
 
 def _measured(

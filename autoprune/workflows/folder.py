@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import nn
+
 from autoprune import __version__
 from autoprune.budget import is_latency
 from autoprune.config import COMMANDS, EXTENDABLE, BudgetedConfig, CompareConfig, ResumableConfig, RunConfig, to_yaml
@@ -21,6 +23,8 @@ from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
+from autoprune.models._base import Adapter
+from autoprune.results import Metrics
 from autoprune.workflows.call import Caller
 from autoprune.workflows.inputs import Inputs, noted_in
 from autoprune.workflows.records import check_record
@@ -49,6 +53,7 @@ class RunFolder:
         path: the folder.
         journal: what the run has found so far.
         caller: who runs it.
+        command: what is run.
         resumed: whether an earlier process began it.
     """
 
@@ -67,7 +72,7 @@ class RunFolder:
         self.journal = journal
         self.caller = caller
         self.resumed = not made
-        self._command, self._made = command, made
+        self.command, self._made = command, made
         self._again = caller.again(command, config, path)
 
     @classmethod
@@ -128,6 +133,16 @@ class RunFolder:
         """Return what the journal holds of a stage, or compute it and make it durable (plain JSON values)."""
         return self.journal.once(kind, key, compute)
 
+    def validated(self, name: str, module: nn.Module, adapter: Adapter) -> Metrics:
+        """Return a network's metrics on the validation split; measured once in a run.
+
+        Args:
+            name: of the network, which tells it from the others of the run.
+            module: the network.
+            adapter: has the data.
+        """
+        return Metrics.from_json(self.once("validation", lambda: adapter.validate(module).to_json(), name))
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -137,7 +152,7 @@ class RunFolder:
         self.journal.close()
         if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
             return
-        resumable = issubclass(COMMANDS[self._command], ResumableConfig)
+        resumable = issubclass(COMMANDS[self.command], ResumableConfig)
         if isinstance(error, KeyboardInterrupt) and resumable:
             raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
         if resumable and (self.resumed or self._found_anything()):
@@ -148,7 +163,7 @@ class RunFolder:
 
     def _found_anything(self) -> bool:
         """Return whether a candidate was scored or an epoch trained, or whatever else the run is for."""
-        budgeted = issubclass(COMMANDS[self._command], BudgetedConfig)  # the dense network is measured in any case
+        budgeted = issubclass(COMMANDS[self.command], BudgetedConfig)  # the dense network is measured in any case
         return any(self.path.rglob("last.pt")) or any(
             not (kind in _PREPARATION or kind.endswith(" dense") or (budgeted and is_latency(kind)))
             for kind in self.journal.kinds

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.budget import format_amount
 from autoprune.choices import Granularity, Scope
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, time_pair
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
-from autoprune.models._base import Accuracy, Adapter
+from autoprune.models._base import Adapter
+from autoprune.report.sections import publish
+from autoprune.results import Result, Stage
 from autoprune.runtimes import Backend, fingerprint, open_backend, runtime_settings
 from autoprune.training.extensions.masking import (
     Masking,
@@ -37,7 +36,6 @@ from autoprune.training.extensions.masking import (
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads
-from autoprune.workflows.stages import accuracy_rows, validated
 from autoprune.workflows.tuning import Tuning, trained
 
 _SPEED: Mapping[Granularity, str] = {
@@ -67,58 +65,55 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
             adapter.save(_tuned(config, adapter, masks, folder.path, listener), path)
         module = adapter.reopen(path)
         check_masks(module, masks)
-        given, masked = (
-            _Network.of(name, one, adapter, folder) for name, one in (("given", adapter.module), ("masked", module))
-        )
         timing = _timed(config, adapter, module, backend, folder)
-        report = {
-            "given": asdict(given),
-            "masked": asdict(masked),
-            "masked_layers": len(masks),
-            "latency_ms": timing.to_json(),
-            "accuracy_names": asdict(adapter.accuracy_names),
-            "settings": fingerprint(backend.settings),
-            "environment": environment(),
-        }
-        folder.write("mask.json", json.dumps(report, indent=2) + "\n")
-    _show(config, adapter, (given, masked), timing, listener=listener)
+        result = Result(
+            command=folder.command,
+            title=f"{adapter.name} at {adapter.image_size} px, {config.granularity.value}",
+            metric_names=adapter.metric_names,
+            stages={
+                "given": _stage("given", adapter.module, adapter, folder, timing.dense.to_json()),
+                "masked": _stage("masked", module, adapter, folder, timing.candidate.to_json(), paired=timing),
+            },
+            figures={"masked_layers": len(masks), "settings": fingerprint(backend.settings)},
+            environment=environment(),
+        )
+        publish(result, folder.path / "mask.json", listener)
+    if timing.note is not None:
+        listener.warn(f"Latency: {timing.note}")
     listener.note(f"The masked network is {path}. {_SPEED[config.granularity]}")
     return Finished(folder.path)
 
 
-@dataclass(frozen=True)
-class _Network:
-    """One of the two networks, measured.
+def _stage(
+    name: str,
+    module: nn.Module,
+    adapter: Adapter,
+    folder: RunFolder,
+    latency: Mapping[str, Any],
+    *,
+    paired: PairedTiming | None = None,
+) -> Stage:
+    """Measure a network, its metrics once in a run; ``paired`` is its time next to the given network's.
 
-    Attributes:
-        accuracy: on the validation split.
-        zeros: share of its convolutions' weights that are zero.
-        two_of_four: how many convolutions have the pattern 2:4 once batch norms and branches are folded.
-        convolutions: how many there are then.
-        size_bytes: of the checkpoint.
-        compressed_bytes: of all tensors in half precision, as a checkpoint holds them, compressed by zlib.
+    Of the details ``zeros`` is the share of its convolutions' weights that are zero, ``two_of_four`` how many of its
+    ``convolutions`` have the pattern 2:4 once batch norms and branches are folded, and ``compressed_bytes`` the size
+    of all tensors in half precision, as a checkpoint holds them, compressed by zlib.
     """
-
-    accuracy: Accuracy
-    zeros: float
-    two_of_four: int
-    convolutions: int
-    size_bytes: int
-    compressed_bytes: int
-
-    @classmethod
-    def of(cls, name: str, module: nn.Module, adapter: Adapter, folder: RunFolder) -> _Network:
-        """Measure a network; its accuracy once in a run."""
-        weights = convolution_weights(module).values()
-        deployed = convolution_weights(adapter.deployable(module)).values()
-        return cls(
-            accuracy=validated(name, module, adapter, folder),
-            zeros=1 - sum(int(one.count_nonzero()) for one in weights) / sum(one.numel() for one in weights),
-            two_of_four=sum(map(has_two_of_four, deployed)),
-            convolutions=len(deployed),
-            size_bytes=adapter.checkpoint_size(module),
-            compressed_bytes=len(zlib.compress(_content(module))),
-        )
+    weights = convolution_weights(module).values()
+    deployed = convolution_weights(adapter.deployable(module)).values()
+    ratio = {} if paired is None else {"paired_ratio": {"ratio": paired.ratio, "spread": paired.spread}}
+    return Stage(
+        folder.validated(name, module, adapter),
+        {"size": adapter.checkpoint_size(module)},
+        {"latency": latency},
+        {
+            "zeros": 1 - sum(int(one.count_nonzero()) for one in weights) / sum(one.numel() for one in weights),
+            "convolutions": len(deployed),
+            "two_of_four": sum(map(has_two_of_four, deployed)),
+            "compressed_bytes": len(zlib.compress(_content(module))),
+            **ratio,
+        },
+    )
 
 
 def _content(module: nn.Module) -> bytes:
@@ -195,22 +190,3 @@ def _timed(
             return time_pair(masked, given, MeasurementConfig()).to_json()
 
     return PairedTiming.from_json(folder.once("latency", measure))
-
-
-def _show(
-    config: MaskConfig, adapter: Adapter, networks: Sequence[_Network], timing: PairedTiming, *, listener: Listener
-) -> None:
-    """Show the two networks side by side."""
-    rows = [
-        *accuracy_rows([one.accuracy for one in networks], adapter.accuracy_names),
-        ["zeros", *(f"{one.zeros:.1%}" for one in networks)],
-        ["2:4 as deployed", *(f"{one.two_of_four} of {one.convolutions} layers" for one in networks)],
-        ["checkpoint", *(format_amount("size", one.size_bytes) for one in networks)],
-        ["compressed", *(format_amount("size", one.compressed_bytes) for one in networks)],
-        ["latency", *(format_amount("latency", one.median) for one in (timing.dense, timing.candidate))],
-        ["ratio", "1", f"{timing.ratio:.3f} ± {timing.ratio * timing.spread:.3f}"],
-    ]
-    title = f"{adapter.name} at {adapter.image_size} px, {config.granularity.value}"
-    listener.table(title, ["", "given", "masked"], rows)
-    if timing.note is not None:
-        listener.warn(f"Latency: {timing.note}")

@@ -14,6 +14,7 @@ from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
+from autoprune.results import Stage
 from autoprune.statistics.recalibration import recalibrate
 from autoprune.strategies.steps import proposals
 from autoprune.structure.constraint import Constraint
@@ -24,7 +25,6 @@ from autoprune.workflows.latency_constraints import Latencies, LatencyConstraint
 from autoprune.workflows.netadapt_steps import Base, NetAdaptSteps
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.stages import Stage
 
 HALVINGS = 12
 """How often a step is halved where no unit alone can save as much."""

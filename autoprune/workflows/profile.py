@@ -16,16 +16,20 @@ from autoprune.latency.samples import spread_allocations
 from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
 from autoprune.latency.timing import Timing
 from autoprune.listener import Listener
+from autoprune.report.profile_sections import error_lines
+from autoprune.report.sections import publish
 from autoprune.structure.space import Allocation
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.network import Network, open_network, pin_threads
-from autoprune.workflows.profile_file import Profile, to_text
-from autoprune.workflows.profile_views import draw, show
+from autoprune.workflows.profile_file import Profile, to_result
 
 FRESH = 30
 """Allocations that ``check`` measures."""
+
+BUSY = 1.5
+"""p90 over p10 of the dense network's times above which a user is told."""
 
 _FRESH_SEED = 10_000  # apart from the seeds of the allocations that predictors are fitted to
 _TRIES = 20
@@ -44,10 +48,18 @@ def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> No
     network = _network(config, listener)
     estimator = LatencyEstimator(network, config, folder, listener)
     found = _measured(network, estimator, config, listener)
-    file = folder.write("profile.json", to_text(found))
-    pictures = draw(found, folder.path)
-    show(found, listener)
-    listener.note(f"The profile is {file}; drawn in {', '.join(str(path) for path in pictures)}.")
+    result, file = to_result(found), folder.path / "profile.json"
+    publish(result, file, listener)
+    if found.shares.scale < 1:
+        listener.note(f"Alone the layers take {1 / found.shares.scale:.2f} × the whole; shares are scaled to it.")
+    if found.dense.p90 / found.dense.p10 > BUSY:
+        listener.warn(
+            f"The machine is busy: the dense network took {found.dense.p10:.3f} to {found.dense.p90:.3f} ms, so "
+            "shares and steps are uncertain; profile again when it is calm."
+        )
+    for line in error_lines(result):
+        listener.note(f"The latency predictor is {line}.")
+    listener.note(f"The profile is {file}, with layers.png, staircase.png and predicted.png.")
 
 
 def _network(config: ProfileConfig, listener: Listener) -> Network:
@@ -91,16 +103,18 @@ def _measured(network: Network, estimator: LatencyEstimator, config: ProfileConf
         shares = layer_shares(prediction.cost)
     known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
     fresh = fresh_allocations(network, known, seed=config.seed) if config.check else []
+    static = network.static_costs()
     return Profile(
         name=network.adapter.name,
         image_size=network.adapter.image_size,
-        costs={metric: float(cost(space.dense)) for metric, cost in network.static_costs().items()},
+        costs={metric: float(cost(space.dense)) for metric, cost in static.items()},
         settings=settings,
         environment=estimator.environment(),
         units=tuple(unit.name for unit in space.units),
         dense=dense,
         narrowest=narrowest,
         lowest=lowest,
+        lowest_costs={metric: float(cost(space.lower)) for metric, cost in static.items()},
         works=works,
         shares=shares,
         fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),

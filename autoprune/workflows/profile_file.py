@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,10 @@ from autoprune.latency.predictor import LatencyCost, LatencyError, Sample
 from autoprune.latency.staircase import Staircase
 from autoprune.latency.timing import Timing
 from autoprune.report.profile import NetworkRole
+from autoprune.results import Result, Stage
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.space import Allocation
 from autoprune.workflows.latency import Prediction
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Profile:
         dense: the dense network's times.
         narrowest: the times with every unit at its lower bound.
         lowest: that allocation.
+        lowest_costs: of that allocation, as ``costs``.
         works: what the deployed layers do in one run.
         shares: what of the latency they take.
         fixed_flops: FLOPs of one run that no layer describes.
@@ -52,6 +51,7 @@ class Profile:
     dense: Timing
     narrowest: Timing
     lowest: Allocation
+    lowest_costs: Mapping[str, float]
     works: Sequence[LayerWork]
     shares: LayerShares
     fixed_flops: float
@@ -94,17 +94,15 @@ class Profile:
         return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def to_text(profile: Profile) -> str:
-    """Return a profile as JSON.
+def to_result(profile: Profile) -> Result:
+    """Return a profile as a result, whose JSON is ``profile.json``.
 
     All times are milliseconds of one run of ``runtime.batch`` images, all shares are of the dense network's whole.
 
-    ``schema``: 1.
-    ``model``: name, image_size, flops of one image, params, size (bytes of the checkpoint), channels of all units.
+    ``stages``: ``dense`` and ``narrowest``, which has every unit at its lower bound (``keep``): the reachable minimum.
+    Their details are image (milliseconds of one image) and images_per_second.
+    ``model``: name, image_size.
     ``runtime``: device, runtime, precision, threads, batch, image_size, memory_format, with_nms.
-    ``environment``: processor, libraries and whatever else the times depend on.
-    ``dense``, ``narrowest``: median, p10, p90, runs; image (milliseconds of one image), images_per_second. The
-    narrowest network has every unit at its lower bound (``keep``): the reachable minimum, and ``ratio`` to the dense.
     ``layers``: source (``measured alone`` or ``modelled``), scale (what times of layers alone were multiplied with so
     that they do not exceed the whole), rows, and rest. A row has name, operation, c_in, c_out, height and width of its
     output, flops, bytes (weights, input and output, each once), share of the latency, milliseconds, flops_share. The
@@ -117,42 +115,55 @@ def to_text(profile: Profile) -> str:
     (half width of the measured ratio's 90% interval, relative).
     ``units``: the names of all units.
     """
+    keep = dict(zip(profile.units, profile.lowest, strict=True))
     error, check = profile.prediction.error, profile.check
-    content = {
-        "schema": SCHEMA,
-        "model": {"name": profile.name, "image_size": profile.image_size, **profile.costs},
-        "runtime": profile.settings.to_json(),
-        "environment": dict(profile.environment),
-        "dense": cost_of_an_image(profile.dense, profile.settings.batch),
-        "narrowest": {
-            **cost_of_an_image(profile.narrowest, profile.settings.batch),
-            "ratio": profile.narrowest.median / profile.dense.median,
-            "keep": dict(zip(profile.units, profile.lowest, strict=True)),
+    return Result(
+        command="profile",
+        title=f"{profile.name} at {profile.image_size} px, {_described(profile.settings)}",
+        metric_names=(),
+        stages={
+            "dense": _stage(profile.dense, profile.costs, profile.settings.batch),
+            "narrowest": _stage(profile.narrowest, profile.lowest_costs, profile.settings.batch, keep=keep),
         },
-        "layers": _layers(profile),
-        "staircases": [_staircase(one) for one in profile.staircases],
-        "predictor": {
-            "held_out": error.to_json() if error is not None else None,
-            "check": check.to_json() if check is not None else None,
-            "networks": [
-                {
-                    "role": role.name.lower(),
-                    "keep": list(sample.allocation),
-                    "predicted": predicted,
-                    "measured": measured,
-                    "spread": sample.timing.spread,
-                }
-                for role, sample, predicted, measured in profile.networks
-            ],
+        figures={
+            "model": {"name": profile.name, "image_size": profile.image_size},
+            "runtime": profile.settings.to_json(),
+            "layers": _layers(profile),
+            "staircases": [_staircase(one) for one in profile.staircases],
+            "predictor": {
+                "held_out": error.to_json() if error is not None else None,
+                "check": check.to_json() if check is not None else None,
+                "networks": [
+                    {
+                        "role": role.name.lower(),
+                        "keep": list(sample.allocation),
+                        "predicted": predicted,
+                        "measured": measured,
+                        "spread": sample.timing.spread,
+                    }
+                    for role, sample, predicted, measured in profile.networks
+                ],
+            },
+            "units": list(profile.units),
         },
-        "units": list(profile.units),
-    }
-    return json.dumps(content, indent=1) + "\n"
+        environment=profile.environment,
+    )
 
 
-def cost_of_an_image(timing: Timing, batch: int) -> dict[str, float]:
-    """Return the times of one run, and what an image of its batch takes."""
-    return {**timing.to_json(), "image": timing.median / batch, "images_per_second": 1e3 * batch / timing.median}
+def _stage(timing: Timing, costs: Mapping[str, float], batch: int, **details: Any) -> Stage:
+    """Return a network with the times of one run, and what an image of its batch takes."""
+    per_image = {"image": timing.median / batch, "images_per_second": 1e3 * batch / timing.median}
+    return Stage(None, costs, {"latency": timing.to_json()}, {**per_image, **details})
+
+
+def _described(settings: RuntimeSettings) -> str:
+    """Return how networks ran, as a title says it."""
+    words = [f"{settings.runtime.value} on {settings.device}", settings.precision.value, f"batch {settings.batch}"]
+    if settings.device == "cpu":
+        words.append(f"{settings.threads} thread{'s' if settings.threads > 1 else ''}")
+    if settings.with_nms:
+        words.append("with NMS")
+    return ", ".join(words)
 
 
 def _layers(profile: Profile) -> dict[str, Any]:

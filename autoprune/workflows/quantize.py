@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 
-from autoprune.budget import format_amount
 from autoprune.choices import Precision
 from autoprune.config import QuantizeConfig
 from autoprune.config.quantize import LEAST_IMAGES
@@ -24,12 +22,13 @@ from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, Batch
 from autoprune.quantization import Choice, Deployed, InFloat, Quantization, Samples, choose
+from autoprune.report.sections import publish
+from autoprune.results import Result, Stage
 from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
-from autoprune.workflows.stages import accuracy_rows
 from autoprune.workflows.tuning import QAT, tune_for_int8
 
 
@@ -56,14 +55,17 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
             choices = _choices(networks, config, listener)
             variants = _variants(networks, choices, backend, folder)
             target = _keep(networks[-1], choices[own], folder.path / config.runtime.spec.int8_file)
-        report = {
-            **_report(config, choices, variants, samples),
-            "accuracy_names": asdict(adapter.accuracy_names),
-            "settings": fingerprint(backend.settings),
-        }
-        folder.write("quantize.json", json.dumps(report, indent=2) + "\n")
-    _show(config, variants, adapter, listener)
-    _comment(config, choices[own], variants, adapter.accuracy_names.main, listener=listener)
+        result = Result(
+            command=folder.command,
+            title=f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} "
+            "threads",
+            metric_names=adapter.metric_names,
+            stages={one.name: one.stage() for one in variants},
+            figures={**_figures(config, choices, samples), "settings": fingerprint(backend.settings)},
+            environment=environment(),
+        )
+        publish(result, folder.path / "quantize.json", listener)
+    _comment(config, choices[own], variants, adapter.metric_names[0], listener=listener)
     listener.note(f"The quantised network is {target}; YOLO opens it.")
     return Finished(folder.path)
 
@@ -83,6 +85,16 @@ class _Variant:
     precision: Precision
     deployed: Deployed
     latency: Timing
+
+    @property
+    def name(self) -> str:
+        """What the column is called."""
+        return f"{self.network} {self.precision.value}"
+
+    def stage(self) -> Stage:
+        """Return it as a stage of the result."""
+        costs, latencies = {"size": self.deployed.size_bytes}, {"latency": self.latency.to_json()}
+        return Stage(self.deployed.metrics, costs, latencies)
 
 
 def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
@@ -199,10 +211,8 @@ def _keep(quantization: Quantization, choice: Choice, target: Path) -> Path:
     return target
 
 
-def _report(
-    config: QuantizeConfig, choices: Mapping[str, Choice], variants: Sequence[_Variant], samples: Samples
-) -> dict[str, Any]:
-    """Return what ``quantize.json`` tells of what was found."""
+def _figures(config: QuantizeConfig, choices: Mapping[str, Choice], samples: Samples) -> dict[str, Any]:
+    """Return what was decided, and on what."""
     return {
         "file": config.runtime.spec.int8_file,
         "runtime": config.runtime.value,
@@ -210,50 +220,25 @@ def _report(
         "calibration_images": len(samples.calibration),
         "held_out_images": len(samples.held_out),
         "networks": {name: {**asdict(choice), "in_float": choice.in_float} for name, choice in choices.items()},
-        "variants": [
-            {
-                "network": one.network,
-                "precision": one.precision.value,
-                "accuracy": asdict(one.deployed.accuracy),
-                "size_bytes": one.deployed.size_bytes,
-                "latency_ms": one.latency.to_json(),
-            }
-            for one in variants
-        ],
         "int8_instructions": has_int8_instructions(),
-        "environment": environment(),
     }
 
 
-def _show(config: QuantizeConfig, variants: Sequence[_Variant], adapter: Adapter, listener: Listener) -> None:
-    """Show the table."""
-    names = [f"{one.network} {one.precision.value}" for one in variants]
-    rows = [
-        *accuracy_rows([one.deployed.accuracy for one in variants], adapter.accuracy_names, digits=4),
-        ["size", *(format_amount("size", one.deployed.size_bytes) for one in variants)],
-        ["latency", *(format_amount("latency", one.latency.median) for one in variants)],
-        ["p10", *(format_amount("latency", one.latency.p10) for one in variants)],
-        ["p90", *(format_amount("latency", one.latency.p90) for one in variants)],
-    ]
-    title = f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} threads"
-    listener.table(title, ["", *names], rows)
-
-
 def _comment(
-    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], figure: str, *, listener: Listener
+    config: QuantizeConfig, choice: Choice, variants: Sequence[_Variant], metric: str, *, listener: Listener
 ) -> None:
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
     listener.note(
-        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {figure} {step.drop:.4f} is lost on the training "
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {metric} {step.drop:.4f} is lost on the training "
         f"images that decided, `max_drop` is {config.max_drop:g}."
     )
     if step.in_float and not config.qat_epochs:
         listener.note("A quantisation-aware fine-tuning may bring more of it into int8: `qat_epochs` 3.")
     (whole,) = (one for one in variants if (one.network, one.precision) == (_given(config), Precision.FP32))
-    drop = whole.deployed.accuracy.main - variants[-1].deployed.accuracy.main
+    drop = whole.deployed.metrics.primary - variants[-1].deployed.metrics.primary
     if drop > config.max_drop:
         listener.warn(
-            f"On the validation split int8 loses {drop:.4f} of {figure}, more than `max_drop` "
+            f"On the validation split int8 loses {drop:.4f} of {metric}, more than `max_drop` "
             f"{config.max_drop:g}: let more `images` decide, or allow less"
         )

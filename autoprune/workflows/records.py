@@ -16,7 +16,6 @@ from autoprune.errors import ConfigError, RunError
 from autoprune.io.fields import fits
 from autoprune.journal import Journal, Record
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.models._base import Accuracy
 from autoprune.runtimes.settings import MemoryFormat
 from autoprune.structure.space import Allocation, Space
 
@@ -48,7 +47,7 @@ class _Iteration(TypedDict):
     fine_tunes: int
 
 
-class _ExportReport(TypedDict):
+class _Outcome(TypedDict):
     entry: str
     seed: int
     allocation: _Counts
@@ -59,17 +58,19 @@ class _ExportReport(TypedDict):
     tried: Sequence[tuple[_Counts, float]]
 
 
+class _Metrics(TypedDict):
+    metrics: Annotated[Mapping[str, float], bool]
+    per_class: Mapping[str, Mapping[str, float]]
+
+
 class _Tuned(TypedDict):
-    before: float
-    after: float | None
+    before: _Metrics | None
+    after: _Metrics | None
     costs: Mapping[str, float]
 
 
-class _Trained(TypedDict):
+class _Trained(_Tuned):
     name: str
-    before: float | None
-    after: float | None
-    costs: Mapping[str, float]
 
 
 class _Reference(TypedDict):
@@ -79,13 +80,12 @@ class _Reference(TypedDict):
 class _Criterion(TypedDict):
     criterion: str
     score: float
-    accuracy_before: float
-    accuracy_after: float | None
+    before: _Metrics
+    after: _Metrics | None
     seconds: float
 
 
-class _Deployed(TypedDict):
-    accuracy: Accuracy
+class _Deployed(_Metrics):
     size_bytes: int
 
 
@@ -103,15 +103,15 @@ _RECORDS: Sequence[tuple[str, Any, Any]] = (
     (r"evaluation|untied|netadapt \d+", _Counts, _Score),
     (r"(evaluation|untied|netadapt \d+) dense", int, _Loss),
     (r"gains", tuple[_Counts, Sequence[_Counts]], Sequence[Sequence[_Finite]]),
-    (r"accuracy", _Counts, Accuracy),
-    (r"validation", str, Accuracy),
+    (r"accuracy", _Counts, _Metrics),
+    (r"validation", str, _Metrics),
     (r"batch", int, _Count),
     (r"scored in", _word(""), _word("bf16", "fp32")),
     (r"threads", str, _Count),
     (r"demo image size", str, _Count),
     (r"created", str, str),
     (r"iteration", int, _Iteration),
-    (r"outcome", tuple[str, int], _ExportReport),
+    (r"outcome", tuple[str, int], _Outcome),
     (r"tuned", tuple[_Counts, int], _Tuned),
     (r"criterion", tuple[str, _Counts], _Criterion),
     (r"reference", str, _Reference),

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.budget import is_latency
+from autoprune.budget import is_latency, spec_of
 from autoprune.config import CompareConfig
-from autoprune.costs import ChannelsCost, FlopsCost, undescribed_flops
 from autoprune.latency.meter import LatencyMeter
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
+from autoprune.results import Metrics
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.workflows.latency import settings_of
+from autoprune.workflows.network import static_costs
 from autoprune.workflows.run import PruningRun
-from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning import Tuned, Tuning, tune
+
+Named = tuple[str, Tuned]
 
 WIDTH_STEPS = 7
 """Bisections of the width multiple: to a hundredth."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network before and after training.
-
-    Attributes:
-        name: for people.
-        before: the accuracy's main figure on the validation split before training, or None where that means nothing.
-        after: the same after training, or None where it was not trained.
-        costs: by metric, in its unit.
-    """
-
-    name: str
-    before: float | None
-    after: float | None
-    costs: Mapping[str, float]
 
 
 class References:
@@ -54,23 +39,23 @@ class References:
     def __init__(self, run: PruningRun, config: CompareConfig, limits: Mapping[str, float]) -> None:
         self._run, self._config, self._limits = run, config, limits
 
-    def all(self) -> list[Trained]:
-        """Return the references; one that cannot meet the budget is left out, with a word to the person."""
-        makers: dict[str, Callable[[str], Trained | None]] = {
+    def all(self) -> dict[str, Tuned]:
+        """Return the references by name; one that cannot meet the budget is left out, which is told."""
+        makers: dict[str, Callable[[str], Named | None]] = {
             "dense, trained on": self._dense,
             "same family, smaller": self._smaller,
             "dense, lower image size": self._lower,
         }
-        found = []
+        found = {}
         for name, make in makers.items():
 
-            def made(name: str = name, make: Callable[[str], Trained | None] = make) -> dict[str, Any] | None:
-                trained = make(name)
-                return {"row": vars(trained) if trained is not None else None}
+            def made(name: str = name, make: Callable[[str], Named | None] = make) -> dict[str, Any] | None:
+                made = make(name)
+                return {"row": None if made is None else {"name": made[0], **made[1].to_json()}}
 
             row = self._run.folder.once("reference", made, name)["row"]
             if row is not None:
-                found.append(Trained(**row))
+                found[row["name"]] = Tuned.from_json(row)
             else:
                 budget = ", ".join(self._config.budget)
                 self._run.listener.note(f"There is no row '{name}': no such network meets {budget}.")
@@ -78,13 +63,13 @@ class References:
 
     # -- the alternatives --------------------------------------------------------------------------
 
-    def _dense(self, name: str) -> Trained:
+    def _dense(self, name: str) -> Named:
         adapter = self._run.network.adapter
         costs = self._costs(adapter, adapter.module)
-        before = adapter.validate(adapter.module).main
-        return Trained(name, before, self._trained(adapter, adapter.module, "dense"), costs)
+        before = adapter.validate(adapter.module)
+        return name, Tuned(before, self._trained(adapter, adapter.module, "dense"), costs)
 
-    def _smaller(self, name: str) -> Trained | None:
+    def _smaller(self, name: str) -> Named | None:
         """Train the widest network of the family that meets the budget, from nothing."""
         adapter = self._run.network.adapter
         low, high = 0.0, 1.0
@@ -103,9 +88,9 @@ class References:
         if best is None:
             return None
         module, costs = best
-        return Trained(f"{name} (width × {low:.2f})", None, self._trained(adapter, module, "smaller"), costs)
+        return f"{name} (width × {low:.2f})", Tuned(None, self._trained(adapter, module, "smaller"), costs)
 
-    def _lower(self, name: str) -> Trained | None:
+    def _lower(self, name: str) -> Named | None:
         """Use the dense network at the largest lower image size that meets the budget."""
         dense = self._run.network.adapter
         for size in range(dense.image_size - 32, 0, -32) if dense.resizable else ():
@@ -116,9 +101,9 @@ class References:
             )
             costs = self._costs(adapter, adapter.module)
             if self._meets(costs):
-                before = adapter.validate(adapter.module).main
+                before = adapter.validate(adapter.module)
                 after = self._trained(adapter, adapter.module, f"lower-{size}")
-                return Trained(f"{name} ({size} px)", before, after, costs)
+                return f"{name} ({size} px)", Tuned(before, after, costs)
         return None
 
     # -- what they share ---------------------------------------------------------------------------
@@ -128,16 +113,12 @@ class References:
 
     def _costs(self, adapter: Adapter, module: nn.Module) -> dict[str, float]:
         """Return a network's parameters, and what it costs under every metric that is limited; latency measured."""
-        costs: dict[str, float] = {}
-        if {"flops", "channels"} & set(self._limits):
+        costs = {"params": float(sum(parameter.numel() for parameter in module.parameters()))}
+        if any(spec_of(metric).cost for metric in self._limits):
             graph = analyse(module, adapter.example(2), free_outputs=adapter.free_outputs)
             space = Space(graph)
-            flops = FlopsCost(space, fixed=undescribed_flops(module, graph, adapter.example(1)))
-            described = {"flops": flops, "channels": ChannelsCost(space)}
-            costs |= {metric: float(cost(space.dense)) for metric, cost in described.items() if metric in self._limits}
-        costs["params"] = float(sum(parameter.numel() for parameter in module.parameters()))
-        if "size" in self._limits:
-            costs["size"] = float(adapter.checkpoint_size(module))
+            known = static_costs(adapter, module, graph, space)
+            costs |= {metric: float(known[metric](space.dense)) for metric in self._limits if metric in known}
         for metric in filter(is_latency, self._limits):
             if adapter is self._run.network.adapter:
                 name = f"reference of {costs['params']} parameters"
@@ -148,7 +129,7 @@ class References:
                 costs[metric] = LatencyMeter(deployed, settings).reference.median
         return costs
 
-    def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> float | None:
+    def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> Metrics | None:
         config = self._config
         if not config.finetune_epochs:
             return None
@@ -157,4 +138,4 @@ class References:
         self._run.listener.note(f"Reference: {name}")
         tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
         trained = tune(adapter, module, path, tuning=tuning, notes={}, listener=self._run.listener)
-        return adapter.validate(trained).main
+        return adapter.validate(trained)

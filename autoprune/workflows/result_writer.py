@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from torch import nn
 from autoprune import __version__
 from autoprune.budget import Budget, format_amount
 from autoprune.costs import uncounted
-from autoprune.io.files import write_atomic
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
+from autoprune.report.sections import publish
+from autoprune.results import LimitResult, Result, Stage
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import environment
 from autoprune.workflows.latency_constraints import Latencies
 from autoprune.workflows.run import PruningRun
-from autoprune.workflows.stages import Stage, as_json, held, stage_rows
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, tune
 
@@ -138,39 +137,39 @@ class ResultWriter:
             adapter.save(module, adapter.checkpoint(self._path, name), notes=self._notes(run.dense_allocation))
         return {"pruned": dense}
 
-    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any]) -> bool:
+    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any], **figures: Any) -> bool:
         """Write ``summary.json``, show the table, and return whether every limit is held.
 
         Args:
             stages: ``dense`` first, what counts last.
             searched: the figures of the search.
+            **figures: others that only this command has.
         """
-        run = self._run
-        budget = held(tuple(self._budget), stages["dense"], list(stages.values())[-1])
-        summary: dict[str, Any] = {
-            **{name: as_json(stage) for name, stage in stages.items()},
-            "accuracy_names": asdict(run.network.adapter.accuracy_names),
-            "budget": budget,
-            "search": dict(searched),
-            "uncounted_operations": uncounted(run.network.graph),
-            "environment": {**environment(), **run.estimator.environment()},
-        }
-        write_atomic(self._path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        header, rows = stage_rows(stages, run.network.adapter.accuracy_names)
-        run.listener.table(f"{run.network.adapter.name}, {self._budget}", header, rows)
-        model = run.network.adapter.checkpoint(self._path, "model")
+        run, adapter = self._run, self._run.network.adapter
+        budget = [LimitResult.of(limit, stages["dense"], list(stages.values())[-1]) for limit in self._budget]
+        result = Result(
+            command=run.folder.command,
+            title=f"{adapter.name}, {self._budget}",
+            metric_names=adapter.metric_names,
+            stages=stages,
+            budget=budget,
+            figures={"search": dict(searched), "uncounted_operations": uncounted(run.network.graph), **figures},
+            environment={**environment(), **run.estimator.environment()},
+        )
+        publish(result, self._path / "summary.json", run.listener)
+        model = adapter.checkpoint(self._path, "model")
         run.listener.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)
 
-    def _verdict(self, budget: Sequence[Mapping[str, Any]]) -> bool:
+    def _verdict(self, budget: Sequence[LimitResult]) -> bool:
         """Say for every limit whether it is held; return whether all are."""
         for row in budget:
-            achieved, most = (format_amount(row["metric"], row[key]) for key in ("achieved", "limit"))
-            if row["satisfied"]:
-                self._run.listener.note(f"Budget {row['requested']} is held: {achieved} of {most}.")
+            achieved, most = (format_amount(row.metric, value) for value in (row.achieved, row.limit))
+            if row.satisfied:
+                self._run.listener.note(f"Budget {row.requested} is held: {achieved} of {most}.")
             else:
-                self._run.listener.warn(f"Budget {row['requested']} is missed: {achieved} measured, {most} allowed.")
-        return all(row["satisfied"] for row in budget)
+                self._run.listener.warn(f"Budget {row.requested} is missed: {achieved} measured, {most} allowed.")
+        return all(row.satisfied for row in budget)
 
     def _notes(self, allocation: Allocation) -> dict[str, Any]:
         """Return what travels inside the checkpoints."""

@@ -16,6 +16,7 @@ from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
+from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions.distill import check_teacher
@@ -23,7 +24,6 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.network import Network, open_network, pin_threads
-from autoprune.workflows.stages import Stage, validated
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
@@ -142,7 +142,7 @@ class PruningRun:
             limits: what each metric may be at most; a latency beyond its limit is measured more often.
             validate: whether the accuracy is measured.
         """
-        accuracy = validated(name, module, self.network.adapter, self.folder) if validate else None
+        metrics = self.folder.validated(name, module, self.network.adapter) if validate else None
         costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
         adapter = self.network.adapter
         costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
@@ -150,7 +150,7 @@ class PruningRun:
             metric: estimator.stage(name, module, allocation, (limits or {}).get(metric))
             for metric, estimator in self.estimators.items()
         }
-        return Stage.of(accuracy, costs, latencies)
+        return Stage(metrics, costs, latencies)
 
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""

@@ -15,6 +15,7 @@ from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
+from autoprune.results import Stage
 from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
 from autoprune.strategies.prior import SearchPrior, find_prior, holding
 from autoprune.structure.constraint import Constraint
@@ -25,7 +26,6 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.stages import Stage
 from autoprune.workflows.stock_yaml import price
 from autoprune.workflows.strategies import environment, scores_of
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from autoprune.choices import reopened
 from autoprune.config import SlimConfig
 from autoprune.listener import Listener
 from autoprune.models import build_adapter
 from autoprune.policy import Policy
-from autoprune.report import slimmed_channels
+from autoprune.results import Stage
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, open_network, pin_threads
 from autoprune.workflows.search import SearchRun, with_defaults
 from autoprune.workflows.sparsity import SPARSE, SparsitySettings, sparsify
-from autoprune.workflows.stages import Stage, validated
 from autoprune.workflows.tuning import Tuning, train_from_nothing
 
 
@@ -38,7 +36,7 @@ class _Pipeline:
         """Run all stages; return whether every limit is held."""
         config, folder = self._config, self._folder
         dense = self._dense()
-        accuracy = validated("before sparsity", dense.adapter.module, dense.adapter, folder)
+        metrics = folder.validated("before sparsity", dense.adapter.module, dense.adapter)
         settings = SparsitySettings.of(
             config, epochs=config.sparsity_epochs, lr=config.sparsity_lr, batch=config.batch, seed=config.seed
         )
@@ -48,10 +46,11 @@ class _Pipeline:
         search = SearchRun(replace(config, model=model), folder, self._listener, teacher=dense.adapter.module)
         stages, figures = search.shipped()
         sparse = stages.pop("dense")
-        first = replace(sparse, accuracy=accuracy)  # its costs are the same
-        _draw(search.run.network, folder.path)
+        first = replace(sparse, metrics=metrics)  # its costs are the same
         named: dict[str, Stage] = {"dense": first, "sparse": sparse, **stages}
-        return search.deployment.finish(named, figures)
+        policy = Policy.load(folder.path / "policy.json")
+        channels = {"before": dict(policy.model.layers), "after": dict(policy.keep)}
+        return search.deployment.finish(named, figures, channels=channels)
 
     def _trained(self, config: SlimConfig) -> SlimConfig:
         """Train the architecture from nothing, once; return the configuration with its weights."""
@@ -80,14 +79,3 @@ class _Pipeline:
             criterion="l1",
             listener=self._listener,
         )
-
-
-def _draw(network: Network, folder: Path) -> None:
-    """Draw how many channels each unit has and keeps."""
-    policy = Policy.load(folder / "policy.json")
-    slimmed_channels(
-        policy.model.layers,
-        policy.keep,
-        folder / "channels.png",
-        title=f"{network.adapter.name}, {', '.join(policy.budget)}",
-    )

@@ -6,7 +6,6 @@ import difflib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,7 +18,7 @@ from autoprune.models._base import Adapter
 from autoprune.report.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.extensions.penalties import Penalty, make_penalty
 from autoprune.training.extensions.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
-from autoprune.training.extensions.sparsity_record import SHARES, Scales, SparsityRecord
+from autoprune.training.extensions.sparsity_record import Scales, SparsityRecord
 from autoprune.workflows.network import Network
 from autoprune.workflows.tuning import Tuning, trained
 
@@ -80,16 +79,6 @@ class Sparsity:
     def near_zero(self, scales: Scales) -> float:
         """Return the share of scales near zero."""
         return float(np.mean(scales < self.limit))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return quintiles and shares near zero as plain JSON values."""
-        stages = {"dense": self.dense, "sparse": self.sparse}
-        return {
-            "quintiles": {name: np.quantile(scales, SHARES).tolist() for name, scales in stages.items()},
-            "near_zero": {name: self.near_zero(scales) for name, scales in stages.items()},
-            "zero_below": self.limit,
-            "dead_units": list(self.dead),
-        }
 
 
 def sparsify(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -12,11 +10,11 @@ from autoprune.config import TrainConfig, devices_of
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._device import resolve_device
+from autoprune.results import Stage
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.stages import Stage, as_json
+from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, soften, tune
 
@@ -42,13 +40,7 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
     )
     with RunFolder.open("train", config, caller) as folder:
         stages = _train(config, applied, folder.path, tuning=tuning, listener=listener)
-        summary = {
-            **{name: as_json(stage) for name, stage in stages.items()},
-            "accuracy_names": asdict(applied.network.adapter.accuracy_names),
-            "environment": environment(),
-        }
-        folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-        applied.show(stages, listener)
+        applied.publish(stages, folder, listener)
         listener.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
     return Finished(folder.path)
 

@@ -12,6 +12,7 @@ from torch import nn
 from autoprune.config import BudgetedConfig, QuantizeConfig
 from autoprune.listener import Listener
 from autoprune.models._base import Adapter
+from autoprune.results import Metrics
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions._base import TrainingExtension
@@ -67,6 +68,32 @@ class Tuning:
         return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A network before and after training.
+
+    Attributes:
+        before: metrics on the validation split before training, or None if they mean nothing.
+        after: the same after training, or None if it was not trained.
+        costs: by metric, in its unit.
+    """
+
+    before: Metrics | None
+    after: Metrics | None
+    costs: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        before, after = (one.to_json() if one is not None else None for one in (self.before, self.after))
+        return {"before": before, "after": after, "costs": dict(self.costs)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tuned:
+        """Read what ``to_json`` gave."""
+        before, after = (Metrics.from_json(one) if (one := values[name]) else None for name in ("before", "after"))
+        return cls(before, after, values["costs"])
+
+
 def tune(
     adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], listener: Listener
 ) -> nn.Module:
@@ -95,7 +122,7 @@ def tune(
         )
         if rise := rise_at_end(curve):
             listener.note(
-                f"{adapter.accuracy_names.main} still rose by {rise:.3f} in the last quarter of the epochs: "
+                f"{adapter.metric_names[0]} still rose by {rise:.3f} in the last quarter of the epochs: "
                 "more of them would probably bring more."
             )
         if result.epochs < tuning.epochs:
@@ -227,12 +254,10 @@ def trained(
     with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
-            measured = (
-                f"{adapter.accuracy_names.main} {report.accuracy.main:.3f}" if report.accuracy is not None else ""
-            )
+            measured = f"{adapter.metric_names[0]} {report.accuracy.primary:.3f}" if report.accuracy is not None else ""
             advance(report.epoch, measured)
             if curve is not None and report.accuracy is not None:
-                curve.append(report.accuracy.main)
+                curve.append(report.accuracy.primary)
 
         return finetune(
             adapter,

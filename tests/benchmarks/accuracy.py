@@ -179,10 +179,10 @@ def make(run: Run, runs: Path) -> None:
 
 def _accuracies(found: dict[str, Any]) -> list[str]:
     """Return mAP50-95 dense, pruned and fine-tuned, and the shares of parameters and FLOPs that are left."""
-    dense, tuned = found["dense"], found["finetuned"]
-    accuracies = [f"{found[stage]['accuracy']['main']:.3f}" for stage in ("dense", "pruned", "finetuned")]
-    shares = [tuned[cost] / dense[cost] if dense[cost] else float("nan") for cost in ("params", "flops")]
-    return [*accuracies, *(f"{share:.0%}" for share in shares)]
+    stages = found["stages"]
+    metrics = [f"{stages[stage]['metrics']['mAP50-95']:.3f}" for stage in ("dense", "pruned", "finetuned")]
+    shares = [1 / stages["finetuned"]["speed_up"].get(cost, float("nan")) for cost in ("params", "flops")]
+    return [*metrics, *(f"{share:.0%}" for share in shares)]
 
 
 def tables(runs: Path) -> Iterator[str]:
@@ -210,7 +210,7 @@ def mean_ranks(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the mean rank of every strategy over comparisons by the mean of its scores, the best first."""
     ranks: dict[str, list[int]] = {}
     for one in found:
-        means = {row["strategy"]: -sum(row["score"]) / len(row["score"]) for row in one["strategies"]}
+        means = {row["name"]: -sum(row["scores"]) / len(row["scores"]) for row in one["compared"]["strategies"]}
         for place, name in enumerate(sorted(means, key=means.__getitem__), start=1):
             ranks.setdefault(name, []).append(place)
     means = {name: sum(places) / len(places) for name, places in ranks.items()}
@@ -219,8 +219,8 @@ def mean_ranks(found: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _scores(found: dict[str, Any]) -> list[str]:
     return [
-        f"{row['strategy']} {sum(row['score']) / len(row['score']):+.4f}"
-        for row in sorted(found["strategies"], key=lambda row: -sum(row["score"]) / len(row["score"]))
+        f"{row['name']} {sum(row['scores']) / len(row['scores']):+.4f}"
+        for row in sorted(found["compared"]["strategies"], key=lambda row: -sum(row["scores"]) / len(row["scores"]))
     ]
 
 

@@ -79,7 +79,7 @@ def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> d
     example = adapter.example(1)
     module = at_share(adapter.module, example, share, across=across)
     recalibrate(module, adapter.calibration(images=60, batch=16, seed=0))
-    before = adapter.validate(module).main
+    before = adapter.validate(module).primary
     tuned = finetune(adapter, module, epochs=EPOCHS, out=out, batch=16, seed=seed, resume=True).module
     parameters = sum(one.numel() for one in module.parameters()) / sum(
         one.numel() for one in adapter.module.parameters()
@@ -88,7 +88,7 @@ def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> d
         "flops": flops(module, example) / flops(adapter.module, example),
         "params": parameters,
         "before": before,
-        "after": adapter.validate(tuned).main,
+        "after": adapter.validate(tuned).primary,
     }
 
 

@@ -52,7 +52,9 @@ def main(runs: Path) -> None:
             for way, taking in ways.items()
         ]
         networks = [adapter.module, *(rounded(one, bits) for one in (adapter.module, *tuned))]
-        print(f"| {bits} | " + " | ".join(f"{adapter.validate(one).main:.3f}" for one in networks) + " |", flush=True)
+        print(
+            f"| {bits} | " + " | ".join(f"{adapter.validate(one).primary:.3f}" for one in networks) + " |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -133,8 +133,10 @@ def check_accuracy(adapter: Adapter, pruned: nn.Module) -> None:
     """Assert that accuracies are shares, on held batches and on the validation split."""
     batches = adapter.batches("train", images=3, batch=2, seed=0)
     for found in (adapter.accuracy(pruned, batches), adapter.validate(pruned)):
-        assert 0 <= found.main <= (1 if found.lenient is None else found.lenient) <= 1
-        assert (found.lenient is None) == (adapter.accuracy_names.lenient is None)
+        assert tuple(found) == adapter.metric_names
+        assert all(0 <= one <= 1 for one in found.values())
+        assert list(found.values()) == sorted(found.values()), "a stricter metric decides"
+        assert all(tuple(one) == adapter.metric_names for one in found.per_class.values())
 
 
 def check_deployable(adapter: Adapter, pruned: nn.Module) -> None:

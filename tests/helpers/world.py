@@ -16,6 +16,7 @@ import autoprune.workflows.latency
 import autoprune.workflows.network
 from autoprune.config.files import resume_command
 from autoprune.latency import LatencyMeter
+from autoprune.results import Result
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
@@ -53,9 +54,9 @@ def arguments(command: str, world: Path, out: Path, *extra: str) -> list[str]:
     return [command, *given, *extra]
 
 
-def summary(run: Path) -> dict[str, Any]:
+def summary(run: Path) -> Result:
     """Return what a run found."""
-    return dict(json.loads((run / "summary.json").read_text()))
+    return Result.load(run / "summary.json")
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:

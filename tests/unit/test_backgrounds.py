@@ -72,7 +72,7 @@ def mixed(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
         pruner = Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph))
         candidates = random_allocations(space)
         evaluator = evaluator_of(adapter, pruner, folder, batch=16)
-        found = [adapter.validate(evaluator.repaired(one)).main for one in candidates]
+        found = [adapter.validate(evaluator.repaired(one)).primary for one in candidates]
         return adapter, pruner, candidates, tuple(found)
 
     return world

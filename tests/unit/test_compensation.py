@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -199,3 +200,83 @@ def test_numbers_that_are_not_finite_name_their_layer(analysed: tuple[nn.Module,
     dense, graph = analysed
     with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*`compensate=False`"):
         collect_moments(dense, graph, [IMAGES.where(IMAGES < 0.99, torch.nan)])
+
+
+# -- properties ------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Channels that are linear in the image, and are read by a layer of each kind."""
+
+    def __init__(self, read: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.make, self.read, self.norm = nn.Conv2d(3, 6, 1), read, norm or nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.make(x)
+        return self.norm(self.read(x.mean((2, 3)) if isinstance(self.read, nn.Linear) else x))
+
+
+READERS = {
+    "convolution": lambda: Linear(nn.Conv2d(6, 4, 3)),
+    "no bias": lambda: Linear(nn.Conv2d(6, 4, 3, stride=2, bias=False)),
+    "batch norm": lambda: Linear(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4)),
+    "transposed": lambda: Linear(nn.ConvTranspose2d(6, 4, 2, stride=2)),
+    "transposed, no bias": lambda: Linear(nn.ConvTranspose2d(6, 4, 2, stride=2, bias=False)),
+    "linear": lambda: Linear(nn.Linear(6, 4)),
+    "linear, no bias": lambda: Linear(nn.Linear(6, 4, bias=False)),
+}
+
+
+@cache
+def linear(name: str) -> tuple[nn.Module, ChannelGraph]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = randomised(READERS[name](), 0).float()
+    return dense, analyse(dense, torch.zeros(2, 3, 12, 12))
+
+
+@pytest.mark.parametrize("removed", [(0,), (1, 4), (0, 2, 5)])
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_linear_in_the_kept_channels_is_recovered_but_for_the_ridge(
+    monkeypatch: pytest.MonkeyPatch, name: str, removed: tuple[int, ...]
+) -> None:
+    """Six channels of three colours: whichever three stay, they tell the others.
+
+    Their means are 0, for behind a transposed convolution a mean is a pattern and what makes up for it a constant.
+    """
+    dense, graph = copy.deepcopy(linear(name)[0]), linear(name)[1]
+    with torch.no_grad():
+        dense.make.bias -= dense.make(IMAGES).mean((0, 2, 3))  # type: ignore[union-attr,operator]
+    keep = removing(graph, make=removed)
+    before, after = errors(dense, graph, keep)
+    assert after < 0.2 * before
+    monkeypatch.setattr("autoprune.statistics.moments.RIDGE", 1e-5)
+    assert errors(dense, graph, keep)[1] < 1e-3 * after
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_means_are_kept_whatever_takes_them(name: str) -> None:
+    """By a bias, the batch norm behind, or a bias that is made: of a channel alone, nothing but its mean is known."""
+    dense, graph = linear(name)
+    keep = removing(graph, make=(0, 1, 2, 3, 4))
+    small = Slicer(dense, graph).materialise(keep)
+    compensate(small, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    axes = (0,) if "linear" in name else (0, 2, 3)
+    torch.testing.assert_close(outputs(small).mean(axes), outputs(dense).mean(axes), rtol=0.02, atol=0.02)
+
+
+def test_a_layer_of_several_groups_stays_and_what_reads_it_makes_up() -> None:
+    """Its filters go with the channels that they read, and no group may read another's."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 3, groups=6), nn.Tanh(), nn.Conv2d(12, 2, 1)).eval()
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    moments = collect_moments(dense, graph, [IMAGES])
+    assert set(moments.mean) == {"3"}
+    keep = chosen(graph, 1)
+    bare, small = (Slicer(dense, graph).materialise(keep) for _ in range(2))
+    compensate(small, dense, graph, keep, moments)
+    assert torch.equal(small.get_submodule("1").weight, bare.get_submodule("1").weight)  # type: ignore[arg-type]
+    assert torch.equal(small.get_submodule("1").bias, bare.get_submodule("1").bias)  # type: ignore[arg-type]
+    gap = [float((outputs(one) - outputs(dense)).square().mean()) for one in (bare, small)]
+    assert gap[1] < 0.5 * gap[0]

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autoprune.structure.constraint import Constraint, CostLimit
+from autoprune.structure.cost import Cost
 from autoprune.structure.space import Counts, Space
 from tests.helpers.toy import LayerFlops, chain_graph
 
@@ -105,3 +106,98 @@ def test_of_units_that_are_equally_far_the_first_is_widened() -> None:
 
     Watched(space, everything.ceilings).fill(space.lower, np.zeros(4))
     assert widened[-4:] == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]
+
+
+# -- properties of projections -------------------------------------------------------------------------------------
+
+
+class Channels(Cost):
+    """How many channels are kept."""
+
+    metric, unit = "channels", ""
+
+    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+        return np.asarray(counts.sum(-1), dtype=np.float64)
+
+
+SMALL = Space(chain_graph((16, 40, 24, 64, 20)), round_to=4)
+SMALL_WISHES = st.lists(st.floats(-4, 4), min_size=5, max_size=5).map(np.array)
+SHARES = st.floats(0.1, 1.0)
+Wish = npt.NDArray[np.float64]
+
+
+def limited(space: Space, **shares: float) -> Constraint:
+    costs = {"flops": LayerFlops(space), "channels": Channels()}
+    dense, least = ({name: float(cost(at)) for name, cost in costs.items()} for at in (space.dense, space.lower))
+    return Constraint(
+        space, [CostLimit(costs[name], max(share * dense[name], least[name])) for name, share in shares.items()]
+    )
+
+
+def check_spent(limits: Constraint, counts: Counts) -> None:
+    """Check that an allocation is one, holds every limit, and that no unit fits another step."""
+    costs = limits.costs(counts)
+    assert all(count in choices for count, choices in zip(counts, limits.space.choices, strict=True))
+    assert all(costs[ceiling.cost.metric] <= ceiling.limit for ceiling in limits.ceilings)
+    for unit in range(len(limits.space)):
+        wider = limits.space.next_up(counts, unit)
+        if wider is not None:
+            assert not limits.holds(np.array([*counts[:unit], wider, *counts[unit + 1 :]]))
+
+
+@given(SMALL_WISHES, SHARES, SHARES)
+def test_several_limits_hold_at_once_and_no_unit_fits_another_step(wish: Wish, flops: float, channels: float) -> None:
+    limits = limited(SMALL, flops=flops, channels=channels)
+    counts = limits.project(wish)
+    check_spent(limits, counts)
+    shares = [limits.costs(counts)[ceiling.cost.metric] / ceiling.limit for ceiling in limits.ceilings]
+    assert limits.load(counts) == max(shares)
+
+
+@given(SMALL_WISHES, SHARES)
+def test_a_limit_that_another_implies_changes_nothing(wish: Wish, share: float) -> None:
+    both = limited(SMALL, flops=share, channels=1.0)
+    np.testing.assert_array_equal(both.project(wish), limited(SMALL, flops=share).project(wish))
+
+
+def test_without_a_limit_everything_stays() -> None:
+    limits = Constraint(SMALL, [])
+    np.testing.assert_array_equal(limits.project(np.full(5, -3.0)), SMALL.dense)
+    assert limits.load(np.stack([SMALL.dense, SMALL.lower])).tolist() == [0, 0]
+
+
+@given(SMALL_WISHES, SHARES, st.data())
+def test_filling_widens_until_nothing_fits_and_narrows_nothing(wish: Wish, share: float, data: st.DataObject) -> None:
+    limits = limited(SMALL, flops=share)
+    begun = limits.tightened(data.draw(st.floats(0.1, 1.0))).project(np.zeros(5))
+    before = begun.copy()
+    counts = limits.fill(begun, wish)
+    np.testing.assert_array_equal(begun, before)
+    assert (counts >= begun).all()
+    check_spent(limits, counts)
+
+
+@given(SMALL_WISHES, SHARES, SHARES)
+def test_a_tightened_limit_is_a_share_of_it_but_within_reach(wish: Wish, share: float, tighter: float) -> None:
+    limits = limited(SMALL, flops=share, channels=share)
+    for now, before in zip((found := limits.tightened(tighter)).ceilings, limits.ceilings, strict=True):
+        assert now.limit == max(tighter * before.limit, float(before.cost(SMALL.lower)))
+    assert found.holds(SMALL.lower)
+    assert limits.holds(found.project(wish))
+
+
+@settings(max_examples=20)
+@given(WISHES, st.floats(0.05, 0.8), st.floats(1.0, 1.2))
+def test_a_larger_budget_narrows_no_unit(wish: Wish, share: float, more: float) -> None:
+    """But by what rounding left, which is next to nothing of the budget and goes where it fits."""
+    limits, _ = wide(share)
+    smaller, larger = limits.project(wish), wide(share * more)[0].project(wish)
+    assert limits.load(np.minimum(smaller, larger)) > 0.99
+
+
+@settings(max_examples=20)
+@given(WISHES, st.floats(0.05, 0.9), st.floats(-3, 3))
+def test_only_differences_between_wishes_matter(wish: Wish, share: float, shift: float) -> None:
+    limits, _ = wide(share)
+    shifted, counts = limits.project(wish + shift), limits.project(wish)
+    np.testing.assert_allclose(limits.space.ratios(shifted), limits.space.ratios(counts), atol=0.01)

@@ -115,13 +115,13 @@ def test_extras_are_imported_where_they_are_needed_only(root: Path, project: Map
 
 def test_what_tests_import_is_declared(root: Path, project: Mapping[str, Any], extras: set[str]) -> None:
     declared = named(project["dependencies"]) | named(project["optional-dependencies"]["test"]) | extras
-    assert undeclared(sources(root, "tests"), declared) == []
+    assert undeclared(sources(root, "tests", ".ci"), declared) == []
 
 
 def test_what_is_declared_is_imported(root: Path, project: Mapping[str, Any], extras: set[str]) -> None:
     used = {package(module) for file in sources(root, "autoprune", "envs") for module, _ in imports(file)}
     assert named(project["dependencies"]) | extras <= used
-    in_tests = {package(module) for file in sources(root, "tests") for module, _ in imports(file)}
+    in_tests = {package(module) for file in sources(root, "tests", ".ci") for module, _ in imports(file)}
     assert named(project["optional-dependencies"]["test"]) - TOOLS - {"autoprune"} <= in_tests
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoprune.errors import BudgetUnreachableError
 from autoprune.listener import Advance
-from autoprune.models._base import Accuracy
+from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation, Counts, Space
@@ -86,8 +87,8 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
         def __call__(self, allocations: list[Allocation]) -> list[Any]:
             return [SimpleNamespace(score=score(allocation)) for allocation in allocations]
 
-        def accuracy(self, allocation: Allocation) -> Accuracy:
-            return Accuracy(sum(allocation) / 1000, None)
+        def accuracy(self, allocation: Allocation) -> Metrics:
+            return Metrics({"accuracy": sum(allocation) / 1000})
 
     evaluator: Any = Evaluator()
     return choose(history, evaluator, constraint, latency_constraints, count=5, listener=Silent())
@@ -128,9 +129,9 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     measured: list[Allocation] = []
 
     class Evaluator:
-        def accuracy(self, allocation: Allocation) -> Accuracy:
+        def accuracy(self, allocation: Allocation) -> Metrics:
             measured.append(allocation)
-            return Accuracy(accuracies[allocations.index(allocation)], None)
+            return Metrics({"accuracy": accuracies[allocations.index(allocation)]})
 
     probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
@@ -141,7 +142,8 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]
     assert found.latencies == {}
-    assert found.accuracy == (Accuracy(accuracies[allocations.index(found.allocation)], None) if count > 1 else None)
+    expected = Metrics({"accuracy": accuracies[allocations.index(found.allocation)]})
+    assert found.accuracy == (expected if count > 1 else None)
     return allocations.index(found.allocation)
 
 
@@ -163,3 +165,28 @@ def test_what_is_not_within_the_budget_is_no_finalist_however_well_it_scores() -
     narrowest, dense = (SPACE.allocation(counts) for counts in (SPACE.lower, SPACE.dense))
     found = best_of([Candidate(dense, 1.0), Candidate(narrowest, -1.0)], constraint, 2)
     assert [candidate.allocation for candidate in found] == [narrowest]
+
+
+@pytest.mark.parametrize("count", [1, 3, 99])
+def test_the_best_come_first_each_once_and_no_more_than_asked(count: int) -> None:
+    constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
+    narrowest = SPACE.allocation(SPACE.lower)
+    others = [(*narrowest[:unit], narrowest[unit] + 4, *narrowest[unit + 1 :]) for unit in range(4)]
+    scores = [-0.3, -0.1, -0.2, -0.1]
+    history = [Candidate(*pair) for pair in zip(others, scores, strict=True)]
+    found = best_of([*history, *history[::-1]], constraint, count)
+    assert found == [history[number] for number in (1, 3, 2, 0)][:count], "of equals the one that was tried first"
+    assert best_of([], constraint, count) == []
+
+
+def test_a_machine_on_which_none_holds_the_budget_is_an_error() -> None:
+    with pytest.raises(BudgetUnreachableError, match=r"None of 5 finalists .*; ask for a larger latency, or measure"):
+        chosen(lambda _: 30.0)
+
+
+def test_what_was_confirmed_over_the_budget_does_not_count_as_held() -> None:
+    """A machine that is slow whenever it measures thoroughly: the least bad is returned, with what was measured."""
+    latency_constraints = LatencyConstraints({"latency": Machine(lambda _: 1.0)}, {"latency": 10.0})  # type: ignore[dict-item]
+    found = chosen(lambda measured: 1.0 if measured < 5 else 30.0)
+    assert not latency_constraints.held(found.latencies)
+    assert found.latencies["latency"] > 10.0

@@ -384,4 +384,4 @@ def test_a_real_detector_learns_on(shared: Path, tmp_path: Path) -> None:
     )
     before = adapter.validate(adapter.module)
     result = finetune(adapter, adapter.module, epochs=4, out=tmp_path)
-    assert adapter.validate(result.module).main > before.main
+    assert adapter.validate(result.module).primary > before.primary

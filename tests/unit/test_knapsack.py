@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from itertools import product
 
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autoprune.errors import ConfigError
 from autoprune.strategies._base import search
 from autoprune.strategies.curves import curves_from, probe_plan
 from autoprune.strategies.knapsack import GAP, KnapsackStrategy, _silent, least_damage
@@ -143,12 +141,6 @@ def test_units_that_were_not_probed_are_given_the_median_of_the_others() -> None
     assert points[:3] == [curve.points for curve in measured.curves[:3]]
     expected = -saved(toy.constraint, np.array(plan[3:]))
     np.testing.assert_allclose([score for ((_, score),) in points[3:]], expected)
-
-
-def test_without_scipy_it_says_what_to_install_before_anything_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ConfigError, match=r"pip install .autoprune\[strategies\]"):
-        KnapsackStrategy(make_toy(8).constraint, evaluations=20)
 
 
 def test_what_a_solver_prints_does_not_reach_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:

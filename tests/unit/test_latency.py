@@ -26,7 +26,7 @@ from autoprune.latency import (
 from autoprune.latency.cache import ANCHOR, LatencyCache, look_up, measure_points
 from autoprune.latency.deployed import deployed_layers
 from autoprune.latency.features import LayerFeatures
-from autoprune.latency.fitting import simplex_fit, spearman
+from autoprune.latency.fitting import RIDGE, _constrained, simplex_fit, spearman
 from autoprune.latency.predictor import uncertainty
 from autoprune.latency.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.runtimes import MemoryFormat, Runner, Runtime
@@ -366,6 +366,17 @@ def test_weights_are_a_mixture_whatever_the_data(seed: int, count: int) -> None:
     )
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1)
+
+
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_no_other_mixture_fits_better(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    design, target = generator.normal(size=(count, 4)), generator.normal(size=count)
+    trust, prior = generator.uniform(0.1, 1, count), generator.dirichlet(np.ones(4))
+    weights = _constrained(design, target, trust, prior)
+    slope = design.T @ (trust * (design @ weights - target)) + RIDGE * (weights - prior)
+    # Karush, Kuhn and Tucker: the slope is the same for all weights above 0, and not below that for the others.
+    assert slope @ weights == pytest.approx(slope.min(), abs=1e-9)
 
 
 def test_a_pair_in_which_the_dense_network_was_slow_is_trusted_less() -> None:

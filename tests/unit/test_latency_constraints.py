@@ -50,7 +50,7 @@ def test_two_runtimes_at_once_are_both_measured_and_held(tiny: Path, tmp_path: P
     found = summary(out)
     assert [row["metric"] for row in found["budget"]] == ["latency", "latency@onnxruntime"]
     assert all(row["satisfied"] for row in found["budget"])
-    assert found["pruned"]["other_latency_ms"]["latency@onnxruntime"]["runtime"] == "onnxruntime"
+    assert found.stages["pruned"].latencies["latency@onnxruntime"]["runtime"] == "onnxruntime"
     assert set(found["search"]["latency_prediction_error"]) == {"latency", "latency@onnxruntime"}
     assert {"latency", "latency@onnxruntime"} <= set(Policy.load(out / "policy.json").costs)
     assert records(out, "latency@onnxruntime"), "each has measurements of its own in the journal"

@@ -130,12 +130,13 @@ def test_the_checkpoint_has_the_pattern_and_ultralytics_opens_it(finished: Path,
     from ultralytics import YOLO
 
     found = told(finished)
+    given, masked = (found["stages"][name] for name in ("given", "masked"))
     assert found["masked_layers"] == len(TwoOfFour().masks(convolution_weights(adapter.module)))
-    assert found["masked"]["two_of_four"] == found["masked_layers"]
-    assert found["given"]["two_of_four"] == 0
-    assert 0.4 < found["masked"]["zeros"] < 0.5
-    assert found["masked"]["compressed_bytes"] < found["given"]["compressed_bytes"]
-    assert found["latency_ms"]["ratio"] > 0
+    assert masked["details"]["two_of_four"] == found["masked_layers"]
+    assert given["details"]["two_of_four"] == 0
+    assert 0.4 < masked["details"]["zeros"] < 0.5
+    assert masked["details"]["compressed_bytes"] < given["details"]["compressed_bytes"]
+    assert masked["details"]["paired_ratio"]["ratio"] > 0
     weights = convolution_weights(YOLO(finished / "model.pt").model)
     assert has_two_of_four(weights["model.1.conv.weight"])
     assert not list(finished.glob(".*"))
@@ -145,7 +146,7 @@ def test_a_killed_run_goes_on(finished: Path, tmp_path: Path, capsys: pytest.Cap
     copy = cut(finished, tmp_path / "run", keep=2)
     (copy / "model.pt").write_bytes((finished / "model.pt").read_bytes())
     assert main(["mask", "--resume", str(copy)]) == 0
-    assert told(copy)["masked"] == told(finished)["masked"]
+    assert told(copy)["stages"] == told(finished)["stages"]
     said = capsys.readouterr().out
     assert "1 of 26 convolutions keep all weights" in said
     assert "no multiple of 4: model.0.conv." in said
@@ -157,7 +158,7 @@ def test_a_killed_run_goes_on(finished: Path, tmp_path: Path, capsys: pytest.Cap
 def test_any_share_goes(scope: str, adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     more = ("--granularity", "unstructured", "--sparsity", "0.8", "--scope", scope)
     assert main(words(adapter, tmp_path / "run", *more)) == 0
-    assert told(tmp_path / "run")["masked"]["zeros"] == pytest.approx(0.8, abs=0.01)
+    assert told(tmp_path / "run")["stages"]["masked"]["details"]["zeros"] == pytest.approx(0.8, abs=0.01)
 
 
 @pytest.mark.parametrize(

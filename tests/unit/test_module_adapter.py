@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from autoprune.errors import AutopruneError, DataError, ModelError
-from autoprune.models.module import AccuracyNames, ModuleAdapter, load
+from autoprune.models.module import ModuleAdapter, load
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.validation import analyse
@@ -191,9 +191,10 @@ def test_an_epoch_has_every_image_but_a_lonely_one(samples: int, sizes: list[int
 
 
 def test_the_metric_may_have_two_figures() -> None:
-    two = adapter(Net(), metric=lambda *_: (0.25, 0.5), accuracy_names=AccuracyNames("IoU", "pixels"))
+    two = adapter(Net(), metric=lambda *_: (0.25, 0.5), metric_names=("IoU", "pixels"))
     found = two.validate(two.module)
-    assert (found.main, found.lenient) == (0.25, 0.5)
+    assert dict(found) == {"IoU": 0.25, "pixels": 0.5}
+    assert (found.primary, found.per_class) == (0.25, {})
 
 
 class Broken(Shapes):

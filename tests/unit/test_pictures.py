@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.report import (
-    ComparisonRow,
-    RowKind,
-    UnitCurve,
-    comparison_plot,
-    correlation_plot,
-    search_progress,
-    sensitivity_curves,
-    sensitivity_heatmap,
-)
 from autoprune.report._base import shortened
 from autoprune.report._scale import linear_until, log_ticks
+from autoprune.report.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
 from autoprune.report.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
+from autoprune.report.progress import search_progress
+from autoprune.report.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
 from autoprune.report.staircase import UnitSteps, staircases
 
 NAN = math.nan
@@ -183,7 +176,7 @@ def test_importing_pictures_leaves_matplotlib_alone(root: Path) -> None:
 
 def test_drawing_never_imports_pyplot(root: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from autoprune.report import correlation_plot;"
+        "import sys; from pathlib import Path; from autoprune.report.comparison import correlation_plot;"
         "correlation_plot([(0.0, 0.5)], Path(sys.argv[1]), spearman=float('nan'), title='x');"
         "print('matplotlib.pyplot' in sys.modules)"
     )

@@ -20,7 +20,7 @@ class Scripted:
     losses: dict[str, float]
     errors: dict[str, float]
     name: str = "model"
-    figure: str = "mAP50-95"
+    metric: str = "mAP50-95"
     asked: list[str] = field(default_factory=list)
 
     @property

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from autoprune.criteria.registry import make_criterion
-from autoprune.evaluation.reconstruction import _Sums, reconstruct
+from autoprune.evaluation.compensation import compensate
+from autoprune.evaluation.reconstruction import _Points, _solve, _Sums, reconstruct
+from autoprune.statistics.moments import collect_moments
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
@@ -28,9 +30,9 @@ def pruned(module: nn.Module, graph: ChannelGraph, keep: int | None) -> tuple[nn
     return pruner.materialise(allocation), pruner.kept(allocation)
 
 
-def error(module: nn.Module, dense: nn.Module) -> float:
+def error(module: nn.Module, dense: nn.Module, images: torch.Tensor = IMAGES) -> float:
     with torch.no_grad():
-        return float((module.eval()(IMAGES) - dense.eval()(IMAGES)).square().mean())
+        return float((module.eval()(images) - dense.eval()(images)).square().mean())
 
 
 def with_copies(module: Net) -> Net:
@@ -107,3 +109,41 @@ def test_one_image_is_too_little_and_still_an_answer() -> None:
     reconstruct(smaller, dense, graph, keep, IMAGES[:1])
     assert all(bool(torch.isfinite(parameter).all()) for parameter in smaller.parameters())
     assert error(smaller, dense) < float("inf")
+
+
+def test_it_ends_no_further_from_the_dense_network_than_what_is_only_compensated() -> None:
+    """On images that nothing was solved on: the ridge is chosen on held-back ones, up to leaving the weights alone."""
+    fresh = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(6))
+    shares = []
+    for seed in range(20):
+        dense, graph = network()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in dense.parameters():
+                parameter.add_(0.3 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator))
+        smaller, kept = pruned(dense, graph, 1 + seed % 5)
+        compensate(smaller, dense, graph, kept, collect_moments(dense, graph, [IMAGES]))
+        before = error(smaller, dense, fresh)
+        reconstruct(smaller, dense, graph, kept, IMAGES)
+        shares.append(error(smaller, dense, fresh) / before)
+    assert max(shares) < 1.01
+    assert np.mean(shares) < 0.9
+
+
+def test_what_does_not_hold_on_held_back_images_is_not_learnt() -> None:
+    """Only noise lies between what is wanted and what the layer gives: its weights stay nearly where they are."""
+    learnt = everything = 0.0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        layer = nn.Linear(8, 3)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(3, 8, generator=generator))
+            before, read = layer.weight.clone(), torch.randn(12, 8, 1, generator=generator)
+            wanted = layer(read[..., 0]) + torch.randn(12, 3, generator=generator)
+            bias = _solve(layer, _Points(read, wanted, images=12))
+            middle = wanted.mean(0) - layer.weight @ read.mean((0, 2))
+            best = torch.linalg.lstsq(read[..., 0] - read[..., 0].mean(0), wanted - wanted.mean(0)).solution.T
+            learnt += float((layer.weight - before).square().sum())
+            everything += float((best - before).square().sum())
+        torch.testing.assert_close(bias.float(), middle.detach(), rtol=1e-3, atol=1e-4)
+    assert learnt < 0.1 * everything

@@ -27,7 +27,8 @@ OUTCOME = {
     "history": [float("nan"), -0.1],
     "tried": [[[8], -0.1]],
 }
-TUNED = {"before": 0.1, "after": None, "costs": {"flops": 10.0}}
+METRICS = {"metrics": {"accuracy": 0.5}, "per_class": {}}
+TUNED = {"before": METRICS, "after": None, "costs": {"flops": 10.0}}
 
 GOOD: list[tuple[str, Any, Any]] = [
     ("evaluation", [8, 16], {"score": -0.2, "seconds": 1.0}),
@@ -35,23 +36,19 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("scored in", "", "bf16"),
     ("gains", [[8, 16], [[16], []]], [[0.25], []]),
     ("netadapt 3", [8, 16], {"score": 0, "seconds": 1.0}),
-    ("accuracy", [8, 16], {"main": 0.5, "lenient": 0.7}),
-    ("validation", "dense", {"main": 0.5, "lenient": None}),
+    ("accuracy", [8, 16], {"metrics": {"mAP50-95": 0.5, "mAP50": 0.7}, "per_class": {"cat": {"mAP50": 0.7}}}),
+    ("validation", "dense", METRICS),
     ("batch", 0, 8),
     ("threads", "", 2),
     ("created", "", "2026-01-01T00:00:00"),
     ("iteration", 1, {"allocation": [8], "score": -0.2, "evaluations": 3, "fine_tunes": 0}),
     ("outcome", ["ppo", 0], OUTCOME),
     ("tuned", [[8], 0], TUNED),
-    (
-        "criterion",
-        ["l1", [8]],
-        {"criterion": "l1", "score": 0.1, "accuracy_before": 0.2, "accuracy_after": None, "seconds": 1.0},
-    ),
+    ("criterion", ["l1", [8]], {"criterion": "l1", "score": 0.1, "before": METRICS, "after": None, "seconds": 1.0}),
     ("reference", "dense", {"row": {**TUNED, "name": "dense"}}),
     ("quantize", ["model", "error", "group"], 0.5),
     ("quantize", ["model", "held out", None], 0.5),
-    ("quantize", ["model", "deployed", ["a"]], {"accuracy": {"main": 0.5, "lenient": None}, "size_bytes": 10}),
+    ("quantize", ["model", "deployed", ["a"]], {**METRICS, "size_bytes": 10}),
     ("latency", "", [TIME, TIME]),
     ("latency", "", PAIR),
     ("latency", "format", "contiguous"),
@@ -76,8 +73,11 @@ BAD: list[tuple[str, Any, Any]] = [
     ("scored in", "", "fp8"),
     ("gains", [[8, 16], [[16], []]], [[float("inf")], []]),
     ("gains", [[8, 16], [16]], [[0.1], []]),
-    ("accuracy", [8], {"main": "0.5", "lenient": None}),
-    ("validation", "dense", {"main": 0.5, "lenient": None, "other": 1}),
+    ("accuracy", [8], {**METRICS, "metrics": {"accuracy": "0.5"}}),
+    ("accuracy", [8], {**METRICS, "metrics": {}}),
+    ("accuracy", [8], {**METRICS, "per_class": {"cat": 0.5}}),
+    ("validation", "dense", {"main": 0.5, "lenient": None}),
+    ("validation", "dense", {**METRICS, "other": 1}),
     ("batch", 0, 0),
     ("batch", 0, 10**30),
     ("threads", "", "2"),
@@ -164,3 +164,13 @@ def test_a_journal_with_such_a_record_is_not_opened(tmp_path: Path, header: Any,
     with pytest.raises(RunError, match=rf"journal\.jsonl: line {line} .* does not hold what autoprune writes there"):
         Journal.open(path, check=check_record)
     assert path.read_bytes() == before
+
+
+def test_a_run_from_before_metrics_had_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    with monkeypatch.context() as before:
+        before.setattr("autoprune.journal._SCHEMA", 1)
+        with Journal.create(path, {}) as journal:
+            journal.append("validation", "dense", {"main": 0.5, "lenient": 0.8})
+    with pytest.raises(RunError, match="has the schema version 1, this autoprune reads 2; start the run again"):
+        Journal.open(path, check=check_record)

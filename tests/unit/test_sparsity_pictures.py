@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.report import scale_histogram, scale_quintiles, slimmed_channels, watched_scales
+from autoprune.report.sparsity import scale_histogram, scale_quintiles, slimmed_channels, watched_scales
 from tests.unit import test_pictures
 from tests.unit.test_pictures import Drawn, png_size
 

@@ -196,7 +196,11 @@ def parameters(module: Any) -> int:
 def test_the_yaml_beside_the_checkpoint_builds_its_network(searched: Path) -> None:
     with stock.quiet():
         built = stock.DetectionModel(stock.tasks.yaml_model_load(searched / "pruned.yaml"), verbose=False)
-    assert parameters(built) == summary(searched)["pruned"]["params"] < summary(searched)["dense"]["params"]
+    assert (
+        parameters(built)
+        == summary(searched).stages["pruned"].cost("params")
+        < summary(searched).stages["dense"].cost("params")
+    )
 
 
 def test_what_stock_training_builds_from_the_checkpoint_is_the_pruned_network(searched: Path) -> None:
@@ -220,7 +224,7 @@ def test_the_run_says_what_stock_training_does_and_what_the_limit_costs(searched
 def test_the_policy_names_all_units_and_applies_without_the_option(searched: Path, world: Path) -> None:
     dense, data = open_adapter(world / "best.pt").module, world / "data" / "data.yaml"
     pruned = Policy.load(searched / "policy.json").apply(dense, data=data, imgsz=SIZE)
-    assert parameters(pruned) == summary(searched)["pruned"]["params"]
+    assert parameters(pruned) == summary(searched).stages["pruned"].cost("params")
 
 
 @pytest.mark.parametrize("command", [["apply"], ["train", "--epochs", "2", "--soften", "--lr-scale", "0.01"]])
@@ -336,5 +340,5 @@ def test_stock_train_resume_val_and_export_keep_the_pruned_network(world: Path, 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("COUNTS")]
     *counts, difference = (int(word) for word in line.split()[1:])
-    assert set(counts) == {summary(out)["finetuned"]["params"]}
+    assert set(counts) == {summary(out).stages["finetuned"].cost("params")}
     assert difference == 0

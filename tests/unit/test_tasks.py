@@ -84,6 +84,14 @@ def test_keeps_the_contract_of_adapters(world: Path, tmp_path: Path, task: str) 
     check_adapter(opened(world, task), build(task, 8), tmp_path)
 
 
+@each_task
+def test_each_class_has_metrics_of_its_own(world: Path, task: str) -> None:
+    found = opened(world, task).validate(build(task))
+    assert set(found.per_class) == set(NAMES)
+    means = {name: np.mean([one[name] for one in found.per_class.values()]) for name in found}
+    assert means == pytest.approx(dict(found)), "there are as many images of each class"
+
+
 @most_distinct_tasks
 def test_pruned_equals_zeroed(world: Path, task: str) -> None:
     adapter = opened(world, task)
@@ -130,8 +138,9 @@ def test_a_class_is_the_folder_that_an_image_lies_in(world: Path) -> None:
 
 def test_a_classifier_takes_images_of_any_size(world: Path) -> None:
     adapter = UltralyticsAdapter.load(world / "classify.pt", data=world / "classify", image_size=50)
-    assert adapter.accuracy_names.main == "top-1"
-    assert adapter.validate(adapter.module).lenient == 1.0, "of two classes both are among the first five"
+    assert adapter.metric_names == ("top-1", "top-5")
+    found = adapter.validate(adapter.module)
+    assert found["top-5"] == 1.0, "of two classes both are among the first five"
 
 
 def test_an_image_that_cannot_be_read_is_skipped(world: Path, tmp_path: Path) -> None:
@@ -209,12 +218,12 @@ def test_a_network_is_pruned_trained_and_exported(
     assert main(search) == 0
     found = json.loads((tmp_path / "search" / "summary.json").read_text())
     assert found["budget"][0]["satisfied"]
-    assert found["accuracy_names"]["main"] in capsys.readouterr().out
+    assert found["metric_names"][0] in capsys.readouterr().out
     export = ["--model", str(tmp_path / "search" / "model.pt"), "--data", str(data_of(world, task)), "--format", "onnx"]
     assert main(["export", *export, *own, "--out", str(tmp_path / "export")]) == 0
-    parity = json.loads((tmp_path / "export" / "export.json").read_text())["parity"]
-    assert parity["passed"]
-    assert np.isfinite(parity["scores"])
+    exported = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert exported["parity"]["passed"]
+    assert np.isfinite(exported["stages"]["onnx"]["details"]["score_difference"])
 
 
 @pytest.mark.slow

@@ -305,8 +305,8 @@ def test_a_search_on_the_gpu_holds_its_latency(tmp_path: Path, more: list[str]) 
     )
     assert main(words) == 0
     found = summary(tmp_path / "run")
-    latency = found["pruned"]["latency_ms"]
+    latency = found.stages["pruned"].latencies["latency"]
     assert latency["device"] == "cuda:0"
     assert latency["runtime"] == ("torch" if "torch" in more else "cudagraph")
-    assert latency["median"] <= 0.62 * found["dense"]["latency_ms"]["median"]
+    assert latency["median"] <= 0.62 * found.stages["dense"].cost("latency")
     assert found["budget"][0]["satisfied"]

@@ -453,14 +453,24 @@ class Oracle(nn.Module):
 def test_perfect_detections_score_one(adapter: UltralyticsAdapter) -> None:
     batches = adapter.batches("val", images=6, batch=3, seed=0)
     found = adapter.accuracy(Oracle(batches), batches)
-    assert found.lenient == pytest.approx(0.995, abs=1e-3)  # Ultralytics' interpolation never quite reaches 1
-    assert found.main == pytest.approx(0.995, abs=1e-3)
+    assert found["mAP50"] == pytest.approx(0.995, abs=1e-3)  # Ultralytics' interpolation never quite reaches 1
+    assert found.primary == pytest.approx(0.995, abs=1e-3)
+    assert set(found.per_class) == set(NAMES.values())
+    assert all(one == pytest.approx(found, abs=1e-3) for one in found.per_class.values())
+
+
+def test_a_class_that_is_not_found_scores_zero_alone(adapter: UltralyticsAdapter) -> None:
+    batches = adapter.batches("val", images=6, batch=3, seed=0)
+    blind = [{**batch, "cls": torch.zeros_like(batch["cls"])} for batch in batches]  # calls everything the first class
+    found = adapter.accuracy(Oracle(blind), batches)
+    assert [found.per_class[NAMES[kind]]["mAP50"] > 0.1 for kind in sorted(NAMES)] == [True, False]
+    assert found.primary == pytest.approx(np.mean([one["mAP50-95"] for one in found.per_class.values()]))
 
 
 def test_untrained_network_scores_near_zero(adapter: UltralyticsAdapter) -> None:
     batches = adapter.batches("val", images=6, batch=3, seed=0)
-    assert adapter.accuracy(pruned(), batches).lenient < 0.2
-    assert adapter.validate(pruned()).lenient < 0.2
+    assert adapter.accuracy(pruned(), batches)["mAP50"] < 0.2
+    assert adapter.validate(pruned())["mAP50"] < 0.2
 
 
 # -- what is shipped -------------------------------------------------------------------------------
@@ -565,7 +575,7 @@ def test_stock_ultralytics_opens_it_without_autoprune(adapter: UltralyticsAdapte
     )
     total, map50, script = json.loads(printed.splitlines()[-1])
     assert total == pytest.approx(expected, rel=1e-4)
-    assert map50 == pytest.approx(again.validate(again.module).lenient, abs=0.002)
+    assert map50 == pytest.approx(again.validate(again.module)["mAP50"], abs=0.002)
     assert (tmp_path / script).is_file()
     for cache in (adapter.data.file.parent / "labels").glob("*.cache"):
         cache.unlink()  # stock val's
@@ -638,8 +648,11 @@ def test_validate_agrees_with_stock_val(shared: Path, name: str, map50: float, m
     adapter = UltralyticsAdapter.load(shared / "models" / f"{name}.pt", data=shared / "data/bccd/bccd.yaml")
     assert adapter.image_size == 320
     found = adapter.validate(adapter.module)
-    assert found.lenient == pytest.approx(map50, abs=0.002)
-    assert found.main == pytest.approx(map50_95, abs=0.002)
+    assert found["mAP50"] == pytest.approx(map50, abs=0.002)
+    assert found.primary == pytest.approx(map50_95, abs=0.002)
+    network: Any = adapter.module
+    assert set(found.per_class) == set(network.names.values())
+    assert found.primary == pytest.approx(np.mean([one["mAP50-95"] for one in found.per_class.values()]))
 
 
 @pytest.mark.shared

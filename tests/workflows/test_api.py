@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import pickle
 import shutil
@@ -25,7 +26,7 @@ from autoprune.cli.main import main
 from autoprune.config import COMMANDS
 from autoprune.config.reading import from_python
 from autoprune.listener import Advance
-from autoprune.results import Table
+from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
 from tests.helpers.world import SIZE
 
@@ -178,7 +179,7 @@ def test_a_command_does_what_the_command_line_does(net: ap.Network, run: ap.Run,
 def test_a_run_is_its_folder_and_prints_as_the_command_line_does(run: ap.Run, net: ap.Network) -> None:
     assert run.held
     assert run.summary["budget"][0]["satisfied"]
-    assert run.model.costs()["flops"] == run.summary["pruned"]["flops"]
+    assert run.model.costs()["flops"] == run.summary.stages["pruned"].cost("flops")
     assert run.policy.provenance.command.startswith("autoprune.search(…, budget='flops=60%'")
     best = max(candidate.score for candidate in run.history)
     assert best >= run.policy.score  # type: ignore[operator]  # the finalists are compared by accuracy
@@ -315,7 +316,7 @@ def test_warnings_are_pythons_and_threads_are_put_back(net: ap.Network, run: ap.
 def test_a_policy_in_a_variable_is_applied_by_the_commands(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
     applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "applied")
     assert applied.policy == run.policy
-    assert applied.model.costs()["flops"] == run.summary["pruned"]["flops"]
+    assert applied.model.costs()["flops"] == run.summary.stages["pruned"].cost("flops")
 
 
 @pytest.mark.slow
@@ -330,8 +331,9 @@ def test_a_level_of_netadapt_is_a_run(net: ap.Network, tmp_path: Path) -> None:
         initial_step=0.2,
         out=tmp_path / "run",
     )
-    shares = [level.summary["pruned"]["flops"] / net.costs()["flops"] for level in run.levels.values()]
+    shares = [level.summary.stages["pruned"].cost("flops") / net.costs()["flops"] for level in run.levels.values()]
     assert sorted(share <= 0.8 for share in shares) == [False, True]
+    assert all(level.held and "FLOPs" in str(level) for level in run.levels.values())
 
 
 # -- the environment -----------------------------------------------------------------------------------
@@ -346,6 +348,13 @@ def test_the_environment_of_a_network_scores_what_ends_an_episode(net: ap.Networ
         _, reward, done, _, info = env.step(np.zeros(1, dtype=np.float32))
     assert info["score"] == reward != 0
     assert info["costs"]["flops"] <= 0.6 * net.costs()["flops"]
+
+
+def test_the_problem_of_an_environment_scores_allocations_when_the_environment_is_gone(net: ap.Network) -> None:
+    problem = ap.make_env(net, budget="flops=50%", images=4, batch=2, criterion="l1").unwrapped.problem  # type: ignore[attr-defined]
+    gc.collect()
+    counts = tuple(problem.constraint.project(np.zeros(len(problem.space))).tolist())
+    assert np.isfinite(problem.scores([counts])).all()
 
 
 def test_the_environment_starts_at_a_prior_if_asked_and_walks_by_either_rule(net: ap.Network) -> None:

@@ -142,7 +142,11 @@ RUNS: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("a score that is missing", of_kind("evaluation", {}), "('evaluation') does not hold"),
     ("no loss", of_kind("evaluation dense", [1]), "('evaluation dense') does not hold"),
-    ("an accuracy of text", of_kind("validation", {"main": "x", "lenient": None}), "('validation') does not hold"),
+    (
+        "a metric of text",
+        of_kind("validation", {"metrics": {"mAP50": "x"}, "per_class": {}}),
+        "('validation') does not hold",
+    ),
     ("no threads", of_kind("threads", 0), "('threads') does not hold"),
     ("a batch of text", of_kind("batch", "8"), "('batch') does not hold"),
     ("a latency of nothing", of_kind("latency", []), "('latency') does not hold"),

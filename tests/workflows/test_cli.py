@@ -155,3 +155,9 @@ def test_a_run_whose_output_fails_is_kept_and_goes_on(
     said = capsys.readouterr().err
     assert said.startswith(NO_SPACE) if code == 2 else said == ""
     assert main(["sensitivity", "--resume", str(tmp_path / "run")]) == 0
+
+
+def test_the_command_line_starts_without_heavy_packages(root: Path) -> None:
+    code = "import sys, autoprune.cli.main; print([name for name in ('numpy', 'torch') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

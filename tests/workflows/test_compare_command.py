@@ -12,6 +12,7 @@ from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
+from autoprune.results import Compared
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.benchmark import BenchmarkResult
 from autoprune.workflows.compare import agents_verdict
@@ -56,7 +57,7 @@ def outcomes(run: Path) -> dict[str, Any]:
 
 
 def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> None:
-    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    rows = {row["name"]: row for row in results(finished)["compared"]["strategies"]}
     assert {name: row["seeds"] for name, row in rows.items()} == {
         "uniform": [0],
         "random": [0, 1],
@@ -65,18 +66,20 @@ def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> No
     for row in rows.values():
         assert all(share <= 0.6 for share in row["costs"]["flops"])
         assert all(1 <= count <= EVALUATIONS for count in row["evaluations"])
-        assert len(row["accuracy_before"]) == len(row["seeds"])
+        assert len(row["before"]) == len(row["seeds"])
     assert rows["random"]["evaluations"] == [EVALUATIONS] * 2
     assert rows["uniform+ppo"]["evaluations"] == [EVALUATIONS] * 2, "the warm start and the priors are counted"
-    assert min(rows["uniform+ppo"]["score"]) >= rows["uniform"]["score"][0], "the agent starts from the uniform ratio"
+    assert min(rows["uniform+ppo"]["scores"]) >= rows["uniform"]["scores"][0], "the agent starts from the uniform ratio"
 
 
 def test_the_honest_alternatives_stand_beside_them(trained: Path) -> None:
-    dense, lower = results(trained)["references"]  # the detector's YAML has no scale, so there is no smaller one
-    assert dense["costs"]["flops"] == pytest.approx(1, rel=1e-6)
+    dense, lower = results(trained)["compared"][
+        "references"
+    ]  # the detector's YAML has no scale, so there is no smaller one
+    assert dense["costs"]["flops"][0] == pytest.approx(1, rel=1e-6)
     assert lower["name"] == "dense, lower image size (32 px)"
-    assert lower["costs"]["flops"] <= 0.6
-    assert all(0 <= row["after"] <= 1 for row in (dense, lower))
+    assert lower["costs"]["flops"][0] <= 0.6
+    assert all(0 <= row["after"][0]["metrics"]["mAP50-95"] <= 1 for row in (dense, lower))
 
 
 def test_a_lower_image_size_is_no_alternative_where_channels_are_limited(
@@ -84,8 +87,8 @@ def test_a_lower_image_size_is_no_alternative_where_channels_are_limited(
 ) -> None:
     options = ("--strategies", "uniform", "--evaluations", "1", "--correlated", "0", "--budget", "channels=60%")
     assert main(arguments("compare", tiny, tmp_path / "run", *options)) == 0
-    (dense,) = results(tmp_path / "run")["references"]
-    assert dense["costs"] == {"channels": 1.0}
+    (dense,) = results(tmp_path / "run")["compared"]["references"]
+    assert dense["costs"] == {"channels": [1.0]}
     assert "There is no row 'dense, lower image size': no such network meets channels=60%." in capsys.readouterr().out
 
 
@@ -118,10 +121,10 @@ def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> 
     after = outcomes(finished)
     assert repr({key: after[key] for key in before}) == repr(before), "also where a history holds NaN"
     assert set(after) - set(before) == {"['random', 2]", "['global', 0]"}
-    rows = {row["strategy"]: row for row in results(finished)["strategies"]}
+    rows = {row["name"]: row for row in results(finished)["compared"]["strategies"]}
     assert set(rows) == {"uniform", "random", "global"}
     assert main(["compare", "--resume", str(finished)]) == 0
-    assert {row["strategy"] for row in results(finished)["strategies"]} == {"uniform", "random", "global"}
+    assert {row["name"] for row in results(finished)["compared"]["strategies"]} == {"uniform", "random", "global"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_an_outcome_is_read_back_equal() -> None:
     ],
 )
 def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], said: str) -> None:
-    rows = [{"strategy": name, "score": values} for name, values in scores.items()]
+    rows = [Compared(name, [], [], {}, scores=values) for name, values in scores.items()]
     assert agents_verdict(rows).startswith(said)
 
 
@@ -171,17 +174,17 @@ def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], 
 def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path: Path) -> None:
     out = tmp_path / "criteria"
     assert main(compare(tiny, out, "--criteria", "l1,random", "--finetune-epochs", "1")) == 0
-    first = results(out)
-    assert {row["criterion"] for row in first["criteria"]} == {"l1", "random"}
-    assert first["costs"]["flops"] <= 0.6
-    assert len({row["score"] for row in first["criteria"]}) == 2, "other channels stay"
-    assert all(0 <= row["accuracy_after"] <= 1 and row["seconds"] >= 0 for row in first["criteria"])
+    first = results(out)["compared"]["criteria"]
+    assert {row["name"] for row in first} == {"l1", "random"}
+    assert all(row["costs"]["flops"][0] <= 0.6 for row in first)
+    assert len({row["scores"][0] for row in first}) == 2, "other channels stay"
+    assert all(0 <= row["after"][0]["metrics"]["mAP50"] <= 1 and row["seconds"][0] >= 0 for row in first)
     assert (out / "comparison.png").stat().st_size > 0
     assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor,regression"]) == 0
-    extended = results(out)
-    assert {row["criterion"] for row in extended["criteria"]} == {"l1", "random", "taylor", "regression"}
-    known = {row["criterion"]: row for row in extended["criteria"]}
-    assert [known[row["criterion"]] for row in first["criteria"]] == first["criteria"], "nothing is repeated"
+    extended = results(out)["compared"]["criteria"]
+    assert {row["name"] for row in extended} == {"l1", "random", "taylor", "regression"}
+    known = {row["name"]: row for row in extended}
+    assert [known[row["name"]] for row in first] == first, "nothing is repeated"
 
 
 def test_a_criterion_that_there_is_none_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,8 +197,8 @@ def test_reconstruction_is_a_step_after_any_criterion(tiny: Path, quick: None, t
     without, with_it = tmp_path / "without", tmp_path / "with"
     assert main(compare(tiny, without, "--criteria", "l1", "--no-reconstruct")) == 0
     assert main(compare(tiny, with_it, "--criteria", "l1")) == 0
-    (plain,), (solved,) = results(without)["criteria"], results(with_it)["criteria"]
-    assert solved["score"] != plain["score"]
+    (plain,), (solved,) = (results(out)["compared"]["criteria"] for out in (without, with_it))
+    assert solved["scores"] != plain["scores"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,13 +216,6 @@ def test_a_split_without_a_pair_is_named(hands: Path, tmp_path: Path, capsys: py
 def test_a_folder_that_exists_is_refused(hands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "made").mkdir()
     assert f"{tmp_path / 'made'} exists already" in refused(hands, tmp_path / "made", capsys)
-
-
-def test_without_scipy_the_extra_is_named(
-    hands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert "needs the package scipy: pip install 'autoprune[data]'" in refused(hands, tmp_path / "made", capsys)
 
 
 def test_an_interrupt_leaves_nothing(hands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,11 @@ from autoprune.cli.main import main
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.exporting import TOLERANCES, Parity, Tolerance
-from autoprune.models._base import Accuracy, AccuracyNames, Difference, ExportSettings
+from autoprune.models._base import Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
+from autoprune.results import Metrics
 from autoprune.runtimes import FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
@@ -106,15 +107,17 @@ def test_an_exported_network_is_the_network(
     assert sorted(path.name for path in out.iterdir()) == left
     found = told(out)
     parity = found["parity"]
+    by_torch, exported = found["stages"]["torch"], found["stages"][file_format.value]
     assert (found["file"], parity["passed"], parity["images"], parity["on"]) == (name, True, 6, "validation images")
-    assert parity["scores"] < 0.001
-    assert parity["boxes_px"] < 0.1
-    assert abs(found["torch"]["main"] - found["exported"]["main"]) <= 0.001
-    assert 0 < found["latency_ms"]["p10"] <= found["latency_ms"]["median"] <= found["latency_ms"]["p90"]
+    assert exported["details"]["score_difference"] < 0.001
+    assert exported["details"]["box_difference_px"] < 0.1
+    assert abs(by_torch["metrics"]["mAP50-95"] - exported["metrics"]["mAP50-95"]) <= 0.001
+    latency = exported["latencies"]["latency"]
+    assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
     assert found["settings"]["runtime"] == file_format.runtime.value
     assert found["settings"]["threads"] == 1
     parts = list((out / name).glob("*")) or [out / name]
-    assert found["size_bytes"] == sum(path.stat().st_size for path in parts)
+    assert exported["costs"]["size"] == sum(path.stat().st_size for path in parts)
     said = capsys.readouterr()
     assert said.err == ""
     assert f"{out / name}" in said.out
@@ -128,7 +131,7 @@ def test_without_data_it_is_compared_on_noise(world: Path, tmp_path: Path, capsy
     assert exporting(world, tmp_path / "run", "--format", "torchscript", "--imgsz", "96") == 0
     found = told(tmp_path / "run")
     assert found["parity"]["on"] == "noise"
-    assert found["torch"] is found["exported"] is None
+    assert all(one["metrics"] is None for one in found["stages"].values())
     assert found["image_size"] == 96
     assert "with --data" in capsys.readouterr().out
 
@@ -374,14 +377,14 @@ def test_a_class_that_is_not_found_is_infinitely_different() -> None:
 
 
 def test_a_tolerance_names_all_that_is_beyond_it() -> None:
-    parity = Parity(8, True, Difference(boxes=0.5, scores=0.0), Accuracy(0.8, 0.9), Accuracy(0.79, 0.9))
-    assert parity.beyond(TOLERANCES[Precision.FP32], AccuracyNames()) == (
+    parity = Parity(8, True, Difference(boxes=0.5, scores=0.0), *(Metrics({"mAP50-95": one}) for one in (0.8, 0.79)))
+    assert parity.beyond(TOLERANCES[Precision.FP32], "mAP50-95") == (
         "boxes differ by 0.5 px, allowed are 0.1",
         "mAP50-95 differs by 0.01, allowed are 0.001",
     )
-    assert parity.beyond(Tolerance(scores=0, boxes=1, accuracy=0.02), AccuracyNames()) == ()
+    assert parity.beyond(Tolerance(scores=0, boxes=1, accuracy=0.02), "mAP50-95") == ()
     nothing = Parity(8, False, Difference(boxes=math.nan, scores=math.inf), None, None)
-    assert len(nothing.beyond(TOLERANCES[Precision.FP32], AccuracyNames())) == 2
+    assert len(nothing.beyond(TOLERANCES[Precision.FP32], "mAP50-95")) == 2
 
 
 # -- on real detectors, and on CUDA ------------------------------------------------------------------
@@ -397,9 +400,10 @@ def test_a_real_detector_keeps_its_accuracy(file_format: ExportFormat, name: str
     options = ["--imgsz", "320", "--format", needed(file_format).value, "--device", "cpu", "--out", str(out)]
     assert main(["export", *words, *options]) == 0
     found = told(out)
-    assert found["exported"]["main"] == pytest.approx(found["torch"]["main"], abs=0.001)
-    assert found["exported"]["main"] > 0.4
-    assert found["latency_ms"]["median"] > 1
+    by_torch, exported = (one["metrics"]["mAP50-95"] for one in found["stages"].values())
+    assert exported == pytest.approx(by_torch, abs=0.001)
+    assert exported > 0.4
+    assert found["stages"][file_format.value]["latencies"]["latency"]["median"] > 1
 
 
 @pytest.mark.gpu

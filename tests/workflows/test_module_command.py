@@ -48,11 +48,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> None:
     found = summary(run)
-    assert found["finetuned"]["flops"] <= 0.5 * found["dense"]["flops"]
-    assert found["accuracy_names"] == {"main": "accuracy", "lenient": None}
+    assert found.stages["finetuned"].cost("flops") <= 0.5 * found.stages["dense"].cost("flops")
+    assert found["metric_names"] == ["accuracy"]
     opened = load(run / "model.pt", make)
-    assert sum(map(torch.numel, opened.module.parameters())) == found["finetuned"]["params"]
-    assert opened.validate(opened.module).main == found["finetuned"]["accuracy"]["main"]
+    assert sum(map(torch.numel, opened.module.parameters())) == found.stages["finetuned"].cost("params")
+    assert dict(opened.validate(opened.module)) == found["stages"]["finetuned"]["metrics"]
     named = open_adapter(Path(f"{OWN}@{run / 'model.pt'}"))
     with torch.no_grad():
         assert torch.equal(named.module(named.example()), opened.module(opened.example()))
@@ -78,7 +78,7 @@ def test_a_search_killed_while_it_fine_tunes_ends_the_same(
     assert "is code to be run and comes from a file" in one_sentence(capsys.readouterr().err)
     assert main(["search", "--resume", str(whole), "--trust-checkpoint"]) == 0
     assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
-    assert summary(whole)["finetuned"]["accuracy"] == summary(run)["finetuned"]["accuracy"]
+    assert summary(whole)["stages"]["finetuned"]["metrics"] == summary(run)["stages"]["finetuned"]["metrics"]
 
 
 def test_a_policy_is_applied_and_trained(run: Path, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_network_of_torchvision_is_searched_and_exported(tmp_path: Path, name:
     model = f"{Path(__file__).parents[1] / 'helpers' / 'torchvision_networks.py'}:{name}"
     options = ("--budget", "flops=60%", "--strategy", "uniform", "--images", "32", "--finetune-epochs", "1")
     assert main(words("search", tmp_path / "run", *options, model=model)) == 0
-    stages = summary(tmp_path / "run")
-    assert stages["finetuned"]["flops"] <= 0.6 * stages["dense"]["flops"]
+    found = summary(tmp_path / "run")
+    assert found.stages["finetuned"].cost("flops") <= 0.6 * found.stages["dense"].cost("flops")
     exported = words(
         "export", tmp_path / "out", "--format", "torchscript", model=f"{model}@{tmp_path / 'run/model.pt'}"
     )

@@ -181,8 +181,8 @@ def test_every_level_is_held_by_what_lies_in_its_folder(family: Path, level: str
     assert policy.costs["flops"].value == row["achieved"]
     for name in ("pruned.pt", "model.pt"):
         module = open_adapter(folder / name).module
-        assert sum(weight.numel() for weight in module.parameters()) == found["pruned"]["params"]
-        assert (folder / name).stat().st_size == found["pruned"]["size_bytes"]
+        assert sum(weight.numel() for weight in module.parameters()) == found.stages["pruned"].cost("params")
+        assert (folder / name).stat().st_size == found.stages["pruned"].cost("size")
 
 
 def test_the_levels_are_stations_of_one_descent(family: Path) -> None:
@@ -231,8 +231,8 @@ def test_latency_levels_are_held_as_measured(tiny: Path, tmp_path: Path) -> None
     assert netadapt(tiny, out, *COARSE, "--budget", "latency=90%,80%") == 0
     for share, level in ((0.9, "latency=90%"), (0.8, "latency=80%")):
         found, policy = summary(out / "levels" / level), Policy.load(out / "levels" / level / "policy.json")
-        assert found["pruned"]["latency_ms"]["median"] <= share * found["dense"]["latency_ms"]["median"]
-        assert policy.costs["latency"].value == pytest.approx(found["pruned"]["latency_ms"]["median"])
+        assert found.stages["pruned"].cost("latency") <= share * found.stages["dense"].cost("latency")
+        assert policy.costs["latency"].value == pytest.approx(found.stages["pruned"].cost("latency"))
         assert found["search"]["latency_prediction_error"]["n"] > 0
 
 
@@ -297,7 +297,7 @@ def test_a_long_fine_tune_follows(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert netadapt(tiny, out, *COARSE, "--budget", "flops=90%", "--finetune-epochs", "1") == 0
     found = summary(out)
-    assert found["finetuned"]["params"] == found["pruned"]["params"]
+    assert found.stages["finetuned"].cost("params") == found.stages["pruned"].cost("params")
     pruned, model = (open_adapter(out / name).module.state_dict() for name in ("pruned.pt", "model.pt"))
     assert not torch.equal(pruned["model.0.conv.weight"], model["model.0.conv.weight"])
 

@@ -182,7 +182,7 @@ def test_a_network_of_ones_own_takes_the_adapter_with_its_data() -> None:
     adapter = make()
     policy = half(adapter.module, adapter.example(2), "taylor", free=adapter.free_outputs)
     pruned = policy.apply(adapter.module, data=adapter, reconstruct=False)
-    assert 0 <= adapter.validate(pruned).main <= 1
+    assert 0 <= adapter.validate(pruned).primary <= 1
     norms = [child for child in pruned.modules() if isinstance(child, nn.BatchNorm2d)]
     assert {int(norm.num_batches_tracked) for norm in norms} == {2}  # its 24 images, 16 at once
     with pytest.raises(ModelError, match=r"the network holds a .*only networks of the YOLO"):
@@ -211,6 +211,6 @@ def test_on_a_real_detector_the_readmes_call_keeps_it_working(shared: Path) -> N
     with pytest.warns(PolicyWarning):
         plain = policy.apply(yolo.model)
     batches = adapter.batches("val", images=24, batch=8, seed=0)
-    found, without = (adapter.accuracy(module, batches).main for module in (recalibrated, plain))
+    found, without = (adapter.accuracy(module, batches).primary for module in (recalibrated, plain))
     assert found > 0.2  # 0.490 dense
     assert found > 2 * without

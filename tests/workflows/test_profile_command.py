@@ -18,7 +18,7 @@ from autoprune.cli.main import main
 from autoprune.latency import LatencyMeter
 from autoprune.latency.fitting import spearman
 from autoprune.models import open_adapter
-from autoprune.workflows.profile_views import SHOWN_WIDTHS, listed_widths
+from autoprune.report.profile_sections import SHOWN_WIDTHS, listed_widths
 from tests.helpers.fake_backend import OVERHEAD, layer_law
 from tests.helpers.world import SIZE, cut, one_sentence, records
 
@@ -91,17 +91,20 @@ def test_flops_are_those_that_torch_counts(finished: Path, deployed: nn.Module) 
 
 def test_the_dense_and_the_narrowest_network_are_measured(finished: Path) -> None:
     found = content(finished)
-    dense, narrowest = found["dense"], found["narrowest"]
-    for timing in (dense, narrowest):
+    dense, narrowest = (found["stages"][name]["latencies"]["latency"] for name in ("dense", "narrowest"))
+    details = found["stages"]["narrowest"]["details"]
+    for name, timing in (("dense", dense), ("narrowest", narrowest)):
+        of_image = found["stages"][name]["details"]
         assert timing["p10"] <= timing["median"] <= timing["p90"]
         assert timing["runs"] >= 10
-        assert timing["image"] == timing["median"]
-        assert timing["images_per_second"] == pytest.approx(1e3 / timing["median"])
-    assert 0 < narrowest["ratio"] < 1
-    assert narrowest["median"] == pytest.approx(narrowest["ratio"] * dense["median"])
+        assert of_image["image"] == timing["median"]
+        assert of_image["images_per_second"] == pytest.approx(1e3 / timing["median"])
+    factors = found["stages"]["narrowest"]["speed_up"]
+    assert min(factors.values()) > 1
+    assert narrowest["median"] == pytest.approx(dense["median"] / factors["latency"])
     lowest = {one["unit"]: one["widths"][0] for one in found["staircases"]}
-    assert {name: narrowest["keep"][name] for name in lowest} == lowest
-    assert list(narrowest["keep"]) == found["units"]
+    assert {name: details["keep"][name] for name in lowest} == lowest
+    assert list(details["keep"]) == found["units"]
 
 
 def test_staircases_rise_to_the_dense_network(finished: Path) -> None:
@@ -112,7 +115,7 @@ def test_staircases_rise_to_the_dense_network(finished: Path) -> None:
         assert all(width % 8 == 0 for width in one["widths"][:-1])
         for curve in (one["predicted"], one["measured"]):
             assert (np.diff(curve) >= 0).all()
-            assert curve[-1] == pytest.approx(found["dense"]["median"])
+            assert curve[-1] == pytest.approx(found["stages"]["dense"]["latencies"]["latency"]["median"])
         assert sorted(one["worth"] + one["free"]) == one["widths"]
     ranges = [one["range"] for one in found["staircases"]]
     assert ranges == sorted(ranges, reverse=True)
@@ -154,18 +157,23 @@ def test_the_error_held_out_is_that_of_the_held_out_networks(finished: Path) -> 
 def test_the_file_says_what_was_measured(finished: Path) -> None:
     found = content(finished)
     assert set(found) == {
-        "schema",
+        "version",
+        "command",
+        "title",
+        "metric_names",
+        "stages",
+        "budget",
+        "compared",
         "model",
         "runtime",
         "environment",
-        "dense",
-        "narrowest",
         "layers",
         "staircases",
         "predictor",
         "units",
     }
-    assert set(found["model"]) == {"name", "image_size", "flops", "params", "size", "channels"}
+    assert set(found["model"]) == {"name", "image_size"}
+    assert set(found["stages"]["dense"]["costs"]) == {"flops", "params", "size", "channels"}
     assert found["model"]["name"] == "best"
     assert found["model"]["image_size"] == SIZE
     assert (found["runtime"]["runtime"], found["runtime"]["device"], found["runtime"]["threads"]) == ("torch", "cpu", 1)
@@ -190,15 +198,17 @@ def test_what_layers_cannot_tell_alone_is_modelled_and_said_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LatencyMeter, "layers_alone", property(lambda _: False))
-    monkeypatch.setattr("autoprune.workflows.profile_views.BUSY", 0.5)
+    monkeypatch.setattr("autoprune.workflows.profile.BUSY", 0.5)
     assert main(words(tiny, tmp_path / "run", "--runtime-batch", "4")) == 0
     found = content(tmp_path / "run")
     layers = found["layers"]
     assert layers["source"] == "modelled"
     assert sum(row["share"] for row in [*layers["rows"], *layers["rest"]]) == pytest.approx(1.0)
     assert all(one["measured"] is None for one in found["staircases"])
-    assert found["dense"]["image"] == pytest.approx(found["dense"]["median"] / 4)
-    assert found["dense"]["images_per_second"] == pytest.approx(4e3 / found["dense"]["median"])
+    median, details = (found["stages"]["dense"][name] for name in ("latencies", "details"))
+    median = median["latency"]["median"]
+    assert details["image"] == pytest.approx(median / 4)
+    assert details["images_per_second"] == pytest.approx(4e3 / median)
     assert found["predictor"]["check"] is None
     assert {network["role"] for network in found["predictor"]["networks"]} == {"fitted", "held_out"}
     said, warned = capsys.readouterr()

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from autoprune.cli.main import main
-from autoprune.models._base import Accuracy, Batch, Predict
+from autoprune.models._base import Batch, Predict
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.results import Metrics
 from autoprune.runtimes import settings
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.helpers.packages import need
@@ -38,10 +39,10 @@ def script(patch: pytest.MonkeyPatch, *values: float) -> list[torch.Tensor]:
     """
     left, predictions = list(values), []
 
-    def accuracy(_: object, module: nn.Module, batches: Sequence[Batch], *, predict: Predict) -> Accuracy:
+    def accuracy(_: object, module: nn.Module, batches: Sequence[Batch], *, predict: Predict) -> Metrics:
         predictions.append(predict(batches[0]["img"]))
         value = left.pop(0) if len(left) > 1 else left[0]
-        return Accuracy(value, value)
+        return Metrics({"mAP50-95": value, "mAP50": value})
 
     patch.setattr(UltralyticsAdapter, "accuracy", accuracy)
     return predictions
@@ -85,10 +86,11 @@ def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) ->
     assert [step["in_float"] for step in steps] == [list(errors)[:count] for count in range(len(steps))]
     assert [step["accuracy"] for step in steps] == [0.5, 0.6, 0.895]
     assert choice["in_float"] == steps[-1]["in_float"]
-    whole, quantized = found["variants"]
-    assert (whole["precision"], quantized["precision"]) == ("fp32", "int8")
-    assert quantized["size_bytes"] == (finished / "model.int8.onnx").stat().st_size < whole["size_bytes"]
-    assert quantized["latency_ms"]["runs"] == whole["latency_ms"]["runs"] > 10
+    assert list(found["stages"]) == ["model fp32", "model int8"]
+    whole, quantized = found["stages"].values()
+    assert quantized["costs"]["size"] == (finished / "model.int8.onnx").stat().st_size < whole["costs"]["size"]
+    assert quantized["latencies"]["latency"]["runs"] == whole["latencies"]["latency"]["runs"] > 10
+    assert quantized["speed_up"]["size"] == whole["costs"]["size"] / quantized["costs"]["size"]
 
 
 def test_exactly_what_stays_in_float_has_float_weights(finished: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_result_even_on_another_processor(
     assert found["networks"] == wanted["networks"]
     assert (found["file"], (copy / found["file"]).stat().st_size) == (
         "model.int8.onnx",
-        wanted["variants"][1]["size_bytes"],
+        wanted["stages"]["model int8"]["costs"]["size"],
     )
     known = records(finished, "quantize")[:-4]
     assert records(copy, "quantize")[: len(known)] == known, "what was measured is not measured again"
@@ -139,10 +141,9 @@ def test_the_dense_network_is_put_beside_it(world: Path, tmp_path: Path, capsys:
     out = tmp_path / "run"
     assert main(words(world, out, "--dense", str(world / "best.pt"), "--model", str(pruned))) == 0
     found = told(out)
-    variants = [(one["network"], one["precision"]) for one in found["variants"]]
-    assert variants == [("dense", "fp32"), ("pruned", "fp32"), ("dense", "int8"), ("pruned", "int8")]
+    assert list(found["stages"]) == ["dense fp32", "pruned fp32", "dense int8", "pruned int8"]
     assert found["networks"]["dense"]["errors"] == {}, "nothing has to be found where all of int8 is good enough"
-    sizes = [one["size_bytes"] for one in found["variants"]]
+    sizes = [one["costs"]["size"] for one in found["stages"].values()]
     assert (out / "model.int8.onnx").stat().st_size == sizes[3] == min(sizes)
     assert "pruned int8" in capsys.readouterr().out
 
@@ -181,8 +182,8 @@ def test_openvino_gets_a_folder_that_ultralytics_knows(
     assert set(openvino_weights(folder / "model.xml").values()) == {"i8"}
     whole, quantized = predictions
     assert 0 < (whole - quantized).abs().max() < 0.2 * whole.abs().max()
-    found = told(out)["variants"][1]
-    assert found["size_bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    found = told(out)["stages"]["model int8"]
+    assert found["costs"]["size"] == sum(path.stat().st_size for path in folder.iterdir())
 
 
 @pytest.mark.slow
@@ -232,13 +233,12 @@ def test_a_network_is_tuned_for_int8_and_compared_with_what_it_was(
     tuning = ("--qat-epochs", "1", "--batch", "8", "--device", "cpu")
     assert main(words(world, out, *tuning)) == 0
     found = told(out)
-    variants = [(one["network"], one["precision"]) for one in found["variants"]]
-    assert variants == [("model", "fp32"), ("qat", "fp32"), ("model", "int8"), ("qat", "int8")]
+    assert list(found["stages"]) == ["model fp32", "qat fp32", "model int8", "qat int8"]
     before, after = found["networks"]["model"], found["networks"]["qat"]
     assert before["steps"] == [{"in_float": [], "accuracy": 0.5, "drop": pytest.approx(0.4)}]
     assert after["accuracy"] == 0.9, "the tuned network must come close to the float one that was given"
     assert after["in_float"] == []
-    assert found["variants"][3]["size_bytes"] == (out / "model.int8.onnx").stat().st_size
+    assert found["stages"]["qat int8"]["costs"]["size"] == (out / "model.int8.onnx").stat().st_size
     given, tuned = (UltralyticsAdapter.load(path).module for path in (world / "best.pt", out / "qat.pt"))
     assert not torch.equal(given.get_parameter("model.1.conv.weight"), tuned.get_parameter("model.1.conv.weight"))
     assert "--qat-epochs" not in capsys.readouterr().out, "nobody is told to do what was done"
@@ -253,7 +253,7 @@ def test_a_network_is_tuned_for_int8_and_compared_with_what_it_was(
 def test_a_real_detector_keeps_its_accuracy_in_int8(name: str, shared: Path, tmp_path: Path) -> None:
     words = ["--model", str(shared / "models" / name), "--data", str(shared / "data" / "bccd" / "bccd.yaml")]
     assert main(["quantize", *words, "--imgsz", "320", "--out", str(tmp_path / "run")]) == 0
-    whole, quantized = told(tmp_path / "run")["variants"]
-    assert whole["accuracy"]["main"] > 0.4
-    assert quantized["accuracy"]["main"] > whole["accuracy"]["main"] - 0.03
-    assert quantized["size_bytes"] < 0.4 * whole["size_bytes"]
+    whole, quantized = told(tmp_path / "run")["stages"].values()
+    assert whole["metrics"]["mAP50-95"] > 0.4
+    assert quantized["metrics"]["mAP50-95"] > whole["metrics"]["mAP50-95"] - 0.03
+    assert quantized["speed_up"]["size"] > 2.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,9 @@ from autoprune.cli.main import main
 from autoprune.models import open_adapter
 from autoprune.models._base import LossSum
 from autoprune.policy import Policy
+from autoprune.results import RESULT_VERSION
 from tests.helpers.detectors import build, write_data, write_detector
+from tests.helpers.world import summary
 
 SIZE = 64
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,10 +67,6 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def summary(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "summary.json").read_text()))
-
-
 def parameters(path: Path) -> int:
     return sum(parameter.numel() for parameter in open_adapter(path).module.parameters())
 
@@ -78,19 +75,15 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     for name in ("config.yaml", "policy.json", "pruned.pt", "model.pt", "journal.jsonl", "summary.json", "tensorboard"):
         assert (finished / name).exists(), name
     found = summary(finished)
-    assert set(found) >= {"dense", "pruned", "finetuned", "budget", "search", "environment", "uncounted_operations"}
-    for stage in ("dense", "pruned", "finetuned"):
-        assert set(found[stage]) == {
-            "accuracy",
-            "params",
-            "channels",
-            "flops",
-            "size_bytes",
-            "latency_ms",
-            "other_latency_ms",
-        }
-        assert found[stage]["latency_ms"]["median"] > 0
-        assert found[stage]["latency_ms"].keys() >= {
+    assert found["version"] == RESULT_VERSION
+    assert set(found) >= {"stages", "budget", "search", "environment", "uncounted_operations"}
+    assert list(found.stages) == ["dense", "pruned", "finetuned"]
+    for stage in found.stages:
+        assert set(found["stages"][stage]["metrics"]) == {"mAP50-95", "mAP50"}
+        assert set(found.stages[stage].costs) == {"params", "channels", "flops", "size"}
+        assert set(found["stages"][stage]["speed_up"]) == {"params", "channels", "flops", "size", "latency"}
+        assert found.stages[stage].cost("latency") > 0
+        assert found.stages[stage].latencies["latency"].keys() >= {
             "median",
             "p10",
             "p90",
@@ -117,15 +110,15 @@ def test_every_limit_is_held_by_what_was_saved(finished: Path) -> None:
     assert all(row["satisfied"] and row["achieved"] <= row["limit"] for row in found["budget"])
     for name in ("pruned", "model"):
         stage = "finetuned" if name == "model" else "pruned"
-        assert parameters(finished / f"{name}.pt") == found[stage]["params"]
-        assert (finished / f"{name}.pt").stat().st_size == found[stage]["size_bytes"]
+        assert parameters(finished / f"{name}.pt") == found.stages[stage].cost("params")
+        assert (finished / f"{name}.pt").stat().st_size == found.stages[stage].cost("size")
 
 
 def test_the_policy_describes_the_network(finished: Path, world: Path) -> None:
     policy = Policy.load(finished / "policy.json")
     dense = open_adapter(world / "best.pt").module
     pruned = policy.apply(dense, data=world / "data" / "data.yaml", imgsz=SIZE)
-    assert sum(p.numel() for p in pruned.parameters()) == summary(finished)["pruned"]["params"]
+    assert sum(p.numel() for p in pruned.parameters()) == summary(finished).stages["pruned"].cost("params")
     assert policy.budget == ("flops=50%", "params=60%")
     assert any(unit.keep < unit.channels for unit in policy.units)
 
@@ -144,7 +137,7 @@ def test_stock_ultralytics_opens_the_result_without_autoprune(finished: Path, ro
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=finished, env=environment)
     assert done.returncode == 0, done.stderr
-    assert summary(finished)["finetuned"]["params"] >= int(done.stdout.split()[-1]) > 0
+    assert summary(finished).stages["finetuned"].cost("params") >= int(done.stdout.split()[-1]) > 0
 
 
 def test_the_same_seed_finds_the_same(finished: Path, world: Path, tmp_path: Path) -> None:
@@ -159,7 +152,7 @@ def test_a_finished_run_resumes_to_the_same(finished: Path) -> None:
     torch.set_num_threads(1)  # as in another process, where torch would choose another number
     assert main(["search", "--resume", str(finished)]) == 0
     after = summary(finished)
-    assert after["finetuned"] == before["finetuned"]
+    assert after["stages"] == before["stages"]
     assert after["search"]["best_score"] == before["search"]["best_score"]
 
 
@@ -241,11 +234,11 @@ def test_apply_and_train_take_the_policy(finished: Path, world: Path, tmp_path: 
     common = ["--policy", str(finished / "policy.json"), "--model", str(world / "best.pt"), "--device", "cpu"]
     common += ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
     assert main(["apply", *common, "--out", str(tmp_path / "applied")]) == 0
-    assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished)["pruned"]["params"]
+    assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished).stages["pruned"].cost("params")
     assert main(["train", *common, "--epochs", "1", "--out", str(tmp_path / "trained")]) == 0
     trained = summary(tmp_path / "trained")
-    assert trained["finetuned"]["params"] == summary(finished)["pruned"]["params"]
-    assert parameters(tmp_path / "trained" / "model.pt") == trained["finetuned"]["params"]
+    assert trained.stages["finetuned"].cost("params") == summary(finished).stages["pruned"].cost("params")
+    assert parameters(tmp_path / "trained" / "model.pt") == trained.stages["finetuned"].cost("params")
 
 
 def test_apply_gives_the_network_that_the_search_pruned(finished: Path, world: Path, tmp_path: Path) -> None:

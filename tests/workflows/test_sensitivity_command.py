@@ -15,7 +15,7 @@ from autoprune.models._base import LossSum
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.strategies.curves import SensitivityCurves
 from autoprune.structure.space import Allocation, Space
-from tests.helpers.world import SIZE, analysed, arguments, cut, one_sentence, records
+from tests.helpers.world import SIZE, analysed, arguments, cut, one_sentence, records, summary
 
 RATIOS = ("--ratios", "0.5,0.25")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
@@ -54,6 +54,12 @@ def test_every_point_is_a_score_of_its_unit_pruned_alone(finished: Path, space: 
         for keep, score in curve.points
     }
     assert points == scored
+
+
+def test_the_result_has_the_curves(finished: Path) -> None:
+    _, curves = SensitivityCurves.load(finished / "sensitivity.json")
+    found = {one["unit"]: [tuple(point) for point in one["scores"]] for one in summary(finished)["curves"]}
+    assert found == {curve.unit: list(curve.points) for curve in curves.curves if curve.points}
 
 
 def test_both_pictures_are_drawn(finished: Path) -> None:

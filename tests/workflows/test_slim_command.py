@@ -32,10 +32,14 @@ def finished(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_the_stages_are_told_side_by_side(finished: Path) -> None:
     found = summary(finished)
-    assert list(found)[:4] == ["dense", "sparse", "pruned", "finetuned"]
-    assert found["dense"]["channels"] == found["sparse"]["channels"]
-    assert found["pruned"]["channels"] <= found["sparse"]["channels"] / 2
-    assert found["finetuned"]["params"] == found["pruned"]["params"] == parameters(finished / "model.pt")
+    assert list(found.stages) == ["dense", "sparse", "pruned", "finetuned"]
+    assert found.stages["dense"].cost("channels") == found.stages["sparse"].cost("channels")
+    assert found.stages["pruned"].cost("channels") <= found.stages["sparse"].cost("channels") / 2
+    assert (
+        found.stages["finetuned"].cost("params")
+        == found.stages["pruned"].cost("params")
+        == parameters(finished / "model.pt")
+    )
     assert parameters(finished / "sparse.pt") > parameters(finished / "model.pt")
     (row,) = found["budget"]
     assert row["satisfied"]
@@ -71,7 +75,7 @@ def test_a_run_that_was_killed_goes_on(finished: Path, quick: None, tmp_path: Pa
     (copy / "sparse.pt").write_bytes((finished / "sparse.pt").read_bytes())
     (copy / "sparsity.json").write_bytes((finished / "sparsity.json").read_bytes())
     assert main(["slim", "--resume", str(copy)]) == 0
-    assert summary(copy)["pruned"] == summary(finished)["pruned"]
+    assert summary(copy).stages["pruned"] == summary(finished).stages["pruned"]
 
 
 @pytest.mark.slow

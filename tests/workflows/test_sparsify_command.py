@@ -68,12 +68,12 @@ def test_the_sparse_network_has_smaller_scales_and_opens_as_it_is(finished: Path
 
 def test_the_summary_says_how_sparse_and_how_accurate(finished: Path) -> None:
     found = summary(finished)
-    assert {"main", "lenient"} == set(found["dense"]) == set(found["sparse"])
-    quintiles = found["scales"]["quintiles"]
-    assert quintiles["dense"] == [1.0] * 5  # an untrained network
-    assert quintiles["sparse"][2] < 0.9
-    assert found["scales"]["near_zero"]["dense"] == 0
-    assert found["scales"]["dead_units"] == []
+    dense, sparse = (found["stages"][name] for name in ("dense", "sparse"))
+    assert {"mAP50-95", "mAP50"} == set(dense["metrics"]) == set(sparse["metrics"])
+    assert dense["details"]["scale_quintiles"] == [1.0] * 5  # an untrained network
+    assert sparse["details"]["scale_quintiles"][2] < 0.9
+    assert dense["details"]["scales_near_zero"] == 0
+    assert found["dead_units"] == []
     assert (found["penalty"], found["sparsity"], found["epochs"], found["lr"]) == ("l1", 50.0, 2, 0.001)
     assert "torch" in found["environment"]
 
@@ -141,7 +141,7 @@ def test_a_layer_that_dies_is_told_with_the_way_out(
     assert said.startswith("Every channel has died in 1 of ")
     assert "units (model.1); pruning leaves each unit its minimum" in said
     assert "less than --sparsity 1e-06" in said
-    assert summary(tmp_path / "run")["scales"]["dead_units"] == ["model.1"]
+    assert summary(tmp_path / "run")["dead_units"] == ["model.1"]
 
 
 def test_a_training_that_makes_nothing_small_says_what_would(
@@ -168,12 +168,13 @@ def test_a_real_detector_becomes_sparse_and_its_dead_channels_go_at_no_cost(shar
     words = ["--model", str(shared / "models/bccd-yolov5nu-320.pt"), "--data", str(data), "--imgsz", "160"]
     options = ["--epochs", "12", "--sparsity", "0.1", "--lr", "0.01", "--device", "cpu", "--out", str(out)]
     assert main(["sparsify", *words, *options]) == 0
-    scales = summary(out)["scales"]
-    assert scales["near_zero"]["sparse"] > 0.2 > 0.05 > scales["near_zero"]["dense"]
+    found = summary(out)
+    dense, sparse = (found["stages"][name]["details"]["scales_near_zero"] for name in ("dense", "sparse"))
+    assert sparse > 0.2 > 0.05 > dense
     adapter = open_adapter(out / "sparse.pt", data=data, image_size=160)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     importance = make_criterion("bn")(adapter.module, graph)
-    limit, space = scales["zero_below"], Space(graph, round_to=1)
+    limit, space = found["zero_below"], Space(graph, round_to=1)
     gammas = dict(adapter.module.named_parameters())
     alive = np.zeros(graph.channels)
     for name, pairs in graph.tensors.items():
@@ -184,12 +185,12 @@ def test_a_real_detector_becomes_sparse_and_its_dead_channels_go_at_no_cost(shar
         for groups in ([graph.groups[index] for index in unit.groups] for unit in graph.units)
     ]
     allocation, pruner = space.allocation(kept), Pruner(adapter.module, space, ranking(importance))
-    accuracies = [adapter.validate(adapter.module).main]
+    accuracies = [adapter.validate(adapter.module).primary]
     for folded in (True, False):
         module = pruner.materialise(allocation)
         if folded:
             fold_constants(module, adapter.module, graph, pruner.kept(allocation), adapter.example(1))
-        accuracies.append(adapter.validate(module).main)
+        accuracies.append(adapter.validate(module).primary)
     assert accuracies[1] > accuracies[0] - 0.02
     assert accuracies[1] > accuracies[2]
 

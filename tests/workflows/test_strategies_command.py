@@ -81,7 +81,7 @@ def test_every_strategy_ends_within_the_budget(finished: Callable[[str], Path], 
     out = finished(strategy)
     found, policy = summary(out), Policy.load(out / "policy.json")
     assert found["budget"][0]["satisfied"]
-    assert found["pruned"]["flops"] == policy.costs["flops"].value <= found["budget"][0]["limit"]
+    assert found.stages["pruned"].cost("flops") == policy.costs["flops"].value <= found["budget"][0]["limit"]
     assert found["search"]["strategy"] == policy.provenance.strategy == strategy
     assert 1 <= found["search"]["evaluations"] <= EPISODES + 8  # the prior's trials come on top
     assert policy.score == scored(out)[keeps(policy)]
@@ -94,8 +94,13 @@ def test_a_share_of_the_channels_is_a_budget_like_any_other(tiny: Path, tmp_path
     found, policy = summary(out), Policy.load(out / "policy.json")
     (row,) = found["budget"]
     assert (row["metric"], row["satisfied"]) == ("channels", True)
-    assert row["dense"] == found["dense"]["channels"]
-    assert found["pruned"]["channels"] == policy.costs["channels"].value == row["achieved"] <= 0.6 * row["dense"]
+    assert row["dense"] == found.stages["dense"].cost("channels")
+    assert (
+        found.stages["pruned"].cost("channels")
+        == policy.costs["channels"].value
+        == row["achieved"]
+        <= 0.6 * row["dense"]
+    )
 
 
 def test_a_probe_never_ships_however_well_it_scores(tiny: Path, tmp_path: Path) -> None:

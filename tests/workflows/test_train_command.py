@@ -113,10 +113,15 @@ def test_a_killed_run_goes_on_from_anywhere(
     assert epochs(out / "soften") == [1]
     assert epochs(out / "finetune") == [1, 2]
     found = summary(out)
-    assert list(found) == ["dense", "pruned", "softened", "finetuned", "accuracy_names", "environment"]
+    assert list(found) == ["version", "command", "title", "metric_names", "stages", "budget", "compared", "environment"]
+    assert list(found["stages"]) == ["dense", "pruned", "softened", "finetuned"]
     counts = {name: parameters(open_adapter(out / f"{name}.pt").module) for name in ("pruned", "softened", "model")}
-    assert set(counts.values()) == {found["pruned"]["params"]} == {found["finetuned"]["params"]}
-    assert found["finetuned"]["flops"] == found["pruned"]["flops"] < found["dense"]["flops"]
+    assert set(counts.values()) == {found.stages["pruned"].cost("params")} == {found.stages["finetuned"].cost("params")}
+    assert (
+        found.stages["finetuned"].cost("flops")
+        == found.stages["pruned"].cost("flops")
+        < found.stages["dense"].cost("flops")
+    )
 
 
 def test_early_stopping_is_told(

@@ -404,7 +404,7 @@ def test_a_trusted_run_reads_what_it_wrote(tiny: Path, tmp_path: Path, capsys: p
     assert "add --trust-checkpoint" in one_sentence(capsys.readouterr().err)
     shutil.rmtree(run, ignore_errors=True)
     assert main([*words, "--trust-checkpoint"]) == 0
-    assert summary(run)["finetuned"]["flops"] <= 0.7 * summary(run)["dense"]["flops"]
+    assert summary(run).stages["finetuned"].cost("flops") <= 0.7 * summary(run).stages["dense"].cost("flops")
     capsys.readouterr()
     (run / "model.pt").unlink()
     (run / "summary.json").unlink()
@@ -454,4 +454,6 @@ def test_a_backbone_of_torchvision_needs_no_trust(tiny: Path, tmp_path: Path) ->
     (tmp_path / "data").symlink_to(tiny / "data")
     words = ("--budget", "flops=80%", "--strategy", "uniform", "--finetune-epochs", "1")
     assert main(arguments("search", tmp_path, tmp_path / "run", *words)) == 0
-    assert summary(tmp_path / "run")["finetuned"]["flops"] <= 0.8 * summary(tmp_path / "run")["dense"]["flops"]
+    assert summary(tmp_path / "run").stages["finetuned"].cost("flops") <= 0.8 * summary(tmp_path / "run").stages[
+        "dense"
+    ].cost("flops")

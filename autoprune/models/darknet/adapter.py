@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
-from autoprune.models._base import Accuracy, Batch, Convert, Difference, ExportSettings, Predict, Predictions
+from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
@@ -46,6 +46,7 @@ from autoprune.models.detection.data_set import (
 from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
 from autoprune.models.detection.suppression import suppressed
+from autoprune.results import Metrics
 
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
@@ -182,19 +183,19 @@ class DarknetAdapter(TrainableAdapter):
         layers = module.get_submodule("layers")
         return [f"layers.{name}" for name, _ in layers.named_children()][:-1]
 
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
         """Measure the accuracy on held batches, of detections that are chosen as ``darknet detector valid`` does."""
         objects = max((int(x["batch_idx"].int().bincount().max()) for x in batches if len(x["cls"])), default=0)
         return self._measured(self.deployable(module), batches, objects, predict)
 
-    def validate(self, module: nn.Module) -> Accuracy:
+    def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the letterboxed validation split.
 
         Darknet's own figure differs: there, mAP is 11-point or area by an option, here as Ultralytics computes it.
         """
         return self._validated(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Accuracy:
+    def validate_deployed(self, predict: Predict) -> Metrics:
         """Measure the accuracy of what runs elsewhere, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
 
@@ -306,13 +307,13 @@ class DarknetAdapter(TrainableAdapter):
         check_samples(labels, data, "val", self._skipped)
         return labels
 
-    def _validated(self, module: nn.Module, predict: Predict | None = None) -> Accuracy:
+    def _validated(self, module: nn.Module, predict: Predict | None = None) -> Metrics:
         labels = self._validation
         samples = map(self._sample, labels)
         objects = max(len(label["cls"]) for label in labels)
         return self._measured(module, self._batched(samples, _VALIDATION_BATCH), objects, predict)
 
-    def _measured(self, module: nn.Module, batches: Iterable[Batch], objects: int, predict: Predict | None) -> Accuracy:
+    def _measured(self, module: nn.Module, batches: Iterable[Batch], objects: int, predict: Predict | None) -> Metrics:
         return measure(
             module,
             batches,

@@ -1,10 +1,10 @@
-"""Accuracy by Ultralytics' own code: its NMS, its matching, its average precision."""
+"""Metrics by Ultralytics' own code: its NMS, its matching, its average precision."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from autoprune.models import stock
-from autoprune.models._base import Accuracy, Predict
+from autoprune.models._base import Predict
+from autoprune.results import Metrics
 
 MAX_DETECTIONS = 300
 """Detections kept per image; as in Ultralytics, raised to the number of objects in the fullest image."""
@@ -48,14 +49,16 @@ class Metric:
     Attributes:
         task: Ultralytics' name of the task.
         validator: Ultralytics' class that judges predictions.
-        keys: of its results, the main figure's and the lenient one's.
+        keys: of its results, by the metric's name; the first one decides.
         confidence: detections below this score are dropped before suppression …
         overlap: … and of two of a class with a higher IoU than this the one with the lower score.
     """
 
     task: str = "detect"
     validator: type = PatientValidator
-    keys: tuple[str, str] = ("metrics/mAP50-95(B)", "metrics/mAP50(B)")
+    keys: Mapping[str, str] = field(
+        default_factory=lambda: {"mAP50-95": "metrics/mAP50-95(B)", "mAP50": "metrics/mAP50(B)"}
+    )
     confidence: float = 0.001
     overlap: float = 0.7
 
@@ -73,7 +76,7 @@ def measure(
     objects: int,
     settings: Mapping[str, Any],
     predict: Predict | None = None,
-) -> Accuracy:
+) -> Metrics:
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
@@ -86,7 +89,7 @@ def measure(
         predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
 
     Returns:
-        The task's figures; zero where nothing is detected.
+        The task's metrics, zero if nothing is detected; of each class, those of the classes that are in the labels.
     """
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, metric, device=device, objects=objects, settings=settings)
@@ -95,8 +98,30 @@ def measure(
             validator.args.imgsz = batch["img"].shape[-1]  # RT-DETR's boxes are shares of it
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
-    main, lenient = (float(results[key]) for key in metric.keys)
-    return Accuracy(main, lenient)
+    return Metrics({name: float(results[key]) for name, key in metric.keys.items()}, _per_class(validator, metric))
+
+
+def _per_class(validator: Any, metric: Metric) -> Mapping[str, Mapping[str, float]]:
+    """Return the metrics of each class that has labels, by its name."""
+    found = validator.metrics
+    if isinstance(validator, stock.ClassificationValidator):
+        return _per_label(validator, metric)
+    places = {name: list(found.keys).index(key) for name, key in metric.keys.items()}
+    return {
+        str(found.names[int(number)]): {name: float(found.class_result(row)[place]) for name, place in places.items()}
+        for row, number in enumerate(found.ap_class_index)
+    }
+
+
+def _per_label(validator: Any, metric: Metric) -> Mapping[str, Mapping[str, float]]:
+    """Return a classifier's share of images whose label comes first, and is among the first five, by class name."""
+    labels, predicted = torch.cat(validator.targets), torch.cat(validator.pred)
+    right = labels[:, None] == predicted
+    shares = torch.stack([right[:, 0], right.any(1)], dim=1).double()
+    return {
+        str(validator.names[label]): dict(zip(metric.keys, shares[labels == label].mean(0).tolist(), strict=True))
+        for label in sorted(set(labels.tolist()))
+    }
 
 
 def _validator(

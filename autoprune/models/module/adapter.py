@@ -13,22 +13,14 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
-from autoprune.models._base import (
-    Accuracy,
-    AccuracyNames,
-    Batch,
-    Convert,
-    Difference,
-    ExportSettings,
-    Predict,
-    Predictions,
-)
+from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from autoprune.models.module.data import Collate, Data, Samples
 from autoprune.models.module.exporting import FirstOutput, write
+from autoprune.results import Metrics
 from autoprune.structure.graph import copied
 
 _VALIDATION_BATCH = 16
@@ -36,8 +28,8 @@ _VALIDATION_BATCH = 16
 Loss: TypeAlias = Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]
 """(network in train mode, images, targets) → a scalar, averaged over the images."""
 
-Metric: TypeAlias = Callable[[Predict, Iterable[tuple[torch.Tensor, Any]]], float | tuple[float, float]]
-"""(predict, batches of images and targets) → a share, higher is better; or that and a more lenient one.
+Metric: TypeAlias = Callable[[Predict, Iterable[tuple[torch.Tensor, Any]]], float | tuple[float, ...]]
+"""(predict, batches of images and targets) → a share, higher is better; or several, in the order of their names.
 
 ``predict`` runs the network in eval mode and returns its output, the first tensor of it where there are several.
 """
@@ -55,7 +47,7 @@ class ModuleAdapter(TrainableAdapter):
         val: those that tell how well a network does.
         metric: how well that is.
         name: for people, and for policies.
-        accuracy_names: what the figures of the metric are called.
+        metric_names: what the metric returns is called, the one that decides first.
         collate: makes a batch of samples; by default as torch's loaders do.
         sgd: how the network was trained; fine-tuning begins with a share of its learning rate.
         free_outputs: keys of an output dictionary whose tensors may lose channels.
@@ -80,7 +72,7 @@ class ModuleAdapter(TrainableAdapter):
         val: Samples,
         metric: Metric,
         name: str | None = None,
-        accuracy_names: AccuracyNames | None = None,
+        metric_names: tuple[str, ...] = ("accuracy",),
         collate: Collate = default_collate,
         sgd: Sgd | None = None,
         free_outputs: Iterable[str] = (),
@@ -96,7 +88,7 @@ class ModuleAdapter(TrainableAdapter):
         self.module = copied(module).to(self.device, torch.float32).eval()
         self.image_size = max(example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
-        self.accuracy_names = accuracy_names or AccuracyNames("accuracy", None)
+        self.metric_names = tuple(metric_names)
         self.sgd = sgd or Sgd()
         self._shape = tuple(example.shape[1:])
         self._data = Data(train, val, collate, self._shape)
@@ -168,16 +160,16 @@ class ModuleAdapter(TrainableAdapter):
         """Return none: nothing is known of the order in which a network of any class runs."""
         return ()
 
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
-        """Measure the person's metric on held batches."""
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
+        """Measure the metric on held batches."""
         return self._measured(predict or self.deployable(module), batches)
 
-    def validate(self, module: nn.Module) -> Accuracy:
-        """Measure the person's metric on the validation data."""
+    def validate(self, module: nn.Module) -> Metrics:
+        """Measure the metric on the validation data."""
         return self.validate_deployed(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Accuracy:
-        """Measure the person's metric on the validation data, where something else runs the network."""
+    def validate_deployed(self, predict: Predict) -> Metrics:
+        """Measure the metric on the validation data, where something else runs the network."""
         numbers = self._data.chosen("val", images=None, seed=None)
         batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
         return self._measured(predict, batches)
@@ -242,12 +234,12 @@ class ModuleAdapter(TrainableAdapter):
                 f"does not ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
             ) from error
 
-    def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Accuracy:
+    def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Metrics:
         with torch.no_grad():
             found = self._metric(predict, ((batch["images"], batch["targets"]) for batch in batches))
         figures = tuple(float(one) for one in (found if isinstance(found, tuple) else (found,)))
-        named = 1 if self.accuracy_names.lenient is None else 2
-        if len(figures) != named or not all(0 <= one <= 1 for one in figures):
-            wanted = "one number in [0, 1]" if named == 1 else "two numbers in [0, 1], the lenient one second"
+        if len(figures) != len(self.metric_names) or not all(0 <= one <= 1 for one in figures):
+            several = f"{len(self.metric_names)} numbers in [0, 1] ({', '.join(self.metric_names)})"
+            wanted = "one number in [0, 1]" if len(self.metric_names) == 1 else several
             raise ModelError(f"the metric of {self.name} must return {wanted}, got {found}")
-        return Accuracy(*figures)
+        return Metrics(dict(zip(self.metric_names, figures, strict=True)))

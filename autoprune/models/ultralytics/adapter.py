@@ -12,17 +12,7 @@ from torch import nn
 
 from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
-from autoprune.models._base import (
-    Accuracy,
-    Adapter,
-    Batch,
-    Convert,
-    Difference,
-    ExportSettings,
-    LossSum,
-    Predict,
-    Predictions,
-)
+from autoprune.models._base import Adapter, Batch, Convert, Difference, ExportSettings, LossSum, Predict, Predictions
 from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
@@ -50,6 +40,7 @@ from autoprune.models.ultralytics.scaling import build_untrained, describe, kind
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
+from autoprune.results import Metrics
 
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
 _HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)
@@ -95,7 +86,7 @@ class UltralyticsAdapter(Adapter):
         self.notes = notes or {}
         self.module = _prepared(module, train_args).to(device)
         self.task = task_of(module)
-        self.accuracy_names = self.task.figures
+        self.metric_names = tuple(self.task.metric.keys)
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._scoring = scoring_criterion(self.module)
@@ -309,14 +300,14 @@ class UltralyticsAdapter(Adapter):
         layers = module.get_submodule("model")
         return [f"model.{name}" for name, _ in layers.named_children()][:-1]
 
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Accuracy:
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
         """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
         objects = max(
             (int(batch["batch_idx"].int().bincount().max()) for batch in batches if _has_objects(batch)), default=0
         )
         return self._measured(self.deployable(module), batches, objects=objects, predict=predict)
 
-    def validate(self, module: nn.Module) -> Accuracy:
+    def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.
 
         Like the stock command it batches images of similar shape and pads each batch to its own rectangle,
@@ -324,11 +315,11 @@ class UltralyticsAdapter(Adapter):
         """
         return self._validated(self.deployable(module), rectangular=True)
 
-    def validate_deployed(self, predict: Predict) -> Accuracy:
+    def validate_deployed(self, predict: Predict) -> Metrics:
         """Measure the accuracy of what runs elsewhere as Ultralytics' ``val`` does of an exported file."""
         return self._validated(self.deployable(self.module), rectangular=False, predict=predict)
 
-    def _validated(self, module: nn.Module, *, rectangular: bool, predict: Predict | None = None) -> Accuracy:
+    def _validated(self, module: nn.Module, *, rectangular: bool, predict: Predict | None = None) -> Metrics:
         workers = 0 if self.device.type == "cpu" else min(4, torch.get_num_threads())
         with stock.quiet(), data_sets.random_state_kept():
             parts, objects = self._images.validation(batch=_VALIDATION_BATCH, rectangular=rectangular, workers=workers)
@@ -337,7 +328,7 @@ class UltralyticsAdapter(Adapter):
 
     def _measured(
         self, module: nn.Module, batches: Iterable[Batch], *, objects: int, predict: Predict | None
-    ) -> Accuracy:
+    ) -> Metrics:
         return metrics.measure(
             module,
             batches,

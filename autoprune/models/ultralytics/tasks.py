@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from autoprune.models import stock
-from autoprune.models._base import AccuracyNames, LossSum
+from autoprune.models._base import LossSum
 from autoprune.models.detection.comparing import Layout
 from autoprune.models.detection.metrics import Metric
 from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
@@ -35,7 +35,6 @@ class Task:
     Attributes:
         metric: judges its predictions.
         trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
-        figures: what the accuracy is called.
         loss: computes it.
         loss_sum: computes it undivided.
         suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
@@ -45,7 +44,6 @@ class Task:
 
     metric: Metric
     trainer: str
-    figures: AccuracyNames
     loss: Loss
     loss_sum: Sum
     suppresses: bool = True
@@ -128,31 +126,20 @@ def _matched(criterion: Any, module: Any, predictions: Any, batch: Mapping[str, 
     return found
 
 
-_MASKS = ("metrics/mAP50-95(M)", "metrics/mAP50(M)")
-_POSES = ("metrics/mAP50-95(P)", "metrics/mAP50(P)")
-_CLASSES = ("metrics/accuracy_top1", "metrics/accuracy_top5")
+_MASKS = {"mask mAP50-95": "metrics/mAP50-95(M)", "mask mAP50": "metrics/mAP50(M)"}
+_POSES = {"pose mAP50-95": "metrics/mAP50-95(P)", "pose mAP50": "metrics/mAP50(P)"}
+_CLASSES = {"top-1": "metrics/accuracy_top1", "top-5": "metrics/accuracy_top5"}
 
 TASKS: Mapping[type, Task] = {
-    stock.DetectionModel: Task(Metric(), "PrunedTrainer", AccuracyNames(), _summed, boxes_sum),
+    stock.DetectionModel: Task(Metric(), "PrunedTrainer", _summed, boxes_sum),
     stock.SegmentationModel: Task(
-        Metric("segment", MasksValidator, _MASKS),
-        "PrunedSegmentationTrainer",
-        AccuracyNames("mask mAP50-95", "mask mAP50"),
-        _summed,
-        boxes_sum,
+        Metric("segment", MasksValidator, _MASKS), "PrunedSegmentationTrainer", _summed, boxes_sum
     ),
-    stock.PoseModel: Task(
-        Metric("pose", KeypointsValidator, _POSES),
-        "PrunedPoseTrainer",
-        AccuracyNames("pose mAP50-95", "pose mAP50"),
-        _summed,
-        boxes_sum,
-    ),
-    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", AccuracyNames(), _summed, boxes_sum),
+    stock.PoseModel: Task(Metric("pose", KeypointsValidator, _POSES), "PrunedPoseTrainer", _summed, boxes_sum),
+    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", _summed, boxes_sum),
     stock.ClassificationModel: Task(
         Metric("classify", stock.ClassificationValidator, _CLASSES),
         "PrunedClassificationTrainer",
-        AccuracyNames("top-1", "top-5"),
         _averaged,
         _averaged_sum,
         suppresses=False,
@@ -160,7 +147,6 @@ TASKS: Mapping[type, Task] = {
     stock.RTDETRDetectionModel: Task(
         Metric(validator=stock.RTDETRValidator),
         "PrunedRTDETRTrainer",
-        AccuracyNames(),
         _of_queries,
         _of_queries_sum,
         suppresses=False,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import RunError
-from autoprune.io.fields import parse_strictly
 from autoprune.io.files import saying_why, write_atomic
+from autoprune.io.records import read_record
 
 Scales = npt.NDArray[np.float64]
 
@@ -113,15 +113,9 @@ class SparsityRecord:
         """
         try:
             with saying_why(path, "read"):
-                value = parse_strictly(path.read_text(encoding="utf-8"))
-            return cls(
-                value["penalty"],
-                value["watched"],
-                tuple(value["edges"]),
-                [EpochScales(one["epoch"], tuple(one["quintiles"]), tuple(one["counts"])) for one in value["epochs"]],
-                [WatchedScales(one["epoch"], one["iteration"], tuple(one["scales"])) for one in value["iterations"]],
-            )
-        except (ValueError, KeyError, TypeError) as error:
+                text = path.read_text(encoding="utf-8")
+            return read_record(text, cls, "the record")
+        except ValueError as error:
             raise RunError(
                 f"{path} is no record of a sparsity training ({error}); remove it, and the training goes on without "
                 "what it says of earlier epochs"

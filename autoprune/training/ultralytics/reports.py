@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.io.files import write_atomic
-from autoprune.models._base import Accuracy
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.results import Metrics
 from autoprune.training.results import EpochReport
 
 
@@ -51,6 +51,7 @@ def cut_reports(path: Path, *, epochs: int) -> None:
         write_atomic(path, "".join(lines[: 1 + epochs]))
 
 
-def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Accuracy | None:
-    main, lenient = adapter.task.metric.keys
-    return Accuracy(metrics[main], metrics[lenient]) if main in metrics else None
+def _accuracy(metrics: Mapping[str, float], adapter: UltralyticsAdapter) -> Metrics | None:
+    keys = adapter.task.metric.keys
+    measured = all(key in metrics for key in keys.values())
+    return Metrics({name: metrics[key] for name, key in keys.items()}) if measured else None

@@ -1,0 +1,347 @@
+"""The evaluator: a score is one loss divided by another, whatever the order, the batches, and what was known before."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autoprune.criteria.registry import make_criterion
+from autoprune.errors import DeviceError, ModelError
+from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator, has_fast_bf16
+from autoprune.journal import Journal
+from autoprune.structure.graph import ChannelGraph, LayerKind
+from autoprune.structure.slicing import Pruner
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
+from tests.helpers.own_network import KINDS, SHAPE, Net, adapter, loss, trained
+
+IMAGES = 10
+
+
+class Plain(nn.Module):
+    """A network without batch norm: what it gives for an image does not depend on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(SHAPE[0], 8, 3, 2, 1)
+        self.second = nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16, len(KINDS))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.tanh(self.second(torch.tanh(self.first(image)))).mean((2, 3)))
+        return logits
+
+
+@cache
+def network(kind: type[nn.Module]) -> tuple[nn.Module, ChannelGraph]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = trained(kind())
+    return module, analyse(module, torch.zeros(2, *SHAPE))
+
+
+Evaluators = Callable[..., Evaluator]
+
+
+@pytest.fixture
+def evaluators(tmp_path: Path) -> Iterator[Evaluators]:
+    """Make evaluators, each with a journal of its own unless it is named."""
+    journals: list[Journal] = []
+
+    def make(kind: type[nn.Module] = Net, *, path: Path | None = None, loss: Any = loss, **options: Any) -> Evaluator:
+        module, graph = network(kind)
+        world = adapter(module, loss=loss)
+        world.autocasts = options.pop("autocasts", True)
+        path = path or tmp_path / f"{len(journals)}.jsonl"
+        journals.append(Journal.open(path) if path.exists() else Journal.create(path, {}))
+        pruner = Pruner(world.module, Space(graph, round_to=1), make_criterion("l1").order(world.module, graph))
+        return Evaluator(world, pruner, **{"images": IMAGES, "batch": 4, "seed": 0, "journal": journals[-1], **options})
+
+    yield make
+    for journal in journals:
+        journal.close()
+
+
+def dense_of(evaluator: Evaluator) -> Allocation:
+    return evaluator.pruner.space.allocation(evaluator.pruner.space.dense)
+
+
+def candidates(evaluator: Evaluator) -> list[Allocation]:
+    """Return the dense network, and every network that has half of one unit's channels."""
+    dense = dense_of(evaluator)
+    return [dense, *((*dense[:unit], dense[unit] // 2, *dense[unit + 1 :]) for unit in range(len(dense)))]
+
+
+def test_a_score_is_one_less_the_share_of_the_dense_loss(evaluators: Evaluators) -> None:
+    evaluator = evaluators()
+    asked = candidates(evaluator)
+    found = evaluator(asked)
+    batches = evaluator.adapter.batches("train", images=IMAGES, batch=4, seed=0)
+
+    def mean_loss(allocation: Allocation) -> float:
+        module = evaluator.pruner.materialise(allocation).train()
+        with torch.no_grad():
+            return sum(len(b["targets"]) * float(loss(module, b["images"], b["targets"])) for b in batches) / IMAGES
+
+    assert [one.allocation for one in found] == asked
+    assert evaluator.dense_loss == pytest.approx(mean_loss(asked[0]), rel=1e-5)
+    assert found[0].score == pytest.approx(0, abs=1e-6)
+    for one in found[1:]:
+        assert one.score == pytest.approx(1 - mean_loss(one.allocation) / mean_loss(asked[0]), rel=1e-4, abs=1e-5)
+        assert evaluator.score(evaluator.pruner.materialise(one.allocation)) == pytest.approx(one.score, abs=1e-6)
+    assert len({one.score for one in found}) == len(found)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_scores_are_in_the_order_asked_for_and_do_not_depend_on_it(evaluators: Evaluators, data: st.DataObject) -> None:
+    evaluator, other = evaluators(Plain), evaluators(Plain)
+    asked = data.draw(st.permutations(candidates(evaluator)))
+    asked = [*asked, *data.draw(st.lists(st.sampled_from(asked), max_size=3))]
+    cut = data.draw(st.integers(0, len(asked)))
+    scores = {one.allocation: one.score for one in other(candidates(evaluator))}
+    found = [*evaluator(asked[:cut]), *evaluator(asked[cut:])]
+    assert [(one.allocation, one.score) for one in found] == [(one, scores[one]) for one in asked]
+    assert evaluator.counts.evaluations == len(asked)
+    assert evaluator.counts.cache_hits == len(asked) - len(set(asked))
+
+
+@pytest.mark.parametrize("batch", [1, 3, IMAGES])
+def test_scores_do_not_depend_on_how_images_fall_into_batches(evaluators: Evaluators, batch: int) -> None:
+    whole, split = evaluators(Plain, batch=4), evaluators(Plain, batch=batch)
+    assert split.dense_loss == pytest.approx(whole.dense_loss, rel=1e-5)
+    for one, other in zip(whole(candidates(whole)), split(candidates(split)), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_compensation_changes_candidates_and_not_the_dense_network(evaluators: Evaluators) -> None:
+    plain, better = evaluators(), evaluators(compensate=True)
+    halves = candidates(plain)[1:]
+    assert better([dense_of(better)])[0].score == pytest.approx(0, abs=1e-6)
+    gained = [b.score - a.score for a, b in zip(plain(halves), better(halves), strict=True)]
+    assert sum(gained) > 0.05
+    assert sum(gain > 0 for gain in gained) > len(gained) / 2
+
+
+# -- what the journal knows ------------------------------------------------------------------------------
+
+
+def refuses(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("nothing is left to compute")
+
+
+def test_what_the_journal_knows_is_not_computed(evaluators: Evaluators, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    first = evaluators(path=path)
+    found = first(candidates(first))
+    first.journal.close()
+    again = evaluators(path=path, loss=refuses)
+    assert again(candidates(again)) == found, "seconds too"
+    assert again.dense_loss == first.dense_loss
+    assert again.counts.cache_hits == 0, "a score from the journal counts as an evaluation, as it did then"
+    assert again.counts.seconds == pytest.approx(sum(one.seconds for one in found))
+
+
+def test_evaluations_of_another_kind_are_others(evaluators: Evaluators, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    first = evaluators(path=path)
+    few = Evaluator(first.adapter, first.pruner, images=4, batch=4, seed=0, journal=first.journal, kind="few")
+    half = candidates(first)[1]
+    assert few([half])[0].score != first([half])[0].score
+    assert few.dense_loss != first.dense_loss
+    assert [len(first.journal.records(kind)) for kind in ("few", "evaluation")] == [1, 1]
+
+
+def test_the_accuracy_is_measured_once(evaluators: Evaluators, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    first = evaluators(path=path)
+    half = candidates(first)[1]
+    found = first.accuracy(half)
+    first.journal.close()
+    again = evaluators(path=path)
+    again.repaired = None  # type: ignore[assignment,method-assign]
+    assert again.accuracy(half) == found
+
+
+def test_workers_compute_the_same_and_tell_nobody(evaluators: Evaluators) -> None:
+    told: list[str] = []
+    evaluator = evaluators(notify=told.append)
+    asked = candidates(evaluator)
+    copy = pickle.loads(pickle.dumps(evaluator))
+    copy.notify("nothing")
+    assert [one.score for one in copy(asked)] == [one.score for one in evaluator(asked)]
+    assert told == []
+
+
+# -- numbers -------------------------------------------------------------------------------------------------
+
+
+def amx(there: bool) -> Callable[[], dict[str, bool]]:
+    return lambda: {"amx_bf16": there}
+
+
+def test_bf16_is_fast_on_cpus_with_tiles_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", amx(there), raising=False)
+        assert has_fast_bf16(torch.device("cpu")) is there
+        assert not has_fast_bf16(torch.device("cuda"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_fast_bf16(torch.device("cpu")), "torch before 2.11 does not say"
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[bool]:
+    """Hold whether any loss was computed in bf16, and in float32; the CPU is fast in both."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", amx(True), raising=False)
+    return set()
+
+
+def watching(used: set[bool]) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
+    def watched(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        used.add(torch.is_autocast_enabled("cpu"))
+        return loss(module, images, kinds)
+
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("asked", "fast", "autocasts"), [(True, True, True), (False, True, True), (True, False, True), (True, True, False)]
+)
+def test_scores_are_computed_in_bf16_where_that_pays(
+    evaluators: Evaluators, used: set[bool], monkeypatch: pytest.MonkeyPatch, asked: bool, fast: bool, autocasts: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", amx(fast), raising=False)
+    evaluator = evaluators(Plain, loss=watching(used), bf16=asked, autocasts=autocasts)
+    evaluator(candidates(evaluator)[1:2])
+    assert used == {asked and fast and autocasts}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_goes_on_in_what_it_was_begun_in(
+    evaluators: Evaluators, used: set[bool], tmp_path: Path, begun: bool
+) -> None:
+    first = evaluators(Plain, path=tmp_path / "kept.jsonl", bf16=begun)
+    first.journal.close()
+    again = evaluators(Plain, path=tmp_path / "kept.jsonl", bf16=not begun, loss=watching(used))
+    again(candidates(again)[1:2])
+    assert used == {begun}
+
+
+@pytest.mark.parametrize(("value", "score"), [(float("nan"), WORST_SCORE), (float("inf"), WORST_SCORE), (99.0, -10.0)])
+def test_a_candidate_that_does_not_compute_has_the_worst_score(
+    evaluators: Evaluators, value: float, score: float
+) -> None:
+    """Its score is also the worst where its loss is a number, but many times the dense one."""
+
+    def broken(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        found = loss(module, images, kinds)
+        return found if module.get_submodule("first").weight.shape[0] == 8 else found * value  # type: ignore[union-attr,index]
+
+    evaluator = evaluators(Plain, loss=broken)
+    first = next(index for index, unit in enumerate(evaluator.pruner.space.units) if unit.width == 8)
+    assert evaluator([candidates(evaluator)[1 + first]])[0].score == score
+    assert evaluator([candidates(evaluator)[2 - first]])[0].score > -1
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_dense_network_without_a_loss_is_refused(evaluators: Evaluators, value: float) -> None:
+    with pytest.raises(ModelError, match=r"The dense network's loss .* must be a positive number, got "):
+        evaluators(Plain, loss=lambda module, images, kinds: loss(module, images, kinds) * 0 + value)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------
+
+
+def hungry(most: int) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the loss of a machine that holds so many images."""
+
+    def limited(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("no")
+        return loss(module, images, kinds)
+
+    return limited
+
+
+def test_the_batch_is_halved_until_it_fits_and_stays_so(evaluators: Evaluators, tmp_path: Path) -> None:
+    told: list[str] = []
+    path = tmp_path / "kept.jsonl"
+    evaluator, whole = evaluators(Plain, path=path, batch=8, loss=hungry(2), notify=told.append), evaluators(Plain)
+    asked = candidates(evaluator)
+    found = evaluator(asked)
+    assert evaluator.batch == 2
+    assert [text.split("; ")[1] for text in told] == ["going on with 4.", "going on with 2."]
+    for one, other in zip(found, whole(asked), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+    evaluator.journal.close()
+    assert evaluators(Plain, path=path, batch=8, loss=refuses).batch == 2, "what is resumed begins with what fitted"
+
+
+def test_one_image_that_does_not_fit_is_an_error(evaluators: Evaluators) -> None:
+    with pytest.raises(DeviceError, match=r"one image per batch; use a smaller `imgsz` or another `device`"):
+        evaluators(Plain, loss=hungry(0))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(evaluators: Evaluators) -> None:
+    def broken(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        evaluators(Plain, loss=broken)
+
+
+# -- first order ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Plain, Net])
+def test_gains_are_the_slopes_of_the_score(evaluators: Evaluators, kind: type[nn.Module]) -> None:
+    """Against differences: every layer that reads the added channels reads a hundredth of them."""
+    evaluator = evaluators(kind)
+    pruner, graph = evaluator.pruner, evaluator.pruner.space.graph
+    base = tuple(int(width) // 2 for width in pruner.space.dense)
+    widths = [[count + 1, int(width)] for count, width in zip(base, pruner.space.dense, strict=True)]
+    gains = evaluator.gains(base, widths)
+    kept = torch.from_numpy(pruner.kept(base))
+
+    def given(part: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
+        return lambda module, inputs: (inputs[0] * part.view(1, -1, *[1] * (inputs[0].ndim - 2)),)
+
+    def score(share: float, added: torch.Tensor) -> float:
+        """Return the score of the dense network whose layers read this share of the added channels."""
+        module, read = evaluator.adapter.module, (kept + share * added).float()
+        with ExitStack() as hooks:
+            for layer in graph.layers:
+                if layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
+                    hook = given(read[graph.axes[layer.in_axis]])
+                    hooks.enter_context(module.get_submodule(layer.name).register_forward_pre_hook(hook))
+            return evaluator.score(module)
+
+    for unit, wider in enumerate(widths):
+        for gain, count in zip(gains[unit], wider, strict=True):
+            added = torch.from_numpy(pruner.kept((*base[:unit], count, *base[unit + 1 :]))) & ~kept
+            slope = (score(1e-2, added) - score(-1e-2, added)) / 2e-2
+            assert gain == pytest.approx(slope, rel=0.05, abs=2e-4)
+    assert max(abs(gain) for several in gains for gain in several) > 0.01
+
+
+def test_gains_are_measured_once(evaluators: Evaluators, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    first = evaluators(Plain, path=path)
+    base = candidates(first)[1]
+    widths = [
+        [int(width)] if count < width else [] for count, width in zip(base, first.pruner.space.dense, strict=True)
+    ]
+    gains = first.gains(base, widths)
+    assert [len(several) for several in gains] == [len(several) for several in widths]
+    first.journal.close()
+    assert evaluators(Plain, path=path, loss=refuses).gains(base, widths) == gains

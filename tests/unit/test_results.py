@@ -1,0 +1,160 @@
+"""The result model: what is written is read again as it was, and only what this version wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoprune.budget import Limit
+from autoprune.errors import RunError
+from autoprune.listener import SilentListener
+from autoprune.report.sections import publish, sections
+from autoprune.report.table import Picture, Table
+from autoprune.report.tables import comparison_table, stage_table
+from autoprune.results import RESULT_VERSION, Compared, LimitResult, Metrics, Result, Stage
+
+TIME = {"median": 10.0, "p10": 9.0, "p90": 12.0, "runs": 40}
+DENSE = Stage(
+    Metrics({"mAP50-95": 0.5, "mAP50": 0.8}, {"cat": {"mAP50-95": 0.5, "mAP50": 0.8}}),
+    {"flops": 100.0, "params": 20.0},
+    {"latency": TIME},
+)
+PRUNED = Stage(
+    Metrics({"mAP50-95": 0.4, "mAP50": 0.7}), {"params": 5.0, "flops": 25.0}, {"latency": {**TIME, "median": 5.0}}
+)
+UNMEASURED = Stage(None, {"params": 5.0}, details={"zeros": 0.5})
+FOUND = Result(
+    "search",
+    "tiny, flops=30%",
+    ("mAP50-95", "mAP50"),
+    stages={"dense": DENSE, "pruned": PRUNED, "other": UNMEASURED},
+    budget=[LimitResult.of(Limit.parse("flops=30%"), DENSE, PRUNED)],
+    figures={"search": {"seconds": 1.5}},
+    environment={"torch": "2"},
+)
+
+
+def comparison(*, points: int = 3) -> Result:
+    before, after = [Metrics({"mAP50-95": 0.2})], [Metrics({"mAP50-95": 0.3})] * 2
+    rows = [
+        Compared(name, before, after, {"flops": [0.5, 0.6]}, scores=scores)
+        for name, scores in (("random", [-0.4, -0.2]), ("ppo", [-0.1, -0.1]))
+    ]
+    dense = Compared("dense, trained on", [], after, {"flops": [1.0]})
+    found = [[-0.1 * one, 0.3 - 0.1 * one] for one in range(points)]
+    return replace(
+        FOUND,
+        stages={"dense": DENSE},
+        budget=[],
+        compared={"strategies": rows, "references": [dense]},
+        figures={
+            "correlation": {"spearman": 1.0, "networks": points, "points": found},
+            "histories": {"random": [[None, -0.4, -0.2]], "ppo": [[-0.1]]},
+        },
+    )
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    for one in (FOUND, comparison()):
+        assert Result.load(one.save(tmp_path / "summary.json")) == one
+
+
+def test_the_file_has_a_version_and_metrics_by_their_names(tmp_path: Path) -> None:
+    found = json.loads(FOUND.save(tmp_path / "summary.json").read_text())
+    assert found["version"] == RESULT_VERSION == 2
+    assert found["stages"]["dense"]["metrics"] == {"mAP50-95": 0.5, "mAP50": 0.8}
+    assert found["stages"]["dense"]["per_class"] == {"cat": {"mAP50-95": 0.5, "mAP50": 0.8}}
+    assert found["stages"]["pruned"]["speed_up"] == {"flops": 4.0, "params": 4.0, "latency": 2.0}
+    assert found["stages"]["other"]["speed_up"] == {"params": 4.0}, "what was not measured has no factor"
+    assert found["stages"]["other"]["metrics"] is None
+    assert found["budget"][0] == {
+        **{
+            "metric": "flops",
+            "requested": "flops=30%",
+            "limit": 30.0,
+            "dense": 100.0,
+            "achieved": 25.0,
+            "satisfied": True,
+        }
+    }
+    assert found["search"] == {"seconds": 1.5}
+
+
+def test_metrics_are_a_mapping_whose_first_decides() -> None:
+    found = Metrics({"mIoU": 0.3, "pixels": 0.9})
+    assert (found.primary, list(found), found["pixels"], len(found)) == (0.3, ["mIoU", "pixels"], 0.9, 2)
+    assert found != Metrics(found.values_by_name, {"cat": {"mIoU": 0.3}})
+
+
+def test_costs_are_in_one_order_and_whole_where_they_are_counts() -> None:
+    stage = Stage(None, {"channels": 8.2, "params": 20.4, "flops": 1.5})
+    assert list(stage.costs.items()) == [("flops", 1.5), ("params", 20), ("channels", 8)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"dense": {"accuracy": {"main": 0.5, "lenient": 0.8}}}', "result of version 1, this autoprune reads 2; run"),
+        ('{"version": 3}', "result of version 3, this autoprune reads 2; run the command again"),
+        ('{"version": 2}', "is damaged"),
+        ('{"version": 2, "command": "search", "title": "", "metric_names": [], "stages": []}', "is damaged"),
+        ("[]", "must be a result of autoprune, and cannot be read"),
+        ("{", "must be a result of autoprune, and cannot be read"),
+    ],
+)
+def test_what_another_version_wrote_is_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(content)
+    with pytest.raises(RunError) as refused:
+        Result.load(path)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot be read"):
+        Result.load(tmp_path / "summary.json")
+
+
+def test_the_table_of_networks_has_metrics_costs_with_ratios_and_latencies(tmp_path: Path) -> None:
+    table = stage_table(FOUND, tmp_path)
+    assert table is not None
+    rows = {row[0]: list(row[1:]) for row in table.rows}
+    assert rows["mAP50-95"] == ["0.500", "0.400", "–"]
+    assert rows["FLOPs"] == ["100", "25 (25%)", "–"]
+    assert rows["latency"] == ["10.00 ms", "5.00 ms (50%)", "–"]
+    assert rows["p10 – p90"] == ["9.00 – 12.00 ms", "9.00 – 12.00 ms", "–"]
+    assert rows["zeros"] == ["–", "–", "50.0%"]
+
+
+def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_path: Path) -> None:
+    assert stage_table(comparison(), tmp_path) is None
+    table = comparison_table(comparison(), tmp_path)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["ppo", "random", "dense", "dense, trained on"]
+    assert table.rows[1][1:5] == ["-0.3000 ± 0.1000", "0.200", "0.300 ± 0.000", "55.0%"]
+    assert table.rows[2][3] == "0.500"
+
+
+def test_sections_are_what_applies_in_order(tmp_path: Path) -> None:
+    (only,) = sections(FOUND, tmp_path)
+    assert isinstance(only, Table)
+    pictures = [one.path.name for one in sections(comparison(), tmp_path) if isinstance(one, Picture)]
+    assert pictures == ["comparison.png", "progress.png", "correlation.png"]
+    few = [one.path.name for one in sections(comparison(points=2), tmp_path) if isinstance(one, Picture)]
+    assert few == ["comparison.png", "progress.png"], "two networks have no correlation"
+
+
+def test_publishing_writes_and_shows(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Heard(SilentListener):
+        def table(self, title: str, header: object, rows: object) -> None:
+            heard.append(title)
+
+    publish(FOUND, tmp_path / "summary.json", Heard())
+    assert heard == ["tiny, flops=30%"]
+    assert Result.load(tmp_path / "summary.json") == FOUND
