@@ -147,7 +147,7 @@ def test_a_teacher_lowers_the_distance_to_it(case: Case, tmp_path: Path) -> None
             return float(sum(class_term(one["scores"], other["scores"]) for one, other in pairs))
         return float(output_term(given, taught))
 
-    options: dict[str, Any] = {"epochs": 6, "lr_scale": 0.3}
+    options: dict[str, Any] = {"epochs": 6, "lr_scale": 1.0}
     alone = case.tune(case.pruned(), tmp_path / "alone", **options)
     taught = case.tune(case.pruned(), tmp_path / "taught", Distillation(case.adapter.module, weight=20.0), **options)
     assert apart(taught.module) < apart(alone.module)
