@@ -46,7 +46,14 @@ def match_factory(model: object) -> re.Match[str] | None:
 
 
 def reopened(model: Path, checkpoint: Path) -> Path:
-    """Return how a network is named that was made of a model and saved: its file, for factories with the function."""
+    """Return the name under which a checkpoint that was made of a model is opened.
+
+    That is its file; for a network that a function builds, the function with the file behind it.
+
+    Example:
+        >>> print(reopened(Path("net.py:make"), Path("model.pt")))
+        net.py:make@model.pt
+    """
     found = match_factory(model)
     return checkpoint if found is None else Path(f"{found['source']}:{found['function']}@{checkpoint}")
 

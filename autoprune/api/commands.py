@@ -155,7 +155,7 @@ True""",
 True""",
     "mask": """
 >>> run = ap.mask(net, granularity="unstructured", sparsity=0.5, epochs=1)
->>> run.summary["masked"]["zeros"]
+>>> run.summary["stages"]["masked"]["details"]["zeros"]
 0.5""",
 }
 """What ``help()`` shows as each command's example, after ``net`` is loaded."""
