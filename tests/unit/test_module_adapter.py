@@ -98,7 +98,7 @@ def test_a_format_with_metadata_of_ultralytics_is_refused(tmp_path: Path) -> Non
     def convert(source: Path, to: Path) -> None:
         raise AssertionError(f"{source} is not to be made {to}")
 
-    own = adapter(make())
+    own = make()
     with pytest.raises(ConfigError, match="exported to `format` onnx, openvino or torchscript, got tensorrt"):
         own.export(own.module, tmp_path, ExportSettings(ExportFormat("tensorrt").spec), convert=convert)
     assert not list(tmp_path.iterdir())
