@@ -19,6 +19,10 @@ class Tolerance:
         scores: of a class's score, in [0, 1].
         boxes: of a box's coordinates, in pixels.
         accuracy: of the primary metric.
+
+    Example:
+        >>> TOLERANCES[Precision.FP32].scores
+        0.001
     """
 
     scores: float
