@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 
 class Rule(Enum):
@@ -42,6 +43,12 @@ def match_factory(model: object) -> re.Match[str] | None:
         True
     """
     return _FACTORY.fullmatch(str(model))
+
+
+def reopened(model: Path, checkpoint: Path) -> Path:
+    """Return how a network is named that was made of a model and saved: its file, for factories with the function."""
+    found = match_factory(model)
+    return checkpoint if found is None else Path(f"{found['source']}:{found['function']}@{checkpoint}")
 
 
 DARKNET = (".cfg", ".weights")

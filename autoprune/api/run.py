@@ -70,7 +70,10 @@ class Run:
         assert isinstance(config, RunConfig)
         if isinstance(config, PruningConfig):
             config = with_model(config)
-        given, path = vars(config), self._first("model.pt", "model.cfg", "pruned.pt", "pruned.cfg", "sparse.pt")
+        given, path = (
+            vars(config),
+            self._first("model.pt", "model.cfg", "pruned.pt", "pruned.cfg", "sparse.pt", "sparse.cfg"),
+        )
         factory = match_factory(given["model"])
         source = f"{factory['source']}:{factory['function']}@{path}" if factory else path
         return load(

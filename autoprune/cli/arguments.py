@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from functools import cache, partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 from docstring_parser import parse as parse_docstring
 
 from autoprune import __version__
 from autoprune.cli.words import ALIASES, in_options
-from autoprune.config import COMMANDS, EXTENDABLE, Config, ResumableConfig, option, yaml_of
+from autoprune.config import COMMANDS, EXTENDABLE, Config, option, yaml_of
 from autoprune.config.files import TRUST, built, check_trust, from_file, going_on, kept_config, load, unknown
 from autoprune.config.reading import (
     base_of,
@@ -30,50 +32,8 @@ from autoprune.config.reading import (
 )
 from autoprune.errors import AutopruneError, ConfigError
 
-_PRINT = ("--print-config", "--print_config")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises ``ConfigError`` with one sentence, where argparse would print and leave."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stdout).write(message)  # argparse's own hides it where that fails
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(_one_sentence(message, self.prog.split()[-1]))
-
-
-@cache
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; it raises ``ConfigError`` instead of leaving."""
-    description = "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
-    parser = _Parser(prog="autoprune", description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"autoprune {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, kind in COMMANDS.items():
-        summary = in_options(parse_docstring(kind.__doc__ or "").short_description or "")
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if not places_of(kind):
-            command.add_argument(
-                "--config",
-                action="append",
-                default=argparse.SUPPRESS,
-                metavar="FILE",
-                type=partial(read_value, "--config", Path),
-                help="a YAML file of these options",
-            )
-            command.add_argument(
-                *_PRINT,
-                dest="print_config",
-                action="store_true",
-                default=argparse.SUPPRESS,
-                help="print all options with their values as YAML, and leave",
-            )
-        helps = {name: in_options(text) for name, text in field_docs(kind).items()}
-        for item, hint in hints_of(kind).items():
-            _add(command, kind, item, hint, helps[item])
-    return parser
+_SETTINGS = {"help_option_names": ["-h", "--help"], "allow_extra_args": True}
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Config]:
@@ -91,6 +51,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
         BudgetError: a limit is malformed.
         RunError: the folder to resume is not a run.
         SystemExit: ``--help``, ``--version`` or ``--print-config`` was given and is answered.
+
+    Example:
+        >>> command, config = parse(["search", "--budget", "flops=50%"])
+        >>> command, config.budget
+        ('search', ('flops=50%',))
     """
     try:
         return _understood(argv)
@@ -99,95 +64,173 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
 
 
 def _understood(argv: Sequence[str]) -> tuple[str, Config]:
-    run = _run_to_resume(argv)
-    if run is not None:
-        return argv[0], _resumed(argv[0], *run)
-    command, config = _parse(argv)
+    command = argv[0] if argv else "none"
+    if command in ("-h", "--help", "--version"):
+        _context(build_parser(), "autoprune", [command])
+    if command not in COMMANDS:
+        raise ConfigError(
+            f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {command}"
+        )
+    given = _given(command, argv[1:])
+    said = {option(name) for name, value in given.items() if value is not False}
+    if given.get("resume") is not None:
+        return command, _resumed(command, given, said)
+    files, printed = given.pop("config", ()), given.pop("print_config", False)
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= from_file(command, file)
+    values |= given
+    if printed:
+        _print(command, values)
+    config = built(command, values)
     if getattr(config, "resume", None) is not None:
         raise ConfigError("resume belongs on the command line, not into a configuration file")
-    check_trust(config, {word.partition("=")[0] for word in argv})
+    check_trust(config, said)
     return command, config
 
 
 # -- building --------------------------------------------------------------------------------------
 
 
-def _add(parser: argparse.ArgumentParser, kind: type[Config], name: str, hint: Any, text: str) -> None:
-    """Add one field. What is not given does not come up in the result, so that a file may say it."""
-    word, default = spelled(kind, name), field_of(kind, name).default
+def build_parser() -> click.Group:
+    """Return the command line of all commands.
+
+    Example:
+        >>> list(build_parser().commands)[:3]
+        ['search', 'netadapt', 'sensitivity']
+    """
+    description = "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
+    commands: dict[str, click.Command] = {name: _command(name) for name in COMMANDS}
+    group = _Commands("autoprune", commands=commands, help=description, context_settings=_SETTINGS)
+    click.version_option(__version__, message="autoprune %(version)s")(group)
+    return group
+
+
+class _Commands(click.Group):
+    """All commands, not sorted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+class _Command(click.Command):
+    """A command that refuses in our words."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spellings = [[*one.opts, *one.secondary_opts] for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        name, known = str(self.name), [word for words in spellings for word in words]
+        try:
+            if not ctx.resilient_parsing:  # of a shell that completes
+                self._check_values(args)
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise unknown(error.option_name, name, known) from error
+        except click.BadOptionUsage as error:
+            words = next(words for words in spellings if error.option_name in words)
+            raise ConfigError(f"{words[0]} takes no value: write {' or '.join(words)}") from error
+        if rest and not ctx.resilient_parsing:
+            raise unknown(rest[0], name, known)
+        return rest
+
+    def _check_values(self, args: Sequence[str]) -> None:
+        """Refuse an option without its value, before click takes the next option for it."""
+        valued = {word for one in self.params if isinstance(one, click.Option) and not one.is_flag for word in one.opts}
+        for word, following in pairwise([*args, "--"]):
+            if word in valued and following[1:] and following[0] == "-" and not following[1].isdigit():
+                raise _needs_a_value(str(self.name), word)
+
+
+@cache
+def _command(name: str) -> _Command:
+    """Return a command with its fields as parameters."""
+    kind = COMMANDS[name]
+    summary = in_options(parse_docstring(kind.__doc__ or "").short_description or "")
+    own, docs = [] if places_of(kind) else _options_of_files(), field_docs(kind)
+    params = [*own, *(_parameter(kind, field, hint, docs[field]) for field, hint in hints_of(kind).items())]
+    return _Command(name, help=summary, short_help=summary, params=params, context_settings=_SETTINGS)
+
+
+def _options_of_files() -> list[click.Parameter]:
+    """Return the options of every command that reads a configuration file."""
+    reads, prints = "a YAML file of these options", "print all options with their values as YAML, and leave"
+    return [
+        click.Option(["--config"], type=_Value("--config", Path), metavar="FILE", multiple=True, help=reads),
+        click.Option(["print_config", "--print-config", "--print_config"], is_flag=True, help=prints),
+    ]
+
+
+def _parameter(kind: type[Config], name: str, hint: Any, docs: str) -> click.Parameter:
+    word, text = spelled(kind, name), _help(docs, field_of(kind, name).default)
+    value = _Value(word, hint)
+    if name in places_of(kind):
+        return click.Argument([name], metavar=word, type=value, required=False, help=text)
+    if hint is bool:
+        return click.Option([name, f"{word}/--no-{word[2:]}"], help=text)
+    words = [name, word, *([ALIASES[word]] if word in ALIASES else [])]
+    metavar = "LIMIT" if name == "budget" else value.metavar
+    return click.Option(words, type=value, metavar=metavar, multiple=is_list(hint), help=text)
+
+
+def _help(text: str, default: object) -> str:
+    """Return what help says of a field: its docs, and its default."""
     if default is MISSING:
         text += " (required)"
-    elif (default not in (None, "", ()) and hint is not bool) or default is True:
+    elif default is not False and default not in (None, "", ()):
         text += f" (default: {getattr(default, 'value', default)})"
-    text = text.replace("%", "%%")  # argparse fills in what follows one
-    if name in places_of(kind):
-        parser.add_argument(name, metavar=word, type=partial(read_value, word, hint), help=text)
-        return
-    words = [word, *([ALIASES[word]] if word in ALIASES else [])]
-    common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
-    if hint is bool:
-        parser.add_argument(*words, action=argparse.BooleanOptionalAction, **common)
-    elif is_list(hint):
-        metavar = {"budget": "LIMIT"}.get(name, "TEXT")
-        read = partial(_listed, word, hint)
-        parser.add_argument(*words, action="extend", type=read, metavar=metavar, **common)
-    else:
-        parser.add_argument(*words, type=partial(_given, word, hint), metavar=_metavar(hint), **common)
+    return in_options(text)
 
 
-def _metavar(hint: Any) -> str:
-    if (members := enum_of(hint)) is not None:
-        return "{" + ",".join(member.value for member in members) + "}"
-    return _METAVARS[base_of(hint)]
+class _Value(click.ParamType[Any]):
+    """A value of a field, read and refused as one of a configuration file is.
 
+    Args:
+        word: what stands for the field on the command line.
+        hint: the field's type.
+    """
 
-def _given(word: str, hint: Any, text: str) -> Any:
-    """Read a value of the command line, where ``null`` takes back what a file says."""
-    return read_value(word, hint, None if text == "null" and type(None) in get_args(hint) else text)
+    name = "value"
 
+    def __init__(self, word: str, hint: Any) -> None:
+        self._word, self._hint, self._members = word, hint, enum_of(hint)
 
-def _listed(word: str, hint: Any, text: str) -> Any:
-    """Read one value of an option that repeats."""
-    return read_value(word, hint, [text])
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help: its choices, or its kind."""
+        if self._members is not None:
+            return "{" + ",".join(member.value for member in self._members) + "}"
+        return _METAVARS[base_of(self._hint)]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a value of the command line, where ``null`` takes back what a file says."""
+        if is_list(self._hint):
+            return read_value(self._word, self._hint, [value])[0]
+        optional = type(None) in get_args(self._hint)
+        return read_value(self._word, self._hint, None if value == "null" and optional else value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return what a shell offers for what is typed so far."""
+        if base_of(self._hint) is Path:
+            return [CompletionItem(incomplete, type="file")]
+        found = (member.value for member in self._members or ())
+        return [CompletionItem(value) for value in found if value.startswith(incomplete)]
 
 
 # -- parsing ---------------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, Config]:
-    command = argv[0] if argv else "none"
-    if command not in COMMANDS and command not in ("-h", "--help", "--version"):
-        raise ConfigError(
-            f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {command}"
-        )
-    if command in COMMANDS:
-        _check_words(command, argv[1:])
-    parsed, others = build_parser().parse_known_args(argv)
-    if others:
-        raise unknown(others[0], command, _words(command))
-    given = vars(parsed)
-    values: dict[str, Any] = {}
-    for file in given.get("config", ()):
-        values |= from_file(command, file)
-    values |= {name: _frozen(given[name]) for name in hints_of(COMMANDS[command]) if name in given}
-    if given.get("print_config"):
-        _print(command, values)
-    return command, built(command, values)
+def _given(command: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the values that a command line gives, by field; what it does not give, a file may."""
+    found = _context(_command(command), f"autoprune {command}", words)
+    said = {name for name in found.params if found.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return {name: value for name, value in found.params.items() if name in said}
 
 
-def _check_words(command: str, argv: Sequence[str]) -> None:
-    """Refuse options that there are not, before argparse takes their values for something else."""
-    known = _words(command)
-    for word in argv:
-        name, _, value = word.partition("=")
-        if word.startswith("--") and name not in known:
-            raise unknown(word, command, known)
-        if value == "--":  # argparse takes it for the end of the options
-            raise ConfigError(_needs_a_value(name))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _context(command: click.Command, name: str, words: Sequence[str]) -> click.Context:
+    """Return what click makes of a command line; help and version are answered, and leave."""
+    try:
+        return command.make_context(name, list(words))
+    except click.exceptions.Exit as answered:
+        raise SystemExit(answered.exit_code) from None
 
 
 def _print(command: str, values: Mapping[str, Any]) -> NoReturn:
@@ -198,60 +241,24 @@ def _print(command: str, values: Mapping[str, Any]) -> NoReturn:
     raise SystemExit(0)
 
 
-def _run_to_resume(argv: Sequence[str]) -> tuple[Path, list[str]] | None:
-    """Return the folder after ``--resume``, which must be the only option, and what extends the run."""
-    if not argv or argv[0] not in COMMANDS or not issubclass(COMMANDS[argv[0]], ResumableConfig):
-        return None
-    words = [part for word in argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if "--resume" not in words or {"-h", "--help"} & set(words):
-        return None
-    at = words.index("--resume")
-    run, rest = words[at + 1 : at + 2], words[:at] + words[at + 2 :]
-    extensions = [option(name) for name in EXTENDABLE.get(argv[0], ())]
-    more = [word for word in rest if word == TRUST]
-    rest = [word for word in rest if word != TRUST]
-    while len(rest) >= 2 and rest[0] in extensions:
-        more, rest = [*more, f"{rest[0]}={rest[1]}"], rest[2:]
-    if rest or not run:
-        others = [word for word in rest if word.startswith("-")]
-        allowed = f" but for {' and '.join([*extensions, TRUST])}"
-        raise ConfigError(
-            f"--resume RUN stands alone{allowed}, the run knows its other options"
-            + (f"; remove {', '.join(others)}" if others else f", got {' '.join(words)}")
-        )
-    return Path(run[0]), more
+def _resumed(command: str, given: Mapping[str, Any], said: Collection[str]) -> Config:
+    """Return the configuration of a run that goes on; what extends it is all that may be said anew."""
+    extending = (*EXTENDABLE.get(command, ()), "trust_checkpoint")
+    others = [option(name) for name in given if name not in (*extending, "resume")]
+    if others:
+        raise _stands_alone(command, others)
+    config = load(command, kept_config(given["resume"]))
+    config = replace(config, **{name: given[name] for name in extending if name in given})
+    return going_on(command, config, given["resume"], said)
 
 
-def _resumed(command: str, run: Path, more: Sequence[str]) -> Config:
-    path = kept_config(run)
-    config = _parse([command, f"--config={path}", *more])[1] if more else load(command, path)
-    return going_on(command, config, run, {word.partition("=")[0] for word in more})
+def _needs_a_value(command: str, word: str) -> ConfigError:
+    if word == "--resume":
+        return _stands_alone(command)
+    return ConfigError(f"{word} needs a value; one that begins with a dash is written {word}=VALUE")
 
 
-# -- saying what is wrong --------------------------------------------------------------------------
-
-
-def _one_sentence(message: str, command: str) -> str:
-    """Turn argparse's report into one sentence that names the option, the rule and the value."""
-    if found := re.match(r"the following arguments are required: (.*)$", message):
-        return f"{command} needs {' and '.join(found[1].split(', '))}"
-    if found := re.match(r"argument ([^\s/]+).*: expected (?:one|at least one) argument", message):
-        return _needs_a_value(found[1])
-    if found := re.match(r"argument (\S+): ignored explicit argument", message):
-        words = found[1].split("/")
-        return f"{words[0]} takes no value: write {' or '.join(words)}"
-    return message
-
-
-def _needs_a_value(word: str) -> str:
-    return f"{word} needs a value; one that begins with a dash is written {word}=VALUE"
-
-
-def _words(command: str) -> list[str]:
-    """Return the options of a command as they are written."""
-    kind = COMMANDS[command]
-    places = places_of(kind)
-    hints = {option(name): hint for name, hint in hints_of(kind).items() if name not in places}
-    switched_off = [word.replace("--", "--no-", 1) for word, hint in hints.items() if hint is bool]
-    others = [] if places else ["--config", *_PRINT]
-    return [*hints, *switched_off, *(ALIASES[word] for word in hints if word in ALIASES), *others, "--help"]
+def _stands_alone(command: str, others: Sequence[str] = ()) -> ConfigError:
+    allowed = " and ".join([*map(option, EXTENDABLE.get(command, ())), TRUST])
+    what = f"remove {', '.join(others)}" if others else "got none"
+    return ConfigError(f"--resume RUN stands alone but for {allowed}, the run knows its other options; {what}")

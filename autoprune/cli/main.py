@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from click.shell_completion import shell_complete
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from autoprune.cli.arguments import parse
+from autoprune.cli.arguments import build_parser, parse
 from autoprune.cli.stopping import stoppable
 from autoprune.cli.words import in_options
 from autoprune.config import Config
@@ -23,6 +24,8 @@ from autoprune.report import WIDTH, Table
 from autoprune.workflows.call import Caller, run_workflow
 
 INTERRUPTED = 130
+COMPLETION = "_AUTOPRUNE_COMPLETE"
+"""The variable by which a shell asks for what can follow, see click's "Shell Completion"."""
 
 
 class _Closed(SystemExit):
@@ -138,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
         after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
+    if asked := os.environ.get(COMPLETION):
+        return shell_complete(build_parser(), {}, "autoprune", COMPLETION, asked)
     with stoppable() as stop:
         code = _told(argv)
     return stop.exit_code if code == INTERRUPTED else code

@@ -163,9 +163,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
-        for name in ("distill", "stock_yaml"):
-            if getattr(self, name):
-                check_stock(self.model, named(name))
+        if self.stock_yaml:
+            check_stock(self.model, named("stock_yaml"))
         if self.distill and self.finetune_epochs == 0:
             raise ConfigError("`distill` is a way of fine-tuning, and `finetune_epochs` 0 leaves that out")
         if self.stock_yaml and self.round_to % STOCK_MULTIPLE:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Granularity, Scope
-from autoprune.config._base import ResumableConfig, RuntimeConfig, check_counts, check_share, check_stock
+from autoprune.config._base import ResumableConfig, RuntimeConfig, check_counts, check_share, check_together
 from autoprune.errors import ConfigError
 
 _HALF = 0.5
@@ -20,8 +20,10 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
     nowhere else; unstructured is faster nowhere here. Compressed, the file gets smaller.
 
     Attributes:
-        model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run
-        data: the data set the weights were trained on, an Ultralytics YAML
+        model: trained weights, such as the model.pt of a run: a stock Ultralytics checkpoint, a Darknet .cfg, or
+            FILE.py:FUNCTION, with @CHECKPOINT for a pruned network of your own
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed but for a `model`
+            FILE.py:FUNCTION
         granularity: which weights go: 2:4 (two of every four along the input channels) or unstructured
         sparsity: share of the weights that go, in (0, 1), with unstructured; 0.5 by default
         scope: with unstructured, whether each layer loses this share (layer) or all of them together (network)
@@ -31,7 +33,7 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
     """
 
     model: Path
-    data: Path
+    data: Path | None = None
     granularity: Granularity = Granularity.TWO_OF_FOUR
     sparsity: float | None = None
     scope: Scope = Scope.LAYER
@@ -41,7 +43,7 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_stock(self.model, "autoprune mask")
+        check_together(self.model, self.data)
         check_share("lr_scale", self.lr_scale)
         check_counts(self, "epochs", "batch", "runtime_batch", least=1)
         if not 0 < self.share < 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import ONNXRUNTIME, Runtime
-from autoprune.config._base import ResumableConfig, check_counts, check_family, check_share, check_stock
+from autoprune.config._base import ResumableConfig, check_counts, check_family, check_share
 from autoprune.errors import ConfigError
 
 LEAST_IMAGES = 8
@@ -49,8 +49,6 @@ class QuantizeConfig(ResumableConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_family(self.model, "autoprune quantize")
-        if self.qat_epochs:
-            check_stock(self.model, "`qat_epochs`")
         check_counts(self, "batch", least=1)
         check_counts(self, "qat_epochs", least=0)
         check_share("qat_lr_scale", self.qat_lr_scale)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import PenaltyName
-from autoprune.config._base import ResumableConfig, check_counts, check_share, check_stock, check_together
+from autoprune.config._base import ResumableConfig, check_counts, check_share, check_together
 from autoprune.config.search import SearchConfig
 from autoprune.errors import ConfigError
 from autoprune.strategies.registry import GLOBAL, StrategyName
@@ -48,8 +48,10 @@ class SparsifyConfig(SparsityConfig, ResumableConfig):
     The optimizer is SGD, whatever the dense training took: Adam divides a penalty's gradient by its own size.
 
     Attributes:
-        model: trained weights, a stock Ultralytics checkpoint; the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model`
+        model: trained weights, a stock Ultralytics checkpoint, a Darknet .cfg, or FILE.py:FUNCTION, which returns a
+            network of your own with its data; the bundled demonstration detector by default
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model` but
+            for FILE.py:FUNCTION
         epochs: how many times to go through the training images
         lr: first learning rate; it falls by a cosine
         batch: images per batch
@@ -64,7 +66,6 @@ class SparsifyConfig(SparsityConfig, ResumableConfig):
     def __post_init__(self) -> None:
         SparsityConfig.__post_init__(self)
         ResumableConfig.__post_init__(self)
-        check_stock(self.model, "Sparsity training")
         check_together(self.model, self.data)
         check_counts(self, "epochs", "batch", least=1)
         check_share("lr", self.lr)
@@ -93,7 +94,6 @@ class SlimConfig(SearchConfig, SparsityConfig):
     def __post_init__(self) -> None:
         SearchConfig.__post_init__(self)
         SparsityConfig.__post_init__(self)
-        check_stock(self.model, "Sparsity training")
         check_counts(self, "train_epochs", "sparsity_epochs", least=1)
         check_share("sparsity_lr", self.sparsity_lr)
 

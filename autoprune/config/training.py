@@ -12,10 +12,8 @@ from autoprune.config._base import (
     check_devices,
     check_positive,
     check_share,
-    check_stock,
     check_together,
     devices_of,
-    named,
 )
 from autoprune.errors import ConfigError
 
@@ -92,7 +90,6 @@ class TrainConfig(ResumableConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_together(self.model, self.data)
-        self._check_stock()
         check_share("lr_scale", self.lr_scale)
         check_positive("distill_weight", self.distill_weight)
         check_counts(self, "epochs", "batch", "patience", "soften_epochs", least=1)
@@ -109,11 +106,6 @@ class TrainConfig(ResumableConfig):
     def tuning_epochs(self) -> int:
         """Epochs that the pruned network is fine-tuned for."""
         return self.epochs - self.softening_epochs
-
-    def _check_stock(self) -> None:
-        for name in ("distill", "soften"):
-            if getattr(self, name):
-                check_stock(self.model, named(name))
 
     def _check_softening(self) -> None:
         if self.soften_epochs is not None and not self.soften:

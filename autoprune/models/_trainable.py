@@ -34,6 +34,10 @@ class TrainableAdapter(Adapter):
     sgd: Sgd = Sgd()
 
     @abstractmethod
+    def batches_per_epoch(self, batch: int) -> int:
+        """Return how many batches of so many images `epoch` gives; fewer if images cannot be read."""
+
+    @abstractmethod
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
         """Give the whole training split once, as the network meets it in training, as batches on the device.
 

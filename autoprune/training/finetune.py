@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned network, however its family trains (`trainers` has one file for each way)."""
+"""Fine-tuning a pruned network, however its family trains (`registry` has one line for each way)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from autoprune.errors import ConfigError
 from autoprune.models._base import Adapter
 from autoprune.training.extensions._base import TrainingExtension
+from autoprune.training.plan import Plan, TrainingContext
+from autoprune.training.registry import trainer_of
 from autoprune.training.results import EpochReport, FinetuneResult
-from autoprune.training.trainers import trainer_of
-from autoprune.training.trainers._base import Plan, TrainingContext
 
 
 def finetune(
@@ -70,8 +70,8 @@ def finetune(
     if not 0 < lr_scale <= 10:
         raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
     plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {})
-    surroundings = TrainingContext(
+    context = TrainingContext(
         out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
     )
     trainer = trainer_of(adapter)
-    return trainer.resume(module, plan, surroundings) if resume else trainer.train(module, plan, surroundings)
+    return trainer.resume(module, plan, context) if resume else trainer.train(module, plan, context)

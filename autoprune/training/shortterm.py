@@ -10,8 +10,8 @@ from torch import nn
 
 from autoprune.errors import DeviceError, TrainingError
 from autoprune.models._base import Adapter, Batch
-from autoprune.training.trainers import trainer_of
-from autoprune.training.trainers.plain import CLIP
+from autoprune.training.plain import CLIP
+from autoprune.training.registry import trainer_of
 
 HELD_IMAGES = 128
 """Most training images that are held for short fine-tunes; longer ones go through them again."""

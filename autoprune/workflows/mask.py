@@ -38,8 +38,6 @@ from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads
 from autoprune.workflows.tuning import Tuning, trained
 
-MASKED = "model.pt"
-
 _SPEED: Mapping[Granularity, str] = {
     Granularity.TWO_OF_FOUR: (
         "2:4 is faster on NVIDIA GPUs from Ampere on, where TensorRT finds a sparse kernel for a layer that beats its "
@@ -50,7 +48,7 @@ _SPEED: Mapping[Granularity, str] = {
 
 
 def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
-    """Mask, fine-tune, check and measure; write ``model.pt`` and ``mask.json``.
+    """Mask, fine-tune, check and measure; write ``model`` and ``mask.json``.
 
     Raises:
         ModelError: no layer can have the pattern.
@@ -62,7 +60,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
         backend = _backend(config, adapter)  # before the training: what is missing is told now
         masks = _masks(config, adapter, listener)
-        path = folder.path / MASKED
+        path = adapter.checkpoint(folder.path, "model")
         if not path.exists():
             adapter.save(_tuned(config, adapter, masks, folder.path, listener), path)
         module = adapter.reopen(path)
@@ -82,7 +80,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         publish(result, folder.path / "mask.json", listener)
     if timing.note is not None:
         listener.warn(f"Latency: {timing.note}")
-    listener.note(f"The masked network is {path}; YOLO opens it. {_SPEED[config.granularity]}")
+    listener.note(f"The masked network is {path}. {_SPEED[config.granularity]}")
     return Finished(folder.path)
 
 

@@ -103,7 +103,8 @@ class PruningRun:
         self.config, self.folder, self.listener = config, folder, listener
         self.network = dense_network(config, folder, listener)
         if config.distill:
-            check_teacher(self.network.adapter.module, self.network.adapter.module)
+            adapter = self.network.adapter
+            check_teacher(adapter.module, adapter.module, adapter.example(1))
         self.static = self.network.static_costs()
         named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
         self.estimators = {

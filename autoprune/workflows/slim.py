@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autoprune.choices import reopened
 from autoprune.config import SlimConfig
 from autoprune.listener import Listener
 from autoprune.models import build_adapter
@@ -40,9 +41,9 @@ class _Pipeline:
             config, epochs=config.sparsity_epochs, lr=config.sparsity_lr, batch=config.batch, seed=config.seed
         )
         sparsify(dense, folder.path, settings, self._listener)
-        search = SearchRun(
-            replace(config, model=folder.path / SPARSE), folder, self._listener, teacher=dense.adapter.module
-        )
+        assert config.model is not None
+        model = reopened(config.model, dense.adapter.checkpoint(folder.path, SPARSE))
+        search = SearchRun(replace(config, model=model), folder, self._listener, teacher=dense.adapter.module)
         stages, figures = search.shipped()
         sparse = stages.pop("dense")
         first = replace(sparse, metrics=metrics)  # its costs are the same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.choices import PenaltyName
+from autoprune.choices import PenaltyName, reopened
 from autoprune.config import SparsifyConfig
 from autoprune.listener import Listener
 from autoprune.report.sections import publish
@@ -21,7 +21,7 @@ _CRITERIA = {PenaltyName.L1: "bn", PenaltyName.GROUP_LASSO: "l2"}
 
 
 def run(config: SparsifyConfig, listener: Listener, caller: Caller) -> Finished:
-    """Train with a penalty; write ``sparse.pt``, ``summary.json``, ``sparsity.json`` and three pictures."""
+    """Train with a penalty; write ``sparse``, ``summary.json``, ``sparsity.json`` and three pictures."""
     with RunFolder.open("sparsify", config, caller) as folder:
         _sparsify(with_model(config), folder, listener)
     return Finished(folder.path)
@@ -71,9 +71,10 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
         environment=environment(),
     )
     publish(result, folder.path / "summary.json", listener)
-    path = folder.path
-    listener.note(f"The sparse network is {path / SPARSE}, how it became so {path / RECORD}, drawn in three pictures.")
+    path = network.adapter.checkpoint(folder.path, SPARSE)
+    listener.note(f"The sparse network is {path}, how it became so {folder.path / RECORD}, drawn in three pictures.")
+    data = "" if config.data is None else f" --data {config.data}"
     listener.note(
-        f"Prune it: autoprune search --model {path / SPARSE} --data {config.data} --strategy global --criterion "
+        f"Prune it: autoprune search --model {reopened(config.model, path)}{data} --strategy global --criterion "
         f"{_CRITERIA[config.penalty]} --budget flops=50%"
     )

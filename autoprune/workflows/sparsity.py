@@ -22,7 +22,7 @@ from autoprune.training.extensions.sparsity_record import Scales, SparsityRecord
 from autoprune.workflows.network import Network
 from autoprune.workflows.tuning import Tuning, trained
 
-SPARSE, RECORD = "sparse.pt", "sparsity.json"
+SPARSE, RECORD = "sparse", "sparsity.json"
 """The trained network and what was seen of its scales, in the run folder."""
 
 _NAMED = 3  # units that a warning names
@@ -86,7 +86,7 @@ def sparsify(
 ) -> tuple[nn.Module, Sparsity]:
     """Train a dense network with a penalty, or go on where an earlier process stopped.
 
-    Writes ``sparse.pt``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
+    Writes ``sparse``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
     the way is told at the end; pruning leaves every unit its minimum all the same.
 
     Args:
@@ -96,7 +96,7 @@ def sparsify(
         listener: told how it goes.
 
     Returns:
-        The network as ``sparse.pt`` holds it (float32, eval mode), and how sparse it is.
+        The network as ``sparse`` holds it (float32, eval mode), and how sparse it is.
 
     Raises:
         ModelError: the penalty finds nothing in the network.
@@ -104,7 +104,7 @@ def sparsify(
         TrainingError: the loss is not a number.
         RunError: a file cannot be written, or the record is damaged or of another training.
     """
-    adapter, path = network.adapter, folder / SPARSE
+    adapter, path = network.adapter, network.adapter.checkpoint(folder, SPARSE)
     penalty = make_penalty(settings.penalty, adapter.module, network.graph)
     dense = _scales(penalty, adapter.module)
     record = _record(penalty, settings, dense, folder / RECORD)

@@ -57,7 +57,7 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
         device=adapter.device,
         trust=config.trust_checkpoint,
     ).module
-    check_teacher(teacher, applied.module)
+    check_teacher(teacher, applied.module, adapter.example(1))
     return teacher
 
 

@@ -20,9 +20,10 @@ from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe import from_scratch_recipe, short_scale
+from autoprune.training.plan import short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.ultralytics.recipe import from_scratch_recipe
 from autoprune.workflows.network import Network
 from autoprune.workflows.stock_yaml import describe
 
@@ -206,9 +207,9 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listen
     """Fine-tune an adapter's own network as if it were in int8; go on where an earlier process stopped.
 
     Returns:
-        The float network, ``qat.pt`` in the folder.
+        The float network, ``qat`` in the folder.
     """
-    path = folder / f"{QAT}.pt"
+    path = adapter.checkpoint(folder, QAT)
     if not path.exists():
         tuning = Tuning(epochs=config.qat_epochs, lr_scale=config.qat_lr_scale, batch=config.batch, seed=config.seed)
         result = trained(

@@ -22,7 +22,7 @@ import autoprune.workflows.netadapt_steps
 from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.runtimes import SeparateBackend
-from autoprune.training.extensions._base import GRADIENTS
+from autoprune.training.extensions._base import Event
 from autoprune.training.ultralytics.session import Session
 from tests.helpers.world import quick_commands
 
@@ -50,7 +50,7 @@ def watched(reached: Reached) -> Iterator[None]:
 
     def called(self: Session, event: str) -> None:
         folder = Path(self.save_dir).name
-        if event == GRADIENTS:
+        if event == Event.GRADIENTS:
             reached(f"batch of {folder}, epoch {self.epoch + 1}")
         if event == "on_fit_epoch_end":
             reached(f"end of {folder}, epoch {self.epoch + 1}")

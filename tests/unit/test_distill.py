@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.extensions.distill import Distillation, check_teacher
+from autoprune.training.extensions.distill import Distillation, FrozenTeacher, check_teacher
 from autoprune.training.extensions.distillation_losses import (
-    DistilledCriterion,
+    DetectorTerms,
     box_term,
     branches,
     class_term,
@@ -26,6 +27,7 @@ from autoprune.training.extensions.distillation_losses import (
 from autoprune.training.extensions.projections import Adapters
 from autoprune.training.finetune import finetune
 from autoprune.training.results import EpochReport
+from autoprune.training.ultralytics.session import CriterionWithTerms
 from tests.helpers.detectors import build
 from tests.helpers.training import PRUNED, Stop, parameters, pruned, stop, write_training
 
@@ -36,6 +38,10 @@ IDS = ["v8", "without bins", "end-to-end"]
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsAdapter:
     return write_training(tmp_path_factory.mktemp("distill"))
+
+
+def taught_by(teacher: nn.Module) -> FrozenTeacher:
+    return FrozenTeacher(teacher, torch.device("cpu"))
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,12 +112,12 @@ def test_every_kind_of_head_is_taught(adapter: UltralyticsAdapter, extra: dict[s
     (batch,) = adapter.batches("train", images=4, batch=4, seed=0)
     adapters = Adapters([(8, 16), (16, 24)])
     own = student.init_criterion()
-    criterion = DistilledCriterion(own, teacher, adapters, weight=2.0)
+    criterion = CriterionWithTerms(own, DetectorTerms(taught_by(teacher), adapters, weight=2.0), set())
     output = student(batch["img"])
     plain, items = own(output, batch)
     total, logged = criterion(output, batch)
-    terms = torch.stack([logged[name] for name in DistilledCriterion.TERMS])
-    assert set(logged) - set(items) == set(DistilledCriterion.TERMS)
+    terms = torch.stack([logged[name] for name in DetectorTerms.TERMS])
+    assert set(logged) - set(items) == set(DetectorTerms.TERMS)
     assert (terms > 0).all()
     torch.testing.assert_close(total.sum(), plain.sum() + 4 * terms.sum())
     total.sum().backward()
@@ -144,9 +150,9 @@ def test_an_end_to_end_loss_still_shifts_its_weights(adapter: UltralyticsAdapter
     student = pruned(end2end=True)
     own = student.init_criterion()
     before = own.o2m
-    DistilledCriterion(own, build(end2end=True), Adapters([]), weight=1.0).update()
+    CriterionWithTerms(own, lambda *_: {}, set()).update()
     assert own.o2m < before
-    DistilledCriterion(pruned().init_criterion(), build(), Adapters([]), weight=1.0).update()
+    CriterionWithTerms(pruned().init_criterion(), lambda *_: {}, set()).update()
 
 
 # -- in a training ---------------------------------------------------------------------------------
@@ -159,7 +165,7 @@ def test_a_training_with_a_teacher_leaves_nothing_of_it(adapter: UltralyticsAdap
     result = finetune(
         adapter, pruned(), epochs=1, batch=3, out=tmp_path, extensions=[Distillation(teacher, weight=0.5)]
     )
-    assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss", *DistilledCriterion.TERMS}
+    assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss", *DetectorTerms.TERMS}
     assert parameters(result.module) == PRUNED
     assert result.module.criterion is None
     kept: Any = read_checkpoint(tmp_path / "weights" / "last.pt").module  # the safe loader: stock classes only
@@ -167,7 +173,7 @@ def test_a_training_with_a_teacher_leaves_nothing_of_it(adapter: UltralyticsAdap
     assert kept.criterion is None
     with (tmp_path / "results.csv").open() as file:
         columns = set(next(csv.reader(file)))
-    assert {f"train/{name}" for name in DistilledCriterion.TERMS} <= columns
+    assert {f"train/{name}" for name in DetectorTerms.TERMS} <= columns
     assert not any(name.startswith("val/distill") for name in columns)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
     assert vars(teacher.model[-1]).keys() == before.keys()
@@ -190,7 +196,7 @@ def test_a_resume_goes_on_with_the_adapters(adapter: UltralyticsAdapter, tmp_pat
         extensions=[Distillation(adapter.module)],
     )
     assert [report.epoch for report in reports] == [2, 3]
-    assert all(set(DistilledCriterion.TERMS) <= set(report.losses) for report in reports)
+    assert all(set(DetectorTerms.TERMS) <= set(report.losses) for report in reports)
     kept = torch.load(tmp_path / "weights" / "state.pt", weights_only=True)["extensions"]["distillation"]
     steps = {int(state["step"]) for state in kept["optimizer"]["state"].values()}
     assert steps == {3 * 2}, "three epochs of two batches, two of the epochs after the kill"
@@ -222,11 +228,11 @@ def test_adapters_that_are_not_the_trainings_are_refused(adapter: UltralyticsAda
 )
 def test_a_teacher_of_something_else_is_refused(extra: dict[str, object], said: str) -> None:
     with pytest.raises(TrainingError, match=said):
-        check_teacher(build(**extra), pruned())
+        check_teacher(build(**extra), pruned(), torch.rand(1, 3, 64, 64))
 
 
 def test_a_teacher_with_other_strides_is_refused() -> None:
     teacher = build()
     teacher.model[-1].stride = torch.tensor([8.0, 32.0])
     with pytest.raises(TrainingError, match=r"the same strides .* got \[8, 32\] and \[8, 16\]"):
-        check_teacher(teacher, pruned())
+        check_teacher(teacher, pruned(), torch.rand(1, 3, 64, 64))

@@ -13,7 +13,7 @@ from torch import nn
 
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
-from autoprune.training.extensions._base import GRADIENTS, TrainingExtension
+from autoprune.training.extensions._base import Event, TrainingExtension
 from autoprune.training.extensions.fake_quantization import ActivationRange, FakeQuantization, rounded_weights
 from autoprune.training.finetune import finetune
 from autoprune.training.shapes import shapes_of
@@ -89,7 +89,7 @@ class Watch(TrainingExtension):
         self.network: Any = None
 
     def attach(self, session: Session) -> None:
-        session.listen(GRADIENTS, self._look)
+        session.listen(Event.GRADIENTS, self._look)
 
     def _look(self, session: Session) -> None:
         self.network = session.model

@@ -17,8 +17,9 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe import recipe, short_scale
+from autoprune.training.plan import short_scale
 from autoprune.training.results import EpochReport
+from autoprune.training.ultralytics.recipe import recipe
 from autoprune.training.ultralytics.session import Session
 from autoprune.training.ultralytics.trainer import PrunedTrainer
 from tests.helpers.detectors import IMAGE_SIZE, build, write_yaml

@@ -124,8 +124,8 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"changes": {"mosaic": 1.0}}, "no setting mosaic"),
-        ({"devices": ("cuda:0", "cuda:1")}, "on one device and without distillation"),
-        ({"extensions": (object(),)}, "leave `distill`, `soften` and further devices out"),
+        ({"devices": ("cuda:0", "cuda:1")}, "on one device; leave further devices out"),
+        ({"changes": {"optimizer": "AdamW"}}, "whose optimizer is SGD, got AdamW"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_anything_is_written(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from autoprune.cli.arguments import parse
 from autoprune.config import (
     COMMANDS,
     ApplyConfig,
+    CompareConfig,
     DataConfig,
     NetAdaptConfig,
     SearchConfig,
@@ -114,9 +116,14 @@ def test_flags_switch_on_and_off() -> None:
     assert (config.trust_checkpoint, config.tensorboard) == (True, False)
 
 
-@pytest.mark.parametrize("name", ["123", "true", "1e3", "[a]", "a: b", "a #x"])
+@pytest.mark.parametrize("name", ["123", "true", "1e3", "[a]", "a: b", "a #x", "-", "~x", "a=b"])
 def test_a_path_is_taken_as_it_is(name: str) -> None:
     assert search("--budget", "flops=50%", "--out", name).out == Path(name)
+
+
+@pytest.mark.parametrize("name", ["-x", "--seed", "--", "-1", "a=b"])
+def test_a_value_that_begins_with_a_dash_is_given_behind_an_equals_sign(name: str) -> None:
+    assert search("--budget", "flops=50%", f"--out={name}").out == Path(name)
 
 
 def test_null_takes_back_what_the_file_says(tmp_path: Path) -> None:
@@ -141,7 +148,7 @@ def test_help_is_answered_on_the_screen(argv: list[str], capsys: pytest.CaptureF
         parse(argv)
     assert not caught.value.code
     said = capsys.readouterr().out
-    assert (__version__ if argv == ["--version"] else "usage: autoprune") in said
+    assert (__version__ if argv == ["--version"] else "Usage: autoprune") in said
 
 
 def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +176,10 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("search --budget", f"--budget needs a value; {DASH} --budget=VALUE"),
         ("search --budget --seed 3", f"--budget needs a value; {DASH} --budget=VALUE"),
         ("search --out", f"--out needs a value; {DASH} --out=VALUE"),
+        ("search --out -h", f"--out needs a value; {DASH} --out=VALUE"),
+        ("search --agent --help", f"--agent needs a value; {DASH} --agent=VALUE"),
+        ("search --no-tensorboard=x", "--tensorboard takes no value: write --tensorboard or --no-tensorboard"),
+        ("search --seed -1", "--seed must be a whole number of at least 0, got -1"),
         ("search --episodes many", "--episodes must be a whole number (digits 0-9), got many"),
         ("search --episodes 1.5", "--episodes must be a whole number (digits 0-9), got 1.5"),
         ("search --min-keep half", f"--min-keep must be {NUMBER}, got half"),
@@ -251,6 +262,15 @@ def test_resume_stands_alone(tmp_path: Path, line: str) -> None:
     save(SearchConfig(budget=("flops=50%",)), tmp_path)
     with pytest.raises(ConfigError, match="--resume RUN stands alone"):
         search(*line.replace("RUN", str(tmp_path)).split())
+
+
+def test_a_comparison_goes_on_with_more_of_what_extends_it(tmp_path: Path) -> None:
+    told = CompareConfig(budget=("flops=50%",), seeds=2, evaluations=7, out=tmp_path)
+    save(told, tmp_path)
+    line = ["compare", "--seeds", "3", f"--resume={tmp_path}", "--strategies=uniform"]
+    assert parse(line)[1] == replace(told, seeds=3, strategies="uniform", resume=tmp_path)
+    with pytest.raises(ConfigError, match=r"remove --evaluations, --print-config$"):
+        parse([*line, "--evaluations", "3", "--print-config"])
 
 
 OWN = "net.py:make"

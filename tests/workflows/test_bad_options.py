@@ -90,7 +90,6 @@ OPTIONS: list[tuple[str, str]] = [
     ("mask --model m.pt --data d --granularity 4:8", "--granularity must be one of 2:4"),
     ("quantize --model m.pt --data d --runtime torch", "onnxruntime or openvino"),
     ("slim --budget flops=50% --architecture y.yaml --model m.pt --data d", "leave out the other"),
-    ("slim --budget flops=50% --model m.cfg --data d", "Sparsity training is for networks of Ultralytics"),
     ("profile --precision int8 --model m.pt", "--precision int8 needs --data"),
     ("data", "data needs NAME and SRC and DST"),
     ("data imagenet a b", "NAME must be one of oxford-hand"),

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from autoprune.cli.main import main
+from autoprune.cli.main import COMPLETION, main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
 from autoprune.workflows.call import Finished
@@ -93,6 +93,29 @@ def test_a_command_does_not_end_by_anothers_exit(
     answering(leave)
     assert main(["search", "--budget", "flops=50%"]) == 2
     assert "called sys.exit(0) in the middle of search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {"search", "netadapt", "data"}),
+        ("search --trust-ch", {"--trust-checkpoint"}),
+        ("search --precision ", {"fp32", "fp16", "bf16", "int8"}),
+        ("search --seed 3 --rule p", {"projected"}),
+        ("search --xyzzy --budget", {"--budget"}),
+    ],
+)
+def test_a_shell_is_told_what_can_follow(
+    words: str, expected: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"autoprune {words}"
+    monkeypatch.setenv(COMPLETION, "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    assert main([]) == 0
+    offered = {text.partition(",")[2] for text in capsys.readouterr().out.split()}
+    assert expected <= offered
+    assert len(expected) == len(offered) or not words
 
 
 # -- standard output that cannot be written --------------------------------------------------------

@@ -181,13 +181,10 @@ def test_what_is_wrong_with_a_function_is_told(
 @pytest.mark.parametrize(
     ("command", "extra", "message"),
     [
-        ("search", (*SEARCH, "--distill"), "--distill is for networks of Ultralytics"),
         ("search", (*SEARCH, "--stock-yaml"), "--stock-yaml is for networks of Ultralytics"),
         ("search", (*SEARCH, "--data", "d.yaml"), "brings its own data; leave --data d.yaml out"),
         ("search", (*SEARCH, "--imgsz", "64"), "brings its own image size, (2, 24, 32); leave --imgsz 64 out"),
-        ("sparsify", (), "Sparsity training is for networks of Ultralytics"),
         ("quantize", ("--data", "d.yaml"), "autoprune quantize is for networks of Ultralytics"),
-        ("mask", ("--data", "d.yaml"), "autoprune mask is for networks of Ultralytics"),
         ("export", ("--format", "onnx", "--dynamic"), "exported with the shape of its example; leave --dynamic out"),
     ],
 )

@@ -96,7 +96,7 @@ def test_every_line_of_help_tells_an_option_or_what_it_does(command: str, capsys
     said = helped(command, capsys)
     assert "SUPPRESS" not in said
     assert "%(" not in said
-    assert build_parser().prog == "autoprune"
+    assert build_parser().name == "autoprune"
 
 
 def test_two_configuration_files_are_joined_and_the_later_wins(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from autoprune.choices import PenaltyName
 from autoprune.errors import ModelError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.structure.space import Space
-from autoprune.training.extensions._base import GRADIENTS, STEPPED, TrainingExtension
+from autoprune.training.extensions._base import Event, TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
@@ -38,10 +38,7 @@ from tests.helpers.training import Stop, parameters, pruned, stop, write_trainin
 from tests.helpers.world import analysed
 
 EPOCHS = 3
-EVENTS = (
-    *("on_train_start", "on_train_epoch_start", "on_train_batch_start", GRADIENTS, STEPPED, "on_train_batch_end"),
-    *("on_train_epoch_end", "on_model_save", "on_fit_epoch_end", "on_train_end"),
-)
+EVENTS = (*(event.value for event in Event), "on_model_save", "on_fit_epoch_end")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +82,7 @@ class StopAt(TrainingExtension):
 
 
 @pytest.mark.parametrize(
-    "event", [pytest.param(event, marks=() if event == GRADIENTS else pytest.mark.slow) for event in EVENTS]
+    "event", [pytest.param(event, marks=() if event == Event.GRADIENTS else pytest.mark.slow) for event in EVENTS]
 )
 def test_a_stop_at_any_moment_of_an_epoch(
     adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path, event: str
@@ -96,7 +93,7 @@ def test_a_stop_at_any_moment_of_an_epoch(
     assert_same(tune(adapter, tmp_path, resume=True, on_epoch=reports.append), whole)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
-    if event == GRADIENTS:
+    if event == Event.GRADIENTS:
         assert [report.epoch for report in reports] == [2, 3]
 
 
@@ -104,7 +101,7 @@ def test_a_stop_at_any_moment_of_an_epoch(
 def test_many_stops(adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path) -> None:
     for epoch in range(EPOCHS):
         with pytest.raises(Stop):
-            tune(adapter, tmp_path, resume=True, extensions=[StopAt(STEPPED, epoch)])
+            tune(adapter, tmp_path, resume=True, extensions=[StopAt(Event.STEPPED, epoch)])
     assert_same(tune(adapter, tmp_path, resume=True), whole)
 
 
@@ -147,12 +144,12 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.extensions._base import GRADIENTS, TrainingExtension
+from autoprune.training.extensions._base import Event, TrainingExtension
 from tests.workflows.test_resume import tune
 
 class Kill(TrainingExtension):
     def attach(self, session):
-        session.listen(GRADIENTS, lambda one: one.epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
+        session.listen(Event.GRADIENTS, lambda one: one.epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
 
 folder, out = map(Path, sys.argv[1:])
 tune(UltralyticsAdapter.load(folder / "tiny.pt", data=folder / "data.yaml"), out, extensions=[Kill()])
@@ -242,7 +239,7 @@ def test_a_stop_in_any_task(tmp_path: Path, task: str) -> None:
     adapter = UltralyticsAdapter.load(write_network(tmp_path / "dense.pt", task), data=data)
     whole = tune(adapter, tmp_path / "whole", built(task, 8))
     with pytest.raises(Stop):
-        tune(adapter, tmp_path / "out", built(task, 8), extensions=[StopAt(GRADIENTS, 1)])
+        tune(adapter, tmp_path / "out", built(task, 8), extensions=[StopAt(Event.GRADIENTS, 1)])
     assert_same(tune(adapter, tmp_path / "out", built(task, 8), resume=True), whole)
 
 
@@ -262,7 +259,7 @@ def test_a_stop_with_processes_that_load_images(
     changes = {"mosaic": 1.0, "close_mosaic": 0}
     whole = tune(adapter, tmp_path / "whole", changes=changes)
     with pytest.raises(Stop):
-        tune(adapter, tmp_path / "out", changes=changes, extensions=[StopAt(GRADIENTS, 1)])
+        tune(adapter, tmp_path / "out", changes=changes, extensions=[StopAt(Event.GRADIENTS, 1)])
     assert_same(tune(adapter, tmp_path / "out", changes=changes, resume=True), whole)
 
 
@@ -275,7 +272,7 @@ def test_a_stop_of_a_real_detector(shared: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 2, "batch": 16, "changes": {"fraction": 0.2, "mosaic": 1.0, "close_mosaic": 1}}
     whole = tune(adapter, tmp_path / "whole", adapter.module, **options)
     with pytest.raises(Stop):
-        tune(adapter, tmp_path / "out", adapter.module, extensions=[StopAt(STEPPED, 1)], **options)
+        tune(adapter, tmp_path / "out", adapter.module, extensions=[StopAt(Event.STEPPED, 1)], **options)
     assert_same(tune(adapter, tmp_path / "out", adapter.module, resume=True, **options), whole)
 
 
@@ -291,7 +288,7 @@ def test_nothing_to_go_on_from_is_a_beginning(
 def test_what_another_training_left_is_not_gone_on_from(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     tune(adapter, tmp_path, epochs=1)
     with pytest.raises(Stop):
-        tune(adapter, tmp_path, epochs=2, seed=1, extensions=[StopAt(GRADIENTS, 0)])
+        tune(adapter, tmp_path, epochs=2, seed=1, extensions=[StopAt(Event.GRADIENTS, 0)])
     reports: list[EpochReport] = []
     tune(adapter, tmp_path, epochs=2, seed=1, resume=True, on_epoch=reports.append)
     assert [report.epoch for report in reports] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -152,6 +153,10 @@ class DarknetAdapter(TrainableAdapter):
         """Return training images with the augmentations of Darknet's training; see `images.load_augmented`."""
         samples = self._chosen("train", seed, self._augmented(seed), rest=False)
         return [self.inputs(one) for one in self._batched(self._first(samples, images, "train"), batch)]
+
+    def batches_per_epoch(self, batch: int) -> int:
+        """Return how many batches `epoch` gives if every image can be read."""
+        return math.ceil(len(self._data().files("train")) / batch)
 
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
         """Give the training split once, augmented; a last image that is alone is left out."""

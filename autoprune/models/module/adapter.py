@@ -127,6 +127,11 @@ class ModuleAdapter(TrainableAdapter):
         """Return training images, augmented where their data set does so."""
         return [self.inputs(one) for one in self.batches("train", images=images, batch=batch, seed=seed)]
 
+    def batches_per_epoch(self, batch: int) -> int:
+        """Return how many batches `epoch` gives."""
+        count = len(self._data.split("train"))
+        return math.ceil((count - 1 if count > 1 and count % batch == 1 else count) / batch)
+
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
         """Give the training samples once, in an order drawn from the seed; a last batch of one sample is left out."""
         numbers = self._data.chosen("train", images=None, seed=seed)

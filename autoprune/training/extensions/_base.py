@@ -1,28 +1,103 @@
-"""What may take part in a training next to the stock trainer: a penalty, a teacher, a schedule of one's own."""
+"""What takes part in a training: a penalty, a teacher, a schedule; and what each of them may use of the training."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from autoprune.training.ultralytics.session import Session
+import torch
+from torch import nn
 
-GRADIENTS = "on_gradients"
-"""A session's own event: the gradients of a step are complete, clipped, and not used yet."""
+LossTerms = Callable[[Any, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Maps the network's output in train mode and its input, shape (B, …), to scalars by name, each a mean over images."""
 
-STEPPED = "on_stepped"
-"""A session's own event: the optimizer has made its step, and the averaged weights do not know of it yet."""
+
+class Event(str, Enum):
+    """When an extension is called; the values are Ultralytics' names, where it has one."""
+
+    START = "on_train_start"
+    EPOCH_START = "on_train_epoch_start"
+    BATCH_START = "on_train_batch_start"
+    GRADIENTS = "on_gradients"
+    """The gradients of a step are complete, clipped, and not used yet."""
+    STEPPED = "on_stepped"
+    """The optimizer has made its step, and averaged weights do not know of it yet."""
+    BATCH_END = "on_train_batch_end"
+    EPOCH_END = "on_train_epoch_end"
+    """All batches of an epoch were seen; it is neither validated nor saved yet."""
+    END = "on_train_end"
+
+
+class Training(Protocol):
+    """A running training as extensions see it, whichever trainer runs it; complete from ``Event.START`` on.
+
+    What is validated and saved is another network than ``model``, with the same tensors or averages of them, so hooks
+    on ``model`` are in no checkpoint.
+
+    Attributes:
+        model: the network in training.
+        optimizer: of its parameters.
+        device: where it is trained.
+        start_epoch: finished epochs when this process began: 0, or more after a resume.
+        epoch: finished epochs.
+        epochs: how many there will be, unless the training stops early.
+    """
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    start_epoch: int
+    epoch: int
+    epochs: int
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """Return the network with averaged weights; None if the trainer averages none."""
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches an epoch has, at most."""
+
+    def listen(self, event: Event, listener: Callable[[Any], None], /) -> None:
+        """Call ``listener(training)`` at an event; listeners are called in the order in which they came."""
+
+    def keep(self, name: str, state: Callable[[], Mapping[str, Any]], /) -> None:
+        """Keep what an extension needs to go on after a resume.
+
+        Args:
+            name: of the extension.
+            state: called at the end of every epoch; returns tensors and plain values.
+        """
+
+    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None], /) -> None:
+        """Call ``put`` with what an extension kept before the training was interrupted, if it was.
+
+        Raises:
+            ModelError: that is damaged.
+        """
+
+    def add_loss(self, terms: LossTerms, /) -> None:
+        """Add terms to the loss of every batch, from ``Event.START`` on; they are reported under their names.
+
+        What validation reports does not have them.
+        """
+
+
+def networks_of(training: Training) -> Sequence[nn.Module]:
+    """Return all networks whose weights a training changes: the one in training, and the averaged one if any."""
+    return [network for network in (training.model, training.averaged) if network is not None]
 
 
 class TrainingExtension(ABC):
-    """Takes part in a training by listening to its events, Ultralytics' and the session's own two.
+    """Takes part in a training by listening to its events.
 
-    An extension may change gradients (``GRADIENTS``), weights (``STEPPED``), or what the network's loss is
-    (``on_train_start``). What it hangs onto the network must not be there when a checkpoint is written. What it learns
-    itself must survive an interruption: it gives it to ``session.keep``, and has ``session.put_back`` return it.
+    An extension may change gradients (``Event.GRADIENTS``), weights (``Event.STEPPED``), or what the loss is
+    (``Training.add_loss``). What it learns itself must survive an interruption: it gives it to ``Training.keep``, and
+    has ``Training.put_back`` return it.
     """
 
     @abstractmethod
-    def attach(self, session: Session) -> None:
-        """Listen to what matters, with ``session.listen``, before the training starts."""
+    def attach(self, training: Training) -> None:
+        """Listen to what matters before the training starts."""

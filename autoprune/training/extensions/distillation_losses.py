@@ -1,4 +1,4 @@
-"""What a teacher's predictions tell a student's: the terms of distillation, and the loss that has them.
+"""What a teacher's predictions tell a student's: the terms of distillation.
 
 All terms are zero where the student predicts what the teacher does. Those of classes and boxes weigh every anchor by
 the teacher's confidence in it, so that the hundreds of anchors that see background do not drown the few that see an
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_flatten_with_path
 
 from autoprune.training.extensions.projections import Adapters
 
@@ -36,6 +37,10 @@ LEAST_NORM = 1e-3
 Predictions = Mapping[str, Any]
 """What a head of Ultralytics predicts in one branch: ``boxes`` of shape (B, 4 × bins, anchors), ``scores`` of shape
 (B, classes, anchors), both logits, and ``feats``, the maps that it reads, each of shape (B, C, H, W)."""
+
+
+Teacher = Callable[[torch.Tensor], Any]
+"""Maps images to what the teacher gives for them, without gradients."""
 
 
 def branches(output: Any) -> Sequence[Predictions]:
@@ -118,43 +123,73 @@ def _by_confidence(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return (values * confidence).sum() / confidence.sum().clamp(min=1)
 
 
-class DistilledCriterion:
-    """Ultralytics' loss of a network with the terms of distillation added; hung onto a network while it trains.
+class DetectorTerms(nn.Module):
+    """The terms of distillation for heads that predict boxes and classes on a grid.
 
-    The terms are logged beside Ultralytics' own, under the names in ``TERMS``. A head with two branches is taught in
-    both, each by the teacher's branch of its kind, and the mean counts.
+    A head with two branches is taught in both, each by the teacher's branch of its kind, and the mean counts.
 
     Args:
-        criterion: Ultralytics' own, as ``DetectionModel.init_criterion`` makes it.
-        teacher: in eval mode, without gradients.
-        adapters: for the maps that the head reads.
+        teacher: gives what the student gives in train mode, without gradients.
+        adapters: for the maps that the head reads; they are trained.
         weight: of all terms.
     """
 
     TERMS = ("distill_cls", "distill_box", "distill_feat")
 
-    def __init__(self, criterion: Any, teacher: nn.Module, adapters: Adapters, *, weight: float) -> None:
-        self._criterion, self._teacher, self._adapters, self._weight = criterion, teacher, adapters, weight
+    def __init__(self, teacher: Teacher, adapters: Adapters, *, weight: float) -> None:
+        super().__init__()
+        self._teacher, self.adapters, self._weight = teacher, adapters, weight
 
-    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the terms, which Ultralytics sums, times the batch size as Ultralytics has them; and what to log."""
-        loss, items = self._criterion(output, batch)
-        with torch.no_grad():
-            taught = branches(self._teacher(batch["img"]))
-        terms = self._terms(branches(output), taught) * self._weight
-        logged = dict(zip(self.TERMS, terms.detach(), strict=True))
-        return torch.cat([loss.reshape(-1), terms * len(batch["img"])]), {**items, **logged}
-
-    def update(self) -> None:
-        """Pass on the end of an epoch: end-to-end losses shift their weights then."""
-        shift: Callable[[], None] | None = getattr(self._criterion, "update", None)
-        if shift is not None:
-            shift()
-
-    def _terms(self, student: Sequence[Predictions], teacher: Sequence[Predictions]) -> torch.Tensor:
-        pairs = list(zip(student, teacher, strict=True))
+    def forward(self, output: Any, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return the terms by name, for the student's output and its images."""
+        pairs = list(zip(branches(output), branches(self._teacher(images)), strict=True))
         classes = torch.stack([class_term(given["scores"], taught["scores"]) for given, taught in pairs]).mean()
         boxes = torch.stack([box_term(given, taught) for given, taught in pairs]).mean()
-        maps = teacher[0]["feats"]
-        features = feature_term(self._adapters(student[0]["feats"], maps), maps)
-        return torch.stack([CLASS_WEIGHT * classes, BOX_WEIGHT * boxes, FEATURE_WEIGHT * features])
+        maps = pairs[0][1]["feats"]
+        features = feature_term(self.adapters(pairs[0][0]["feats"], maps), maps)
+        terms = (CLASS_WEIGHT * classes, BOX_WEIGHT * boxes, FEATURE_WEIGHT * features)
+        return {name: self._weight * term for name, term in zip(self.TERMS, terms, strict=True)}
+
+
+class OutputTerm(nn.Module):
+    """The term of distillation for networks of any class: the student's outputs are brought to the teacher's.
+
+    It has nothing to train, and is a module as `DetectorTerms` is. Arguments as there.
+    """
+
+    def __init__(self, teacher: Teacher, *, weight: float) -> None:
+        super().__init__()
+        self._teacher, self._weight = teacher, weight
+
+    def forward(self, output: Any, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return the term by its name."""
+        return {"distill_out": self._weight * output_term(output, self._teacher(images))}
+
+
+def same_outputs(student: Any, teacher: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the pairs of floating-point tensors in two networks' outputs that have the same place and shape."""
+    given, taught = (dict(tree_flatten_with_path(output)[0]) for output in (student, teacher))
+    return [
+        (one, taught[place])
+        for place, one in given.items()
+        if isinstance(one, torch.Tensor) and one.is_floating_point()
+        if isinstance(taught.get(place), torch.Tensor) and taught[place].shape == one.shape
+    ]
+
+
+def output_term(student: Any, teacher: Any) -> torch.Tensor:
+    """Return the squared difference of outputs as a share of the teacher's variance, averaged over output tensors.
+
+    Logits are compared before any softmax (Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014, section
+    2.1, equation 1). Divided by the variance it is 1 for a student that gives the teacher's mean everywhere.
+
+    Args:
+        student: tensors in tuples, lists and dicts.
+        teacher: the same; tensors of other shapes are left out.
+    """
+    apart = []
+    for one, other in same_outputs(student, teacher):
+        given, taught = one.float(), other.float()
+        spread = taught.var(correction=0).clamp(min=LEAST_NORM**2)
+        apart.append((given - taught).square().mean() / spread)
+    return torch.stack(apart).mean()

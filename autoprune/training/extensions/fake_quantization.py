@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from autoprune.training.extensions._base import TrainingExtension
-from autoprune.training.ultralytics.session import Session
+from autoprune.training.extensions._base import Event, Training, TrainingExtension
 
 _FORGOTTEN = 0.01
 """Share of a range that each batch renews: the ranges are smoothed over many batches (section 3.1)."""
@@ -70,7 +69,7 @@ class ActivationRange:
 class FakeQuantization(TrainingExtension):
     """Rounds what int8 files round: the weights and inputs of convolutions, and what they give with their batch norm.
 
-    Only the network in training does so. Its averaged weights, which are validated and saved, are plain floats.
+    Only the network in training does so. What is validated and saved computes with plain floats.
 
     Args:
         weight_bits: of the weights.
@@ -81,20 +80,20 @@ class FakeQuantization(TrainingExtension):
         self._ranges: dict[str, ActivationRange] = {}
         self._undo: list[Callable[[], None]] = []
 
-    def attach(self, session: Session) -> None:
+    def attach(self, training: Training) -> None:
         """Listen to the start and the end of the training; the ranges go on where it was interrupted."""
-        session.listen("on_train_start", self._begin)
-        session.listen("on_train_end", lambda _: self._end())
-        session.keep(_NAME, self._state)
+        training.listen(Event.START, self._begin)
+        training.listen(Event.END, lambda _: self._end())
+        training.keep(_NAME, self._state)
 
-    def _begin(self, session: Session) -> None:
-        for name, layer in session.model.named_modules():
+    def _begin(self, training: Training) -> None:
+        for name, layer in training.model.named_modules():
             if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad:
                 self._round(layer, self._range(f"{name}:before"))
             if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and layer.bias is not None):
                 after = self._range(f"{name}:after")
                 self._undo.append(layer.register_forward_hook(lambda _, __, output, after=after: after(output)).remove)
-        session.put_back(_NAME, lambda kept: self._put_back(kept, session.device))
+        training.put_back(_NAME, lambda kept: self._put_back(kept, training.device))
 
     def _state(self) -> Mapping[str, torch.Tensor]:
         return {name: one.ends for name, one in self._ranges.items() if one.ends is not None}

@@ -19,8 +19,7 @@ from torch import nn
 
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 from autoprune.structure.slicing import ChannelMask
-from autoprune.training.extensions._base import STEPPED, TrainingExtension
-from autoprune.training.ultralytics.session import Session
+from autoprune.training.extensions._base import Event, Training, TrainingExtension, networks_of
 
 
 def remaining(progress: float) -> float:
@@ -99,33 +98,31 @@ class GradualZeroing(TrainingExtension):
     def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
         self._graph, self._keep = graph, keep
 
-    def attach(self, session: Session) -> None:
+    def attach(self, training: Training) -> None:
         """Listen to epochs and to the optimizer's steps."""
-        session.listen("on_train_start", self._begin)
-        session.listen("on_train_epoch_start", self._begin_epoch)
-        session.listen(STEPPED, self._step)
-        session.listen("on_train_epoch_end", self._end_epoch)
+        training.listen(Event.START, self._begin)
+        training.listen(Event.EPOCH_START, self._begin_epoch)
+        training.listen(Event.STEPPED, self._step)
+        training.listen(Event.EPOCH_END, self._end_epoch)
 
-    def _begin(self, session: Session) -> None:
-        self._factor = remaining(session.start_epoch / session.epochs)
-        self._doomed = [
-            part for network in (session.model, session.ema.ema) for part in doomed(network, self._graph, self._keep)
-        ]
+    def _begin(self, training: Training) -> None:
+        self._factor = remaining(training.start_epoch / training.epochs)
+        self._doomed = [part for network in networks_of(training) for part in doomed(network, self._graph, self._keep)]
 
-    def _begin_epoch(self, session: Session) -> None:
+    def _begin_epoch(self, training: Training) -> None:
         self._steps = 0
 
-    def _step(self, session: Session) -> None:
+    def _step(self, training: Training) -> None:
         self._steps += 1
-        self._fall(session, session.epoch + self._steps / len(session.train_loader))
+        self._fall(training, training.epoch + self._steps / training.batches)
 
-    def _end_epoch(self, session: Session) -> None:
+    def _end_epoch(self, training: Training) -> None:
         """Reach the epoch's end also where steps are fewer than batches (gradients summed over several)."""
-        self._fall(session, session.epoch + 1)
+        self._fall(training, training.epoch + 1)
 
-    def _fall(self, session: Session, epochs: float) -> None:
+    def _fall(self, training: Training, epochs: float) -> None:
         """Bring the channels to where the schedule is after so many epochs; never up, as after a repeated epoch."""
-        factor = min(remaining(epochs / session.epochs), self._factor)
+        factor = min(remaining(epochs / training.epochs), self._factor)
         if factor < self._factor:
             for part in self._doomed:
                 part.shrink(factor / self._factor)

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
-from autoprune.training.extensions._base import STEPPED, TrainingExtension
-from autoprune.training.ultralytics.session import Session
+from autoprune.training.extensions._base import Event, Training, TrainingExtension, networks_of
 
 Weights = Mapping[str, torch.Tensor]
 """Weights of convolutions by their names, each of shape (outputs, inputs per group, height, width)."""
@@ -103,11 +102,12 @@ def _largest(sizes: torch.Tensor, share: float) -> torch.Tensor:
 
 def convolution_weights(module: nn.Module) -> Weights:
     """Return the weights of a network's convolutions, but for fixed ones: the bins of a detector's box sides."""
-    return {
-        f"{name}.weight": layer.weight
+    convolutions = {
+        f"{name}.weight"
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Conv2d) and ".dfl." not in f".{name}."
     }
+    return {name: weight for name, weight in module.named_parameters() if name in convolutions}  # shared ones once
 
 
 def apply_masks(module: nn.Module, masks: Masks) -> None:
@@ -141,12 +141,12 @@ class Masking(TrainingExtension):
     def __init__(self, masks: Masks) -> None:
         self._masks = masks
 
-    def attach(self, session: Session) -> None:
+    def attach(self, training: Training) -> None:
         """Listen to the start and to the optimizer's steps."""
-        session.listen("on_train_start", self._begin)
-        session.listen(STEPPED, lambda trainer: apply_masks(trainer.model, self._masks))
+        training.listen(Event.START, self._begin)
+        training.listen(Event.STEPPED, lambda running: apply_masks(running.model, self._masks))
 
-    def _begin(self, session: Session) -> None:
-        self._masks = {name: kept.to(session.device) for name, kept in self._masks.items()}
-        for network in (session.model, session.ema.ema):
+    def _begin(self, training: Training) -> None:
+        self._masks = {name: kept.to(training.device) for name, kept in self._masks.items()}
+        for network in networks_of(training):
             apply_masks(network, self._masks)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoprune.structure.graph import ChannelGraph
-from autoprune.training.extensions._base import GRADIENTS, TrainingExtension
+from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.penalties import Parameters, Penalty
 from autoprune.training.extensions.sparsity_record import SHARES, Scales, SparsityRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-    from autoprune.training.ultralytics.session import Session
 
 NEAR_ZERO = 0.01
 """A scale counts as zero below this share of the largest one of the dense network."""
@@ -79,14 +77,14 @@ class SparsityTraining(TrainingExtension):
         self._parameters: Parameters = {}
         self._batch = -1
 
-    def attach(self, session: Session) -> None:
+    def attach(self, training: Training) -> None:
         """Listen to steps and epochs."""
-        session.listen("on_train_start", self._bind)
-        session.listen("on_train_epoch_start", self._begin_epoch)
-        session.listen("on_train_batch_start", self._begin_batch)
-        session.listen(GRADIENTS, self._pull)
-        session.listen("on_train_batch_end", self._look)
-        session.listen("on_train_epoch_end", self._end_epoch)
+        training.listen(Event.START, self._bind)
+        training.listen(Event.EPOCH_START, self._begin_epoch)
+        training.listen(Event.BATCH_START, self._begin_batch)
+        training.listen(Event.GRADIENTS, self._pull)
+        training.listen(Event.BATCH_END, self._look)
+        training.listen(Event.EPOCH_END, self._end_epoch)
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -94,36 +92,36 @@ class SparsityTraining(TrainingExtension):
             self._writer.close()
             self._writer = None
 
-    def _bind(self, trainer: Any) -> None:
+    def _bind(self, training: Training) -> None:
         """Find the parameters of the network that is really trained: a copy, or what a checkpoint holds."""
-        self._parameters = dict(trainer.model.named_parameters(remove_duplicate=False))
+        self._parameters = dict(training.model.named_parameters(remove_duplicate=False))
 
-    def _begin_epoch(self, trainer: Any) -> None:
-        self._record.cut(trainer.epoch)
+    def _begin_epoch(self, training: Training) -> None:
+        self._record.cut(training.epoch)
         self._batch = -1
 
-    def _begin_batch(self, _: Any) -> None:
+    def _begin_batch(self, _: Training) -> None:
         self._batch += 1
 
-    def _pull(self, trainer: Any) -> None:
-        progress = (trainer.epoch + self._batch / len(trainer.train_loader)) / trainer.epochs
+    def _pull(self, training: Training) -> None:
+        progress = (training.epoch + self._batch / training.batches) / training.epochs
         self._penalty.pull(self._parameters, self._schedule.at(progress))
 
-    def _look(self, trainer: Any) -> None:
-        batches = len(trainer.train_loader)
-        iteration = trainer.epoch * batches + self._batch
-        if iteration % math.ceil(trainer.epochs * batches / WATCHED_MOMENTS):
+    def _look(self, training: Training) -> None:
+        batches = training.batches
+        iteration = training.epoch * batches + self._batch
+        if iteration % math.ceil(training.epochs * batches / WATCHED_MOMENTS):
             return
         scales = self._penalty.scales(self._parameters)[self._watched]
         if np.isfinite(scales).all():
-            self._record.add_iteration(trainer.epoch + 1, iteration, scales)
+            self._record.add_iteration(training.epoch + 1, iteration, scales)
             self._board().add_histogram(f"sparsity/{self._record.watched}", scales, iteration)
 
-    def _end_epoch(self, trainer: Any) -> None:
+    def _end_epoch(self, training: Training) -> None:
         scales = self._penalty.scales(self._parameters)
         if not np.isfinite(scales).all():
             return  # the fine-tune is about to stop for its loss
-        epoch = trainer.epoch + 1
+        epoch = training.epoch + 1
         self._record.add_epoch(epoch, scales)
         self._record.save(self._file)
         board = self._board()

@@ -18,7 +18,8 @@ from typing import IO
 
 from autoprune.errors import DeviceError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.training.results import EpochReport, reports_in
+from autoprune.training.results import EpochReport
+from autoprune.training.ultralytics.reports import reports_in
 from autoprune.training.ultralytics.session import Session
 
 POLL_SECONDS = 0.5

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.data import random_state_kept
-from autoprune.training.extensions._base import GRADIENTS, STEPPED
+from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.ultralytics.state import (
     begin_epoch,
     read_state,
@@ -46,6 +47,9 @@ class Session(KeepsNetwork):
         _callbacks: ignored; Ultralytics hands them to every trainer.
     """
 
+    summed = True
+    """Whether the task's loss is multiplied by the batch's size."""
+
     def __init__(
         self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
@@ -55,9 +59,11 @@ class Session(KeepsNetwork):
         self._best: Mapping[str, torch.Tensor] = {}
         self._gradients: Mapping[str, torch.Tensor] = {}
         self.last_step = self._batch = -1
-        self.listen("on_train_epoch_start", Session._begin_epoch)
-        self.listen("on_train_batch_end", Session._step_in_time)
-        self.listen("on_train_epoch_end", _refuse_nan)  # first: nothing is made of what is no number
+        self.added: set[str] = set()
+        self.listen(Event.EPOCH_START, Session._begin_epoch)
+        self.listen(Event.BATCH_END, Session._step_in_time)
+        self.listen(Event.EPOCH_END, _refuse_nan)  # first: nothing is made of what is no number
+        self.listen(Event.EPOCH_END, _drop_added)
         threads = torch.get_num_threads()
         super().__init__(cfg, overrides, None)
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
@@ -69,11 +75,22 @@ class Session(KeepsNetwork):
         return bool(self.args.patience)
 
     @property
+    def averaged(self) -> nn.Module:
+        """Return the network with the exponential moving average of the weights."""
+        network: nn.Module = self.ema.ema
+        return network
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches an epoch has."""
+        return len(self.train_loader)
+
+    @property
     def _state_file(self) -> Path:
         return state_file(Path(self.save_dir))
 
     def listen(self, event: str, listener: Callable[[Any], None]) -> None:
-        """Call ``listener(trainer)`` at an event of Ultralytics' training loop, or at ``GRADIENTS`` or ``STEPPED``.
+        """Call ``listener(trainer)`` at an `Event`, or at another event of Ultralytics' training loop.
 
         Listeners to the same event are called in the order in which they came.
         """
@@ -97,6 +114,12 @@ class Session(KeepsNetwork):
         if name in self._found:
             with telling_damage(self._state_file):
                 put(self._found[name])
+
+    def add_loss(self, terms: LossTerms) -> None:
+        """Hang terms onto the loss of the network in training; its averaged weights keep their own loss."""
+        network: Any = stock.unwrap_model(self.model)
+        own = network.criterion if network.criterion is not None else network.init_criterion()
+        network.criterion = CriterionWithTerms(own, terms, self.added, summed=self.summed)
 
     def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
         """Return what all extensions want to keep."""
@@ -152,8 +175,8 @@ class Session(KeepsNetwork):
     def build_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
         """Return Ultralytics' optimizer, whose steps are events."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(*args, **settings)
-        optimizer.register_step_pre_hook(lambda *_: self.run_callbacks(GRADIENTS))
-        optimizer.register_step_post_hook(lambda *_: self.run_callbacks(STEPPED))
+        optimizer.register_step_pre_hook(lambda *_: self.run_callbacks(Event.GRADIENTS))
+        optimizer.register_step_post_hook(lambda *_: self.run_callbacks(Event.STEPPED))
         return optimizer
 
     def get_dataset(self) -> dict[str, Any]:
@@ -183,6 +206,34 @@ class Session(KeepsNetwork):
         """Leave out the last validation: the caller measures what it keeps."""
 
 
+class CriterionWithTerms:
+    """A loss of Ultralytics with terms added; hung onto a network while it trains.
+
+    Args:
+        criterion: Ultralytics' own, as ``init_criterion`` of a network makes it.
+        terms: what is added.
+        names: is given the names of the terms.
+        summed: whether the criterion multiplies by the batch's size, so that the terms are, too.
+    """
+
+    def __init__(self, criterion: Any, terms: LossTerms, names: set[str], *, summed: bool = True) -> None:
+        self._criterion, self._terms, self._names, self._summed = criterion, terms, names, summed
+
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the terms, which Ultralytics sums, and what to log."""
+        loss, items = self._criterion(output, batch)
+        terms = self._terms(output, batch["img"])
+        self._names.update(terms)
+        added = torch.stack(list(terms.values())) * (len(batch["img"]) if self._summed else 1)
+        return torch.cat([loss.reshape(-1), added]), {**items, **{name: one.detach() for name, one in terms.items()}}
+
+    def update(self) -> None:
+        """Pass on the end of an epoch: end-to-end losses shift their weights then."""
+        shift: Callable[[], None] | None = getattr(self._criterion, "update", None)
+        if shift is not None:
+            shift()
+
+
 def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
     """Return the data set in Ultralytics' form, or raise ``TrainingError`` where the adapter has none."""
     if adapter.data is None:
@@ -199,6 +250,11 @@ def _refuse_nan(trainer: Any) -> None:
             f"the training loss is not a number in epoch {trainer.epoch + 1} ({terms}); lower the learning rate "
             f"(it starts at {trainer.args.lr0:g})"
         )
+
+
+def _drop_added(trainer: Any) -> None:
+    """Take out of the epoch's losses what the validation's loss does not have."""
+    trainer.loss_items = {name: value for name, value in trainer.loss_items.items() if name not in trainer.added}
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class RTDETRSession(Session, stock.RTDETRTrainer):  # type: ignore[misc]
 class ClassificationSession(Session, stock.ClassificationTrainer):  # type: ignore[misc]
     """Trains a classifier, whose images lie in one folder per class."""
 
+    summed = False
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a split as Ultralytics does."""
         return TrainingFolders(img_path, self.args, augment=mode == "train", prefix=mode, names=self.data["names"])

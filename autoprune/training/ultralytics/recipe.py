@@ -20,13 +20,6 @@ from autoprune.models.ultralytics import stock
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
 """Dense learning rates where the checkpoint does not tell one (Ultralytics' own recommendations)."""
 
-SHORT_EPOCHS, SHORT_SCALE = 10, 0.3
-"""A training of fewer epochs than these starts at this share of the rate: it has no time to come back from a high one.
-
-The bundled detector, searched to 75% of its latency, 3 epochs (dense 0.788, pruned 0.776): 0.747 at the dense rate,
-0.783 at 0.3 and at 0.1 of it.
-"""
-
 UNMIXED_EPOCHS = 20
 """Mosaic is off in the last so many epochs, or in the last half of a longer training.
 
@@ -64,11 +57,6 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         "close_mosaic": min(epochs, max(UNMIXED_EPOCHS, epochs // 2)),
         "patience": 0,  # no early stop: the schedule ends where the learning rate does
     }
-
-
-def short_scale(epochs: int) -> float:
-    """Return the share of its learning rate that a fine-tune of so many epochs starts at."""
-    return SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0
 
 
 def from_scratch_recipe(*, epochs: int, batch: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what surroundings).
+"""Fine-tuning a pruned detector with stock Ultralytics training (`recipe` says how, `session` in what context).
 
 Where the parts of a training are: the learning rate's cosine and warm-up, the optimizer and early stopping's default
 in `recipe`; half precision on GPUs (AMP) in `_Training.settings` below; the exponential moving average of the weights
@@ -21,16 +21,17 @@ from autoprune.errors import ConfigError, DeviceError
 from autoprune.io.files import remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.recipe import dense_rate, recipe
-from autoprune.training.results import FinetuneResult, cut_reports, final_network, report_of
-from autoprune.training.trainers._base import Plan, Trainer, TrainingContext
+from autoprune.training.plan import Plan, Trainer, TrainingContext
+from autoprune.training.results import FinetuneResult, recalibrated
 from autoprune.training.ultralytics.parallel import train_in_processes
+from autoprune.training.ultralytics.recipe import dense_rate, recipe
+from autoprune.training.ultralytics.reports import cut_reports, report_of
 from autoprune.training.ultralytics.session import data_settings, process_state_kept
 from autoprune.training.ultralytics.sessions import session_of
 from autoprune.training.ultralytics.state import averaged_network, read_state, state_file
 
 
-class StockTrainer(Trainer):
+class UltralyticsTrainer(Trainer):
     """Trains detectors of Ultralytics.
 
     ``changes`` of a plan are Ultralytics' training arguments in place of the recipe's. ``workers`` is by default one
@@ -44,20 +45,20 @@ class StockTrainer(Trainer):
     def __init__(self, adapter: UltralyticsAdapter) -> None:
         self._adapter = adapter
 
-    def train(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
+    def train(self, module: nn.Module, plan: Plan, context: TrainingContext) -> FinetuneResult:
         """Train with the recipe; ``out`` gets ``args.yaml``, ``results.csv`` and ``weights``."""
-        training = _Training(self._adapter, surroundings)
+        training = _Training(self._adapter, context)
         training.run(self._arguments(training, plan), module)
         return training.result(module)
 
-    def resume(self, module: nn.Module, plan: Plan, surroundings: TrainingContext) -> FinetuneResult:
+    def resume(self, module: nn.Module, plan: Plan, context: TrainingContext) -> FinetuneResult:
         """Go on from ``weights/state.pt``."""
-        file = state_file(surroundings.out)
+        file = state_file(context.out)
         if not file.is_file():
-            return self.train(module, plan, surroundings)
-        training, state = _Training(self._adapter, surroundings), read_state(file)
+            return self.train(module, plan, context)
+        training, state = _Training(self._adapter, context), read_state(file)
         if not state["over"]:
-            cut_reports(surroundings.out / "results.csv", epochs=state["epoch"])
+            cut_reports(context.out / "results.csv", epochs=state["epoch"])
             training.run({**self._arguments(training, plan), "batch": state["batch"], "resume": True}, module)
         return training.result(module)
 
@@ -140,7 +141,7 @@ class _Training:
         averaged = averaged_network(deepcopy(module).float(), state, file)
         batch = int(state["batch"])
         return FinetuneResult(
-            module=final_network(averaged, self.adapter, batch),
+            module=_final_network(averaged, self.adapter, batch),
             epochs=int(state["epoch"]),
             batch=batch,
             losses=state["losses"],
@@ -164,3 +165,14 @@ class _Training:
         self.adapter.save(module, start)
         session = session_of(self.adapter)(overrides={**arguments, "model": str(start)})
         train_in_processes(session, self.adapter, self.around.on_epoch)
+
+
+def _final_network(averaged: nn.Module, adapter: UltralyticsAdapter, batch: int) -> nn.Module:
+    """Return the averaged weights with their own batch norm statistics and the dense network's settings."""
+    network: Any = recalibrated(averaged.to(adapter.device), adapter, batch)
+    dense: Any = adapter.module
+    network.args, network.criterion, network.names = dense.args, None, dense.names
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = ".dfl." not in name
+    final: nn.Module = network
+    return final
