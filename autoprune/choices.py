@@ -153,7 +153,6 @@ class RuntimeSpec:
         layout: whether it is told a memory format; others lay tensors out as they find best.
         per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
-        file_backend: ``module:class`` of what runs files of its own format; empty if it has none.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.
 
     Example:
@@ -169,7 +168,6 @@ class RuntimeSpec:
     layout: bool = False
     per_layer: bool = False
     with_nms: bool = True
-    file_backend: str = ""
     int8_file: str = ""
 
 
@@ -178,14 +176,7 @@ _FP32, _FP16, _BF16, _INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Pre
 _TORCH = {"cpu": (_FP32, _BF16, _FP16), "cuda": (_FP32, _FP16, _BF16)}
 
 RUNTIMES = (
-    RuntimeSpec(
-        "torch",
-        f"{_RUNTIMES}.torch_eager:TorchBackend",
-        _TORCH,
-        layout=True,
-        per_layer=True,
-        file_backend=f"{_RUNTIMES}.torch_script:TorchScriptBackend",
-    ),
+    RuntimeSpec("torch", f"{_RUNTIMES}.torch_eager:TorchBackend", _TORCH, layout=True, per_layer=True),
     RuntimeSpec("torch-compile", f"{_RUNTIMES}.torch_compile:TorchCompileBackend", _TORCH, layout=True, with_nms=False),
     RuntimeSpec(
         "cudagraph",
@@ -200,7 +191,6 @@ RUNTIMES = (
         f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
         ("onnxruntime", "onnxruntime-gpu"),
-        file_backend=f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         int8_file="model.int8.onnx",
     ),
     RuntimeSpec(
@@ -208,7 +198,6 @@ RUNTIMES = (
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         {"cpu": (_FP32, _BF16, _FP16, _INT8)},
         ("openvino", "nncf"),
-        file_backend=f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
@@ -217,7 +206,6 @@ RUNTIMES = (
         {"cuda": (_FP32, _FP16, _INT8)},
         ("tensorrt", "onnxruntime"),
         with_nms=False,
-        file_backend=f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
     ),
 )
 """In the order in which help and messages list them."""
@@ -253,27 +241,3 @@ def is_device(name: str) -> bool:
         (True, False)
     """
     return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
-
-
-class ExportFormat(Enum):
-    """What kind of file a network is exported to; each is run by one runtime.
-
-    Example:
-        >>> ExportFormat("torchscript").runtime.value, ExportFormat.ONNX.dynamic
-        ('torch', True)
-    """
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TORCHSCRIPT = "torchscript"
-    TENSORRT = "tensorrt"
-
-    @property
-    def runtime(self) -> Runtime:
-        """What runs such files."""
-        return Runtime({"onnx": "onnxruntime", "torchscript": "torch"}.get(self.value, self.value))
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether its files can leave batch and image size open."""
-        return self in (ExportFormat.ONNX, ExportFormat.OPENVINO)

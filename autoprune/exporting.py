@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from autoprune.choices import ExportFormat, Precision
+from autoprune.choices import Precision
+from autoprune.formats import FormatSpec, Tolerance
 from autoprune.io.files import size_of
 from autoprune.latency.meter import REFERENCE_EFFORT
 from autoprune.latency.timing import Timing, time_alone
@@ -21,29 +20,6 @@ from autoprune.runtimes._base import memory_guard
 
 COMPARED = 8
 """Images on which outputs are compared."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far an exported network's predictions may lie from torch's.
-
-    Attributes:
-        scores: of a class's score, in [0, 1].
-        boxes: of a box's coordinates, in pixels.
-        accuracy: of the primary metric.
-    """
-
-    scores: float
-    boxes: float
-    accuracy: float
-
-
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    Precision.FP32: Tolerance(scores=0.001, boxes=0.1, accuracy=0.001),
-    # Eleven bits: a box is off by the rounding of its bins times its stride, which no one number bounds.
-    Precision.FP16: Tolerance(scores=0.1, boxes=math.inf, accuracy=0.01),
-}
-"""By the precision that a network is exported in. Runtimes sum in another order than torch, and no more, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +76,14 @@ class Exported:
 
 
 def export(
-    adapter: Adapter, folder: Path, *, file_format: ExportFormat, backend: FileBackend, dynamic: bool, real: bool
+    adapter: Adapter, folder: Path, *, spec: FormatSpec, backend: FileBackend, dynamic: bool, real: bool
 ) -> Exported:
     """Write the adapter's network, run it on its runtime, and compare it with torch.
 
     Args:
         adapter: the network, on the device that the backend runs on.
         folder: an empty folder for what is written.
-        file_format: one that the backend runs.
+        spec: a format that the backend runs.
         backend: what runs it.
         dynamic: leave batch and image size open; the images are then compared in one batch.
         real: compare on validation images, and the accuracy; else on noise.
@@ -125,7 +101,7 @@ def export(
         with torch.no_grad():
             expected = module(images)
         accuracy = adapter.validate_deployed(module) if real else None
-        wanted = ExportSettings(file_format, half=half, dynamic=dynamic)
+        wanted = ExportSettings(spec, half=half, dynamic=dynamic)
         path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
     with backend.session():
         runner = backend.open(path, settings.shape)

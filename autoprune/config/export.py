@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.choices import ExportFormat, Precision
+from autoprune.choices import Precision
 from autoprune.config._base import RunConfig
 from autoprune.errors import ConfigError
-
-WRITTEN = (Precision.FP32, Precision.FP16)
-"""Precisions that files are written in."""
+from autoprune.formats import ONNX, ExportFormat, formats_where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +18,24 @@ class ExportConfig(RunConfig):
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, a Darknet .cfg, or
             FILE.py:FUNCTION@CHECKPOINT for a network of your own
-        format: what is written: onnx, openvino, torchscript or tensorrt
+        format: what is written
         data: the data set the weights were trained on, an Ultralytics YAML; with it the exported network is compared
             with torch's on validation images and by accuracy, without it on noise
-        dynamic: leave batch and image size open (onnx and openvino)
+        dynamic: leave batch and image size open, if the format can
         precision: number format of the exported network: fp32, or fp16 where device and runtime compute in it
     """
 
     model: Path
-    format: ExportFormat = ExportFormat.ONNX
+    format: ExportFormat = ONNX
     data: Path | None = None
     dynamic: bool = False
     precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in WRITTEN:
-            raise ConfigError(f"An exported network is written in fp32 or fp16, got `precision` {self.precision.value}")
-        if self.dynamic and not self.format.dynamic:
-            formats = " or ".join(one.value for one in ExportFormat if one.dynamic)
-            raise ConfigError(f"`dynamic` is for `format` {formats}, got {self.format.value}")
+        spec = self.format.spec
+        if self.precision not in spec.tolerance:
+            written = " or ".join(precision.value for precision in spec.tolerance)
+            raise ConfigError(f"An exported network is written in {written}, got `precision` {self.precision.value}")
+        if self.dynamic and not spec.dynamic:
+            raise ConfigError(f"`dynamic` is for `format` {formats_where('dynamic')}, got {spec.name}")

@@ -17,6 +17,7 @@ from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.evaluation.pruning import Calibration, prune
+from autoprune.evaluation.runners import RUNNERS, Runner, SerialRunner
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.models._base import Adapter, Batch, LossSum
@@ -102,6 +103,7 @@ class Evaluator:
         criterion: what ranked the channels, see `pruning.prune`.
         bf16: score in bfloat16 where that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
+        runner: computes the candidates of a batch.
     """
 
     adapter: Adapter
@@ -117,6 +119,7 @@ class Evaluator:
     criterion: str = "l1"
     bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
+    runner: Runner = field(default_factory=RUNNERS[0].make)
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     def __post_init__(self) -> None:
@@ -129,13 +132,25 @@ class Evaluator:
         self.dense_loss = self._dense_loss()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "notify": _silent, "_base": None, "_prefix": None}
+        return {**self.__dict__, "notify": _silent, "runner": SerialRunner(), "_base": None, "_prefix": None}
 
     # -- scores --------------------------------------------------------------------------------
 
     def __call__(self, allocations: Sequence[Allocation]) -> list[Evaluation]:
-        """Return the evaluations of the allocations, in order."""
-        return [self._evaluate(allocation) for allocation in allocations]
+        """Return the evaluations of the allocations, in order; those that are not known yet are computed by the runner.
+
+        Each is journalled in that order as soon as the runner gives it.
+        """
+        new = [allocation for allocation in dict.fromkeys(allocations) if allocation not in self._known]
+        missing = [one for one in new if self.journal.lookup(self.kind, list(one)) is None]
+        scores = iter(self.runner.map(self._scored, missing))
+        for allocation in new:
+            found = self.journal.once(self.kind, list(allocation), partial(next, scores))
+            self._known[allocation] = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
+            self.counts.seconds += self._known[allocation].seconds
+        self.counts.evaluations += len(allocations)
+        self.counts.cache_hits += len(allocations) - len(new)
+        return [self._known[allocation] for allocation in allocations]
 
     def rebase(self, allocation: Allocation) -> None:
         """Expect candidates that differ from this one in few units: what their first layers share is computed once.
@@ -146,22 +161,10 @@ class Evaluator:
         if allocation != self._base:
             self._base, self._prefix = allocation, None
 
-    def _evaluate(self, allocation: Allocation) -> Evaluation:
-        self.counts.evaluations += 1
-        if allocation in self._known:
-            self.counts.cache_hits += 1
-            return self._known[allocation]
-
-        def scored() -> dict[str, float]:
-            start = time.perf_counter()
-            score = self._score(allocation)
-            return {"score": score, "seconds": time.perf_counter() - start}
-
-        found = self.journal.once(self.kind, list(allocation), scored)
-        evaluation = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
-        self.counts.seconds += evaluation.seconds
-        self._known[allocation] = evaluation
-        return evaluation
+    def _scored(self, allocation: Allocation) -> dict[str, float]:
+        start = time.perf_counter()
+        score = self._score(allocation)
+        return {"score": score, "seconds": time.perf_counter() - start}
 
     def score(self, module: nn.Module) -> float:
         """Return the score of a network that is no candidate of the pruner's, e.g. a fine-tuned one; not journalled."""

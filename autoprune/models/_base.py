@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from autoprune.choices import ExportFormat
+from autoprune.formats import FormatSpec
 from autoprune.models._description import Description
 from autoprune.results import Metrics
 
@@ -33,12 +33,12 @@ class ExportSettings:
     """What kind of file is written.
 
     Attributes:
-        file_format: its format.
+        spec: its format.
         half: trace the network in half precision, which only a GPU does; else in single precision.
         dynamic: leave batch and image size open.
     """
 
-    file_format: ExportFormat
+    spec: FormatSpec
     half: bool = False
     dynamic: bool = False
 

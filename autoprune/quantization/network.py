@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from autoprune.choices import ExportFormat
+from autoprune.formats import FORMATS, ONNX, FormatSpec
 from autoprune.io.files import size_of
 from autoprune.journal import Recorder
 from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
@@ -24,7 +24,6 @@ from autoprune.runtimes import SeparateBackend
 InFloat: TypeAlias = tuple[str, ...] | None
 """Which network is meant: the quantised one with these groups in float, or where None the float one."""
 
-_FORMATS = {file_format.runtime: file_format for file_format in ExportFormat}
 _KIND = "quantize"
 
 
@@ -144,18 +143,18 @@ class Quantization:
     @cached_property
     def _source(self) -> Path:
         """The float network as ONNX, which what quantises reads."""
-        return self._exported(ExportFormat.ONNX)
+        return self._exported(ONNX.spec)
 
-    def _exported(self, file_format: ExportFormat) -> Path:
-        folder = self._folder / file_format.value
+    def _exported(self, spec: FormatSpec) -> Path:
+        folder = self._folder / spec.name
         folder.mkdir()
         adapter = self._adapter
-        return adapter.export(adapter.module, folder, ExportSettings(file_format), convert=self._backend.convert)
+        return adapter.export(adapter.module, folder, ExportSettings(spec), convert=self._backend.convert)
 
     def _plain(self) -> Path:
-        """The float network in the runtime's format."""
-        file_format = _FORMATS[self._backend.settings.runtime]
-        return self._source if file_format is ExportFormat.ONNX else self._exported(file_format)
+        """The float network in the runtime's format, the first of them."""
+        spec = next(spec for spec in FORMATS if spec.runtime == self._backend.settings.runtime.value)
+        return self._source if spec is ONNX.spec else self._exported(spec)
 
     def _finished(self, in_float: Sequence[str]) -> Path:
         """Write a quantised network, in a folder with what lies next to the float one where that is in one."""

@@ -3,6 +3,7 @@
 import pkgutil
 
 from autoprune.choices import Precision, Runtime
+from autoprune.formats import FormatSpec
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
 from autoprune.runtimes.separate import SeparateBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
@@ -22,13 +23,13 @@ def open_backend(settings: RuntimeSettings, calibration: Calibration | None = No
     return backend
 
 
-def open_file_backend(settings: RuntimeSettings) -> FileBackend:
-    """Return what runs files of the settings' runtime, one that an `ExportFormat` has.
+def open_file_backend(settings: RuntimeSettings, spec: FormatSpec) -> FileBackend:
+    """Return what runs files of a format; the settings name its runtime.
 
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
     """
-    backend: FileBackend = pkgutil.resolve_name(settings.runtime.spec.file_backend)(settings)
+    backend: FileBackend = pkgutil.resolve_name(spec.backend)(settings)
     return backend
 
 

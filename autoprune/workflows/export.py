@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from autoprune.choices import ExportFormat, Precision
+from autoprune.choices import Precision
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ExportError
-from autoprune.exporting import TOLERANCES, Exported, export
+from autoprune.exporting import Exported, export
 from autoprune.io.files import saying_why, sync_folder
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
@@ -67,8 +67,6 @@ def _device(config: ExportConfig) -> str:
 def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     """Return what runs the exported network."""
     device = str(adapter.device)
-    if config.format is ExportFormat.TORCHSCRIPT and config.precision is Precision.FP16 and device == "cpu":
-        raise ConfigError("TorchScript in fp16 is traced on a GPU, got `device` cpu; use `device` cuda or fp32")
     settings = runtime_settings(
         device,
         image_size=image_size_of(adapter.input_shape),
@@ -76,7 +74,14 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
         precision=config.precision,
         threads=config.threads,
     )
-    return open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS))
+    spec = config.format.spec
+    backend = open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
+    if not spec.write and config.precision is Precision.FP16 and device == "cpu":
+        raise ConfigError(
+            f"A network is traced in fp16 on a GPU, got `device` cpu with `format` {spec.name}; use `device` cuda or "
+            "`precision` fp32"
+        )
+    return backend
 
 
 def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, folder: Path) -> Exported:
@@ -85,7 +90,7 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
         exported = export(
             adapter,
             Path(scratch),
-            file_format=config.format,
+            spec=config.format.spec,
             backend=backend,
             dynamic=config.dynamic,
             real=adapter.has_images,
@@ -101,12 +106,13 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
 
 def _problems(config: ExportConfig, adapter: Adapter, exported: Exported) -> tuple[str, ...]:
     """Return what is beyond the tolerance."""
-    return exported.parity.beyond(TOLERANCES[config.precision], adapter.metric_names[0])
+    return exported.parity.beyond(config.format.spec.tolerance[config.precision], adapter.metric_names[0])
 
 
 def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, exported: Exported) -> Result:
     """Return the exported network next to torch's."""
     parity, settings = exported.parity, backend.settings
+    allowed = config.format.spec.tolerance[config.precision]
     problems = _problems(config, adapter, exported)
     differences = {
         "score_difference": _finite(parity.difference.scores),
@@ -133,7 +139,7 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
                 "images": parity.images,
                 "on": "validation images" if parity.real else "noise",
                 "accuracy": parity.accuracy_apart,
-                "allowed": {name: _finite(most) for name, most in asdict(TOLERANCES[config.precision]).items()},
+                "allowed": {name: _finite(most) for name, most in asdict(allowed).items()},
             },
             "settings": fingerprint(settings),
         },

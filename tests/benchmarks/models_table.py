@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.choices import ExportFormat, Precision, Runtime
+from autoprune.choices import Precision, Runtime
 from autoprune.costs import ParamsCost, parameter_shapes
-from autoprune.exporting import TOLERANCES
+from autoprune.formats import ONNX, TOLERANCES
 from autoprune.models._base import ExportSettings
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
@@ -165,8 +165,8 @@ class Row:
         adapter, folder = self.adapter, self.folder / "exported"
         folder.mkdir()
         settings = runtime_settings("cpu", image_size=SIZE, runtime=Runtime.ONNXRUNTIME, threads=1)
-        backend, images = open_file_backend(settings), adapter.example(4)
-        path = adapter.export(self.pruned, folder, ExportSettings(ExportFormat.ONNX), convert=backend.convert)
+        backend, images = open_file_backend(settings, ONNX.spec), adapter.example(4)
+        path = adapter.export(self.pruned, folder, ExportSettings(ONNX.spec), convert=backend.convert)
         with torch.no_grad():
             expected = adapter.deployable(self.pruned)(images)
         with backend.session():

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.choices import RUNTIMES, ExportFormat, RuntimeSpec
+from autoprune.choices import RUNTIMES, RuntimeSpec
 from autoprune.errors import DeviceError
+from autoprune.formats import FORMATS, ExportFormat, FormatSpec
 from autoprune.journal import MemoryRecorder
 from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.runtimes import (
@@ -233,6 +234,12 @@ def test_whatever_says_that_memory_is_full_is_understood(said: str) -> None:
 @pytest.mark.parametrize("spec", RUNTIMES, ids=lambda spec: spec.name)
 def test_a_record_leads_to_what_runs_networks(spec: RuntimeSpec) -> None:
     assert issubclass(pkgutil.resolve_name(spec.backend), Backend)
-    assert not spec.file_backend or issubclass(pkgutil.resolve_name(spec.file_backend), FileBackend)
-    assert bool(spec.file_backend) == any(one.runtime.spec is spec for one in ExportFormat)
     assert Runtime(spec.name).spec is spec
+
+
+@pytest.mark.parametrize("spec", FORMATS, ids=lambda spec: spec.name)
+def test_a_record_leads_to_what_writes_and_runs_files(spec: FormatSpec) -> None:
+    assert issubclass(pkgutil.resolve_name(spec.backend), FileBackend)
+    assert callable(pkgutil.resolve_name(spec.write)) if spec.write else spec.suffix == f".{spec.traced}"
+    assert ExportFormat(spec.name).spec is spec
+    assert ExportFormat(spec.name).runtime.spec.name == spec.runtime

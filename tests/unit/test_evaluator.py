@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch import nn
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator, has_fast_bf16
+from autoprune.evaluation.runners import RUNNERS, Runner
 from autoprune.journal import Journal
 from autoprune.structure.graph import ChannelGraph, LayerKind
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
 from autoprune.structure.validation import analyse
+from tests.contracts.runners import check_runner
 from tests.helpers.own_network import KINDS, SHAPE, Net, adapter, loss, trained
 
 IMAGES = 10
@@ -171,6 +174,23 @@ def test_the_accuracy_is_measured_once(evaluators: Evaluators, tmp_path: Path) -
     again = evaluators(path=path)
     again.repaired = None  # type: ignore[assignment,method-assign]
     assert again.accuracy(half) == found
+
+
+class UnorderedWorkers:
+    """Has copies of the evaluator, as other processes hold them, compute a batch; the first answer comes last."""
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        workers = [pickle.loads(pickle.dumps(function)) for _ in range(2)]
+        with ThreadPoolExecutor(1) as pool:  # one thread: torch's gradient mode and rounding do not change
+            later = {item: pool.submit(workers[n % 2], item) for n, item in reversed(list(enumerate(items)))}
+        return (later[item].result() for item in items)
+
+
+@pytest.mark.parametrize(
+    "runner", [*(spec.make() for spec in RUNNERS), UnorderedWorkers()], ids=lambda one: type(one).__name__
+)
+def test_a_score_does_not_depend_on_how_a_batch_is_computed(evaluators: Evaluators, runner: Runner) -> None:
+    check_runner(runner, lambda one: evaluators(runner=one), candidates(evaluators()))
 
 
 def test_workers_compute_the_same_and_tell_nobody(evaluators: Evaluators) -> None:

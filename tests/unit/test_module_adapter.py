@@ -12,7 +12,9 @@ import torch
 import torchvision
 from torch import nn
 
-from autoprune.errors import AutopruneError, DataError, ModelError
+from autoprune.errors import AutopruneError, ConfigError, DataError, ModelError
+from autoprune.formats import ExportFormat
+from autoprune.models._base import ExportSettings
 from autoprune.models.module import ModuleAdapter, load
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
@@ -90,6 +92,16 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 SLOW = BUILDERS.keys() - {"odd"}
+
+
+def test_a_format_with_metadata_of_ultralytics_is_refused(tmp_path: Path) -> None:
+    def convert(source: Path, to: Path) -> None:
+        raise AssertionError(f"{source} is not to be made {to}")
+
+    own = make()
+    with pytest.raises(ConfigError, match="exported to `format` onnx, openvino or torchscript, got tensorrt"):
+        own.export(own.module, tmp_path, ExportSettings(ExportFormat("tensorrt").spec), convert=convert)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,13 @@ from tests.helpers.world import SIZE, WIDTH
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODULES = (
-    *("autoprune.budget", "autoprune.choices", "autoprune.criteria.registry", "autoprune.strategies.registry"),
+    *(
+        "autoprune.budget",
+        "autoprune.choices",
+        "autoprune.formats",
+        "autoprune.criteria.registry",
+        "autoprune.strategies.registry",
+    ),
     *(f"autoprune.envs{name}" for name in ("", ".problem", ".pruning_env", ".observations", ".rules")),
 )
 PROBLEM = "the example in `PruningProblem`"

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.choices import ExportFormat, Precision
+from autoprune.choices import Precision
 from autoprune.cli.main import main
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
-from autoprune.exporting import TOLERANCES, Parity, Tolerance
+from autoprune.exporting import Parity
+from autoprune.formats import TOLERANCES, ExportFormat, Tolerance
 from autoprune.models._base import Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
@@ -34,11 +35,7 @@ from tests.helpers.packages import need
 from tests.helpers.world import one_sentence
 
 NOTES = {"autoprune": "0", "budget": ["flops=50%"], "keep": {"model.0": 8, "model.1": 24}}
-FILES = {
-    ExportFormat.ONNX: "model.onnx",
-    ExportFormat.OPENVINO: "model_openvino_model",
-    ExportFormat.TORCHSCRIPT: "model.torchscript",
-}
+FILES = {one: one.spec.file for one in ExportFormat if "cpu" in one.runtime.spec.precisions}
 
 # Runs where autoprune cannot be imported: Ultralytics alone predicts with each exported network.
 ALONE = """
@@ -136,13 +133,14 @@ def test_without_data_it_is_compared_on_noise(world: Path, tmp_path: Path, capsy
     assert "with --data" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file_format", [ExportFormat.ONNX, ExportFormat.OPENVINO], ids=lambda one: one.value)
+@pytest.mark.parametrize("file_format", [one for one in FILES if one.spec.dynamic], ids=lambda one: one.value)
 def test_a_dynamic_network_takes_any_batch_and_size(file_format: ExportFormat, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert exporting(world, out, "--format", needed(file_format).value, "--dynamic") == 0
     assert told(out)["dynamic"]
     assert metadata(out / FILES[file_format])["dynamic"]
-    backend = open_file_backend(runtime_settings("cpu", image_size=96, runtime=file_format.runtime, threads=1))
+    settings = runtime_settings("cpu", image_size=96, runtime=file_format.runtime, threads=1)
+    backend = open_file_backend(settings, file_format.spec)
     with backend.session():
         runner = backend.open(out / FILES[file_format], (2, 3, 64, 96))
         assert runner.elapsed() > 0
@@ -221,7 +219,7 @@ def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> No
         (["--format", "onnx", "--precision", "fp16"], "onnxruntime runs on cpu in fp32, int8, got --precision fp16"),
         (
             ["--format", "torchscript", "--precision", "fp16"],
-            "TorchScript in fp16 is traced on a GPU, got --device cpu",
+            "is traced in fp16 on a GPU, got --device cpu with --format torchscript",
         ),
         (["--format", "coreml"], "--format must be one of onnx, openvino, torchscript, tensorrt, got"),
     ],
@@ -281,7 +279,7 @@ def test_an_operation_that_onnx_lacks_is_named(adapter: UltralyticsAdapter, tmp_
     with pytest.raises(
         ModelError, match=r"onnx, and is not \(it has no operation for aten::special_bessel_j0\); use an"
     ):
-        adapter.export(network, tmp_path, ExportSettings(ExportFormat.ONNX), convert=refuse_to_convert)
+        adapter.export(network, tmp_path, ExportSettings(ExportFormat.ONNX.spec), convert=refuse_to_convert)
 
 
 # -- the exporter ------------------------------------------------------------------------------------
@@ -299,7 +297,7 @@ def test_exporting_leaves_the_network_and_the_process_alone(
     environment, settings = dict(os.environ), dict(stock.SETTINGS)
     file = Path(stock.SETTINGS.file_path)
     written, threads = file.read_bytes(), torch.get_num_threads()
-    adapter.export(adapter.module, tmp_path, ExportSettings(ExportFormat.ONNX), convert=refuse_to_convert)
+    adapter.export(adapter.module, tmp_path, ExportSettings(ExportFormat.ONNX.spec), convert=refuse_to_convert)
     assert installs
     assert not any(installs), "nothing may be installed meanwhile"
     assert stock.checks.AUTOINSTALL
@@ -316,7 +314,7 @@ def test_an_engine_has_the_header_that_ultralytics_reads(adapter: UltralyticsAda
         assert source.suffix == ".onnx"
         to.write_bytes(b"engine")
 
-    path = adapter.export(adapter.module, tmp_path, ExportSettings(ExportFormat.TENSORRT), convert=convert)
+    path = adapter.export(adapter.module, tmp_path, ExportSettings(ExportFormat.TENSORRT.spec), convert=convert)
     assert [one.name for one in tmp_path.iterdir()] == ["model.engine"]
     assert metadata(path)["names"] == NAMES
     assert path.read_bytes().endswith(b"}engine")

@@ -1,8 +1,8 @@
 """Networks as files, by Ultralytics' own exporter: ``YOLO(file)`` reads classes, stride and image size out of them.
 
-The exporter writes ONNX and TorchScript. What OpenVINO and TensorRT read is made of the ONNX file by whoever holds the
-runtime, with Ultralytics' metadata beside or in front of it: the exporter would load these runtimes into this process,
-where OpenVINO reports over the network, and would build TensorRT engines in another way than those that are measured.
+The exporter writes ONNX and TorchScript. Other formats are made of these, see `autoprune.models.formats`: the exporter
+would load their runtimes into this process, where OpenVINO reports over the network, and would build TensorRT engines
+in another way than those that are measured.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.choices import ExportFormat
 from autoprune.errors import ModelError
 from autoprune.models import stock
 from autoprune.models._base import Convert, ExportSettings
+from autoprune.models.formats import finish
 from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, named_operation
 
 NOTES_KEY = "autoprune"
 """Under which notes travel in a file's metadata."""
 
-_STEM = "model"
 _REPLACED = ".exported"  # the suffix of the file's name that the exporter puts its own in the place of
 
 
@@ -53,21 +52,20 @@ def write(
         task: Ultralytics' name of it.
         end2end: whether the head needs no suppression (YOLOv10, YOLO26), and is switched on.
         notes: plain JSON values, which travel in the file's metadata as JSON under the key ``autoprune``.
-        convert: writes an ONNX file in OpenVINO's or TensorRT's own format.
+        convert: writes an ONNX file in the own format of the runtime.
 
     Returns:
-        ``model.onnx``, ``model.torchscript``, ``model.engine`` or the folder ``model_openvino_model``.
+        The format's file or folder.
 
     Raises:
         ModelError: the format has no such operation, or the exporter refuses the network.
     """
-    script = settings.file_format is ExportFormat.TORCHSCRIPT
-    traced = folder / f"{_STEM}.{'torchscript' if script else 'onnx'}"
+    traced = folder / f"model.{settings.spec.traced}"
     network: Any = deepcopy(module)
     network.task = task
     network.pt_path = str(traced.with_suffix(_REPLACED))
     options: dict[str, Any] = {
-        "format": traced.suffix[1:],
+        "format": settings.spec.traced,
         "imgsz": image_size,
         "batch": 1,
         "device": str(next(network.parameters()).device),
@@ -75,16 +73,11 @@ def write(
     }
     if end2end:
         options["nms"] = False  # keeps an end-to-end head that is switched on
-    if not script:
+    if settings.spec.traced == "onnx":
         options |= {"opset": OPSET, "simplify": False}  # simplifying takes one more package, and runtimes do it anyway
     if settings.half:
         options["quantize"] = 16
-    metadata = _export(network, options, notes)
-    if settings.file_format is ExportFormat.OPENVINO:
-        return _as_openvino(traced, metadata, convert)
-    if settings.file_format is ExportFormat.TENSORRT:
-        return _as_engine(traced, metadata, convert)
-    return traced
+    return finish(traced, settings.spec, _export(network, options, notes), convert)
 
 
 def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,27 +107,6 @@ def _refusal(name: str, error: Exception) -> str:
     operation = named_operation(error)
     reason = f"it has no operation for {operation}" if operation else (str(error) or repr(error)).splitlines()[0]
     return f"The network must be expressible in {name}, and is not ({reason}); use another `format`"
-
-
-def _as_openvino(source: Path, metadata: Mapping[str, Any], convert: Convert) -> Path:
-    """Make the folder that Ultralytics knows as OpenVINO's by its name."""
-    target = source.with_name(f"{_STEM}_openvino_model")
-    target.mkdir()
-    convert(source, target / f"{_STEM}.xml")
-    stock.YAML.save(target / "metadata.yaml", dict(metadata))
-    source.unlink()
-    return target
-
-
-def _as_engine(source: Path, metadata: Mapping[str, Any], convert: Convert) -> Path:
-    """Make an engine with the header that Ultralytics reads: the metadata's length, four bytes, and the metadata."""
-    plan, target = source.with_suffix(".plan"), source.with_suffix(".engine")
-    convert(source, plan)
-    header = json.dumps(dict(metadata)).encode()
-    target.write_bytes(len(header).to_bytes(4, "little", signed=True) + header + plan.read_bytes())
-    source.unlink()
-    plan.unlink()
-    return target
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from autoprune.choices import ExportFormat
 from autoprune.errors import ConfigError, ModelError
+from autoprune.formats import formats_where
 from autoprune.models._base import Convert, ExportSettings
+from autoprune.models.formats import finish
 from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import export_onnx
 
@@ -40,36 +41,32 @@ def write(
         folder: where to.
         settings: what is written.
         shape: of its input.
-        convert: makes an ONNX file one of OpenVINO or TensorRT.
+        convert: writes an ONNX file in the own format of the runtime.
 
     Returns:
-        ``model.onnx``, ``model.torchscript`` or the folder ``model_openvino_model``.
+        The format's file or folder.
 
     Raises:
-        ConfigError: open shapes or TensorRT are asked for.
+        ConfigError: open shapes or a format for detectors alone are asked for.
         ModelError: the network cannot be traced.
         DeviceError: ONNX has no such operation.
     """
     if settings.dynamic:
         raise ConfigError("A module is exported with the shape of its example; leave `dynamic` out")
-    if settings.file_format is ExportFormat.TENSORRT:
-        raise ConfigError("A module is exported as onnx, torchscript or openvino; TensorRT reads the ONNX file")
+    spec = settings.spec
+    if not spec.modules:
+        raise ConfigError(f"A module is exported to `format` {formats_where('modules')}, got {spec.name}")
     device = next(module.parameters()).device
     dtype = torch.float16 if settings.half else torch.float32
-    if settings.file_format is ExportFormat.TORCHSCRIPT:
-        return _write_script(module.to(dtype), folder / "model.torchscript", torch.zeros(shape, dtype=dtype).to(device))
-    path = folder / "model.onnx"
-    export_onnx(module, shape, path, dtype=dtype, device=str(device))
-    if settings.file_format is ExportFormat.ONNX:
-        return path
-    target = folder / "model_openvino_model"
-    target.mkdir()
-    convert(path, target / "model.xml")
-    path.unlink()
-    return target
+    traced = folder / f"model.{spec.traced}"
+    if spec.traced == "torchscript":
+        _write_script(module.to(dtype), traced, torch.zeros(shape, dtype=dtype).to(device))
+    else:
+        export_onnx(module, shape, traced, dtype=dtype, device=str(device))
+    return finish(traced, spec, {}, convert)
 
 
-def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> Path:
+def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
         try:
@@ -80,4 +77,3 @@ def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> Path:
             reason = str(error).splitlines()[0]
             raise ModelError(f"The network must be traceable by TorchScript, and is not ({reason})") from error
         torch.jit.save(traced, str(path))
-    return path
