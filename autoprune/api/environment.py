@@ -16,7 +16,6 @@ import numpy as np
 from autoprune.api.commands import make_config
 from autoprune.api.listening import PythonListener
 from autoprune.api.network import Network, options_of
-from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.envs import CHANNEL_PRUNING
 from autoprune.envs.problem import PruningProblem
@@ -90,7 +89,7 @@ def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> Pruning
     """Return the problem of a search whose scores are kept in a folder."""
     listener = PythonListener()
     run = PruningRun(config, folder, listener)
-    parsed = Budget.parse(config.budget)
+    parsed = config.lowest
     limits = run.binding_limits(parsed, run.dense(validate=False))
     latency_constraints = LatencyConstraints(run.estimators, limits)
     constraint = run.constrain(parsed, limits, latency_constraints)

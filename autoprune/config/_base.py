@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 
 from autoprune.budget import Budget
@@ -159,7 +159,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_budget()
+        self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
@@ -173,8 +173,15 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
                 f"{self.round_to}"
             )
 
-    def _check_budget(self) -> None:
-        Budget.parse(self.budget)
+    @cached_property
+    def levels(self) -> tuple[Budget, ...]:
+        """The budget, parsed; one for each level if the command takes several."""
+        return (Budget.parse(self.budget),)
+
+    @property
+    def lowest(self) -> Budget:
+        """The budget that the result holds: the last of ``levels``."""
+        return self.levels[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +281,7 @@ def check_devices(value: str) -> None:
     names = devices_of(value)
     if len(names) == 1:
         check_device(value)
-    elif not re.fullmatch(r"cuda:[0-9]{1,3}(,[0-9]{1,3})+", value) or len(set(names)) < len(names):
+    elif not all(is_device(name) and ":" in name for name in names) or len(set(names)) < len(names):
         raise ConfigError(f"`device` takes several GPUs as cuda:0,1, each once, got {value!r}")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from autoprune.budget import budget_levels
+from autoprune.budget import Budget, budget_levels
 from autoprune.choices import Rule, Select
 from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
 from autoprune.criteria.registry import spec_of
@@ -77,8 +78,10 @@ class NetAdaptConfig(BudgetedConfig):
         for name in ("initial_step", "decay"):
             check_share(name, getattr(self, name))
 
-    def _check_budget(self) -> None:
-        budget_levels(self.budget)
+    @cached_property
+    def levels(self) -> tuple[Budget, ...]:
+        """The budget of each level, in the order given."""
+        return budget_levels(self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from autoprune.choices import CUDAGRAPH, RUNTIMES, TORCH, Precision, Runtime
+from autoprune.choices import CUDAGRAPH, RUNTIMES, TORCH, Precision, Runtime, is_device
 from autoprune.errors import DeviceError
+from autoprune.runtimes.devices import resolve_device
 
 _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
@@ -119,8 +120,10 @@ def runtime_settings(
     Raises:
         DeviceError: this machine has no such device, or the runtime does not run on it or in that precision.
     """
-    device = _checked_device(device)
-    kind = torch.device(device).type
+    if not is_device(device):
+        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}")
+    resolved = resolve_device(device)
+    device, kind = str(resolved), resolved.type
     chosen = runtime or (TORCH if kind == "cpu" else CUDAGRAPH)
     kinds = chosen.spec.precisions
     if kind not in kinds:
@@ -216,20 +219,3 @@ def _cpu_fields() -> dict[str, str]:
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     return fields
-
-
-def _checked_device(device: str) -> str:
-    try:
-        parsed = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}") from error
-    if parsed.type == "cpu":
-        return "cpu"
-    if parsed.type != "cuda":
-        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}")
-    if not torch.cuda.is_available():
-        raise DeviceError(f"The device {device} was asked for, but torch {torch.__version__} finds no CUDA device here")
-    index = parsed.index if parsed.index is not None else torch.cuda.current_device()
-    if index >= torch.cuda.device_count():
-        raise DeviceError(f"The device {device} was asked for, but there are only {torch.cuda.device_count()} here")
-    return f"cuda:{index}"

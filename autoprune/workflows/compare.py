@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import Budget
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.fitting import spearman
@@ -44,7 +43,7 @@ class _Comparison:
 
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = config, folder, listener
-        self._budget = Budget.parse(config.budget)
+        self._budget = config.lowest
         self._run = PruningRun(config, folder, listener)
 
     def execute(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import Budget
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
@@ -40,7 +39,7 @@ class CriteriaComparison:
 
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = with_model(config), folder, listener
-        self._budget = Budget.parse(config.budget)
+        self._budget = config.lowest
         self._run = PruningRun(self._config, folder, listener)
         self._evaluator = self._run.evaluator("evaluation", self._config.images)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights
 from autoprune.listener import Listener
@@ -31,7 +30,7 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
     """
     if config.model is not None or config.imgsz is not None or config.runtime is not None:
         return config
-    limits = [limit.value for limit in Budget.parse(config.budget) if limit.metric == "latency" and not limit.relative]
+    limits = [limit.value for limit in config.lowest if limit.metric == "latency" and not limit.relative]
     if not limits:
         return config
     size = int(folder.once("demo image size", lambda: _largest_size(config, min(limits), folder)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import Budget, budget_levels, format_amount, is_latency
+from autoprune.budget import Budget, format_amount, is_latency
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
@@ -56,7 +56,7 @@ class _NetAdaptRun:
 
     def __init__(self, config: NetAdaptConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = config, folder, listener
-        self._budgets = budget_levels(config.budget)
+        self._budgets = config.levels
         self._run = PruningRun(config, folder, listener)
         self._trials = NetAdaptSteps(self._run, config)
         self._iteration = 0

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.budget import budget_levels
 from autoprune.choices import Select
 from autoprune.config import NetAdaptConfig
 from autoprune.criteria.registry import make_criterion
@@ -56,7 +55,7 @@ class NetAdaptSteps:
 
     def __init__(self, run: PruningRun, config: NetAdaptConfig) -> None:
         self._run, self._config = run, config
-        self._budget = budget_levels(config.budget)[-1]
+        self._budget = config.lowest
         self._training: Sequence[Batch] = ()
         if config.short_term_steps:
             self._training = training_batches(

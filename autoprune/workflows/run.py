@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from autoprune.budget import Budget, budget_levels, is_latency
+from autoprune.budget import Budget, is_latency
 from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
@@ -106,7 +106,7 @@ class PruningRun:
             adapter = self.network.adapter
             check_teacher(adapter.module, adapter.module, adapter.example(1))
         self.static = self.network.static_costs()
-        named = {limit.metric for budget in budget_levels(config.budget) for limit in budget}
+        named = {limit.metric for budget in config.levels for limit in budget}
         self.estimators = {
             metric: LatencyEstimator(self.network, config, folder, listener, metric=metric)
             for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]

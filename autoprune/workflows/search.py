@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from autoprune.budget import Budget
 from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
@@ -69,7 +68,7 @@ class SearchRun:
         self, config: SearchConfig, folder: RunFolder, listener: Listener, *, teacher: nn.Module | None = None
     ) -> None:
         self._config = config
-        self._budget = Budget.parse(config.budget)
+        self._budget = config.lowest
         check_runs(config.warm_start, config)  # before anything is measured
         self.run = PruningRun(config, folder, listener)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None

@@ -9,8 +9,8 @@ from torch import nn
 from autoprune.config import TrainConfig, devices_of
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
-from autoprune.models._device import resolve_device
 from autoprune.results import Stage
+from autoprune.runtimes.devices import resolve_device
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished

@@ -16,7 +16,6 @@ from torch import nn
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
 from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
-from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
@@ -47,6 +46,7 @@ from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
 from autoprune.models.detection.suppression import suppressed
 from autoprune.results import Metrics
+from autoprune.runtimes.devices import resolve_device
 
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2

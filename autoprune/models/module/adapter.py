@@ -14,13 +14,13 @@ from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
 from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
-from autoprune.models._device import resolve_device
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from autoprune.models.module.data import Collate, Data, Samples
 from autoprune.models.module.exporting import FirstOutput, write
 from autoprune.results import Metrics
+from autoprune.runtimes.devices import resolve_device
 from autoprune.structure.graph import copied
 
 _VALIDATION_BATCH = 16

@@ -13,7 +13,6 @@ from torch import nn
 from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
 from autoprune.models._base import Adapter, Batch, Convert, Difference, ExportSettings, LossSum, Predict, Predictions
-from autoprune.models._device import resolve_device
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
@@ -41,6 +40,7 @@ from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, suppor
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 from autoprune.results import Metrics
+from autoprune.runtimes.devices import resolve_device
 
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
 _HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)
