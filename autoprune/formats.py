@@ -114,7 +114,7 @@ class ExportFormat(Enum):
     _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
     members = vars()
     for each in FORMATS:
-        members[each.name.upper()] = each.name
+        members[each.name.replace("-", "_").upper()] = each.name
 
     @property
     def spec(self) -> FormatSpec:

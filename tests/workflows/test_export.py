@@ -22,7 +22,7 @@ from autoprune.cli.main import main
 from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.exporting import Parity
-from autoprune.formats import TOLERANCES, ExportFormat, Tolerance
+from autoprune.formats import FORMATS, TOLERANCES, ExportFormat, Tolerance
 from autoprune.models._base import Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
@@ -221,7 +221,7 @@ def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> No
             ["--format", "torchscript", "--precision", "fp16"],
             "is traced in fp16 on a GPU, got --device cpu with --format torchscript",
         ),
-        (["--format", "coreml"], "--format must be one of onnx, openvino, torchscript, tensorrt, got"),
+        (["--format", "coreml"], f"--format must be one of {', '.join(spec.name for spec in FORMATS)}, got coreml"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
