@@ -167,9 +167,11 @@ def test_data_of_another_task_is_refused(world: Path, task: str, data: str, said
         UltralyticsAdapter.load(world / f"{task}.pt", data=world / data)
 
 
-def test_a_classifier_cannot_be_distilled() -> None:
-    with pytest.raises(TrainingError, match=r"predicts boxes and classes .* got Classify; .* `distill`"):
-        check_teacher(build("classify"), build("classify"))
+def test_a_classifier_teaches_a_classifier_and_no_detector() -> None:
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    check_teacher(build("classify"), build("classify"), images)
+    with pytest.raises(TrainingError, match=r"an output of the same shape .* `distill`"):
+        check_teacher(build("classify"), build("segment"), images)
 
 
 def test_the_trainer_of_the_task_is_named_where_stock_training_would_lose_the_network(world: Path) -> None:
@@ -227,10 +229,9 @@ def test_a_network_is_pruned_trained_and_exported(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--distill", "--stock-yaml"])
-def test_what_a_classifier_cannot_have_is_refused_before_the_search(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+def test_a_stock_yaml_of_a_classifier_is_refused_before_the_search(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", str(world / "classify.pt"), "--data", str(world / "classify"), "--imgsz", str(SIZE)]
-    assert main(["search", *words, "--budget", "flops=80%", option, "--out", str(tmp_path / "run")]) == 2
+    assert main(["search", *words, "--budget", "flops=80%", "--stock-yaml", "--out", str(tmp_path / "run")]) == 2
     assert "Classif" in one_sentence(capsys.readouterr().err)

@@ -33,7 +33,7 @@ from autoprune.models.ultralytics.checks import (
 )
 from autoprune.models.ultralytics.class_folders import read_data
 from autoprune.models.ultralytics.contents import usable
-from autoprune.models.ultralytics.images import IMAGES, Images
+from autoprune.models.ultralytics.images import Images
 from autoprune.models.ultralytics.loss_sums import scoring_criterion
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, supports
@@ -94,7 +94,7 @@ class UltralyticsAdapter(Adapter):
         self._source = (
             None
             if data is None
-            else IMAGES[type(module)](
+            else self.task.images(
                 data,
                 task=self.task.name,
                 image_size=image_size,

@@ -17,6 +17,7 @@ from autoprune.models import stock
 from autoprune.models.detection.channels import input_channels
 from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.plain import first_line, shown
+from autoprune.models.ultralytics.tasks import HEADS
 
 
 def scaled(module: nn.Module, width: float) -> nn.Module | None:
@@ -62,7 +63,7 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
         ModelError: it is malformed, or Ultralytics cannot build it.
     """
     kind = kind_of(description)
-    extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind is _POSE else {}
+    extra = {"data_kpt_shape": data.get("kpt_shape", (None, None))} if kind is stock.PoseModel else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: Any = build(
@@ -99,17 +100,17 @@ def describe(architecture: str) -> dict[str, Any]:
         ) from error
     except Exception as error:  # what is in the file is no YAML, or no mapping
         raise ModelError(f"{architecture} is not a readable YAML mapping: {first_line(error)}") from error
-    if _head_of(description) not in _NETWORKS:
+    if _head_of(description) not in HEADS:
         raise ModelError(
             f"{architecture} describes a network with the head {_head_of(description)}; supported are "
-            f"{', '.join(_NETWORKS)}"
+            f"{', '.join(HEADS)}"
         )
     return description
 
 
 def kind_of(description: Mapping[str, Any]) -> type:
     """Return the class of the network that a YAML describes."""
-    return _NETWORKS[_head_of(description)]
+    return HEADS[_head_of(description)]
 
 
 def _head_of(description: Mapping[str, Any]) -> str:
@@ -119,15 +120,3 @@ def _head_of(description: Mapping[str, Any]) -> str:
     except (KeyError, IndexError, TypeError):
         return "none"
     return name if isinstance(name, str) else "none"
-
-
-_POSE = stock.PoseModel
-_NETWORKS: Mapping[str, type] = {
-    **dict.fromkeys(("Detect", "v10Detect"), stock.DetectionModel),
-    **dict.fromkeys(("Segment", "Segment26"), stock.SegmentationModel),
-    **dict.fromkeys(("Pose", "Pose26"), _POSE),
-    **dict.fromkeys(("OBB", "OBB26"), stock.OBBModel),
-    "Classify": stock.ClassificationModel,
-    "RTDETRDecoder": stock.RTDETRDetectionModel,
-}
-"""Class of a network by that of its head."""

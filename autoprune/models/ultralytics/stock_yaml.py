@@ -22,7 +22,7 @@ from autoprune.errors import ModelError
 from autoprune.models import stock
 from autoprune.models._description import Description
 from autoprune.models.ultralytics.building import OWN, build, check_description
-from autoprune.models.ultralytics.tasks import TASKS, Task
+from autoprune.models.ultralytics.tasks import TASKS, TaskSpec
 from autoprune.structure.graph import Tie
 
 Row = list[Any]
@@ -49,7 +49,7 @@ class StockYaml(Description):
         "that train, resume, val, predict and export need nothing of autoprune."
     )
 
-    def __init__(self, task: Task = TASKS[stock.DetectionModel]) -> None:
+    def __init__(self, task: TaskSpec = TASKS[stock.DetectionModel]) -> None:
         self.lost = (
             "Stock Ultralytics predicts with these checkpoints, validates and exports them as they are. Its train, "
             "resume and tune do NOT keep the network pruned: they build the dense one anew from the YAML inside and "

@@ -18,6 +18,7 @@ from autoprune.models import stock
 from autoprune.models._base import LossSum
 from autoprune.models.detection.comparing import Layout
 from autoprune.models.detection.metrics import Metric
+from autoprune.models.ultralytics.images import FolderImages, Images, LabelledFiles, StretchedFiles
 from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
 from autoprune.models.ultralytics.validators import KeypointsValidator, MasksValidator, RotatedValidator
 
@@ -26,38 +27,6 @@ Loss = Callable[[Any, nn.Module, Mapping[str, Any]], torch.Tensor]
 
 Sum = Callable[[Any, nn.Module, Mapping[str, Any]], LossSum]
 """Maps (scoring criterion, network, batch) to the loss that is not divided yet, see `loss_sums`."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of network.
-
-    Attributes:
-        metric: judges its predictions.
-        trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
-        loss: computes it.
-        loss_sum: computes it undivided.
-        suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
-            end-to-end.
-        opener: Ultralytics' class that opens a checkpoint.
-    """
-
-    metric: Metric
-    trainer: str
-    loss: Loss
-    loss_sum: Sum
-    suppresses: bool = True
-    opener: str = "YOLO"
-
-    @property
-    def name(self) -> str:
-        """Ultralytics' name of the task."""
-        return self.metric.task
-
-
-def task_of(module: nn.Module) -> Task:
-    """Return the task of a supported network."""
-    return TASKS[type(module)]
 
 
 def classes_of(module: Any) -> int:
@@ -126,31 +95,97 @@ def _matched(criterion: Any, module: Any, predictions: Any, batch: Mapping[str, 
     return found
 
 
+@dataclass(frozen=True)
+class TaskSpec:
+    """All that differs between a kind of network and the others.
+
+    Attributes:
+        network: Ultralytics' class of such networks.
+        heads: the layers of Ultralytics' YAMLs that such a network ends with.
+        metric: judges its predictions.
+        images: reads its data set.
+        trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
+        session: ``module:class`` of what fine-tunes it, an `autoprune.training.ultralytics.session.Session`.
+        loss: computes it.
+        loss_sum: computes it undivided.
+        suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
+            end-to-end.
+        opener: Ultralytics' class that opens a checkpoint.
+    """
+
+    network: type
+    heads: tuple[str, ...]
+    metric: Metric
+    trainer: str
+    session: str
+    images: type[Images] = LabelledFiles
+    loss: Loss = _summed
+    loss_sum: Sum = boxes_sum
+    suppresses: bool = True
+    opener: str = "YOLO"
+
+    @property
+    def name(self) -> str:
+        """Ultralytics' name of the task."""
+        return self.metric.task
+
+
 _MASKS = {"mask mAP50-95": "metrics/mAP50-95(M)", "mask mAP50": "metrics/mAP50(M)"}
 _POSES = {"pose mAP50-95": "metrics/mAP50-95(P)", "pose mAP50": "metrics/mAP50(P)"}
 _CLASSES = {"top-1": "metrics/accuracy_top1", "top-5": "metrics/accuracy_top5"}
 
-TASKS: Mapping[type, Task] = {
-    stock.DetectionModel: Task(Metric(), "PrunedTrainer", _summed, boxes_sum),
-    stock.SegmentationModel: Task(
-        Metric("segment", MasksValidator, _MASKS), "PrunedSegmentationTrainer", _summed, boxes_sum
+_SESSIONS = "autoprune.training.ultralytics.sessions"
+_SPECS = (
+    TaskSpec(stock.DetectionModel, ("Detect", "v10Detect"), Metric(), "PrunedTrainer", f"{_SESSIONS}:DetectionSession"),
+    TaskSpec(
+        stock.SegmentationModel,
+        ("Segment", "Segment26"),
+        Metric("segment", MasksValidator, _MASKS),
+        "PrunedSegmentationTrainer",
+        f"{_SESSIONS}:SegmentationSession",
     ),
-    stock.PoseModel: Task(Metric("pose", KeypointsValidator, _POSES), "PrunedPoseTrainer", _summed, boxes_sum),
-    stock.OBBModel: Task(Metric("obb", RotatedValidator), "PrunedOBBTrainer", _summed, boxes_sum),
-    stock.ClassificationModel: Task(
+    TaskSpec(
+        stock.PoseModel,
+        ("Pose", "Pose26"),
+        Metric("pose", KeypointsValidator, _POSES),
+        "PrunedPoseTrainer",
+        f"{_SESSIONS}:PoseSession",
+    ),
+    TaskSpec(
+        stock.OBBModel, ("OBB", "OBB26"), Metric("obb", RotatedValidator), "PrunedOBBTrainer", f"{_SESSIONS}:OBBSession"
+    ),
+    TaskSpec(
+        stock.ClassificationModel,
+        ("Classify",),
         Metric("classify", stock.ClassificationValidator, _CLASSES),
         "PrunedClassificationTrainer",
-        _averaged,
-        _averaged_sum,
+        f"{_SESSIONS}:ClassificationSession",
+        images=FolderImages,
+        loss=_averaged,
+        loss_sum=_averaged_sum,
         suppresses=False,
     ),
-    stock.RTDETRDetectionModel: Task(
+    TaskSpec(
+        stock.RTDETRDetectionModel,
+        ("RTDETRDecoder",),
         Metric(validator=stock.RTDETRValidator),
         "PrunedRTDETRTrainer",
-        _of_queries,
-        _of_queries_sum,
+        f"{_SESSIONS}:RTDETRSession",
+        images=StretchedFiles,
+        loss=_of_queries,
+        loss_sum=_of_queries_sum,
         suppresses=False,
         opener="RTDETR",
     ),
-}
+)
+
+TASKS: Mapping[type, TaskSpec] = {spec.network: spec for spec in _SPECS}
 """Network classes that are supported, with their task."""
+
+HEADS: Mapping[str, type] = {head: spec.network for spec in _SPECS for head in spec.heads}
+"""The class of a network by that of its last layer, as YAMLs name it."""
+
+
+def task_of(module: nn.Module) -> TaskSpec:
+    """Return the task of a supported network."""
+    return TASKS[type(module)]

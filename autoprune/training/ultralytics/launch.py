@@ -9,6 +9,7 @@ is Ultralytics' own (``ModelEMA``), it is what is validated, saved and returned;
 from __future__ import annotations
 
 import os
+import pkgutil
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,8 +27,7 @@ from autoprune.training.results import FinetuneResult, recalibrated
 from autoprune.training.ultralytics.parallel import train_in_processes
 from autoprune.training.ultralytics.recipe import dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
-from autoprune.training.ultralytics.session import data_settings, process_state_kept
-from autoprune.training.ultralytics.sessions import session_of
+from autoprune.training.ultralytics.session import Session, data_settings, process_state_kept
 from autoprune.training.ultralytics.state import averaged_network, read_state, state_file
 
 
@@ -147,12 +147,16 @@ class _Training:
             losses=state["losses"],
         )
 
+    def _session(self, arguments: dict[str, Any]) -> Session:
+        session: Session = pkgutil.resolve_name(self.adapter.task.session)(overrides=arguments)
+        return session
+
     def _here(self, arguments: dict[str, Any], module: nn.Module) -> None:
         def report(trainer: Any) -> None:
             if self.around.on_epoch is not None:
                 self.around.on_epoch(report_of(trainer, self.adapter))
 
-        session = session_of(self.adapter)(overrides=arguments)
+        session = self._session(arguments)
         session.model = session.get_model(weights=module)
         for extension in self.around.extensions:
             extension.attach(session)
@@ -163,7 +167,7 @@ class _Training:
         self.around.out.mkdir(parents=True, exist_ok=True)
         start = self.around.out / "start.pt"  # the processes get the network as a file
         self.adapter.save(module, start)
-        session = session_of(self.adapter)(overrides={**arguments, "model": str(start)})
+        session = self._session({**arguments, "model": str(start)})
         train_in_processes(session, self.adapter, self.around.on_epoch)
 
 

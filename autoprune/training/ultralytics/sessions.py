@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from autoprune.models.ultralytics import UltralyticsAdapter, stock
+from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.class_folders import TrainingFolders
 from autoprune.models.ultralytics.data import StretchedTrainingImages, TrainingImages
 from autoprune.training.ultralytics.session import Session
@@ -70,19 +69,3 @@ def _images(
         task=session.args.task,
         single_cls=session.args.single_cls,
     )
-
-
-SESSIONS: Mapping[type, type[Session]] = {
-    stock.DetectionModel: DetectionSession,
-    stock.SegmentationModel: SegmentationSession,
-    stock.PoseModel: PoseSession,
-    stock.OBBModel: OBBSession,
-    stock.ClassificationModel: ClassificationSession,
-    stock.RTDETRDetectionModel: RTDETRSession,
-}
-"""By the network's class."""
-
-
-def session_of(adapter: UltralyticsAdapter) -> type[Session]:
-    """Return the kind of session that trains an adapter's networks."""
-    return SESSIONS[type(adapter.module)]
