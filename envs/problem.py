@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
-from autoprune.structure.constraint import Constraint
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]

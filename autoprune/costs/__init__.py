@@ -11,7 +11,7 @@ from autoprune.costs.static import (
     uncounted,
     undescribed_flops,
 )
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 
 __all__ = [
     "ChannelsCost",

@@ -20,8 +20,8 @@ from autoprune.evaluation.pruning import Calibration, prune
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.models._base import Accuracy, Adapter, Batch, LossSum
+from autoprune.statistics.layers import recalibrate as recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
-from autoprune.statistics.recalibration import recalibrate as recalibrate
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
 

@@ -70,15 +70,15 @@ class EvolutionStrategy(Strategy):
         self._start = sorted(holding, key=lambda candidate: -candidate.score)
         informed = bool(self._start) or (prior is not None and float(np.ptp(prior)) > 0)
         self._spread = spread if spread is not None else SPREAD_AROUND if informed else SPREAD
-        wish = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
-        self._mean = self._wish(self._start[0].allocation) if self._start else wish
+        log_ratios = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
+        self._mean = self._log_ratios(self._start[0].allocation) if self._start else log_ratios
         self._known = {candidate.allocation: candidate.score for candidate in self._start}
 
     @classmethod
     def of(cls, task: SearchTask) -> EvolutionStrategy:
         """Make it for a task."""
-        wish = None if task.prior is None else task.prior.wish
-        return cls(task.constraint, seed=task.seed, prior=wish, start=task.start)
+        log_ratios = None if task.prior is None else task.prior.target_log_ratios
+        return cls(task.constraint, seed=task.seed, prior=log_ratios, start=task.start)
 
     def run(self, evaluate: Evaluate) -> None:
         """Score the mean, then one generation after the other."""
@@ -110,8 +110,8 @@ class EvolutionStrategy(Strategy):
             "verb_disp": 0,
         }
         evolution = _cma().CMAEvolutionStrategy(self._mean[self._free], self._spread, options)
-        others = [self._wish(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]]
-        evolution.inject([self._centred(wish)[self._free] for wish in others], force=True)
+        others = [self._log_ratios(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]]
+        evolution.inject([self._centred(log_ratios)[self._free] for log_ratios in others], force=True)
         return evolution
 
     def _score(self, allocations: Sequence[Allocation], evaluate: Evaluate) -> None:
@@ -119,20 +119,20 @@ class EvolutionStrategy(Strategy):
         new = list(dict.fromkeys(allocation for allocation in allocations if allocation not in self._known))
         self._known.update(zip(new, evaluate(new), strict=True))
 
-    def _allocation(self, wish: Array) -> Allocation:
-        return self._constraint.space.allocation(self._constraint.project(wish))
+    def _allocation(self, log_ratios: Array) -> Allocation:
+        return self._constraint.space.allocation(self._constraint.project(log_ratios))
 
-    def _wish(self, allocation: Allocation) -> Array:
+    def _log_ratios(self, allocation: Allocation) -> Array:
         return np.log(self._constraint.space.ratios(np.array(allocation)))
 
-    def _centred(self, wish: Array) -> Array:
-        """Shift a wish to the mean's level: only differences matter, and the distance should not be more than those."""
-        return np.asarray(wish + np.mean((self._mean - wish)[self._free]))
+    def _centred(self, log_ratios: Array) -> Array:
+        """Shift log ratios to the mean's level: only differences matter, and the distance should hold no more."""
+        return np.asarray(log_ratios + np.mean((self._mean - log_ratios)[self._free]))
 
     def _expanded(self, sample: Array) -> Array:
-        wish = self._mean.copy()
-        wish[self._free] = sample
-        return wish
+        log_ratios = self._mean.copy()
+        log_ratios[self._free] = sample
+        return log_ratios
 
 
 def _cma() -> Any:

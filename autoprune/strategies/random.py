@@ -31,5 +31,5 @@ class RandomStrategy(Strategy):
         """Draw one allocation after the other, without end."""
         space = self._constraint.space
         while True:
-            wish = self._rng.uniform(-self._spread, self._spread, size=len(space))
-            evaluate([space.allocation(self._constraint.project(wish))])
+            log_ratios = self._rng.uniform(-self._spread, self._spread, size=len(space))
+            evaluate([space.allocation(self._constraint.project(log_ratios))])

@@ -109,6 +109,6 @@ def complete(constraint: Constraint, curves: SensitivityCurves) -> SensitivityCu
 
 
 def saved(constraint: Constraint, counts: Counts) -> Array:
-    """Return the share of the dense network's load that allocations save, > 0, shape (candidates,)."""
-    dense = float(constraint.load(constraint.space.dense))
-    return np.asarray(np.maximum(dense - constraint.load(counts), 1e-6 * max(dense, 1e-6)) / max(dense, 1e-6))
+    """Return the share of the dense network's utilization that allocations save, > 0, shape (candidates,)."""
+    dense = float(constraint.utilization(constraint.space.dense))
+    return np.asarray(np.maximum(dense - constraint.utilization(counts), 1e-6 * max(dense, 1e-6)) / max(dense, 1e-6))

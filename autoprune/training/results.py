@@ -15,7 +15,7 @@ from torch import nn
 from autoprune.io.files import write_atomic
 from autoprune.models._base import Accuracy
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.statistics.recalibration import recalibrate
+from autoprune.statistics.layers import recalibrate
 
 CALIBRATION_IMAGES = 256
 """Images that batch norm is recalibrated on after the last epoch."""

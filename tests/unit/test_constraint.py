@@ -87,14 +87,14 @@ def test_what_is_left_goes_to_the_unit_that_is_furthest_below_its_wish(unit: int
 
     wish = np.full(4, -1.0)
     wish[unit] = -0.5
-    Watched(limits.space, limits.ceilings).fill(limits.space.lower, wish)
+    Watched(limits.space, limits.limits).greedy_fill(limits.space.lower, wish)
     assert order == [unit]
 
 
 def test_of_units_that_are_equally_far_the_first_is_widened() -> None:
     space, _ = narrow()
     last = held((3,))
-    assert list(last.fill(space.lower, np.zeros(4))) != list(space.lower), "there is room for one unit"
+    assert list(last.greedy_fill(space.lower, np.zeros(4))) != list(space.lower), "there is room for one unit"
     everything = held((0, 1, 2, 3))
     widened: list[tuple[int, ...]] = []
 
@@ -103,5 +103,5 @@ def test_of_units_that_are_equally_far_the_first_is_widened() -> None:
             widened.append(tuple(map(int, np.flatnonzero(counts > space.lower))))
             return super().holds(counts)
 
-    Watched(space, everything.ceilings).fill(space.lower, np.zeros(4))
+    Watched(space, everything.limits).greedy_fill(space.lower, np.zeros(4))
     assert widened[-4:] == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]

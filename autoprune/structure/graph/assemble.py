@@ -6,9 +6,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from autoprune.structure.graph.channels import ChannelIds
 from autoprune.structure.graph.types import ChannelGraph, Group, Ids, Layer, Unit, WidthAttribute
-from autoprune.structure.graph.walk import Findings
+from autoprune.structure.graph.walk import ChannelIds, Findings
 
 
 def assemble(found: Findings) -> ChannelGraph:

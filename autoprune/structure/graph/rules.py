@@ -8,9 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import fx
 
-from autoprune.structure.graph.nodes import argument, operation, pair, shape
 from autoprune.structure.graph.types import Ids, LayerKind
-from autoprune.structure.graph.walk import Value, Walk
+from autoprune.structure.graph.walk import Value, Walk, argument, operation, pair, shape
 
 WIDTH_ATTRIBUTES = ("c", "c_", "hidden_channels")
 """Names under which modules keep the width of a piece that their forward pass splits off (Ultralytics' C2f: ``c``)."""

@@ -23,7 +23,7 @@ from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
 from autoprune.io.files import saying_why, write_atomic
 from autoprune.models._base import Accuracy, Batch
 from autoprune.models._trainable import TrainableAdapter
-from autoprune.statistics.recalibration import recalibrate
+from autoprune.statistics.layers import recalibrate
 from autoprune.training.results import CALIBRATION_IMAGES, EpochReport, FinetuneResult
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.trainers._base import Plan, Trainer, TrainingContext
