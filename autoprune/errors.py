@@ -22,7 +22,7 @@ class BudgetError(AutopruneError):
 
 
 class BudgetUnreachableError(BudgetError):
-    """No allocation within the bounds holds the budget; the message tells the reachable minimum."""
+    """No allocation within the bounds holds the budget; the message names the reachable minimum."""
 
     exit_code = 3
 

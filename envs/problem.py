@@ -1,4 +1,4 @@
-"""What an environment is asked to solve; handed in, so that it knows neither networks nor data."""
+"""Define the problem that an environment solves; it is handed in, so that `envs` imports neither networks nor data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an action meets the budget. Both rules are exact after rounding."""
+"""Turn an action into an allocation that holds the budget; both rules are exact after rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an allocation costs in closed form: FLOPs, parameters, size, channels."""
+"""Compute what an allocation costs in closed form: FLOPs, parameters, size, channels."""
 
 from autoprune.costs.static import (
     ChannelsCost,

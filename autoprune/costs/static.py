@@ -90,7 +90,7 @@ class FlopsCost(Cost):
     """FLOPs of one image, 2 × multiply-accumulates, as Ultralytics' ``model.info()`` prints them.
 
     Counted as its ``thop`` does for the unfused network: convolutions and linear layers without bias, batch norm as 4
-    operations per element, and matrix products of attention. ``uncounted`` tells the rest.
+    operations per element, and matrix products of attention. ``uncounted`` returns the rest.
 
     Args:
         space: the space of allocations; the graph's layers carry the image size.

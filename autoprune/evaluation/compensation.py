@@ -73,7 +73,7 @@ def fold_constants(
     that constant times the weights that read it, summed over the kernel; this goes to the layer's bias or, where it has
     none, off the running mean of the batch norm behind it (as in network slimming of YOLOv3, Lam1360/
     YOLOv3-model-pruning, after Liu et al., "Network Slimming", ICCV 2017). For γ = 0 the network then computes what the
-    dense one does, but near borders where zeros are padded around the constant. Where γ is not 0, β is the channel's
+    dense one does, but near borders where zeros are padded around the constant. If γ is not 0, β is the channel's
     mean before its activation, and so the best that is known without data.
 
     Nothing is assumed of the architecture: the dense network runs once with every removed channel silenced where it is
@@ -152,7 +152,7 @@ class _SilencedRun:
 
 
 def _silence(output: torch.Tensor, kept: torch.Tensor, constants: torch.Tensor | None) -> None:
-    """Overwrite the channels that do not stay by a constant each, 0 where there are none."""
+    """Overwrite the channels that do not stay by a constant each, 0 if there are none."""
     removed = (~kept).nonzero().flatten().to(output.device)
     values = output.new_zeros(len(removed)) if constants is None else constants[removed]
     output[:, removed] = values.view(1, -1, *[1] * (output.ndim - 2))

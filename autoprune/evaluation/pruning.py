@@ -31,7 +31,7 @@ EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
 """Training images that a criterion looks at, and how many at once."""
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
-"""Training images that recalibrate batch norm where nothing else is asked for, and how many at once."""
+"""Training images that recalibrate batch norm by default, and how many at once."""
 
 RECONSTRUCTION_BYTES = 2 * 2**30
 """Activations that reconstruction may hold: its images go through the network all at once."""
@@ -48,7 +48,7 @@ def evidence_of(adapter: Adapter) -> CalibrationData:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training images that a network is repaired with after pruning; none where it came without data.
+    """Training images that a network is repaired with after pruning; none if it came without data.
 
     Attributes:
         plain: as they are, for compensation; tensors of shape (B, C, H, W). Without any nothing is compensated.
@@ -101,16 +101,16 @@ def prune(
     Args:
         pruner: of the dense network.
         allocation: kept channels per unit.
-        criterion: what ranked the channels; where nothing is compensated, the constants of removed channels are folded
+        criterion: what ranked the channels; if nothing is compensated, the constants of removed channels are folded
             if its record says so.
         example: one input.
         calibration: training images.
-        moments: of the plain ones, where they are known.
+        moments: of the plain ones, if they are known.
         reconstructed: solve the layers of what is compensated by least squares. Batch norm then keeps the dense
             network's statistics, which the layers were solved for.
-        trained: the network whose ``requires_grad`` tells which layers are trained, and so may be solved; the pruner's
+        trained: the network whose ``requires_grad`` says which layers are trained, and so may be solved; the pruner's
             if None.
-        notify: told in a sentence where layers cannot be compensated.
+        notify: called with a sentence if layers cannot be compensated.
 
     Returns:
         A new network in eval mode.
@@ -157,7 +157,7 @@ def apply_keep(
     free_outputs: Collection[str],
     evidence: CalibrationData | None,
 ) -> nn.Module:
-    """Return a new network that keeps so many channels of every unit; arguments as for `Policy.apply`.
+    """Return a new network that keeps the given number of channels of every unit; arguments as for `Policy.apply`.
 
     Args:
         module: the network; not modified.

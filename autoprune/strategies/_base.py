@@ -1,4 +1,4 @@
-"""What a strategy is, and the one search loop around it."""
+"""Define a strategy, and run it: the one search loop."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def search(
         score: gives them.
         constraint: what the result must hold.
         evaluations: the most allocations that are scored.
-        on_evaluation: told after every scored allocation.
+        on_evaluation: called after every scored allocation.
 
     Raises:
         ConfigError: fewer than one evaluation is allowed, the strategy proposes nothing that holds the constraint, or

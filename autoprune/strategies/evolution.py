@@ -1,4 +1,4 @@
-"""Evolution of log keep ratios: CMA-ES."""
+"""Search by evolution (CMA-ES) of log keep ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POPULATION = 8
 """Candidates per generation: few, for there are only some hundred evaluations (6 to 15 differ little)."""
 
 SPREAD = 0.5
-"""Standard deviation of the log keep ratios at the start, where nothing is known."""
+"""Standard deviation of the log keep ratios at the start, if nothing is known."""
 
 SPREAD_AROUND = 0.2
 """The same around a prior or another strategy's result; on the tests' toy 0.1 finds less, 0.15 to 0.25 the same."""
@@ -41,7 +41,7 @@ class EvolutionStrategy(Strategy):
         constraint: the limits.
         seed: of the samples.
         prior: log keep ratios, shape (units,); only differences matter.
-        spread: standard deviation of the first samples; by default 0.5, or 0.2 where there is a start or a prior that
+        spread: standard deviation of the first samples; by default 0.5, or 0.2 if there is a start or a prior that
             is not the uniform ratio.
         start: candidates of other strategies; the best that holds the constraint becomes the mean, the next best are
             part of the first generation. Only the best is asked for again.

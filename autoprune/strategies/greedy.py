@@ -1,4 +1,4 @@
-"""NetAdapt without fine-tuning: the budget is reached in steps, each by the unit that it hurts least."""
+"""Reach the budget in greedy steps, each by the unit that costs least score: NetAdapt without fine-tuning."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def savings(total: float, *, decay: float, iterations: int) -> list[float]:
 
 
 TRIALS = 1.5
-"""Units to try per step, on the average, where not all can be; fewer steps are taken when this needs it. Small
+"""Units to try per step, on the average, if not all can be; fewer steps are taken when this needs it. Small
 steps matter more than many trials: on the tests' toy, in 100 evaluations, 1.5 loses 0.12, 3 loses 0.14, 5 loses 0.2."""
 
 FIRST_SHARE = 0.75
 """Every unit is tried in the first step if that takes no more than this share of the evaluations."""
 
 SCARCE_SHARE = 0.6
-"""Share of the evaluations for the first step where not every unit can be tried."""
+"""Share of the evaluations for the first step if not every unit can be tried."""
 
 _HALVINGS = 30
 
@@ -194,7 +194,7 @@ class GreedyStrategy(Strategy):
         return units if fits else int(SCARCE_SHARE * self._evaluations)
 
     def _steps(self, counts: Counts, saving: float) -> list[Step]:
-        """Return the steps that save so much, or half of it, and so on where no unit alone can."""
+        """Return the steps that save the given amount, or half of it, and so on if no unit alone can."""
         constraint = self._constraint
         found: list[tuple[int, Counts]] = []
         for _ in range(_HALVINGS):

@@ -1,4 +1,4 @@
-"""The least summed rise of the loss under the budget, as an integer programme."""
+"""Minimise the summed rise of the loss under the budget, as an integer programme."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _total(constraint: Constraint, damages: Sequence[Array], counts: Counts) -> 
 
 
 def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, radius: float) -> Counts | None:
-    """Return the best counts under costs linearised around the given ones, or None where the solver finds none."""
+    """Return the best counts under costs linearised around the given ones, or None if the solver finds none."""
     optimize, sparse = _scipy()
     space = constraint.space
     trusted = [_trusted(choices, int(count), radius) for choices, count in zip(space.choices, counts, strict=True)]

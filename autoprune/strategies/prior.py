@@ -1,4 +1,4 @@
-"""What the search knows before it starts: a good allocation, and what each unit's channels are worth there."""
+"""Find a prior for the search: a good allocation, and the sensitivity of each unit there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_prior(
         constraint: the budget.
         gains: of widening every unit.
         score: scores allocations.
-        listener: told how it goes.
+        listener: receives the progress.
         evaluations: of the search in all.
     """
     most, spent = affordable(evaluations // 2)

@@ -1,4 +1,4 @@
-"""Random allocations on the budget: what every agent must beat at an equal number of evaluations."""
+"""Propose random allocations on the budget: the baseline of every agent at an equal number of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shrink and regrow: from below the budget back onto it, where widening gains most for what it costs."""
+"""Shrink and regrow: prune below the budget, then widen the units that gain most per cost until it is reached."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GAINS_COST = 5
 
 
 def affordable(evaluations: int) -> tuple[int, int]:
-    """Return how many candidates can be proposed in the time of so many evaluations, and what gains take of that."""
+    """Return how many candidates can be proposed in the time of ``evaluations``, and how many of these gains take."""
     rounds = min(max((evaluations - 1) // (GAINS_COST + len(GROWTHS)), 1), len(SHARES))
     return 1 + rounds * len(GROWTHS), rounds * GAINS_COST
 
@@ -50,7 +50,7 @@ class RegrowthStrategy(Strategy):
     Args:
         constraint: the limits.
         gains: of widening.
-        evaluations: how many allocations may be scored; fewer are, where all ``SHARES`` were taken.
+        evaluations: how many allocations may be scored; fewer are, if all ``SHARES`` were taken.
         start: log keep ratios to begin with, shape (units,); uniform by default.
     """
 

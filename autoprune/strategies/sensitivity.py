@@ -1,4 +1,4 @@
-"""One limit on the damage of every unit, as sensitivity studies do by hand."""
+"""Limit the damage of every unit to one common level, as sensitivity studies do by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network slimming's rule: one importance threshold over the channels of all units."""
+"""Prune by one importance threshold over the channels of all units (network slimming)."""
 
 from __future__ import annotations
 

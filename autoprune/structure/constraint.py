@@ -43,7 +43,7 @@ class CostLimit:
     Attributes:
         cost: the cost.
         limit: in the cost's unit.
-        requested: the budget that it was made of, as it was written, where there is one.
+        requested: the budget that it was made of, as it was written, if there is one.
     """
 
     cost: Cost
@@ -119,7 +119,7 @@ class Constraint:
             return space.round_down(np.exp(np.minimum(target_log_ratios + shift, 0.0)))
 
         low, high = float(np.log(1e-4) - target_log_ratios.max()), float(-target_log_ratios.min())
-        if not self.holds(scaled(low)):  # a unit of so many channels that this is above its lower bound
+        if not self.holds(scaled(low)):  # a unit so wide that this is above its lower bound
             return self.greedy_fill(space.lower, target_log_ratios + low)
         if self.holds(scaled(high)):
             return self.greedy_fill(scaled(high), target_log_ratios)

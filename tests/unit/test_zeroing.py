@@ -17,8 +17,7 @@ from autoprune.structure import zeroing
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
-from autoprune.structure.validation import analyse
-from autoprune.structure.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
+from autoprune.structure.validation import CHANGES_SHAPE, USED_AS_NUMBER, analyse, unread
 from tests.helpers.networks import check_exact, random_keep
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))

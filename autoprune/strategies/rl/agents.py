@@ -1,4 +1,4 @@
-"""Agents of stable-baselines3 as strategies, on any injected environment."""
+"""Run agents of stable-baselines3 as strategies, on any environment that is handed in."""
 
 from __future__ import annotations
 
@@ -163,11 +163,11 @@ class AgentStrategy(Strategy):
         model.learn(total_timesteps=steps, callback=StdGrowth(novelty) if isinstance(settings, PPOSettings) else None)
 
     def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
-        """Score by what other strategies told; 0 for what they did not try, see `_walk_known`."""
+        """Score by the scores of other strategies; 0 for what they did not try, see `_walk_known`."""
         return [self._start.get(allocation, 0.0) for allocation in allocations]
 
     def _walk_known(self, env: AgentView) -> Iterator[dict[str, Any]]:
-        """Walk to every candidate that other strategies told; yield the transitions of walks that end at one."""
+        """Walk to every candidate of other strategies; yield the transitions of walks that end at one."""
         for allocation in self._start:
             transitions = _walk_along(env, env.env_method("actions_for", allocation)[0])
             if transitions[-1]["infos"][0]["allocation"] in self._start:

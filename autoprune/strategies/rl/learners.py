@@ -30,7 +30,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
     remembered scores, and what is remembered is the executed action, where AMC's release keeps the agent's own action.
 
     Without ``bootstrap`` the critic learns R − b itself, what the whole episode brought, at every step: the target
-    networks are not asked.
+    networks are not used.
     """
 
     def __init__(self, *args: Any, steps: int, baseline: float, bootstrap: bool, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         done: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Remember a transition with ``info["executed_action"]`` in place of the agent's own action."""
+        """Remember a transition with ``info["executed_action"]`` instead of the agent's own action."""
         executed = np.stack([info["executed_action"] for info in infos]).reshape(action.shape)
         super().add(obs, next_obs, executed, reward, done, infos)
 

@@ -75,7 +75,7 @@ class Telemetry:
         folder: where event files go; nothing is written without one.
 
     Attributes:
-        costs: tells an allocation's costs by metric.
+        costs: returns an allocation's costs by metric.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -103,7 +103,7 @@ MakeEnv = Callable[[], Env[Any, Any]]
 """Makes an environment that an agent learns in; its own rewards do not count.
 
 All episodes have the same length, attribute ``episode_steps``; ``prior_actions``, shape (episode_steps,), lead to where
-the search starts, and ``actions_for(allocation)`` to an allocation; ``costs(allocation)`` tells costs by metric. At
+the search starts, and ``actions_for(allocation)`` to an allocation; ``costs(allocation)`` returns costs by metric. At
 every step ``info`` holds the ``executed_action``, at the last the ``allocation``.
 """
 

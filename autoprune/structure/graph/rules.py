@@ -1,4 +1,4 @@
-"""What each kind of operation does to channels: one small rule each, all of them in ``RULES``."""
+"""Define one rule per kind of operation: how it passes channels on; all are in ``RULES``."""
 
 from __future__ import annotations
 
@@ -215,14 +215,14 @@ def chunk(walk: Walk, node: fx.Node) -> Value:
 
 
 def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
-    """Cut channels into pieces whose sizes a module's attribute tells; where none does, they are constants and pin."""
+    """Cut channels into pieces whose sizes a module's attribute gives; where none does, they are constants and pin."""
     inputs = _along_channels(walk, node)
     if inputs is None:
         return walk.unknown(node)
     sizes = [int(size) for size in argument(node, 1)]
     pieces = _split(walk, node, inputs, np.cumsum(sizes)[:-1].tolist())
-    told = {len(ids) for path, _, ids in walk.found.attributes if path == walk.owner(node)}
-    if not set(sizes) <= told:
+    known = {len(ids) for path, _, ids in walk.found.attributes if path == walk.owner(node)}
+    if not set(sizes) <= known:
         walk.found.ids.pin(inputs, f"split into fixed sizes in {walk.owner(node)}")
     return pieces
 

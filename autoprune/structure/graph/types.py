@@ -272,7 +272,7 @@ class _Joined:
 
 
 def _merged(graph: ChannelGraph, leader: int, members: list[int], least: float) -> Unit:
-    """Return one unit in place of several; its leader's groups come first."""
+    """Return one unit instead of several; its leader's groups come first."""
     first = graph.units[leader]
     others = [group for index in members if index != leader for group in graph.units[index].groups]
     fewest = max(first.least, math.ceil(least * first.width - 1e-9))

@@ -42,13 +42,13 @@ def owner(node: fx.Node) -> str:
 
 
 def shape(node: object) -> tuple[int, ...]:
-    """Return the shape of a node's tensor; () where it is no tensor, or one without dimensions."""
+    """Return the shape of a node's tensor; () if it is no tensor, or one without dimensions."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def size_of(node: object) -> tuple[int, int]:
-    """Return height and width of a node's images, (1, 1) where it has none."""
+    """Return height and width of a node's images, (1, 1) if it has none."""
     sizes = shape(node)
     return (sizes[2], sizes[3]) if len(sizes) == 4 else (1, 1)
 
@@ -127,7 +127,7 @@ Value = Ids | list[Ids] | None
 
 @dataclass(frozen=True)
 class RawLayer:
-    """A layer with channel ids in place of axis numbers."""
+    """A layer with channel ids instead of axis numbers."""
 
     name: str
     kind: LayerKind
