@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.structure import zeroing
+from autoprune.structure import validation
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
@@ -207,7 +207,7 @@ def test_outputs_agree_in_half_of_their_digits(found: list[complex], expected: l
     one, other = (torch.tensor(values) if values else torch.zeros(0) for values in (found, expected))
     if one.is_floating_point():
         one, other = torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
-    assert zeroing._agree(one, other, 1.5e-8) is equal
+    assert validation._agree(one, other, 1.5e-8) is equal
 
 
 def test_zeros_are_taken_back() -> None:
@@ -226,7 +226,7 @@ def test_zeros_are_taken_back() -> None:
 
 def test_without_the_comparison_widths_used_as_numbers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds them is the comparison of values, and nothing else."""
-    monkeypatch.setattr(zeroing, "_agree", lambda *_: True)
+    monkeypatch.setattr(validation, "_agree", lambda *_: True)
     for name in ("shape", "out_channels"):
         network = Chain(NUMBERS[name])
         graph = analyse(network, IMAGES)
