@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from autoprune.structure.constraint import Cost
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoprune.structure.constraint import Constraint, CostLimit
+from autoprune.structure.constraint import Constraint, Cost, CostLimit
 from autoprune.structure.space import Counts, Space
 from tests.helpers.toy import LayerFlops, chain_graph
 
