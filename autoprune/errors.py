@@ -42,7 +42,7 @@ class BudgetError(AutopruneError):
 
 
 class BudgetUnreachableError(BudgetError):
-    """No allocation within the bounds holds the budget; the message tells the reachable minimum.
+    """No allocation within the bounds holds the budget; the message names the reachable minimum.
 
     Example:
         >>> ap.search("best.pt", data="data.yaml", budget="flops=1%")

@@ -52,6 +52,7 @@ class FormatSpec:
             traced file is the format.
         dynamic: whether its files can leave batch and image size open.
         modules: whether networks of users' own classes are written in it, too.
+        stock: whether Ultralytics' ``YOLO`` opens its files and reads the metadata in them.
         tolerance: by each precision that it is written in, how far predictions may lie from torch's.
 
     Example:
@@ -68,6 +69,7 @@ class FormatSpec:
     write: str = ""
     dynamic: bool = False
     modules: bool = True
+    stock: bool = True
     tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
 
     @property

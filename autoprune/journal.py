@@ -1,7 +1,7 @@
 """The record of everything that a run found out: append-only, durable, replayed by a resume.
 
 One JSON object per line: ``{"kind": ..., "key": ..., "value": ..., "crc": "8 hex digits"}``; the first line is the
-header. A record is on the disk when ``append`` returns, so whatever a strategy was told survives ``kill -9``.
+header. A record is on the disk when ``append`` returns, so every score that a strategy received survives ``kill -9``.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Journal(Recorder):
 
         Args:
             path: the file.
-            check: tells whether a record holds what its kind has; a checksum says only that nothing was changed later.
+            check: says whether a record holds what its kind has; a checksum says only that nothing was changed later.
 
         Raises:
             RunError: the file is missing, a symbolic link or not a journal, is broken before its last record, or is in
@@ -245,7 +245,7 @@ def _line(kind: str, key: JSON, value: JSON) -> bytes:
 
 
 def _record(line: bytes) -> Record:
-    """Read one line. Raises ValueError where it is not what ``_line`` wrote."""
+    """Read one line. Raises ValueError if it is not what ``_line`` wrote."""
     body = json.loads(line.decode("ascii"))
     if not isinstance(body, dict) or set(body) != {"kind", "key", "value", "crc"}:
         raise ValueError("not a record")

@@ -176,7 +176,7 @@ class Policy:
         """
         from torch import nn
 
-        from autoprune.evaluation.applying import apply_keep
+        from autoprune.evaluation.pruning import apply_keep
 
         self.check_criterion()
         apply = partial(

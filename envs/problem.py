@@ -1,4 +1,4 @@
-"""What an environment is asked to solve; handed in, so that it knows neither networks nor data."""
+"""Define the problem that an environment solves; it is handed in, so that `envs` imports neither networks nor data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
-from autoprune.structure.constraint import Constraint
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]

@@ -27,8 +27,8 @@ class PruningEnv(gymnasium.Env[Row, Row]):
 
     The reward is 0 until the last step, then the problem's score; a problem without one leaves it at 0, for agents that
     have the candidates of several environments scored together. ``info`` names the ``unit`` just decided and the
-    ``executed_action``, which differs from the given one where the rule had to cap or round it; at the end also
-    ``allocation``, ``costs`` and, where there is one, ``score``.
+    ``executed_action``, which differs from the given one if the rule had to cap or round it; at the end also
+    ``allocation``, ``costs`` and, if there is one, ``score``.
 
     Args:
         problem: what is searched.
@@ -175,7 +175,7 @@ class PruningEnv(gymnasium.Env[Row, Row]):
 
 
 def _factory(rule: str | RuleFactory) -> RuleFactory:
-    """Return what makes a rule, which may be told by its name.
+    """Return what makes a rule, which may be given by its name.
 
     Raises:
         ConfigError: no rule has that name.

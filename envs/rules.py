@@ -1,4 +1,4 @@
-"""How an action meets the budget. Both rules are exact after rounding."""
+"""Turn an action into an allocation that holds the budget; both rules are exact after rounding."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ class Projected(Rule):
 
     def finish(self, counts: Counts, executed: Array) -> Counts:
         """Project prior plus actions onto the budget."""
-        wish = self.problem.prior.copy()
-        wish[list(self.problem.walked)] += self.span * executed
-        return self.problem.constraint.project(wish)
+        log_ratios = self.problem.prior.copy()
+        log_ratios[list(self.problem.walked)] += self.span * executed
+        return self.problem.constraint.project(log_ratios)
 
     def actions_for(self, counts: Counts) -> Array:
         """Return the log-ratios of the counts above the prior's, clipped to the box."""

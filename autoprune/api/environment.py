@@ -100,4 +100,4 @@ def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> Pruning
     if not prior:
         return problem_of(constraint, score, uniform, uniform)
     found = find_prior(constraint, evaluator.gains, score, listener, evaluations=PRIOR_EVALUATIONS)
-    return problem_of(constraint, score, found.wish, found.sensitivity)
+    return problem_of(constraint, score, found.target_log_ratios, found.sensitivity)

@@ -1,4 +1,4 @@
-"""What an allocation costs in closed form: FLOPs, parameters, size, channels."""
+"""Compute what an allocation costs in closed form: FLOPs, parameters, size, channels."""
 
 from autoprune.costs.static import (
     ChannelsCost,
@@ -11,7 +11,7 @@ from autoprune.costs.static import (
     uncounted,
     undescribed_flops,
 )
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 
 __all__ = [
     "ChannelsCost",

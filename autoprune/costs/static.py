@@ -1,7 +1,7 @@
-"""Costs that follow from the allocation alone: FLOPs, parameters, checkpoint size, channels. Closed form, exact, quick.
+"""Compute the costs that follow from the allocation alone: FLOPs, parameters, checkpoint size, channels.
 
-Every one is a quadratic function of the kept counts at most: a layer's cost is a product of two widths at most, and
-widths are affine in the counts.
+Each is exact and in closed form, a quadratic function of the kept counts at most: a layer's cost is a product of two
+widths at most, and widths are affine in the counts.
 """
 
 from __future__ import annotations
@@ -11,15 +11,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.costs.polynomial import Floats, WidthPolynomial
 from autoprune.errors import ModelError
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 from autoprune.structure.space import Counts, Space
+
+Floats = npt.NDArray[np.float64]
+
+
+class WidthPolynomial:
+    """A sum of terms coefficient, coefficient × width or coefficient × width × width, over axes of the graph.
+
+    All coefficients must be at least 0, so that the sum never falls when a unit keeps more. Sums of whole numbers
+    below 2**53 are exact.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._constants = space.axis_widths(np.zeros_like(space.dense))
+        self._slopes = space.axis_widths(np.eye(len(space), dtype=np.int64)).T - self._constants[:, None]
+        self._quadratic: Floats = np.zeros((len(space), len(space)))
+        self._linear: Floats = np.zeros(len(space))
+        self._constant = 0.0
+
+    def add(self, coefficient: float, *axes: int) -> None:
+        """Add coefficient × the widths of up to two axes."""
+        if not axes:
+            self._constant += coefficient
+        elif len(axes) == 1:
+            self._linear += coefficient * self._slopes[axes[0]]
+            self._constant += coefficient * self._constants[axes[0]]
+        else:
+            (one, two), (base, other) = (self._slopes[list(axes)], self._constants[list(axes)])
+            self._quadratic += coefficient * np.outer(one, two)
+            self._linear += coefficient * (base * two + other * one)
+            self._constant += coefficient * base * other
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Return the value: shape (units,) → (), (candidates, units) → (candidates,)."""
+        values = counts.astype(np.float64)
+        return np.asarray(((values @ self._quadratic + self._linear) * values).sum(axis=-1) + self._constant)
+
 
 Shapes = Mapping[str, Sequence[int]]
 """Tensor name → its shape in the dense network."""
@@ -54,7 +90,7 @@ class FlopsCost(Cost):
     """FLOPs of one image, 2 × multiply-accumulates, as Ultralytics' ``model.info()`` prints them.
 
     Counted as its ``thop`` does for the unfused network: convolutions and linear layers without bias, batch norm as 4
-    operations per element, and matrix products of attention. ``uncounted`` tells the rest.
+    operations per element, and matrix products of attention. ``uncounted`` returns the rest.
 
     Args:
         space: the space of allocations; the graph's layers carry the image size.

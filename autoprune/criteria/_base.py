@@ -1,4 +1,4 @@
-"""What a criterion is: a score for every channel of every group."""
+"""Define a criterion: it scores every channel of every group."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Importance(ABC):
 
     Attributes:
         name: how the command line and the policy name it.
-        normalised: whether members are divided by their means; not where scores are comparable between layers already.
+        normalised: whether members are divided by their means; not if scores are comparable between layers already.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""APoZ: a channel whose activation is mostly zero says little."""
+"""Score channels by the average percentage of zeros of their activations (APoZ)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _WITH_ZEROS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 class ApozImportance(Importance):
     """Share of values that are not zero, 1 − APoZ (Hu et al., "Network Trimming", 2016, arXiv:1607.03250, equation 1).
 
-    It is read off behind the activation that follows a batch norm, or a convolution where the network has no batch
+    It is read off behind the activation that follows a batch norm, or a convolution if the network has no batch
     norms; the network is in eval mode.
 
     Args:
         evidence: images.
-        near: what counts as zero where the activation has no exact zeros, as a share of the layer's root mean square.
+        near: what counts as zero if the activation has no exact zeros, as a share of the layer's root mean square.
     """
 
     name = "apoz"
@@ -62,7 +62,7 @@ class ApozImportance(Importance):
 
 
 def activation_after(module: nn.Module, name: str) -> nn.Module:
-    """Return the activation that a layer's output goes through, or the identity where none is found.
+    """Return the activation that a layer's output goes through, or the identity if none is found.
 
     It is the ``act`` of the block that the layer lies in, as in Ultralytics' blocks, or the child that follows it.
     """

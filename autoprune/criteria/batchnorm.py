@@ -1,4 +1,4 @@
-"""The batch norm criterion: a channel matters as much as its scale γ."""
+"""Score channels by the magnitude of their batch norm scale γ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No criterion at all, for control."""
+"""Score channels at random, as a control."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The covariance criterion: channels go that the others can stand in for, where it matters least to the loss."""
+"""Score channels by how badly the others replace them, weighted by the loss's gradient."""
 
 from __future__ import annotations
 

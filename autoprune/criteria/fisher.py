@@ -1,4 +1,4 @@
-"""Optimal brain damage with the Fisher information in place of the Hessian."""
+"""Score channels as optimal brain damage does, with the Fisher information instead of the Hessian."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FPGM: a filter that lies close to all the others can be expressed by them."""
+"""Score filters by their distance to all others (FPGM)."""
 
 from __future__ import annotations
 

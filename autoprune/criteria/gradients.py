@@ -1,4 +1,4 @@
-"""What the first- and second-order criteria share: one backward pass per batch, gradient times weight per channel."""
+"""Collect gradient times weight per channel, one backward pass per batch, for first- and second-order criteria."""
 
 from __future__ import annotations
 

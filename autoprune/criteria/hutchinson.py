@@ -1,4 +1,4 @@
-"""Second order with the Hessian itself, its trace estimated by random probes."""
+"""Score channels by second order, with the Hessian's trace estimated by random probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAMP: magnitudes that can be compared between layers."""
+"""Score channels by magnitudes that can be compared between layers (LAMP)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoprune.structure.graph import ChannelGraph
 class LampImportance(Importance):
     """Squared norm as a share of all squared norms of the layer that are no smaller (Lee et al., "LAMP", ICLR 2021).
 
-    Equation 2, with filters in place of single weights: ‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖². The largest filter of
+    Equation 2, with filters instead of single weights: ‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖². The largest filter of
     every layer scores 1, so that a threshold over all layers never empties one.
     """
 

@@ -1,4 +1,4 @@
-"""Magnitude criteria: the norm of the weights that produce and consume a channel."""
+"""Score channels by the norm of the weights that produce and consume them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every pruning criterion: a new one is a file of its own and a record here. Nothing heavy is imported before."""
+"""Register every pruning criterion: a new one is a file and a record here. Nothing heavy is imported before use."""
 
 from __future__ import annotations
 

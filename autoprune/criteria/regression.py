@@ -1,4 +1,4 @@
-"""The regression criterion: the channels from which the next layer's output is best made up again."""
+"""Select the channels that best reconstruct the next layer's output."""
 
 from __future__ import annotations
 

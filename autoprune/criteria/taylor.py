@@ -1,4 +1,4 @@
-"""The first-order Taylor criterion: how much the loss would change without the channel."""
+"""Score channels by the first-order Taylor estimate of how the loss changes without them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From an allocation to its score: slice, compensate, recalibrate, score."""
+"""Score an allocation: slice, compensate, recalibrate, score."""

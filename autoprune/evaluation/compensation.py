@@ -1,19 +1,22 @@
-"""Closed-form compensation: weights that make up for removed channels, from the dense network's channel covariances.
+"""Make up for removed channels in closed form: least squares over channel covariances, or folding of constants.
 
 Source: Kim et al., "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020, section 3, with the least squares
-solution in place of the single most similar neuron; He et al., "Channel Pruning for Accelerating Very Deep Neural
+solution instead of the single most similar neuron; He et al., "Channel Pruning for Accelerating Very Deep Neural
 Networks", ICCV 2017, is the sequential form (`reconstruction`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+
 import numpy as np
 import torch
 from torch import nn
 
-from autoprune.statistics.layers import Reader, outputs_first, shift_output, summed_over_kernel
+from autoprune.statistics.layers import Norm, Reader, evaluating, outputs_first, shift_output, summed_over_kernel
 from autoprune.statistics.moments import Moments, regression
-from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.graph import ChannelGraph, LayerKind
 from autoprune.structure.slicing import ChannelMask
 
 
@@ -55,3 +58,124 @@ def _compensate_layer(
     weight.add_(added.to(weight.dtype))
     constants = summed_over_kernel(source)[outputs][:, goes].to(shift.dtype) @ shift
     shift_output(module, name, moments.norm.get(name), constants)
+
+
+_SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+"""Layers that make channels out of others; of grouped convolutions only depthwise ones are pruned, which do not."""
+
+
+def fold_constants(
+    module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, example: torch.Tensor
+) -> None:
+    """Add to every layer what it would have read from the constants of removed channels.
+
+    A channel whose batch norm scale γ is 0 gives the constant act(β) whatever it reads. To a following layer it adds
+    that constant times the weights that read it, summed over the kernel; this goes to the layer's bias or, where it has
+    none, off the running mean of the batch norm behind it (as in network slimming of YOLOv3, Lam1360/
+    YOLOv3-model-pruning, after Liu et al., "Network Slimming", ICCV 2017). For γ = 0 the network then computes what the
+    dense one does, but near borders where zeros are padded around the constant. If γ is not 0, β is the channel's
+    mean before its activation, and so the best that is known without data.
+
+    Nothing is assumed of the architecture: the dense network runs once with every removed channel silenced where it is
+    made, and what its layers read of them then, behind activations, sums and depthwise convolutions, are the constants.
+
+    Args:
+        module: what surgery made of the dense network, batch norm not yet recalibrated; changed in place. A layer with
+            neither bias nor batch norm behind it gets a bias.
+        dense: the dense network; not modified.
+        graph: its channel groups.
+        keep: which of its channels stay, shape (channels,).
+        example: an input, shape (B, C, H, W); one image is enough, and what it shows does not matter.
+    """
+    run = _SilencedRun(graph, keep)
+    run(dense, example)
+    with torch.no_grad():
+        for name, shift in run.shifts.items():
+            shift_output(module, name, run.norms.get(name), shift)
+
+
+class _SilencedRun:
+    """One pass of the dense network with its removed channels silenced where they are made: β, or else the bias.
+
+    Args:
+        graph: the network's channel groups.
+        keep: which channels stay, shape (channels,).
+
+    Attributes:
+        shifts: per layer that reads removed channels, what they add to the channels of its output that stay, shape
+            (kept out channels,). A layer that runs twice counts as it runs first.
+        norms: per layer, the batch norm that reads the very tensor which the layer gives.
+    """
+
+    def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
+        self.shifts: dict[str, torch.Tensor] = {}
+        self.norms: dict[str, str] = {}
+        self._axes = {
+            layer.name: tuple(torch.from_numpy(keep[graph.axes[axis]]) for axis in (layer.in_axis, layer.out_axis))
+            for layer in graph.layers
+            if layer.kind in _SOURCES
+        }
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def __call__(self, dense: nn.Module, example: torch.Tensor) -> None:
+        """Run the example through the network, whose mode is put back."""
+        with evaluating(dense), ExitStack() as hooks:
+            for name, child in dense.named_modules():
+                if isinstance(child, Reader) and name in self._axes:
+                    hooks.enter_context(child.register_forward_hook(self._at_source(name)))
+                elif isinstance(child, Norm) and child.running_mean is not None:
+                    hooks.enter_context(child.register_forward_hook(self._at_norm(name)))
+            dense(example)
+        self._last = None
+
+    def _at_source(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        kept_in, kept_out = self._axes[name]
+
+        def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            assert isinstance(layer, Reader)
+            if not kept_in.all() and name not in self.shifts:
+                self.shifts[name] = _response(layer, inputs[0], ~kept_in)[kept_out.to(output.device)]
+            _silence(output, kept_out, layer.bias)
+            self._last = name, output
+
+        return note
+
+    def _at_norm(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def note(norm: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if self._last is not None and inputs[0] is self._last[1]:
+                name = self._last[0]
+                self.norms.setdefault(name, path)
+                assert isinstance(norm, Norm)
+                _silence(output, self._axes[name][1], norm.bias)
+
+        return note
+
+
+def _silence(output: torch.Tensor, kept: torch.Tensor, constants: torch.Tensor | None) -> None:
+    """Overwrite the channels that do not stay by a constant each, 0 if there are none."""
+    removed = (~kept).nonzero().flatten().to(output.device)
+    values = output.new_zeros(len(removed)) if constants is None else constants[removed]
+    output[:, removed] = values.view(1, -1, *[1] * (output.ndim - 2))
+
+
+def _response(layer: Reader, read: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+    """Return what constant input channels add to a layer's output, shape (out channels,).
+
+    Args:
+        layer: of one group.
+        read: its input, shape (B, C, …).
+        removed: which of the input's channels are the constant ones, shape (C,).
+    """
+    removed = removed.to(read.device)
+    return summed_over_kernel(layer)[:, removed] @ _constants(read[:, removed])
+
+
+def _constants(read: torch.Tensor) -> torch.Tensor:
+    """Return the value of constant channels, shape (C,): their median away from the borders, where padding changes it.
+
+    Args:
+        read: shape (B, C) or (B, C, H, W).
+    """
+    for dimension, size in list(enumerate(read.shape))[2:]:
+        read = read.narrow(dimension, size // 4, size - 2 * (size // 4))
+    return read.transpose(0, 1).flatten(1).median(dim=1).values

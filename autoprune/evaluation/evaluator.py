@@ -1,4 +1,4 @@
-"""Allocation → evaluation: materialise, recalibrate, score, cost; cached and journalled."""
+"""Evaluate allocations: slice, compensate, recalibrate, score and cost each, with cache and journal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.models._base import Adapter, Batch, LossSum
 from autoprune.results import Metrics
+from autoprune.statistics.layers import recalibrate as recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
-from autoprune.statistics.recalibration import recalibrate as recalibrate
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
 
@@ -61,10 +61,10 @@ class Evaluation:
 
 @dataclass
 class EvaluationCounts:
-    """How many candidates were asked for.
+    """Count the candidates that were evaluated.
 
     Attributes:
-        evaluations: scores told, from the cache or not.
+        evaluations: scores returned, from the cache or not.
         cache_hits: of these, how many were known already.
         seconds: wall time of those that were computed.
     """
@@ -92,16 +92,16 @@ class Evaluator:
     Attributes:
         adapter: the dense network with its data and loss.
         pruner: makes the candidates.
-        images: how many scoring images; fewer where there are not half as many with labels.
+        images: how many scoring images; fewer if there are not half as many with labels.
         batch: images per batch; halved when the device runs out of memory.
         seed: chooses the images.
-        journal: where every evaluation is durable before it is told.
+        journal: where every evaluation is durable before it is returned.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
-        notify: told in a sentence about what a user should know.
+        notify: called with a sentence that users should read.
         compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
-        reconstruct: where candidates are compensated, solve the layers of what ships for what the dense network gives.
+        reconstruct: if candidates are compensated, solve the layers of what ships for what the dense network gives.
         criterion: what ranked the channels, see `pruning.prune`.
-        bf16: score in bfloat16 where that pays; a journal that was begun stays with what it was begun in.
+        bf16: score in bfloat16 if that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
         runner: computes the candidates of a batch.
     """
@@ -235,7 +235,7 @@ class Evaluator:
 
         Args:
             allocation: the candidate.
-            widths: per unit, the wider counts that are asked for.
+            widths: per unit, the wider counts to predict.
         """
 
         def computed() -> list[list[float]]:
@@ -265,7 +265,7 @@ class Evaluator:
     # -- networks ------------------------------------------------------------------------------
 
     def materialise(self, allocation: Allocation) -> nn.Module:
-        """Return the candidate as a new network, compensated if so asked, batch norm not yet recalibrated."""
+        """Return the candidate as a new network, compensated if requested, batch norm not yet recalibrated."""
         module, pruner = self.pruner.materialise(allocation), self.pruner
         if self.compensate:
             compensate(module, pruner.module, pruner.space.graph, pruner.kept(allocation), self._moments)

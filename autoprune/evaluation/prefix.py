@@ -21,7 +21,7 @@ from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Allocation
 
 PREFIX_BYTES = 2**30
-"""How much a prefix may hold unless told otherwise: 60 images of 320 px need a third of it in a YOLOv8n."""
+"""How much a prefix may hold by default: 60 images of 320 px need a third of it in a YOLOv8n."""
 
 _ALWAYS = 2**31
 """The reader of an output that something outside the stages reads: it runs wherever a candidate starts."""
@@ -124,7 +124,7 @@ class Prefix:
         return _bytes(self._outputs.values())
 
     def cut(self, allocation: Allocation) -> int:
-        """Return the number of the stage at which a candidate starts; 0 where nothing can be reused."""
+        """Return the number of the stage at which a candidate starts; 0 if nothing can be reused."""
         pairs = zip(self._starts, self.base, allocation, strict=True)
         changed = min((start for start, ours, theirs in pairs if ours != theirs), default=len(self._stages))
         return max((cut for cut in self.cuts if cut <= changed), default=0)

@@ -1,34 +1,37 @@
-"""An allocation turned into the network that is used: pruned, compensated, batch norm recalibrated.
+"""Turn an allocation into the network that is used: pruned, compensated, batch norm recalibrated.
 
-One place for all that prune by a policy, so that the Python call gives what the command writes.
+Everything that prunes by a policy calls this module, so that the Python call gives what the command writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData
-from autoprune.criteria.registry import spec_of
-from autoprune.evaluation.compensation import compensate
-from autoprune.evaluation.folding import fold_constants
+from autoprune.criteria.registry import make_criterion, spec_of
+from autoprune.evaluation.compensation import compensate, fold_constants
 from autoprune.evaluation.reconstruction import reconstruct
+from autoprune.models import adapter_of
 from autoprune.models._base import Adapter
 from autoprune.models._memory import living_bytes
-from autoprune.statistics.layers import evaluating
+from autoprune.models.detection.channels import input_channels
+from autoprune.statistics.layers import evaluating, recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
-from autoprune.statistics.recalibration import recalibrate
 from autoprune.structure.slicing import Pruner
-from autoprune.structure.space import Allocation
+from autoprune.structure.space import Allocation, Space
+from autoprune.structure.validation import analyse
 
 EVIDENCE_IMAGES, EVIDENCE_BATCH = 64, 16
 """Training images that a criterion looks at, and how many at once."""
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 60, 16
-"""Training images that recalibrate batch norm where nothing else is asked for, and how many at once."""
+"""Training images that recalibrate batch norm by default, and how many at once."""
 
 RECONSTRUCTION_BYTES = 2 * 2**30
 """Activations that reconstruction may hold: its images go through the network all at once."""
@@ -45,7 +48,7 @@ def evidence_of(adapter: Adapter) -> CalibrationData:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training images that a network is repaired with after pruning; none where it came without data.
+    """Training images that a network is repaired with after pruning; none if it came without data.
 
     Attributes:
         plain: as they are, for compensation; tensors of shape (B, C, H, W). Without any nothing is compensated.
@@ -98,16 +101,16 @@ def prune(
     Args:
         pruner: of the dense network.
         allocation: kept channels per unit.
-        criterion: what ranked the channels; where nothing is compensated, the constants of removed channels are folded
+        criterion: what ranked the channels; if nothing is compensated, the constants of removed channels are folded
             if its record says so.
         example: one input.
         calibration: training images.
-        moments: of the plain ones, where they are known.
+        moments: of the plain ones, if they are known.
         reconstructed: solve the layers of what is compensated by least squares. Batch norm then keeps the dense
             network's statistics, which the layers were solved for.
-        trained: the network whose ``requires_grad`` tells which layers are trained, and so may be solved; the pruner's
+        trained: the network whose ``requires_grad`` says which layers are trained, and so may be solved; the pruner's
             if None.
-        notify: told in a sentence where layers cannot be compensated.
+        notify: called with a sentence if layers cannot be compensated.
 
     Returns:
         A new network in eval mode.
@@ -134,3 +137,64 @@ def _at_once(dense: nn.Module, images: Sequence[torch.Tensor]) -> torch.Tensor:
     with evaluating(dense):
         each = float(living_bytes(dense, every[:1]).max())
     return every[: max(1, int(RECONSTRUCTION_BYTES / each))]
+
+
+EXAMPLE_SIZE = 128
+"""Pixels of the images that a network without data is traced with."""
+
+
+def apply_keep(
+    module: nn.Module,
+    keep: Mapping[str, int],
+    *,
+    criterion: str,
+    check: Callable[[Mapping[str, int]], None],
+    data: Adapter | Path | str | None,
+    imgsz: int | None,
+    compensate: bool,
+    reconstruct: bool,
+    example: torch.Tensor | None,
+    free_outputs: Collection[str],
+    evidence: CalibrationData | None,
+) -> nn.Module:
+    """Return a new network that keeps the given number of channels of every unit; arguments as for `Policy.apply`.
+
+    Args:
+        module: the network; not modified.
+        keep: kept channels per unit, by name.
+        criterion: which channels stay.
+        check: refuses an architecture, given the channels of its units by name.
+        data: see `Policy.apply`.
+        imgsz: see `Policy.apply`.
+        compensate: see `Policy.apply`.
+        reconstruct: see `Policy.apply`.
+        example: see `Policy.apply`.
+        free_outputs: see `Policy.apply`.
+        evidence: see `Policy.apply`.
+    """
+    dense, adapter = module, None
+    if isinstance(data, Adapter):
+        adapter = data
+    elif data is not None:
+        adapter = adapter_of(module, data=Path(data), image_size=imgsz)
+        dense = adapter.module  # the same weights, ready for gradients
+    if adapter is not None:
+        example, free_outputs = adapter.example(2), adapter.free_outputs
+    elif example is None:
+        parameter = next(module.parameters())
+        shape = (2, input_channels(module), EXAMPLE_SIZE, EXAMPLE_SIZE)
+        example = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    graph = analyse(dense, example, free_outputs=free_outputs)
+    space = Space(graph, round_to=1, min_keep=1e-6)
+    check({unit.name: unit.width for unit in space.units})
+    images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
+    order = make_criterion(criterion, images).order(dense, graph)
+    return prune(
+        Pruner(module, space, order),
+        space.from_names(keep),
+        criterion=criterion,
+        example=example[:1],
+        calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
+        reconstructed=reconstruct,
+        trained=dense,
+    )

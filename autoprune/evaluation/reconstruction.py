@@ -1,4 +1,4 @@
-"""Weights that make up for removed channels: every layer is solved to give again what the dense network gave."""
+"""Solve every layer of a pruned network by least squares for the outputs of the dense network."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class _Points:
     images: int
 
     def split(self) -> tuple[slice, slice] | None:
-        """Return the points to solve for, and those of held-back images; None where the images are too few for that."""
+        """Return the points to solve for, and those of held-back images; None if the images are too few for that."""
         each = len(self.read) // self.images
         held = round(self.images * HELD_BACK)
         cut = each * (self.images - held)

@@ -1,6 +1,6 @@
 """What widening each unit of a pruned network would change in its loss: first order, all units in one pass.
 
-The pruned network is computed as the dense one whose layers read, in place of every removed channel, what its
+The pruned network is computed as the dense one whose layers read, instead of every removed channel, what its
 compensation predicts from the kept ones. Let x̃ be what a layer then reads. Widening a unit changes x̃ along a direction
 that is linear in the channels: the added ones become what they are, and those that stay removed are predicted better.
 The loss changes by the sum over all positions of ∂L/∂x̃ times that direction, and so the matrix Σ (∂L/∂x̃) xᵀ, one per
@@ -57,7 +57,7 @@ class _Reading:
         joining = self.goes[places]
         known = self.unexplained[places][:, places]
         ridge = 1e-2 * known.diagonal().mean() + torch.finfo(known.dtype).tiny
-        # What is new in the added channels also tells of those that stay removed.
+        # What is new in the added channels also informs about those that stay removed.
         spread = torch.linalg.solve(
             known + ridge * torch.eye(len(places), dtype=known.dtype, device=device), self.unexplained[places]
         ).T.clone()
@@ -95,7 +95,7 @@ def measure_slopes(
         dense: the dense network; not modified.
         graph: its channel groups.
         keep: which channels the pruned network has, shape (channels,).
-        moments: what it is compensated with; None where it is not.
+        moments: what it is compensated with; None if it is not.
         losses: one call per batch, each of which returns a network's loss in train mode as a scalar with gradients.
     """
     network = copy.deepcopy(dense).train().requires_grad_(False)
@@ -124,7 +124,7 @@ def _reading(
     moments: Moments | None,
     module: nn.Module,
 ) -> tuple[_Reading, torch.Tensor, torch.Tensor]:
-    """Return what a layer reads, its means where they are known, and what replaces removed channels beside A·x."""
+    """Return what a layer reads, its means, and the constants that replace removed channels next to A·x."""
     device = next(module.parameters()).device
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (kept, ~kept))
     size = len(channels)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats, WidthPolynomial
-from autoprune.costs.static import layer_macs
+from autoprune.costs.static import Floats, WidthPolynomial, layer_macs
 from autoprune.latency.tables import Interpolation
 from autoprune.latency.widths import LayerWidths
 from autoprune.structure.graph import Layer, LayerKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
+from autoprune.costs.static import Floats
 
 RIDGE = 1e-3
 """How much the prior weighs: as much as a tenth of a sample's share would with a feature spread of 0.1."""

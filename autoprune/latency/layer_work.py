@@ -8,8 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
-from autoprune.costs.static import layer_macs
+from autoprune.costs.static import Floats, layer_macs
 from autoprune.latency.predictor import LatencyCost
 from autoprune.latency.tables import LayerGrid, Point
 from autoprune.runtimes import Precision

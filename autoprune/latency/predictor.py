@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
+from autoprune.costs.static import Floats
 from autoprune.latency.deployed import deployed_layers
 from autoprune.latency.features import Features, LayerFeatures
 from autoprune.latency.fitting import simplex_fit, spearman
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.tables import Interpolation, plan_grids
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 from autoprune.structure.space import Allocation, Counts, Space
 
 _LEAST_SPREAD = 0.02  # what a ratio cannot be known better than, whatever its own spread says

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
-from autoprune.structure.cost import Cost
+from autoprune.costs.static import Floats
+from autoprune.structure.constraint import Cost
 from autoprune.structure.space import Allocation, Counts, Space
 
 SCATTER = 0.5

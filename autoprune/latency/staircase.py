@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
+from autoprune.costs.static import Floats
 from autoprune.latency.layer_work import LayerShares, LayerWork, layer_work
 from autoprune.latency.tables import Point, monotone
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import Layer
 from autoprune.structure.space import Counts, Space
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoprune.costs.polynomial import Floats
+from autoprune.costs.static import Floats
 from autoprune.structure.graph import Layer
 from autoprune.structure.space import Counts, Space
 

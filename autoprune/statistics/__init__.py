@@ -1,1 +1,1 @@
-"""What the activations of a network say: covariances of channels, sampled positions, batch norm statistics."""
+"""Collect statistics of activations: channel covariances, sampled positions, batch norm statistics."""

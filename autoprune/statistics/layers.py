@@ -1,4 +1,4 @@
-"""Layers as the statistics see them: run in eval mode, read outputs first, shifted by constants."""
+"""Run layers in eval mode, read weights and shift outputs, and recalibrate batch norm."""
 
 from __future__ import annotations
 
@@ -98,3 +98,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         module.train(training)
+
+
+def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    """Replace batch norm statistics by those of the inputs (Li et al., "EagleEye", ECCV 2020, section 3.3).
+
+    Args:
+        module: changed in place; left in eval mode.
+        inputs: tensors of shape (B, C, H, W); every one counts the same.
+    """
+    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    module.train()
+    with torch.no_grad():
+        for tensor in inputs:
+            module(tensor)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()

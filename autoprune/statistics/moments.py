@@ -1,4 +1,4 @@
-"""Mean and covariance of the channels that each layer of the dense network reads."""
+"""Collect mean and covariance of the channels that each layer of the dense network reads."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def collect_moments(
         dense: the dense network; run in eval mode and not modified.
         graph: its channel groups.
         inputs: images, tensors of shape (B, C, H, W).
-        notify: told in a sentence where layers go without.
+        notify: called with a sentence if layers go without.
         seed: of the positions.
-        limit: bytes that the covariances may take; the widest layers go without where they would take more.
+        limit: bytes that the covariances may take; the widest layers go without if they would take more.
 
     Raises:
         ModelError: a layer reads numbers that are not finite.
@@ -122,7 +122,7 @@ def _readers(dense: nn.Module, graph: ChannelGraph) -> list[Layer]:
 
 
 def _within(layers: list[Layer], graph: ChannelGraph, limit: int) -> tuple[list[str], tuple[str, ...]]:
-    """Return the layers whose covariances fit into so many bytes, narrow ones first, and those that do not."""
+    """Return the layers whose covariances fit into ``limit`` bytes, narrow ones first, and those that do not."""
     chosen: list[str] = []
     skipped: list[str] = []
     total = 0

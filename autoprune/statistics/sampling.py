@@ -1,4 +1,4 @@
-"""Feature points: what a layer reads at sampled places of its output."""
+"""Sample what a layer reads at random positions of its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reader = nn.Conv2d | nn.Linear
 
 
 class SampledPositions:
-    """Draws the same places of a layer's output whenever it is asked with the same shapes.
+    """Draws the same places of a layer's output for the same shapes.
 
     Args:
         seed: of the places.

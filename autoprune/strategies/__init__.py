@@ -1,1 +1,1 @@
-"""Strategies: they ask for scores and are told; ``_base.search`` is the one loop that runs them."""
+"""Search strategies: each proposes allocations and gets their scores; ``_base.search`` is the loop that runs them."""

@@ -1,4 +1,4 @@
-"""What a strategy is, and the one search loop around it."""
+"""Define a strategy, and run it: the one search loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation
+from autoprune.structure.space import Allocation, Counts
 
 if TYPE_CHECKING:
     from autoprune.strategies.curves import SensitivityCurves
@@ -156,7 +156,7 @@ def search(
         score: gives them.
         constraint: what the result must hold.
         evaluations: the most allocations that are scored.
-        on_evaluation: told after every scored allocation.
+        on_evaluation: called after every scored allocation.
 
     Raises:
         ConfigError: fewer than one evaluation is allowed, the strategy proposes nothing that holds the constraint, or
@@ -217,3 +217,18 @@ class _Record:
             self.best = candidate
         if self._on_evaluation is not None:
             self._on_evaluation(Progress(len(self.history), self._evaluations, candidate, self.best))
+
+
+def lowest_level(constraint: Constraint, levels: int, counts_at: Callable[[int], Counts]) -> int:
+    """Return the lowest level that holds the constraint, by bisection.
+
+    Args:
+        constraint: the limits.
+        levels: how many levels there are, at least 1.
+        counts_at: counts of a level, shape (units,); no unit widens from one level to the next, and the last holds.
+    """
+    low, high = -1, levels - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if constraint.holds(counts_at(middle)) else (middle, high)
+    return high

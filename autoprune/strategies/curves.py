@@ -1,4 +1,4 @@
-"""Sensitivity curves: how the score falls as one unit alone is pruned, measured, kept as a file, and read between."""
+"""Measure, save and interpolate sensitivity curves: how the score falls as one unit alone is pruned."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Curve:
         unit: its name.
         width: its channels in the dense network.
         points: (kept channels, score), by kept channels ascending, the dense network not among them; the score is
-            0 for the dense network and negative where the loss is higher. Empty where nothing was measured.
+            0 for the dense network and negative if the loss is higher. Empty if nothing was measured.
 
     Raises:
         ConfigError: the width is below 1, or a point lies outside 1 … width − 1, is out of order, or has a score that
@@ -203,7 +203,7 @@ def probe_plan(space: Space, ratios: Sequence[float]) -> list[Allocation]:
 
     Args:
         space: the allocations.
-        ratios: keep ratios, each rounded down to a choice; what falls together is asked for once.
+        ratios: keep ratios, each rounded down to a choice; equal ones are measured once.
     """
     rounded = np.array([space.round_down(np.full(len(space), ratio)) for ratio in ratios])
     plan = []

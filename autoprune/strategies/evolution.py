@@ -1,4 +1,4 @@
-"""Evolution of log keep ratios: CMA-ES."""
+"""Search by evolution (CMA-ES) of log keep ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POPULATION = 8
 """Candidates per generation: few, for there are only some hundred evaluations (6 to 15 differ little)."""
 
 SPREAD = 0.5
-"""Standard deviation of the log keep ratios at the start, where nothing is known."""
+"""Standard deviation of the log keep ratios at the start, if nothing is known."""
 
 SPREAD_AROUND = 0.2
 """The same around a prior or another strategy's result; on the tests' toy 0.1 finds less, 0.15 to 0.25 the same."""
@@ -41,7 +41,7 @@ class EvolutionStrategy(Strategy):
         constraint: the limits.
         seed: of the samples.
         prior: log keep ratios, shape (units,); only differences matter.
-        spread: standard deviation of the first samples; by default 0.5, or 0.2 where there is a start or a prior that
+        spread: standard deviation of the first samples; by default 0.5, or 0.2 if there is a start or a prior that
             is not the uniform ratio.
         start: candidates of other strategies; the best that holds the constraint becomes the mean, the next best are
             part of the first generation. Only the best is asked for again.
@@ -70,15 +70,15 @@ class EvolutionStrategy(Strategy):
         self._start = sorted(holding, key=lambda candidate: -candidate.score)
         informed = bool(self._start) or (prior is not None and float(np.ptp(prior)) > 0)
         self._spread = spread if spread is not None else SPREAD_AROUND if informed else SPREAD
-        wish = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
-        self._mean = self._wish(self._start[0].allocation) if self._start else wish
+        log_ratios = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
+        self._mean = self._log_ratios(self._start[0].allocation) if self._start else log_ratios
         self._known = {candidate.allocation: candidate.score for candidate in self._start}
 
     @classmethod
     def of(cls, task: SearchTask) -> EvolutionStrategy:
         """Make it for a task."""
-        wish = None if task.prior is None else task.prior.wish
-        return cls(task.constraint, seed=task.seed, prior=wish, start=task.start)
+        log_ratios = None if task.prior is None else task.prior.target_log_ratios
+        return cls(task.constraint, seed=task.seed, prior=log_ratios, start=task.start)
 
     def run(self, evaluate: Evaluate) -> None:
         """Score the mean, then one generation after the other."""
@@ -110,8 +110,8 @@ class EvolutionStrategy(Strategy):
             "verb_disp": 0,
         }
         evolution = _cma().CMAEvolutionStrategy(self._mean[self._free], self._spread, options)
-        others = [self._wish(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]]
-        evolution.inject([self._centred(wish)[self._free] for wish in others], force=True)
+        others = [self._log_ratios(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]]
+        evolution.inject([self._centred(log_ratios)[self._free] for log_ratios in others], force=True)
         return evolution
 
     def _score(self, allocations: Sequence[Allocation], evaluate: Evaluate) -> None:
@@ -119,20 +119,20 @@ class EvolutionStrategy(Strategy):
         new = list(dict.fromkeys(allocation for allocation in allocations if allocation not in self._known))
         self._known.update(zip(new, evaluate(new), strict=True))
 
-    def _allocation(self, wish: Array) -> Allocation:
-        return self._constraint.space.allocation(self._constraint.project(wish))
+    def _allocation(self, log_ratios: Array) -> Allocation:
+        return self._constraint.space.allocation(self._constraint.project(log_ratios))
 
-    def _wish(self, allocation: Allocation) -> Array:
+    def _log_ratios(self, allocation: Allocation) -> Array:
         return np.log(self._constraint.space.ratios(np.array(allocation)))
 
-    def _centred(self, wish: Array) -> Array:
-        """Shift a wish to the mean's level: only differences matter, and the distance should not be more than those."""
-        return np.asarray(wish + np.mean((self._mean - wish)[self._free]))
+    def _centred(self, log_ratios: Array) -> Array:
+        """Shift log ratios to the mean's level: only differences matter, and the distance should hold no more."""
+        return np.asarray(log_ratios + np.mean((self._mean - log_ratios)[self._free]))
 
     def _expanded(self, sample: Array) -> Array:
-        wish = self._mean.copy()
-        wish[self._free] = sample
-        return wish
+        log_ratios = self._mean.copy()
+        log_ratios[self._free] = sample
+        return log_ratios
 
 
 def _cma() -> Any:

@@ -1,4 +1,4 @@
-"""Global states, kept apart: evaluation and search must not draw from each other's random numbers."""
+"""Preserve global random states and thread counts, so that evaluation and search do not disturb each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RandomState:
 
     @classmethod
     def capture(cls) -> RandomState:
-        """Return the states as they are; those of CUDA where it is in use."""
+        """Return the states as they are; those of CUDA if it is in use."""
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         cuda = torch.cuda.get_rng_state_all() if in_use else []
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), tuple(cuda))
@@ -49,7 +49,7 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads while the block runs."""
+    """Let torch compute with ``count`` threads while the block runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

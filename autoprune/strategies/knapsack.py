@@ -1,4 +1,4 @@
-"""The least summed rise of the loss under the budget, as an integer programme."""
+"""Minimise the summed rise of the loss under the budget, as an integer programme."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class KnapsackStrategy(SurveyStrategy):
 def least_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
     """Return counts of least summed damage that hold the constraint, filled up.
 
-    Every ceiling's cost is linearised around the present counts: what each choice of each unit changes, the others as
+    Every limited cost is linearised around the present counts: what each choice of each unit changes, the others as
     they are. Two neighbouring layers narrowed together save less than that; what exceeds the budget is projected onto
     it. A round without gain shrinks the region in which the linearised costs are trusted.
 
@@ -93,8 +93,10 @@ def least_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
         solved = _solve(constraint, damages, best, radius)
         if solved is None:
             break
-        wish = np.log(space.ratios(solved))
-        found = constraint.fill(solved, wish) if constraint.holds(solved) else constraint.project(wish)
+        log_ratios = np.log(space.ratios(solved))
+        found = (
+            constraint.greedy_fill(solved, log_ratios) if constraint.holds(solved) else constraint.project(log_ratios)
+        )
         damage = _total(constraint, damages, found)
         if damage < least * (1 - _STALLED):
             best, least = found, damage
@@ -112,7 +114,7 @@ def _total(constraint: Constraint, damages: Sequence[Array], counts: Counts) -> 
 
 
 def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, radius: float) -> Counts | None:
-    """Return the best counts under costs linearised around the given ones, or None where the solver finds none."""
+    """Return the best counts under costs linearised around the given ones, or None if the solver finds none."""
     from scipy import optimize, sparse
 
     space = constraint.space
@@ -124,12 +126,12 @@ def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, rad
     moved[np.arange(len(widths)), unit_of] = widths
     one_each = sparse.csr_array((np.ones(len(widths)), (unit_of, np.arange(len(widths)))))
     limits = [optimize.LinearConstraint(one_each, 1, 1)]
-    for ceiling in constraint.ceilings:
-        present = float(ceiling.cost(counts))
+    for limited in constraint.limits:
+        present = float(limited.cost(counts))
         # In whole parts of the limit, rounded against us: the solver's tolerances cannot exceed a limit then.
-        parts = np.ceil((ceiling.cost(moved) - present) * (_PARTS / ceiling.limit))
+        parts = np.ceil((limited.cost(moved) - present) * (_PARTS / limited.limit))
         limits.append(
-            optimize.LinearConstraint(parts[None, :], -np.inf, np.floor((1 - present / ceiling.limit) * _PARTS))
+            optimize.LinearConstraint(parts[None, :], -np.inf, np.floor((1 - present / limited.limit) * _PARTS))
         )
     with _silent():
         result = optimize.milp(

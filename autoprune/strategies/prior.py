@@ -1,4 +1,4 @@
-"""What the search knows before it starts: a good allocation, and what each unit's channels are worth there."""
+"""Find a prior for the search: a good allocation, and the sensitivity of each unit there."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class SearchPrior:
 
     Attributes:
         sensitivity: what widening a unit gains per cost, on a logarithmic scale from 0 to 1, shape (units,).
-        wish: log keep ratios to start from, shape (units,); only differences matter.
+        target_log_ratios: log keep ratios to start from, shape (units,); only differences matter.
         tried: the candidates that were scored on the way; all hold the constraint.
         cost: how many evaluations it took as long as.
     """
 
     sensitivity: Array
-    wish: Array
+    target_log_ratios: Array
     tried: tuple[Candidate, ...]
     cost: int
 
@@ -44,7 +44,7 @@ def find_prior(
         constraint: the budget.
         gains: of widening every unit.
         score: scores allocations.
-        listener: told how it goes.
+        listener: receives the progress.
         evaluations: of the search in all.
     """
     most, spent = affordable(evaluations // 2)
@@ -58,8 +58,8 @@ def find_prior(
     worth = np.log(np.clip(strategy.worth, 1e-6, None))
     span = float(np.ptp(worth))
     sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
-    wish = np.log(constraint.space.ratios(np.array(found.best.allocation)))
-    return SearchPrior(sensitivity, wish, found.history, most + spent)
+    target_log_ratios = np.log(constraint.space.ratios(np.array(found.best.allocation)))
+    return SearchPrior(sensitivity, target_log_ratios, found.history, most + spent)
 
 
 def holding(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:

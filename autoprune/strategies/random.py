@@ -1,4 +1,4 @@
-"""Random allocations on the budget: what every agent must beat at an equal number of evaluations."""
+"""Propose random allocations on the budget: the baseline of every agent at an equal number of evaluations."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class RandomStrategy(Strategy):
         """Draw one allocation after the other, without end."""
         space = self._constraint.space
         while True:
-            wish = self._rng.uniform(-self._spread, self._spread, size=len(space))
-            evaluate([space.allocation(self._constraint.project(wish))])
+            log_ratios = self._rng.uniform(-self._spread, self._spread, size=len(space))
+            evaluate([space.allocation(self._constraint.project(log_ratios))])

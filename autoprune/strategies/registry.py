@@ -1,4 +1,4 @@
-"""Every strategy: a new one is a file of its own and a record here. Nothing heavy is imported before one is made."""
+"""Register every strategy: a new one is a file and a record here. Nothing heavy is imported before use."""
 
 from __future__ import annotations
 

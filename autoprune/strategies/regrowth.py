@@ -1,4 +1,4 @@
-"""Shrink and regrow: from below the budget back onto it, where widening gains most for what it costs."""
+"""Shrink and regrow: prune below the budget, then widen the units that gain most per cost until it is reached."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GAINS_COST = 5
 
 
 def affordable(evaluations: int) -> tuple[int, int]:
-    """Return how many candidates can be proposed in the time of so many evaluations, and what gains take of that."""
+    """Return how many candidates can be proposed in the time of ``evaluations``, and how many of these gains take."""
     rounds = min(max((evaluations - 1) // (GAINS_COST + len(GROWTHS)), 1), len(SHARES))
     return 1 + rounds * len(GROWTHS), rounds * GAINS_COST
 
@@ -43,14 +43,14 @@ class RegrowthStrategy(Strategy):
     """Shrinks the best allocation so far, and widens it again by what the gains of all units say.
 
     Of a network below the budget it is known what every unit would gain from being wider (`evaluation.slopes`; what it
-    would lose from being narrower is not, to first order). A common price per load decides which widths are worth it:
+    would lose from being narrower is not, to first order). A common price of cost decides which widths are worth it:
     the one at which the budget is just held. Units far from worth it shrink further in the next round. It draws
     nothing at random.
 
     Args:
         constraint: the limits.
         gains: of widening.
-        evaluations: how many allocations may be scored; fewer are, where all ``SHARES`` were taken.
+        evaluations: how many allocations may be scored; fewer are, if all ``SHARES`` were taken.
         start: log keep ratios to begin with, shape (units,); uniform by default.
     """
 
@@ -61,7 +61,7 @@ class RegrowthStrategy(Strategy):
         self._shares = [SHARES[place] for place in np.linspace(0, len(SHARES) - 1, rounds).round().astype(int)]
         self._start = np.zeros(len(constraint.space)) if start is None else start
         self.worth: Array = np.ones(len(constraint.space))
-        """Per unit, what its best widening gained per load in the last round, as a multiple of the price."""
+        """Per unit, what its best widening gained per cost in the last round, as a multiple of the price."""
 
     @classmethod
     def of(cls, task: SearchTask) -> RegrowthStrategy:
@@ -77,11 +77,11 @@ class RegrowthStrategy(Strategy):
         known = {best}
         for share in self._shares:
             tilt = np.clip(_TILT * np.log(np.clip(self.worth, 1e-6, 1.0)), -_FURTHEST, 0.0)
-            wish = np.log(space.ratios(np.array(best))) + tilt
-            base = constraint.tightened(share).project(wish)
+            log_ratios = np.log(space.ratios(np.array(best))) + tilt
+            base = constraint.tightened(share).project(log_ratios)
             widths = [_wider(choices, count) for choices, count in zip(space.choices, base, strict=True)]
             growth = _Growth(constraint, base, widths, self._gains(space.allocation(base), widths))
-            grown = [space.allocation(constraint.fill(*growth.onto_budget(most))) for most in GROWTHS]
+            grown = [space.allocation(constraint.greedy_fill(*growth.onto_budget(most))) for most in GROWTHS]
             self.worth = growth.worth
             proposals = [allocation for allocation in dict.fromkeys(grown) if allocation not in known]
             known.update(proposals)
@@ -94,7 +94,7 @@ class _Growth:
     """Chooses how wide every unit of an allocation becomes.
 
     Attributes:
-        worth: per unit, the most that is gained per load, as a multiple of the price of the last ``onto_budget``.
+        worth: per unit, the most that is gained per cost, as a multiple of the price of the last ``onto_budget``.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class _Growth:
         self._gain = np.array([gain for several in gains for gain in several], dtype=float)
         trials = np.repeat(base[None, :], len(self._width), axis=0)
         trials[np.arange(len(self._width)), self._unit] = self._width
-        before = float(constraint.load(base))
-        self._rise = np.maximum(constraint.load(trials) - before if len(trials) else np.zeros(0), 1e-9)
+        before = float(constraint.utilization(base))
+        self._rise = np.maximum(constraint.utilization(trials) - before if len(trials) else np.zeros(0), 1e-9)
         self.worth = np.ones(len(base))
 
     def onto_budget(self, most: float) -> tuple[Counts, Array]:

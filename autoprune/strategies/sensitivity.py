@@ -1,4 +1,4 @@
-"""One limit on the damage of every unit, as sensitivity studies do by hand."""
+"""Limit the damage of every unit to one common level, as sensitivity studies do by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autoprune.strategies._base import SearchTask
+from autoprune.strategies._base import SearchTask, lowest_level
 from autoprune.strategies.curves import Array
-from autoprune.strategies.levels import lowest_level
 from autoprune.strategies.survey import SurveyStrategy, saved
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts, Space
@@ -60,11 +59,11 @@ def limit_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
         )
 
     level = lowest_level(constraint, len(limits), within)
-    return constraint.fill(within(level), np.log(space.ratios(within(max(level - 1, 0)))))
+    return constraint.greedy_fill(within(level), np.log(space.ratios(within(max(level - 1, 0)))))
 
 
 def lone_savings(constraint: Constraint) -> list[Array]:
-    """Return per unit the share of the load that each of its choices saves with all others dense, > 0."""
+    """Return per unit the share of the utilization that each of its choices saves with all others dense, > 0."""
     return [saved(constraint, alone(constraint.space, unit)) for unit in range(len(constraint.space))]
 
 

@@ -1,4 +1,4 @@
-"""Strategies that first measure what each unit's pruning does, and then propose what follows from it."""
+"""Measure how each unit's pruning changes the score, then propose allocations from these curves."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SurveyStrategy(Strategy):
 def choose_probes(constraint: Constraint, evaluations: int) -> list[Allocation]:
     """Return the probes that fit in a share of the evaluations.
 
-    As many ratios for every unit as fit; where not even one does, half of the channels of those units that hold most of
+    As many ratios for every unit as fit; if not even one does, half of the channels of those units that hold most of
     the budgeted cost.
     """
     space = constraint.space
@@ -85,7 +85,7 @@ def choose_probes(constraint: Constraint, evaluations: int) -> list[Allocation]:
 def complete(constraint: Constraint, curves: SensitivityCurves) -> SensitivityCurves:
     """Return the curves with a guess for the units that ``choose_probes`` left out.
 
-    They are given the median of the measured rises per saved cost, or the same for all where nothing was measured.
+    They are given the median of the measured rises per saved cost, or the same for all if nothing was measured.
     """
     space = constraint.space
     half = probe_plan(space, RATIOS[-1])
@@ -109,6 +109,6 @@ def complete(constraint: Constraint, curves: SensitivityCurves) -> SensitivityCu
 
 
 def saved(constraint: Constraint, counts: Counts) -> Array:
-    """Return the share of the dense network's load that allocations save, > 0, shape (candidates,)."""
-    dense = float(constraint.load(constraint.space.dense))
-    return np.asarray(np.maximum(dense - constraint.load(counts), 1e-6 * max(dense, 1e-6)) / max(dense, 1e-6))
+    """Return the share of the dense network's utilization that allocations save, > 0, shape (candidates,)."""
+    dense = float(constraint.utilization(constraint.space.dense))
+    return np.asarray(np.maximum(dense - constraint.utilization(counts), 1e-6 * max(dense, 1e-6)) / max(dense, 1e-6))

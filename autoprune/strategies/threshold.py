@@ -1,4 +1,4 @@
-"""Network slimming's rule: one importance threshold over the channels of all units."""
+"""Prune by one importance threshold over the channels of all units (network slimming)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies._base import Evaluate, SearchTask, Strategy
-from autoprune.strategies.levels import lowest_level
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy, lowest_level
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts, Space
 
@@ -53,8 +52,8 @@ class ThresholdStrategy(Strategy):
 
         # The last level keeps no channel, which rounds to the lower bounds, and those hold.
         level = lowest_level(self._constraint, len(thresholds), rounded)
-        wish = np.log(np.maximum(above(level), 0.5) / space.dense)
-        evaluate([space.allocation(self._constraint.fill(rounded(level), wish))])
+        log_ratios = np.log(np.maximum(above(level), 0.5) / space.dense)
+        evaluate([space.allocation(self._constraint.greedy_fill(rounded(level), log_ratios))])
 
 
 def unit_scores(space: Space, importance: Sequence[Scores]) -> list[Scores]:

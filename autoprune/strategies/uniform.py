@@ -1,4 +1,4 @@
-"""One keep ratio for all units: what every search must beat."""
+"""Prune all units by one keep ratio: the baseline of every search."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Budgets met by construction: which allocations hold them, and the projection onto them."""
+"""Meet budgets by construction: costs, their limits, and the projection of allocations onto them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,28 @@ import numpy.typing as npt
 from autoprune.budget import format_amount
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.finite import check_finite
-from autoprune.structure.cost import Cost
 from autoprune.structure.space import Counts, Space
 
 _LARGEST = 1e3
 """Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
+
+
+class Cost(ABC):
+    """A metric of an allocation that never falls when a unit keeps more channels.
+
+    Attributes:
+        metric: ``flops``, ``params``, ``size``, ``channels`` or ``latency``, as in a budget.
+        unit: unit of the values: FLOPs, parameters, bytes, channels, milliseconds.
+        predicted: whether values are predictions of something that can be measured.
+    """
+
+    metric: str
+    unit: str
+    predicted: bool = False
+
+    @abstractmethod
+    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Return the cost of allocations: shape (units,) → (), shape (candidates, units) → (candidates,)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class CostLimit:
     Attributes:
         cost: the cost.
         limit: in the cost's unit.
-        requested: the budget that it was made of, as it was written, where there is one.
+        requested: the budget that it was made of, as it was written, if there is one.
     """
 
     cost: Cost
@@ -41,50 +59,50 @@ class Constraint:
         ConfigError: a limit, or the cost of the narrowest allocation, is NaN or infinite.
     """
 
-    def __init__(self, space: Space, ceilings: Sequence[CostLimit]) -> None:
+    def __init__(self, space: Space, limits: Sequence[CostLimit]) -> None:
         self.space = space
-        self.ceilings = tuple(ceilings)
-        for ceiling in self.ceilings:
-            metric, lowest = ceiling.cost.metric, float(ceiling.cost(space.lower))
+        self.limits = tuple(limits)
+        for limited in self.limits:
+            metric, lowest = limited.cost.metric, float(limited.cost(space.lower))
             check_finite(
-                [ceiling.limit, lowest],
+                [limited.limit, lowest],
                 (f"The limit of {metric}", f"The least {metric}").__getitem__,
                 way_out="a budget can be held only where both are known",
             )
-            if lowest > ceiling.limit:
+            if lowest > limited.limit:
                 raise BudgetUnreachableError(
-                    f"The budget {ceiling.requested or metric} is out of reach: candidates may need "
-                    f"{format_amount(metric, ceiling.limit)}, and with every unit at its lower bound the network still "
+                    f"The budget {limited.requested or metric} is out of reach: candidates may need "
+                    f"{format_amount(metric, limited.limit)}, and with every unit at its lower bound the network still "
                     f"needs {format_amount(metric, lowest)}; ask for more than that, lower `min_keep`, or use a "
                     "smaller image size"
                 )
 
     def costs(self, counts: Counts) -> dict[str, float]:
         """Return every limited cost of one allocation, by metric."""
-        return {ceiling.cost.metric: float(ceiling.cost(counts)) for ceiling in self.ceilings}
+        return {limited.cost.metric: float(limited.cost(counts)) for limited in self.limits}
 
-    def load(self, counts: Counts) -> npt.NDArray[np.float64]:
+    def utilization(self, counts: Counts) -> npt.NDArray[np.float64]:
         """Return the largest share cost / limit over all limits, shape () or (candidates,); at most 1 holds."""
-        shares = [np.asarray(ceiling.cost(counts)) / ceiling.limit for ceiling in self.ceilings]
+        shares = [np.asarray(limited.cost(counts)) / limited.limit for limited in self.limits]
         return np.asarray(np.max(shares, axis=0)) if shares else np.zeros(np.shape(counts)[:-1])
 
     def tightened(self, share: float) -> Constraint:
         """Return the constraint with every limit at a share of what it is, or at the least that can be reached."""
-        lowest = [float(ceiling.cost(self.space.lower)) for ceiling in self.ceilings]
-        limits = [max(share * ceiling.limit, least) for ceiling, least in zip(self.ceilings, lowest, strict=True)]
+        lowest = [float(limited.cost(self.space.lower)) for limited in self.limits]
+        limits = [max(share * limited.limit, least) for limited, least in zip(self.limits, lowest, strict=True)]
         return Constraint(
-            self.space, [replace(ceiling, limit=limit) for ceiling, limit in zip(self.ceilings, limits, strict=True)]
+            self.space, [replace(limited, limit=limit) for limited, limit in zip(self.limits, limits, strict=True)]
         )
 
     def holds(self, counts: Counts) -> bool:
         """Return whether one allocation holds every limit."""
-        return bool(self.load(counts) <= 1)
+        return bool(self.utilization(counts) <= 1)
 
     def project(self, log_ratios: npt.NDArray[np.float64]) -> Counts:
         """Scale keep ratios by one common factor onto the budget, round, and give back what rounding left.
 
         Args:
-            log_ratios: the wish, natural logarithm of a keep ratio per unit, shape (units,); only differences
+            log_ratios: the target, natural logarithm of a keep ratio per unit, shape (units,); only differences
                 between units matter.
 
         Returns:
@@ -95,23 +113,23 @@ class Constraint:
         """
         space = self.space
         space.check_units("log keep ratio", log_ratios)
-        wish = np.clip(np.asarray(log_ratios, dtype=np.float64), -_LARGEST, _LARGEST)
+        target_log_ratios = np.clip(np.asarray(log_ratios, dtype=np.float64), -_LARGEST, _LARGEST)
 
         def scaled(shift: float) -> Counts:
-            return space.round_down(np.exp(np.minimum(wish + shift, 0.0)))
+            return space.round_down(np.exp(np.minimum(target_log_ratios + shift, 0.0)))
 
-        low, high = float(np.log(1e-4) - wish.max()), float(-wish.min())
-        if not self.holds(scaled(low)):  # a unit of so many channels that this is above its lower bound
-            return self.fill(space.lower, wish + low)
+        low, high = float(np.log(1e-4) - target_log_ratios.max()), float(-target_log_ratios.min())
+        if not self.holds(scaled(low)):  # a unit so wide that this is above its lower bound
+            return self.greedy_fill(space.lower, target_log_ratios + low)
         if self.holds(scaled(high)):
-            return self.fill(scaled(high), wish)
+            return self.greedy_fill(scaled(high), target_log_ratios)
         for _ in range(24):
             middle = (low + high) / 2
             low, high = (middle, high) if self.holds(scaled(middle)) else (low, middle)
-        return self.fill(scaled(low), wish + low)
+        return self.greedy_fill(scaled(low), target_log_ratios + low)
 
-    def fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
-        """Widen units step by step while every limit holds, those furthest below their wish first.
+    def greedy_fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
+        """Widen units step by step while every limit holds, those furthest below their target first.
 
         Raises:
             ConfigError: a log-ratio is NaN or infinite.
@@ -145,5 +163,5 @@ class Constraint:
         choices = self.space.choices[unit]
         trial = np.repeat(decided[None, :], len(choices), axis=0)
         trial[:, unit] = choices
-        fitting = np.flatnonzero(self.load(trial) <= 1)
+        fitting = np.flatnonzero(self.utilization(trial) <= 1)
         return int(choices[fitting[-1]]) if len(fitting) else int(choices[0])

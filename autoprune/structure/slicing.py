@@ -79,7 +79,7 @@ class Slicer:
                 raise ModelError(f"{group.name} must keep all its channels ({group.pinned})")
 
     def _selections(self, keep: ChannelMask) -> list[torch.Tensor | None]:
-        """Return per axis the positions that stay, or None where all do."""
+        """Return per axis the positions that stay, or None if all do."""
         device = next(iter(self._tensors.values())).device
         kept = [keep[axis] for axis in self.graph.axes]
         return [None if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in kept]
@@ -136,7 +136,7 @@ def _select(
 
 
 def _width_update(module: nn.Module) -> Callable[[nn.Module], None] | None:
-    """Return what reads a module's plain widths off its tensors again, or None where it has none."""
+    """Return what reads a module's plain widths off its tensors again, or None if it has none."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return _update_transposed if module.transposed else _update_convolution
     if isinstance(module, nn.modules.batchnorm._NormBase):

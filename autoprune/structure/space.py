@@ -108,13 +108,13 @@ class Space:
         )
 
     def next_up(self, counts: Counts, unit: int) -> int | None:
-        """Return the next wider choice of a unit, or None where it keeps everything."""
+        """Return the next wider choice of a unit, or None if it keeps everything."""
         choices = self.choices[unit]
         index = int(np.searchsorted(choices, counts[unit], side="right"))
         return int(choices[index]) if index < len(choices) else None
 
     def next_down(self, counts: Counts, unit: int) -> int | None:
-        """Return the next narrower choice of a unit, or None where it is at its lower bound."""
+        """Return the next narrower choice of a unit, or None if it is at its lower bound."""
         choices = self.choices[unit]
         index = int(np.searchsorted(choices, counts[unit], side="left")) - 1
         return int(choices[index]) if index >= 0 else None

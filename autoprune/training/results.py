@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.models._base import Adapter
 from autoprune.results import Metrics
-from autoprune.statistics.recalibration import recalibrate
+from autoprune.statistics.layers import recalibrate
 
 CALIBRATION_IMAGES = 256
 """Images that batch norm is recalibrated on after the last epoch."""

@@ -53,7 +53,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
             f"The exported network must predict what torch does, and {', '.join(problems)}; it is kept as "
             f"{exported.path} to look into, use another `format`"
         )
-    reader = f"; {adapter.reader} opens it" if adapter.reader else ""
+    reader = f"; {adapter.reader} opens it" if adapter.reader and config.format.spec.stock else ""
     listener.note(f"The exported network is {exported.path}{reader}.")
     return Finished(folder.path)
 

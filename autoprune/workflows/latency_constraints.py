@@ -118,12 +118,12 @@ class LatencyConstraints:
             off = float(given.cost(np.array(allocation))) / measured[metric]
             return replace(given, limit=self._targets[metric] * off * _ROUNDING)
 
-        return Constraint(constraint.space, [ceiling(given) for given in constraint.ceilings])
+        return Constraint(constraint.space, [ceiling(given) for given in constraint.limits])
 
     def corrected(self, constraint: Constraint) -> Constraint:
         """Return the constraint with predictors that are fitted to every measured candidate, too."""
         ceilings = []
-        for given in constraint.ceilings:
+        for given in constraint.limits:
             cost = given.cost
             if isinstance(cost, LatencyCost):
                 cost = self._estimators[cost.metric].corrected(cost)

@@ -15,8 +15,8 @@ from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
 from autoprune.results import Stage
-from autoprune.statistics.recalibration import recalibrate
-from autoprune.strategies.steps import proposals
+from autoprune.statistics.layers import recalibrate
+from autoprune.strategies.greedy import proposals
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts
 from autoprune.workflows.call import Caller, Finished
@@ -119,8 +119,8 @@ class _NetAdaptRun:
     def _step(self, constraint: Constraint, base: Base) -> Base:
         """Prune the unit whose pruning hurts least; the saving asked for shrinks from step to step."""
         counts = np.array(base.allocation)
-        load = float(constraint.load(counts))
-        dense = float(constraint.load(constraint.space.dense))
+        load = float(constraint.utilization(counts))
+        dense = float(constraint.utilization(constraint.space.dense))
         wanted = dense * self._config.initial_step * self._config.decay**self._iteration
         self._iteration += 1
         trials = self._possible(constraint, counts, min(wanted, load - 1))
@@ -135,7 +135,7 @@ class _NetAdaptRun:
             if found:
                 return found
         raise BudgetUnreachableError(
-            f"No unit can be pruned further, and the network is at {float(constraint.load(counts)):.0%} of "
+            f"No unit can be pruned further, and the network is at {float(constraint.utilization(counts)):.0%} of "
             f"{', '.join(self._config.budget)}; ask for more than that, or lower `min_keep`"
         )
 

@@ -19,7 +19,7 @@ from autoprune.errors import TrainingError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.models._base import Batch
-from autoprune.statistics.recalibration import recalibrate
+from autoprune.statistics.layers import recalibrate
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Counts, Space
@@ -164,7 +164,7 @@ class NetAdaptSteps:
         """Return what the proposals are compared by, higher is better."""
         if self._config.select is Select.ACCURACY:
             return score
-        saved = float(constraint.load(np.array(base.allocation)) - constraint.load(counts))
+        saved = float(constraint.utilization(np.array(base.allocation)) - constraint.utilization(counts))
         return (score - base.score) / max(saved, 1e-12)
 
     def _evaluator(self, base: Base, kind: str) -> Evaluator:

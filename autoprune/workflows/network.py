@@ -25,7 +25,7 @@ from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.runtimes.settings import has_int8_instructions
 from autoprune.strategies.curves import SensitivityCurves
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, tie
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space

@@ -95,7 +95,7 @@ class SearchRun:
             prior = find_prior(
                 constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
             )
-            constraint = latency_constraints.settled(constraint, prior.wish)
+            constraint = latency_constraints.settled(constraint, prior.target_log_ratios)
         warm = candidates_of_runs(config.warm_start, config, constraint)
         first = self._search(constraint, evaluator, prior, warm, config.episodes)
         known = holding(prior.tried, constraint) if prior is not None else ()

@@ -35,7 +35,7 @@ def problem_of(constraint: Constraint, score: Score | None, wish: Array, sensiti
     return PruningProblem(
         space=constraint.space,
         constraint=constraint,
-        cost=constraint.ceilings[0].cost,
+        cost=constraint.limits[0].cost,
         score=score,
         sensitivity=sensitivity,
         prior=wish,

@@ -23,7 +23,7 @@ from thop import profile
 from torch import nn
 
 from autoprune.models import open_adapter
-from autoprune.statistics.recalibration import recalibrate
+from autoprune.statistics.layers import recalibrate
 from autoprune.training.finetune import finetune
 from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, SHARED
 

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from autoprune.envs.problem import PruningProblem
 from autoprune.envs.pruning_env import PruningEnv, RuleFactory
-from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Constraint, Cost, CostLimit
 from autoprune.structure.graph import ChannelGraph, Group, Layer, LayerKind, Unit
 from autoprune.structure.space import Allocation, Counts, Space
 
@@ -133,7 +132,7 @@ class Toy:
     def _descend(self, counts: Counts, neighbours: Callable[[Counts], Counts]) -> Counts:
         while True:
             trials = neighbours(counts)
-            losses = np.where(self.constraint.load(trials) <= 1, self.loss(trials), np.inf)
+            losses = np.where(self.constraint.utilization(trials) <= 1, self.loss(trials), np.inf)
             if losses.min() >= float(self.loss(counts)) - 1e-12:
                 return counts
             counts = trials[losses.argmin()]

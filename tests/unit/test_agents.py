@@ -12,10 +12,9 @@ from autoprune.envs.rules import Capped, Projected
 from autoprune.strategies._base import search
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy, walk_prior
-from autoprune.strategies.rl.exploration import NoExploration, TruncatedNoise
 from autoprune.strategies.rl.learners import build, exploration_of
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, Settings
-from autoprune.strategies.rl.view import AgentView, RunningScale
+from autoprune.strategies.rl.view import AgentView, NoExploration, RunningScale, TruncatedNoise
 from tests.helpers.toy import OPTIMA, Toy, make_toy
 
 TOY = make_toy(6, seed=3)
@@ -181,5 +180,5 @@ def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
     rewards = [event.value for event in events.Scalars("search/reward")]
     assert rewards == pytest.approx([candidate.score for candidate in result.history])
     assert events.Scalars("search/best")[-1].value == pytest.approx(result.best.score)
-    assert max(event.value for event in events.Scalars("search/cost/flops")) <= TOY.constraint.ceilings[0].limit
+    assert max(event.value for event in events.Scalars("search/cost/flops")) <= TOY.constraint.limits[0].limit
     assert list((tmp_path / "events" / "agent").iterdir())

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Constraint, Cost, CostLimit
 from autoprune.structure.space import Counts, Space
 from tests.helpers.toy import LayerFlops, chain_graph
 
@@ -88,14 +87,14 @@ def test_what_is_left_goes_to_the_unit_that_is_furthest_below_its_wish(unit: int
 
     wish = np.full(4, -1.0)
     wish[unit] = -0.5
-    Watched(limits.space, limits.ceilings).fill(limits.space.lower, wish)
+    Watched(limits.space, limits.limits).greedy_fill(limits.space.lower, wish)
     assert order == [unit]
 
 
 def test_of_units_that_are_equally_far_the_first_is_widened() -> None:
     space, _ = narrow()
     last = held((3,))
-    assert list(last.fill(space.lower, np.zeros(4))) != list(space.lower), "there is room for one unit"
+    assert list(last.greedy_fill(space.lower, np.zeros(4))) != list(space.lower), "there is room for one unit"
     everything = held((0, 1, 2, 3))
     widened: list[tuple[int, ...]] = []
 
@@ -104,7 +103,7 @@ def test_of_units_that_are_equally_far_the_first_is_widened() -> None:
             widened.append(tuple(map(int, np.flatnonzero(counts > space.lower))))
             return super().holds(counts)
 
-    Watched(space, everything.ceilings).fill(space.lower, np.zeros(4))
+    Watched(space, everything.limits).greedy_fill(space.lower, np.zeros(4))
     assert widened[-4:] == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]
 
 
@@ -138,7 +137,7 @@ def check_spent(limits: Constraint, counts: Counts) -> None:
     """Check that an allocation is one, holds every limit, and that no unit fits another step."""
     costs = limits.costs(counts)
     assert all(count in choices for count, choices in zip(counts, limits.space.choices, strict=True))
-    assert all(costs[ceiling.cost.metric] <= ceiling.limit for ceiling in limits.ceilings)
+    assert all(costs[ceiling.cost.metric] <= ceiling.limit for ceiling in limits.limits)
     for unit in range(len(limits.space)):
         wider = limits.space.next_up(counts, unit)
         if wider is not None:
@@ -150,8 +149,8 @@ def test_several_limits_hold_at_once_and_no_unit_fits_another_step(wish: Wish, f
     limits = limited(SMALL, flops=flops, channels=channels)
     counts = limits.project(wish)
     check_spent(limits, counts)
-    shares = [limits.costs(counts)[ceiling.cost.metric] / ceiling.limit for ceiling in limits.ceilings]
-    assert limits.load(counts) == max(shares)
+    shares = [limits.costs(counts)[ceiling.cost.metric] / ceiling.limit for ceiling in limits.limits]
+    assert limits.utilization(counts) == max(shares)
 
 
 @given(SMALL_WISHES, SHARES)
@@ -163,7 +162,7 @@ def test_a_limit_that_another_implies_changes_nothing(wish: Wish, share: float) 
 def test_without_a_limit_everything_stays() -> None:
     limits = Constraint(SMALL, [])
     np.testing.assert_array_equal(limits.project(np.full(5, -3.0)), SMALL.dense)
-    assert limits.load(np.stack([SMALL.dense, SMALL.lower])).tolist() == [0, 0]
+    assert limits.utilization(np.stack([SMALL.dense, SMALL.lower])).tolist() == [0, 0]
 
 
 @given(SMALL_WISHES, SHARES, st.data())
@@ -171,7 +170,7 @@ def test_filling_widens_until_nothing_fits_and_narrows_nothing(wish: Wish, share
     limits = limited(SMALL, flops=share)
     begun = limits.tightened(data.draw(st.floats(0.1, 1.0))).project(np.zeros(5))
     before = begun.copy()
-    counts = limits.fill(begun, wish)
+    counts = limits.greedy_fill(begun, wish)
     np.testing.assert_array_equal(begun, before)
     assert (counts >= begun).all()
     check_spent(limits, counts)
@@ -180,7 +179,7 @@ def test_filling_widens_until_nothing_fits_and_narrows_nothing(wish: Wish, share
 @given(SMALL_WISHES, SHARES, SHARES)
 def test_a_tightened_limit_is_a_share_of_it_but_within_reach(wish: Wish, share: float, tighter: float) -> None:
     limits = limited(SMALL, flops=share, channels=share)
-    for now, before in zip((found := limits.tightened(tighter)).ceilings, limits.ceilings, strict=True):
+    for now, before in zip((found := limits.tightened(tighter)).limits, limits.limits, strict=True):
         assert now.limit == max(tighter * before.limit, float(before.cost(SMALL.lower)))
     assert found.holds(SMALL.lower)
     assert limits.holds(found.project(wish))
@@ -192,7 +191,7 @@ def test_a_larger_budget_narrows_no_unit(wish: Wish, share: float, more: float) 
     """But by what rounding left, which is next to nothing of the budget and goes where it fits."""
     limits, _ = wide(share)
     smaller, larger = limits.project(wish), wide(share * more)[0].project(wish)
-    assert limits.load(np.minimum(smaller, larger)) > 0.99
+    assert limits.utilization(np.minimum(smaller, larger)) > 0.99
 
 
 @settings(max_examples=20)

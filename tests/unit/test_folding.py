@@ -16,8 +16,8 @@ from torch import nn
 
 from autoprune.cli.main import main
 from autoprune.criteria.registry import make_criterion
+from autoprune.evaluation.compensation import fold_constants
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.evaluation.folding import fold_constants
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance

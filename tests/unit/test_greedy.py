@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from autoprune.choices import Select
 from autoprune.errors import ConfigError
 from autoprune.strategies._base import SearchResult, search
-from autoprune.strategies.greedy import GreedyStrategy
+from autoprune.strategies.greedy import ITERATIONS, GreedyStrategy, proposals, savings
 from autoprune.strategies.random import RandomStrategy
-from autoprune.strategies.steps import ITERATIONS, proposals, savings
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from tests.helpers.toy import Toy, make_toy
@@ -32,13 +31,15 @@ def test_a_proposal_is_the_largest_width_that_saves_enough(seed: int, saving: fl
     space, constraint = FINE.space, FINE.constraint
     rng = np.random.default_rng(seed)
     counts = np.array([rng.choice(choices) for choices in space.choices])
-    target = float(constraint.load(counts)) - saving
+    target = float(constraint.utilization(counts)) - saving
     found = dict(proposals(constraint, counts, saving))
     for unit in range(len(space)):
         narrower = [counts.copy() for _ in space.choices[unit]]
         for trial, choice in zip(narrower, space.choices[unit], strict=True):
             trial[unit] = choice
-        enough = [trial[unit] for trial in narrower if trial[unit] < counts[unit] and constraint.load(trial) <= target]
+        enough = [
+            trial[unit] for trial in narrower if trial[unit] < counts[unit] and constraint.utilization(trial) <= target
+        ]
         assert (unit in found) == bool(enough)
         if enough:
             assert found[unit][unit] == max(enough)
@@ -58,7 +59,7 @@ def test_the_savings_decay_and_add_up_as_in_the_paper() -> None:
 
 def test_with_time_for_all_every_step_saves_what_is_planned() -> None:
     strategy = GreedyStrategy(FINE.constraint, evaluations=100_000, select=Select.ACCURACY)
-    planned = savings(float(FINE.constraint.load(FINE.space.dense)) - 1, decay=0.96, iterations=ITERATIONS)
+    planned = savings(float(FINE.constraint.utilization(FINE.space.dense)) - 1, decay=0.96, iterations=ITERATIONS)
     batches: list[Sequence[Allocation]] = []
 
     def score(allocations: Sequence[Allocation]) -> list[float]:
@@ -68,10 +69,10 @@ def test_with_time_for_all_every_step_saves_what_is_planned() -> None:
     search(strategy, score, constraint=FINE.constraint, evaluations=100_000)
     counts = FINE.space.dense
     for asked, saving in zip(batches, planned, strict=False):
-        before = float(FINE.constraint.load(counts))
+        before = float(FINE.constraint.utilization(counts))
         counts = np.array(asked[int(np.argmax(FINE.score(asked)))])
         if not FINE.constraint.holds(counts):
-            assert before - float(FINE.constraint.load(counts)) >= saving
+            assert before - float(FINE.constraint.utilization(counts)) >= saving
     assert len(batches[0]) == len(FINE.space)
     assert 10 <= len(batches) <= ITERATIONS
     assert FINE.constraint.holds(counts)
@@ -111,7 +112,7 @@ def test_several_limits_hold_at_once() -> None:
     )
     result = search(GreedyStrategy(both, evaluations=150), TOY.score, constraint=both, evaluations=150)
     assert both.holds(np.array(result.best.allocation))
-    assert float(both.load(np.array(result.best.allocation))) > 0.97
+    assert float(both.utilization(np.array(result.best.allocation))) > 0.97
 
 
 def test_a_budget_that_the_dense_network_holds_is_that_network() -> None:

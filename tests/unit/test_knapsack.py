@@ -16,8 +16,7 @@ from autoprune.strategies.knapsack import GAP, KnapsackStrategy, _silent, least_
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.sensitivity import SensitivityStrategy, limit_damage
 from autoprune.strategies.survey import choose_probes, complete, saved
-from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.cost import Cost
+from autoprune.structure.constraint import Constraint, Cost, CostLimit
 from autoprune.structure.space import Counts, Space
 from tests.contracts.strategies import first_of
 from tests.helpers.toy import Toy, chain_graph, make_toy
@@ -61,7 +60,7 @@ def test_an_additive_problem_is_solved_to_the_optimum(seed: int, ceilings: int) 
         ],
         axis=0,
     )
-    optimum = total[constraint.load(everything) <= 1].min()
+    optimum = total[constraint.utilization(everything) <= 1].min()
     found = least_damage(constraint, damages)
     place = int(np.flatnonzero((everything == found).all(axis=1))[0])
     assert constraint.holds(found)

@@ -99,7 +99,7 @@ def test_a_format_with_metadata_of_ultralytics_is_refused(tmp_path: Path) -> Non
         raise AssertionError(f"{source} is not to be made {to}")
 
     own = make()
-    with pytest.raises(ConfigError, match="exported to `format` onnx, openvino or torchscript, got tensorrt"):
+    with pytest.raises(ConfigError, match=r"exported to `format` onnx, .*torchscript, got tensorrt"):
         own.export(own.module, tmp_path, ExportSettings(ExportFormat("tensorrt").spec), convert=convert)
     assert not list(tmp_path.iterdir())
 

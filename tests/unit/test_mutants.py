@@ -1,7 +1,7 @@
 """Do the tests notice when the code is wrong? Small changes of core modules, each of which must fail a test.
 
 They decide which channels go (``space``), whether a budget is held and read right (``constraint``, ``budget``),
-where a search starts and which candidate ships (``guidance``, ``finalists``), that a run can be repeated
+where a search starts and which candidate ships (``prior``, ``finalists``), that a run can be repeated
 (``isolation``) and what weights make up for; all have tests of seconds. A runner of its own: mutmut leaves out whatever
 is decorated, here the dataclasses, properties and context managers that much of these modules is made of.
 
@@ -29,7 +29,7 @@ TESTS = {
     "autoprune.strategies.regrowth": ["test_regrowth"],
     "autoprune.evaluation.slopes": ["test_slopes"],
     "autoprune.criteria.covariance": ["test_covariance"],
-    "autoprune.evaluation.compensation": ["test_compensation"],
+    "autoprune.evaluation.compensation": ["test_compensation", "test_folding"],
     "autoprune.evaluation.reconstruction": ["test_reconstruction", "test_pruning"],
 }
 """Modules, and the tests that belong to them."""

@@ -47,7 +47,7 @@ def prior(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = No
 def test_the_prior_is_the_best_candidate() -> None:
     found = prior()
     best = max(found.tried, key=lambda candidate: candidate.score)
-    assert TOY.space.allocation(TOY.constraint.project(found.wish)) == best.allocation
+    assert TOY.space.allocation(TOY.constraint.project(found.target_log_ratios)) == best.allocation
     assert best.score > found.tried[0].score, "better than uniform"
 
 

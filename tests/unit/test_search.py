@@ -16,8 +16,8 @@ from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
-from autoprune.strategies.rl.exploration import TruncatedNoise, truncated_normal
-from autoprune.strategies.rl.replay import EpisodeReplayBuffer
+from autoprune.strategies.rl.learners import EpisodeReplayBuffer
+from autoprune.strategies.rl.view import TruncatedNoise, truncated_normal
 from autoprune.structure.space import Allocation
 from tests.helpers.toy import Toy, make_toy
 

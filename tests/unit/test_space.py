@@ -122,7 +122,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(wish: list[float], plac
     with pytest.raises(ConfigError, match=f"log keep ratio {said}"):
         limits.project(numbers)
     with pytest.raises(ConfigError, match=f"log keep ratio {said}"):
-        limits.fill(limits.space.lower, numbers)
+        limits.greedy_fill(limits.space.lower, numbers)
     with pytest.raises(ConfigError, match=f"keep ratio {said}"):
         limits.space.round_down(numbers)
 

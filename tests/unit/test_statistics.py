@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.statistics.layers import evaluating, norms_behind, outputs_first, shift_output, summed_over_kernel
+from autoprune.statistics.layers import (
+    evaluating,
+    norms_behind,
+    outputs_first,
+    recalibrate,
+    shift_output,
+    summed_over_kernel,
+)
 from autoprune.statistics.moments import RIDGE, collect_moments, regression
-from autoprune.statistics.recalibration import recalibrate
 from autoprune.statistics.sampling import SampledPositions, activation_hooks
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse

@@ -52,7 +52,7 @@ def test_the_budget_holds_and_nothing_is_left_over(seed: int, share: float, roun
     rng = np.random.default_rng(seed)
     counts = kept(limits, [rng.lognormal(size=group.size) for group in limits.space.graph.groups])
     assert limits.holds(counts)
-    assert (limits.fill(counts, np.zeros(len(counts))) == counts).all()
+    assert (limits.greedy_fill(counts, np.zeros(len(counts))) == counts).all()
 
 
 def test_without_rounding_it_is_the_threshold_of_all_channels() -> None:

@@ -13,7 +13,7 @@ def test_descent_comes_within_a_twentieth_of_the_optimum_that_brute_force_finds(
     toy = make_toy(5, seed=seed)
     everything = np.array(list(product(*toy.space.choices)))
     assert len(everything) < 200_000
-    allowed = everything[toy.constraint.load(everything) <= 1]
+    allowed = everything[toy.constraint.utilization(everything) <= 1]
     least = float(toy.loss(allowed).min())
     assert least - 1e-9 <= toy.optimum() <= 1.05 * least
 

@@ -21,7 +21,7 @@ from autoprune.config.files import load, save
 from autoprune.criteria._base import ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError
-from autoprune.evaluation.folding import fold_constants
+from autoprune.evaluation.compensation import fold_constants
 from autoprune.models import open_adapter
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space

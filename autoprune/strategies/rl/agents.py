@@ -1,4 +1,4 @@
-"""Agents of stable-baselines3 as strategies, on any injected environment."""
+"""Run agents of stable-baselines3 as strategies, on any environment that is handed in."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from autoprune.strategies._base import Candidate, Evaluate, EvaluationsSpent, Score, SearchTask, Strategy
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
-from autoprune.strategies.rl.duplicates import DuplicateMonitor, StdGrowth
-from autoprune.strategies.rl.exploration import Exploration, NoExploration
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
+from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, Telemetry
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
-from autoprune.strategies.rl.telemetry import Telemetry
-from autoprune.strategies.rl.view import AgentView, MakeEnv, RunningScale
+from autoprune.strategies.rl.view import AgentView, Exploration, MakeEnv, NoExploration, RunningScale
 from autoprune.structure.space import Allocation, Space
 
 PRIOR_STEP = 0.4
@@ -57,25 +55,29 @@ class AgentKind(Enum):
         """Return the agent for a task; it starts from the best candidate of others, if there are any, or the prior."""
         assert task.environment is not None, "an agent learns in an environment"
         space, tried = task.constraint.space, list(task.start)
-        wish, sensitivity = np.zeros(len(space)), np.zeros(len(space))
+        log_ratios, sensitivity = np.zeros(len(space)), np.zeros(len(space))
         if task.prior is not None:
-            wish, sensitivity, tried = task.prior.wish, task.prior.sensitivity, [*task.start, *task.prior.tried]
+            log_ratios, sensitivity, tried = (
+                task.prior.target_log_ratios,
+                task.prior.sensitivity,
+                [*task.start, *task.prior.tried],
+            )
         if task.start:
             best = max(tried, key=lambda candidate: candidate.score)
-            wish = np.log(space.ratios(np.array(best.allocation)))
+            log_ratios = np.log(space.ratios(np.array(best.allocation)))
         return AgentStrategy(
-            task.environment(wish, sensitivity),
-            self._around(wish, space),
+            task.environment(log_ratios, sensitivity),
+            self._around(log_ratios, space),
             evaluations=task.evaluations,
             seed=task.seed,
             start=task.start,
             log_dir=task.log_dir,
         )
 
-    def _around(self, wish: npt.NDArray[np.float64], space: Space) -> Settings:
+    def _around(self, log_ratios: npt.NDArray[np.float64], space: Space) -> Settings:
         """Return the settings; around a prior that is not uniform PPO looks closer."""
         settings = self.settings
-        if isinstance(settings, PPOSettings) and np.any(wish):
+        if isinstance(settings, PPOSettings) and np.any(log_ratios):
             step = float(np.median(space.round_to / space.dense))
             return replace(settings, log_std=float(np.clip(np.log(PRIOR_STEP * step), -4.0, settings.log_std)))
         return settings
@@ -161,11 +163,11 @@ class AgentStrategy(Strategy):
         model.learn(total_timesteps=steps, callback=StdGrowth(novelty) if isinstance(settings, PPOSettings) else None)
 
     def _remembered(self, allocations: Sequence[Allocation]) -> Sequence[float]:
-        """Score by what other strategies told; 0 for what they did not try, see `_walk_known`."""
+        """Score by the scores of other strategies; 0 for what they did not try, see `_walk_known`."""
         return [self._start.get(allocation, 0.0) for allocation in allocations]
 
     def _walk_known(self, env: AgentView) -> Iterator[dict[str, Any]]:
-        """Walk to every candidate that other strategies told; yield the transitions of walks that end at one."""
+        """Walk to every candidate of other strategies; yield the transitions of walks that end at one."""
         for allocation in self._start:
             transitions = _walk_along(env, env.env_method("actions_for", allocation)[0])
             if transitions[-1]["infos"][0]["allocation"] in self._start:

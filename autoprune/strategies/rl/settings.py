@@ -1,4 +1,4 @@
-"""Settings of the agents. Every default says where it comes from."""
+"""Set up the agents: their parameters, each default with its source."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class PPOSettings:
         episodes: episodes per rollout; they walk in lockstep and are scored together.
         learning_rate: of actor and critic, Adam.
         epochs: passes over a rollout per update.
-        minibatches: parts that a rollout is cut into; fewer where its length does not divide.
+        minibatches: parts that a rollout is cut into; fewer if its length does not divide.
         clip: how far the probability ratio may move.
         hidden: widths of the hidden layers, actor and critic each.
         log_std: natural logarithm of the action's initial standard deviation. −1 suits a uniform start; around a good
             prior most of what lies that far away is worse, and −3 finds more (``autoprune search`` sees to it).
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the critic's loss.
-        marks: whether the state tells every step apart by a column of its own.
+        marks: whether the state marks every step by a column of its own.
     """
 
     episodes: int = 5
@@ -64,7 +64,7 @@ class DDPGSettings:
         updates: updates per step of an episode, at its end.
         baseline: α of the moving-average baseline that is subtracted from the rewards.
         bootstrap: whether the critic's target is AMC's, or else the episode's score; see ``replay``.
-        marks: whether the state tells every step apart by a column of its own.
+        marks: whether the state marks every step by a column of its own.
     """
 
     hidden: tuple[int, ...] = (300, 300)

@@ -1,4 +1,4 @@
-"""From what the walk found to groups, units and axes."""
+"""Assemble groups, units and axes from the findings of the walk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from autoprune.structure.graph.channels import ChannelIds
 from autoprune.structure.graph.types import ChannelGraph, Group, Ids, Layer, Unit, WidthAttribute
-from autoprune.structure.graph.walk import Findings
+from autoprune.structure.graph.walk import ChannelIds, Findings
 
 
 def assemble(found: Findings) -> ChannelGraph:
@@ -118,7 +117,7 @@ def _tie(
 
 
 def _units(groups: tuple[Group, ...], owner: list[int]) -> tuple[Unit, ...]:
-    """Collect groups into units; two units with one first layer are told apart by their channels."""
+    """Collect groups into units; two units with one first layer are distinguished by their channels."""
     collected: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         if group.pinned is None:
@@ -135,5 +134,5 @@ def _units(groups: tuple[Group, ...], owner: list[int]) -> tuple[Unit, ...]:
 
 
 def _layer_name(path: str) -> str:
-    """Name a layer as people do: Ultralytics' ``Conv`` wrapper by its own path, not its inner ``conv``."""
+    """Name a layer as users do: Ultralytics' ``Conv`` wrapper by its own path, not its inner ``conv``."""
     return path.removesuffix(".conv")

@@ -1,4 +1,4 @@
-"""What each kind of operation does to channels: one small rule each, all of them in ``RULES``."""
+"""Define one rule per kind of operation: how it passes channels on; all are in ``RULES``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import fx
 
-from autoprune.structure.graph.nodes import argument, operation, pair, shape
 from autoprune.structure.graph.types import Ids, LayerKind
-from autoprune.structure.graph.walk import Value, Walk
+from autoprune.structure.graph.walk import Value, Walk, argument, operation, pair, shape
 
 WIDTH_ATTRIBUTES = ("c", "c_", "hidden_channels")
 """Names under which modules keep the width of a piece that their forward pass splits off (Ultralytics' C2f: ``c``)."""
@@ -216,14 +215,14 @@ def chunk(walk: Walk, node: fx.Node) -> Value:
 
 
 def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
-    """Cut channels into pieces whose sizes a module's attribute tells; where none does, they are constants and pin."""
+    """Cut channels into pieces whose sizes a module's attribute gives; where none does, they are constants and pin."""
     inputs = _along_channels(walk, node)
     if inputs is None:
         return walk.unknown(node)
     sizes = [int(size) for size in argument(node, 1)]
     pieces = _split(walk, node, inputs, np.cumsum(sizes)[:-1].tolist())
-    told = {len(ids) for path, _, ids in walk.found.attributes if path == walk.owner(node)}
-    if not set(sizes) <= told:
+    known = {len(ids) for path, _, ids in walk.found.attributes if path == walk.owner(node)}
+    if not set(sizes) <= known:
         walk.found.ids.pin(inputs, f"split into fixed sizes in {walk.owner(node)}")
     return pieces
 

@@ -1,8 +1,9 @@
-"""Export a network and walk it."""
+"""Copy a network, export it, and find its channel groups."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -14,10 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from autoprune.errors import ModelError
 from autoprune.structure.graph.assemble import assemble
-from autoprune.structure.graph.copying import copied
 from autoprune.structure.graph.rules import RULES
 from autoprune.structure.graph.types import ChannelGraph
 from autoprune.structure.graph.walk import Walk
@@ -74,3 +78,42 @@ def _reason(error: Exception) -> str:
     if isinstance(error, GuardOnDataDependentSymNode):
         return f"lets the values of a tensor decide{place} what it computes, where torch.where could choose"
     return f"fails{place} with: {(str(error) or type(error).__name__).splitlines()[0]}"
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy of a network whose layers hold their weights as they use them.
+
+    Raises:
+        ModelError: a layer computes a weight from other tensors at every pass, or the network cannot be copied.
+    """
+    for path, tensor, way_out in _computed_weights(module):
+        raise ModelError(
+            f"A network's layers must hold their weights as they use them, and {path or type(module).__name__} "
+            f"computes its {tensor} at every pass; call {way_out} before"
+        )
+    try:
+        return copy.deepcopy(module)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's, or that of an object that the network holds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"copy.deepcopy must be able to copy a network, and {type(module).__name__} fails with: {reason}"
+        ) from error
+
+
+def _computed_weights(module: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield every weight that is no parameter: its module's path, its name, and the call that makes it one."""
+    for path, child in module.named_modules():
+        place = f"network.{path}" if path else "network"
+        if parametrize.is_parametrized(child):
+            for name in child.parametrizations:
+                yield path, name, f"torch.nn.utils.parametrize.remove_parametrizations({place}, {name!r})"
+        for hook in child._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield path, hook.name, f"torch.nn.utils.remove_weight_norm({place}, {hook.name!r})"
+            elif isinstance(hook, SpectralNorm):
+                yield path, hook.name, f"torch.nn.utils.remove_spectral_norm({place}, {hook.name!r})"
+            elif isinstance(hook, BasePruningMethod):
+                name = hook._tensor_name
+                yield path, name, f"torch.nn.utils.prune.remove({place}, {name!r})"

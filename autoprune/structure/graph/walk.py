@@ -1,14 +1,16 @@
-"""The walk over an exported network, operation by operation.
+"""Walk over an exported network, operation by operation, and collect its channels.
 
 Every tensor is represented by the ids of the channels along its channel dimension (dimension 1). The rules, one per
-kind of operation, live in ``rules.py``; an operation without one pins every channel that it touches.
+kind of operation, are in ``rules.py``; an operation without one pins every channel that it touches.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,108 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from autoprune.structure.graph.channels import ChannelIds
-from autoprune.structure.graph.nodes import argument, operation, owner, shape, size_of
 from autoprune.structure.graph.types import Ids, LayerKind
+
+_SLICE = re.compile(r"slice\(None, [^)]*\)\.")
+
+
+def operation(node: fx.Node) -> str:
+    """Return the plain name of a node's operation, e.g. ``conv2d``; in-place ones under their plain name."""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
+    return str(name) if name.startswith("_") else str(name).rstrip("_")
+
+
+def owner(node: fx.Node) -> str:
+    """Return the path of the module that runs a node ("" for the network itself).
+
+    A network that runs ``layers[:-1]`` has the slice in the path; it starts at the first layer and changes no number.
+    """
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return node.name
+    return _SLICE.sub("", str(list(stack.values())[-1][0]).removeprefix("L['self']."))
+
+
+def shape(node: object) -> tuple[int, ...]:
+    """Return the shape of a node's tensor; () if it is no tensor, or one without dimensions."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def size_of(node: object) -> tuple[int, int]:
+    """Return height and width of a node's images, (1, 1) if it has none."""
+    sizes = shape(node)
+    return (sizes[2], sizes[3]) if len(sizes) == 4 else (1, 1)
+
+
+def argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    """Return a positional argument or its default."""
+    return node.args[position] if len(node.args) > position else default
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return a kernel or stride as two numbers."""
+    if isinstance(value, (list, tuple)):
+        return (int(value[0]), int(value[-1]))
+    return (int(value), int(value))
+
+
+class ChannelIds:
+    """A growing set of channel ids, their unions and their pins.
+
+    Every union's representative is its smallest id, so that numbering follows the forward pass.
+    """
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self._producer: list[str] = []
+        self._pins: dict[int, str] = {}
+
+    def new(self, count: int, producer: str, reason: str | None = None) -> Ids:
+        """Return ``count`` fresh ids made by a layer; with a reason they are pinned."""
+        start = len(self._parent)
+        self._parent.extend(range(start, start + count))
+        self._producer.extend([producer] * count)
+        ids = np.arange(start, start + count, dtype=np.int64)
+        if reason is not None:
+            self.pin(ids, reason)
+        return ids
+
+    def root(self, index: int) -> int:
+        """Return the representative of an id's union."""
+        parent = self._parent
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    def roots(self, ids: Ids) -> Ids:
+        """Return the representatives of many ids, same shape."""
+        return np.array([self.root(int(index)) for index in ids], dtype=np.int64)
+
+    def unite(self, left: Ids, right: Ids) -> None:
+        """Unite two runs of ids index by index."""
+        for one, other in zip(left, right, strict=True):
+            first, second = sorted((self.root(int(one)), self.root(int(other))))
+            if first != second:
+                self._parent[second] = first
+                if second in self._pins:
+                    self._pins.setdefault(first, self._pins.pop(second))
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Forbid the removal of these channels; the first reason is kept."""
+        for index in ids:
+            self._pins.setdefault(self.root(int(index)), reason)
+
+    def pinned(self, root: int) -> str | None:
+        """Return why a representative's union is pinned, or None."""
+        return self._pins.get(root)
+
+    def producer(self, root: int) -> str:
+        """Return the layer that made a representative."""
+        return self._producer[root]
+
 
 Value = Ids | list[Ids] | None
 """Channel ids of a tensor, of each tensor of a list, or nothing known."""
@@ -26,7 +127,7 @@ Value = Ids | list[Ids] | None
 
 @dataclass(frozen=True)
 class RawLayer:
-    """A layer with channel ids in place of axis numbers."""
+    """A layer with channel ids instead of axis numbers."""
 
     name: str
     kind: LayerKind

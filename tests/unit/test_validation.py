@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoprune.structure import zeroing
+from autoprune.structure import validation
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
-from autoprune.structure.validation import analyse
-from autoprune.structure.zeroing import CHANGES_SHAPE, USED_AS_NUMBER, unread
+from autoprune.structure.validation import CHANGES_SHAPE, USED_AS_NUMBER, analyse, unread
 from tests.helpers.networks import check_exact, random_keep
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -208,7 +207,7 @@ def test_outputs_agree_in_half_of_their_digits(found: list[complex], expected: l
     one, other = (torch.tensor(values) if values else torch.zeros(0) for values in (found, expected))
     if one.is_floating_point():
         one, other = torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
-    assert zeroing._agree(one, other, 1.5e-8) is equal
+    assert validation._agree(one, other, 1.5e-8) is equal
 
 
 def test_zeros_are_taken_back() -> None:
@@ -227,7 +226,7 @@ def test_zeros_are_taken_back() -> None:
 
 def test_without_the_comparison_widths_used_as_numbers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds them is the comparison of values, and nothing else."""
-    monkeypatch.setattr(zeroing, "_agree", lambda *_: True)
+    monkeypatch.setattr(validation, "_agree", lambda *_: True)
     for name in ("shape", "out_channels"):
         network = Chain(NUMBERS[name])
         graph = analyse(network, IMAGES)
