@@ -29,7 +29,7 @@ class CriterionSpec:
         source: where it comes from.
 
     Example:
-        >>> [spec.name for spec in SPECS if spec.needs_images]
+        >>> [spec.name for spec in CRITERIA if spec.needs_images]
         ['covariance', 'regression', 'taylor', 'fisher', 'hutchinson', 'apoz']
     """
 
@@ -42,7 +42,7 @@ class CriterionSpec:
 
 _HERE = "autoprune.criteria"
 
-SPECS = (
+CRITERIA = (
     CriterionSpec(
         "bn", f"{_HERE}.batchnorm:BatchNormImportance", folds=True, source="Liu et al., Network Slimming, ICCV 2017"
     ),
@@ -99,9 +99,9 @@ def spec_of(name: str) -> CriterionSpec:
         )
     if exponent is not None:
         return CriterionSpec(name, f"{_HERE}.magnitude:MagnitudeImportance")
-    found = next((spec for spec in SPECS if spec.name == name), None)
+    found = next((spec for spec in CRITERIA if spec.name == name), None)
     if found is None:
-        known = sorted(SPECS, key=lambda spec: spec.needs_images)
+        known = sorted(CRITERIA, key=lambda spec: spec.needs_images)
         names = ", ".join((*_NORMS, *(spec.name for spec in known)))
         raise ConfigError(f"A criterion is one of {names}, or l<p> for the norm of any p > 0, got {name!r}")
     return found

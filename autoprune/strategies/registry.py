@@ -49,7 +49,7 @@ class StrategySpec:
 _HERE = "autoprune.strategies"
 _AGENTS = f"{_HERE}.rl.agents:AgentKind"
 
-SPECS = (
+STRATEGIES = (
     StrategySpec(
         "ppo",
         f"{_AGENTS}.PPO.make",
@@ -118,13 +118,13 @@ class StrategyName(Enum):
 
     _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
     members = vars()
-    for each in SPECS:
+    for each in STRATEGIES:
         members[each.name.upper()] = each.name
 
     @property
     def spec(self) -> StrategySpec:
         """Its record."""
-        return next(spec for spec in SPECS if spec.name == self.value)
+        return next(spec for spec in STRATEGIES if spec.name == self.value)
 
 
 PPO, GLOBAL = StrategyName("ppo"), StrategyName("global")
@@ -138,4 +138,4 @@ def names_where(*properties: str) -> tuple[str, ...]:
         >>> names_where("uses_curves")
         ('sensitivity', 'knapsack')
     """
-    return tuple(spec.name for spec in SPECS if any(getattr(spec, name) for name in properties))
+    return tuple(spec.name for spec in STRATEGIES if any(getattr(spec, name) for name in properties))

@@ -23,7 +23,7 @@ from autoprune.config import (
 )
 from autoprune.config._base import MOST
 from autoprune.config.files import load, save
-from autoprune.criteria.registry import SPECS as CRITERIA
+from autoprune.criteria.registry import CRITERIA
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.strategies.registry import StrategyName, names_where
 

@@ -18,7 +18,7 @@ from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.apoz import ApozImportance, activation_after
 from autoprune.criteria.fisher import FisherImportance
 from autoprune.criteria.hutchinson import HutchinsonImportance
-from autoprune.criteria.registry import SPECS, CriterionSpec, make_criterion, spec_of
+from autoprune.criteria.registry import CRITERIA, CriterionSpec, make_criterion, spec_of
 from autoprune.criteria.regression import contributions, eliminated
 from autoprune.criteria.taylor import TaylorImportance
 from autoprune.errors import ConfigError
@@ -27,8 +27,8 @@ from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from tests.contracts.importances import check_importance
 
-FROM_IMAGES = [spec.name for spec in SPECS if spec.needs_images]
-FROM_WEIGHTS = ["l1", "l2", *(spec.name for spec in SPECS if not spec.needs_images)]
+FROM_IMAGES = [spec.name for spec in CRITERIA if spec.needs_images]
+FROM_WEIGHTS = ["l1", "l2", *(spec.name for spec in CRITERIA if not spec.needs_images)]
 NAMES = (*FROM_WEIGHTS, "l0.5", "l3", *FROM_IMAGES)
 WIDTH, DEAD = 6, 2
 
@@ -102,7 +102,7 @@ def test_contract(name: str) -> None:
     check_importance(make_criterion(name, evidence), module, graph)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", CRITERIA, ids=lambda spec: spec.name)
 def test_a_record_leads_to_the_criterion_of_its_name(spec: CriterionSpec) -> None:
     assert make_criterion(spec.name, evidence).name == spec.name
 

@@ -13,7 +13,7 @@ from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.knapsack import KnapsackStrategy
 from autoprune.strategies.prior import SearchPrior
 from autoprune.strategies.random import RandomStrategy
-from autoprune.strategies.registry import SPECS, StrategyName, StrategySpec
+from autoprune.strategies.registry import STRATEGIES, StrategyName, StrategySpec
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
 from autoprune.strategies.sensitivity import SensitivityStrategy
 from autoprune.strategies.survey import SurveyStrategy
@@ -80,7 +80,7 @@ def test_greedy_keeps_the_contract(evaluations: int, select: Select) -> None:
     check_strategy(make, TOY, evaluations=evaluations, exact=False, probes=True)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", STRATEGIES, ids=lambda spec: spec.name)
 def test_a_record_leads_to_a_strategy_that_is_what_it_says(spec: StrategySpec) -> None:
     def task(seed: int) -> SearchTask:
         prior = SearchPrior(np.linspace(0, 1, 8), np.linspace(-0.3, 0, 8), (), 0) if spec.uses_prior else None
