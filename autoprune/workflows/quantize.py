@@ -16,7 +16,7 @@ from autoprune.config import QuantizeConfig
 from autoprune.config.quantize import LEAST_IMAGES
 from autoprune.errors import DataError
 from autoprune.io.files import saying_why, sync_folder
-from autoprune.latency.meter import REFERENCE_EFFORT
+from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_all
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
@@ -191,7 +191,7 @@ def _variants(
 
     def measure() -> list[dict[str, Any]]:
         runners = [backend.open(one.file(in_float), backend.settings.shape) for one, _, in_float in wanted]
-        return [timing.to_json() for timing in time_all(runners, REFERENCE_EFFORT)]
+        return [timing.to_json() for timing in time_all(runners, REFERENCE_MEASUREMENT)]
 
     deployed = [one.deployed(in_float) for one, _, in_float in wanted]
     timings = [Timing.from_json(values) for values in folder.once("latency", measure)]

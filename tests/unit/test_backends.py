@@ -148,7 +148,7 @@ def test_other_errors_pass() -> None:
 
 def test_a_meter_measures_on_the_real_cpu() -> None:
     settings = runtime_settings("cpu", image_size=64)
-    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10))
+    meter = LatencyMeter(network(), settings, config=MeasurementConfig(runs=10, max_runs=10))
     timing = meter.measure(network, "again")
     assert timing.candidate.runs == 10
     assert 0.2 < timing.ratio < 5

@@ -169,7 +169,7 @@ def test_an_operation_that_the_runtime_lacks_is_named() -> None:
 
 def test_a_meter_measures_and_asks_for_no_memory_format(backend: SeparateBackend) -> None:
     settings = replace(backend.settings, threads=2)
-    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10), opener=lambda *_: backend)
+    meter = LatencyMeter(network(), settings, config=MeasurementConfig(runs=10, max_runs=10), opener=lambda *_: backend)
     timing = meter.measure(network, "again")
     assert meter.settings.memory_format is MemoryFormat.CONTIGUOUS
     assert timing.candidate.runs == 10
