@@ -124,7 +124,7 @@ class SeparateBackend(Backend, FileBackend):
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""
         settings = self.settings
-        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # a CPU runtime is told at loading
+        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU loading has it
         with memory_guard(settings), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             dtype = torch.float16 if half else torch.float32

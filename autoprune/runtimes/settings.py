@@ -42,7 +42,7 @@ ImageSize: TypeAlias = int | tuple[int, ...]
 
 
 def image_size_of(shape: Sequence[int]) -> ImageSize:
-    """Return how the shape of one input, (channels, height, width), is told."""
+    """Return the shape of one input, (channels, height, width), as messages have it."""
     channels, height, width = shape
     return height if channels == 3 and height == width else (channels, height, width)
 

@@ -17,7 +17,7 @@ _CAPTURE_WARM_UP = 3
 """Runs before a capture: libraries choose kernels and set up what must not happen within one."""
 
 _LOST = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS_")
-"""What the errors of a device say that no longer works; those of full memory are told apart before."""
+"""What the errors of a device say that no longer works; those of full memory are recognised before."""
 
 T = TypeVar("T")
 

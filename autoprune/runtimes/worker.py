@@ -27,7 +27,7 @@ CALLS_HOME = ("openvino_telemetry",)
 
 def main(engine: str, options: str) -> None:
     """Start the engine in a file with JSON options, and serve it until the input ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent is told to stop too, and decides
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent gets the signal too, and decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
