@@ -1,4 +1,4 @@
-"""Budgets as people write them: ``latency=8ms``, ``flops=50%``, ``params=1.5M``, ``size=3MB``, ``channels=15%``.
+"""Budgets as users write them: ``latency=8ms``, ``flops=50%``, ``params=1.5M``, ``size=3MB``, ``channels=15%``.
 
 A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``.
 """
@@ -17,7 +17,7 @@ from autoprune.errors import BudgetError
 from autoprune.io.numerals import DECIMAL
 
 _RUNTIMES = tuple(member.value for member in Runtime)
-"""What a latency can name behind its @, beside devices."""
+"""What a latency can name behind its @, next to devices."""
 
 _COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
 _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
@@ -275,7 +275,7 @@ def is_latency(metric: str) -> bool:
 
 
 def format_amount(metric: str, value: float) -> str:
-    """Return an amount as people read it: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``, ``2000``.
+    """Return an amount as text: ``8.00 ms``, ``4.20 G``, ``1.50 M``, ``3.00 MB``, ``2000``.
 
     Args:
         metric: one of ``METRICS``, or ``latency@<target>``.

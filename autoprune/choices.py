@@ -150,7 +150,7 @@ class RuntimeSpec:
         backend: ``module:class`` of its `autoprune.runtimes.Backend`.
         precisions: by kind of device, cpu or cuda, the number formats that there are.
         packages: whose versions its times depend on, those that quantise for it included.
-        layout: whether it is told a memory format; others lay tensors out as they find best.
+        layout: whether it takes a memory format; others lay tensors out as they find best.
         per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.

@@ -49,7 +49,7 @@ class Parity:
         return abs(self.torch.primary - self.exported.primary)
 
     def beyond(self, tolerance: Tolerance, metric: str) -> tuple[str, ...]:
-        """Return what lies beyond the tolerance, each as people read it; the primary metric by its name."""
+        """Return what lies beyond the tolerance, each as text; the primary metric by its name."""
         compared = (
             ("scores differ by {:.4g}, allowed are {:g}", self.difference.scores, tolerance.scores),
             ("boxes differ by {:.4g} px, allowed are {:g}", self.difference.boxes, tolerance.boxes),
@@ -94,7 +94,7 @@ def export(
         DataError: the validation split cannot be read.
     """
     settings = backend.settings
-    half = settings.precision is Precision.FP16 and settings.device != "cpu"  # a CPU runtime is told when it converts
+    half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU the conversion has it
     images = _images(adapter, real=real)
     with memory_guard(settings):
         module = adapter.deployable(adapter.module)

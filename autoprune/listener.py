@@ -33,7 +33,7 @@ class Listener(Protocol):
         """Hear one sentence that users should act on or know about."""
 
     def progress(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """Return a context in which progress is told, from 1 to ``total``."""
+        """Return a context in which progress is reported, from 1 to ``total``."""
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Hear a table of results."""

@@ -52,7 +52,7 @@ class PolicyModel:
     """Which network a policy is for.
 
     Attributes:
-        name: for people, e.g. ``yolov8n``.
+        name: for users, e.g. ``yolov8n``.
         layers: channels of the dense network's units, by name.
     """
 

@@ -28,10 +28,10 @@ class Run:
     Attributes:
         command: what was called, e.g. ``search``.
         folder: everything that it left behind.
-        config: what it was told.
+        config: its options.
         held: whether every limit of the budget is held, as measured; True without a budget.
         tables: the tables of its results.
-        notes: what it told on the way.
+        notes: what it reported on the way.
 
     Example:
         >>> run = ap.search("best.pt", data="data.yaml", budget="flops=60%", strategy="uniform", finetune_epochs=0)

@@ -123,7 +123,7 @@ def _writing() -> Iterator[None]:
 
 
 def _understood(argv: Sequence[str]) -> tuple[str, Config]:
-    """Return what ``parse`` does; what that prints, such as help, reaches standard output here or is told why not."""
+    """Return what ``parse`` does; help and the like reach standard output, or the reason why not is shown."""
     with _writing():
         try:
             return parse(argv)
@@ -155,7 +155,7 @@ def _told(argv: Sequence[str] | None) -> int:
         words = sys.argv[1:] if argv is None else argv
         command, config = _understood(words)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # third parties'; ours are told in one line
+            warnings.simplefilter("ignore")  # third parties'; ours are shown in one line
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             caller = Caller(shlex.join(["autoprune", *words]), resume_command)

@@ -1,4 +1,4 @@
-"""What each command can be told: one dataclass per command, its field docs are the command line's help.
+"""The options of every command: one dataclass per command, its field docs are the command line's help.
 
 A configuration checks itself when it is made, so whoever holds one may trust it.
 """
@@ -87,7 +87,7 @@ COMMANDS: dict[str, type[Config]] = {
 """Every command by its name, with the configuration it takes."""
 
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
-"""What may be changed when a run of a command goes on: it then does more than it was told at first."""
+"""Options that may be changed when a run goes on: it then does more than at first."""
 
 
 UNKEPT = ("resume", "trust_checkpoint")

@@ -1,4 +1,4 @@
-"""What several commands are told, and the rules of single options."""
+"""Options that several commands share, and the rules of single options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every command is told that leaves a run folder.
+    """The options of every command that leaves a run folder.
 
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
@@ -55,7 +55,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumableConfig(RunConfig):
-    """What every command is told whose run can be interrupted.
+    """The options of every command whose run can be interrupted.
 
     Attributes:
         seed: fixes all that chance decides: which images, the search, the training
@@ -73,7 +73,7 @@ class ResumableConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig(ResumableConfig):
-    """What every command is told that scores pruned networks.
+    """The options of every command that scores pruned networks.
 
     Attributes:
         model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
@@ -116,7 +116,7 @@ class PruningConfig(ResumableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """What every command is told that measures latency.
+    """The options of every command that measures latency.
 
     Attributes:
         runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
@@ -138,7 +138,7 @@ STOCK_MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetedConfig(PruningConfig, RuntimeConfig):
-    """What every command is told that prunes to a budget.
+    """The options of every command that prunes to a budget.
 
     Attributes:
         budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M, size=3MB or
@@ -186,7 +186,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructingConfig(BudgetedConfig):
-    """What the commands are told that prune in one step.
+    """The options of the commands that prune in one step.
 
     Attributes:
         reconstruct: of what is compensated, also solve what ships layer by layer, by least squares, for what the dense

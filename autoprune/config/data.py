@@ -1,4 +1,4 @@
-"""What ``autoprune data`` is told."""
+"""The options of ``autoprune data``."""
 
 from __future__ import annotations
 

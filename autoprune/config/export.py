@@ -1,4 +1,4 @@
-"""What ``autoprune export`` is told."""
+"""The options of ``autoprune export``."""
 
 from __future__ import annotations
 

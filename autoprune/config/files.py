@@ -17,7 +17,7 @@ from autoprune.io.files import write_atomic
 from autoprune.io.plain_yaml import read_texts
 
 CONFIG_FILE = "config.yaml"
-"""The file of a run folder that keeps what the run was told."""
+"""The file of a run folder that keeps the options of the run."""
 
 TRUST = "--trust-checkpoint"
 """The option that lets a file run code. It counts where it is said, on the command line; no file says it for itself."""
@@ -38,7 +38,7 @@ def load(command: str, path: Path) -> Config:
 
 
 def save(config: RunConfig, folder: Path) -> Path:
-    """Keep a configuration in a run folder, for people and for ``resume``; returns the file.
+    """Write a configuration into a run folder, for users and for ``resume``; return the file.
 
     Raises:
         RunError: the file cannot be written.
@@ -55,7 +55,7 @@ def resume_command(command: str, config: RunConfig, run: Path) -> str:
 
 
 def kept_config(run: Path) -> Path:
-    """Return the file that keeps what a run was told.
+    """Return the file that keeps the options of a run.
 
     Raises:
         RunError: there is none.

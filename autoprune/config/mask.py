@@ -1,4 +1,4 @@
-"""What ``autoprune mask`` is told."""
+"""The options of ``autoprune mask``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``autoprune profile`` is told."""
+"""The options of ``autoprune profile``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``autoprune quantize`` is told."""
+"""The options of ``autoprune quantize``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class QuantizeConfig(ResumableConfig):
     """Quantise a network to int8 after training, and keep in float what loses too much accuracy.
 
     Ranges are found on training images. Which layers stay in float is decided on other training images; the result is
-    told on validation images.
+    reported on validation images.
 
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, or a Darknet .cfg

@@ -1,4 +1,4 @@
-"""What the commands are told that look for a policy, or for what makes one good."""
+"""The options of the commands that search a policy, or measure what makes one good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands are told that make a network sparse before it is pruned."""
+"""The options of the commands that make a network sparse before it is pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands are told that make a network by a policy and train it."""
+"""The options of the commands that make a network by a policy and train it."""
 
 from __future__ import annotations
 

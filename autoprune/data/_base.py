@@ -54,7 +54,7 @@ class Published:
     """A data set as its authors publish it.
 
     Attributes:
-        title: its name, for people.
+        title: its name, for users.
         file: name of the YAML file that will describe it.
         remark: what a user who opens that file should know, one line.
         classes: names of the classes, in the order of their indices.

@@ -122,7 +122,7 @@ def _random_shape(rng: np.random.Generator, size: int) -> Shape:
 
 
 def _colour(rng: np.random.Generator, picture: Picture, shape: Shape) -> tuple[float, ...]:
-    """A colour that can be told from the picture around the shape's centre."""
+    """A colour that differs from the picture around the shape's centre."""
     size = picture.shape[0]
     left, top, right, bottom = (int(value) for value in shape.box(size))
     around = picture[top : bottom + 1, left : right + 1].reshape(-1, 3).mean(axis=0)

@@ -74,7 +74,7 @@ def _default_root() -> Path:
 
 
 def _generate(final: Path, *, counts: dict[str, int], size: int, seed: int) -> None:
-    """Write the data set into a temporary folder beside `final`, then put it in place."""
+    """Write the data set into a temporary folder next to `final`, then put it in place."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as scratch:
         folder = Path(scratch) / final.name

@@ -1,4 +1,4 @@
-"""Numbers as people write them, read strictly: digits 0 to 9 only, no underscores, no spaces within."""
+"""Numbers as users write them, read strictly: digits 0 to 9 only, no underscores, no spaces within."""
 
 from __future__ import annotations
 

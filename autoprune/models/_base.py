@@ -89,7 +89,7 @@ class Adapter(ABC):
     """A dense network with its task: data, loss, metric, checkpoint format.
 
     Attributes:
-        name: short name for people, e.g. ``yolov8n``.
+        name: short name for users, e.g. ``yolov8n``.
         module: the dense network; float32, eval mode, on ``device``. Never modified by anyone.
         device: where modules and batches live.
         image_size: height and width of the square input, in pixels; the longer side of one that is not square.
@@ -102,7 +102,7 @@ class Adapter(ABC):
         bytes_per_number: what a number takes in a checkpoint.
         metric_names: of what `validate` measures, the one that decides first.
         autocasts: whether network and loss also compute under ``torch.autocast``.
-        reader: what people open an exported file with, besides its runtime; None where there is nothing.
+        reader: what users open an exported file with, besides its runtime; None where there is nothing.
     """
 
     name: str

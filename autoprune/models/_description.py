@@ -15,8 +15,8 @@ class Description(ABC):
 
     Attributes:
         suffix: of the file that holds a description, e.g. ``.yaml``.
-        kept: for people, what the tool does to a checkpoint that carries the description of its own network.
-        lost: for people, what it does to one that carries the dense network's.
+        kept: for users, what the tool does to a checkpoint that carries the description of its own network.
+        lost: for users, what it does to one that carries the dense network's.
     """
 
     suffix: str

@@ -1,4 +1,4 @@
-"""How much memory a network's activations take at an image size, told before the images are there."""
+"""How much memory a network's activations take at an image size, known before the images are there."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def check_memory(
         try:
             return living_bytes(copy, torch.zeros(1, channels, pixels, pixels))
         except Exception as error:  # whatever wrong attributes of somebody else's network lead to
-            told = (str(error) or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{name} does not run on an image of {pixels}×{pixels} pixels: {told}") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{name} does not run on an image of {pixels}×{pixels} pixels: {reason}") from error
 
     small, large = _SMALL * unit, _LARGE * unit
     first = run(small)

@@ -55,7 +55,7 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
         quantization: the network.
         whole: the primary metric, on the held-out images, of the float network that it is to come close to.
         max_drop: how much of the primary metric may be lost on the held-out images.
-        advance: told how many measurements are done of two for each group, and a word.
+        advance: called with how many measurements are done, of two for each group, and a word.
 
     Raises:
         ExportError: even the least sensitive group alone loses more.

@@ -24,7 +24,7 @@ DPI = 120
 """Pixels per inch: 7 points, the smallest text here, are 12 pixels high."""
 
 BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-"""Colours that people with any colour vision can tell apart (Okabe and Ito, "Color Universal Design", 2008)."""
+"""Colours that differ for readers with any colour vision (Okabe and Ito, "Color Universal Design", 2008)."""
 
 INK, MUTED, FAINT = "#222222", "#6E6E6E", "#D9D9D9"
 """Text and means; secondary text; lines that only guide the eye."""
@@ -64,7 +64,7 @@ _LOOK: dict[Any, Any] = {
 def picture(path: Path, title: str, *, width: float, height: float) -> Iterator[Figure]:
     """Hand out an empty figure in the shared look; write it when the block ends without an error.
 
-    The same input gives the same bytes: the person's own matplotlib settings do not count, and nothing in the
+    The same input gives the same bytes: the user's own matplotlib settings do not count, and nothing in the
     file tells the time or the version. Matplotlib's global settings are afterwards what they were.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a workflow is told about its caller, and what it returns."""
+"""What a workflow knows of its caller, and what it returns."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class CriteriaComparison:
     Args:
         config: the comparison.
         folder: where it leaves its results.
-        listener: told how it goes.
+        listener: hears the progress.
     """
 
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:

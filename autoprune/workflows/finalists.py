@@ -55,7 +55,7 @@ def choose(
         constraint: the budget, latency by its predictors.
         latency_constraints: the budget's latency limits.
         count: how many of the best candidates take part.
-        listener: told how it goes.
+        listener: hears the progress.
 
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.

@@ -204,7 +204,7 @@ def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
     if digests is None:
         warnings.warn(
             f"{path} was begun by autoprune {began.get('autoprune')}, which did not note what the run reads: whether "
-            "weights or data have changed since cannot be told",
+            "weights or data have changed since cannot be known",
             RunWarning,
             stacklevel=2,
         )

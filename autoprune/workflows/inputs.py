@@ -75,13 +75,13 @@ class Inputs:
             listing: a file with what ``to_json`` was; one that does not fit the digests is not believed.
         """
         ours, before = self.digests, _listed(listing)
-        told = []
+        found = []
         for name in {**digests, **ours}:
             if digests.get(name) != ours.get(name):
                 known = before.get(name, {})
                 believed = name not in digests or _digest(known) == digests[name]
-                told.append(f"{name}: {_difference(known, self.groups.get(name, {})) if believed else 'changed'}")
-        return "; ".join(told)
+                found.append(f"{name}: {_difference(known, self.groups.get(name, {})) if believed else 'changed'}")
+        return "; ".join(found)
 
 
 def noted_in(header: Any) -> Mapping[str, Any] | None:

@@ -47,7 +47,7 @@ class Prediction:
     Attributes:
         cost: fitted to all samples.
         fitted: samples that a first fit was made from …
-        held_out: … and those that its error was told from.
+        held_out: … and those that its error is known from.
         error: of that first fit; None where there was nothing to hold out.
     """
 
@@ -64,7 +64,7 @@ class LatencyEstimator:
         network: the dense network.
         config: how it runs.
         folder: the run's.
-        listener: told how it goes.
+        listener: hears the progress.
         metric: ``latency``, or ``latency@<target>`` for another runtime or device than the configuration's.
 
     Attributes:
@@ -237,7 +237,7 @@ class LatencyEstimator:
         return cost.correct([sample for sample in self._learnt if sample.allocation not in known])
 
     def reachable(self) -> str:
-        """Return the measured latency with every unit at its lower bound, as people read it."""
+        """Return the measured latency with every unit at its lower bound, as text."""
         return format_amount("latency", self.measure(self._lowest))
 
     @cached_property
@@ -287,7 +287,7 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
 
     Args:
         metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
-        config: what the person asked for.
+        config: the options of the run.
         input_shape: of one input.
 
     Raises:

@@ -74,7 +74,7 @@ class LatencyConstraints:
         return 1 - max(measured[metric] / target for metric, target in self._targets.items())
 
     def reachable(self) -> str:
-        """Return the measured latencies with every unit at its lower bound, as people read them."""
+        """Return the measured latencies with every unit at its lower bound, as text."""
         return " and ".join(estimator.reachable() for estimator in self._estimators.values())
 
     def spent(self, measured: Latencies) -> bool:

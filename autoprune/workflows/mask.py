@@ -58,7 +58,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         pin_threads(config.threads, folder)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
-        backend = _backend(config, adapter)  # before the training: what is missing is told now
+        backend = _backend(config, adapter)  # before the training: what is missing is reported now
         masks = _masks(config, adapter, listener)
         path = adapter.checkpoint(folder.path, "model")
         if not path.exists():

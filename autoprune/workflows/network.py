@@ -130,7 +130,7 @@ def open_network(
         min_keep: as for `Space`.
         describable: allow only networks that the network's own tool can describe, see `Description`.
         check: refuses a network that is not the one expected, before its channels are ranked.
-        listener: told what was found.
+        listener: hears what was found.
     """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)

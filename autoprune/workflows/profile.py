@@ -37,7 +37,7 @@ FRESH = 30
 """Allocations that ``check`` measures."""
 
 BUSY = 1.5
-"""p90 over p10 of the dense network's times above which a user is told."""
+"""p90 over p10 of the dense network's times above which users are warned."""
 
 _FRESH_SEED = 10_000  # apart from the seeds of the allocations that predictors are fitted to
 _TRIES = 20

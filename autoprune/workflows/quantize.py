@@ -43,7 +43,7 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
         pin_threads(config.threads, folder)
         adapters = dict(_open(config))
         own, adapter = next(reversed(adapters.items()))
-        backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is told at once
+        backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is reported at once
         _warn(adapter, listener)
         if config.qat_epochs:
             own, adapters[QAT] = QAT, _tuned(config, adapter, folder.path, listener)

@@ -40,7 +40,7 @@ class References:
         self._run, self._config, self._limits = run, config, limits
 
     def all(self) -> dict[str, Tuned]:
-        """Return the references by name; one that cannot meet the budget is left out, which is told."""
+        """Return the references by name; one that cannot meet the budget is left out, which is reported."""
         makers: dict[str, Callable[[str], Named | None]] = {
             "dense, trained on": self._dense,
             "same family, smaller": self._smaller,

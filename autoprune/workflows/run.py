@@ -90,9 +90,9 @@ class PruningRun:
     """A run that prunes one network to budgets; what a stage found is in the journal, so that a resume goes through it.
 
     Attributes:
-        config: what it was told, defaults filled in.
+        config: its options, defaults filled in.
         folder: where it leaves its results.
-        listener: told how it goes.
+        listener: hears the progress.
         network: the dense network.
         static: costs in closed form, by metric.
         bench: measures and predicts latency where the configuration says.

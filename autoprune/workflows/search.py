@@ -54,9 +54,9 @@ class SearchRun:
     """One search, stage by stage.
 
     Args:
-        config: what it was told, defaults filled in.
+        config: its options, defaults filled in.
         folder: where it leaves its results.
-        listener: told how it goes.
+        listener: hears the progress.
         teacher: what teaches in the fine-tune, where that is asked for; the dense network if None.
 
     Attributes:

@@ -53,7 +53,7 @@ class SparsitySettings:
 
     @classmethod
     def of(cls, config: SparsityConfig, *, epochs: int, lr: float, batch: int, seed: int) -> SparsitySettings:
-        """Return what a command is told; the rest are the fields above."""
+        """Return the settings of a command; the rest are the fields above."""
         schedule = Schedule(config.sparsity, config.sparsity_warmup, config.sparsity_decay)
         return cls(
             penalty=config.penalty, schedule=schedule, epochs=epochs, lr=lr, batch=batch, seed=seed, watch=config.watch
@@ -87,13 +87,13 @@ def sparsify(
     """Train a dense network with a penalty, or go on where an earlier process stopped.
 
     Writes ``sparse``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
-    the way is told at the end; pruning leaves every unit its minimum all the same.
+    the way is reported at the end; pruning leaves every unit its minimum all the same.
 
     Args:
         network: the dense network, with data; it is not changed.
         folder: the run folder.
         settings: how.
-        listener: told how it goes.
+        listener: hears the progress.
 
     Returns:
         The network as ``sparse`` holds it (float32, eval mode), and how sparse it is.

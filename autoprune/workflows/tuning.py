@@ -54,7 +54,7 @@ class Tuning:
 
     @classmethod
     def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
-        """Return what a run that prunes to a budget is told; the teacher teaches only where it is asked to."""
+        """Return the settings of a run that prunes to a budget; the teacher teaches only if it is asked to."""
         return cls(
             epochs=config.finetune_epochs or 0,
             lr_scale=config.lr_scale,
@@ -176,7 +176,7 @@ def soften(
         folder: goes on where an earlier process stopped.
         tuning: its epochs are those of the softening.
         notes: travel inside the checkpoint.
-        listener: told how it goes.
+        listener: hears the progress.
 
     Returns:
         The pruned network as ``softened`` holds it: float32, eval mode.
@@ -246,7 +246,7 @@ def trained(
         out: as for `finetune`.
         label: of the progress display.
         tuning: how.
-        listener: told how it goes.
+        listener: hears the progress.
         changes: as for `finetune`.
         extensions: what takes part.
         curve: is given the accuracy after every epoch that is trained now, where it is measured.

@@ -38,7 +38,7 @@ class Head:
         mask: which of them are this head's.
         classes: how many there are.
         scale_x_y: see ``Yolo``.
-        ignore_thresh: overlap with a truth from which on a box that need not find it is not told off.
+        ignore_thresh: overlap with a truth from which on a box that need not find it is not punished.
         truth_thresh: overlap from which on it is to find it; 1 for never.
         iou_thresh: overlap of an anchor with a truth from which on it, too, is to find it; 1 for never.
         iou_loss: ``mse`` or one of ``_OVERLAP_LOSSES``.

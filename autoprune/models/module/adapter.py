@@ -46,7 +46,7 @@ class ModuleAdapter(TrainableAdapter):
             draw from torch's generator, which is seeded.
         val: those that tell how well a network does.
         metric: how well that is.
-        name: for people, and for policies.
+        name: for users, and for policies.
         metric_names: what the metric returns is called, the one that decides first.
         collate: makes a batch of samples; by default as torch's loaders do.
         sgd: how the network was trained; fine-tuning begins with a share of its learning rate.
@@ -145,15 +145,15 @@ class ModuleAdapter(TrainableAdapter):
         return images
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the person's loss.
+        """Return the user's loss.
 
         Raises:
             ModelError: it is no scalar.
         """
         found = self._loss(module, batch["images"], batch["targets"])
         if not isinstance(found, torch.Tensor) or found.shape != ():
-            told = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-            raise ModelError(f"the loss of {self.name} must be a scalar tensor, averaged over the images, got {told}")
+            got = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise ModelError(f"the loss of {self.name} must be a scalar tensor, averaged over the images, got {got}")
         return found
 
     def stages(self, module: nn.Module) -> Sequence[str]:

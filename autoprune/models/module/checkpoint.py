@@ -1,8 +1,8 @@
 """Checkpoints of pruned networks of any class: tensors and plain numbers, which run no code when they are read.
 
 A pruned network is the dense one with smaller tensors, and with the numbers changed that repeat widths
-(``in_channels``, ``num_features``, …). Both are in the file; the classes are the person's own, and come with the dense
-network, which the person's own code builds.
+(``in_channels``, ``num_features``, …). Both are in the file; the classes are the user's own, and come with the dense
+network, which the user's own code builds.
 """
 
 from __future__ import annotations

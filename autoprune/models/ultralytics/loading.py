@@ -24,7 +24,7 @@ from autoprune.io.files import saying_why, why_no_file
 from autoprune.models import stock
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file begins that torch wrote before version 1.6, or when it was told to."""
+"""How a file begins that torch wrote before version 1.6, or if it was asked to."""
 
 _TRUST = "if you trust its origin, add `trust_checkpoint`"
 
@@ -98,7 +98,7 @@ def _no_installs(path: Path) -> Iterator[None]:
 def _restoring_only(path: Path) -> Iterator[None]:
     """Let a pickle restore modules, but not construct any.
 
-    Known beside Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel). All of
+    Known next to Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel). All of
     them are forgotten afterwards: Ultralytics leaves them known to whatever torch's safe loader reads next.
     """
     construct, here = nn.Module.__init__, threading.get_ident()

@@ -1,4 +1,4 @@
-"""Plain values: what a file of somebody else may hold beside tensors, told from what only looks like it."""
+"""Plain values: what a file from others may hold next to tensors, and how it is known from what only looks like it."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _named(layer: nn.Module) -> str:
-    """Name a layer for people; several in sequence come from one repeated row."""
+    """Name a layer for users; several in sequence come from one repeated row."""
     if isinstance(layer, nn.Sequential):
         return f"repeated {type(layer[0]).__name__}"
     return f"end-to-end {type(layer).__name__}" if _end_to_end(layer) else type(layer).__name__

@@ -1,6 +1,6 @@
 """Distillation: the dense network teaches the pruned one while that is fine-tuned (Hinton et al., 2015).
 
-What is taught and how much each part weighs is told in `distillation_losses`. Nothing of it is in a checkpoint, in the
+`distillation_losses` says what is taught and how much each part weighs. Nothing of it is in a checkpoint, in the
 averaged weights or in the validation's loss.
 """
 
