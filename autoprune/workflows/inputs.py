@@ -123,7 +123,7 @@ def _source(named: str) -> Path:
 def _data_set(path: Path) -> Iterator[tuple[str, Marks]]:
     """Yield a data set's description and splits."""
     from autoprune.models.detection.data_set import read_data_set  # late: Ultralytics loads slowly
-    from autoprune.models.ultralytics.class_folders import read_class_folders
+    from autoprune.models.ultralytics.data import read_class_folders
 
     if os.path.isfile(path):
         yield "--data", {path.name: _sha256(path)}

@@ -1,4 +1,4 @@
-"""Whether a loaded network suits autoprune, the image size asked for, and the data set."""
+"""Check a loaded network against autoprune, the image size, the memory and the data set, and prepare it for use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from autoprune.errors import DataError, ModelError
+from autoprune.models import stock
+from autoprune.models._memory import check_memory
+from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.data_set import DataSet
+from autoprune.models.ultralytics.contents import usable
+from autoprune.models.ultralytics.data import read_data
 from autoprune.models.ultralytics.plain import shown
-from autoprune.models.ultralytics.tasks import TASKS, classes_of
+from autoprune.models.ultralytics.tasks import TASKS, classes_of, task_of
+from autoprune.models.ultralytics.validation import VALIDATION_BATCH
 
 DEFAULT_SIZE, LEAST_SIZE = 640, 32
-"""Pixels of Ultralytics' images where a training names no size, and of the smallest that are sensible."""
+"""Default and smallest image size in pixels."""
+
+_EXAMPLES = 2
+"""Images of one batch if there is no data set."""
 
 
 def stride_of(module: nn.Module) -> int:
@@ -66,8 +76,41 @@ def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[
     return asked
 
 
+def check_activations(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:
+    """Check that one batch fits into memory: of the validation if there is data, else of examples."""
+    images = VALIDATION_BATCH if validated else _EXAMPLES
+    check_memory(
+        module, size, name=name, channels=input_channels(module), stride=stride_of(module), images=images, device=device
+    )
+
+
+def prepared(module: nn.Module, train_args: Mapping[str, Any]) -> nn.Module:
+    """Return a loaded network in the form that training, loss and gradients need; it is changed in place."""
+    network: Any = module.float().eval()
+    with stock.quiet():
+        network.args = stock.get_cfg(dict(train_args))  # the loss reads its gains as attributes
+    network.criterion = None
+    network.nc = classes_of(network)  # RT-DETR's loss reads it, and an untrained network has none
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = ".dfl." not in name  # the bins of the distribution are fixed
+    return module
+
+
+def data_for(module: nn.Module, weights: Path, data: Path, train_args: Mapping[str, Any]) -> DataSet:
+    """Read a data set as a network's training did, and check that it has the network's channels and classes.
+
+    Raises:
+        DataError: it is missing or malformed, or its classes or channels are not the network's.
+    """
+    found = read_data(data, task_of(module).name, single_class=bool(train_args["single_cls"]))
+    with usable(weights):
+        check_channels(weights, input_channels(module), found.settings)
+        check_classes(weights, module, found)
+    return found
+
+
 def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
-    """Raise ``DataError`` where a data set's classes are not the network's, in number or order."""
+    """Raise ``DataError`` if a data set's classes differ from the network's in number or order."""
     count = classes_of(module)
     if count != len(data.names):
         raise DataError(f"{weights} tells {count} classes apart, but {data.file} names {len(data.names)}")
@@ -87,7 +130,7 @@ def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
 
 
 def name_of(module: nn.Module, weights: Path) -> str:
-    """Name the architecture, e.g. ``yolov8n``, from the YAML that the network was built from."""
+    """Return the name of the architecture, e.g. ``yolov8n``, from the network's YAML."""
     described: Any = getattr(module, "yaml", None) or {}
     stem = Path(str(described.get("yaml_file") or "")).stem
     scale = str(described.get("scale") or "")

@@ -1,9 +1,4 @@
-"""What differs between the tasks of Ultralytics' networks, as far as Ultralytics does not tell it itself.
-
-What does come from Ultralytics: the loss (a network's own ``init_criterion``), the metric (a validator per task, in
-`validators`), the labels (the data set takes the task's name, in `data`) and the training (a trainer per task, in
-`autoprune.training.ultralytics.trainer`).
-"""
+"""Ultralytics' validators of the tasks that add something to a box."""
 
 from __future__ import annotations
 
@@ -17,10 +12,22 @@ from torch import nn
 from autoprune.models import stock
 from autoprune.models._base import LossSum
 from autoprune.models.detection.comparing import Layout
-from autoprune.models.detection.metrics import Metric
+from autoprune.models.detection.metrics import Metric, PatientValidator
 from autoprune.models.ultralytics.images import FolderImages, Images, LabelledFiles, StretchedFiles
 from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
-from autoprune.models.ultralytics.validators import KeypointsValidator, MasksValidator, RotatedValidator
+
+
+class MasksValidator(stock.SegmentationValidator, PatientValidator):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
+
+class KeypointsValidator(stock.PoseValidator, PatientValidator):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
+
+class RotatedValidator(stock.OBBValidator, PatientValidator):  # type: ignore[misc]
+    """Its boxes come from the patient NMS."""
+
 
 Loss = Callable[[Any, nn.Module, Mapping[str, Any]], torch.Tensor]
 """Maps (criterion, network, batch) to the loss per image."""

@@ -15,8 +15,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.models.ultralytics.class_folders import read_data
-from autoprune.models.ultralytics.data import random_state_kept
+from autoprune.models.ultralytics.data import random_state_kept, read_data
 from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.ultralytics.state import (
     begin_epoch,

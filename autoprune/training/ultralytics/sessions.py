@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoprune.models.ultralytics import stock
-from autoprune.models.ultralytics.class_folders import TrainingFolders
-from autoprune.models.ultralytics.data import StretchedTrainingImages, TrainingImages
+from autoprune.models.ultralytics.data import StretchedTrainingImages, TrainingFolders, TrainingImages
 from autoprune.training.ultralytics.session import Session
 
 

@@ -1,0 +1,273 @@
+"""The images of a data set as the networks of a task take them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import PIL.Image
+import torch
+
+from autoprune.models import stock
+from autoprune.models.detection.data_set import (
+    DataSet,
+    Label,
+    Sample,
+    balanced,
+    check_samples,
+    cut_short,
+    has_labels,
+    label_file,
+    shuffled,
+    to_batch,
+    verified,
+)
+from autoprune.models.ultralytics.data import LabelledImages, StretchedImages, class_of
+
+
+class Images(ABC):
+    """Reads images, brings them to the network's size, and notes those that cannot be read.
+
+    Args:
+        data: the data set.
+        task: Ultralytics' name of the task.
+        image_size: square input size in pixels.
+        stride: the network's largest stride.
+        train_args: the settings that the dense network was trained with.
+        skipped: where images that cannot be read are noted, by file, with the reason.
+
+    Attributes:
+        data: the data set.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        *,
+        task: str,
+        image_size: int,
+        stride: int,
+        train_args: Mapping[str, Any],
+        skipped: dict[str, str],
+    ) -> None:
+        self.data = data
+        self.task, self.image_size, self.stride, self.train_args = task, image_size, stride, train_args
+        self.skipped = skipped
+
+    def chosen(self, split: str, *, images: int, seed: int, rest: bool, augmented: bool = False) -> list[Sample]:
+        """Return images of a split: its sorted files in an order drawn from the seed, the first that can be read.
+
+        Those without labels wait for as many with labels; see `balanced`.
+
+        Args:
+            split: of the data set.
+            images: how many; fewer are returned where the split holds fewer.
+            seed: of the order.
+            rest: return more images without labels than with, too.
+            augmented: with the augmentations of the dense training's last epochs, which mix no images.
+
+        Raises:
+            DataError: the split is missing, or has no readable image or no labels.
+        """
+        files = shuffled(self.data, split, seed)
+        read = partial(self._read, augmented=augmented)
+        samples = balanced(files, labelled=self._labelled, read=read, rest=rest)
+        found = list(islice(samples, images))
+        self._check(found, split)
+        return found
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
+        """Return samples as one batch on the device, pixels in [0, 1]."""
+
+    @abstractmethod
+    def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
+        """Return the validation split in batches, as Ultralytics' ``val`` makes them, and the fullest image's labels.
+
+        Args:
+            batch: images per batch.
+            rectangular: pad each batch to its own shape where the task does that; else every image is a square.
+            workers: processes that read images, where the task uses any.
+
+        Raises:
+            DataError: as ``chosen``.
+        """
+
+    def _read(self, file: str, *, augmented: bool = False) -> Sample | None:
+        """Read an image; note why, if it cannot be used."""
+        sample = self._sample(file, augmented=augmented)
+        if not isinstance(sample, str):
+            return sample
+        self.skipped[file] = sample
+        return None
+
+    @abstractmethod
+    def _sample(self, file: str, *, augmented: bool) -> Sample | str:
+        """Read an image, or say why it cannot be used."""
+
+    @abstractmethod
+    def _labelled(self, file: str) -> bool:
+        """Return whether an image has labels, without reading it."""
+
+    @abstractmethod
+    def _labels_lie(self, file: str) -> str:
+        """Say where the labels of an image are looked for."""
+
+    def _check(self, samples: Sequence[Sample], split: str) -> None:
+        check_samples(samples, self.data, split, self.skipped, labelled=self._labelled, expected=self._labels_lie)
+
+
+_AUGMENTATIONS = {
+    "hflip": "fliplr",
+    "vflip": "flipud",
+    "erasing": "erasing",
+    "auto_augment": "auto_augment",
+    "hsv_h": "hsv_h",
+    "hsv_s": "hsv_s",
+    "hsv_v": "hsv_v",
+}
+"""Arguments of Ultralytics' ``classify_augmentations``, with those of its training that they come from."""
+
+
+class FolderImages(Images):
+    """Images scaled and cropped to a square; the class is the folder's name."""
+
+    def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
+        """Return samples as one batch; see `Images`."""
+        layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        images = torch.stack([sample["img"] for sample in samples]).to(device)
+        return {
+            "img": images.contiguous(memory_format=layout),
+            "cls": torch.tensor([sample["cls"] for sample in samples], device=device),
+            "im_file": [sample["im_file"] for sample in samples],
+        }
+
+    def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
+        """Return the validation split; see `Images`. A classifier's images are squares always."""
+        files = self.data.files("val")
+        parts = (map(self._read, files[start : start + batch]) for start in range(0, len(files), batch))
+        return filter(None, ([sample for sample in part if sample is not None] for part in parts)), 1
+
+    def _sample(self, file: str, *, augmented: bool) -> Sample | str:
+        problem = cut_short(file)
+        pixels = None if problem else stock.ClassificationDataset.imread(file)
+        if pixels is None:
+            return problem or "the image cannot be decoded"
+        name = class_of(file, self.data)
+        if name not in self._index:
+            return f"its folder {name!r} is none of the classes"
+        image = PIL.Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+        transform = self._augmented if augmented else self._plain
+        return {"img": transform(image), "cls": self._index[name], "im_file": file}
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.data.names)}
+
+    @cached_property
+    def _plain(self) -> Any:
+        return stock.classify_transforms(size=self.image_size)
+
+    @cached_property
+    def _augmented(self) -> Any:
+        settings = {**stock.DEFAULT_CFG_DICT, **self.train_args}
+        return stock.classify_augmentations(
+            size=self.image_size,
+            scale=(1.0 - settings["scale"], 1.0),
+            **{argument: settings[name] for argument, name in _AUGMENTATIONS.items()},
+        )
+
+    def _labelled(self, file: str) -> bool:
+        return True
+
+    def _labels_lie(self, file: str) -> str:
+        return f"a class is a folder such as {Path(file).parent}"
+
+
+_MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+"""Augmentations that put several images into one."""
+
+_MASKS = ("overlap_mask", "mask_ratio")
+"""How the training, and so its loss, has the masks."""
+
+_LEAST_STRIDE = 32
+
+
+class LabelledFiles(Images):
+    """Letterboxed images."""
+
+    kind: ClassVar[type[LabelledImages]] = LabelledImages
+    """How images are brought to the network's size."""
+    rectangles: ClassVar[bool] = True
+    """Whether a batch may be padded to its own shape."""
+
+    def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
+        """Return samples as one batch; see `Images`."""
+        return to_batch(samples, device)
+
+    def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
+        """Return the validation split; see `Images`. Its labels are verified once."""
+        labels = self._verified
+        images = self._images(labels, rectangular=batch if rectangular and self.rectangles else None)
+        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+            images, batch_size=batch, collate_fn=list, num_workers=workers
+        )
+        return loader, max(len(label["cls"]) for label in labels)
+
+    @cached_property
+    def _verified(self) -> Sequence[Label]:
+        found = []
+        for file in self.data.files("val"):
+            label = verified(file, self.data, self.task)
+            if isinstance(label, str):
+                self.skipped[file] = label
+            else:
+                found.append(label)
+        self._check(found, "val")
+        return found
+
+    def _sample(self, file: str, *, augmented: bool) -> Sample | str:
+        label = verified(file, self.data, self.task)
+        if isinstance(label, str):
+            return label
+        augmentation = {**self.train_args, **dict.fromkeys(_MIXING, 0.0)} if augmented else None
+        try:
+            sample: Sample = self._images([label], augmentation=augmentation)[0]
+        except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
+            return str(error)
+        return sample
+
+    def _images(
+        self, labels: Sequence[Label], *, rectangular: int | None = None, augmentation: Mapping[str, Any] | None = None
+    ) -> LabelledImages:
+        return self.kind(
+            labels,
+            data=self.data,
+            image_size=self.image_size,
+            task=self.task,
+            rectangular=rectangular,
+            stride=max(self.stride, _LEAST_STRIDE),
+            augmentation=augmentation,
+            masks={name: self.train_args[name] for name in _MASKS if name in self.train_args},
+        )
+
+    def _labelled(self, file: str) -> bool:
+        return has_labels(file)
+
+    def _labels_lie(self, file: str) -> str:
+        return label_file(file)
+
+
+class StretchedFiles(LabelledFiles):
+    """Images stretched to a square, as RT-DETR takes them."""
+
+    kind = StretchedImages
+    rectangles = False
+
+
+__all__ = ["FolderImages", "Images", "LabelledFiles", "StretchedFiles"]
