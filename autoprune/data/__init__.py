@@ -1,4 +1,4 @@
-"""Published data sets → Ultralytics data sets; one file per data set."""
+"""Convert published data sets to Ultralytics' format; one file per data set."""
 
 from autoprune.data._base import SPLITS, Box, Published, Written, write_description, write_split
 from autoprune.data.oxford_hand import oxford_hand

@@ -1,7 +1,7 @@
-"""What a published data set holds, and how it is written as Ultralytics reads it.
+"""Published data sets, and writing them in Ultralytics' format.
 
-Ultralytics looks for the labels of ``images/train/x.jpg`` in ``labels/train/x.txt``: one line per object, class, centre
-x and y, width and height, as shares of the image.
+The labels of ``images/train/x.jpg`` are in ``labels/train/x.txt``, one line per object: class, centre x and y, width
+and height, as shares of the image.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Box:
-    """An object's upright box in pixels; the image spans 0 … width and 0 … height, so a pixel is 1 wide.
+    """An object's axis-aligned box in pixels; the image spans 0 … width and 0 … height, so a pixel is 1 wide.
 
     Attributes:
-        kind: index of its class.
-        left: its least x.
-        top: its least y.
-        right: its largest x.
-        bottom: its largest y.
+        class_id: index of its class.
+        left: smallest x.
+        top: smallest y.
+        right: largest x.
+        bottom: largest y.
     """
 
-    kind: int
+    class_id: int
     left: float
     top: float
     right: float
     bottom: float
 
     def within(self, width: int, height: int) -> Box | None:
-        """Return the part that lies in an image of this size, or None where that is less than a pixel wide or high."""
+        """Return the part within an image of this size, or None if it is less than a pixel wide or high."""
         left, right = (min(max(edge, 0.0), float(width)) for edge in (self.left, self.right))
         top, bottom = (min(max(edge, 0.0), float(height)) for edge in (self.top, self.bottom))
-        return Box(self.kind, left, top, right, bottom) if min(right - left, bottom - top) >= 1 else None
+        return Box(self.class_id, left, top, right, bottom) if min(right - left, bottom - top) >= 1 else None
 
     def label(self, width: int, height: int) -> str:
         """Return the line of a label file, for an image of this size."""
         across, down = (self.left + self.right) / 2, (self.top + self.bottom) / 2
         shares = across / width, down / height, (self.right - self.left) / width, (self.bottom - self.top) / height
-        return " ".join([str(self.kind), *(f"{share:.6f}" for share in shares)])
+        return " ".join([str(self.class_id), *(f"{share:.6f}" for share in shares)])
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set as its authors publish it.
+    """A data set in its authors' layout.
 
     Attributes:
-        title: its name, for users.
-        file: name of the YAML file that will describe it.
-        remark: what a user who opens that file should know, one line.
+        title: its name in messages.
+        file: name of the new YAML file.
+        remark: comment for the YAML file, one line.
         classes: names of the classes, in the order of their indices.
-        splits: for each of ``SPLITS`` the images with the annotation of each, sorted.
+        splits: for each of ``SPLITS`` the images with their annotations, sorted.
         unpaired: images without an annotation, and annotations without an image; they are left out.
         read: returns the boxes of an annotation, or raises ``DataError``.
     """
@@ -74,12 +74,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a split.
+    """Counts of a written split.
 
     Attributes:
-        images: how many there are.
-        objects: how many boxes they have.
-        background: how many of the images have none; their label files are empty.
+        images: number of images.
+        objects: number of boxes.
+        background: number of images without boxes; their label files are empty.
         dropped: boxes left out because less than a pixel of them lies within the image.
     """
 
@@ -120,7 +120,7 @@ def write_split(published: Published, split: str, folder: Path, *, on_image: Cal
 
 
 def write_description(published: Published, folder: Path) -> None:
-    """Write the YAML file; without a path of its own the data set may be moved."""
+    """Write the YAML file, with relative paths, so that the data set can be moved."""
     lines = [f"# {published.title}, written by autoprune data.", f"# {published.remark}"]
     lines += [f"{split}: images/{split}" for split in SPLITS]
     lines += ["names:", *(f"  {index}: {name}" for index, name in enumerate(published.classes))]

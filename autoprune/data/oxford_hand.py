@@ -1,8 +1,8 @@
 """Oxford Hand: Mittal, Zisserman and Torr, "Hand detection using multiple proposals", BMVC 2011.
 
 Its archive unpacks to ``hand_dataset``. Every image has a MATLAB file with a cell array ``boxes``; each cell is a
-struct whose fields a, b, c and d are the corners (y, x) of a box that is turned as the hand is. A detector's boxes are
-upright: here they are the upright hulls of the turned ones.
+struct whose fields a, b, c and d are the corners (y, x) of a box rotated with the hand. The boxes here are the
+axis-aligned hulls of the rotated ones, as detectors need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDERS = {
     "val": Path("validation_dataset", "validation_data"),
     "test": Path("test_dataset", "test_data"),
 }
-"""Where each split lies, with the folders ``images`` and ``annotations`` in it."""
+"""The folder of each split, which has the folders ``images`` and ``annotations``."""
 
 _IMAGES, _ANNOTATIONS = (".jpg", ".jpeg", ".png"), (".mat",)
 _CORNERS = ("a", "b", "c", "d")
@@ -35,10 +35,10 @@ def oxford_hand(source: Path) -> Published:
     """Find the images and annotations of Oxford Hand.
 
     Args:
-        source: the folder ``hand_dataset`` of the archive, or the one that holds it.
+        source: the folder ``hand_dataset`` of the archive, or its parent.
 
     Raises:
-        DataError: that is not its layout, or a split is empty.
+        DataError: the folder has another layout, or a split is empty.
         RunError: a folder cannot be listed.
     """
     with saying_why(source, "read"):
@@ -59,18 +59,18 @@ def oxford_hand(source: Path) -> Published:
 
 
 def hull(corners: npt.NDArray[np.float64]) -> Box:
-    """Return the upright box around corners.
+    """Return the axis-aligned box around corners.
 
     Args:
-        corners: (y, x) each, shape (corners, 2), as MATLAB shows images: the centre of the first pixel is at 1, so
-            that the image begins at 0.5.
+        corners: (y, x), shape (corners, 2), in MATLAB's coordinates: the centre of the first pixel is 1, so the image
+            begins at 0.5.
     """
     (top, left), (bottom, right) = corners.min(axis=0) - 0.5, corners.max(axis=0) - 0.5
     return Box(0, float(left), float(top), float(right), float(bottom))
 
 
 def _root(source: Path) -> Path:
-    """Return the folder that has the layout: the source itself or one in it."""
+    """Return the folder with the layout: the source itself or one in it."""
     if not source.is_dir():
         raise DataError(f"{source} must be the folder that Oxford Hand was unpacked to, but is no folder")
     for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
@@ -83,7 +83,7 @@ def _root(source: Path) -> Path:
 
 
 def _paired(folder: Path) -> tuple[dict[Path, Path], list[Path]]:
-    """Return the images of a split with their annotations, and the files that lack the other."""
+    """Return the images of a split with their annotations, and the unpaired files."""
     images, annotations = _files(folder / "images", _IMAGES), _files(folder / "annotations", _ANNOTATIONS)
     both = sorted(images.keys() & annotations.keys())
     unpaired = [path for stem, path in (*images.items(), *annotations.items()) if stem not in both]
@@ -91,13 +91,13 @@ def _paired(folder: Path) -> tuple[dict[Path, Path], list[Path]]:
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a kind by their stems, without the ``._`` files that macOS packs next to them."""
+    """Return the files with these suffixes by their stems, without macOS's ``._`` files."""
     listed = sorted(folder.iterdir())
     return {path.stem: path for path in listed if path.suffix.lower() in suffixes and not path.name.startswith(".")}
 
 
 def _boxes(annotation: Path) -> list[Box]:
-    """Read an annotation; one without any box is an image of background."""
+    """Return the boxes of an annotation; none for a background image."""
     from scipy.io import loadmat
 
     try:
@@ -105,7 +105,7 @@ def _boxes(annotation: Path) -> list[Box]:
         if "boxes" not in content:
             raise ValueError("it has no variable boxes")
         return [_box(cell) for cell in content["boxes"].flat]
-    except Exception as error:  # scipy raises whatever its parser stumbles over
+    except Exception as error:  # scipy's parser raises many classes
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"The annotation {annotation} cannot be read: {reason}") from error
 

@@ -1,6 +1,6 @@
-"""A detector and a data set to try autoprune on, with nothing to download.
+"""A bundled detector and its data set, to try autoprune without a download.
 
-Imports no torch: the command line asks for paths only.
+It does not import torch: the command line needs the paths only.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ __all__ = ["DEMO_IMAGE_SIZE", "demo_weights", "shapes_dataset"]
 
 
 def demo_weights() -> Path:
-    """Path of the demo detector: a stock Ultralytics checkpoint, trained on `shapes_dataset()`."""
+    """Return the path of the demo detector, a stock Ultralytics checkpoint trained on `shapes_dataset()`."""
     return Path(__file__).with_name("yolov8-demo.pt")

@@ -1,7 +1,7 @@
-"""Trains the demo detector again: `python -m autoprune.demo.train [--out FILE] [--epochs N]`.
+"""Train the demo detector: `python -m autoprune.demo.train [--out FILE] [--epochs N]`.
 
-Stock Ultralytics, from scratch, on a CPU, on the data set that `shapes_dataset()` draws. The file
-that comes with autoprune was made by this module; the last line that it logs tells the score.
+It trains with stock Ultralytics, from scratch, on a CPU, on the data set of `shapes_dataset()`. It made the bundled
+file; the last logged line is the accuracy.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LOG = logging.getLogger(__name__)
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
 _EPOCHS = 60
-_IMAGE_SIZE = 320  # the demo runs it at less, which costs 0.016 of its mAP50-95 and saves a third of the time
-_THREADS = 1  # sums are then added up in the same order on every machine
+_IMAGE_SIZE = 320  # the demo uses less: mAP50-95 0.016 lower, a third less time
+_THREADS = 1  # the same order of sums on every machine
 
-# What the run that trained the weights leaves in a checkpoint about the machine it ran on.
+# Settings in a checkpoint that depend on the machine of the training.
 _MACHINE_KEYS = ("project", "name", "save_dir", "device", "workers", "exist_ok")
 
 
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(data: Path, *, epochs: int, folder: Path) -> Path:
-    """Train from scratch; returns the last checkpoint as Ultralytics wrote it."""
+    """Train from scratch and return the path of the last checkpoint."""
     model = stock.YOLO(str(_ARCHITECTURE))
     # Ultralytics sets the number of threads itself, before this callback.
     model.add_callback("on_pretrain_routine_start", lambda trainer: torch.set_num_threads(_THREADS))
@@ -85,13 +85,13 @@ def _train(data: Path, *, epochs: int, folder: Path) -> Path:
 def _halve_the_work(model: Any) -> None:
     """Run convolutions in bfloat16 and channels last, which takes a CPU half the time; the loss stays in float32.
 
-    The weights that are saved are those of the moving average, a copy that Ultralytics has made before.
+    The saved weights are those of the moving average, which Ultralytics has copied before.
     """
     model.to(memory_format=torch.channels_last)
     forward = model.forward
 
     def faster(x: Any) -> Any:
-        if isinstance(x, dict):  # a batch: the model comes back with the images, then computes the loss
+        if isinstance(x, dict):  # a batch: the model calls itself with the images, then computes the loss
             return forward(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return _to_float(forward(x))
@@ -100,7 +100,7 @@ def _halve_the_work(model: Any) -> None:
 
 
 def _to_float(values: Any) -> Any:
-    """Tensors within dicts and lists, as float32."""
+    """Return tensors within dicts and lists as float32."""
     if isinstance(values, dict):
         return {key: _to_float(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -109,7 +109,7 @@ def _to_float(values: Any) -> Any:
 
 
 def _clean(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint without optimizer, dates, and anything about the machine it was made on."""
+    """Return the checkpoint without optimizer, dates and settings of the machine."""
     stripped = stock.strip_optimizer(checkpoint)
     model = stripped["model"]
     arguments = _portable(stripped["train_args"])
@@ -133,7 +133,7 @@ def _write(checkpoint: dict[str, Any], out: Path) -> None:
 
 
 def _score(weights: Path, data: Path, *, folder: Path) -> tuple[float, float]:
-    """mAP50 and mAP50-95 on the validation images, by Ultralytics' own `val`."""
+    """Return mAP50 and mAP50-95 on the validation images, by Ultralytics' own `val`."""
     result = stock.YOLO(str(weights)).val(
         data=str(data), imgsz=_IMAGE_SIZE, device="cpu", plots=False, verbose=False, project=str(folder), name="val"
     )

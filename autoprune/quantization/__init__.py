@@ -1,11 +1,26 @@
-"""Static int8 quantisation of a trained network: which of its layers stay in float, by what they cost in accuracy.
+"""Static int8 quantisation of a trained network, with the most sensitive layers left in float.
 
-Ranges are found on one set of training images and every decision is taken on another one, so that the validation split
-only tells how it went.
+Activation ranges are calibrated on one set of training images and layers are chosen on another, so that the validation
+split stays an independent test.
 """
 
-from autoprune.quantization.choice import Choice, Step, choose
-from autoprune.quantization.groups import Group, group_operations
-from autoprune.quantization.network import Deployed, InFloat, Quantization, Samples
+from autoprune.quantization.choice import Choice, choose_precision
+from autoprune.quantization.network import (
+    DeployedResult,
+    InFloat,
+    OperationGroup,
+    Quantization,
+    QuantizationImages,
+    group_operations,
+)
 
-__all__ = ["Choice", "Deployed", "Group", "InFloat", "Quantization", "Samples", "Step", "choose", "group_operations"]
+__all__ = [
+    "Choice",
+    "DeployedResult",
+    "InFloat",
+    "OperationGroup",
+    "Quantization",
+    "QuantizationImages",
+    "choose_precision",
+    "group_operations",
+]

@@ -1,4 +1,4 @@
-"""Which groups stay in float: the most sensitive ones, until little is lost."""
+"""Choose the groups of operations that stay in float: the most sensitive ones, until the loss is small."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from autoprune.quantization.network import Quantization
 
 
 @dataclass(frozen=True)
-class Step:
-    """One network that was tried.
+class Trial:
+    """One measured network.
 
     Attributes:
         in_float: names of the groups that are not quantised.
         accuracy: its primary metric on the held-out training images.
-        drop: how much lower that is than the float network's.
+        drop: difference to the float network's.
     """
 
     in_float: tuple[str, ...]
@@ -26,18 +26,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays in float, and how that was found.
+    """The groups that stay in float, and the measurements that led to them.
 
     Attributes:
         accuracy: the float network's primary metric on the held-out training images.
-        errors: by group, how far the predictions are off where it alone is quantised, in [0, 1], the worst one first;
-            empty where nothing had to be found.
-        steps: the networks that were tried, the chosen one last.
+        errors: by group, the error of the predictions in [0, 1] if it alone is quantised, the largest first; empty if
+            all groups can be quantised.
+        steps: the measured networks, the chosen one last.
     """
 
     accuracy: float
     errors: Mapping[str, float]
-    steps: tuple[Step, ...]
+    steps: tuple[Trial, ...]
 
     @property
     def in_float(self) -> tuple[str, ...]:
@@ -45,17 +45,19 @@ class Choice:
         return self.steps[-1].in_float
 
 
-def choose(quantization: Quantization, *, whole: float, max_drop: float, advance: Callable[[int, str], None]) -> Choice:
-    """Quantise everything; then leave the most sensitive groups in float, one more at a time, until little is lost.
+def choose_precision(
+    quantization: Quantization, *, whole: float, max_drop: float, advance: Callable[[int, str], None]
+) -> Choice:
+    """Quantise all groups; then leave the most sensitive ones in float, one more at a time, until the loss is small.
 
-    Groups are ordered by the error of the predictions where each alone is quantised, which tells apart what accuracy
-    on a few images does not; that decides how many of them stay in float.
+    Groups are ranked by the error of the predictions if each alone is quantised, a finer measure than accuracy on a few
+    images. Accuracy decides how many stay in float.
 
     Args:
         quantization: the network.
-        whole: the primary metric, on the held-out images, of the float network that it is to come close to.
-        max_drop: how much of the primary metric may be lost on the held-out images.
-        advance: called with how many measurements are done, of two for each group, and a word.
+        whole: the float network's primary metric on the held-out images.
+        max_drop: largest allowed loss of the primary metric on the held-out images.
+        advance: called with the number of measurements done (at most two per group) and a text.
 
     Raises:
         ExportError: even the least sensitive group alone loses more.
@@ -66,11 +68,11 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
     """
     groups = [group.name for group in quantization.groups]
     metric = quantization.metric
-    steps: list[Step] = []
+    steps: list[Trial] = []
 
     def holds(in_float: tuple[str, ...], done: int) -> bool:
         found = quantization.held_out(in_float)
-        steps.append(Step(in_float, found, whole - found))
+        steps.append(Trial(in_float, found, whole - found))
         advance(done, f"loses {whole - found:.4f} of {metric} with {len(in_float)} of {len(groups)} groups in float")
         return whole - found <= max_drop
 
@@ -88,7 +90,7 @@ def choose(quantization: Quantization, *, whole: float, max_drop: float, advance
 
 
 def _ranked(quantization: Quantization, groups: Sequence[str], advance: Callable[[int, str], None]) -> dict[str, float]:
-    """Return each group's error, the worst one first."""
+    """Return each group's error, the largest first."""
     errors = {}
     for done, group in enumerate(groups, 1):
         errors[group] = quantization.error(group)

@@ -1,9 +1,9 @@
-"""One network and its quantised variants: written, run and measured, each once."""
+"""A network and its quantised variants, written, run and measured once each; operations in groups."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,23 +17,68 @@ from autoprune.formats import FORMATS, ONNX, FormatSpec
 from autoprune.io.files import size_of
 from autoprune.journal import Recorder
 from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
-from autoprune.quantization.groups import Group, group_operations
 from autoprune.results import Metrics
 from autoprune.runtimes import SubprocessBackend
 
+
+@dataclass(frozen=True)
+class OperationGroup:
+    """Operations that are quantised, or stay in float, together.
+
+    Attributes:
+        name: their stage, or branch of the head, e.g. ``model.4`` or ``model.22/cv3.0``.
+        operations: their names in the exported network.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+
+
+def group_operations(operations: Iterable[tuple[str, bool]], stages: Collection[str]) -> tuple[OperationGroup, ...]:
+    """Group a network's operations: one group per stage, and one per branch of the head.
+
+    Operations without weights in front of a group, such as a concatenation, belong to it: its layers read them.
+
+    Args:
+        operations: their names, paths as ``/model.2/cv1/conv/Conv``, in order, each with whether it has weights to
+            quantise. Names that are no paths, such as constants', are in no group.
+        stages: of ``Adapter.stages``.
+    """
+    scopes: dict[str, list[str]] = {}
+    weighty: set[str] = set()
+    for name, has_weights in operations:
+        first, *inner = name.strip("/").split("/")
+        if not inner:
+            continue
+        scope = first if first in stages else f"{first}/{inner[0]}"
+        scopes.setdefault(scope, []).append(name)
+        if has_weights:
+            weighty.add(scope)
+    groups: list[OperationGroup] = []
+    waiting: list[str] = []
+    for scope, names in scopes.items():
+        waiting += names
+        if scope in weighty:
+            groups.append(OperationGroup(scope, tuple(waiting)))
+            waiting = []
+    if groups and waiting:
+        groups[-1] = OperationGroup(groups[-1].name, (*groups[-1].operations, *waiting))
+    return tuple(groups)
+
+
 InFloat: TypeAlias = tuple[str, ...] | None
-"""Which network is meant: the quantised one with these groups in float, or where None the float one."""
+"""Names a network: the quantised one with these groups in float; None for the float one."""
 
 _KIND = "quantize"
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Training images, each in one of the two sets only.
+class QuantizationImages:
+    """Training images in two disjoint sets.
 
     Attributes:
-        calibration: inputs that ranges are found on, each of shape (1, *input_shape).
-        held_out: labelled images that decide which layers stay in float.
+        calibration: inputs for the activation ranges, each of shape (1, *input_shape).
+        held_out: labelled images for the choice of layers that stay in float.
     """
 
     calibration: Sequence[torch.Tensor]
@@ -41,11 +86,11 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """A network in its runtime's format.
+class DeployedResult:
+    """Measurements of a network in its runtime's format.
 
     Attributes:
-        accuracy: on the validation split, every image letterboxed to the input's square.
+        metrics: on the validation split, every image letterboxed to the input's square.
         size_bytes: of the file, or of all files in the folder.
     """
 
@@ -54,21 +99,21 @@ class Deployed:
 
 
 class Quantization:
-    """One network and its quantised variants. What was measured is in the recorder, and not measured again.
+    """One network and its quantised variants. Measurements are recorded and not repeated.
 
-    Its methods are called in the backend's session.
+    Call its methods in the backend's session.
 
     Args:
         adapter: the network, on the CPU.
         backend: quantises for a runtime, and runs the files there.
         samples: training images.
-        folder: where a folder of the name is made, for files that are needed meanwhile.
-        recorder: where measurements are kept.
-        name: the network's, which tells it from others in the recorder.
+        folder: gets a folder of the name for intermediate files.
+        recorder: keeps the measurements.
+        name: of the network, its key in the recorder.
 
     Raises:
         ModelError: (by every method) the network cannot be exported.
-        DeviceError: (by every method) what quantises or runs it refuses the network.
+        DeviceError: (by every method) the quantizer or the runtime refuses the network.
     """
 
     def __init__(
@@ -76,7 +121,7 @@ class Quantization:
         adapter: Adapter,
         backend: SubprocessBackend,
         *,
-        samples: Samples,
+        samples: QuantizationImages,
         folder: Path,
         recorder: Recorder,
         name: str,
@@ -96,19 +141,19 @@ class Quantization:
         return self._adapter.metric_names[0]
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """What stays in float or is quantised as one."""
+    def groups(self) -> tuple[OperationGroup, ...]:
+        """The groups of operations."""
         stages = self._adapter.stages(self._adapter.module)
         return group_operations(self._backend.operations(self._source), stages)
 
     def file(self, in_float: InFloat) -> Path:
-        """Return a network in the runtime's format, a file or a folder that Ultralytics opens; written once."""
+        """Return a network in the runtime's format, a file or a folder that Ultralytics opens; it is written once."""
         if in_float not in self._files:
             self._files[in_float] = self._plain() if in_float is None else self._finished(in_float)
         return self._files[in_float]
 
     def error(self, group: str) -> float:
-        """Return how far the predictions for held-out images are off where one group alone is quantised, in [0, 1]."""
+        """Return the error of the predictions for held-out images, in [0, 1], if one group alone is quantised."""
         others = tuple(one.name for one in self.groups if one.name != group)
 
         def compare(predict: Predict) -> float:
@@ -129,8 +174,8 @@ class Quantization:
 
         return float(self._recorded(["held out", in_float], lambda: self._with(in_float, measure)))
 
-    def deployed(self, in_float: InFloat) -> Deployed:
-        """Return what a network is on the validation split and on the disk."""
+    def deployed(self, in_float: InFloat) -> DeployedResult:
+        """Measure a network's accuracy on the validation split and its size on the disk."""
 
         def measure() -> dict[str, Any]:
             path = self.file(in_float)
@@ -138,11 +183,11 @@ class Quantization:
             return {**found.to_json(), "size_bytes": size_of(path)}
 
         found = self._recorded(["deployed", in_float], measure)
-        return Deployed(Metrics.from_json(found), int(found["size_bytes"]))
+        return DeployedResult(Metrics.from_json(found), int(found["size_bytes"]))
 
     @cached_property
     def _source(self) -> Path:
-        """The float network as ONNX, which what quantises reads."""
+        """The float network as ONNX, the input of the quantizer."""
         return self._exported(ONNX.spec)
 
     def _exported(self, spec: FormatSpec) -> Path:
@@ -152,12 +197,12 @@ class Quantization:
         return adapter.export(adapter.module, folder, ExportSettings(spec), convert=self._backend.convert)
 
     def _plain(self) -> Path:
-        """The float network in the runtime's format, the first of them."""
+        """Write the float network in the first of the runtime's formats."""
         spec = next(spec for spec in FORMATS if spec.runtime == self._backend.settings.runtime.value)
         return self._source if spec is ONNX.spec else self._exported(spec)
 
     def _finished(self, in_float: Sequence[str]) -> Path:
-        """Write a quantised network, in a folder with what lies next to the float one where that is in one."""
+        """Write a quantised network; if the float one is a folder, with the other files of that."""
         plain, folder = self.file(None), self._folder / f"finished-{len(self._files)}"
         folder.mkdir()
         name = self._backend.settings.runtime.spec.int8_file
@@ -183,12 +228,12 @@ class Quantization:
 
     @cached_property
     def _expected(self) -> Sequence[Predictions]:
-        """What the float network predicts for the held-out images."""
+        """The float network's predictions for the held-out images."""
         predict = self._predict(self.file(None))
         return [predict(self._adapter.inputs(batch)) for batch in self._samples.held_out]
 
     def _with(self, in_float: InFloat, measure: Callable[[Predict], float]) -> float:
-        """Measure a network whose file nobody needs afterwards."""
+        """Measure a network with a temporary file."""
         if in_float is None:
             return measure(self._predict(self.file(None)))
         with TemporaryDirectory(dir=self._folder) as scratch:

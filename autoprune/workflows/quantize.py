@@ -21,7 +21,7 @@ from autoprune.latency.timing import Timing, time_all
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, Batch
-from autoprune.quantization import Choice, Deployed, InFloat, Quantization, Samples, choose
+from autoprune.quantization import Choice, DeployedResult, InFloat, Quantization, QuantizationImages, choose_precision
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import SubprocessBackend, fingerprint, open_quantizing_backend, runtime_settings
@@ -83,7 +83,7 @@ class _Variant:
 
     network: str
     precision: Precision
-    deployed: Deployed
+    deployed: DeployedResult
     latency: Timing
 
     @property
@@ -130,7 +130,7 @@ def _backend(config: QuantizeConfig, adapter: Adapter) -> SubprocessBackend:
     return open_quantizing_backend(settings)
 
 
-def _samples(config: QuantizeConfig, adapter: Adapter) -> Samples:
+def _samples(config: QuantizeConfig, adapter: Adapter) -> QuantizationImages:
     """Choose training images; where there are fewer than asked for, both sets get smaller."""
     wanted = config.calibration_images + config.images
     batches = adapter.batches("train", images=wanted, batch=1, seed=config.seed)
@@ -142,7 +142,7 @@ def _samples(config: QuantizeConfig, adapter: Adapter) -> Samples:
     calibration = max(LEAST_IMAGES, len(batches) * config.calibration_images // wanted)
     calibration = min(calibration, len(batches) - LEAST_IMAGES)
     chosen, held_out = shared_out(batches, calibration, adapter.labelled)
-    return Samples([adapter.inputs(batch) for batch in chosen], held_out)
+    return QuantizationImages([adapter.inputs(batch) for batch in chosen], held_out)
 
 
 def shared_out(
@@ -171,7 +171,7 @@ def _choices(networks: Sequence[Quantization], config: QuantizeConfig, listener:
     for one in networks:
         tuned_later = bool(config.qat_epochs) and one is given
         with listener.progress(f"int8 {one.name}", total=2 * len(one.groups)) as advance:
-            choices[one.name] = choose(
+            choices[one.name] = choose_precision(
                 one,
                 whole=(given if one.name == QAT else one).held_out(None),
                 max_drop=math.inf if tuned_later else config.max_drop,
@@ -211,7 +211,7 @@ def _keep(quantization: Quantization, choice: Choice, target: Path) -> Path:
     return target
 
 
-def _figures(config: QuantizeConfig, choices: Mapping[str, Choice], samples: Samples) -> dict[str, Any]:
+def _figures(config: QuantizeConfig, choices: Mapping[str, Choice], samples: QuantizationImages) -> dict[str, Any]:
     """Return what was decided, and on what."""
     return {
         "file": config.runtime.spec.int8_file,

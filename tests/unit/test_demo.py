@@ -15,8 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoprune.demo import demo_weights, shapes_dataset
-from autoprune.demo.drawing import CLASSES, Shape, draw_shape
-from autoprune.demo.shapes import label_line
+from autoprune.demo.shapes import CLASSES, Shape, draw_shape, label_line
 from autoprune.errors import DataError
 
 ABSOLUTE_PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/])")

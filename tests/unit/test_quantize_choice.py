@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import ExportError
-from autoprune.quantization import Group, choose, group_operations
+from autoprune.quantization import OperationGroup, choose_precision, group_operations
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Scripted:
     asked: list[str] = field(default_factory=list)
 
     @property
-    def groups(self) -> tuple[Group, ...]:
-        return tuple(Group(name, ()) for name in self.losses)
+    def groups(self) -> tuple[OperationGroup, ...]:
+        return tuple(OperationGroup(name, ()) for name in self.losses)
 
     def error(self, group: str) -> float:
         self.asked.append(group)
@@ -53,9 +53,9 @@ def test_the_fewest_of_the_worst_groups_stay_in_float(
     least = min(names, key=lambda name: (network.errors[name], -names.index(name)))
     if sum(losses) > max_drop and network.losses[least] > max_drop:
         with pytest.raises(ExportError, match=f"even where only {least} is quantised"):
-            choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
+            choose_precision(network, whole=0.75, max_drop=max_drop, advance=ignore)
         return
-    choice = choose(network, whole=0.75, max_drop=max_drop, advance=ignore)
+    choice = choose_precision(network, whole=0.75, max_drop=max_drop, advance=ignore)
     *before, last = choice.steps
     assert last.drop <= max_drop < min((step.drop for step in before), default=1.0)
     kept = [network.errors[name] for name in choice.in_float]

@@ -1,4 +1,4 @@
-"""A detector's images as Ultralytics' own `YOLODataset` loads them, from labels that are verified already."""
+"""Ultralytics' own data sets, without caches, downloads or repairs in the user's folders; class folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autoprune.models.detection.data_set import DataSet, Label, as_one_class, cu
 
 
 class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set, which refuses images of other channels than the data set names."""
+    """Ultralytics' data set with a check of the images' channels."""
 
     def load_image(self, i: int, *args: Any, **settings: Any) -> Any:
         """Return an image and its sizes.
@@ -33,18 +33,18 @@ class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
 
 
 class LabelledImages(CheckedImages):
-    """Ultralytics' data set of images whose labels are known already: nothing is searched or cached.
+    """Ultralytics' data set of images with verified labels: nothing is searched or cached.
 
     Args:
-        labels: verified images, in the order wanted.
-        data: the data set that they belong to.
+        labels: verified images, in order.
+        data: their data set.
         image_size: longest side after scaling, in pixels.
         task: Ultralytics' name of the task.
         rectangular: batch size for rectangular batches as Ultralytics' ``val`` makes them (each batch is padded to
             its own shape, half a stride more than needed); None letterboxes every image to a square.
         stride: the network's largest stride.
-        augmentation: Ultralytics' arguments of the training whose augmentations to apply; None applies none.
-        masks: Ultralytics' arguments of the training that say how it has masks.
+        augmentation: settings of the training whose augmentations are applied; None applies none.
+        masks: settings of the training on the form of masks.
     """
 
     def __init__(
@@ -84,27 +84,27 @@ class LabelledImages(CheckedImages):
 
 
 class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc]
-    """Images stretched to a square instead of letterboxed, as RT-DETR takes them; never rectangular."""
+    """Images stretched to a square instead of letterboxed, for RT-DETR; never rectangular."""
 
 
 class TrainingImages(CheckedImages):
-    """Ultralytics' data set as its trainer uses it, except that it keeps no cache of the labels.
+    """Ultralytics' data set of its trainer, without the cache of the labels.
 
-    Ultralytics' is a pickle next to the labels, which runs code of whoever put it there when it is read.
+    That cache is a pickle next to the labels, which can run anyone's code when it is read.
     """
 
-    buffer: list[int]  # the images that mosaics are made of
+    buffer: list[int]  # the images for mosaics
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> Any:
         with TemporaryDirectory() as scratch:
             return self.cache_labels(Path(scratch) / cache_path.name), False
 
     def begin_epoch(self) -> None:
-        """Forget the images of the last epoch, and draw those that mosaics are made of until others were loaded.
+        """Clear the images of the last epoch, and draw the first ones for mosaics.
 
-        Ultralytics makes mosaics of the last images that it loaded, which a resumed training has not.
+        Ultralytics makes mosaics of the last loaded images, which a resumed training does not have.
         """
-        if self.cache != "ram":  # mosaics are of all images there
+        if self.cache != "ram":  # with it mosaics use all images
             for index in self.buffer:
                 self.ims[index] = self.im_hw0[index] = self.im_hw[index] = None
             self.buffer = random.sample(range(self.ni), max(self.max_buffer_length - 1, 0))
@@ -116,12 +116,12 @@ class TrainingImages(CheckedImages):
 
 
 class StretchedTrainingImages(TrainingImages, stock.RTDETRDataset):  # type: ignore[misc]
-    """`TrainingImages` stretched to a square, as RT-DETR takes them."""
+    """`TrainingImages` stretched to a square, for RT-DETR."""
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Keep the program's own random numbers: Ultralytics draws some even when it augments nothing."""
+    """Restore all random states afterwards: Ultralytics draws numbers even without augmentations."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -132,18 +132,20 @@ def random_state_kept() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that Ultralytics' augmentations draw from; within `random_state_kept`."""
+    """Seed every generator of Ultralytics' augmentations; within `random_state_kept`."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 _FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-"""What Ultralytics takes as a split's folder, the first that is there."""
+"""Names of a split's folder in Ultralytics; the first that exists is used."""
 
 
 def read_class_folders(folder: Path) -> DataSet:
-    """Read a classifier's data set; the classes are the training split's folders, sorted by name.
+    """Read a classifier's data set: ``train/<class>/*.jpg``, ``val/<class>/*.jpg`` and optionally ``test``.
+
+    The classes are the training split's folders, sorted by name.
 
     Raises:
         DataError: it is no folder, there is no ``train`` folder, or no class in it.
@@ -172,12 +174,12 @@ def read_class_folders(folder: Path) -> DataSet:
 
 
 def read_data(data: Path, task: str, *, single_class: bool = False) -> DataSet:
-    """Read a data set in the form that a task has it: class folders of a classifier, else a YAML file.
+    """Read a data set in the form of a task: class folders for a classifier, else a YAML file.
 
     Args:
         data: the folder or the file.
         task: Ultralytics' name of it.
-        single_class: take every label of a YAML file as of one class, as a training with ``single_cls=True`` does.
+        single_class: give every label of a YAML file the same class, as a training with ``single_cls=True`` does.
 
     Raises:
         DataError: it is missing or malformed.
@@ -189,7 +191,7 @@ def read_data(data: Path, task: str, *, single_class: bool = False) -> DataSet:
 
 
 def class_of(file: str, data: DataSet) -> str:
-    """Return the class of an image: the name of the folder, directly in a split's, that it lies in."""
+    """Return the class of an image: the name of its folder directly below the split's."""
     for places in data.splits.values():
         for place in places:
             if Path(file).is_relative_to(place):
@@ -198,8 +200,8 @@ def class_of(file: str, data: DataSet) -> str:
 
 
 class TrainingFolders(stock.ClassificationDataset):  # type: ignore[misc]
-    """Ultralytics' data set as its trainer uses it, except that it writes nothing into the user's data."""
+    """Ultralytics' data set of its trainer, which writes nothing into the user's data."""
 
     def verify_images(self) -> list[Any]:
-        """Return the images that can be opened; Ultralytics would keep a list of them next to the split's folder."""
+        """Return the images that can be opened; Ultralytics would write a list of them next to the split's folder."""
         return [sample for sample in self.samples if cut_short(sample[0]) is None]

@@ -1,4 +1,4 @@
-"""The images of a data set as the networks of a task take them."""
+"""Read the images of a data set for the networks of a task: with label files, or in one folder per class."""
 
 from __future__ import annotations
 
@@ -29,17 +29,36 @@ from autoprune.models.detection.data_set import (
 )
 from autoprune.models.ultralytics.data import LabelledImages, StretchedImages, class_of
 
+_AUGMENTATIONS = {
+    "hflip": "fliplr",
+    "vflip": "flipud",
+    "erasing": "erasing",
+    "auto_augment": "auto_augment",
+    "hsv_h": "hsv_h",
+    "hsv_s": "hsv_s",
+    "hsv_v": "hsv_v",
+}
+"""Arguments of Ultralytics' ``classify_augmentations`` → settings of its training."""
+
+_MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+"""Augmentations that combine several images."""
+
+_MASKS = ("overlap_mask", "mask_ratio")
+"""Settings of the training on the form of masks."""
+
+_LEAST_STRIDE = 32
+
 
 class Images(ABC):
-    """Reads images, brings them to the network's size, and notes those that cannot be read.
+    """Reads images, scales them to the network's size, and collects those that cannot be read.
 
     Args:
         data: the data set.
         task: Ultralytics' name of the task.
         image_size: square input size in pixels.
         stride: the network's largest stride.
-        train_args: the settings that the dense network was trained with.
-        skipped: where images that cannot be read are noted, by file, with the reason.
+        train_args: the settings of the dense network's training.
+        skipped: filled with the files that cannot be read and the reasons.
 
     Attributes:
         data: the data set.
@@ -60,16 +79,14 @@ class Images(ABC):
         self.skipped = skipped
 
     def chosen(self, split: str, *, images: int, seed: int, rest: bool, augmented: bool = False) -> list[Sample]:
-        """Return images of a split: its sorted files in an order drawn from the seed, the first that can be read.
-
-        Those without labels wait for as many with labels; see `balanced`.
+        """Return the first readable images of a split in an order drawn from the seed; see `balanced`.
 
         Args:
             split: of the data set.
-            images: how many; fewer are returned where the split holds fewer.
+            images: how many; fewer are returned if the split has fewer.
             seed: of the order.
-            rest: return more images without labels than with, too.
-            augmented: with the augmentations of the dense training's last epochs, which mix no images.
+            rest: allow more images without labels than with labels.
+            augmented: apply the augmentations of the dense training's last epochs, which combine no images.
 
         Raises:
             DataError: the split is missing, or has no readable image or no labels.
@@ -87,19 +104,19 @@ class Images(ABC):
 
     @abstractmethod
     def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
-        """Return the validation split in batches, as Ultralytics' ``val`` makes them, and the fullest image's labels.
+        """Return the validation split in batches, as in Ultralytics' ``val``, and the most labels of an image.
 
         Args:
             batch: images per batch.
-            rectangular: pad each batch to its own shape where the task does that; else every image is a square.
-            workers: processes that read images, where the task uses any.
+            rectangular: pad each batch to its own shape if the task supports that; else every image is a square.
+            workers: processes that read images, if the task uses any.
 
         Raises:
             DataError: as ``chosen``.
         """
 
     def _read(self, file: str, *, augmented: bool = False) -> Sample | None:
-        """Read an image; note why, if it cannot be used."""
+        """Read an image; if it cannot be used, add it to ``skipped`` and return None."""
         sample = self._sample(file, augmented=augmented)
         if not isinstance(sample, str):
             return sample
@@ -108,7 +125,7 @@ class Images(ABC):
 
     @abstractmethod
     def _sample(self, file: str, *, augmented: bool) -> Sample | str:
-        """Read an image, or say why it cannot be used."""
+        """Read an image, or return the reason why it cannot be used."""
 
     @abstractmethod
     def _labelled(self, file: str) -> bool:
@@ -116,26 +133,14 @@ class Images(ABC):
 
     @abstractmethod
     def _labels_lie(self, file: str) -> str:
-        """Say where the labels of an image are looked for."""
+        """Return in words where the labels of an image are expected."""
 
     def _check(self, samples: Sequence[Sample], split: str) -> None:
         check_samples(samples, self.data, split, self.skipped, labelled=self._labelled, expected=self._labels_lie)
 
 
-_AUGMENTATIONS = {
-    "hflip": "fliplr",
-    "vflip": "flipud",
-    "erasing": "erasing",
-    "auto_augment": "auto_augment",
-    "hsv_h": "hsv_h",
-    "hsv_s": "hsv_s",
-    "hsv_v": "hsv_v",
-}
-"""Arguments of Ultralytics' ``classify_augmentations``, with those of its training that they come from."""
-
-
 class FolderImages(Images):
-    """Images scaled and cropped to a square; the class is the folder's name."""
+    """Images in one folder per class, for classifiers, scaled and cropped to a square."""
 
     def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
         """Return samples as one batch; see `Images`."""
@@ -148,7 +153,7 @@ class FolderImages(Images):
         }
 
     def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
-        """Return the validation split; see `Images`. A classifier's images are squares always."""
+        """Return the validation split; see `Images`. A classifier's images are always squares."""
         files = self.data.files("val")
         parts = (map(self._read, files[start : start + batch]) for start in range(0, len(files), batch))
         return filter(None, ([sample for sample in part if sample is not None] for part in parts)), 1
@@ -189,20 +194,11 @@ class FolderImages(Images):
         return f"a class is a folder such as {Path(file).parent}"
 
 
-_MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
-"""Augmentations that put several images into one."""
-
-_MASKS = ("overlap_mask", "mask_ratio")
-"""How the training, and so its loss, has the masks."""
-
-_LEAST_STRIDE = 32
-
-
 class LabelledFiles(Images):
-    """Letterboxed images."""
+    """Letterboxed images with boxes, masks, keypoints or rotated boxes in one text file of labels each."""
 
-    kind: ClassVar[type[LabelledImages]] = LabelledImages
-    """How images are brought to the network's size."""
+    loader: ClassVar[type[LabelledImages]] = LabelledImages
+    """Scales images to the network's size."""
     rectangles: ClassVar[bool] = True
     """Whether a batch may be padded to its own shape."""
 
@@ -214,10 +210,10 @@ class LabelledFiles(Images):
         """Return the validation split; see `Images`. Its labels are verified once."""
         labels = self._verified
         images = self._images(labels, rectangular=batch if rectangular and self.rectangles else None)
-        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        batches: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             images, batch_size=batch, collate_fn=list, num_workers=workers
         )
-        return loader, max(len(label["cls"]) for label in labels)
+        return batches, max(len(label["cls"]) for label in labels)
 
     @cached_property
     def _verified(self) -> Sequence[Label]:
@@ -238,14 +234,14 @@ class LabelledFiles(Images):
         augmentation = {**self.train_args, **dict.fromkeys(_MIXING, 0.0)} if augmented else None
         try:
             sample: Sample = self._images([label], augmentation=augmentation)[0]
-        except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
+        except (OSError, ValueError, RuntimeError) as error:  # the header is readable, the pixels are not
             return str(error)
         return sample
 
     def _images(
         self, labels: Sequence[Label], *, rectangular: int | None = None, augmentation: Mapping[str, Any] | None = None
     ) -> LabelledImages:
-        return self.kind(
+        return self.loader(
             labels,
             data=self.data,
             image_size=self.image_size,
@@ -266,8 +262,5 @@ class LabelledFiles(Images):
 class StretchedFiles(LabelledFiles):
     """Images stretched to a square, as RT-DETR takes them."""
 
-    kind = StretchedImages
+    loader = StretchedImages
     rectangles = False
-
-
-__all__ = ["FolderImages", "Images", "LabelledFiles", "StretchedFiles"]

@@ -1,17 +1,17 @@
-"""Ultralytics' losses as sums: its criteria divide by what is in a batch, here the division is undone.
+"""Ultralytics' losses as sums: its criteria normalise by the content of a batch; here that is undone.
 
-How a criterion divides each of its terms:
+Divisors of the terms:
 
-==========================  ============================================================
-box, cls, dfl, l1, angle    by the scores that predictions are to have, summed; at least 1
-seg, pose, kobj             by the predictions that are to find an object
-rle                         by the visible keypoints of these
-sem                         by the images, if any of them has an object
-those of an RT-DETR         by the objects
-==========================  ============================================================
+==========================  =======================================================
+box, cls, dfl, l1, angle    the sum of the target scores, at least 1
+seg, pose, kobj             the number of predictions assigned to an object
+rle                         the number of visible keypoints of these
+sem                         the number of images, if any has an object
+those of an RT-DETR         the number of objects
+==========================  =======================================================
 
-The least of 1 is left out: a network that is to have next to no score anywhere, since its boxes overlap with no object,
-would be divided by more than that.
+The minimum of 1 is left out: it would shrink the loss of a network with tiny target scores, whose boxes overlap with no
+object.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from autoprune.models import stock
 from autoprune.models._base import LossSum
 
 LEAST_SCORE = 1e-20
-"""What assignment takes for a score that is lower, so that powers of it are numbers still."""
+"""Lower bound of scores in the assignment, so that their powers do not underflow."""
 
 NO_EPSILON = 1e-30
-"""Far below what assignment makes of ``LEAST_SCORE``."""
+"""Far below the alignment that belongs to ``LEAST_SCORE``."""
 
 _DIVISORS = {
     **dict.fromkeys(("box_loss", "cls_loss", "dfl_loss", "l1_loss", "angle_loss"), "targets"),
@@ -38,16 +38,15 @@ _DIVISORS = {
     "rle_loss": "keypoints",
     "sem_loss": "images",
 }
-"""By Ultralytics' name of a term, what divides it."""
+"""Ultralytics' name of a term → its divisor."""
 
 
 def scoring_criterion(module: Any) -> Any:
-    """Return a network's own criterion as scoring needs it.
+    """Return a network's own criterion, changed for scoring.
 
-    It asks silent networks for what it asks of all others. Ultralytics wants a prediction to have its share of the
-    best one's score and overlap, and adds a small number to the latter: where all scores are lower than that, it wants
-    no score at all, and a network that finds nothing is right. An RT-DETR's criterion gives batches without objects
-    another loss than others; here they have the same.
+    Ultralytics' target score is a prediction's alignment relative to the best one's plus a small epsilon. If all scores
+    are below that epsilon, the targets vanish, and a network that detects nothing would have no loss; so the epsilon is
+    reduced. An RT-DETR's criterion has another loss for batches without objects; here it is the same as for others.
     """
     criterion = module.init_criterion()
     for branch in (criterion.one2many, criterion.one2one) if _two_fold(criterion) else (criterion,):
@@ -62,7 +61,7 @@ def scoring_criterion(module: Any) -> Any:
 def boxes_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> LossSum:
     """Return the sum of a loss with boxes, and with masks, keypoints or angles.
 
-    An end-to-end head (YOLOv10, YOLO26) has two such losses, with the weights of the training's start.
+    An end-to-end head (YOLOv10, YOLO26) has two such losses, with their weights at the start of the training.
     """
     predictions = module(batch["img"])
     if not _two_fold(criterion):
@@ -84,31 +83,31 @@ def _two_fold(criterion: Any) -> bool:
 
 
 def queries_sum(loss: torch.Tensor, batch: Mapping[str, Any], queries: int) -> LossSum:
-    """Return the sum of an RT-DETR's loss: each of so many queries finds one object at most."""
+    """Return the sum of an RT-DETR's loss; each of its ``queries`` finds one object at most."""
     counts = batch["batch_idx"].long().bincount(minlength=1).clamp(max=queries)
     objects = counts.sum().to(loss)
     return LossSum((loss * objects.clamp(min=1)).view(1), objects.view(1))
 
 
 def _undivided(criterion: Any, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> LossSum:
-    """Return the sum of one such loss; what it is divided by is seen while it is computed."""
+    """Return the sum of one such loss; hooks record its divisors while it is computed."""
     images = len(batch["img"])
-    with _watched(criterion) as seen:
+    with _recording(criterion) as seen:
         terms, _ = criterion.loss(predictions, batch)
     seen["images"] = terms.new_tensor(images)
     names = criterion.loss_names
     weights = torch.stack([seen[_DIVISORS[name]].to(terms) for name in names])
     totals = terms / images * weights.clamp(min=1)
-    if "likelihoods" in seen:  # the term itself is cut off at zero
+    if "likelihoods" in seen:  # the term itself is clamped at zero
         totals[names.index("rle_loss")] = seen["likelihoods"] * criterion.hyp.rle
-    if "sem_loss" in names and not seen["positives"]:  # the term is left out then
+    if "sem_loss" in names and not seen["positives"]:  # then the term is left out
         totals[names.index("sem_loss")] = _semantic_loss(criterion, predictions["proto"]) * images
     return LossSum(totals, weights)
 
 
 @contextmanager
-def _watched(criterion: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Note what assignment finds, and how many keypoints have a likelihood, while a criterion computes."""
+def _recording(criterion: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Record target scores, assigned predictions and keypoints by hooks while a criterion computes."""
     seen: dict[str, torch.Tensor] = {"keypoints": torch.tensor(NO_EPSILON)}  # none: the term is zero, not missing
 
     def assigned(_: nn.Module, arguments: Any, found: Any) -> None:
@@ -129,7 +128,7 @@ def _watched(criterion: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _semantic_loss(criterion: Any, prototypes: Any) -> torch.Tensor | float:
-    """Return YOLO26's loss of the classes of pixels, per image, where no pixel has any."""
+    """Return YOLO26's semantic loss per image if no pixel has a class."""
     if not isinstance(prototypes, tuple):
         return 0.0
     loss: torch.Tensor = criterion.bcedice_loss(prototypes[1], torch.zeros_like(prototypes[1])) * criterion.hyp.box
@@ -141,7 +140,7 @@ def _with_least_score(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tupl
 
 
 class _WithoutObjects(nn.Module):
-    """What an RT-DETR's criterion computes of a batch without objects: the varifocal loss of the other batches."""
+    """Gives batches without objects the varifocal loss of other batches, in an RT-DETR's criterion."""
 
     def __init__(self, varifocal: nn.Module) -> None:
         super().__init__()

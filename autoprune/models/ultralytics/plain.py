@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 MOST_VALUES = 100_000
-"""More values than any settings have: a few lists that contain each other can stand for billions."""
+"""More values than any settings have: nested references to a few lists can expand to billions."""
 
 _SHOWN = 60
 
@@ -32,12 +32,12 @@ def is_plain(value: Any) -> bool:
 
 
 def _is_huge(value: Any) -> bool:
-    """Return whether a whole number is none that a computer counts with; Python would still compute with it."""
+    """Return whether an integer does not fit into 64 bits."""
     return isinstance(value, int) and abs(value) >= 2**63
 
 
 def shown(value: Any) -> str:
-    """Return a value of somebody else's file for a message: short, on one line, its class where it is not plain."""
+    """Return a value from a file for a message: short, on one line; its class if it is not plain."""
     if not is_plain(value):
         return f"a {type(value).__name__}"
     if isinstance(value, (list, tuple, Mapping)) and len(value) > _SHOWN:
@@ -47,5 +47,5 @@ def shown(value: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of a library says, on one line."""
+    """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0]

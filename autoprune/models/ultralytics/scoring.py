@@ -1,10 +1,9 @@
-"""Ultralytics' detection loss, evaluated where it can be non-zero: for scoring thousands of candidates.
+"""Ultralytics' detection loss, evaluated only for anchors within objects: fast scoring of thousands of candidates.
 
-The stock loss compares every anchor with every object of the fullest image, and decodes every anchor's
-box. Only anchors whose centre lies in an object can be assigned to it, and which ones those are depends
-on the labels alone. So they are looked up once per batch, and only these pairs are decoded and compared.
-The value is that of the stock loss up to the rounding of sums; a search's candidates of a YOLOv5n at
-320 px spend a third of the stock loss's time on it.
+The stock loss compares every anchor with every object of the fullest image, and decodes every anchor's box. Only
+anchors with their centre in an object can be assigned to it, which depends on the labels alone. So these pairs are
+found once per batch, and only they are decoded and compared. The value is that of the stock loss up to the rounding of
+sums, in a third of its time (YOLOv5n, 320 px).
 
 Source: task-aligned assignment, Feng et al., "TOOD", ICCV 2021, section 3.2, as in Ultralytics'
 ``TaskAlignedAssigner``; the losses as in its ``v8DetectionLoss``.
@@ -26,7 +25,7 @@ from autoprune.models.ultralytics.loss_sums import LEAST_SCORE
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs (object, anchor) of a batch where the anchor's centre lies in the object.
+    """The pairs (object, anchor) of a batch with the anchor's centre in the object.
 
     P pairs, sorted by object; C distinct anchors of distinct images among them; O objects with at least
     one pair, of which the largest has K.
@@ -39,7 +38,7 @@ class Pairs:
         candidate: index of each pair's anchor among the distinct ones, shape (P,).
         row: index of each pair's object, shape (P,).
         slot: index of each pair among the pairs of its object, shape (P,).
-        kind: class of each pair's object, shape (P,).
+        class_id: class of each pair's object, shape (P,).
         box: its box, as corners in pixels, shape (P, 4).
         objects: O.
         largest: K.
@@ -52,14 +51,14 @@ class Pairs:
     candidate: torch.Tensor
     row: torch.Tensor
     slot: torch.Tensor
-    kind: torch.Tensor
+    class_id: torch.Tensor
     box: torch.Tensor
     objects: int
     largest: int
 
 
 def find_pairs(criterion: Any, batch: Mapping[str, Any]) -> Pairs:
-    """Return what the labels of a batch decide about the loss.
+    """Return the pairs that the labels of a batch allow.
 
     Args:
         criterion: Ultralytics' ``v8DetectionLoss``.
@@ -71,7 +70,7 @@ def find_pairs(criterion: Any, batch: Mapping[str, Any]) -> Pairs:
     points, strides = stock.make_anchors(maps, criterion.stride, 0.5)
     labels = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
     scale = torch.tensor([width, height, width, height], device=images.device)
-    kinds, boxes = criterion.preprocess(labels, len(images), scale_tensor=scale).split((1, 4), 2)
+    class_ids, boxes = criterion.preprocess(labels, len(images), scale_tensor=scale).split((1, 4), 2)
     valid = boxes.sum(2, keepdim=True).gt(0)
     if not valid.numel():
         inside = torch.zeros(0, 3, dtype=torch.long, device=images.device)
@@ -89,7 +88,7 @@ def find_pairs(criterion: Any, batch: Mapping[str, Any]) -> Pairs:
         candidate=candidate,
         row=row,
         slot=torch.arange(len(row), device=images.device) - first[row],
-        kind=kinds[image, thing, 0].long(),
+        class_id=class_ids[image, thing, 0].long(),
         box=boxes[image, thing],
         objects=len(sizes),
         largest=int(sizes.max()) if len(sizes) else 0,
@@ -102,13 +101,13 @@ def supports(criterion: Any) -> bool:
 
 
 def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: Pairs) -> LossSum:
-    """Return the stock loss, not yet divided by the target scores.
+    """Return the stock loss before its division by the target scores.
 
     Args:
         criterion: Ultralytics' ``v8DetectionLoss``.
         predictions: the network's output in train mode, ``boxes`` (B, 4·bins, anchors) and ``scores``
             (B, classes, anchors).
-        pairs: of the same batch.
+        pairs: of the batch.
     """
     scores, gains = predictions["scores"], criterion.hyp
     classification = F.softplus(scores).sum()
@@ -117,7 +116,7 @@ def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: 
     bins = predictions["boxes"].transpose(1, 2)[pairs.image, pairs.anchor].view(-1, 4, criterion.reg_max)
     distances = bins.softmax(2).matmul(criterion.proj)
     boxes = stock.dist2bbox(distances, pairs.point, xywh=False) * pairs.stride
-    logits = scores[pairs.image[pairs.candidate], pairs.kind, pairs.anchor[pairs.candidate]]
+    logits = scores[pairs.image[pairs.candidate], pairs.class_id, pairs.anchor[pairs.candidate]]
     similarity = stock.bbox_iou(boxes[pairs.candidate], pairs.box, xywh=False, CIoU=True).squeeze(-1)
     probability = logits.sigmoid().clamp(min=LEAST_SCORE)
     with torch.no_grad():
@@ -136,7 +135,7 @@ def scoring_sum(criterion: Any, predictions: Mapping[str, torch.Tensor], pairs: 
 def _assign(
     assigner: Any, pairs: Pairs, probability: torch.Tensor, overlap: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pairs that are assigned, as indices, and the target score of each."""
+    """Return the indices of the assigned pairs, and their target scores."""
     alignment = probability.pow(assigner.alpha) * overlap.pow(assigner.beta)
     positive = _best_per_object(pairs, alignment, assigner.topk)
     positive = _one_object_per_anchor(pairs, positive, overlap)
@@ -149,7 +148,7 @@ def _assign(
 
 
 def _best_per_object(pairs: Pairs, alignment: torch.Tensor, count: int) -> torch.Tensor:
-    """Mark the ``count`` best aligned pairs of every object, shape (P,)."""
+    """Return a mask of the ``count`` best aligned pairs of every object, shape (P,)."""
     table = torch.full((pairs.objects, pairs.largest), -1.0, device=alignment.device)
     table[pairs.row, pairs.slot] = alignment
     best = table.topk(min(count, pairs.largest), dim=1).indices
@@ -158,7 +157,7 @@ def _best_per_object(pairs: Pairs, alignment: torch.Tensor, count: int) -> torch
 
 
 def _one_object_per_anchor(pairs: Pairs, positive: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
-    """Give every anchor that several objects chose to the one that it overlaps most, chosen by it or not."""
+    """Return ``positive`` with each anchor of several objects assigned to the one of the largest overlap alone."""
     anchors = len(pairs.anchor)
     claims = torch.zeros(anchors, dtype=torch.long, device=overlap.device)
     claims.index_add_(0, pairs.candidate, positive.long())

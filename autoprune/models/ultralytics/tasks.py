@@ -1,4 +1,8 @@
-"""Ultralytics' validators of the tasks that add something to a box."""
+"""The tasks of Ultralytics' networks: one record each, with the parts that Ultralytics does not define itself.
+
+Ultralytics defines the loss (a network's own ``init_criterion``), the metric (a validator per task), the labels (the
+data set takes the task's name) and the training (a trainer per task, in `autoprune.training.ultralytics.trainer`).
+"""
 
 from __future__ import annotations
 
@@ -18,36 +22,36 @@ from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
 
 
 class MasksValidator(stock.SegmentationValidator, PatientValidator):  # type: ignore[misc]
-    """Its boxes come from the patient NMS."""
+    """Evaluates masks, with an NMS without a time limit."""
 
 
 class KeypointsValidator(stock.PoseValidator, PatientValidator):  # type: ignore[misc]
-    """Its boxes come from the patient NMS."""
+    """Evaluates keypoints, with an NMS without a time limit."""
 
 
 class RotatedValidator(stock.OBBValidator, PatientValidator):  # type: ignore[misc]
-    """Its boxes come from the patient NMS."""
+    """Evaluates rotated boxes, with an NMS without a time limit."""
 
 
 Loss = Callable[[Any, nn.Module, Mapping[str, Any]], torch.Tensor]
 """Maps (criterion, network, batch) to the loss per image."""
 
 Sum = Callable[[Any, nn.Module, Mapping[str, Any]], LossSum]
-"""Maps (scoring criterion, network, batch) to the loss that is not divided yet, see `loss_sums`."""
+"""Maps (scoring criterion, network, batch) to the unnormalised loss, see `loss_sums`."""
 
 
 def classes_of(module: Any) -> int:
-    """Return how many classes a network tells apart."""
+    """Return the number of a network's classes."""
     return len(module.names)
 
 
 def end_to_end(module: Any) -> bool:
-    """Return whether a head that is switched to end-to-end predicts each object once."""
+    """Return whether the network's head is end-to-end: it predicts each object once."""
     return bool(getattr(module.model[-1], "end2end", False))
 
 
 def layout_of(module: Any, image_size: int) -> Layout:
-    """Return how the predictions of a network are laid out whose input is a square of so many pixels."""
+    """Return the layout of a network's predictions for square inputs of ``image_size`` pixels."""
     head = module.model[-1]
     if isinstance(head, stock.Classify):
         return Layout(boxes=False)
@@ -61,14 +65,14 @@ def layout_of(module: Any, image_size: int) -> Layout:
 
 
 def _summed(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Of a criterion that multiplies by the batch's size, as those with boxes do."""
+    """Return the loss per image of a criterion that multiplies by the batch size, as those of boxes do."""
     total, _ = criterion(module(batch["img"]), batch)
     loss: torch.Tensor = total.sum() / len(batch["img"])
     return loss
 
 
 def _averaged(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Of cross-entropy, which is a mean already."""
+    """Return the loss of a criterion that is a mean, such as cross-entropy."""
     loss, _ = criterion(module(batch["img"]), batch)
     found: torch.Tensor = loss
     return found
@@ -79,9 +83,9 @@ def _averaged_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -
 
 
 def _of_queries(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Of an RT-DETR; a mean over objects.
+    """Return the loss of an RT-DETR, a mean over objects.
 
-    The queries made of labels and noise that Ultralytics' training adds (denoising) are left out: they are random.
+    The random denoising queries of Ultralytics' training are left out.
     """
     return _matched(criterion, module, module(batch["img"]), batch)
 
@@ -92,7 +96,7 @@ def _of_queries_sum(criterion: Any, module: nn.Module, batch: Mapping[str, Any])
 
 
 def _matched(criterion: Any, module: Any, predictions: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Let an RT-DETR itself bring labels and predictions into its criterion's form."""
+    """Return an RT-DETR's loss with a given criterion; the network itself converts labels and predictions."""
     before, module.criterion = module.criterion, criterion
     try:
         loss, _ = module.loss(batch, predictions)
@@ -104,19 +108,18 @@ def _matched(criterion: Any, module: Any, predictions: Any, batch: Mapping[str, 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """All that differs between a kind of network and the others.
+    """The record of a task.
 
     Attributes:
         network: Ultralytics' class of such networks.
-        heads: the layers of Ultralytics' YAMLs that such a network ends with.
-        metric: judges its predictions.
+        heads: last layers of such networks in Ultralytics' YAMLs.
+        metric: how accuracy is measured.
         images: reads its data set.
-        trainer: in `autoprune.training`, what keeps such a network pruned in stock training.
-        session: ``module:class`` of what fine-tunes it, an `autoprune.training.ultralytics.session.Session`.
-        loss: computes it.
-        loss_sum: computes it undivided.
-        suppresses: whether overlapping predictions have to be suppressed after the network, unless its head is
-            end-to-end.
+        trainer: name of the class in `autoprune.training` that keeps such a network pruned in stock training.
+        session: ``module:class`` of its fine-tuning, an `autoprune.training.ultralytics.session.Session`.
+        loss: computes the loss per image.
+        loss_sum: computes the unnormalised loss.
+        suppresses: whether predictions need non-maximum suppression, unless the head is end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
     """
 
