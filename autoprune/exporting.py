@@ -11,7 +11,7 @@ import torch
 from autoprune.choices import Precision
 from autoprune.formats import FormatSpec, Tolerance
 from autoprune.io.files import size_of
-from autoprune.latency.meter import REFERENCE_EFFORT
+from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_alone
 from autoprune.models._base import Adapter, Difference, ExportSettings
 from autoprune.results import Metrics
@@ -113,7 +113,7 @@ def export(
             torch=accuracy,
             exported=adapter.validate_deployed(predict) if real else None,
         )
-        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_EFFORT))
+        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_MEASUREMENT))
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:

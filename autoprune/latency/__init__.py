@@ -1,8 +1,7 @@
 """Latency: measured in pairs, and predicted from what was measured."""
 
 from autoprune.latency.meter import LatencyMeter
-from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
-from autoprune.latency.samples import spread_allocations
+from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 
 __all__ = [

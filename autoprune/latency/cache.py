@@ -1,4 +1,4 @@
-"""What was measured on a device, kept on the disk for the next search; single layers are measured on first need."""
+"""Measurements cached on the disk for the next search, and the timing of single layers that fills the cache."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ import numpy as np
 from autoprune.errors import RunError
 from autoprune.io.files import write_atomic
 from autoprune.latency.tables import Point
-from autoprune.latency.timing import time_in_turn
-from autoprune.runtimes import Backend
+from autoprune.latency.timing import Times, time_interleaved
+from autoprune.runtimes import Backend, Runner
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.structure.graph import LayerKind
 
 ANCHOR = Point(LayerKind.CONV, (3, 3), (1, 1), (40, 40), (40, 40), 1, 64, 64)
-"""A layer timed along with all others: how fast the machine is at the moment."""
+"""A layer timed along with all others: its time says how fast the machine is at the moment."""
 
 _SCHEMA = 2
 _WARM_UP = 2
-_ROUNDS = (3, 12)
-_SECONDS = 20.0
-_CHUNK_POINTS = 600  # oneDNN keeps 1024 prepared kernels; beyond that every run would prepare its own anew
+_CHUNK_POINTS = 600  # oneDNN keeps 1024 prepared kernels; with more layers every run would prepare its kernel again
 _CHUNK_ELEMENTS = 128 * 2**20
+_QUANTILE = 25  # disturbances only make runs longer, and hit a whole network more often than a layer
 
 
 class LatencyCache:
-    """The file with all measurements that hold for one fingerprint; another device's has another name and content.
+    """A file with all measurements for one fingerprint of device, runtime and settings.
 
-    The file is a cache: one that is missing, unreadable or of another fingerprint counts as empty, and a disk that
-    refuses it costs the next search some seconds, not this one its result.
+    A file that is missing, unreadable or of another fingerprint counts as empty. If the disk refuses to write, the
+    next search measures again; the current one is not affected.
 
     Args:
         folder: where the files are; None for ``$AUTOPRUNE_CACHE/latency``, or else ``~/.cache/autoprune/latency``.
-        fingerprint: what the measurements hold for.
+        fingerprint: the conditions that the measurements hold for.
     """
 
     def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> None:
@@ -46,7 +45,7 @@ class LatencyCache:
         self.path = (folder or default_folder()) / f"{fingerprint_key(fingerprint)}.json"
 
     def load(self) -> dict[str, Any]:
-        """Return what is kept, by key."""
+        """Return the cached values by key."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["schema"] != _SCHEMA or content["fingerprint"] != self.fingerprint:
@@ -56,7 +55,7 @@ class LatencyCache:
             return {}
 
     def save(self, values: Mapping[str, Any]) -> None:
-        """Add plain JSON values to the file; what another process added meanwhile stays."""
+        """Add plain JSON values to the file; values that another process added meanwhile stay."""
         merged = self.load() | dict(values)
         content = {"schema": _SCHEMA, "fingerprint": self.fingerprint, "values": dict(sorted(merged.items()))}
         with suppress(OSError, RunError):
@@ -65,54 +64,68 @@ class LatencyCache:
 
 
 def default_folder() -> Path:
-    """Return the folder of the files where none is given."""
+    """Return the folder of the cache files if the caller names none."""
     cache = os.environ.get("AUTOPRUNE_CACHE")
     return (Path(cache) if cache else Path.home() / ".cache" / "autoprune") / "latency"
 
 
-def look_up(store: LatencyCache, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
-    """Return the milliseconds of all points; what the store lacks is measured and added to it.
+def look_up(cache: LatencyCache, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
+    """Return the milliseconds of all points; missing ones are measured and added to the cache.
 
     Times measured at different moments are made comparable by the anchor, a layer that is timed every time.
     """
     wanted = sorted(set(points), key=lambda point: point.key)
-    known = {key: value for key, value in store.load().items() if isinstance(value, float) and value > 0}
+    known = {key: value for key, value in cache.load().items() if isinstance(value, float) and value > 0}
     missing = [point for point in wanted if point.key not in known]
     if missing:
         measured = measure_points(backend, missing, anchor=known.get(ANCHOR.key))
-        store.save(measured)
+        cache.save(measured)
         known |= measured
     return {point: known[point.key] for point in wanted}
 
 
 def measure_points(backend: Backend, points: Sequence[Point], *, anchor: float | None = None) -> dict[str, float]:
-    """Time layers alone, all of them in turn round by round, so that a drift of the machine meets all alike.
+    """Time single layers, interleaved round by round, so that a drift of the machine affects all of them equally.
 
     Args:
-        backend: what runs them.
+        backend: runs the layers.
         points: the layers.
-        anchor: milliseconds of ``ANCHOR`` that the result is scaled to; None takes what it has first.
+        anchor: milliseconds of ``ANCHOR`` that the result is scaled to; None for those of the first measurement.
 
     Returns:
-        Milliseconds by the points' keys, the anchor's included.
+        Milliseconds by the points' keys, including the anchor's.
     """
     found: dict[str, float] = {}
     with backend.session():
-        for chunk in chunks(points, backend.settings.batch):
-            layers = [ANCHOR, *chunk]
-            runners = [backend.prepare(point.build(), point.shape(backend.settings.batch)) for point in layers]
-            round_trip = float(time_in_turn(runners, _WARM_UP)[-1].sum()) * 1e-3
-            share = _SECONDS * len(chunk) / len(points)
-            rounds = int(np.clip(share / max(round_trip, 1e-9), *_ROUNDS))
-            medians = np.median(time_in_turn(runners, rounds), axis=0)
+        prepared = _prepared(backend, [ANCHOR])[0]
+        for chunk, times in _timed_chunks(backend, prepared, points, rounds=(3, 12), seconds=20.0):
+            medians = np.median(times, axis=0)
             anchor = float(medians[0]) if anchor is None else anchor
             scaled = medians * (anchor / medians[0])
-            found.update(zip((point.key for point in layers), scaled.tolist(), strict=True))
+            found.update(zip((point.key for point in [ANCHOR, *chunk]), scaled.tolist(), strict=True))
+    return found
+
+
+def paired_shares(backend: Backend, whole: Runner, points: Sequence[Point]) -> dict[str, float]:
+    """Return the time of single layers as shares of the whole network's time, by the points' keys.
+
+    Every round runs the network and all layers once, so that a drift of the machine affects both equally. Layers run
+    one after another, as in the network, so a layer does not find its weights in the processor's cache.
+
+    Args:
+        backend: runs the layers; the caller holds its session.
+        whole: the network, loaded by the same backend.
+        points: the layers, each once.
+    """
+    found: dict[str, float] = {}
+    for chunk, times in _timed_chunks(backend, whole, points, rounds=(5, 40), seconds=8.0):
+        typical = np.percentile(times, _QUANTILE, axis=0)
+        found.update(zip((point.key for point in chunk), (typical[1:] / typical[0]).tolist(), strict=True))
     return found
 
 
 def chunks(points: Sequence[Point], batch: int) -> Iterator[list[Point]]:
-    """Split points into runs that fit into memory and into the runtime's own caches."""
+    """Split points into lists that fit into memory and into the runtime's own caches."""
     chunk: list[Point] = []
     elements = 0
     for point in points:
@@ -124,3 +137,26 @@ def chunks(points: Sequence[Point], batch: int) -> Iterator[list[Point]]:
         elements += size
     if chunk:
         yield chunk
+
+
+def _prepared(backend: Backend, points: Sequence[Point]) -> list[Runner]:
+    return [backend.prepare(point.build(), point.shape(backend.settings.batch)) for point in points]
+
+
+def _timed_chunks(
+    backend: Backend, first: Runner, points: Sequence[Point], *, rounds: tuple[int, int], seconds: float
+) -> Iterator[tuple[list[Point], Times]]:
+    """Yield chunks of points with their times, shape (rounds, 1 + points): ``first`` runs in every round, too.
+
+    Args:
+        backend: runs the layers.
+        first: runs at the start of each round.
+        points: the layers.
+        rounds: least and most rounds.
+        seconds: for all points together; decides how many rounds each chunk gets.
+    """
+    for chunk in chunks(points, backend.settings.batch):
+        runners = [first, *_prepared(backend, chunk)]
+        round_seconds = float(time_interleaved(runners, _WARM_UP)[-1].sum()) * 1e-3
+        share = seconds * len(chunk) / len(points)
+        yield chunk, time_interleaved(runners, int(np.clip(share / max(round_seconds, 1e-9), *rounds)))

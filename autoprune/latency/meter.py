@@ -1,4 +1,4 @@
-"""Measures networks against the dense one, and remembers every measurement so that a run can be replayed."""
+"""Measure networks paired with the dense one, and record every measurement so that a run can be replayed."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from torch import nn
 
 from autoprune.io.fields import fits
 from autoprune.journal import MemoryRecorder, Recorder
-from autoprune.latency.cache import LatencyCache, look_up
-from autoprune.latency.paired import paired_shares
+from autoprune.latency.cache import LatencyCache, look_up, paired_shares
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, fingerprint_key, lane_width
 
-REFERENCE_EFFORT = MeasurementConfig(max_runs=300, seconds=5.0)
+REFERENCE_MEASUREMENT = MeasurementConfig(max_runs=300, seconds=5.0)
 """The dense network's reference is measured longer: every millisecond figure is a ratio times it."""
 
-SAMPLE_EFFORT = MeasurementConfig(max_runs=60)
-"""What is enough for one of many networks that a predictor is fitted to: about a second at 12 ms."""
+SAMPLE_MEASUREMENT = MeasurementConfig(max_runs=60)
+"""For the many networks that a predictor is fitted to: about a second each at 12 ms."""
 
 KEPT_SPREAD = 0.04
-"""Measurements whose ratio is known worse than this are not kept for later searches."""
+"""Measurements with a larger spread are not cached for later searches."""
 
-_FORMAT_EFFORT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
+_FORMAT_MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
 
 
 class LatencyMeter:
     """Measures networks as they are deployed, paired with the dense one.
 
-    Everything that it measures goes through the recorder: what is there already is taken from it and nothing runs, so
-    a resumed run sees the same reference, tables and ratios as the one that was killed.
+    Every measurement goes through the recorder. One that is recorded already does not run again, so a resumed run sees
+    the same reference, tables and ratios as the interrupted one.
 
     Args:
         dense: the dense network as it is deployed; it is not modified.
         settings: how networks run; an AUTO memory format is decided by measuring the dense network once.
-        recorder: where measurements are kept; None keeps them in memory.
-        effort: how long a candidate is measured.
-        cache: folder of what is kept for the next search; None for the default one.
-        kind: what tells this meter's measurements apart from another's in the recorder.
-        calibration: gives the images that an int8 network's ranges are found on.
+        recorder: keeps the measurements; None keeps them in memory.
+        config: how long a candidate is measured.
+        cache: folder of the measurements for the next search; None for the default one.
+        kind: name of this meter's entries in the recorder.
+        calibration: returns the images for the activation ranges of an int8 network.
         opener: makes the backend for settings and calibration.
 
     Raises:
@@ -57,7 +56,7 @@ class LatencyMeter:
         settings: RuntimeSettings,
         *,
         recorder: Recorder | None = None,
-        effort: MeasurementConfig | None = None,
+        config: MeasurementConfig | None = None,
         cache: Path | None = None,
         kind: str = "latency",
         calibration: Calibration | None = None,
@@ -66,7 +65,7 @@ class LatencyMeter:
         self.dense = dense
         self._asked = settings
         self._recorder = recorder or MemoryRecorder()
-        self._effort = effort or MeasurementConfig()
+        self._config = config or MeasurementConfig()
         self._cache = cache
         self._kind = kind
         self._calibration = calibration
@@ -82,27 +81,27 @@ class LatencyMeter:
 
     @cached_property
     def block(self) -> int:
-        """How many channels the device computes together, see ``lane_width``."""
+        """How many channels the device computes at once, see ``lane_width``."""
         return int(self._recorded("block", lambda: lane_width(self._asked)))
 
     @property
     def layers_alone(self) -> bool:
-        """Whether single layers are measured: where loading one takes milliseconds, not an export."""
+        """Whether the runtime can measure single layers: loading one takes milliseconds, not an export."""
         return self._asked.runtime.spec.per_layer
 
     @cached_property
     def reference(self) -> Timing:
-        """The dense network's time, measured long and once."""
+        """The dense network's time, measured once and long."""
 
         def measure() -> Mapping[str, Any]:
             with self._backend.session():
-                return time_alone(self._dense_runner, REFERENCE_EFFORT).to_json()
+                return time_alone(self._dense_runner, REFERENCE_MEASUREMENT).to_json()
 
         return Timing.from_json(self._recorded("reference", measure))
 
     @cached_property
     def note(self) -> str | None:
-        """What a reader should know of how the dense network really runs, see ``Runner``; else None."""
+        """A remark if the dense network does not run as the settings say, see ``Runner``; else None."""
 
         def ask() -> str:
             with self._backend.session():
@@ -115,16 +114,16 @@ class LatencyMeter:
         build: Callable[[], nn.Module],
         key: Any,
         *,
-        effort: MeasurementConfig | None = None,
+        config: MeasurementConfig | None = None,
         paired_with: Callable[[], nn.Module] | None = None,
     ) -> PairedTiming:
         """Time a network paired with the dense one, or with another.
 
         Args:
-            build: makes the network as it is deployed; not called where the recorder knows the answer.
+            build: makes the network as it is deployed; not called if the measurement is recorded.
             key: plain JSON that names the measurement, e.g. the allocation; a second measurement of the same network
-                needs another one.
-            effort: how long; None for the meter's own.
+                needs another key.
+            config: how long; None for the meter's own.
             paired_with: makes the other network; None for the dense one.
         """
 
@@ -137,16 +136,16 @@ class LatencyMeter:
                     if paired_with is None
                     else self._backend.prepare(paired_with(), self.settings.shape)
                 )
-                return time_pair(runner, other, effort or self._effort).to_json()
+                return time_pair(runner, other, config or self._config).to_json()
 
         return PairedTiming.from_json(self._recorded(["network", key], measure))
 
     def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int]) -> PairedTiming:
-        """Time a network that a predictor is fitted to, or find it among those of earlier searches on this device.
+        """Time a network that a predictor is fitted to, or take its time from an earlier search on this device.
 
         Args:
             build: as for ``measure``.
-            allocation: kept counts of every unit; with the dense network's shapes they say what was measured.
+            allocation: kept channels of every unit; the key in the cache of this architecture.
         """
 
         def measure() -> Mapping[str, Any]:
@@ -154,8 +153,8 @@ class LatencyMeter:
             known = self._networks.load().get(key)
             if known is not None and fits(known, PairedTiming):
                 return dict(known)
-            timing = self.measure(build, list(allocation), effort=SAMPLE_EFFORT)
-            if timing.spread <= KEPT_SPREAD:  # what a disturbed moment gave is not handed on
+            timing = self.measure(build, list(allocation), config=SAMPLE_MEASUREMENT)
+            if timing.spread <= KEPT_SPREAD:
                 self._networks.save({key: timing.to_json()})
             return timing.to_json()
 
@@ -163,7 +162,7 @@ class LatencyMeter:
 
     @cached_property
     def _networks(self) -> LatencyCache:
-        """What earlier searches measured of this architecture; a latency does not depend on the weights."""
+        """Cache of this architecture's networks; latency does not depend on the weights."""
         shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
         size = self.settings.image_size
         return LatencyCache(
@@ -171,11 +170,11 @@ class LatencyMeter:
         )
 
     def milliseconds(self, timing: PairedTiming) -> Timing:
-        """Return a candidate's times in milliseconds of the reference: ratio × the dense network's reference."""
+        """Return a candidate's times in milliseconds: its ratio × the dense network's reference."""
         return timing.candidate.scaled(self.reference.median / timing.dense.median)
 
     def layer_times(self, points: Iterable[Point]) -> dict[Point, float]:
-        """Return the milliseconds of single layers, from the recorder, the disk, or measured now."""
+        """Return the milliseconds of single layers: recorded, cached on the disk, or measured now."""
         wanted = list(points)
         kept: Mapping[str, float] = self._recorder.lookup(self._kind, "layers") or {}
         if all(point.key in kept for point in wanted):
@@ -184,15 +183,15 @@ class LatencyMeter:
         self._recorder.append(self._kind, "layers", {point.key: value for point, value in times.items()})
         return times
 
-    def layers_beside(self, points: Sequence[Point]) -> dict[Point, float]:
-        """Return what share of the dense network's time single layers take that run alone, paired with it."""
+    def measured_shares(self, points: Sequence[Point]) -> dict[Point, float]:
+        """Return the time of single layers as shares of the dense network's, paired with it."""
 
         def measure() -> Mapping[str, float]:
             with self._backend.session():
                 return paired_shares(self._backend, self._dense_runner, points)
 
-        named = fingerprint_key({point.key: True for point in points})
-        found = self._recorded(["beside", named], measure)
+        key = fingerprint_key({point.key: True for point in points})
+        found = self._recorded(["beside", key], measure)
         return {point: float(found[point.key]) for point in points}
 
     @cached_property
@@ -207,10 +206,10 @@ class LatencyMeter:
         return self._recorder.once(self._kind, key, measure)
 
     def _faster_format(self) -> MemoryFormat:
-        """Time the dense network in both memory formats in turn."""
+        """Return the memory format in which the dense network is faster, timed with interleaved runs."""
         formats = (MemoryFormat.CONTIGUOUS, MemoryFormat.CHANNELS_LAST)
         backends = [self._opener(replace(self._asked, memory_format=layout), self._calibration) for layout in formats]
         with backends[0].session():
             plain, last = (backend.prepare(self.dense, self._asked.shape) for backend in backends)
-            timing = time_pair(last, plain, _FORMAT_EFFORT)
+            timing = time_pair(last, plain, _FORMAT_MEASUREMENT)
         return MemoryFormat.CHANNELS_LAST if timing.ratio < 1 else MemoryFormat.CONTIGUOUS

@@ -2,8 +2,7 @@
 
 Source:
     Yang et al., NetAdapt, ECCV 2018, section 3.3: whole-network latency as a sum over a layer-wise look-up table. The
-    grid here is coarse, monotone by construction and interpolated; what layers alone cannot tell is fitted afterwards
-    (``latency.py``).
+    grid here is coarse, monotone by construction and interpolated; `predictor.py` then fits it to whole networks.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from autoprune.latency.widths import LayerWidths
+from autoprune.costs.static import Floats
 from autoprune.structure.graph import Layer, LayerKind
 from autoprune.structure.space import Counts, Space
 
@@ -30,15 +28,13 @@ TIMED = (LayerKind.CONV, LayerKind.DEPTHWISE, LayerKind.TRANSPOSED, LayerKind.LI
 
 _BATCH = 64
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Point:
-    """One layer at one pair of widths: what a table has a time for.
+    """One layer at one pair of widths: an entry of a table.
 
     Attributes:
-        kind: what it computes.
+        kind: the operation.
         kernel: kernel height and width.
         stride: vertical and horizontal stride.
         in_hw: height and width of the input.
@@ -88,7 +84,7 @@ class Point:
 
 
 def _padding(large: int, small: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the least symmetric padding with which a window walks ``small`` steps over ``large``, and what is left."""
+    """Return the smallest symmetric padding for ``small`` window positions over ``large``, and the unused remainder."""
     missing = max((small - 1) * stride + kernel - large, 0)
     padding = -(-missing // 2)
     return padding, large + 2 * padding - ((small - 1) * stride + kernel)
@@ -96,7 +92,7 @@ def _padding(large: int, small: int, kernel: int, stride: int) -> tuple[int, int
 
 @dataclass(frozen=True)
 class LayerGrid:
-    """The widths at which one layer of the network is measured.
+    """The widths at which one layer is measured.
 
     Attributes:
         layer: the layer.
@@ -132,7 +128,7 @@ def plan_grids(space: Space, layers: Sequence[Layer]) -> list[LayerGrid]:
 
 
 def _widths(dense: int, lower: int) -> tuple[int, ...]:
-    """Return the widths to measure along one axis, ascending; only the dense one where it cannot vary."""
+    """Return the widths to measure along one axis, ascending; only the dense one if the axis cannot vary."""
     if lower == dense:
         return (dense,)
     multiples = {-(-round(dense * ratio) // STEP) * STEP for ratio in RATIOS}
@@ -148,7 +144,7 @@ class Interpolation:
         space: the space of allocations.
         grids: the layers' grids.
         times: point → milliseconds.
-        block: channels that the device computes together; a width counts as the next multiple (or the dense width).
+        block: channels that the device computes at once; widths are rounded up to a multiple of it (at most dense).
     """
 
     def __init__(
@@ -175,7 +171,7 @@ class Interpolation:
 
     def __call__(self, counts: Counts) -> Floats:
         """Return every layer's milliseconds: shape (units,) → (layers,), (candidates, units) → (candidates, layers)."""
-        if counts.ndim == 2 and len(counts) > _BATCH:  # as many as stay in the processor's cache
+        if counts.ndim == 2 and len(counts) > _BATCH:  # a batch fits into the processor's cache
             return np.concatenate([self(counts[start : start + _BATCH]) for start in range(0, len(counts), _BATCH)])
         widths = np.concatenate(self._widths(counts), axis=-1)
         index = (widths[..., None] >= self._knots[:, 1:-1]).sum(axis=-1)
@@ -198,3 +194,29 @@ def monotone(table: Floats) -> Floats:
     rising = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
     falling = np.minimum.accumulate(np.minimum.accumulate(table[::-1, ::-1], axis=0), axis=1)[::-1, ::-1]
     return np.asarray((rising + falling) / 2)
+
+
+class LayerWidths:
+    """Input and output widths of layers under an allocation, rounded up to the device's block.
+
+    Args:
+        space: the space of allocations.
+        layers: the layers.
+        block: channels that the device computes at once; widths are rounded up to a multiple of it (at most dense).
+    """
+
+    def __init__(self, space: Space, layers: Sequence[Layer], *, block: int = 1) -> None:
+        axes = [layer.in_axis for layer in layers] + [layer.out_axis for layer in layers]
+        constant = space.axis_widths(np.zeros_like(space.dense))
+        slope = space.axis_widths(np.eye(len(space), dtype=np.int64)) - constant
+        self._slope, self._constant = np.ascontiguousarray(slope[:, axes], dtype=np.float64), constant[axes]
+        self._block, self._count = block, len(layers)
+        self._dense = self._exact(space.dense)
+
+    def __call__(self, counts: Counts) -> tuple[Floats, Floats]:
+        """Return input and output widths: shape (units,) → (layers,), (candidates, units) → (candidates, layers)."""
+        widths = np.minimum(np.ceil(self._exact(counts) / self._block) * self._block, self._dense)
+        return widths[..., : self._count], widths[..., self._count :]
+
+    def _exact(self, counts: Counts) -> Floats:
+        return np.asarray(counts.astype(np.float64) @ self._slope + self._constant)

@@ -1,7 +1,7 @@
-"""The only timing loop: warm up until stable, run in turn, keep medians and their spread.
+"""The only timing loop: warm up until stable, interleave runs, keep medians and their spread.
 
-A shared machine drifts by tens of percent within a minute, so absolute times of two networks cannot be compared unless
-they were taken in turn. Everything here interleaves single runs, and what is compared is the ratio of medians.
+A shared machine drifts by tens of percent within a minute, so times of two networks can be compared only if their runs
+were interleaved. All functions here interleave single runs; comparisons use the ratio of medians.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class MeasurementConfig:
 
     Attributes:
         runs: runs of each network, unless ``seconds`` are over; 40 keep a ratio within about 2.5% on a shared machine.
-        least: runs of each network in any case.
-        max_runs: runs of each network at most, where the spread stays above what was asked.
-        spread: half width of the ratio's 90% interval that is asked for, relative.
+        least: minimum of runs of each network.
+        max_runs: maximum of runs of each network, reached if the spread stays above ``spread``.
+        spread: wanted relative half width of the ratio's 90% interval.
         seconds: no runs are added once the timed ones took this long.
-        warm_up: warm-up runs at most.
+        warm_up: maximum of warm-up runs.
     """
 
     runs: int = 40
@@ -48,7 +48,7 @@ class MeasurementConfig:
     warm_up: int = 30
 
     def more(self, times: Times, spread: float) -> int:
-        """Return how many runs to add to those taken, shape (rounds, runners), whose ratio has this spread."""
+        """Return how many runs to add to the given ones, shape (rounds, runners), with this spread of their ratio."""
         taken = len(times)
         if taken < self.least:
             return self.least - taken
@@ -65,9 +65,8 @@ class Timing:
         median: milliseconds.
         p10: tenth percentile, milliseconds.
         p90: ninetieth percentile, milliseconds.
-        runs: how many runs were timed.
-        outliers: how many of them lie more than 1.5 interquartile ranges beyond a quartile, because something else held
-            the device up; they count in the figures above like all others.
+        runs: number of timed runs.
+        outliers: number of runs more than 1.5 interquartile ranges beyond a quartile; they are not removed.
 
     Source:
         Tukey, Exploratory Data Analysis, 1977, section 2D (fences).
@@ -97,7 +96,7 @@ class Timing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Timing:
-        """Read what ``to_json`` gave; what was written before outliers were counted has none."""
+        """Read the result of ``to_json``; older records have no count of outliers."""
         return cls(
             float(values["median"]),
             float(values["p10"]),
@@ -109,15 +108,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """A candidate and the dense network, timed in turn.
+    """Times of a candidate and the dense network, with interleaved runs.
 
     Attributes:
         candidate: the candidate's times.
-        dense: the dense network's times, taken between the candidate's; of another network where `through` follows.
+        dense: the dense network's times, or another network's if `chained` follows.
         ratio: median of the candidate's over median of the dense network's times.
         spread: half width of the ratio's 90% bootstrap interval, relative to the ratio.
-        note: what a reader should know, e.g. that the machine was too noisy for what was asked, or that the candidate
-            does not run as the settings say; else None.
+        note: a remark for users, e.g. that the machine was too noisy, or that the candidate does not run as the
+            settings say; else None.
     """
 
     candidate: Timing
@@ -126,11 +125,11 @@ class PairedTiming:
     spread: float
     note: str | None = None
 
-    def through(self, known: PairedTiming) -> PairedTiming:
-        """Return a network timed paired with another as if it had been timed with the dense one.
+    def chained(self, known: PairedTiming) -> PairedTiming:
+        """Return the ratio to the dense network of a candidate that was paired with another network.
 
         Args:
-            known: that other network, timed with the dense one.
+            known: the other network, paired with the dense one.
         """
         return replace(self, dense=self.dense.scaled(1 / known.ratio), ratio=self.ratio * known.ratio)
 
@@ -140,47 +139,47 @@ class PairedTiming:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PairedTiming:
-        """Read what ``to_json`` gave."""
+        """Read the result of ``to_json``."""
         candidate, dense = Timing.from_json(values["candidate"]), Timing.from_json(values["dense"])
         return cls(candidate, dense, float(values["ratio"]), float(values["spread"]), values.get("note"))
 
 
-def time_alone(runner: Runner, effort: MeasurementConfig) -> Timing:
-    """Time one network by itself, for a reference that is kept: as many runs as the effort allows."""
-    return time_all([runner], effort)[0]
+def time_alone(runner: Runner, config: MeasurementConfig) -> Timing:
+    """Time one network by itself, for a reference: as many runs as the configuration allows."""
+    return time_all([runner], config)[0]
 
 
-def time_all(runners: Sequence[Runner], effort: MeasurementConfig) -> list[Timing]:
-    """Time any number of networks in turn: as many runs as the effort, whose seconds are for each, allows."""
+def time_all(runners: Sequence[Runner], config: MeasurementConfig) -> list[Timing]:
+    """Time networks with interleaved runs: as many as the configuration allows, whose seconds are for each network."""
     for runner in runners:
-        warm_up(runner, effort.warm_up)
-    whole = replace(effort, seconds=effort.seconds * len(runners))
-    times = time_in_turn(runners, effort.least)
+        warm_up(runner, config.warm_up)
+    whole = replace(config, seconds=config.seconds * len(runners))
+    times = time_interleaved(runners, config.least)
     while more := whole.more(times, np.inf):
-        times = np.concatenate([times, time_in_turn(runners, more)])
+        times = np.concatenate([times, time_interleaved(runners, more)])
     return [Timing.of(column) for column in times.T]
 
 
-def time_pair(candidate: Runner, dense: Runner, effort: MeasurementConfig) -> PairedTiming:
-    """Time two networks in turn, longer where the ratio of their medians scatters more than asked."""
+def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> PairedTiming:
+    """Time two networks with interleaved runs, longer if the spread of their ratio is above the wanted one."""
     for runner in (dense, candidate):
-        warm_up(runner, effort.warm_up)
-    times = time_in_turn([dense, candidate], effort.least)
-    while more := effort.more(times, spread := ratio_spread(times)):
-        times = np.concatenate([times, time_in_turn([dense, candidate], more)])
+        warm_up(runner, config.warm_up)
+    times = time_interleaved([dense, candidate], config.least)
+    while more := config.more(times, spread := ratio_spread(times)):
+        times = np.concatenate([times, time_interleaved([dense, candidate], more)])
     dense_timing, timing = Timing.of(times[:, 0]), Timing.of(times[:, 1])
     notes = [] if candidate.note is None else [candidate.note]
-    if spread > effort.spread:
+    if spread > config.spread:
         outliers = timing.outliers + dense_timing.outliers
         notes.append(
             f"the machine is noisy: after {len(times)} pairs of runs ({outliers} outliers among them) the ratio is "
-            f"known to ±{spread:.1%}, asked was ±{effort.spread:.1%}"
+            f"known to ±{spread:.1%}, asked was ±{config.spread:.1%}"
         )
     note = "; ".join(notes) or None
     return PairedTiming(timing, dense_timing, timing.median / dense_timing.median, spread, note)
 
 
-def time_in_turn(runners: Sequence[Runner], rounds: int) -> Times:
+def time_interleaved(runners: Sequence[Runner], rounds: int) -> Times:
     """Run all networks once per round, and return every time, shape (rounds, runners)."""
     times = np.empty((rounds, len(runners)))
     with _no_collection():
@@ -191,7 +190,7 @@ def time_in_turn(runners: Sequence[Runner], rounds: int) -> Times:
 
 
 def warm_up(runner: Runner, limit: int) -> int:
-    """Run until the median of three runs is within 5% of the three before; returns how many runs it took."""
+    """Run until the median of three runs is within 5% of the three before; return the number of runs."""
     recent: list[float] = []
     while len(recent) < limit:
         recent.append(runner.elapsed())

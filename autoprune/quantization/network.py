@@ -19,7 +19,7 @@ from autoprune.journal import Recorder
 from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
 from autoprune.quantization.groups import Group, group_operations
 from autoprune.results import Metrics
-from autoprune.runtimes import SeparateBackend
+from autoprune.runtimes import SubprocessBackend
 
 InFloat: TypeAlias = tuple[str, ...] | None
 """Which network is meant: the quantised one with these groups in float, or where None the float one."""
@@ -74,7 +74,7 @@ class Quantization:
     def __init__(
         self,
         adapter: Adapter,
-        backend: SeparateBackend,
+        backend: SubprocessBackend,
         *,
         samples: Samples,
         folder: Path,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.budget import format_amount
-from autoprune.latency.layer_work import ShareSource
+from autoprune.latency.layers import ShareSource
 from autoprune.report.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
 from autoprune.report.staircase import UnitSteps, staircases
 from autoprune.report.table import Picture, Table

@@ -5,8 +5,8 @@ import pkgutil
 from autoprune.choices import Precision, Runtime
 from autoprune.formats import FormatSpec
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
-from autoprune.runtimes.separate import SeparateBackend
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
+from autoprune.runtimes.subprocess_backend import SubprocessBackend
 
 
 def open_backend(settings: RuntimeSettings, calibration: Calibration | None = None) -> Backend:
@@ -14,7 +14,7 @@ def open_backend(settings: RuntimeSettings, calibration: Calibration | None = No
 
     Args:
         settings: how networks run.
-        calibration: gives the images that an int8 network's ranges are found on.
+        calibration: returns the images for the activation ranges of an int8 network.
 
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
@@ -24,7 +24,7 @@ def open_backend(settings: RuntimeSettings, calibration: Calibration | None = No
 
 
 def open_file_backend(settings: RuntimeSettings, spec: FormatSpec) -> FileBackend:
-    """Return what runs files of a format; the settings name its runtime.
+    """Return the backend that runs files of a format; the settings name its runtime.
 
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
@@ -33,16 +33,16 @@ def open_file_backend(settings: RuntimeSettings, spec: FormatSpec) -> FileBacken
     return backend
 
 
-def open_quantizing_backend(settings: RuntimeSettings) -> SeparateBackend:
-    """Return what quantises networks into files for a CPU's runtime, ``onnxruntime`` or ``openvino``, and runs them.
+def open_quantizing_backend(settings: RuntimeSettings) -> SubprocessBackend:
+    """Return a backend that quantises networks into files and runs them: ``onnxruntime`` or ``openvino``, on a CPU.
 
     Args:
         settings: with the precision int8.
 
     Raises:
-        DeviceError: the runtime or what quantises for it is not installed, or the device lacks the precision.
+        DeviceError: the runtime or its quantizer is not installed, or the device lacks the precision.
     """
-    backend: SeparateBackend = pkgutil.resolve_name(settings.runtime.spec.backend)(settings)
+    backend: SubprocessBackend = pkgutil.resolve_name(settings.runtime.spec.backend)(settings)
     return backend
 
 
@@ -56,7 +56,7 @@ __all__ = [
     "Runner",
     "Runtime",
     "RuntimeSettings",
-    "SeparateBackend",
+    "SubprocessBackend",
     "fingerprint",
     "open_backend",
     "open_file_backend",

@@ -1,4 +1,4 @@
-"""What a runtime is: it takes a network and an input shape, and gives runs that the timing loop can time."""
+"""Interfaces of runtimes: load a network or a file for an input shape, and run it under the timing loop."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from autoprune.errors import DeviceError
 from autoprune.runtimes.settings import RuntimeSettings
 
 Calibration = Callable[[], Sequence[torch.Tensor]]
-"""Gives batches of input images, each of shape (B, channels, height, width), as the network meets them in use."""
+"""Returns batches of real input images, each of shape (B, channels, height, width)."""
 
 
 class Runner(ABC):
     """One network, loaded and ready to run.
 
     Attributes:
-        note: what a reader should know of how the network really runs where the settings say otherwise; else None.
+        note: a remark for users if the network does not run as the settings say; else None.
     """
 
     note: str | None = None
 
     @abstractmethod
     def elapsed(self) -> float:
-        """Run once with the device idle before and after, and return the milliseconds that it took."""
+        """Run once with the device idle before and after, and return the milliseconds."""
 
 
 class FileRunner(Runner):
-    """A network from a file, which also tells what it computes."""
+    """A network from a file, whose outputs can be read."""
 
     @abstractmethod
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Run on an input of the network's shape, in any floating-point type, and return the outputs on the CPU."""
 
     def predict(self, images: torch.Tensor, *, together: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Return the output for images, or the outputs where there are several, in float32 on their device.
+        """Return the output for images (a tuple if there are several outputs), float32, on the images' device.
 
         Args:
             images: shape (B, channels, height, width).
-            together: run them as one batch, which a file of open shape takes; else one by one.
+            together: run them as one batch, which needs a file with a dynamic shape; else one by one.
         """
         parts = images.chunk(1 if together else len(images))
         found = zip(*(self.outputs(part) for part in parts), strict=True)
@@ -52,7 +52,7 @@ class FileRunner(Runner):
 
 
 class FileBackend(ABC):
-    """Runs networks from files of a runtime's own format.
+    """Runs networks from files in a runtime's own format.
 
     Attributes:
         settings: how networks run.
@@ -62,7 +62,7 @@ class FileBackend(ABC):
 
     @abstractmethod
     def session(self) -> AbstractContextManager[None]:
-        """Hold the process still; see ``Backend``. Networks are opened and run inside it."""
+        """Pin the process's state as ``Backend.session`` does; networks are opened and run inside it."""
 
     @abstractmethod
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
@@ -70,7 +70,7 @@ class FileBackend(ABC):
 
         Args:
             path: its file.
-            shape: of the input that it is timed on; the file's own, where that is fixed.
+            shape: of the input that it is timed on; the file's own, if that is fixed.
 
         Raises:
             DeviceError: the runtime refuses the file.
@@ -90,7 +90,7 @@ class Backend(ABC):
 
     Args:
         settings: how networks run.
-        calibration: gives the images that an int8 network's ranges are found on; other precisions do not call it.
+        calibration: returns the images for the activation ranges of int8; other precisions do not call it.
 
     Raises:
         DeviceError: the runtime is not installed, or the device lacks the precision.
@@ -102,7 +102,7 @@ class Backend(ABC):
 
     @abstractmethod
     def session(self) -> AbstractContextManager[None]:
-        """Hold the process in the state in which runs are comparable: threads pinned, no gradients.
+        """Pin threads and disable gradients, so that runs are comparable.
 
         Networks are prepared and run inside it. Running out of memory inside it raises ``DeviceError``.
         """
@@ -117,7 +117,7 @@ class Backend(ABC):
 
 
 FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""What the errors of torch, CUDA, cuBLAS and cuDNN say where memory ran out."""
+"""Texts in errors of torch, CUDA, cuBLAS and cuDNN that mean that memory ran out."""
 
 
 @contextmanager

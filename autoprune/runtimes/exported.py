@@ -1,4 +1,4 @@
-"""A network as an ONNX file: what the runtimes outside of torch read."""
+"""Export of a network to ONNX, which the runtimes other than torch read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils import _pytree
 from autoprune.errors import DeviceError
 
 OPSET = 17
-"""The newest version of ONNX's operators that all of the runtimes read."""
+"""The newest version of ONNX's operators that all runtimes support."""
 
 
 class _Exported(nn.Module):
-    """A network that returns its output's tensors as a tuple, whatever structure they had."""
+    """Wraps a network to return its output's tensors as a flat tuple."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ def export_onnx(
         module: the network; its outputs become those of the file, flattened.
         shape: shape of its input.
         path: where to.
-        dtype: what the network's weights, input and outputs are written in.
-        device: where the network is run to be traced.
+        dtype: number format of weights, input and outputs in the file.
+        device: where the network runs while it is traced.
 
     Raises:
         DeviceError: the package onnx is missing, or ONNX has no such operation.
@@ -49,10 +49,10 @@ def export_onnx(
         raise DeviceError("Exporting a network needs the package onnx: pip install 'autoprune[onnxruntime]'")
     # A network that was made in inference mode cannot be traced in it.
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
+        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
         copied = copy.deepcopy(module).to(device, dtype).eval()
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        copied(image)  # what a network imports or caches in its first run is no part of the trace
+        copied(image)  # imports and caches of a first run must not be traced
         try:
             torch.onnx.export(
                 _Exported(copied),
@@ -67,13 +67,13 @@ def export_onnx(
 
 
 def named_operation(error: Exception) -> str | None:
-    """Return the operation, as torch names it, that ONNX lacks according to torch's error; None where it names none."""
+    """Return the operation, as torch names it, that ONNX lacks according to torch's error; None if it names none."""
     named = re.search(r"operator '([^']+)'", str(error))
     return named[1] if named else None
 
 
 def _refusal(error: Exception) -> str:
-    """Say in one sentence which operation cannot be exported."""
+    """Return one sentence on the operation that cannot be exported."""
     named = named_operation(error)
     what = f"has no operation for {named}" if named else f"does not take it ({str(error).splitlines()[0]})"
     return (

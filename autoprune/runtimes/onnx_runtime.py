@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from autoprune.errors import DeviceError
-from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend
+from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 
-class OnnxRuntimeBackend(SeparateBackend):
-    """ONNX Runtime with all its graph optimisations, as a session that a user opens has them."""
+class OnnxRuntimeBackend(SubprocessBackend):
+    """ONNX Runtime with all its graph optimisations, the default of its sessions."""
 
     @property
-    def runtime(self) -> Kit:
-        """ONNX Runtime, with TF32 as torch has it, which the fingerprint holds."""
+    def runtime(self) -> EngineSpec:
+        """ONNX Runtime, with torch's setting of TF32, which is in the fingerprint."""
         device = torch.device(self.settings.device)
         options = {
             "threads": self.settings.threads,
@@ -23,14 +23,16 @@ class OnnxRuntimeBackend(SeparateBackend):
             "tf32": torch.backends.cudnn.allow_tf32,
         }
         packages = ("onnx", "onnxruntime")
-        return Kit("The runtime onnxruntime", ENGINES / "onnx_runtime.py", packages, "onnxruntime", options)
+        return EngineSpec("The runtime onnxruntime", ENGINES / "onnx_runtime.py", packages, "onnxruntime", options)
 
     @property
-    def quantizer(self) -> Kit:
-        """ONNX Runtime's own."""
+    def quantizer(self) -> EngineSpec:
+        """ONNX Runtime's own quantizer."""
         packages = ("onnx", "onnxruntime")
         options = {"runtime": "onnxruntime"}
-        return Kit("Quantisation for onnxruntime", ENGINES / "quantize_onnx.py", packages, "onnxruntime", options)
+        return EngineSpec(
+            "Quantisation for onnxruntime", ENGINES / "quantize_onnx.py", packages, "onnxruntime", options
+        )
 
     def check(self, capabilities: Sequence[str]) -> None:
         """Check that the build has the device's execution provider."""

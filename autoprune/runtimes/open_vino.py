@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
-from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend
+from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 _COMPUTED = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
-"""What floating-point operations compute in, as OpenVINO names it; int8 is the network's own."""
+"""Format of floating-point operations, as OpenVINO names it; int8 operations are marked in the network."""
 
 
-class OpenVinoBackend(SeparateBackend):
+class OpenVinoBackend(SubprocessBackend):
     """OpenVINO's CPU plugin: one stream, as few milliseconds per image as it can."""
 
     @property
-    def runtime(self) -> Kit:
+    def runtime(self) -> EngineSpec:
         """OpenVINO."""
         options = {"threads": self.settings.threads, "precision": _COMPUTED[self.settings.precision]}
-        return Kit("The runtime openvino", ENGINES / "open_vino.py", ("onnx", "openvino"), "openvino", options)
+        return EngineSpec("The runtime openvino", ENGINES / "open_vino.py", ("onnx", "openvino"), "openvino", options)
 
     @property
-    def quantizer(self) -> Kit:
-        """NNCF, which imports torch where it is installed."""
+    def quantizer(self) -> EngineSpec:
+        """NNCF, which imports torch if it is installed."""
         packages = ("openvino", "nncf")
-        return Kit("Quantisation for openvino", ENGINES / "quantize_openvino.py", packages, "openvino-int8")
+        return EngineSpec("Quantisation for openvino", ENGINES / "quantize_openvino.py", packages, "openvino-int8")
 
     def check(self, capabilities: Sequence[str]) -> None:
         """Check that the CPU computes in the precision: OpenVINO would fall back to fp32 in silence."""

@@ -1,4 +1,4 @@
-"""A worker process as the parent sees it: calls that are answered, and an error in one sentence when it dies."""
+"""The parent's side of a worker process: calls, answers, and one clear error when the process dies."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TIMEOUT = 900.0
 
 
 class WorkerError(Exception):
-    """What an engine raised.
+    """An exception that an engine raised.
 
     Attributes:
         kind: the name of its class.
-        text: what it said.
+        text: its message.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -44,8 +44,8 @@ class WorkerProcess:
 
     Args:
         name: the runtime, for messages.
-        engine: the file with its class ``Engine``.
-        options: what the engine is made with, plain JSON.
+        engine: the file with the class ``Engine``.
+        options: arguments of ``Engine``, plain JSON.
         timeout: seconds that a call may take.
 
     Raises:
@@ -76,19 +76,19 @@ class WorkerProcess:
         """Call a method of the engine with plain JSON arguments and return its plain JSON result.
 
         Raises:
-            WorkerError: the engine raised something.
+            WorkerError: the engine raised an exception.
         """
         while self._released:
             self._exchange("drop", {"number": self._released.popleft()})
         return self._exchange(name, arguments)
 
     def release(self, number: int) -> None:
-        """Have a network forgotten before the next call; safe at any moment, so that a garbage collection can do it."""
+        """Drop a network before the next call; safe at any moment, so that a garbage collection can call it."""
         self._released.append(number)
 
     def _exchange(self, name: str, arguments: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None
-        with suppress(OSError):  # it has died; the answer that does not come says so
+        with suppress(OSError):  # it has died: the missing answer says so
             self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}).encode() + b"\n")
             self._process.stdin.flush()
         return self._answer()
@@ -102,18 +102,18 @@ class WorkerProcess:
             if not in_time:
                 self._process.kill()
             line = stream.readline()
-        except BaseException:  # interrupted: an answer that comes later would be taken for that of the next call
+        except BaseException:  # interrupted: a late answer would be taken for that of the next call
             self._process.kill()
             raise
         if not line.endswith(b"\n"):
-            raise DeviceError(self._obituary(in_time))
+            raise DeviceError(self._exit_message(in_time))
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerError(**answer["error"])
         return answer["value"]
 
-    def _obituary(self, in_time: bool) -> str:
-        """Say in one sentence how the process ended."""
+    def _exit_message(self, in_time: bool) -> str:
+        """Return one sentence on how the process ended."""
         code = self._process.wait()
         if not in_time:
             return (
@@ -129,7 +129,7 @@ class WorkerProcess:
 
 
 def _readable(stream: IO[bytes], timeout: float) -> bool:
-    """Wait until there is something to read, the stream's end included; returns whether there was in time."""
+    """Return whether the stream has data or ends within ``timeout`` seconds."""
     if sys.platform == "win32":
         return True  # only sockets can be waited for there: the read that follows waits without a limit
     poll = select.poll()
@@ -138,7 +138,7 @@ def _readable(stream: IO[bytes], timeout: float) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    """End a worker: at the end of its input it leaves by itself, if it is not in the middle of something."""
+    """End a worker: closing its input makes it exit; kill it if it is still busy after two seconds."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a latency holds for: device, runtime, precision, threads, batch, image size, memory format."""
+"""Settings of a measurement (device, runtime, precision, threads, batch, …), checked, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import torch
 
 from autoprune.choices import CUDAGRAPH, RUNTIMES, TORCH, Precision, Runtime, is_device
 from autoprune.errors import DeviceError
-from autoprune.runtimes.devices import resolve_device
 
 _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
@@ -42,7 +41,7 @@ ImageSize: TypeAlias = int | tuple[int, ...]
 
 
 def image_size_of(shape: Sequence[int]) -> ImageSize:
-    """Return the shape of one input, (channels, height, width), as messages have it."""
+    """Return the shape of one input, (channels, height, width), as settings and messages have it."""
     channels, height, width = shape
     return height if channels == 3 and height == width else (channels, height, width)
 
@@ -83,7 +82,7 @@ class RuntimeSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RuntimeSettings:
-        """Read what ``to_json`` gave."""
+        """Read the result of ``to_json``."""
         return cls(
             device=str(values["device"]),
             runtime=Runtime(values["runtime"]),
@@ -106,7 +105,7 @@ def runtime_settings(
     batch: int = 1,
     with_nms: bool = False,
 ) -> RuntimeSettings:
-    """Check what a user asked for and fill in what was left open.
+    """Check the user's options, fill in defaults and return the settings.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -158,7 +157,7 @@ def runtime_settings(
 
 
 def lane_width(settings: RuntimeSettings) -> int:
-    """Return how many channels the device computes together: a width in between costs as much as the next multiple.
+    """Return how many channels the device computes at once: a width costs as much as the next multiple of it.
 
     Measured on AVX-512: a 3×3 convolution to 24, 40 or 56 channels takes as long as one to 32, 48 or 64, or longer.
     """
@@ -168,7 +167,7 @@ def lane_width(settings: RuntimeSettings) -> int:
 
 
 def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
-    """Return what a layer's time depends on besides the layer; times with different ones are not compared."""
+    """Return the conditions of a layer's time; times with different fingerprints are not comparable."""
     values: dict[str, Any] = settings.to_json()
     del values["image_size"]  # part of each layer's shape
     values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
@@ -188,12 +187,12 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
 
 
 def fingerprint_key(values: Mapping[str, Any]) -> str:
-    """Return a short name for a fingerprint, fit for a file name."""
+    """Return a hash of a fingerprint for file names and keys, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cpu_model() -> str:
-    """Return the processor's name and how many of them there are."""
+    """Return the processor's name and the number of its logical cores."""
     fields = _cpu_fields()
     wanted = ("model name", "Hardware", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
     known = [f"{name} {fields[name]}" for name in wanted if name in fields]
@@ -201,7 +200,7 @@ def cpu_model() -> str:
 
 
 def has_int8_instructions() -> bool | None:
-    """Return whether the processor multiplies int8 in one instruction, or None where the system does not tell.
+    """Return whether the processor has int8 dot-product instructions; None if the system does not say.
 
     Source:
         Linux, arch/x86/include/asm/cpufeatures.h and arch/arm64/include/uapi/asm/hwcap.h (names of the flags).
@@ -212,10 +211,43 @@ def has_int8_instructions() -> bool | None:
 
 
 def _cpu_fields() -> dict[str, str]:
-    """Return what Linux tells of the first processor, by field; nothing elsewhere."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty on other systems than Linux."""
     fields: dict[str, str] = {}
     if _LISTING.is_file():
         for line in _LISTING.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     return fields
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device of this name, checked to exist on this machine.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or a bare CUDA index as Ultralytics takes it (``0``).
+
+    Raises:
+        DeviceError: the name is unknown, or this machine (or this build of torch) has no such device.
+    """
+    name = str(device).strip().lower()
+    name = f"cuda:{name}" if name.isdigit() else name
+    try:
+        resolved = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"The device must be cpu, cuda, cuda:<index> or mps, got {str(device)!r}") from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise DeviceError(
+                f"The device {name} was asked for, but torch {torch.__version__} sees no CUDA device here"
+            )
+        if resolved.index is not None and resolved.index >= count:
+            raise DeviceError(
+                f"The device {name} was asked for, but there are {count} CUDA devices (cuda:0 is the first)"
+            )
+        return resolved if resolved.index is not None else torch.device("cuda", torch.cuda.current_device())
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("The device mps was asked for, but torch sees no Apple GPU here")
+    if resolved.type not in {"cpu", "mps"}:
+        raise DeviceError(f"The device must be cpu, cuda, cuda:<index> or mps, got {str(device)!r}")
+    return torch.device("cpu") if resolved.type == "cpu" else resolved

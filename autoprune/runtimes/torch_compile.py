@@ -15,8 +15,8 @@ from torch import nn
 
 from autoprune.errors import DeviceError
 from autoprune.runtimes._base import Backend, Calibration, Runner
+from autoprune.runtimes._torch import Run, check_precision, loaded, make_runner, torch_session
 from autoprune.runtimes.settings import RuntimeSettings
-from autoprune.runtimes.torch_network import Run, check_precision, loaded, make_runner, torch_session
 
 COMPILER = "inductor"
 """Torch's name of the compiler."""
@@ -25,9 +25,9 @@ COMPILER = "inductor"
 class TorchCompileBackend(Backend):
     """Torch with networks compiled whole, for one input shape, in the compiler's default mode.
 
-    The default mode is what Ultralytics deploys with ``compile=True``. The other modes try several kernels for every
-    operation, which takes minutes for each of the many networks of a search. On CUDA there is no graph around the
-    compiled network; what that gives, ``cudagraph`` measures.
+    Ultralytics deploys the default mode with ``compile=True``. The other modes try several kernels for every operation,
+    which takes minutes for each of the many networks of a search. On CUDA the compiled network is not captured as a
+    graph; ``cudagraph`` measures that.
 
     Compiling takes place in ``prepare`` and is never timed.
     """
@@ -56,11 +56,11 @@ class TorchCompileBackend(Backend):
 def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
     """Return a network compiled for inputs like this one.
 
-    Torch keeps compiled code with the Python code that it was made from, eight variants at most, and every network of a
-    search runs the same Python code. So each gets a function whose code is a copy of its own: no variants pile up, none
-    is looked through at a run, and it goes with the function.
+    Torch caches compiled variants per Python code object, eight at most, and every network of a search runs the same
+    Python code. So each network gets a function with its own copy of the code: variants do not pile up, no run searches
+    them, and they are freed with the function.
     """
-    module(image)  # heads that note their first image's shape do so before, or the second run would compile anew
+    module(image)  # heads that store their first image's shape: else the second run would compile again
 
     def forward(image: torch.Tensor) -> Any:
         return module(image)
@@ -80,7 +80,7 @@ def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Silence the compiler's remarks, on operations that are run but gain nothing, and on toolkits without a device."""
+    """Silence the compiler's warnings."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -93,7 +93,7 @@ def _silent() -> Iterator[None]:
 
 
 def _check_tools(settings: RuntimeSettings) -> None:
-    """Check that what compiles the generated code is installed.
+    """Check that a compiler for the generated code is installed.
 
     Raises:
         DeviceError: it is not.
@@ -120,7 +120,7 @@ def _check_tools(settings: RuntimeSettings) -> None:
 
 
 def _refusal(error: Exception) -> str:
-    """Say in one sentence what cannot be compiled."""
+    """Return one sentence on the operation that cannot be compiled."""
     inner = getattr(error, "inner_exception", error)  # of what generates code
     reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
     target = re.search(r"target: (\S+)", str(inner))

@@ -8,13 +8,12 @@ from functools import cached_property
 from torch import nn
 
 from autoprune.runtimes._base import Backend, Calibration, Runner
+from autoprune.runtimes._torch import Graphs, Run, check_precision, loaded, make_runner, torch_session
 from autoprune.runtimes.settings import RuntimeSettings
-from autoprune.runtimes.torch_cuda import Graphs
-from autoprune.runtimes.torch_network import Run, check_precision, loaded, make_runner, torch_session
 
 
 class TorchBackend(Backend):
-    """Torch in eager mode, and on CUDA replaying a captured graph: what is left is the kernels' time."""
+    """Torch in eager mode, or on CUDA replaying a captured graph, which leaves only the kernels' time."""
 
     def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
         super().__init__(settings, calibration)

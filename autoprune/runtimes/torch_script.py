@@ -11,8 +11,8 @@ import torch
 
 from autoprune.errors import DeviceError
 from autoprune.runtimes._base import FileBackend, FileRunner, memory_guard
+from autoprune.runtimes._torch import DTYPES, check_precision, make_runner, torch_session
 from autoprune.runtimes.settings import RuntimeSettings
-from autoprune.runtimes.torch_network import DTYPES, check_precision, make_runner, torch_session
 
 
 class TorchScriptBackend(FileBackend):

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, TextIO
 
 CALLS_HOME = ("openvino_telemetry",)
-"""Packages that a runtime would report through; where they cannot be imported it goes without."""
+"""Telemetry packages of runtimes, blocked from being imported; the runtimes work without them."""
 
 
 def main(engine: str, options: str) -> None:
@@ -53,12 +53,12 @@ def _load(path: str) -> Callable[..., Any]:
 
 
 def _answer(answers: TextIO, act: Callable[[], Any]) -> Any:
-    """Act, and send the result or what went wrong; returns the result, or None."""
+    """Call ``act``, send its result or its error, and return the result, or None."""
     result = None
     try:
         result = act()
         answer = {"value": result if _plain(result) else None}
-    except Exception as error:  # whatever a runtime raises, the parent must hear of it
+    except Exception as error:  # the parent reports whatever a runtime raises
         answer = {"error": {"kind": type(error).__name__, "text": str(error)}}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()

@@ -46,7 +46,7 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
         AutopruneError: the workflow's own.
     """
     module = importlib.import_module(f"autoprune.workflows.{command}")
-    from autoprune.runtimes.torch_cuda import loss_guard  # late: torch again
+    from autoprune.runtimes._torch import loss_guard  # late: torch again
 
     try:
         with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
-from autoprune.latency.fitting import spearman
+from autoprune.latency.predictor import spearman
 from autoprune.listener import Listener
 from autoprune.report.sections import LEAST_POINTS, publish
 from autoprune.results import Compared, Metrics, Result, Stage

@@ -14,8 +14,7 @@ from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime, is_device
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.latency.meter import LatencyMeter
-from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor
-from autoprune.latency.samples import spread_allocations
+from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
@@ -34,7 +33,7 @@ On yolov8n at 320 px, 12 of them predict 38 others with a median error of 2% on 
 FOCUS_STEP = 0.05
 """Budgets within such a share of the dense latency share their networks, and so what is known of them."""
 
-STAGE_EFFORT = MeasurementConfig(runs=80, max_runs=240)
+STAGE_MEASUREMENT = MeasurementConfig(runs=80, max_runs=240)
 """What ends up in the summary is measured twice as long as a candidate."""
 
 CALIBRATION_IMAGES = 4
@@ -171,7 +170,8 @@ class LatencyEstimator:
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
         """Measure paired with the dense network, several times."""
         return typical(
-            lambda repeat: self._measured(build, [*key, "repeat", repeat], effort=STAGE_EFFORT), self._steadiness.doubt
+            lambda repeat: self._measured(build, [*key, "repeat", repeat], config=STAGE_MEASUREMENT),
+            self._steadiness.doubt,
         )
 
     def _typical_paired(
@@ -183,10 +183,10 @@ class LatencyEstimator:
             timing = self.meter.measure(
                 lambda: self._deployed(module),
                 [*key, "beside", repeat],
-                effort=STAGE_EFFORT,
+                config=STAGE_MEASUREMENT,
                 paired_with=lambda: self._built(allocation),
             )
-            return timing.through(known)
+            return timing.chained(known)
 
         most = limit / self.meter.reference.median if limit is not None else None
         return typical(measure, lambda timing: timing.spread, most)
@@ -205,9 +205,9 @@ class LatencyEstimator:
         return min(timings, key=doubt)
 
     def _measured(
-        self, build: Callable[[], nn.Module], key: list[Any], *, effort: MeasurementConfig | None = None
+        self, build: Callable[[], nn.Module], key: list[Any], *, config: MeasurementConfig | None = None
     ) -> PairedTiming:
-        timing = self.meter.measure(build, key, effort=effort)
+        timing = self.meter.measure(build, key, config=config)
         self._steadiness.learn(timing)
         return timing
 

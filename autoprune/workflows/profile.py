@@ -9,11 +9,19 @@ from autoprune.config import ProfileConfig
 from autoprune.costs.static import undescribed_flops
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import ConfigError
-from autoprune.latency.deployed import deployed_layers
-from autoprune.latency.layer_work import WIDTHS, LayerShares, LayerWork, layer_shares, layer_work, shares_alone
-from autoprune.latency.predictor import Sample
-from autoprune.latency.samples import spread_allocations
-from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
+from autoprune.latency.features import deployed_layers
+from autoprune.latency.layers import (
+    WIDTHS,
+    LayerShares,
+    LayerWork,
+    MeasuredStaircases,
+    Staircase,
+    layer_shares,
+    layer_work,
+    predicted_staircases,
+    shares_alone,
+)
+from autoprune.latency.predictor import Sample, spread_allocations
 from autoprune.latency.timing import Timing
 from autoprune.listener import Listener
 from autoprune.report.profile_sections import error_lines
@@ -134,7 +142,7 @@ def _alone(
     """Measure layers alone, paired with the dense network: at their dense widths and along the staircases."""
     plan = MeasuredStaircases(network.space, [work.layer for work in works], predicted)
     listener.note(f"Measuring {len(plan.points)} layers alone, paired with the whole network …")
-    times = estimator.meter.layers_beside(plan.points)
+    times = estimator.meter.measured_shares(plan.points)
     shares = shares_alone(works, times)
     return shares, plan.of(times, shares, estimator.meter.reference.median)
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.latency.layer_work import LayerShares, LayerWork
+from autoprune.latency.layers import LayerShares, LayerWork, Staircase
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample
-from autoprune.latency.staircase import Staircase
 from autoprune.latency.timing import Timing
 from autoprune.report.profile import NetworkRole
 from autoprune.results import Result, Stage

@@ -16,7 +16,7 @@ from autoprune.config import QuantizeConfig
 from autoprune.config.quantize import LEAST_IMAGES
 from autoprune.errors import DataError
 from autoprune.io.files import saying_why, sync_folder
-from autoprune.latency.meter import REFERENCE_EFFORT
+from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_all
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
@@ -24,7 +24,7 @@ from autoprune.models._base import Adapter, Batch
 from autoprune.quantization import Choice, Deployed, InFloat, Quantization, Samples, choose
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
-from autoprune.runtimes import SeparateBackend, fingerprint, open_quantizing_backend, runtime_settings
+from autoprune.runtimes import SubprocessBackend, fingerprint, open_quantizing_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
@@ -118,7 +118,7 @@ def _given(config: QuantizeConfig) -> str:
     return "model" if config.dense is None else "pruned"
 
 
-def _backend(config: QuantizeConfig, adapter: Adapter) -> SeparateBackend:
+def _backend(config: QuantizeConfig, adapter: Adapter) -> SubprocessBackend:
     """Return what quantises networks and runs them."""
     settings = runtime_settings(
         "cpu",
@@ -181,7 +181,7 @@ def _choices(networks: Sequence[Quantization], config: QuantizeConfig, listener:
 
 
 def _variants(
-    networks: Sequence[Quantization], choices: Mapping[str, Choice], backend: SeparateBackend, folder: RunFolder
+    networks: Sequence[Quantization], choices: Mapping[str, Choice], backend: SubprocessBackend, folder: RunFolder
 ) -> Sequence[_Variant]:
     """Measure every network in float and quantised, the latencies of all of them in turn."""
     wanted: list[tuple[Quantization, Precision, InFloat]] = [
@@ -191,7 +191,7 @@ def _variants(
 
     def measure() -> list[dict[str, Any]]:
         runners = [backend.open(one.file(in_float), backend.settings.shape) for one, _, in_float in wanted]
-        return [timing.to_json() for timing in time_all(runners, REFERENCE_EFFORT)]
+        return [timing.to_json() for timing in time_all(runners, REFERENCE_MEASUREMENT)]
 
     deployed = [one.deployed(in_float) for one, _, in_float in wanted]
     timings = [Timing.from_json(values) for values in folder.once("latency", measure)]

@@ -10,7 +10,7 @@ from autoprune.config import TrainConfig, devices_of
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.results import Stage
-from autoprune.runtimes.devices import resolve_device
+from autoprune.runtimes.settings import resolve_device
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished

@@ -21,7 +21,7 @@ import pytest
 import autoprune.workflows.netadapt_steps
 from autoprune.cli.main import main
 from autoprune.journal import Journal
-from autoprune.runtimes import SeparateBackend
+from autoprune.runtimes import SubprocessBackend
 from autoprune.training.extensions._base import Event
 from autoprune.training.ultralytics.session import Session
 from tests.helpers.world import quick_commands
@@ -33,7 +33,7 @@ Reached = Callable[[str], None]
 def watched(reached: Reached) -> Iterator[None]:
     """Call a function with the name of each phase of the commands in the block, whenever it is reached."""
     append, run_callbacks = Journal.append, Session.run_callbacks
-    briefly, quantize = autoprune.workflows.netadapt_steps.train_briefly, SeparateBackend.quantize
+    briefly, quantize = autoprune.workflows.netadapt_steps.train_briefly, SubprocessBackend.quantize
 
     def appended(self: Journal, kind: str, key: Any, value: Any) -> None:
         reached(f"record {kind}")
@@ -70,7 +70,7 @@ def watched(reached: Reached) -> Iterator[None]:
             patch.setattr(Path, name, placing(name))
         patch.setattr(Session, "run_callbacks", called)
         patch.setattr(autoprune.workflows.netadapt_steps, "train_briefly", trained_briefly)
-        patch.setattr(SeparateBackend, "quantize", quantized)
+        patch.setattr(SubprocessBackend, "quantize", quantized)
         yield
 
 

@@ -21,15 +21,14 @@ from autoprune.runtimes import (
     Runner,
     Runtime,
     RuntimeSettings,
+    _torch,
     fingerprint,
     open_backend,
     runtime_settings,
-    torch_network,
 )
 from autoprune.runtimes._base import Backend, FileBackend, memory_guard
+from autoprune.runtimes._torch import DTYPES, loss_guard
 from autoprune.runtimes.settings import fingerprint_key, lane_width
-from autoprune.runtimes.torch_cuda import loss_guard
-from autoprune.runtimes.torch_network import DTYPES
 from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
 
 SHAPE = (1, 3, 64, 64)
@@ -148,7 +147,7 @@ def test_other_errors_pass() -> None:
 
 def test_a_meter_measures_on_the_real_cpu() -> None:
     settings = runtime_settings("cpu", image_size=64)
-    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10))
+    meter = LatencyMeter(network(), settings, config=MeasurementConfig(runs=10, max_runs=10))
     timing = meter.measure(network, "again")
     assert timing.candidate.runs == 10
     assert 0.2 < timing.ratio < 5
@@ -160,14 +159,14 @@ def test_a_meter_measures_on_the_real_cpu() -> None:
 def test_a_cpu_without_instructions_for_a_precision_is_refused(
     runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_network, "_has_any", lambda *_: False)
+    monkeypatch.setattr(_torch, "_has_any", lambda *_: False)
     settings = runtime_settings("cpu", image_size=64, runtime=runtime, precision=precision)
     with pytest.raises(DeviceError, match=rf"instructions for `precision` {precision.value} \(.+\), and this one \(.+"):
         open_backend(settings)
 
 
 def test_a_network_computes_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_network, "_has_any", lambda *_: True)  # torch emulates what the CPU lacks
+    monkeypatch.setattr(_torch, "_has_any", lambda *_: True)  # torch emulates what the CPU lacks
     found = []
 
     class Noting(nn.Conv2d):

@@ -24,7 +24,7 @@ from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
-from autoprune.runtimes.separate import ENGINES, Kit, SeparateBackend, SeparateRunner
+from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend, SubprocessRunner
 from tests.helpers.packages import need
 
 SHAPE = (1, 3, 32, 32)
@@ -80,16 +80,16 @@ def needed(runtime: Runtime, *more: str) -> Runtime:
 
 
 @pytest.fixture(scope="module", params=ON_CPU, ids=lambda runtime: runtime.value)
-def backend(request: pytest.FixtureRequest) -> SeparateBackend:
+def backend(request: pytest.FixtureRequest) -> SubprocessBackend:
     settings = runtime_settings("cpu", image_size=32, runtime=needed(request.param), threads=1)
     opened = open_backend(settings)
-    assert isinstance(opened, SeparateBackend)
+    assert isinstance(opened, SubprocessBackend)
     return opened
 
 
-def prepared(backend: SeparateBackend, module: nn.Module) -> SeparateRunner:
+def prepared(backend: SubprocessBackend, module: nn.Module) -> SubprocessRunner:
     runner = backend.prepare(module, SHAPE)
-    assert isinstance(runner, SeparateRunner)
+    assert isinstance(runner, SubprocessRunner)
     return runner
 
 
@@ -97,7 +97,7 @@ def prepared(backend: SeparateBackend, module: nn.Module) -> SeparateRunner:
 
 
 def test_what_runs_is_the_network_and_it_is_left_alone(
-    backend: SeparateBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SubprocessBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("onnxruntime", "openvino"):  # which tests before may have imported
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -114,7 +114,7 @@ def test_what_runs_is_the_network_and_it_is_left_alone(
     assert {"onnxruntime", "openvino"}.isdisjoint(sys.modules), "the runtimes stay out of this process"
 
 
-def test_outputs_of_any_structure_are_exported_even_from_inference_mode(backend: SeparateBackend) -> None:
+def test_outputs_of_any_structure_are_exported_even_from_inference_mode(backend: SubprocessBackend) -> None:
     class Head(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -133,7 +133,7 @@ def test_outputs_of_any_structure_are_exported_even_from_inference_mode(backend:
         torch.testing.assert_close(found[1], rest["raw"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_asked_number_of_threads_computes(backend: SeparateBackend) -> None:
+def test_the_asked_number_of_threads_computes(backend: SubprocessBackend) -> None:
     process = psutil.Process(backend._process.pid)
     torch.set_num_threads(2)
     with backend.session():
@@ -148,7 +148,7 @@ def test_the_asked_number_of_threads_computes(backend: SeparateBackend) -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_an_operation_that_cannot_be_exported_is_named(backend: SeparateBackend) -> None:
+def test_an_operation_that_cannot_be_exported_is_named(backend: SubprocessBackend) -> None:
     class Odd(nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return torch.special.bessel_j0(image)
@@ -167,16 +167,16 @@ def test_an_operation_that_the_runtime_lacks_is_named() -> None:
         backend.prepare(Double(), SHAPE)
 
 
-def test_a_meter_measures_and_asks_for_no_memory_format(backend: SeparateBackend) -> None:
+def test_a_meter_measures_and_asks_for_no_memory_format(backend: SubprocessBackend) -> None:
     settings = replace(backend.settings, threads=2)
-    meter = LatencyMeter(network(), settings, effort=MeasurementConfig(runs=10, max_runs=10), opener=lambda *_: backend)
+    meter = LatencyMeter(network(), settings, config=MeasurementConfig(runs=10, max_runs=10), opener=lambda *_: backend)
     timing = meter.measure(network, "again")
     assert meter.settings.memory_format is MemoryFormat.CONTIGUOUS
     assert timing.candidate.runs == 10
     assert 0.2 < timing.ratio < 5
 
 
-def test_the_fingerprint_names_the_runtimes_version(backend: SeparateBackend) -> None:
+def test_the_fingerprint_names_the_runtimes_version(backend: SubprocessBackend) -> None:
     package = backend.settings.runtime.value
     assert fingerprint(backend.settings)[package] == importlib.metadata.version(package)
     assert package not in fingerprint(runtime_settings("cpu", image_size=32))
@@ -229,7 +229,7 @@ def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> No
 
     settings = runtime_settings("cpu", image_size=32, runtime=runtime, precision=Precision.INT8, threads=1)
     backend = open_backend(settings, calibration)
-    assert isinstance(backend, SeparateBackend)
+    assert isinstance(backend, SubprocessBackend)
     module = network(32)
     with backend.session(), torch.no_grad():
         wanted = module(image())
@@ -275,18 +275,18 @@ def worker(engine: Path) -> Iterator[WorkerProcess]:
     process.close()
 
 
-class Fake(SeparateBackend):
+class Fake(SubprocessBackend):
     """Exports to an engine that runs nothing."""
 
     engine = Path()
 
     @property
-    def runtime(self) -> Kit:
-        return Kit("The fake", self.engine, (), "fake")
+    def runtime(self) -> EngineSpec:
+        return EngineSpec("The fake", self.engine, (), "fake")
 
     @property
-    def quantizer(self) -> Kit:
-        return Kit("The fake quantizer", self.engine, (), "fake")
+    def quantizer(self) -> EngineSpec:
+        return EngineSpec("The fake quantizer", self.engine, (), "fake")
 
     def check(self, capabilities: Sequence[str]) -> None:
         pass
@@ -353,9 +353,9 @@ def test_a_process_that_hangs_is_ended(engine: Path) -> None:
 
 def test_an_engine_that_does_not_start_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise ImportError('libgone.so: cannot open')")
-    kit = Kit("The runtime broken", tmp_path / "broken.py", (), "fake")
+    spec = EngineSpec("The runtime broken", tmp_path / "broken.py", (), "fake")
     with pytest.raises(DeviceError, match=r"runtime broken must start, and does not \(ImportError: libgone.so"):
-        kit.start()
+        spec.start()
 
 
 def test_a_process_ends_with_its_backend(engine: Path) -> None:
@@ -400,7 +400,7 @@ def test_an_interrupt_is_the_parents_to_handle(worker: WorkerProcess) -> None:
 @pytest.mark.parametrize("with_nms", [False, True], ids=["plain", "nms"])
 @pytest.mark.parametrize("name", ["bccd-yolov5nu-320.pt", "bccd-yolov8n-320.pt"])
 def test_a_real_detector_runs_as_it_does_in_torch(
-    name: str, with_nms: bool, shared: Path, backend: SeparateBackend
+    name: str, with_nms: bool, shared: Path, backend: SubprocessBackend
 ) -> None:
     adapter = open_adapter(
         shared / "models" / name, data=shared / "data/bccd/bccd.yaml", image_size=320, device="cpu", trust=False
@@ -409,7 +409,7 @@ def test_a_real_detector_runs_as_it_does_in_torch(
     (photo,) = adapter.calibration(images=1, batch=1, seed=0)
     with backend.session(), torch.no_grad():
         runner = backend.prepare(module, tuple(photo.shape))
-        assert isinstance(runner, SeparateRunner)
+        assert isinstance(runner, SubprocessRunner)
         assert runner.elapsed() > 0
         (output,) = runner.outputs(photo)
         torch.testing.assert_close(output, module(photo), rtol=1e-3, atol=1e-3)
@@ -433,7 +433,7 @@ def test_a_real_detector_runs_as_it_does_in_torch(
 def test_what_runs_on_cuda_is_the_network(runtime: Runtime, precision: Precision) -> None:
     settings = runtime_settings("cuda", image_size=32, runtime=needed(runtime), precision=precision)
     backend = open_backend(settings, lambda: [image()])
-    assert isinstance(backend, SeparateBackend)
+    assert isinstance(backend, SubprocessBackend)
     module = network(32)
     wanted = module(image())
     given = image().half() if precision is Precision.FP16 else image()

@@ -24,10 +24,8 @@ from autoprune.latency import (
     spread_allocations,
 )
 from autoprune.latency.cache import ANCHOR, LatencyCache, look_up, measure_points
-from autoprune.latency.deployed import deployed_layers
-from autoprune.latency.features import LayerFeatures
-from autoprune.latency.fitting import RIDGE, _constrained, simplex_fit, spearman
-from autoprune.latency.predictor import uncertainty
+from autoprune.latency.features import LayerFeatures, deployed_layers
+from autoprune.latency.predictor import RIDGE, _constrained, simplex_fit, spearman, uncertainty
 from autoprune.latency.tables import Interpolation, Point, monotone, plan_grids
 from autoprune.runtimes import MemoryFormat, Runner, Runtime
 from autoprune.structure.graph import Layer, LayerKind
@@ -42,7 +40,7 @@ EFFORT = MeasurementConfig(runs=20, max_runs=40)
 
 def make_meter(backend: FakeBackend, folder: Path, **options: object) -> LatencyMeter:
     return LatencyMeter(
-        Chain(SPACE, SPACE.dense), SETTINGS, effort=EFFORT, cache=folder, opener=opener(backend), **options
+        Chain(SPACE, SPACE.dense), SETTINGS, config=EFFORT, cache=folder, opener=opener(backend), **options
     )  # type: ignore[arg-type]
 
 
@@ -81,7 +79,7 @@ def test_a_known_law_is_recovered(tmp_path: Path) -> None:
 def test_a_runtime_that_runs_no_layers_alone_is_predicted_from_the_layers_work(tmp_path: Path) -> None:
     exported = replace(SETTINGS, runtime=Runtime.ONNXRUNTIME)
     backend = FakeBackend(exported)
-    meter = LatencyMeter(Chain(SPACE, SPACE.dense), exported, effort=EFFORT, cache=tmp_path, opener=opener(backend))
+    meter = LatencyMeter(Chain(SPACE, SPACE.dense), exported, config=EFFORT, cache=tmp_path, opener=opener(backend))
     work = latency_predictor(SPACE, meter)
     assert backend.prepared <= 1, "only the dense network was measured"
     samples = measured(meter, spread_allocations(SPACE, work, number=40, seed=0, around=0.6))
@@ -146,7 +144,7 @@ def test_in_turn_with_a_network_of_the_same_layers_nothing_is_left_of_a_load_tha
     known, calm = meter.measure(network, "calm"), meter.reference
     backend.load = 1.0
     assert meter.measure(network, "loaded").ratio > 1.2 * known.ratio
-    paired_with = meter.measure(network, "beside", paired_with=network).through(known)
+    paired_with = meter.measure(network, "beside", paired_with=network).chained(known)
     assert paired_with.ratio == pytest.approx(known.ratio)
     assert meter.milliseconds(paired_with).median == pytest.approx(known.ratio * calm.median)
 

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from autoprune.latency import LatencyMeter, Sample, latency_predictor, spread_allocations
-from autoprune.latency.layer_work import ShareSource, layer_shares, layer_work, shares_alone
+from autoprune.latency.layers import (
+    MeasuredStaircases,
+    ShareSource,
+    Staircase,
+    layer_shares,
+    layer_work,
+    predicted_staircases,
+    shares_alone,
+)
 from autoprune.latency.predictor import LatencyCost
-from autoprune.latency.staircase import MeasuredStaircases, Staircase, predicted_staircases
 from autoprune.runtimes import Backend, Runner, RuntimeSettings
 from autoprune.structure.space import Space
 from tests.helpers.fake_backend import OVERHEAD, SETTINGS, Chain, FakeBackend, opener
@@ -75,7 +82,7 @@ def test_measured_staircases_are_those_of_the_whole_network(tmp_path: Path) -> N
     meter = make_meter(tmp_path, FakeBackend(SETTINGS))
     predicted = predicted_staircases(SPACE, fitted(meter))
     plan = MeasuredStaircases(SPACE, LAYERS, predicted)
-    times = meter.layers_beside(plan.points)
+    times = meter.measured_shares(plan.points)
     shares = shares_alone(layer_work(SPACE, LAYERS, SPACE.dense, batch=1, width=4), times)
     numbers = {unit.name: index for index, unit in enumerate(SPACE.units)}
     measured = plan.of(times, shares, meter.reference.median)
@@ -93,7 +100,7 @@ def test_staircases_rise_and_end_at_the_dense_network(tmp_path: Path) -> None:
     meter = make_meter(tmp_path, FakeBackend(SETTINGS, noise=0.05))
     predicted = predicted_staircases(SPACE, fitted(meter))
     plan = MeasuredStaircases(SPACE, LAYERS, predicted)
-    times = meter.layers_beside(plan.points)
+    times = meter.measured_shares(plan.points)
     shares = shares_alone(layer_work(SPACE, LAYERS, SPACE.dense, batch=1, width=4), times)
     for one in plan.of(times, shares, meter.reference.median):
         assert one.measured is not None
@@ -103,12 +110,12 @@ def test_staircases_rise_and_end_at_the_dense_network(tmp_path: Path) -> None:
 
 
 def test_a_large_network_has_its_first_staircases_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoprune.latency.staircase.MOST_POINTS", 20)
+    monkeypatch.setattr("autoprune.latency.layers.MOST_POINTS", 20)
     meter = make_meter(tmp_path, FakeBackend(SETTINGS))
     predicted = predicted_staircases(SPACE, fitted(meter))
     plan = MeasuredStaircases(SPACE, LAYERS, predicted)
     assert len(LAYERS) <= len(plan.points) <= 20
-    times = meter.layers_beside(plan.points)
+    times = meter.measured_shares(plan.points)
     shares = shares_alone(layer_work(SPACE, LAYERS, SPACE.dense, batch=1, width=4), times)
     found = {one.unit: one for one in plan.of(times, shares, meter.reference.median)}
     assert found[predicted[0].unit].measured is not None
@@ -121,7 +128,7 @@ def test_a_large_network_has_its_first_staircases_measured(tmp_path: Path, monke
 def test_shares_of_layers_alone_leave_the_overhead(tmp_path: Path) -> None:
     meter = make_meter(tmp_path, FakeBackend(SETTINGS, drift=0.3))
     works = layer_work(SPACE, LAYERS, SPACE.dense, batch=1, width=4)
-    shares = shares_alone(works, meter.layers_beside([work.point for work in works]))
+    shares = shares_alone(works, meter.measured_shares([work.point for work in works]))
     (rest,) = shares.rest.values()
     assert shares.layers.sum() + rest == pytest.approx(1.0)
     assert rest * meter.reference.median == pytest.approx(OVERHEAD, rel=0.35)  # the reference drifts, shares do not
@@ -144,7 +151,7 @@ class SlowStart(FakeBackend):
 def test_layers_that_alone_take_longer_than_the_whole_are_scaled_to_it(tmp_path: Path) -> None:
     meter = make_meter(tmp_path, SlowStart(SETTINGS))
     works = layer_work(SPACE, LAYERS, SPACE.dense, batch=1, width=4)
-    times = meter.layers_beside([work.point for work in works])
+    times = meter.measured_shares([work.point for work in works])
     shares = shares_alone(works, times)
     assert sum(times.values()) > 1
     assert shares.scale == pytest.approx(1 / sum(times.values()))

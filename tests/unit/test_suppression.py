@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.latency.deployed import deployed_layers
+from autoprune.latency.features import deployed_layers
 from autoprune.models.detection.suppression import CONFIDENCE
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.runtimes.exported import export_onnx

@@ -14,7 +14,7 @@ from autoprune.latency.timing import (
     Timing,
     ratio_spread,
     time_alone,
-    time_in_turn,
+    time_interleaved,
     time_pair,
     warm_up,
 )
@@ -25,7 +25,7 @@ from tests.helpers.fake_backend import Scripted
 def test_networks_run_in_turn() -> None:
     log: list[str] = []
     runners = [Scripted([1.0], log, "dense"), Scripted([2.0], log, "candidate")]
-    times = time_in_turn(runners, 3)
+    times = time_interleaved(runners, 3)
     assert log == ["dense", "candidate"] * 3
     np.testing.assert_array_equal(times, [[1.0, 2.0]] * 3)
 
@@ -121,7 +121,7 @@ def test_the_garbage_collector_rests_during_runs(enabled: bool) -> None:
 
     (gc.enable if enabled else gc.disable)()
     try:
-        time_in_turn([Watching()], 2)
+        time_interleaved([Watching()], 2)
         assert gc.isenabled() is enabled
     finally:
         gc.enable()

@@ -16,7 +16,7 @@ from autoprune.cli.main import main
 from autoprune.errors import DeviceError
 from autoprune.latency.timing import MeasurementConfig, time_pair
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
-from autoprune.runtimes.torch_cuda import Graphs, with_room
+from autoprune.runtimes._torch import Graphs, with_room
 from tests.helpers.detectors import build, write_data, write_detector
 from tests.helpers.world import arguments, summary
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.cli.main import main
 from autoprune.latency import LatencyMeter
-from autoprune.latency.fitting import spearman
+from autoprune.latency.predictor import spearman
 from autoprune.models import open_adapter
 from autoprune.report.profile_sections import SHOWN_WIDTHS, listed_widths
 from tests.helpers.fake_backend import OVERHEAD, layer_law

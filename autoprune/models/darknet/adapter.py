@@ -46,7 +46,7 @@ from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
 from autoprune.models.detection.suppression import suppressed
 from autoprune.results import Metrics
-from autoprune.runtimes.devices import resolve_device
+from autoprune.runtimes.settings import resolve_device
 
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2

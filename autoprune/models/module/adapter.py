@@ -20,7 +20,7 @@ from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, writ
 from autoprune.models.module.data import Collate, Data, Samples
 from autoprune.models.module.exporting import FirstOutput, write
 from autoprune.results import Metrics
-from autoprune.runtimes.devices import resolve_device
+from autoprune.runtimes.settings import resolve_device
 from autoprune.structure.graph import copied
 
 _VALIDATION_BATCH = 16

@@ -40,7 +40,7 @@ from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, suppor
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, classes_of, end_to_end, layout_of, task_of
 from autoprune.results import Metrics
-from autoprune.runtimes.devices import resolve_device
+from autoprune.runtimes.settings import resolve_device
 
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
 _HEADS = (stock.Detect, stock.Classify, stock.RTDETRDecoder)

@@ -43,7 +43,7 @@ class Engine:
 
         Args:
             path: the file.
-            shape: of the input that it is timed on, where its own is open.
+            shape: of the input that it is timed on, if the file's own is dynamic.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -53,7 +53,7 @@ class Engine:
         session = onnxruntime.InferenceSession(path, options, providers=self._providers)
         taken = session.get_providers()[0]
         wanted = self._providers[0] if isinstance(self._providers[0], str) else self._providers[0][0]
-        if taken != wanted:  # the runtime falls back in silence, e.g. where a CUDA library is missing
+        if taken != wanted:  # the runtime falls back in silence, e.g. if a CUDA library is missing
             raise RuntimeError(f"{wanted} did not start, {taken} took its place")
         number = next(self._numbers)
         self._loaded[number] = (session, *self._bound(session, shape))
@@ -76,7 +76,7 @@ class Engine:
         return len(found)
 
     def drop(self, number: int) -> None:
-        """Forget a network."""
+        """Free a network."""
         del self._loaded[number]
 
     def _bound(self, session: Any, shape: Sequence[int] | None) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ class Engine:
 
     Args:
         threads: CPU threads of one run.
-        precision: what floating-point operations compute in, as OpenVINO names it: ``f32``, ``bf16`` or ``f16``.
+        precision: format of floating-point operations, as OpenVINO names it: ``f32``, ``bf16`` or ``f16``.
     """
 
     def __init__(self, threads: int, precision: str) -> None:
@@ -43,7 +43,7 @@ class Engine:
 
         Args:
             path: an ONNX or OpenVINO file, or the folder of the latter.
-            shape: of the input that it is timed on, where its own is open.
+            shape: of the input that it is timed on, if the file's own is dynamic.
         """
         file = next(Path(path).glob("*.xml"), path)
         compiled = self._core.compile_model(self._core.read_model(file), _DEVICE, self._options)
@@ -71,9 +71,9 @@ class Engine:
         return len(found)
 
     def convert(self, source: str, to: str) -> None:
-        """Write an ONNX file as an ``.xml`` with a ``.bin`` next to it, weights in half precision if that computes."""
+        """Write an ONNX file as an ``.xml`` with a ``.bin`` next to it, weights in half precision for f16."""
         openvino.save_model(self._core.read_model(source), to, compress_to_fp16=self._half)
 
     def drop(self, number: int) -> None:
-        """Forget a network."""
+        """Free a network."""
         del self._loaded[number]

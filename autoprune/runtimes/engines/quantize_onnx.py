@@ -26,7 +26,7 @@ class Engine:
     """Quantises ONNX files: weights per output channel, activations per tensor, ranges from images.
 
     Args:
-        runtime: what the files are for, ``onnxruntime`` or ``tensorrt``.
+        runtime: the runtime of the files, ``onnxruntime`` or ``tensorrt``.
     """
 
     def __init__(self, runtime: str) -> None:
@@ -34,7 +34,7 @@ class Engine:
         self._activation, self._options = _STYLES[runtime]
 
     def operations(self, source: str) -> list[tuple[str, bool]]:
-        """Return a network's operations in their order, each with whether it has weights to quantise."""
+        """Return a network's operations in order, each with whether it has weights to quantise."""
         return [(node.name, _heavy(node)) for node in onnx.load(source).graph.node]
 
     def quantize(self, source: str, images: str, to: str, keep: Sequence[str] = ()) -> str:
@@ -66,7 +66,7 @@ class Engine:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands over one input after the other."""
+    """Iterates over the calibration inputs."""
 
     def __init__(self, name: str, images: npt.NDArray[np.float32]) -> None:
         self._inputs = iter([{name: image} for image in images])
@@ -79,8 +79,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def _behind(network: Any) -> list[str]:
     """Return the operations that no convolution or matrix product follows: a detection head's arithmetic.
 
-    They stay in floating point. Box coordinates and class scores end up in one tensor, and a scale that holds both
-    rounds every score to 0.
+    They stay in floating point: box coordinates and class scores are joined in one tensor, and a common scale would
+    round every score to 0.
     """
     users: dict[str, list[Any]] = {}
     for node in network.graph.node:

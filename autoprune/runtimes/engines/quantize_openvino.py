@@ -22,7 +22,7 @@ class Engine:
         self._core = openvino.Core()
 
     def operations(self, source: str) -> list[tuple[str, bool]]:
-        """Return a network's operations in their order, each with whether it has weights to quantise."""
+        """Return a network's operations in order, each with whether it has weights to quantise."""
         return [
             (operation.get_friendly_name(), operation.get_type_name() in _HEAVY)
             for operation in self._core.read_model(source).get_ordered_ops()

@@ -31,7 +31,7 @@ class Engine:
         self._loaded: dict[int, _Loaded] = {}
 
     def capabilities(self) -> list[str]:
-        """Return nothing: what a card computes in, the builder finds out."""
+        """Return nothing: the builder finds out what a GPU supports."""
         return []
 
     def load(self, path: str, shape: Sequence[int] | None = None) -> int:
@@ -88,19 +88,19 @@ class Engine:
         return len(found)
 
     def drop(self, number: int) -> None:
-        """Forget a network and give its memory back."""
+        """Free a network and its memory on the device."""
         self._loaded.pop(number).free()
 
 
 class _Logger(tensorrt.ILogger):  # type: ignore[misc]
-    """Keeps the last error: a failed build says only in the log why."""
+    """Keeps the last error: a failed build gives its reason only in the log."""
 
     def __init__(self) -> None:
         tensorrt.ILogger.__init__(self)
         self.last = "the builder gave no reason"
 
     def log(self, severity: Any, message: str) -> None:
-        """Take what TensorRT says."""
+        """Keep the message if it is an error."""
         if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
             self.last = message
 
@@ -121,7 +121,7 @@ class _Loaded:
         self.feed(np.asarray(np.random.default_rng(0).random(self._arrays[self._input].shape)))
 
     def enqueue(self, stream: Any) -> None:
-        """Have the device run it."""
+        """Start a run on the device."""
         if not self._context.execute_async_v3(int(stream)):
             raise RuntimeError("the engine could not be enqueued")
 
@@ -140,7 +140,7 @@ class _Loaded:
         return [self._arrays[name] for name in self._outputs]
 
     def free(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         for pointer in self._memory.values():
             _checked(cuda.cudaFree(pointer))
         self._memory.clear()
@@ -150,13 +150,13 @@ class _Loaded:
 
 
 def _plan_in(path: Path) -> bytes:
-    """Return the engine in a file of Ultralytics: behind a header whose length its first four bytes tell."""
+    """Return the engine in a file of Ultralytics, after a header whose length is in the first four bytes."""
     content = path.read_bytes()
     return content[4 + int.from_bytes(content[:4], "little", signed=True) :]
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """Return what a CUDA call gave next to its status.
+    """Return the value of a CUDA call, after a check of its status.
 
     Raises:
         RuntimeError: the status is an error.

@@ -1,4 +1,4 @@
-"""Backends whose runtime lives in a process of its own, and runs networks that were exported to ONNX."""
+"""Backends with a runtime in a subprocess, which runs networks that were exported to ONNX."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _RANDOM_INPUTS = 4
 
 
 @dataclass(frozen=True)
-class Kit:
-    """What serves in a process: a runtime, or what quantises for it.
+class EngineSpec:
+    """How to start the subprocess of a runtime or a quantizer.
 
     Attributes:
         name: for messages.
-        engine: the file of its engine.
-        packages: what must be importable there, by module name.
-        extra: the extra of autoprune that brings them.
-        options: what the engine is made with, plain JSON.
+        engine: the file with its class ``Engine``.
+        packages: modules that must be importable.
+        extra: the extra of autoprune that installs them.
+        options: arguments of ``Engine``, plain JSON.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Kit:
             ) from error
 
 
-class SeparateBackend(Backend, FileBackend):
-    """Exports networks to ONNX and has another process load and run them.
+class SubprocessBackend(Backend, FileBackend):
+    """Exports networks to ONNX, which a subprocess loads and runs.
 
-    The process ends when the backend and all its runners are collected. A network is dropped there when its runner is
-    collected here. An int8 network's ranges are found in a further process; without a
-    calibration, and for inputs that are no images, on random numbers, which is good for times but not for predictions.
+    The subprocess ends when the backend and all its runners are garbage collected; a collected runner frees its network
+    there. A second subprocess quantises int8 networks. Without calibration images, or for inputs that are no images,
+    it calibrates on random numbers, which suffices for timing but not for predictions.
     """
 
     def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
@@ -94,17 +94,17 @@ class SeparateBackend(Backend, FileBackend):
 
     @property
     @abstractmethod
-    def runtime(self) -> Kit:
-        """What runs networks."""
+    def runtime(self) -> EngineSpec:
+        """The engine that runs networks."""
 
     @property
     @abstractmethod
-    def quantizer(self) -> Kit:
-        """What quantises networks for the runtime."""
+    def quantizer(self) -> EngineSpec:
+        """The engine that quantises networks for the runtime."""
 
     @abstractmethod
     def check(self, capabilities: Sequence[str]) -> None:
-        """Check what the runtime says that it can do.
+        """Check the capabilities that the engine reports.
 
         Raises:
             DeviceError: the device lacks the precision.
@@ -112,7 +112,7 @@ class SeparateBackend(Backend, FileBackend):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Hold this process still: it only traces networks and waits; see ``Backend``."""
+        """Limit torch to one thread here: this process only traces networks and waits; see ``Backend``."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # threads that wait for work would take the runtime's cores
         try:
@@ -124,7 +124,7 @@ class SeparateBackend(Backend, FileBackend):
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""
         settings = self.settings
-        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU loading has it
+        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU the engine does it
         with memory_guard(settings), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             dtype = torch.float16 if half else torch.float32
@@ -132,12 +132,12 @@ class SeparateBackend(Backend, FileBackend):
             if settings.precision is Precision.INT8:
                 path = self._quantized(path, shape)
             number = self.call(self._process, "load", path=str(path))
-        return SeparateRunner(self, number)
+        return SubprocessRunner(self, number)
 
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
         """Have the process load a file; see ``FileBackend``."""
         with memory_guard(self.settings):
-            return SeparateRunner(self, self.ask("load", path=str(path), shape=list(shape)))
+            return SubprocessRunner(self, self.ask("load", path=str(path), shape=list(shape)))
 
     def convert(self, source: Path, to: Path) -> None:
         """Have the process write a file of its own; see ``FileBackend``. ONNX Runtime has none, it reads ONNX."""
@@ -145,7 +145,7 @@ class SeparateBackend(Backend, FileBackend):
             self.ask("convert", source=str(source), to=str(to))
 
     def operations(self, source: Path) -> list[tuple[str, bool]]:
-        """Return the operations of an ONNX file in their order, as what quantises names them.
+        """Return the operations of an ONNX file in order, under the quantizer's names.
 
         Each comes with whether it has weights to quantise: a convolution or a matrix product.
         """
@@ -166,7 +166,7 @@ class SeparateBackend(Backend, FileBackend):
             The new file.
 
         Raises:
-            DeviceError: what quantises refuses the network.
+            DeviceError: the quantizer refuses the network.
         """
         arguments = {"source": str(source), "images": str(images), "to": str(to), "keep": list(keep)}
         return Path(self.call(self._quantizing, "quantize", **arguments))
@@ -176,11 +176,11 @@ class SeparateBackend(Backend, FileBackend):
         return self.call(self._process, name, **arguments)
 
     def call(self, process: WorkerProcess, name: str, **arguments: Any) -> Any:
-        """Call an engine, and say in one sentence what it refuses.
+        """Call an engine and turn its errors into ours.
 
         Raises:
-            MemoryError: memory ran out; a session says so.
-            DeviceError: anything else.
+            MemoryError: memory ran out; a session turns it into a ``DeviceError``.
+            DeviceError: any other error of the engine.
         """
         try:
             return process.call(name, **arguments)
@@ -207,7 +207,7 @@ class SeparateBackend(Backend, FileBackend):
         return self.quantize(source, images, to=source.with_name("quantized"))
 
     def _inputs(self, shape: tuple[int, ...]) -> Any:
-        """Return inputs that ranges are found on, shape (inputs, *shape): the images, or random ones."""
+        """Return calibration inputs, shape (inputs, *shape): the images, or random ones."""
         images = self._images
         if images is None or images.shape[1:] != shape[1:]:
             return np.random.default_rng(0).random((_RANDOM_INPUTS, *shape), dtype=np.float32)
@@ -222,20 +222,20 @@ class SeparateBackend(Backend, FileBackend):
         return np.concatenate([batch.detach().cpu().float().numpy() for batch in self.calibration()])
 
 
-class SeparateRunner(FileRunner):
+class SubprocessRunner(FileRunner):
     """One network in the backend's process."""
 
-    def __init__(self, backend: SeparateBackend, number: int) -> None:
+    def __init__(self, backend: SubprocessBackend, number: int) -> None:
         self._backend = backend  # holds the process alive
         self._number = number
         weakref.finalize(self, backend.release, number)
 
     def elapsed(self) -> float:
-        """Run once there, where the time is taken; see ``Runner``."""
+        """Run once in the subprocess, which takes the time; see ``Runner``."""
         return float(self._backend.ask("run", number=self._number))
 
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Run there on an input; see ``FileRunner``."""
+        """Run in the subprocess on an input; see ``FileRunner``."""
         with tempfile.TemporaryDirectory() as folder:
             source, to = Path(folder) / "image.npy", Path(folder) / "outputs.npz"
             np.save(source, image.cpu().numpy())
@@ -245,7 +245,7 @@ class SeparateRunner(FileRunner):
 
 
 def _installed(package: str) -> bool:
-    """Return whether a module could be imported, without importing it (but for the packages that it lies in)."""
+    """Return whether a module can be imported, without importing it (only its parent packages)."""
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
