@@ -2,10 +2,8 @@
 
 from autoprune.models.darknet.adapter import DarknetAdapter
 from autoprune.models.darknet.cfg import Cfg, Option, Section, parse_cfg, read_cfg
-from autoprune.models.darknet.files import read, write
-from autoprune.models.darknet.network import DarknetNetwork
-from autoprune.models.darknet.pruning import prune
-from autoprune.models.darknet.weights import Header, read_weights, weights_bytes
+from autoprune.models.darknet.files import Header, read, read_weights, weights_bytes, write
+from autoprune.models.darknet.network import DarknetNetwork, prune
 
 __all__ = [
     "Cfg",

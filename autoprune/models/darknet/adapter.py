@@ -19,15 +19,12 @@ from autoprune.models._base import Batch, Convert, Difference, ExportSettings, P
 from autoprune.models._memory import check_memory
 from autoprune.models._noise import noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
-from autoprune.models.darknet.build import input_shape
-from autoprune.models.darknet.checks import check_classes, choose_image_size, classes_of, stride_of
-from autoprune.models.darknet.deployed import Deployed
-from autoprune.models.darknet.files import checkpoint_size, read, weights_beside, write
+from autoprune.models.darknet.build import check_classes, choose_image_size, classes_of, input_shape, stride_of
+from autoprune.models.darknet.cfg import scaled_cfg
+from autoprune.models.darknet.files import Header, checkpoint_size, read, weights_of, write
 from autoprune.models.darknet.images import Augmentation, load_augmented, load_sample
 from autoprune.models.darknet.loss import Head, Truths, yolo_loss
-from autoprune.models.darknet.network import DarknetNetwork
-from autoprune.models.darknet.scaling import scaled_cfg
-from autoprune.models.darknet.weights import Header
+from autoprune.models.darknet.network import DarknetNetwork, DeployedDarknet
 from autoprune.models.detection.channels import check_channels
 from autoprune.models.detection.choosing import balanced as in_balance
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
@@ -51,7 +48,7 @@ from autoprune.runtimes.settings import resolve_device
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
 _METRIC = Metric(confidence=0.005, overlap=0.45)
-"""As ``darknet detector valid`` chooses detections (``detector.c``: ``validate_detector``)."""
+"""Thresholds of ``darknet detector valid`` (``detector.c``: ``validate_detector``)."""
 
 
 class DarknetAdapter(TrainableAdapter):
@@ -60,9 +57,9 @@ class DarknetAdapter(TrainableAdapter):
     Build one with `DarknetAdapter.load`.
 
     Attributes:
-        channels: of the images that it takes.
-        data: the data set, or None where none was given.
-        notes: what an earlier run of autoprune noted in the cfg.
+        channels: of the input images.
+        data: the data set, or None.
+        notes: notes of an earlier run of autoprune in the cfg.
         header: of the weights file; ``seen`` counts the images of the dense training alone.
     """
 
@@ -108,7 +105,7 @@ class DarknetAdapter(TrainableAdapter):
             DataError: the data set is missing or malformed, or has other classes or channels.
             DeviceError: the device is unknown or not there.
         """
-        target, weights = resolve_device(device), weights_beside(cfg)
+        target, weights = resolve_device(device), weights_of(cfg)
         network, header = read(cfg, weights, resize=lambda found: choose_image_size(found, image_size))
         data_set = None
         if data is not None:
@@ -143,7 +140,7 @@ class DarknetAdapter(TrainableAdapter):
         return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
-        """Return letterboxed images of a split; see `images.letterbox`."""
+        """Return letterboxed images of a split as batches; see `images.letterbox`."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         samples = self._chosen(split, seed, self._sample, rest=not balanced)
@@ -184,25 +181,25 @@ class DarknetAdapter(TrainableAdapter):
         return [f"layers.{name}" for name, _ in layers.named_children()][:-1]
 
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
-        """Measure the accuracy on held batches, of detections that are chosen as ``darknet detector valid`` does."""
+        """Measure the accuracy on held batches, with the thresholds of ``darknet detector valid``."""
         objects = max((int(x["batch_idx"].int().bincount().max()) for x in batches if len(x["cls"])), default=0)
         return self._measured(self.deployable(module), batches, objects, predict)
 
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the letterboxed validation split.
 
-        Darknet's own figure differs: there, mAP is 11-point or area by an option, here as Ultralytics computes it.
+        Darknet's own mAP differs: it is 11-point or area, by an option; this one is Ultralytics'.
         """
         return self._validated(self.deployable(module))
 
     def validate_deployed(self, predict: Predict) -> Metrics:
-        """Measure the accuracy of what runs elsewhere, on the same images as `validate`."""
+        """Measure the accuracy of the network on another runtime, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
-        """Return a fused copy; see `Deployed`."""
+        """Return a fused copy; see `DeployedDarknet`."""
         assert isinstance(module, DarknetNetwork)
-        deployed = Deployed(module, names=self._names, stride=self._stride, corners=with_nms)
+        deployed = DeployedDarknet(module, names=self._names, stride=self._stride, corners=with_nms)
         return suppressed(deployed) if with_nms else deployed
 
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
@@ -227,7 +224,7 @@ class DarknetAdapter(TrainableAdapter):
         return disagreement(expected, found, layout=BOXES)
 
     def scaled(self, width: float) -> nn.Module | None:
-        """Return an untrained network of the same cfg, ``filters`` in multiples of 8; None where it has groups."""
+        """Return an untrained network of the same cfg, ``filters`` in multiples of 8; None if it has groups."""
         cfg = scaled_cfg(self.module.cfg, width)
         return None if cfg is None else DarknetNetwork(cfg).eval().to(self.device)
 
@@ -252,7 +249,7 @@ class DarknetAdapter(TrainableAdapter):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """Names of the classes: Darknet's files have none."""
+        """Names of the classes; numbered ones without a data set, as Darknet's files have no names."""
         if self.data is not None:
             return self.data.names
         return tuple(f"class_{index}" for index in range(classes_of(self.module.cfg)))
@@ -283,7 +280,7 @@ class DarknetAdapter(TrainableAdapter):
         return found
 
     def _augmented(self, seed: int) -> Callable[[Label], Sample]:
-        """Return what loads one image after the other, with changes that the seed fixes."""
+        """Return a function that loads images with augmentations drawn from the seed."""
         random = np.random.default_rng(seed)
         return lambda label: load_augmented(
             label, self.image_size, self._augmentation, random=random, channels=self.channels
@@ -300,7 +297,7 @@ class DarknetAdapter(TrainableAdapter):
         data = self._data()
 
         def load(label: Label) -> Sample:
-            self._sample(label)  # a head may be sound and its pixels not
+            self._sample(label)  # a readable header does not mean readable pixels
             return label
 
         labels = [dict(label) for label in self._samples(data.files("val"), load)]

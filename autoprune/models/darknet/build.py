@@ -1,17 +1,20 @@
-"""From the sections of a cfg to modules, with every number checked."""
+"""Build layers from the sections of a cfg, with every number checked; check image size and classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from autoprune.errors import DataError, ModelError
 from autoprune.models.darknet.cfg import Cfg, Section
 from autoprune.models.darknet.layers import ACTIVATIONS, Convolutional, MaxPool, Route, Shortcut, Yolo
+from autoprune.models.detection.data_set import DataSet
 
 IMAGES = -1
-"""What a layer reads that reads the network's input, in place of a layer's number."""
+"""The source of a layer that reads the network's input."""
 
 _NEUTRAL: Mapping[str, Mapping[str, str]] = {
     "convolutional": {
@@ -25,12 +28,12 @@ _NEUTRAL: Mapping[str, Mapping[str, str]] = {
     "upsample": {"scale": "1"},
     "yolo": {"new_coords": "0"},
 }
-"""Options that would change what a layer computes, and which are not supported: the value that changes nothing."""
+"""Unsupported options that would change a layer's computation, with the value that has no effect."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Channels, height and width of what a layer gives."""
+    """Channels, height and width of a layer's output."""
 
     channels: int
     height: int
@@ -45,9 +48,9 @@ class BuiltLayer:
     """A layer.
 
     Attributes:
-        module: what it computes.
+        module: its computation.
         sources: numbers of the layers that it reads, ``IMAGES`` for the network's input.
-        shape: what it gives at the cfg's own image size.
+        shape: of its output at the cfg's own image size.
     """
 
     module: nn.Module
@@ -56,7 +59,7 @@ class BuiltLayer:
 
 
 def input_shape(cfg: Cfg) -> Shape:
-    """Return what ``[net]`` says of the images."""
+    """Return the shape of the images in ``[net]``."""
     channels, height, width = (cfg.net.integer(key, least=1) for key in ("channels", "height", "width"))
     return Shape(channels, height, width)
 
@@ -199,3 +202,53 @@ _BUILDERS: Mapping[str, Callable[[Section, Sequence[Shape]], tuple[nn.Module, Sh
     "upsample": _upsample,
     "yolo": _yolo,
 }
+
+
+def stride_of(cfg: Cfg) -> int:
+    """Return the stride of the coarsest map in pixels."""
+    with torch.device("meta"):
+        layers = build_layers(cfg)
+    heads = [layer.shape for layer, section in zip(layers, cfg.layers, strict=True) if section.name == "yolo"]
+    return input_shape(cfg).width // min(shape.width for shape in heads)
+
+
+def classes_of(cfg: Cfg) -> int:
+    """Return the number of classes of a network.
+
+    Raises:
+        ModelError: its heads disagree.
+    """
+    heads = [section for section in cfg.layers if section.name == "yolo"]
+    classes = heads[0].integer("classes", 20)
+    for head in heads:
+        if head.integer("classes", 20) != classes:
+            raise head.error(f"all [yolo] must have the same classes, {classes} as the first one", "classes")
+    return classes
+
+
+def choose_image_size(cfg: Cfg, asked: int | None) -> int:
+    """Return the input size: the one asked for, or the cfg's own.
+
+    Raises:
+        ModelError: it is not a positive multiple of the stride, or the cfg's own is not square.
+    """
+    classes_of(cfg)
+    shape = input_shape(cfg)
+    if asked is None and shape.width != shape.height:
+        raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with `imgsz`")
+    size, stride = asked or shape.width, stride_of(cfg)
+    if size < 1 or size % stride:
+        near = max(1, round(size / stride)) * stride
+        raise ModelError(
+            f"the image size must be a positive multiple of the network's stride {stride}, got {size}; try {near}"
+        )
+    return size
+
+
+def check_classes(cfg: Cfg, data: DataSet) -> None:
+    """Raise ``DataError`` if the data set has another number of classes than the network; a cfg has no class names."""
+    if classes_of(cfg) != len(data.names):
+        raise DataError(
+            f"{cfg.file} detects {classes_of(cfg)} classes (classes= of its [yolo] sections), but {data.file} names "
+            f"{len(data.names)}"
+        )

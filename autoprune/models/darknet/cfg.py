@@ -1,4 +1,4 @@
-"""Darknet's ``.cfg`` files: sections of options, read with their line numbers and written back as they were."""
+"""Darknet's ``.cfg`` files: sections of options, read with line numbers and written back unchanged elsewhere."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ _SECTIONS = {
 """Names as files have them → one name for each kind."""
 
 _NOTES = "# autoprune: "
-"""How the comment begins that holds notes; tools that read cfgs skip it."""
+"""Start of the comment with autoprune's notes; tools that read cfgs skip it."""
+
+_MULTIPLE = 8
+"""Widths of scaled networks are multiples of this."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """The value of an option, without spaces and comment, and the number of its line, from 1."""
+    """The value of an option, without spaces and comment, and its line number, from 1."""
 
     text: str
     line: int
@@ -40,9 +43,9 @@ class Section:
 
     Attributes:
         file: the cfg's name, for messages.
-        name: its kind, under one name each (``[conv]`` is ``convolutional``).
+        name: its canonical name (``[conv]`` is ``convolutional``).
         line: number of the line with its name, from 1.
-        options: by key. Of two with the same key Darknet reads the first.
+        options: by key; of two with the same key the first, as Darknet reads them.
     """
 
     file: str
@@ -51,7 +54,7 @@ class Section:
     options: Mapping[str, Option]
 
     def error(self, problem: str, key: str | None = None) -> ModelError:
-        """Return an error that begins with file and line: the option's where it is given, or else the section's."""
+        """Return an error that begins with the file and the line of the option, or else of the section."""
         line = self.options[key].line if key is not None and key in self.options else self.line
         return ModelError(f"{self.file}, line {line}: {problem}")
 
@@ -76,18 +79,18 @@ class Section:
         return found
 
     def number(self, key: str, default: float) -> float:
-        """Return an option that is a number; ModelError where it is none."""
+        """Return an option that is a number; ModelError if it is none."""
         return self._numbers(key)[0] if key in self.options else default
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """Return an option that is a list of whole numbers, () where it is absent; ModelError where it is none."""
+        """Return an option that is a list of whole numbers, () if it is absent; ModelError if it is none."""
         values = self._numbers(key) if key in self.options else ()
         if any(value != int(value) for value in values):
             raise self.error(f"{key} must be whole numbers with commas between, got {self.text(key, '')!r}", key)
         return tuple(int(value) for value in values)
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """Return an option that is a list of numbers, () where it is absent; ModelError where it is none."""
+        """Return an option that is a list of numbers, () if it is absent; ModelError if it is none."""
         return self._numbers(key) if key in self.options else ()
 
     def _numbers(self, key: str) -> tuple[float, ...]:
@@ -105,9 +108,9 @@ class Cfg:
 
     Attributes:
         file: its name, for messages.
-        lines: all of its lines, as they stand there; comments and options that nobody reads are kept so.
-        net: the network's own section.
-        layers: the sections of its layers; a layer's number, as ``route`` and ``shortcut`` name it, is its position.
+        lines: all of its lines, with comments and unread options.
+        net: the section ``[net]``.
+        layers: the sections of its layers; ``route`` and ``shortcut`` number layers by their position here.
     """
 
     file: str
@@ -121,7 +124,7 @@ class Cfg:
         return "\n".join(self.lines)
 
     def replaced(self, values: Mapping[tuple[int, str], int]) -> Cfg:
-        """Return the cfg with other numbers for options that it has; whatever else is in their lines stays.
+        """Return the cfg with other numbers for existing options; the rest of their lines stays.
 
         Args:
             values: (number of the layer, key) → the new value.
@@ -140,7 +143,7 @@ class Cfg:
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What an earlier run of autoprune noted in a comment; {} where there is nothing, or nothing readable."""
+        """The notes that an earlier run of autoprune left in a comment; {} if there are none, or none readable."""
         for line in self.lines:
             if line.startswith(_NOTES):
                 try:
@@ -151,13 +154,13 @@ class Cfg:
         return {}
 
     def noted(self, notes: Mapping[str, Any]) -> str:
-        """Return the file's content with plain JSON values in a comment in front, in place of earlier ones."""
+        """Return the file's content with plain JSON values in a comment at the top, which replaces earlier notes."""
         kept = [line for line in self.lines if not line.startswith(_NOTES)]
         return "\n".join([_NOTES + json.dumps(dict(notes)), *kept] if notes else kept)
 
 
 def _replaced(lines: list[str], section: Section, key: str, value: int) -> Section:
-    """Return a section with another number for an option that it has; put it into the option's line, too."""
+    """Return a section with another number for an existing option; change the option's line in ``lines``, too."""
     option = section.options[key]
     lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
     return replace(section, options={**section.options, key: replace(option, text=str(value))})
@@ -170,7 +173,7 @@ def read_cfg(path: Path) -> Cfg:
         ModelError: the file cannot be read, or is not a cfg of layers that are supported.
     """
     try:
-        # Comments may be in any encoding: bytes that are no UTF-8 are kept as they are.
+        # Comments may be in any encoding: bytes that are not UTF-8 stay.
         text = read_bytes(path).decode(errors="surrogateescape")
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -217,3 +220,22 @@ def _section_name(bare: str, where: str) -> str:
             f"{where}: a section must be one of {', '.join(sorted(set(_SECTIONS.values())))}; [{name}] is not supported"
         )
     return _SECTIONS[name]
+
+
+def scaled_cfg(cfg: Cfg, width: float) -> Cfg | None:
+    """Return a cfg with all ``filters`` times ``width``, in multiples of 8; None if convolutions have groups.
+
+    Args:
+        cfg: the dense network's.
+        width: the factor.
+    """
+    values: dict[tuple[int, str], int] = {}
+    following = [*(section.name for section in cfg.layers[1:]), ""]
+    for index, section in enumerate(cfg.layers):
+        if section.name != "convolutional" or following[index] == "yolo":
+            continue
+        if section.integer("groups", 1) > 1:
+            return None
+        if "filters" in section.options:
+            values[index, "filters"] = max(1, round(section.integer("filters") * width / _MULTIPLE)) * _MULTIPLE
+    return cfg.replaced(values)

@@ -1,28 +1,117 @@
-"""A Darknet network as its two files, for every tool that reads them."""
+"""Darknet networks as files: a ``.cfg``, and ``.weights`` with a header and the numbers of all convolutional layers."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from autoprune.errors import ModelError
-from autoprune.io.files import write_atomic
+from autoprune.io.files import read_bytes, write_atomic
 from autoprune.models.darknet.cfg import Cfg, read_cfg
 from autoprune.models.darknet.network import DarknetNetwork
-from autoprune.models.darknet.weights import Header, read_weights, weights_bytes
+
+_NUMBER = np.dtype("<f4")
 
 _ENCODING: Mapping[str, str] = {"encoding": "utf-8", "errors": "surrogateescape"}
 """Comments may be in any encoding."""
 
 
-def weights_beside(cfg: Path) -> Path:
-    """Return the weights file that belongs to a cfg: of the same name, next to it.
+@dataclass(frozen=True)
+class Header:
+    """The header of a weights file (``parser.c``: ``save_weights_upto``), little-endian.
+
+    Attributes:
+        major: version of the format, 32 bits.
+        minor: of the version. From version 0.2 on, ``seen`` has 64 bits, before it 32.
+        revision: of the version.
+        seen: number of images that the network was trained on.
+    """
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 5
+    seen: int = 0
+
+    @property
+    def layout(self) -> str:
+        """The header's layout, for ``struct``."""
+        return "<iiiQ" if self.major * 10 + self.minor >= 2 else "<iiiI"
+
+    def to_bytes(self) -> bytes:
+        """Return the header's bytes in a file."""
+        return struct.pack(self.layout, self.major, self.minor, self.revision, self.seen)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Header:
+        """Read the header at the beginning of a file; ``struct.error`` if the file is too short."""
+        version = cls(*struct.unpack_from("<iii", data))
+        return cls(*struct.unpack_from(version.layout, data))
+
+
+def read_weights(path: Path, network: DarknetNetwork) -> Header:
+    """Fill a network with a file's numbers.
+
+    Args:
+        path: the file.
+        network: of the cfg that the file belongs to; changed in place.
 
     Raises:
-        ModelError: there is none, or a weights file was given in the cfg's place.
+        ModelError: the file cannot be read, or holds more or fewer numbers than the network has.
+    """
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        header = Header.from_bytes(data)
+    except struct.error as error:
+        raise ModelError(f"{path} is no Darknet weights file: its {len(data)} bytes are less than a header") from error
+    tensors = [tensor for _, layer in network.convolutions() for tensor in layer.tensors()]
+    expected, found = sum(tensor.numel() for tensor in tensors), len(data) - len(header.to_bytes())
+    if found != expected * _NUMBER.itemsize:
+        raise ModelError(
+            f"{path} must hold {expected} numbers behind its header for {network.cfg.file}, got "
+            f"{found / _NUMBER.itemsize:.15g}; {_where(network, found // _NUMBER.itemsize)}"
+        )
+    numbers = np.frombuffer(data, _NUMBER, offset=len(header.to_bytes())).astype(np.float32)
+    parts = np.split(numbers, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(torch.from_numpy(part).view_as(tensor))
+    return header
+
+
+def _where(network: DarknetNetwork, found: int) -> str:
+    """Return in words at which layer a file of ``found`` numbers ends, and the likely reason."""
+    for index, layer in network.convolutions():
+        found -= sum(tensor.numel() for tensor in layer.tensors())
+        if found < 0:
+            line = network.cfg.layers[index].line
+            return (
+                "it was cut off, holds only some layers, or belongs to another cfg: it ends within layer "
+                f"{index}, line {line} of the cfg"
+            )
+    return "it goes on after the last layer, and so belongs to another cfg"
+
+
+def weights_bytes(network: DarknetNetwork, header: Header) -> bytes:
+    """Return the content of a network's weights file."""
+    tensors = [tensor for _, layer in network.convolutions() for tensor in layer.tensors()]
+    parts = [tensor.detach().cpu().numpy().astype(_NUMBER).tobytes() for tensor in tensors]
+    return header.to_bytes() + b"".join(parts)
+
+
+def weights_of(cfg: Path) -> Path:
+    """Return the weights file of a cfg: of the same name, next to it.
+
+    Raises:
+        ModelError: there is none, or a weights file was given instead of a cfg.
     """
     if cfg.suffix == ".weights":
         raise ModelError(
@@ -35,7 +124,7 @@ def weights_beside(cfg: Path) -> Path:
 
 
 def read(cfg: Path, weights: Path, *, resize: Callable[[Cfg], int] | None = None) -> tuple[DarknetNetwork, Header]:
-    """Read a trained network, in eval mode, and its weights file's header.
+    """Read a trained network, in eval mode, and the header of its weights file.
 
     Args:
         cfg: its cfg.
@@ -61,14 +150,14 @@ def write(
 ) -> None:
     """Write a network, dense or pruned, as a cfg and its weights; the cfg last.
 
-    The cfg is the one that was read but for ``filters`` and ``groups``; comments stay.
+    The cfg is the original one except for ``filters`` and ``groups``; comments stay.
 
     Args:
-        network: what is written.
-        header: of the weights file; that which was read, or a new one.
-        cfg: where the cfg is written.
-        weights: where the weights are written.
-        notes: plain JSON values, put into a comment of the cfg in place of earlier ones.
+        network: the network.
+        header: of the weights file: the one that was read, or a new one.
+        cfg: path of the cfg.
+        weights: path of the weights.
+        notes: plain JSON values for a comment of the cfg, which replaces earlier notes.
 
     Raises:
         ModelError: a cfg cannot express the network; nothing is written.
@@ -87,11 +176,11 @@ def write(
 
 
 def checkpoint_size(network: DarknetNetwork, header: Header) -> int:
-    """Return the bytes of both files that ``write`` makes without notes."""
+    """Return the size in bytes of both files together, without notes."""
     return len(weights_bytes(network, header)) + len(network.current_cfg().noted({}).encode(**_ENCODING))
 
 
 def empty(cfg: Cfg) -> DarknetNetwork:
-    """Build a network without numbers: drawing those of a YOLOv4 takes seconds and changes the random state."""
+    """Build a network on the meta device: drawing weights of a YOLOv4 takes seconds and changes the random state."""
     with torch.device("meta"):
         return DarknetNetwork(cfg)

@@ -1,4 +1,4 @@
-"""Labelled images as Darknet gives them to a network."""
+"""Load labelled images as Darknet does: letterboxed, or augmented for training."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from autoprune.models.detection.data_set import Label, Sample
 
 _GREY = 0.5
 _LEAST = 0.001
-"""Least width and height of a label that is left of an augmented image, as parts of it (``fill_truth_detection``)."""
+"""Least width and height of a label in an augmented image, as shares of the image (``fill_truth_detection``)."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training images are changed, as a cfg says.
+    """Strengths of the training augmentations of a cfg.
 
     Attributes:
         jitter: of width and height, as a share of them.
-        hue: shift, as a share of the circle.
-        saturation: largest factor, and one over the least.
-        exposure: likewise.
+        hue: largest shift, as a share of the colour circle.
+        saturation: largest factor; the smallest is its inverse.
+        exposure: largest factor; the smallest is its inverse.
     """
 
     jitter: float
@@ -40,18 +40,18 @@ class Augmentation:
 
     @classmethod
     def of(cls, cfg: Cfg) -> Augmentation:
-        """Read a cfg; what it leaves out is as in ``parser.c``."""
+        """Read a cfg; defaults are those of ``parser.c``."""
         head = next(section for section in cfg.layers if section.name == "yolo")
         colours = (cfg.net.number(key, default) for key, default in (("hue", 0), ("saturation", 1), ("exposure", 1)))
         return cls(head.number("jitter", 0.2), *colours)
 
 
 def load_sample(label: Label, size: int, channels: int = COLOUR) -> Sample:
-    """Load an image of so many channels, letterboxed to a square of this side, with its labels.
+    """Load an image and its labels, letterboxed to a square of ``size`` pixels.
 
     Raises:
         OSError: the image cannot be decoded.
-        DataError: it has other channels.
+        DataError: it does not have ``channels`` channels.
     """
     image = _read(label, channels)
     height, width = image.shape[:2]
@@ -72,13 +72,13 @@ def load_augmented(
     Args:
         label: the image.
         size: side of the square in pixels.
-        augmentation: how far.
-        random: what is drawn from.
+        augmentation: strengths.
+        random: source of the random numbers.
         channels: of the image.
 
     Raises:
         OSError: the image cannot be decoded.
-        DataError: it has other channels.
+        DataError: it does not have ``channels`` channels.
     """
     image = _read(label, channels)
     height, width = image.shape[:2]
@@ -109,7 +109,7 @@ def letterbox(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[int, 
         size: side of the square in pixels.
 
     Returns:
-        The square, shape (C, size, size), and where the image lies in it: left, top, width, height in pixels.
+        The square, shape (C, size, size), and the image's place in it: left, top, width, height in pixels.
     """
     channels, height, width = image.shape
     longest = max(height, width)
@@ -134,7 +134,7 @@ def _read(label: Label, channels: int) -> Floats:
 
 
 _REORDERED = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-"""How OpenCV's order of channels becomes Darknet's (``src/image_opencv.cpp``: ``load_image_mat_cv``)."""
+"""Conversion from OpenCV's order of channels to Darknet's (``src/image_opencv.cpp``: ``load_image_mat_cv``)."""
 
 
 def _recoloured(image: Floats, augmentation: Augmentation, random: np.random.Generator) -> Floats:
@@ -151,14 +151,14 @@ def _sample(
     label: Label,
     image: torch.Tensor,
     boxes: npt.NDArray[np.floating],
-    kinds: npt.NDArray[np.floating],
+    class_ids: npt.NDArray[np.floating],
     shape: tuple[int, int],
     ratio_pad: tuple[tuple[float, float], tuple[int, int]],
 ) -> Sample:
-    """Return what `detection.data_set.to_batch` takes."""
+    """Return a sample as `detection.data_set.to_batch` takes it."""
     return {
         "img": image * 255,
-        "cls": torch.from_numpy(kinds).float(),
+        "cls": torch.from_numpy(class_ids).float(),
         "bboxes": torch.from_numpy(boxes).float(),
         "batch_idx": torch.zeros(len(boxes)),
         "im_file": label["im_file"],

@@ -1,6 +1,6 @@
-"""What the sections of a cfg compute, as modules.
+"""The layers of a cfg as modules.
 
-Formulas are those of AlexeyAB's Darknet, which YOLOv4 comes from and which reads all earlier files (its ``src/``).
+Formulas are those of AlexeyAB's Darknet (``src/``), the origin of YOLOv4, which reads all earlier files.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Convolutional(nn.Module):
     """``[convolutional]``: convolution, batch norm or bias, activation.
 
     Args:
-        conv: the convolution; it has a bias where there is no batch norm.
+        conv: the convolution, with a bias if there is no batch norm.
         batch_normalize: whether batch norm follows.
-        activation: what comes last.
+        activation: follows last.
     """
 
     def __init__(self, conv: nn.Conv2d, *, batch_normalize: bool, activation: nn.Module) -> None:
@@ -67,7 +67,7 @@ class MaxPool(nn.Module):
     Args:
         size: height and width of the window.
         stride: of the window.
-        padding: how much larger the image becomes, by minus infinity.
+        padding: pixels added to height and width, filled with minus infinity.
     """
 
     def __init__(self, size: int, stride: int, padding: int) -> None:
@@ -82,11 +82,11 @@ class MaxPool(nn.Module):
 
 
 class Route(nn.Module):
-    """``[route]``: some layers' channels one after the other, or one of several equal parts of each.
+    """``[route]``: concatenates the channels of layers, or one of several equal parts of each.
 
     Args:
-        groups: into how many parts the channels of each layer are cut.
-        group_id: which of them is taken.
+        groups: number of parts that the channels of each layer are split into.
+        group_id: the part that is taken.
     """
 
     def __init__(self, groups: int, group_id: int) -> None:
@@ -115,12 +115,12 @@ class Shortcut(nn.Module):
 
 
 class Yolo(nn.Module):
-    """``[yolo]``: a head, which reads boxes off a map; as a layer it passes the map on.
+    """``[yolo]``: a head, which decodes boxes from a map; as a layer it is the identity.
 
     Args:
         anchors: width and height of each anchor of this head, in pixels of the network's input.
-        classes: how many there are.
-        scale_x_y: how far a box's centre may lie from its cell, 1 for not at all.
+        classes: number of classes.
+        scale_x_y: stretch of a box's centre around its cell; 1 keeps it within the cell.
     """
 
     def __init__(self, anchors: Sequence[tuple[float, float]], classes: int, scale_x_y: float) -> None:
@@ -142,8 +142,8 @@ class Yolo(nn.Module):
             size: height and width of the network's input.
 
         Returns:
-            Shape (B, H · W · anchors, 5 + classes), by rows, columns, anchors: centre x, y, width, height, as parts of
-            the input's; σ(objectness); and per class σ(class) · σ(objectness), not cut off at any threshold.
+            Shape (B, H · W · anchors, 5 + classes), by rows, columns, anchors: centre x, y, width, height as shares of
+            the input's; σ(objectness); and per class σ(class) · σ(objectness), without a threshold.
         """
         batch, _, height, width = x.shape
         x = x.view(batch, len(self.anchors), 5 + self.classes, height, width).permute(0, 3, 4, 1, 2)

@@ -3,10 +3,10 @@
 Redmon and Farhadi, "YOLOv3: An incremental improvement", 2018, sections 2.1 and 2.2; for the losses by overlap
 Bochkovskiy, Wang and Liao, "YOLOv4: Optimal speed and accuracy of object detection", 2020, section 3.4.
 
-Darknet writes down gradients; this is the function whose gradients those are, shifted so that nothing is lost at the
-truth. The exception are the losses by overlap: Darknet approximates their gradient, here it is exact. Boxes are ignored
-by their overlap alone, as in section 2.1; AlexeyAB's Darknet also asks for a class score above 0.25. Options that only
-bound or reshape gradients (``max_delta``, ``focal_loss``, ``label_smooth_eps`` and their like) have no effect.
+Darknet computes gradients only; this is the function with these gradients, shifted to be 0 at the ground truth. The
+exception are the IoU losses: Darknet approximates their gradient, here it is exact. Boxes are ignored by their overlap
+alone, as in section 2.1; AlexeyAB's Darknet also requires a class score above 0.25. Options that only bound or reshape
+gradients (``max_delta``, ``focal_loss``, ``label_smooth_eps``, …) have no effect.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _OVERLAP_LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tenso
     "diou": ops.distance_box_iou_loss,
     "ciou": ops.complete_box_iou_loss,
 }
-"""By the names of ``iou_loss``: corners of boxes and of their truths, shape (N, 4) each → their losses, shape (N)."""
+"""By the names of ``iou_loss``: corners of boxes and of their targets, shape (N, 4) each → losses, shape (N)."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the loss needs of a ``[yolo]`` section; sizes are in pixels of the network's input.
+    """The options of a ``[yolo]`` section that the loss needs; sizes are in pixels of the network's input.
 
     Attributes:
-        anchors: width and height of all anchors, those of other heads too, shape (anchors, 2).
-        mask: which of them are this head's.
-        classes: how many there are.
+        anchors: width and height of the anchors of all heads, shape (anchors, 2).
+        mask: indices of this head's anchors.
+        classes: number of classes.
         scale_x_y: see ``Yolo``.
-        ignore_thresh: overlap with a truth from which on a box that need not find it is not punished.
-        truth_thresh: overlap from which on it is to find it; 1 for never.
-        iou_thresh: overlap of an anchor with a truth from which on it, too, is to find it; 1 for never.
+        ignore_thresh: an unassigned box has no objectness loss above this IoU with a label.
+        truth_thresh: a box is assigned to a label above this IoU; 1 for never.
+        iou_thresh: an anchor is assigned, in addition to the best one, above this IoU with a label; 1 for never.
         iou_loss: ``mse`` or one of ``_OVERLAP_LOSSES``.
-        box_gain: what the boxes count, ``iou_normalizer``.
-        object_gain: what the objectness counts, ``obj_normalizer``.
-        class_gain: what the classes count, ``cls_normalizer``.
+        box_gain: weight of the box loss, ``iou_normalizer``.
+        object_gain: weight of the objectness loss, ``obj_normalizer``.
+        class_gain: weight of the class loss, ``cls_normalizer``.
     """
 
     anchors: torch.Tensor
@@ -61,7 +61,7 @@ class Head:
 
     @classmethod
     def of(cls, section: Section) -> Head:
-        """Read a ``[yolo]`` section; where it leaves something out, AlexeyAB's Darknet has these values too.
+        """Read a ``[yolo]`` section; defaults are those of AlexeyAB's Darknet.
 
         Raises:
             ModelError: an option is malformed or unknown; the message has its line.
@@ -91,41 +91,40 @@ class Truths:
     """The labels of a batch.
 
     Attributes:
-        image: in which image each is, shape (T).
-        kind: its class, shape (T).
-        boxes: centre x, y, width, height as parts of the input's, shape (T, 4).
+        image: index of each label's image, shape (T).
+        class_id: its class, shape (T).
+        boxes: centre x, y, width, height as shares of the input's, shape (T, 4).
     """
 
     image: torch.Tensor
-    kind: torch.Tensor
+    class_id: torch.Tensor
     boxes: torch.Tensor
 
     def chosen(self, which: torch.Tensor) -> Truths:
-        """Return some of them, by a mask or by indices."""
-        return Truths(self.image[which], self.kind[which], self.boxes[which])
+        """Return the labels that a mask or indices select."""
+        return Truths(self.image[which], self.class_id[which], self.boxes[which])
 
 
 @dataclass(frozen=True)
 class _Assigned:
-    """Places of a map that are to find truths, one row each: image, anchor of the head, row, column, and the truth."""
+    """Assigned places of a map, one row each (image, anchor of the head, row, column), with their labels."""
 
     place: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     truths: Truths
 
     def joined(self, other: _Assigned) -> _Assigned:
         place = tuple(torch.cat(pair) for pair in zip(self.place, other.place, strict=True))
-        image, kind, boxes = (
-            torch.cat([getattr(self.truths, name), getattr(other.truths, name)]) for name in ("image", "kind", "boxes")
-        )
-        return _Assigned(place, Truths(image, kind, boxes))  # type: ignore[arg-type]
+        names = ("image", "class_id", "boxes")
+        truths = Truths(*(torch.cat([getattr(one, name) for one in (self.truths, other.truths)]) for name in names))
+        return _Assigned(place, truths)  # type: ignore[arg-type]
 
 
 def yolo_loss(heads: Sequence[Head], maps: Sequence[torch.Tensor], truths: Truths, size: int) -> torch.Tensor:
     """Return the loss of a batch per image, a scalar.
 
     Args:
-        heads: of the network, in its order.
-        maps: what each gives in train mode, shape (B, anchors · (5 + classes), H, W).
+        heads: of the network, in order.
+        maps: output of each head in train mode, shape (B, anchors · (5 + classes), H, W).
         truths: the batch's labels.
         size: height and width of the network's input in pixels.
     """
@@ -167,7 +166,7 @@ def _boxes(head: Head, raw: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _overlaps(boxes: torch.Tensor, truths: Truths) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest overlap of every box with a truth of its image, and that truth's number."""
+    """Return the largest IoU of every box with a label of its image, and that label's index."""
     best = boxes.new_zeros(boxes.shape[:-1])
     nearest = torch.zeros_like(best, dtype=torch.long)
     corners = ops.box_convert(truths.boxes, "cxcywh", "xyxy")
@@ -181,7 +180,7 @@ def _overlaps(boxes: torch.Tensor, truths: Truths) -> tuple[torch.Tensor, torch.
 
 
 def _assign(head: Head, truths: Truths, shape: tuple[int, int], size: int) -> _Assigned:
-    """Give every truth to the cell of its centre and the anchor that fits best, if that is one of this head."""
+    """Assign every label to the cell of its centre and the best-fitting anchor, if that belongs to this head."""
     sides = truths.boxes[:, 2:] * size
     anchors = head.anchors.to(sides)
     common = torch.minimum(sides[:, None], anchors).prod(2)
@@ -196,9 +195,9 @@ def _assign(head: Head, truths: Truths, shape: tuple[int, int], size: int) -> _A
 
 
 def _class_loss(raw: torch.Tensor, assigned: _Assigned) -> torch.Tensor:
-    """Return the logistic loss of the classes; a place that is to find several truths is to find all their classes."""
+    """Return the logistic loss of the classes; a place with several labels has all their classes as targets."""
     wanted = torch.zeros_like(raw[..., 5:])
-    wanted[(*assigned.place, assigned.truths.kind)] = 1
+    wanted[(*assigned.place, assigned.truths.class_id)] = 1
     here = wanted.amax(-1) > 0
     return functional.binary_cross_entropy_with_logits(raw[..., 5:][here], wanted[here], reduction="sum")
 
@@ -220,6 +219,6 @@ def _box_loss(head: Head, raw: torch.Tensor, assigned: _Assigned, size: int) -> 
 
 
 def _relative_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return the logistic loss less what it is at the truth; its gradient is σ(logit) − wanted, as Darknet's."""
+    """Return the logistic loss minus its value at the target; its gradient is σ(logit) − wanted, as Darknet's."""
     least = -torch.xlogy(wanted, wanted) - torch.xlogy(1 - wanted, 1 - wanted)
     return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") - least
