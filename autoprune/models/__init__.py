@@ -60,7 +60,7 @@ def adapter_of(module: nn.Module, *, data: Path, image_size: int | None = None) 
 
 def _built(model: Path, *, data: Path | None, image_size: int | None, device: str | torch.device) -> Adapter:
     """Open what a user's function builds, which brings its own data and size."""
-    from autoprune.models.module.factory import open_factory
+    from autoprune.models.module.loading import open_factory
 
     adapter = open_factory(model, device=device)
     if data is not None:

@@ -1,9 +1,9 @@
-"""What the rest of autoprune needs to know about a network, and nothing more."""
+"""Interfaces of a network with its task: adapters, stock descriptions, and the values that they exchange."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from autoprune.formats import FormatSpec
-from autoprune.models._description import Description
 from autoprune.results import Metrics
+from autoprune.structure.graph import Tie
 
 Batch = Mapping[str, Any]
-"""One batch of inputs with their labels, already on the device; opaque outside its adapter."""
+"""One batch of inputs with their labels, on the device; opaque outside its adapter."""
 
 Predictions: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...]"
-"""What a deployable network returns, batch first: one tensor, or several (boxes, and what masks are made of)."""
+"""Output of a deployable network, batch first: one tensor, or several (boxes, and prototypes of masks)."""
 
 Predict = Callable[[torch.Tensor], Predictions]
 """Maps inputs, shape (B, *input_shape), to their predictions, as a deployable network does."""
@@ -30,12 +30,12 @@ Convert = Callable[[Path, Path], None]
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What kind of file is written.
+    """How a network is exported.
 
     Attributes:
-        spec: its format.
-        half: trace the network in half precision, which only a GPU does; else in single precision.
-        dynamic: leave batch and image size open.
+        spec: the file's format.
+        half: trace the network in half precision (GPU only); else in single precision.
+        dynamic: leave batch and image size variable.
     """
 
     spec: FormatSpec
@@ -45,11 +45,11 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the predictions of one network lie from those of another, at most.
+    """The largest differences between the predictions of two networks.
 
     Attributes:
-        boxes: of a coordinate of a box or a keypoint, in pixels; 0 where none is predicted.
-        scores: of a class's score, which lies in [0, 1], or of another number that is no place in the image.
+        boxes: of the coordinates of boxes and keypoints, in pixels; 0 if there are none.
+        scores: of class scores, which lie in [0, 1], and of other numbers that are no coordinates.
     """
 
     boxes: float
@@ -58,10 +58,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss that is not divided yet: each of its T terms, summed over images, and what it has to be divided by.
+    """An unnormalised loss: each of its T terms, summed over images, and its divisor.
 
-    A term may be divided by something else than the number of images, such as the objects in them. Sums of batches
-    add up to the sum of all their images, so the loss does not depend on how images fall into batches.
+    A divisor may be another number than that of the images, such as the objects in them. Sums of batches add up, so the
+    loss does not depend on the batch size.
 
     Attributes:
         totals: summed terms, shape (T,).
@@ -73,7 +73,7 @@ class LossSum:
 
     @classmethod
     def of_mean(cls, loss: torch.Tensor, images: int) -> LossSum:
-        """Return the sum of a scalar loss that is a mean over so many images."""
+        """Return the sum of a scalar loss that is a mean over ``images`` images."""
         return cls(loss.view(1) * images, torch.full_like(loss, images).view(1))
 
     def __add__(self, other: LossSum) -> LossSum:
@@ -81,7 +81,7 @@ class LossSum:
         return LossSum(self.totals + other.totals, self.weights + other.weights)
 
     def mean(self) -> float:
-        """Return the loss, of which no term counts less than zero; not finite where a term has no weight."""
+        """Return the normalised loss, each term at least 0; not finite if a term has no weight."""
         return float((self.totals / self.weights).clamp(min=0).sum())
 
 
@@ -90,19 +90,19 @@ class Adapter(ABC):
 
     Attributes:
         name: short name for users, e.g. ``yolov8n``.
-        module: the dense network; float32, eval mode, on ``device``. Never modified by anyone.
-        device: where modules and batches live.
+        module: the dense network; float32, eval mode, on ``device``. It is never modified.
+        device: of modules and batches.
         image_size: height and width of the square input, in pixels; the longer side of one that is not square.
         resizable: whether the same weights take square images of other sizes, multiples of 32.
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
-        description: what the network's own tool builds networks from; None where it has no such thing.
-        suffixes: of the files that a checkpoint consists of. They lie side by side; `save` and
-            `autoprune.models.open_adapter` take the path of the first one.
-        bytes_per_number: what a number takes in a checkpoint.
-        metric_names: of what `validate` measures, the one that decides first.
-        autocasts: whether network and loss also compute under ``torch.autocast``.
-        reader: what users open an exported file with, besides its runtime; None where there is nothing.
+        description: the format from which the network's own tool builds networks; None if there is none.
+        suffixes: of the files of a checkpoint. They lie in one folder; `save` and `autoprune.models.open_adapter` take
+            the path of the first one.
+        bytes_per_number: size of a number in a checkpoint.
+        metric_names: metrics of `validate`, the primary one first.
+        autocasts: whether network and loss also work under ``torch.autocast``.
+        reader: the class that opens an exported file, in addition to its runtime; None if there is none.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Adapter(ABC):
     reader: str | None = None
 
     def checkpoint(self, folder: Path, name: str) -> Path:
-        """Return where the checkpoint of this name lies in a folder, as `save` takes it."""
+        """Return the path of the checkpoint of this name in a folder, as `save` takes it."""
         return folder / f"{name}{self.suffixes[0]}"
 
     def saved_size(self, path: Path) -> int:
@@ -134,7 +134,7 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def has_images(self) -> bool:
-        """Whether there is a data set; without one, every method that needs images raises ``DataError``."""
+        """Whether there is a data set; without one, methods that need images raise ``DataError``."""
 
     @property
     @abstractmethod
@@ -149,11 +149,11 @@ class Adapter(ABC):
     def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return ``images`` images of a split, chosen by the seed, as batches held on the device.
 
-        Images without labels never come before as many with labels, as far as there are any.
+        At any point at least half of the images so far have labels, as long as there are any left.
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            images: how many; fewer are returned where the split holds fewer.
+            images: how many; fewer are returned if the split has fewer.
             batch: images per batch (the last may hold fewer).
             seed: the choice is a function of the split's files and this.
             balanced: return no more images without labels than with.
@@ -164,10 +164,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
-        """Return inputs for recalibrating batch norm: training images as the network met them in training.
+        """Return inputs for recalibrating batch norm: training images, augmented as in training.
 
         Args:
-            images: how many, at most half of them without labels; fewer are returned where there are fewer.
+            images: how many, at most half of them without labels; fewer are returned if there are fewer.
             batch: images per tensor (the last may hold fewer).
             seed: of the choice and the augmentations.
 
@@ -194,10 +194,10 @@ class Adapter(ABC):
         """
 
     def loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
-        """Return the loss that candidates are scored by, not yet divided.
+        """Return the loss that scores candidates, unnormalised.
 
-        As `loss`, but a batch counts by what is in it: a training loss that is divided by the labels of its batch
-        gives a batch without labels many times the weight of the others, and rewards networks that find nothing.
+        As `loss`, but batches are weighted by their content: a training loss that is normalised by the labels of its
+        batch would give a batch without labels many times the weight of others and reward networks that find nothing.
 
         ``module`` is in train mode (batch statistics); whether gradients flow is the caller's choice.
         """
@@ -207,9 +207,9 @@ class Adapter(ABC):
     def stages(self, module: nn.Module) -> Sequence[str]:
         """Return the paths of submodules that the forward pass runs once each, in this order.
 
-        What a stage returns depends on the network's input and on what earlier stages returned, and on no weight
-        outside of stages. Layers that run after all of them (the head) need not be among them. A network without such
-        an order has none; what its neighbours compute can then not be reused.
+        The output of a stage depends on the network's input, earlier stages' outputs and its own weights alone. Layers
+        that run after all stages (the head) may be left out. A network without such an order has no stages; candidates
+        then cannot reuse cached outputs.
 
         Args:
             module: the dense network or a pruned one.
@@ -222,12 +222,12 @@ class Adapter(ABC):
         Args:
             module: the network.
             batches: of ``batches``.
-            predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
+            predict: predicts instead of the network, such as its exported file; None for the network.
         """
 
     @abstractmethod
     def validate(self, module: nn.Module) -> Metrics:
-        """Measure the accuracy on the validation split, as the network's own tool reports it."""
+        """Measure the accuracy on the validation split, as the network's own tool does."""
 
     @abstractmethod
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
@@ -235,22 +235,22 @@ class Adapter(ABC):
 
         Args:
             module: the dense network or a pruned one.
-            with_nms: whether non-maximum suppression is part of it, where the network needs any. The network is then a
-                submodule of what is returned.
+            with_nms: add non-maximum suppression, if the network needs any. The network is then a submodule of the
+                returned module.
         """
 
     @abstractmethod
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
-        """Write a network as it is deployed into a folder, with all that its own tool needs to predict with it.
+        """Export a network into a folder, with the metadata that its own tool needs to predict with the file.
 
         Args:
             module: the dense network or a pruned one.
             folder: an empty folder.
-            settings: what is written.
-            convert: for the formats that are made of ONNX.
+            settings: format and precision.
+            convert: converts ONNX to the formats that are made of it.
 
         Returns:
-            What was written, a file or a folder named ``model`` with the suffix that tells its format.
+            The path of the file or folder, named ``model`` with the format's suffix.
 
         Raises:
             ModelError: the format cannot express the network.
@@ -258,40 +258,40 @@ class Adapter(ABC):
 
     @abstractmethod
     def validate_deployed(self, predict: Predict) -> Metrics:
-        """Measure the accuracy of the network on the validation split, where something else than itself runs it.
+        """Measure the accuracy on the validation split with another runtime's predictions.
 
-        Every image is letterboxed to ``image_size``, which a file's input shape asks for, and so the figure may differ
-        from that of `validate`.
+        Every image is letterboxed to ``image_size``, as a file has a fixed input shape, so the result may differ from
+        that of `validate`.
         """
 
     @abstractmethod
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Compare predictions of two deployed networks for the same images; infinite where they cannot be compared."""
+        """Return how far two deployed networks' predictions for the same images differ; infinite if shapes do."""
 
     @abstractmethod
     def disagreement(self, expected: Predictions, found: Predictions) -> float:
-        """Return by how much two deployed networks disagree on the same images, in [0, 1].
+        """Return the disagreement of two deployed networks' predictions for the same images, in [0, 1].
 
-        It is a mean over predictions in which sure ones count most; 0 where they are equal.
+        It is a mean over predictions, weighted by confidence; 0 if they are equal.
         """
 
     @abstractmethod
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same family whose widths are the dense one's times ``width``.
 
-        None where the family has no such scale. Its weights are a function of the global random state.
+        None if the family has no such scale. Its weights are drawn from the global random state.
         """
 
     @abstractmethod
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint of the family; ``notes`` (plain JSON values) travel inside it.
+        """Write a checkpoint of the family, with ``notes`` (plain JSON values) inside.
 
-        Each of its files is written whole or not at all, the one at ``path`` last: where it is, all are.
+        Each of its files is written completely or not at all, the one at ``path`` last: if it exists, all do.
         """
 
     @abstractmethod
     def reopen(self, path: Path) -> nn.Module:
-        """Read what ``save`` wrote, of the dense network or a pruned one; float32, eval mode, on the device.
+        """Read a checkpoint of ``save``, of the dense network or a pruned one; float32, eval mode, on the device.
 
         Raises:
             ModelError: the file is missing, corrupt, or holds no network of the family.
@@ -300,3 +300,84 @@ class Adapter(ABC):
     @abstractmethod
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of the checkpoint that ``save`` would write."""
+
+
+class Description(ABC):
+    """A format from which a network's own tool builds networks, such as Ultralytics' YAML.
+
+    Attributes:
+        suffix: of a description's file, e.g. ``.yaml``.
+        kept: message on what the tool does with a checkpoint that carries its own network's description.
+        lost: message on what it does with one that carries the dense network's.
+    """
+
+    suffix: str
+    kept: str
+    lost: str
+
+    @abstractmethod
+    def ties(self, module: nn.Module) -> Sequence[Tie]:
+        """Return the constraints between widths that every describable network meets.
+
+        Widths are assumed to be multiples of 8.
+
+        Args:
+            module: the dense network.
+
+        Raises:
+            ModelError: no description expresses the network.
+        """
+
+    @abstractmethod
+    def described(self, module: nn.Module) -> tuple[nn.Module, str]:
+        """Return a copy of a network with its own description inside, and the description as text.
+
+        Raises:
+            ModelError: no description expresses the network; the message names its first layer that differs.
+        """
+
+
+def noise(*shape: int, device: torch.device) -> torch.Tensor:
+    """Return uniform noise in [0, 1) of a shape, on a device."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """Settings of SGD with Nesterov momentum, with which the dense network was trained.
+
+    Attributes:
+        lr: initial learning rate, for the loss averaged over a batch's images.
+        momentum: of the optimizer.
+        weight_decay: L2 penalty of the weights.
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+class TrainableAdapter(Adapter):
+    """An adapter of a family without a trainer of its own: autoprune's plain loop trains its networks.
+
+    Attributes:
+        sgd: how the dense network was trained.
+    """
+
+    sgd: Sgd = Sgd()
+
+    @abstractmethod
+    def batches_per_epoch(self, batch: int) -> int:
+        """Return the number of batches of `epoch`; fewer are yielded if images cannot be read."""
+
+    @abstractmethod
+    def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
+        """Return the whole training split once, augmented, as batches on the device.
+
+        Args:
+            batch: images per batch; the last may hold fewer, unless it would hold a single one.
+            seed: of the order and of the augmentations.
+
+        Raises:
+            DataError: as `batches`.
+        """

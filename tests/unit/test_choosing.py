@@ -12,7 +12,7 @@ from autoprune.errors import DataError
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
-from autoprune.models.detection.choosing import balanced
+from autoprune.models.detection.data_set import balanced
 from autoprune.workflows.quantize import shared_out
 from tests.helpers.darknet_detector import write_detector as write_darknet
 from tests.helpers.detectors import write_data, write_detector

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.latency.features import deployed_layers
-from autoprune.models.detection.suppression import CONFIDENCE
+from autoprune.models.detection.exporting import CONFIDENCE
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.runtimes.exported import export_onnx
 from autoprune.structure.graph import Layer, LayerKind

@@ -15,10 +15,18 @@ from torch import nn
 
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
-from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
+from autoprune.models._base import (
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    Predict,
+    Predictions,
+    Sgd,
+    TrainableAdapter,
+    noise,
+)
 from autoprune.models._memory import check_memory
-from autoprune.models._noise import noise
-from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.darknet.build import check_classes, choose_image_size, classes_of, input_shape, stride_of
 from autoprune.models.darknet.cfg import scaled_cfg
 from autoprune.models.darknet.files import Header, checkpoint_size, read, weights_of, write
@@ -26,7 +34,6 @@ from autoprune.models.darknet.images import Augmentation, load_augmented, load_s
 from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from autoprune.models.darknet.network import DarknetNetwork, DeployedDarknet
 from autoprune.models.detection.channels import check_channels
-from autoprune.models.detection.choosing import balanced as in_balance
 from autoprune.models.detection.comparing import BOXES, difference, disagreement
 from autoprune.models.detection.data_set import (
     DataSet,
@@ -39,9 +46,10 @@ from autoprune.models.detection.data_set import (
     shuffled,
     to_batch,
 )
+from autoprune.models.detection.data_set import balanced as in_balance
+from autoprune.models.detection.exporting import suppressed
 from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
-from autoprune.models.detection.suppression import suppressed
 from autoprune.results import Metrics
 from autoprune.runtimes.settings import resolve_device
 

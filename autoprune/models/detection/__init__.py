@@ -1,1 +1,1 @@
-"""What the adapters of detectors share: labelled data sets, accuracy, suppression, exported files."""
+"""Shared by adapters of detectors: labelled data sets, accuracy, suppression, exported files."""

@@ -1,4 +1,4 @@
-"""How many channels images have: 3 of colour, 1 of grey, others of several bands, as networks and data sets name it."""
+"""Number of image channels (3 for colour, 1 for grey, others for multispectral) of networks and data sets, checked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import cv2
 from autoprune.errors import DataError, ModelError
 
 COLOUR = 3
-"""Channels of images where nothing else is named."""
+"""Default number of channels."""
 
 _MOST = 512
-"""Channels that an image can have in OpenCV, which reads the images."""
+"""Most channels of an image in OpenCV."""
 
 
 def input_channels(module: Any) -> int:
-    """Return the channels of the images that a network takes, as the YAML inside a network of Ultralytics names them.
+    """Return the number of input channels in the YAML inside a network of Ultralytics.
 
     Raises:
-        ModelError: what it names is no number of channels.
+        ModelError: the YAML's value is no number of channels.
     """
     described = getattr(module, "yaml", None)
     described = described if isinstance(described, Mapping) else {}
@@ -32,10 +32,10 @@ def input_channels(module: Any) -> int:
 
 
 def data_channels(file: Path, described: Mapping[str, Any]) -> int:
-    """Return the channels of a data set's images, the key ``channels`` of its YAML file.
+    """Return the number of channels of a data set's images, the key ``channels`` of its YAML file.
 
     Raises:
-        DataError: it is no number of channels.
+        DataError: the value is no number of channels.
     """
     named = described.get("channels", COLOUR)
     if not _is_number_of_channels(named):
@@ -44,11 +44,11 @@ def data_channels(file: Path, described: Mapping[str, Any]) -> int:
 
 
 def check_channels(weights: Path, channels: int, data: Mapping[str, Any]) -> None:
-    """Raise ``DataError`` where the images of a data set have other channels than those that a network takes.
+    """Raise ``DataError`` if a data set's images have another number of channels than a network's input.
 
     Args:
-        weights: where the network is from.
-        channels: what it takes.
+        weights: the network's file, for the message.
+        channels: of the network's input.
         data: the description of the data set in Ultralytics' form.
     """
     found, file = data["channels"], data.get("yaml_file", "the data set")
@@ -60,7 +60,7 @@ def check_channels(weights: Path, channels: int, data: Mapping[str, Any]) -> Non
 
 
 def check_image(file: str, found: int, channels: int) -> None:
-    """Raise ``DataError`` where an image has ``found`` channels and its data set names others."""
+    """Raise ``DataError`` if an image has ``found`` channels and its data set names another number."""
     if found != channels:
         raise DataError(
             f"{file} has {_counted(found)}, and 'channels' of its data set's YAML file is {channels}; correct it, or "
@@ -69,9 +69,9 @@ def check_image(file: str, found: int, channels: int) -> None:
 
 
 def reading_flag(channels: int) -> int:
-    """Return how OpenCV reads images for so many channels, as Ultralytics does: any file as grey or as colour images.
+    """Return OpenCV's flag to read images with ``channels`` channels, as Ultralytics does.
 
-    Images of other channels are read as they are: RGBA, or the pages of a TIFF file.
+    For 1 and 3 channels files are converted to grey or colour; others are read unchanged (RGBA, pages of a TIFF file).
     """
     return {1: cv2.IMREAD_GRAYSCALE, COLOUR: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
 

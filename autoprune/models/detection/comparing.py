@@ -1,4 +1,4 @@
-"""How far the predictions of two networks lie from each other, whatever their task predicts."""
+"""Compare the predictions of two networks, for all tasks."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 
 from autoprune.models._base import Difference, Predictions
 
-_PIXELS = 100.0  # where rows are paired, a score that is off by 0.01 counts as much as a box that is off by a pixel
-_SURE = 0.05  # rows below this score may be there in one network and not in the other
-_ROW = 6  # numbers of a row before what its task adds: box, score, class
+_PIXELS = 100.0  # between rows, a difference of 0.01 in the score counts as one pixel of the box
+_SURE = 0.05  # rows below this score may be missing in one of the networks
+_ROW = 6  # numbers of a row before the extras: box, score, class
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the numbers of a prediction are.
+    """The layout of a prediction's numbers.
 
-    Without rows predictions have the shape (B, 4 + classes + extras, anchors): box, scores, and what the task adds
+    Without rows predictions have the shape (B, 4 + classes + extras, anchors): box, scores, and the task's extras
     (keypoints, an angle, coefficients of masks). With rows (B, rows, 6 + extras): box, score, class, extras, in any
-    order of the rows. Without boxes (B, classes). A second tensor, where there is one, holds what masks are made of.
+    order of the rows. Without boxes (B, classes). An optional second tensor has the prototypes of masks.
 
     Attributes:
-        boxes: whether there are any.
+        boxes: whether there are boxes.
         rows: whether every object is one row.
-        pixels: how many pixels a coordinate of 1 is.
-        extras: numbers that the task adds, last.
-        keypoint: numbers of one keypoint, x and y first, of which the extras consist; 0 where they are something else.
+        pixels: pixels per unit of the coordinates.
+        extras: number of the task's extras, at the end.
+        keypoint: numbers per keypoint, x and y first, if the extras are keypoints; else 0.
     """
 
     boxes: bool = True
@@ -37,7 +37,7 @@ class Layout:
     keypoint: int = 0
 
     def places(self, width: int) -> torch.Tensor:
-        """Mark which numbers of a prediction are coordinates; shape (width,)."""
+        """Return a mask of the numbers that are coordinates, shape (width,)."""
         marked = torch.zeros(width, dtype=torch.bool)
         marked[:4] = True
         if self.keypoint:
@@ -46,16 +46,16 @@ class Layout:
 
 
 BOXES = Layout()
-"""Of a detector: box and scores per anchor."""
+"""Layout of a detector: box and scores per anchor."""
 
 
 def difference(expected: Predictions, found: Predictions, *, layout: Layout) -> Difference:
-    """Return how far predictions lie from those expected.
+    """Return the largest differences between two predictions.
 
-    Of rows only those that are sure enough to be there in both are compared, each with the nearest one of its class.
+    Of rows only the confident ones are compared, each with the nearest one of its class.
 
     Args:
-        expected: as the layout has it.
+        expected: predictions in this layout.
         found: of the same shapes.
         layout: of both.
     """
@@ -77,11 +77,11 @@ def difference(expected: Predictions, found: Predictions, *, layout: Layout) -> 
 def disagreement(expected: Predictions, found: Predictions, *, layout: Layout) -> float:
     """Return the mean difference of predictions in [0, 1], each prediction weighted by the higher of its scores.
 
-    A score that is off by 0.01 counts as much as a box that is off by a pixel, and nothing counts more than 1. What
-    masks are made of counts by its relative error, where that is more.
+    A difference of 0.01 in the score counts as one pixel of the box, and no prediction counts more than 1. Mask
+    prototypes count by their relative error, if that is larger.
 
     Args:
-        expected: as the layout has it.
+        expected: predictions in this layout.
         found: of the same shapes.
         layout: of both.
     """
@@ -110,7 +110,7 @@ def _in_pixels(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def _rows_differ(expected: torch.Tensor, found: torch.Tensor, layout: Layout) -> tuple[float, float]:
-    """Return the largest difference of coordinates and of other numbers; infinite where a class is not found at all."""
+    """Return the largest difference of coordinates and of other numbers; infinite if a row's class is missing."""
     places = layout.places(expected.shape[2])
     boxes = scores = 0.0
     for rows, others in zip(expected, found, strict=True):
@@ -125,7 +125,7 @@ def _rows_differ(expected: torch.Tensor, found: torch.Tensor, layout: Layout) ->
 
 
 def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Pair every row with the other network's nearest one; a row of another class is at least 1 apart."""
+    """Return the weighted mean distance of every row to the other network's nearest; other classes are 1 apart."""
     scale = torch.tensor([1 / _PIXELS] * 4 + [1.0, 1.0])
     apart = torch.cdist(expected[..., :_ROW] * scale, found[..., :_ROW] * scale, p=1).clamp(max=1)
     weights = torch.cat([expected[..., 4], found[..., 4]], 1)
@@ -133,7 +133,7 @@ def _rows_apart(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
-    """Return a weighted mean; 0 where nothing has weight, as nothing is detected then."""
+    """Return a weighted mean; 0 if all weights are 0, as then nothing is detected."""
     return float((values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
 
 

@@ -1,14 +1,14 @@
 """The data set of a detector: its YAML file, its splits, the labels of its images, without downloads.
 
-Files are read as Ultralytics reads them, whatever the network's family, but looked up and verified here: Ultralytics
-would download what is missing, write a label cache next to the labels and repair broken images in place. autoprune
-reads a few hundred images, so it verifies those in a second, keeps the result in memory, and writes nothing into the
-user's data.
+Files are read as Ultralytics reads them, for all families of networks, but found and verified here: Ultralytics would
+download missing data, write a label cache next to the labels and repair broken images in place. autoprune reads a few
+hundred images, verifies them in a second, keeps the result in memory, and writes nothing into the user's data.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,21 +25,21 @@ from autoprune.models.detection.description import class_names, places_of, read_
 
 SPLITS = ("train", "val", "test")
 Sample = Mapping[str, Any]
-"""One image with its labels, of which `to_batch` makes batches."""
+"""One image with its labels, as `to_batch` takes it."""
 Label = dict[str, Any]
-"""One verified image with its labels, in the form that `YOLODataset` keeps them."""
+"""One verified image file with its labels, in `YOLODataset`'s form."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as its YAML file describes it, with every path resolved.
+    """A data set as described by its YAML file, with resolved paths.
 
     Attributes:
         file: the YAML file.
         names: class names in the order of their indices.
-        splits: where the images of each split lie: folders, or text files that list images.
-        settings: the whole description in the form that Ultralytics' own code expects.
-        single_class: whether every label counts as of the class 0, whatever the file says; see `as_one_class`.
+        splits: of each split, the folders of its images, or text files that list images.
+        settings: the whole description in Ultralytics' form.
+        single_class: whether every label has the class 0, regardless of its file; see `as_one_class`.
     """
 
     file: Path
@@ -66,8 +66,8 @@ class DataSet:
 
 
 def as_one_class(data: DataSet) -> DataSet:
-    """Return a data set whose labels are all of one class, as Ultralytics' training with ``single_cls=True`` has it."""
-    names = ("item",)  # what that training calls the class
+    """Return the data set with all labels of one class, as Ultralytics' training with ``single_cls=True`` uses it."""
+    names = ("item",)  # Ultralytics' name of the class
     settings = {**data.settings, "names": dict(enumerate(names)), "nc": len(names)}
     return replace(data, names=names, settings=settings, single_class=True)
 
@@ -123,7 +123,7 @@ def _is_image(name: str) -> bool:
 
 
 def shuffled(data: DataSet, split: str, seed: int) -> list[str]:
-    """Return the files of a split in an order that the seed fixes; ``DataError`` as `DataSet.files`."""
+    """Return the files of a split in an order drawn from the seed; ``DataError`` as `DataSet.files`."""
     files = data.files(split)
     return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
 
@@ -131,14 +131,14 @@ def shuffled(data: DataSet, split: str, seed: int) -> list[str]:
 def readable(
     files: Iterable[str], data: DataSet, *, task: str, load: Callable[[Label], Sample], skipped: dict[str, str]
 ) -> Iterator[Sample]:
-    """Yield the images that can be read, with their labels.
+    """Yield the readable images with their labels.
 
     Args:
         files: the images.
-        data: where they are from.
+        data: their data set.
         task: Ultralytics' name of it.
         load: makes a sample of a verified label.
-        skipped: gets the other files, each with the reason.
+        skipped: filled with the other files and the reasons.
     """
     for file in files:
         label = verified(file, data, task)
@@ -147,14 +147,14 @@ def readable(
             continue
         try:
             sample = load(label)
-        except (OSError, ValueError, RuntimeError) as error:  # the file's head is sound, its pixels are not
+        except (OSError, ValueError, RuntimeError) as error:  # the header is readable, the pixels are not
             skipped[file] = str(error)
         else:
             yield sample
 
 
 def has_labels(image: str) -> bool:
-    """Return whether an image's file of labels says anything; nothing else is read."""
+    """Return whether an image's label file has any content; nothing else is read."""
     try:
         with open(stock.img2label_paths([image])[0], "rb") as content:
             return any(map(bytes.strip, content))
@@ -163,7 +163,7 @@ def has_labels(image: str) -> bool:
 
 
 def label_file(image: str) -> str:
-    """Say where Ultralytics looks for the labels of an image."""
+    """Return in words where Ultralytics looks for the labels of an image."""
     return f"labels are text files such as {stock.img2label_paths([image])[0]}"
 
 
@@ -176,15 +176,15 @@ def check_samples(
     labelled: Callable[[str], bool] = has_labels,
     expected: Callable[[str], str] = label_file,
 ) -> None:
-    """Raise ``DataError`` where there is no image, or none that has a label.
+    """Raise ``DataError`` if there is no image, or none with a label.
 
     Args:
-        samples: images with ``im_file``, a path: all of the split, or the first `choosing.balanced` ones.
-        data: where they are from.
-        split: likewise.
+        samples: images with ``im_file``, a path: all of the split, or the first `balanced` ones.
+        data: their data set.
+        split: of the data set.
         skipped: images that could not be read, with the reason.
-        labelled: tells whether an image has a label.
-        expected: says where the labels of an image are looked for.
+        labelled: returns whether an image has a label.
+        expected: returns in words where the labels of an image are expected.
     """
     if not samples and skipped:
         first = next(f"{file}: {reason}" for file, reason in skipped.items())
@@ -200,7 +200,7 @@ def verified(file: str, data: DataSet, task: str) -> Label | str:
     """Check one image and its labels as Ultralytics does.
 
     Returns:
-        Its label in `YOLODataset`'s form, or why it cannot be used.
+        Its label in `YOLODataset`'s form, or the reason why it cannot be used.
     """
     keypoints = data.settings.get("kpt_shape", (0, 0))
     classes = (len(data.names), *keypoints, data.single_class)
@@ -225,7 +225,7 @@ _IGNORED = "ignoring corrupt image/label: "
 
 
 def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
-    """Do as Ultralytics' ``verify_image_label`` does, but never write: it would repair a JPEG without an end."""
+    """Call Ultralytics' ``verify_image_label``, except for truncated JPEGs: it would repair the file in place."""
     problem = cut_short(arguments[0])
     if problem:
         return [None] * 5 + [0, 0, 0, 1, f"{arguments[2]}{arguments[0]}: {_IGNORED}{problem}"]
@@ -234,7 +234,7 @@ def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
 
 
 def cut_short(file: str) -> str | None:
-    """Say why, if an image cannot be opened, is too large, or is a JPEG without its end."""
+    """Return the reason if an image cannot be opened, is too large, or is a truncated JPEG; else None."""
     if not os.path.isfile(file):
         return "is no file" if os.path.lexists(file) else "does not exist"
     try:
@@ -243,7 +243,7 @@ def cut_short(file: str) -> str | None:
         with open(file, "rb") as content:
             content.seek(-2, os.SEEK_END)
             ended = content.read() == b"\xff\xd9"
-    except Exception as error:  # whatever a format's decoder raises; an image of too many pixels is no OSError
+    except Exception as error:  # decoders raise any class; too many pixels are no OSError
         return str(error)
     return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None
 
@@ -251,8 +251,8 @@ def cut_short(file: str) -> str | None:
 def to_batch(samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
     """Collate samples and move them to the device, pixels scaled to [0, 1].
 
-    On a CPU the images lie in channels-last order: the shape is the same, and every convolution that
-    follows runs about twice as fast (yolov5n, 320 px, batches of 16: 140 instead of 290 ms).
+    On a CPU the images are in channels-last memory format, which makes the convolutions about twice as fast (yolov5n,
+    320 px, batches of 16: 140 instead of 290 ms).
     """
     batch: dict[str, Any] = stock.YOLODataset.collate_fn(list(samples))
     for key, value in batch.items():
@@ -263,3 +263,33 @@ def to_batch(samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
     if "masks" in batch:
         batch["masks"] = batch["masks"].float()  # as Ultralytics' loss and validator compare them
     return batch
+
+
+def balanced(
+    files: Iterable[str], *, labelled: Callable[[str], bool], read: Callable[[str], Sample | None], rest: bool
+) -> Iterator[Sample]:
+    """Yield images in the order of their files, an image without labels only after one more with labels.
+
+    So the first image has labels, and so have at least half of the first n images, for every n. If half of the first
+    files have labels anyway, the order is unchanged. Files are read only as needed.
+
+    Args:
+        files: the images.
+        labelled: returns whether an image has labels, without reading the image.
+        read: makes a sample of an image; None if that cannot be read.
+        rest: also yield the images without labels that remain at the end.
+    """
+    waiting: deque[str] = deque()
+    surplus = 0  # of images with labels
+    for file in files:
+        if not labelled(file):
+            waiting.append(file)
+        elif (sample := read(file)) is not None:
+            surplus += 1
+            yield sample
+        while waiting and surplus:
+            if (sample := read(waiting.popleft())) is not None:
+                surplus -= 1
+                yield sample
+    if rest:
+        yield from (sample for sample in map(read, waiting) if sample is not None)

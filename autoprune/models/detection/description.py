@@ -1,4 +1,4 @@
-"""What the YAML file of a data set says, every entry that is used checked for its type."""
+"""Read the YAML file of a data set, with the type of every used entry checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_description(file: Path) -> dict[str, Any]:
     """Return the entries of a data set's YAML file.
 
     Raises:
-        DataError: the file is missing or malformed, or an entry is of a type that it cannot have.
+        DataError: the file is missing or malformed, or an entry has a wrong type.
     """
     if not file.is_file():
         raise DataError(f"the data set file {file} does not exist (a YAML file with train, val and names is expected)")
@@ -71,7 +71,7 @@ def root_of(file: Path, described: Mapping[str, Any]) -> Path:
 
 
 def places_of(file: Path, split: str, given: object, root: Path) -> tuple[Path, ...]:
-    """Return where the images of a split lie.
+    """Return the folders or lists of a split's images.
 
     Raises:
         DataError: the entry is neither a path nor a list of paths.
@@ -89,7 +89,7 @@ def places_of(file: Path, split: str, given: object, root: Path) -> tuple[Path, 
 
 
 def _exists(path: Path, file: Path) -> bool:
-    """Return whether there is a file or folder; names that no file can have are refused."""
+    """Return whether a file or folder exists; impossible names raise ``DataError``."""
     try:
         os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
@@ -100,7 +100,7 @@ def _exists(path: Path, file: Path) -> bool:
 
 
 def _check_keypoints(file: Path, described: Mapping[str, Any]) -> None:
-    """Check the shape of keypoints and the order of mirrored ones, where they are given."""
+    """Check the shape of keypoints and their mirrored order, if given."""
     shape, order = described.get("kpt_shape"), described.get("flip_idx")
     if shape is not None and not (_are_whole(shape) and len(shape) == 2 and shape[0] >= 1 and shape[1] in (2, 3)):
         raise DataError(f"'kpt_shape' of {file} must be [keypoints, 2 or 3], such as [17, 3], got {_shown(shape)}")
@@ -119,6 +119,6 @@ def _are_whole(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value as a message can have it."""
+    """Return a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

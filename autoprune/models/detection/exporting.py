@@ -1,8 +1,8 @@
-"""Networks as files, by Ultralytics' own exporter: ``YOLO(file)`` reads classes, stride and image size out of them.
+"""Deployed detectors: with non-maximum suppression, and exported by Ultralytics' own exporter.
 
-The exporter writes ONNX and TorchScript. Other formats are made of these, see `autoprune.models.formats`: the exporter
-would load their runtimes into this process, where OpenVINO reports over the network, and would build TensorRT engines
-in another way than those that are measured.
+``YOLO(file)`` reads classes, stride and image size from the metadata of exported files. The exporter writes ONNX and
+TorchScript; other formats are converted from these, see `autoprune.models.formats`. The exporter would load their
+runtimes into this process, where OpenVINO sends telemetry, and would build other TensorRT engines than the measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from autoprune.errors import ModelError
@@ -25,9 +26,12 @@ from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, named_operation
 
 NOTES_KEY = "autoprune"
-"""Under which notes travel in a file's metadata."""
+"""Key of the notes in a file's metadata."""
 
-_REPLACED = ".exported"  # the suffix of the file's name that the exporter puts its own in the place of
+CONFIDENCE = 0.25
+"""Score below which a box is dropped; Ultralytics' default for exports with ``nms=True``."""
+
+_REPLACED = ".exported"  # suffix that the exporter replaces by its own
 
 
 def write(
@@ -41,18 +45,18 @@ def write(
     notes: Mapping[str, Any],
     convert: Convert,
 ) -> Path:
-    """Write a network into an empty folder.
+    """Export a network into an empty folder.
 
     Args:
-        module: a network with what the exporter reads (``names``, ``stride``, ``yaml``, ``fuse``), as stock classes
-            have it, on the device where it is traced; it is not modified.
+        module: a network with the attributes that the exporter reads (``names``, ``stride``, ``yaml``, ``fuse``), as
+            stock classes have, on the device where it is traced; it is not modified.
         folder: where to.
-        settings: what is written.
+        settings: format and precision.
         image_size: square input size in pixels.
         task: Ultralytics' name of it.
-        end2end: whether the head needs no suppression (YOLOv10, YOLO26), and is switched on.
-        notes: plain JSON values, which travel in the file's metadata as JSON under the key ``autoprune``.
-        convert: writes an ONNX file in the own format of the runtime.
+        end2end: whether the head is end-to-end (YOLOv10, YOLO26) and switched on.
+        notes: plain JSON values for the file's metadata, as JSON under the key ``autoprune``.
+        convert: converts an ONNX file to the runtime's own format.
 
     Returns:
         The format's file or folder.
@@ -81,7 +85,7 @@ def write(
 
 
 def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Have the exporter write a network, and return the metadata that it wrote."""
+    """Export a network and return the file's metadata."""
 
     def add_notes(exporter: Any) -> None:
         if notes:
@@ -89,13 +93,13 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) 
 
     try:
         with stock.quiet(), _left_alone(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
+            warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
             exporter = stock.Exporter(overrides=dict(options))
-            exporter.callbacks = {"on_export_start": [add_notes]}  # and none that reports the export
+            exporter.callbacks = {"on_export_start": [add_notes]}  # and no callback that reports the export
             exporter(network)
     except MemoryError:
         raise
-    except Exception as error:  # the exporter lets through whatever torch raises, and asserts its own rules
+    except Exception as error:  # any error of torch, and the exporter's own assertions
         if any(sign in str(error) for sign in FULL):
             raise
         if "output model too small" not in str(error):  # written, but below 0.1 MB, as pruned networks may be
@@ -111,7 +115,7 @@ def _refusal(name: str, error: Exception) -> str:
 
 @contextmanager
 def _left_alone() -> Iterator[None]:
-    """Keep the exporter from installing packages, and from noting in the user's settings that it praised OpenVINO."""
+    """Keep the exporter from installing packages, and from changing the user's settings."""
     installs, praise = stock.checks.AUTOINSTALL, stock.SETTINGS.get("openvino_msg", True)
     stock.checks.AUTOINSTALL = False
     dict.__setitem__(stock.SETTINGS, "openvino_msg", False)  # its own method would write the file
@@ -120,3 +124,35 @@ def _left_alone() -> Iterator[None]:
     finally:
         stock.checks.AUTOINSTALL = installs
         dict.__setitem__(stock.SETTINGS, "openvino_msg", praise)
+
+
+def suppressed(network: nn.Module, *, task: str = "detect") -> nn.Module:
+    """Return a detector followed by non-maximum suppression, as Ultralytics' ``export(nms=True)`` builds it.
+
+    The output has shape (B, 300, 6): x1, y1, x2, y2 in pixels, score, class; rows beyond the detections are zero. The
+    time of suppression grows with the number of boxes; on noise there are few, so times on noise are a lower bound.
+
+    Args:
+        network: fused, eval mode, with the ``names`` of its classes; it maps images to predictions of shape
+            (B, 4 + classes + extras, anchors), x1, y1, x2, y2 in pixels and scores. It becomes a submodule.
+        task: Ultralytics' name of it.
+    """
+    settings = stock.get_cfg(overrides={"format": "onnx", "nms": True, "conf": CONFIDENCE})
+    whole: nn.Module = stock.NMSModel(_SinglePrecision(network, task), settings).eval()
+    return whole
+
+
+class _SinglePrecision(nn.Module):
+    """Converts a detector's predictions to float32: on CPUs suppression is implemented for nothing else."""
+
+    def __init__(self, network: Any, task: str) -> None:
+        super().__init__()
+        self.network = network
+        self.names = network.names
+        self.task = task
+
+    def forward(self, image: torch.Tensor) -> Any:
+        predictions = self.network(image)
+        if isinstance(predictions, tuple):  # with prototypes of masks
+            return tuple(part.float() for part in predictions)
+        return predictions.float()

@@ -1,4 +1,4 @@
-"""Metrics by Ultralytics' own code: its NMS, its matching, its average precision."""
+"""Accuracy, measured by Ultralytics' own NMS, matching and average precision."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_DETECTIONS = 300
 
 
 class PatientValidator(stock.DetectionValidator):  # type: ignore[misc]
-    """Ultralytics' validator, fed batch by batch, with an NMS that never gives up on time.
+    """Ultralytics' validator, called batch by batch, with an NMS without a time limit.
 
-    The stock NMS leaves the rest of a batch without detections after 2 s + 0.05 s per image, so that on a busy
-    machine the accuracy would depend on the load.
+    The stock NMS skips the rest of a batch after 2 s + 0.05 s per image, so the accuracy would depend on the machine's
+    load.
     """
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
@@ -44,14 +44,14 @@ class PatientValidator(stock.DetectionValidator):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a network's predictions become an accuracy; by default boxes as Ultralytics' ``val`` judges them.
+    """How accuracy is measured; by default of boxes as in Ultralytics' ``val``.
 
     Attributes:
         task: Ultralytics' name of the task.
-        validator: Ultralytics' class that judges predictions.
-        keys: of its results, by the metric's name; the first one decides.
-        confidence: detections below this score are dropped before suppression …
-        overlap: … and of two of a class with a higher IoU than this the one with the lower score.
+        validator: Ultralytics' class that evaluates predictions.
+        keys: of its results, by the metric's name; the first one is the primary metric.
+        confidence: detections below this score are dropped before suppression.
+        overlap: IoU threshold of suppression.
     """
 
     task: str = "detect"
@@ -64,7 +64,7 @@ class Metric:
 
 
 _FACTS = ("kpt_shape", "kpt_oks_sigmas")
-"""Of a data set's description, what a validator reads."""
+"""Entries of a data set's description that validators read."""
 
 
 def measure(
@@ -80,16 +80,16 @@ def measure(
     """Measure the accuracy of an eval-mode network on batches of labelled images.
 
     Args:
-        module: the network; may be fused. Where something runs in its stead, its ``names`` and ``end2end`` are enough.
+        module: the network, fused or not. With ``predict`` only its ``names`` and ``end2end`` are used.
         batches: images and labels as Ultralytics collates them, on the device.
-        metric: judges.
-        device: where both live.
+        metric: the measure.
+        device: of network and batches.
         objects: labels in the fullest image.
         settings: the data set's description.
-        predict: what predicts in the network's stead, such as itself on another runtime; None for the network.
+        predict: predicts instead of the network, such as its exported file; None for the network.
 
     Returns:
-        The task's metrics, zero if nothing is detected; of each class, those of the classes that are in the labels.
+        The task's metrics, zero if nothing is detected, and those of each class with labels.
     """
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, metric, device=device, objects=objects, settings=settings)
@@ -114,7 +114,7 @@ def _per_class(validator: Any, metric: Metric) -> Mapping[str, Mapping[str, floa
 
 
 def _per_label(validator: Any, metric: Metric) -> Mapping[str, Mapping[str, float]]:
-    """Return a classifier's share of images whose label comes first, and is among the first five, by class name."""
+    """Return a classifier's top-1 and top-5 accuracy of each class, by class name."""
     labels, predicted = torch.cat(validator.targets), torch.cat(validator.pred)
     right = labels[:, None] == predicted
     shares = torch.stack([right[:, 0], right.any(1)], dim=1).double()

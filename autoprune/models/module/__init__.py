@@ -1,8 +1,7 @@
 """Networks of any class: an adapter of a user's own module, loss, data and metric."""
 
-from autoprune.models._trainable import Sgd
+from autoprune.models._base import Sgd
 from autoprune.models.module.adapter import ModuleAdapter
-from autoprune.models.module.factory import load
-from autoprune.models.module.pickled import load_pickled
+from autoprune.models.module.loading import load, load_pickled
 
 __all__ = ["ModuleAdapter", "Sgd", "load", "load_pickled"]

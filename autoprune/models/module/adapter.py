@@ -13,11 +13,19 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
-from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions
-from autoprune.models._noise import noise
-from autoprune.models._trainable import Sgd, TrainableAdapter
+from autoprune.models._base import (
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    Predict,
+    Predictions,
+    Sgd,
+    TrainableAdapter,
+    noise,
+)
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from autoprune.models.module.data import Collate, Data, Samples
+from autoprune.models.module.data import Collate, Data, MapDataset, reason_of
 from autoprune.models.module.exporting import FirstOutput, write
 from autoprune.results import Metrics
 from autoprune.runtimes.settings import resolve_device
@@ -29,9 +37,9 @@ Loss: TypeAlias = Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]
 """(network in train mode, images, targets) → a scalar, averaged over the images."""
 
 Metric: TypeAlias = Callable[[Predict, Iterable[tuple[torch.Tensor, Any]]], float | tuple[float, ...]]
-"""(predict, batches of images and targets) → a share, higher is better; or several, in the order of their names.
+"""(predict, batches of images and targets) → a number in [0, 1], higher is better; or several, as ``metric_names``.
 
-``predict`` runs the network in eval mode and returns its output, the first tensor of it where there are several.
+``predict`` runs the network in eval mode and returns its output, the first tensor if there are several.
 """
 
 
@@ -41,14 +49,14 @@ class ModuleAdapter(TrainableAdapter):
     Args:
         module: the dense, trained network; a copy is kept.
         example: one input or more, shape (B, channels, height, width).
-        loss: what training descends.
-        train: samples (image, target) by number, as ``torch.utils.data.Dataset`` has them. Random augmentations may
-            draw from torch's generator, which is seeded.
-        val: those that tell how well a network does.
-        metric: how well that is.
-        name: for users, and for policies.
-        metric_names: what the metric returns is called, the one that decides first.
-        collate: makes a batch of samples; by default as torch's loaders do.
+        loss: the training loss.
+        train: a map-style data set (``torch.utils.data.Dataset``) of (image, target). Random augmentations may draw
+            from torch's generator, which is seeded.
+        val: the validation samples.
+        metric: measures accuracy.
+        name: in messages and policies.
+        metric_names: names of the metric's results, the primary one first.
+        collate: makes a batch of samples; by default torch's ``default_collate``.
         sgd: how the network was trained; fine-tuning begins with a share of its learning rate.
         free_outputs: keys of an output dictionary whose tensors may lose channels.
         device: where to compute.
@@ -60,7 +68,7 @@ class ModuleAdapter(TrainableAdapter):
 
     resizable = False
     bytes_per_number = 4
-    autocasts = False  # a user's own loss may read numbers that it never was given in bfloat16
+    autocasts = False  # a user's own loss may not support bfloat16
 
     def __init__(
         self,
@@ -68,8 +76,8 @@ class ModuleAdapter(TrainableAdapter):
         *,
         example: torch.Tensor,
         loss: Loss,
-        train: Samples,
-        val: Samples,
+        train: MapDataset,
+        val: MapDataset,
         metric: Metric,
         name: str | None = None,
         metric_names: tuple[str, ...] = ("accuracy",),
@@ -117,23 +125,23 @@ class ModuleAdapter(TrainableAdapter):
         return noise(batch, *self._shape, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
-        """Return samples of a split as batches held on the device; which of them have labels is not known."""
+        """Return samples of a split as batches on the device; ``balanced`` has no effect, as labels are not known."""
         if images < 1 or batch < 1:
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         numbers = self._data.chosen(split, images=images, seed=seed)
         return list(self._data.batches(split, numbers, batch=batch, seed=seed, device=self.device))
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
-        """Return training images, augmented where their data set does so."""
+        """Return training images, augmented if their data set does so."""
         return [self.inputs(one) for one in self.batches("train", images=images, batch=batch, seed=seed)]
 
     def batches_per_epoch(self, batch: int) -> int:
-        """Return how many batches `epoch` gives."""
+        """Return the number of batches of `epoch`."""
         count = len(self._data.split("train"))
         return math.ceil((count - 1 if count > 1 and count % batch == 1 else count) / batch)
 
     def epoch(self, *, batch: int, seed: int) -> Iterable[Batch]:
-        """Give the training samples once, in an order drawn from the seed; a last batch of one sample is left out."""
+        """Yield the training samples once, in an order drawn from the seed; a last batch of one sample is left out."""
         numbers = self._data.chosen("train", images=None, seed=seed)
         if len(numbers) > 1 and len(numbers) % batch == 1:
             numbers = numbers[:-1]  # batch norm cannot normalise a single value per channel
@@ -157,7 +165,7 @@ class ModuleAdapter(TrainableAdapter):
         return found
 
     def stages(self, module: nn.Module) -> Sequence[str]:
-        """Return none: nothing is known of the order in which a network of any class runs."""
+        """Return no stages: the execution order of a user's network is not known."""
         return ()
 
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
@@ -169,7 +177,7 @@ class ModuleAdapter(TrainableAdapter):
         return self.validate_deployed(self.deployable(module))
 
     def validate_deployed(self, predict: Predict) -> Metrics:
-        """Measure the metric on the validation data, where something else runs the network."""
+        """Measure the metric on the validation data with another runtime's predictions."""
         numbers = self._data.chosen("val", images=None, seed=None)
         batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
         return self._measured(predict, batches)
@@ -177,18 +185,18 @@ class ModuleAdapter(TrainableAdapter):
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a copy in eval mode without gradients that returns its first output.
 
-        It is not fused: runtimes outside of torch fold batch norms themselves, and what it needs besides the network,
-        such as suppression, is in the network or nowhere.
+        It is not fused: other runtimes fold batch norms themselves. Suppression is never added; it must be part of the
+        network.
         """
         deployed = copy.deepcopy(module).eval().requires_grad_(False)
         return deployed if isinstance(self._output(deployed), torch.Tensor) else FirstOutput(deployed)
 
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
-        """Write the network for a runtime, with a fixed input shape."""
+        """Export the network with a fixed input shape."""
         return write(self.deployable(module), folder, settings, shape=(1, *self._shape), convert=convert)
 
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Compare outputs: the largest difference, as a share of the largest output where that is above 1."""
+        """Return the largest difference of outputs, as a share of the largest output if that is above 1."""
         assert isinstance(expected, torch.Tensor)  # see `deployable`
         assert isinstance(found, torch.Tensor)
         if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
@@ -197,7 +205,7 @@ class ModuleAdapter(TrainableAdapter):
         return Difference(boxes=0.0, scores=float((expected - found).abs().max()) / scale)
 
     def disagreement(self, expected: Predictions, found: Predictions) -> float:
-        """Compare outputs: the summed difference as a share of what both sum to (Bray & Curtis, 1957)."""
+        """Return the summed difference of outputs as a share of both sums (Bray & Curtis, 1957)."""
         assert isinstance(expected, torch.Tensor)  # see `deployable`
         assert isinstance(found, torch.Tensor)
         if not found.isfinite().all():
@@ -206,7 +214,7 @@ class ModuleAdapter(TrainableAdapter):
         return float((expected - found).abs().sum()) / both if both else 0.0
 
     def scaled(self, width: float) -> nn.Module | None:
-        """Return None: how a network of any class is built wider is not known."""
+        """Return None: a user's class has no known width multiple."""
         return None
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
@@ -214,7 +222,7 @@ class ModuleAdapter(TrainableAdapter):
         write_checkpoint(Checkpoint.of(module, self.module, name=self.name, notes=notes), path)
 
     def reopen(self, path: Path) -> nn.Module:
-        """Build what ``save`` wrote from a copy of the dense network."""
+        """Rebuild a saved network from a copy of the dense one."""
         return read_checkpoint(path).rebuild(self.module, path)
 
     def checkpoint_size(self, module: nn.Module) -> int:
@@ -231,7 +239,7 @@ class ModuleAdapter(TrainableAdapter):
         except Exception as error:  # a user's own code
             raise ModelError(
                 f"{self.name} must take its example, a batch of shape (1, {', '.join(map(str, self._shape))}), and "
-                f"does not ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                f"does not ({reason_of(error)})"
             ) from error
 
     def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Metrics:

@@ -1,8 +1,7 @@
 """Checkpoints of pruned networks of any class: tensors and plain numbers, which run no code when they are read.
 
-A pruned network is the dense one with smaller tensors, and with the numbers changed that repeat widths
-(``in_channels``, ``num_features``, …). Both are in the file; the classes are the user's own, and come with the dense
-network, which the user's own code builds.
+A pruned network differs from the dense one in its tensors and in the attributes that repeat widths (``in_channels``,
+``num_features``, …). Both are in the file; the classes come with the dense network, which the user's own code builds.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from autoprune.io.files import saying_why, why_no_file, write_atomic
 VERSION = 1
 
 Numbers = Mapping[str, Mapping[str, Any]]
-"""Path of a submodule → its attributes of plain numbers that the dense network's does not share."""
+"""Path of a submodule → its number attributes that differ from the dense network's."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a checkpoint.
 
     Attributes:
         name: of the dense network.
-        tensors: parameters and buffers by name, those that a state dict leaves out, too; on the CPU.
-        numbers: that repeat widths.
+        tensors: parameters and buffers by name, including non-persistent ones; on the CPU.
+        numbers: attributes that repeat widths.
         notes: plain JSON values.
     """
 
@@ -46,9 +45,9 @@ class Checkpoint:
 
     @classmethod
     def of(cls, module: nn.Module, dense: nn.Module, *, name: str, notes: Mapping[str, Any] | None) -> Checkpoint:
-        """Describe a network by its dense one; neither is modified."""
+        """Return the checkpoint of a network relative to its dense one; neither is modified."""
         own = _tensors(module)
-        copies = {id(tensor): tensor.detach().cpu().clone() for tensor in own.values()}  # shared ones are in it once
+        copies = {id(tensor): tensor.detach().cpu().clone() for tensor in own.values()}  # shared tensors once
         tensors = {key: copies[id(tensor)] for key, tensor in own.items()}
         return cls(name, tensors, _changed(module, dense), json.loads(json.dumps(dict(notes or {}))))
 
@@ -93,7 +92,7 @@ class Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint completely or not at all.
 
     Raises:
         RunError: the file cannot be written.
@@ -102,10 +101,10 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint by torch's safe loader.
+    """Read a checkpoint with torch's safe loader.
 
     Raises:
-        ModelError: it is missing, corrupt, or something else.
+        ModelError: it is missing, corrupt, or no such checkpoint.
     """
     if reason := why_no_file(path):
         raise ModelError(f"the checkpoint {path} {reason}")
@@ -129,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _are_tensors(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
-    """Return whether a value maps names to tensors that the file holds whole."""
+    """Return whether a value maps names to tensors with complete storage in the file."""
     return isinstance(value, dict) and all(
         isinstance(key, str)
         and isinstance(one, torch.Tensor)
@@ -140,7 +139,7 @@ def _are_tensors(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
 
 
 def _are_numbers(value: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
-    """Return whether a value maps paths to the numbers of modules."""
+    """Return whether a value maps paths to number attributes of modules."""
     return isinstance(value, dict) and all(
         isinstance(numbers, dict) and all(map(_is_number, numbers.values())) for numbers in value.values()
     )
@@ -170,7 +169,7 @@ def _changed(module: nn.Module, dense: nn.Module) -> Numbers:
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Return a module's own attributes that are whole numbers, or tuples and lists of them."""
+    """Return a module's attributes that are integers, or tuples and lists of them."""
     return {key: value for key, value in vars(module).items() if _is_number(value)}
 
 

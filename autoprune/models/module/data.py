@@ -1,4 +1,4 @@
-"""A user's own data sets as batches on a device."""
+"""Batches on a device from a user's own data sets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from autoprune.errors import DataError
 from autoprune.models._base import Batch
 
 Collate = Callable[[list[Any]], tuple[torch.Tensor, Any]]
-"""Makes the images, shape (B, channels, height, width), and the targets of a batch from samples."""
+"""Maps samples to a batch: images, shape (B, channels, height, width), and targets."""
 
 
-class Samples(Protocol):
-    """A data set as torch's loaders read it: samples by number, each of an image and its target."""
+class MapDataset(Protocol):
+    """A map-style data set of torch: samples by index, each an image and its target."""
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
+        """Return the number of samples."""
 
     def __getitem__(self, index: int) -> Any:
         """Return one sample, (image of shape (channels, height, width), target)."""
@@ -32,18 +32,18 @@ class Data:
     """A data set's splits.
 
     Attributes:
-        train: what the network was trained on.
-        val: what tells how well it does.
+        train: training samples.
+        val: validation samples.
         collate: makes a batch of samples.
         shape: of one image, (channels, height, width).
     """
 
-    train: Samples
-    val: Samples
+    train: MapDataset
+    val: MapDataset
     collate: Collate = default_collate
     shape: tuple[int, ...] = ()
 
-    def split(self, name: str) -> Samples:
+    def split(self, name: str) -> MapDataset:
         """Return a split by its name.
 
         Raises:
@@ -57,7 +57,7 @@ class Data:
         return found
 
     def chosen(self, split: str, *, images: int | None, seed: int | None) -> Sequence[int]:
-        """Return numbers of samples: the first ``images`` in an order drawn from the seed; None for all, in order."""
+        """Return the first ``images`` indices (None: all) in an order drawn from the seed (None: ascending)."""
         count = len(self.split(split))
         if seed is None:
             return range(count)
@@ -67,7 +67,7 @@ class Data:
     def batches(
         self, split: str, numbers: Sequence[int], *, batch: int, seed: int, device: torch.device
     ) -> Iterator[Batch]:
-        """Yield samples as batches; torch's random numbers start from the seed, for data sets that augment."""
+        """Yield samples as batches; torch's generator is seeded, for data sets that augment."""
         samples = self.split(split)
         state = torch.Generator().manual_seed(seed).get_state()
         for start in range(0, len(numbers), batch):
@@ -77,13 +77,13 @@ class Data:
                 state = torch.get_rng_state()
             yield self._joined(found, split, device)
 
-    def _sample(self, samples: Samples, split: str, number: int) -> Any:
+    def _sample(self, samples: MapDataset, split: str, number: int) -> Any:
         try:
             return samples[number]
         except MemoryError:
             raise
         except Exception as error:  # a user's own code
-            raise DataError(f"sample {number} of the {split} data cannot be read ({_told(error)})") from error
+            raise DataError(f"sample {number} of the {split} data cannot be read ({reason_of(error)})") from error
 
     def _joined(self, samples: list[Any], split: str, device: torch.device) -> Batch:
         try:
@@ -91,7 +91,7 @@ class Data:
         except Exception as error:  # a user's own samples
             raise DataError(
                 f"the samples of the {split} data must make a batch of images and targets, and do not "
-                f"({_told(error)}); give samples (image, target) of equal shapes, or a collate function"
+                f"({reason_of(error)}); give samples (image, target) of equal shapes, or a collate function"
             ) from error
         if not isinstance(images, torch.Tensor) or tuple(images.shape[1:]) != self.shape:
             found = tuple(images.shape[1:]) if isinstance(images, torch.Tensor) else type(images).__name__
@@ -103,5 +103,6 @@ class Data:
         return {"images": images.to(device, torch.float32), "targets": tree_map(placed, targets)}
 
 
-def _told(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return the class of an error in a user's code and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

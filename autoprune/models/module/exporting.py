@@ -1,4 +1,4 @@
-"""Networks of any class as files of a runtime."""
+"""Export of networks of any class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoprune.runtimes.exported import export_onnx
 
 
 class FirstOutput(nn.Module):
-    """A network that returns the first tensor of its output, whatever structure that has."""
+    """Wraps a network to return the first tensor of its output."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -34,20 +34,20 @@ class FirstOutput(nn.Module):
 def write(
     module: nn.Module, folder: Path, settings: ExportSettings, *, shape: tuple[int, ...], convert: Convert
 ) -> Path:
-    """Write a network as it is deployed into an empty folder.
+    """Export a deployable network into an empty folder.
 
     Args:
         module: in eval mode, on the device where it is traced.
         folder: where to.
-        settings: what is written.
+        settings: format and precision.
         shape: of its input.
-        convert: writes an ONNX file in the own format of the runtime.
+        convert: converts an ONNX file to the runtime's own format.
 
     Returns:
         The format's file or folder.
 
     Raises:
-        ConfigError: open shapes or a format for detectors alone are asked for.
+        ConfigError: the settings ask for dynamic shapes, or for a format for detectors only.
         ModelError: the network cannot be traced.
         DeviceError: ONNX has no such operation.
     """
@@ -68,7 +68,7 @@ def write(
 
 def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> None:
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic is meant to become constant
+        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
         try:
             traced = torch.jit.trace(module, image)  # type: ignore[no-untyped-call]
         except RuntimeError as error:

@@ -12,15 +12,23 @@ from torch import nn
 
 from autoprune.errors import DataError, ModelError
 from autoprune.models import stock
-from autoprune.models._base import Adapter, Batch, Convert, Difference, ExportSettings, LossSum, Predict, Predictions
+from autoprune.models._base import (
+    Adapter,
+    Batch,
+    Convert,
+    Difference,
+    ExportSettings,
+    LossSum,
+    Predict,
+    Predictions,
+    noise,
+)
 from autoprune.models._memory import check_memory
-from autoprune.models._noise import noise
 from autoprune.models.detection import metrics
 from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.detection.data_set import DataSet, Sample
-from autoprune.models.detection.exporting import write
-from autoprune.models.detection.suppression import suppressed
+from autoprune.models.detection.exporting import suppressed, write
 from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, settings_of, write_checkpoint
 from autoprune.models.ultralytics.checks import (

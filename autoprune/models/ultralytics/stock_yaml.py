@@ -20,7 +20,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.models import stock
-from autoprune.models._description import Description
+from autoprune.models._base import Description
 from autoprune.models.ultralytics.building import OWN, build, check_description
 from autoprune.models.ultralytics.tasks import TASKS, TaskSpec
 from autoprune.structure.graph import Tie

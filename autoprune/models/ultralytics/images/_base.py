@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from autoprune.models.detection.choosing import balanced
-from autoprune.models.detection.data_set import DataSet, Sample, check_samples, shuffled
+from autoprune.models.detection.data_set import DataSet, Sample, balanced, check_samples, shuffled
 
 
 class Images(ABC):
