@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autoprune.api.network import Network, load
-from autoprune.choices import match_factory
+from autoprune.choices import match_factory, reopened
 from autoprune.config import Config, PruningConfig, RunConfig
 from autoprune.errors import RunError
 from autoprune.policy import Policy
@@ -70,16 +70,12 @@ class Run:
         assert isinstance(config, RunConfig)
         if isinstance(config, PruningConfig):
             config = with_model(config)
-        given, path = (
-            vars(config),
-            self._first("model.pt", "model.cfg", "pruned.pt", "pruned.cfg", "sparse.pt", "sparse.cfg"),
-        )
-        factory = match_factory(given["model"])
-        source = f"{factory['source']}:{factory['function']}@{path}" if factory else path
+        given, names = vars(config), ("model", "pruned", "sparse")
+        path = self._first(*(f"{name}{suffix}" for name in names for suffix in (".pt", ".cfg")))
         return load(
-            source,
+            reopened(given["model"], path),
             data=given.get("data"),
-            imgsz=None if factory else config.imgsz,
+            imgsz=None if match_factory(given["model"]) else config.imgsz,
             device=config.device,
             trust_checkpoint=config.trust_checkpoint,
         )

@@ -132,7 +132,7 @@ def make_criterion(name: str, evidence: Callable[[], CalibrationData] | None = N
         >>> from torch import nn, zeros
         >>> from autoprune.structure.validation import analyse
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
-        >>> network[0].weight.data[2] = 0
+        >>> network[0].weight.data[2], network[2].weight.data[:, 2] = 0, 0  # written by one layer, read by the other
         >>> graph = analyse(network, zeros(1, 3, 32, 32))
         >>> order = dict(zip((group.name for group in graph.groups), make_criterion("l1").order(network, graph)))
         >>> int(order["0"][-1])

@@ -13,6 +13,7 @@ from autoprune.cli.main import main
 from autoprune.models.darknet import read
 from autoprune.policy import Policy
 from tests.helpers.darknet_detector import CFG, load, write_detector
+from tests.helpers.detectors import write_data
 from tests.helpers.packages import need
 from tests.helpers.world import arguments, one_sentence, summary
 
@@ -152,3 +153,17 @@ def test_it_is_softened_and_taught(searched: Path, world: Path, tmp_path: Path) 
     given += ["--data", str(world / "data" / "data.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(["train", *given, "--soften", "--distill", str(world / "tiny.cfg")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]["finetuned"]
+
+
+@pytest.mark.slow
+def test_it_is_tuned_for_int8(tmp_path: Path) -> None:
+    need("onnxruntime")
+    model, data = write_detector(tmp_path), write_data(tmp_path / "data", images=17)
+    words = ["--model", str(model), "--data", str(data), "--qat-epochs", "1", "--max-drop", "0.9", "--batch", "2"]
+    out = tmp_path / "run"
+    assert main(["quantize", *words, "--threads", "1", "--device", "cpu", "--out", str(out)]) == 0
+    given, tuned = (read(path, path.with_suffix(".weights"))[0] for path in (model, out / "qat.cfg"))
+    pairs = list(zip(given.parameters(), tuned.parameters(), strict=True))
+    assert all(one.shape == other.shape for one, other in pairs)
+    assert not all(one.equal(other) for one, other in pairs)
+    assert (out / "model.int8.onnx").exists()
