@@ -74,7 +74,9 @@ def _adapter(family: str, folder: Path) -> Adapter:
     return own_adapter(Net(8))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "ultralytics")) for name in FAMILIES]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     adapter = _adapter(request.param, tmp_path_factory.mktemp(request.param))
     return Case(adapter, analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs))

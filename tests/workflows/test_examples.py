@@ -90,7 +90,25 @@ def at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = (
+    "search",
+    "load",
+    "Network",
+    "compare",
+    "profile",
+    "netadapt",
+    "sensitivity",
+    "quantize",
+    "slim",
+    "apply",
+    "mask",
+)
+"""What takes seconds, and has a workflow test of its own that is not slow."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name.removeprefix("autoprune.") in SLOW)) for name in NAMES]
+)
 def test_every_example_runs(name: str, at_home: None, quick: None) -> None:
     """In a namespace with what its module knows, and ``ap``."""
     known = {**vars(inspect.getmodule(NAMES[name])), "ap": ap}  # type: ignore[arg-type]
