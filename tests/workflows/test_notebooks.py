@@ -14,7 +14,7 @@ MOST_LINES = 15
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "latency_budget" else ()) for name in NAMES]
+    "name", [pytest.param(name, marks=() if name == "compare_strategies" else pytest.mark.slow) for name in NAMES]
 )
 def test_a_notebook_runs(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
