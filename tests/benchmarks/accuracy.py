@@ -27,6 +27,9 @@ DETECTORS = {
 """The checkpoint and the data set of each."""
 
 BUDGETS = ("flops=30%", "flops=20%", "latency=50%")
+THREE_LIMITS = ("params=20%", "flops=30%", "latency=50%")
+"""A fifth of the parameters, 30% of the FLOPs, half of the latency, in one search."""
+
 SEEDS = range(3)
 EPOCHS = 20
 
@@ -115,6 +118,10 @@ def _searches() -> Iterator[Run]:
                 runtime = ("--runtime", "onnxruntime") if budget.startswith("latency") else ()
                 words = ("search", "--budget", budget, "--finetune-epochs", str(EPOCHS), *runtime)
                 yield Run("search", detector, budget, seed, words)
+    for detector in DETECTORS:
+        limits = [word for budget in THREE_LIMITS for word in ("--budget", budget)]
+        words = ("search", *limits, "--finetune-epochs", str(EPOCHS), "--runtime", "onnxruntime")
+        yield Run("search", detector, "three limits", 0, words)
 
 
 def _trainings() -> Iterator[Run]:
