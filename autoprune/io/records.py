@@ -34,20 +34,25 @@ class FiniteRecord:
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"allow_inf_nan": False}
 
 
-def read_record(text: str, kind: type[T], where: str) -> T:
+def read_record(text: str, kind: type[T], where: str, *, version: int | None = None) -> T:
     """Read JSON strictly into a dataclass: nothing is converted, and every entry is known and there.
 
     Args:
         text: JSON, see `parse_strictly`.
         kind: a dataclass of numbers, strings, tuples, dictionaries and other such dataclasses.
         where: what the text is, for messages.
+        version: of the entries, if the dataclass has a ``schema_version``.
 
     Raises:
-        ValueError: the text is not JSON, or does not hold such a record; the message names the entry.
+        ValueError: the text is not JSON, is of another version, or does not hold such a record; the message names the
+            entry.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    parse_strictly(text)
+    value = parse_strictly(text)
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if version is not None and type(found) is int and found != version:
+        raise ValueError(f"schema_version is {found}, this autoprune reads {version}")
     try:
         return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
