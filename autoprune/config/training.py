@@ -16,6 +16,7 @@ from autoprune.config._base import (
     devices_of,
 )
 from autoprune.errors import ConfigError
+from autoprune.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ApplyConfig(RunConfig):
         seed: chooses the images
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True
@@ -72,7 +73,7 @@ class TrainConfig(ResumableConfig):
             one
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True

@@ -73,7 +73,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    policy = Policy.load(config.policy)
+    policy = config.policy if isinstance(config.policy, Policy) else Policy.load(config.policy)
     policy.check_criterion()  # before the network is loaded
     network = open_network(
         config.model,
