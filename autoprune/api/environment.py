@@ -28,7 +28,7 @@ from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.strategies import problem_of, scores_of
 
 PRIOR_EVALUATIONS = 100
-"""As a search of the default length, a prior takes half as long as so many evaluations."""
+"""As a search of the default length, a prior takes half as long as this many evaluations."""
 
 
 def make_env(

@@ -96,7 +96,7 @@ class SensitivityConfig(PruningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.keep_ratios  # noqa: B018  (raises where they are malformed)
+        self.keep_ratios  # noqa: B018  (raises if they are malformed)
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
@@ -157,7 +157,7 @@ class CompareConfig(ReconstructingConfig):
             allocation that the uniform ratio gives
         references: also train the honest alternatives: the dense network, the same family trained smaller, and the
             dense network at a lower image size
-        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and
+        correlated: fine-tune at least this many networks of different scores, for the rank correlation of score and
             accuracy
     """
 
@@ -173,7 +173,7 @@ class CompareConfig(ReconstructingConfig):
         super().__post_init__()
         check_counts(self, "evaluations", "seeds", least=1)
         check_counts(self, "correlated", least=0)
-        self.entries  # noqa: B018  (raises where they are malformed)
+        self.entries  # noqa: B018  (raises if they are malformed)
         for name in self.compared_criteria:
             spec_of(name)
 
@@ -184,5 +184,5 @@ class CompareConfig(ReconstructingConfig):
 
     @property
     def compared_criteria(self) -> tuple[str, ...]:
-        """The criteria that are compared, each once; none where strategies are."""
+        """The criteria that are compared, each once; none if strategies are."""
         return tuple(dict.fromkeys(text.strip() for text in self.criteria.split(","))) if self.criteria else ()

@@ -1,7 +1,7 @@
 """A plain training loop, for networks whose family brings none.
 
 SGD with Nesterov's momentum; the learning rate falls by a cosine from a share of the dense training's to a hundredth of
-that (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). There is no averaging of weights: where the
+that (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). There is no averaging of weights: if the
 rate ends so low, the last ones hardly move. Every epoch has random numbers of its own, and so a resumed training is bit
 for bit the one that was not interrupted.
 """
@@ -171,8 +171,8 @@ class PlainTraining:
 class PlainTrainer(Trainer):
     """Trains the networks of an adapter in this process, on its device.
 
-    ``changes`` of a plan may hold ``patience``: after so many epochs without a better one the training stops, and the
-    best epoch's weights, kept as ``weights/best.pt``, are the result; ``lr0``, the first learning rate itself, and
+    ``changes`` of a plan may hold ``patience``: after this many epochs without a better one the training stops, and
+    the best epoch's weights, kept as ``weights/best.pt``, are the result; ``lr0``, the first learning rate itself, and
     ``lrf``, where it ends as a share of that; ``optimizer``, which is SGD.
     """
 

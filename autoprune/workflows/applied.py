@@ -31,7 +31,7 @@ class Applied:
         network: the dense network.
         policy: the policy.
         allocation: kept channels per unit.
-        module: the pruned network; batch norm recalibrated where there were images.
+        module: the pruned network; batch norm recalibrated if there were images.
     """
 
     network: Network
@@ -66,7 +66,7 @@ class Applied:
 
 
 def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, images: int) -> Applied:
-    """Load policy and weights, and prune; compensate and recalibrate batch norm where there is a data set.
+    """Load policy and weights, and prune; compensate and recalibrate batch norm if there is a data set.
 
     Raises:
         PolicyError: the policy does not fit the network, or names an unknown criterion.

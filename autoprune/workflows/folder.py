@@ -192,7 +192,7 @@ def _with_policy_file(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _make(path: Path) -> Sequence[Path]:
-    """Make a folder, and its parents where they are missing; return those that were, the innermost first."""
+    """Make a folder, and its parents if they are missing; return those that were, the innermost first."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     with saying_why(path):
         try:
@@ -204,7 +204,7 @@ def _make(path: Path) -> Sequence[Path]:
 
 
 def _remove(made: Sequence[Path]) -> None:
-    """Remove a run's folder, and the parents that were made for it where nothing else is in them."""
+    """Remove a run's folder, and the parents that were made for it if nothing else is in them."""
     for run in made[:1]:
         shutil.rmtree(run, ignore_errors=True)
     _remove_empty(made[1:])
@@ -237,7 +237,7 @@ def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
 
 
 def _tell_versions(path: Path, began: Mapping[str, Any]) -> None:
-    """Say where a run goes on with other packages than it began with."""
+    """Say if a run goes on with other packages than it began with."""
     before = began.get("environment")
     if not isinstance(before, dict):
         return

@@ -26,7 +26,7 @@ Marks = Mapping[str, str]
 """Files by name, each with what tells its content from another."""
 
 _DEMONSTRATED = (PruningConfig, SparsifyConfig, ProfileConfig)
-"""Configurations that mean the bundled detector where they name none."""
+"""Configurations that mean the bundled detector if they name none."""
 
 _SPLITS = ("train", "val")
 _CHUNK = 2**20
@@ -178,7 +178,7 @@ def _digest(marks: Marks) -> str:
 
 
 def _listed(file: Path) -> Mapping[str, Marks]:
-    """Return the groups of a file that ``to_json`` made; none where it is something else."""
+    """Return the groups of a file that ``to_json`` made; none if it is something else."""
     try:
         return read_record(file.read_text(encoding="utf-8"), dict[str, dict[str, str]], "the listing")
     except (OSError, ValueError):

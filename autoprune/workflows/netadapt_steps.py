@@ -142,7 +142,7 @@ class NetAdaptSteps:
         return (allocations[place], module), score, counted
 
     def _tuned(self, evaluator: Evaluator, allocation: Allocation) -> tuple[nn.Module, float]:
-        """Return a proposal after its short fine-tune, with its score; where that breaks down, untrained, the worst."""
+        """Return a proposal after its short fine-tune, with its score; if that breaks down, untrained, the worst."""
         config, module = self._config, evaluator.materialise(allocation)
         try:
             train_briefly(

@@ -36,7 +36,7 @@ class UltralyticsTrainer(Trainer):
 
     ``changes`` of a plan are Ultralytics' training arguments in place of the recipe's. ``workers`` is by default one
     per core up to eight; Ultralytics uses none on a CPU, where training is slower than loading. A batch is halved, up
-    to three times, where a GPU's memory does not suffice.
+    to three times, if a GPU's memory does not suffice.
 
     Raises:
         TrainingError: there is no data set.
@@ -67,7 +67,7 @@ class UltralyticsTrainer(Trainer):
         return {**arguments, **training.settings(), "seed": plan.seed, **plan.changes}
 
     def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
-        """Return the dense training's optimizer, or what stands for it where it was automatic."""
+        """Return the dense training's optimizer, or what stands for it if it was automatic."""
         settings, trained = self._adapter.train_args, [one for one in parameters if one.requires_grad]
         name, rate = dense_rate(settings, batch)
         momentum, decay = float(settings["momentum"]), float(settings["weight_decay"])

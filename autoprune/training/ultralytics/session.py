@@ -136,7 +136,7 @@ class Session(KeepsNetwork):
         """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
 
     def pending_gradients(self) -> Mapping[str, torch.Tensor]:
-        """Return the gradients of batches that no step was made of yet, where a step takes several batches."""
+        """Return the gradients of batches that no step was made of yet, if a step takes several batches."""
         if self.last_step == self._batch:
             return {}
         parameters = stock.unwrap_model(self.model).named_parameters()
@@ -228,7 +228,7 @@ class CriterionWithTerms:
 
 
 def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
-    """Return the data set in Ultralytics' form, or raise ``TrainingError`` where the adapter has none."""
+    """Return the data set in Ultralytics' form, or raise ``TrainingError`` if the adapter has none."""
     if adapter.data is None:
         raise TrainingError("fine-tuning needs a data set; give its YAML file with `data`")
     return adapter.data.settings
@@ -266,7 +266,7 @@ def process_state_kept(device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=generators),
         warnings.catch_warnings(),
     ):
-        # Ultralytics asks for determinism where there is any; torch warns of each operation that has none.
+        # Ultralytics asks for determinism if there is any; torch warns of each operation that has none.
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         try:
             yield
