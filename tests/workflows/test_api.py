@@ -31,7 +31,7 @@ from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
 from tests.helpers.world import SIZE, arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
 
 QUICK: dict[str, Any] = {
     "images": 4,
@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def net(tiny: Path) -> ap.Network:
+def net(quick: None, tiny: Path) -> ap.Network:
     return ap.load(tiny / "best.pt", data=tiny / "data" / "data.yaml", imgsz=SIZE, device="cpu")
 
 

@@ -36,6 +36,11 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def fast(finished: Path, quick: None) -> None:
+    """From here on latency is in closed form: one search of this file has measured it."""
+
+
 def parameters(path: Path) -> int:
     return sum(parameter.numel() for parameter in open_adapter(path).module.parameters())
 
@@ -109,6 +114,7 @@ def test_stock_ultralytics_opens_the_result_without_autoprune(finished: Path, ro
     assert summary(finished).stages["finetuned"].cost("params") >= int(done.stdout.split()[-1]) > 0
 
 
+@pytest.mark.usefixtures("fast")
 def test_the_same_seed_finds_the_same(finished: Path, tiny: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     limits = ("--budget", "flops=50%", "--budget", "params=60%")
@@ -125,6 +131,7 @@ def test_a_finished_run_resumes_to_the_same(finished: Path) -> None:
     assert after["search"]["best_score"] == before["search"]["best_score"]
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
     "records", [pytest.param(4, marks=pytest.mark.slow), 14, pytest.param(30, marks=pytest.mark.slow)]
 )
@@ -159,6 +166,7 @@ def test_kill_9_and_resume(tiny: Path, tmp_path: Path) -> None:
     assert Policy.load(killed / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_budget_that_is_held_already_keeps_everything(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +177,7 @@ def test_a_budget_that_is_held_already_keeps_everything(
     assert parameters(out / "model.pt") == parameters(tiny / "best.pt")
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_budget_out_of_reach_tells_the_minimum(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +236,7 @@ def test_a_policy_for_another_network_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.slow
 def test_ctrl_c_prints_the_command_that_resumes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -249,6 +259,7 @@ def test_ctrl_c_prints_the_command_that_resumes(
     assert main(["search", "--resume", str(out)]) == 0
 
 
+@pytest.mark.usefixtures("fast")
 def test_running_out_of_memory_halves_the_batch_and_goes_on(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +278,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
     assert "going on with 1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_loss_that_is_no_number_is_told(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
