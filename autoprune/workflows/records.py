@@ -43,6 +43,7 @@ class _Loss(TypedDict):
 class _Iteration(TypedDict):
     allocation: _Counts
     score: _Finite
+    changes: Sequence[tuple[int, _Finite]]
     evaluations: int
     fine_tunes: int
 
