@@ -1,13 +1,17 @@
-"""Reading JSON that a user may have edited into dataclasses: one clear sentence says what does not fit, and where."""
+"""Reading JSON that others may have written into dataclasses: one sentence says what does not fit, and where."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from autoprune.io.fields import parse_strictly
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -48,6 +52,30 @@ def read_record(text: str, kind: type[T], where: str) -> T:
         return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         raise ValueError(_sentence(error.errors(include_url=False)[0], kind, where)) from error
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Return whether a JSON value, infinities and NaN allowed, is what a type says: nothing is converted.
+
+    Args:
+        value: of JSON.
+        kind: a type that pydantic knows. Objects of dataclasses and of ``TypedDict`` have all their entries and no
+            others.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _reader(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError:
+        return False
+    return True
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # late: it loads in a tenth of a second
+
+    return TypeAdapter(kind)
 
 
 def _sentence(error: Mapping[str, Any], kind: Any, where: str) -> str:

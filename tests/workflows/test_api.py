@@ -28,7 +28,7 @@ from autoprune.config.reading import from_python
 from autoprune.listener import Advance
 from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
-from tests.helpers.world import SIZE
+from tests.helpers.world import SIZE, arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -145,34 +145,8 @@ def test_data_without_a_model_is_refused(tiny: Path) -> None:
 
 
 def test_a_command_does_what_the_command_line_does(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
-    words = [
-        "search",
-        "--model",
-        str(net.path),
-        "--data",
-        str(net.data),
-        "--imgsz",
-        str(SIZE),
-        "--images",
-        "4",
-        "--batch",
-        "2",
-        "--episodes",
-        "6",
-        "--finalists",
-        "2",
-        "--finetune-epochs",
-        "0",
-        "--criterion",
-        "l1",
-        "--device",
-        "cpu",
-        "--budget",
-        "flops=60%",
-        "--out",
-        str(tmp_path / "cli"),
-    ]
-    assert main(words) == 0
+    options = ("--episodes", "6", "--finalists", "2", "--criterion", "l1", "--budget", "flops=60%")
+    assert main(arguments("search", net.path.parent, tmp_path / "cli", *options)) == 0
     assert ap.Policy.load(tmp_path / "cli" / "policy.json").keep == run.policy.keep
 
 

@@ -17,14 +17,8 @@ from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
 from autoprune.training.extensions._base import Event, LossTerms
-from autoprune.training.ultralytics.state import (
-    begin_epoch,
-    read_state,
-    restore,
-    state_file,
-    telling_damage,
-    write_state,
-)
+from autoprune.training.state_file import telling_damage
+from autoprune.training.ultralytics.state import begin_epoch, read_training, restore, state_file, write_state
 from autoprune.training.ultralytics.trainer import KeepsNetwork
 
 
@@ -132,7 +126,7 @@ class Session(KeepsNetwork):
         """Go on from the session's own state instead of Ultralytics' checkpoint."""
         if not self.resume:
             return
-        state = read_state(self._state_file)
+        state = read_training(self._state_file)
         restore(self, state, self._state_file)
         with telling_damage(self._state_file):
             self.last_step, self._gradients = int(state["last_step"]), dict(state["gradients"])
