@@ -172,5 +172,5 @@ def test_a_run_from_before_metrics_had_names_is_refused(tmp_path: Path, monkeypa
         before.setattr("autoprune.journal._SCHEMA", 1)
         with Journal.create(path, {}) as journal:
             journal.append("validation", "dense", {"main": 0.5, "lenient": 0.8})
-    with pytest.raises(RunError, match="has the schema version 1, this autoprune reads 2; start the run again"):
+    with pytest.raises(RunError, match="has the schema version 1, this autoprune reads 3; start the run again"):
         Journal.open(path, check=check_record)
