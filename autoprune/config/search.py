@@ -60,8 +60,9 @@ class NetAdaptConfig(BudgetedConfig):
         initial_step: share of the dense network's cost that the first iteration saves
         decay: each iteration saves this much of what the one before saved
         short_term_steps: training steps that a proposal is fine-tuned before it is compared, 0 for none
-        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; 0
-            for all of them, as in the paper
+        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; a
+            unit that lost too much when it was last tried to be among them is not tried again; 0 tries and
+            fine-tunes all of them, as in the paper
         select: what is kept of an iteration's proposals: the highest score, or the least score lost per cost saved
     """
 

@@ -46,6 +46,7 @@ class _Loss(TypedDict):
 class _Iteration(TypedDict):
     allocation: _Counts
     score: _Finite
+    changes: Sequence[tuple[_Whole, _Finite]]
     evaluations: _Whole
     fine_tunes: _Whole
 
