@@ -230,11 +230,6 @@ class UltralyticsAdapter(Adapter):
         """The data set, or None."""
         return None if self._source is None else self._source.data
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
-        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
-
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
         return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
