@@ -31,7 +31,7 @@ class Parity:
         real: whether these are of the validation split; noise otherwise.
         difference: the largest difference of the outputs.
         torch: accuracy of the torch network on the validation split, every image letterboxed to the input's square;
-            None where there are no images.
+            None if there are no images.
         exported: the same of the exported network on its runtime.
     """
 
@@ -43,7 +43,7 @@ class Parity:
 
     @property
     def accuracy_apart(self) -> float | None:
-        """How much the primary metric differs, where it is known."""
+        """How much the primary metric differs, if it is known."""
         if self.torch is None or self.exported is None:
             return None
         return abs(self.torch.primary - self.exported.primary)

@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def model(self) -> Network:
-        """The network that was made, with the data of the run: trained where the command trains, else pruned."""
+        """The network that was made, with the data of the run: trained if the command trains, else pruned."""
         config = self.config
         assert isinstance(config, RunConfig)
         if isinstance(config, PruningConfig):
