@@ -155,11 +155,12 @@ def _parameters(kind: type[Config]) -> list[str]:
 def _signature(kind: type[Config]) -> inspect.Signature:
     defaults = {item.name: item.default for item in fields(kind)}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("network", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)]
+    first = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("network", first, default=None, annotation=Network | str | Path | None)]
     for name in _parameters(kind):
         default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=hints_of(kind)[name]))
-    parameters.append(inspect.Parameter("listener", keyword, default=None))
+    parameters.append(inspect.Parameter("listener", keyword, default=None, annotation=Listener | None))
     return inspect.Signature(parameters, return_annotation=Run)
 
 

@@ -1,4 +1,4 @@
-"""Print README's table of models: ``python -m tests.benchmarks.models_table [--names …] [--no-training]``.
+"""Print the table of docs/models.md: ``python -m tests.benchmarks.models_table [--names …] [--no-training]``.
 
 Every network is built from a YAML that Ultralytics brings, untrained, and every cell comes from a run on a tiny drawn
 data set. What a network fails at is told in the cell.
