@@ -39,15 +39,10 @@ def _page(name: str, command: click.Command) -> Iterator[str]:
     yield from (f"# autoprune {name}\n", f"{command.help}\n", f"```text\n{command.get_usage(context)}\n```\n")
     if name in autoprune.COMMANDS:
         yield f"The same in Python: [`autoprune.{name}`][].\n"
-    yield from ("| option | what it does |", "| --- | --- |")
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         words, text = record or (str(parameter.human_readable_name), getattr(parameter, "help", None) or "")
-        yield f"| `{_cell(words)}` | {_cell(text)} |"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+        yield f"`{words}`\n:   {text.replace('<', '&lt;')}\n"
 
 
 class PublicNames(griffe.Extension):
