@@ -28,7 +28,7 @@ class RunConfig:
 
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU if there is one
         threads: CPU threads for computing and measuring; by default what torch chooses
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
@@ -90,7 +90,7 @@ class PruningConfig(ResumableConfig):
         batch: images per batch, in scoring and in fine-tuning
         compensate: give the kept channels' weights what best predicts the removed channels from them, in every
             candidate and in what ships
-        bf16: score candidates in bfloat16 where the CPU has fast instructions for it (AMX); otherwise in float32
+        bf16: score candidates in bfloat16 if the CPU has fast instructions for it (AMX); otherwise in float32
     """
 
     model: Path | None = None
@@ -121,7 +121,7 @@ class RuntimeConfig:
     Attributes:
         runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
             or tensorrt; by default cudagraph on a GPU, else torch
-        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, where runtime and device have it
+        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, if runtime and device have it
         runtime_batch: images per run where latency is measured
         with_nms: measure the network together with its non-maximum suppression
     """
@@ -244,13 +244,13 @@ def check_stock(model: Path | None, what: str) -> None:
 
 
 def check_family(model: Path | None, what: str) -> None:
-    """Refuse what needs a family's own tool, where a function builds the network; arguments as for `check_stock`."""
+    """Refuse what needs a family's own tool, if a function builds the network; arguments as for `check_stock`."""
     if match_factory(model):
         raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, a network of one's own")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:
-    """Make sure that whole numbers, where they are given, are at least ``least``, and that 32 bits hold them."""
+    """Make sure that whole numbers, if they are given, are at least ``least``, and that 32 bits hold them."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:

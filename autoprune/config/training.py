@@ -16,24 +16,25 @@ from autoprune.config._base import (
     devices_of,
 )
 from autoprune.errors import ConfigError
+from autoprune.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig(RunConfig):
-    """Apply a policy to weights: prune, recalibrate batch norm where there is data, and save a stock checkpoint.
+    """Apply a policy to weights: prune, recalibrate batch norm if there is data, and save a stock checkpoint.
 
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
-        compensate: where there is data, give the kept channels' weights what best predicts the removed ones from them
+        compensate: if there is data, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         images: how many training images compensate, and recalibrate batch norm
         batch: images per batch
         seed: chooses the images
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True
@@ -61,18 +62,18 @@ class TrainConfig(ResumableConfig):
         epochs: how many times to go through the training images
         lr_scale: first learning rate as a share of the dense training's first one; fewer than 10 epochs start at 0.3 of
             that
-        patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
-            epochs and keep the last one's
+        patience: stop after this many epochs without a better one, and keep the best one's weights; by default train
+            all epochs and keep the last one's
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
         distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
         soften: first train the dense network while the channels that the policy removes fall to zero
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
-        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU where there is
+        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU if there is
             one
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True
