@@ -205,7 +205,7 @@ def load(
         data: the data set that it was trained on: an Ultralytics YAML file or class folders. Without it the network can
             be looked at and measured, not searched.
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the first GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one.
         trust_checkpoint: open the checkpoint even if it could run code of its author.
 
     Raises:

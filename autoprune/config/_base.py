@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autoprune.budget import Budget
-from autoprune.choices import DARKNET, Precision, Runtime, is_device, match_factory
+from autoprune.choices import DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 
@@ -28,7 +28,8 @@ class RunConfig:
 
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
+        device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
+            first GPU if there is one
         threads: CPU threads for computing and measuring; by default what torch chooses
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
@@ -44,6 +45,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
             raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
+        object.__setattr__(self, "device", device_name(self.device))  # one spelling: 0 and cuda:0 are the same run
         self._check_device()
         check_counts(self, "threads", least=1)
         if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
@@ -282,7 +284,7 @@ def check_devices(value: str) -> None:
     if len(names) == 1:
         check_device(value)
     elif not all(is_device(name) and ":" in name for name in names) or len(set(names)) < len(names):
-        raise ConfigError(f"`device` takes several GPUs as cuda:0,1, each once, got {value!r}")
+        raise ConfigError(f"`device` takes several GPUs as 0,1 or cuda:0,1, each once, got {value!r}")
 
 
 def devices_of(value: str) -> tuple[str, ...]:
@@ -294,4 +296,4 @@ def devices_of(value: str) -> tuple[str, ...]:
 def check_device(value: str) -> None:
     """Make sure that a device is named as they are named here."""
     if value != "auto" and not is_device(value):
-        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N, got {value!r}")
+        raise ConfigError(f"`device` must be auto, {DEVICES}, got {value!r}")

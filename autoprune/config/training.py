@@ -68,8 +68,8 @@ class TrainConfig(ResumableConfig):
         soften: first train the dense network while the channels that the policy removes fall to zero
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
-        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU where there is
-            one
+        device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for
+            the first GPU if there is one
     """
 
     policy: Path
