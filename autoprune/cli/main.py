@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from autoprune.cli.arguments import build_parser, parse
+from autoprune.cli.arguments import COMPLETION, build_parser, parse
 from autoprune.cli.stopping import stoppable
 from autoprune.cli.words import in_options
 from autoprune.config import Config
@@ -24,8 +24,6 @@ from autoprune.report import WIDTH, Table
 from autoprune.workflows.call import Caller, run_workflow
 
 INTERRUPTED = 130
-COMPLETION = "_AUTOPRUNE_COMPLETE"
-"""The variable by which a shell asks for what can follow, see click's "Shell Completion"."""
 
 
 class _Closed(SystemExit):

@@ -121,10 +121,9 @@ class RuntimeConfig:
     """The options of every command that measures latency.
 
     Attributes:
-        runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
-            or tensorrt; by default cudagraph on a GPU, else torch
-        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, where runtime and device have it
-        runtime_batch: images per run where latency is measured
+        runtime: what runs the network when latency is measured; by default cudagraph on a CUDA GPU, else torch
+        precision: number format that latency is measured in, if runtime and device have it
+        runtime_batch: images per run when latency is measured
         with_nms: measure the network together with its non-maximum suppression
     """
 

@@ -72,6 +72,11 @@ def enum_of(hint: Any) -> type[Enum] | None:
     return base if isinstance(base, type) and issubclass(base, Enum) else None
 
 
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the names that a field chooses among; none if it is of another kind."""
+    return tuple(member.value for member in enum_of(hint) or ())
+
+
 def read_value(name: str, hint: Any, value: Plain) -> Any:
     """Read what a user wrote for a field.
 
@@ -173,8 +178,8 @@ _READERS: Mapping[Any, Callable[[str], Any]] = {
 
 
 def _expected(hint: Any) -> str:
-    if (members := enum_of(hint)) is not None:
-        return "one of " + ", ".join(member.value for member in members)
+    if choices := choices_of(hint):
+        return "one of " + ", ".join(choices)
     return "a list of texts" if is_list(hint) else _EXPECTED[base_of(hint)]
 
 

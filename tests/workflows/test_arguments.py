@@ -24,7 +24,7 @@ from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
 from autoprune.strategies.registry import StrategyName
 
-NAMES = ", ".join(COMMANDS)
+NAMES = ", ".join([*COMMANDS, "completion"])
 KNOWN = ", ".join(spec.name for spec in METRICS)
 STRATEGIES = ", ".join(member.value for member in StrategyName)
 DASH = "one that begins with a dash is written"
