@@ -38,6 +38,7 @@ __all__ = [
     "COMMANDS",
     "EXTENDABLE",
     "PLACE",
+    "WHERE",
     "ApplyConfig",
     "BenchmarkEntry",
     "BudgetedConfig",
@@ -89,6 +90,9 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
+
+WHERE = ("out", "project", "name", "resume")
+"""Options that say where a run's folder is: nothing that a run finds depends on them."""
 
 UNKEPT = ("resume", "trust_checkpoint")
 """What a configuration's file does not hold: how a run goes on, and whom its user trusts, is said each time."""

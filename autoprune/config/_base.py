@@ -32,6 +32,10 @@ class RunConfig:
             first GPU if there is one
         threads: CPU threads for computing and measuring; by default what torch chooses
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
+        project: as Ultralytics has it, in place of `out`: the folder that the run folder `name` is made in; runs by
+            default
+        name: name of the run folder in `project`; if it exists, <name>-2, <name>-3, … as Ultralytics counts; by default
+            the command's name
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
     """
@@ -40,6 +44,8 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
+    project: Path | None = None
+    name: str | None = None
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -47,12 +53,21 @@ class RunConfig:
             raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
         object.__setattr__(self, "device", device_name(self.device))  # one spelling: 0 and cuda:0 are the same run
         self._check_device()
+        self._check_folder()
         check_counts(self, "threads", least=1)
         if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
             raise ConfigError(f"`threads` must be at most {cores}, the CPU cores of this machine, got {self.threads}")
 
     def _check_device(self) -> None:
         check_device(self.device)
+
+    def _check_folder(self) -> None:
+        if self.out is not None and (self.project is not None or self.name is not None):
+            given = "project" if self.project is not None else "name"
+            raise ConfigError(f"`out` is the run folder itself, and `{given}` says where it is made: give one of them")
+        parts = Path(self.name or "x").parts
+        if not parts or self.name == "" or ".." in parts or Path(*parts).is_absolute():
+            raise ConfigError(f"`name` must name a folder within `project`, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
