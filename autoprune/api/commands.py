@@ -22,7 +22,7 @@ from autoprune.errors import ConfigError
 from autoprune.listener import Listener
 from autoprune.policy import Policy
 from autoprune.strategies.isolation import torch_threads
-from autoprune.workflows.call import Caller, run_workflow
+from autoprune.workflows.call import Caller, located, run_workflow
 
 Command = Callable[..., Run]
 
@@ -37,8 +37,8 @@ def command(name: str) -> Command:
     def call(network: Network | str | Path | None = None, *, listener: Listener | None = None, **options: Any) -> Run:
         with ExitStack() as cleanup:
             values = {**options_of(network), **_with_policy_file(options, cleanup)}
-            config = make_config(name, values)
             recording = Recording(listener or PythonListener())
+            config = located(make_config(name, values), recording)
             cleanup.enter_context(torch_threads(torch.get_num_threads()))  # whatever the run sets
             finished = run_workflow(name, config, recording, _caller(name, options))
         return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)

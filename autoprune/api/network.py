@@ -20,6 +20,7 @@ from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
+from autoprune.models.finding import find_data, find_weights
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.report import Table
 from autoprune.results import Metrics
@@ -195,17 +196,20 @@ def load(
     data: str | Path | None = None,
     imgsz: int | None = None,
     device: str = "auto",
+    download: bool = False,
     trust_checkpoint: bool = False,
 ) -> Network:
     """Load a network with its data.
 
     Args:
-        model: a stock Ultralytics checkpoint, a Darknet ``.cfg`` with its ``.weights`` next to it, or
-            ``FILE.py:FUNCTION``, which runs that file; by default the bundled demonstration detector with its data.
-        data: the data set that it was trained on: an Ultralytics YAML file or class folders. Without it the network can
-            be looked at and measured, not searched.
+        model: a stock Ultralytics checkpoint, by its path or by a name such as ``yolo11n.pt``, a Darknet ``.cfg`` with
+            its ``.weights`` next to it, or ``FILE.py:FUNCTION``, which runs that file; by default the bundled
+            demonstration detector with its data.
+        data: the data set that it was trained on: an Ultralytics YAML file or class folders, by path or by a name such
+            as ``coco8.yaml``. Without it the network can be looked at and measured, not searched.
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with.
         device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one.
+        download: fetch weights or images with Ultralytics' own functions, if they are not here.
         trust_checkpoint: open the checkpoint even if it could run code of its author.
 
     Raises:
@@ -223,7 +227,8 @@ def load(
         if data is not None:
             raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
         model, data, imgsz = demonstration(imgsz)
-    path, data = Path(model), None if data is None else Path(data)
+    path = find_weights(Path(model), download=download)
+    data = None if data is None else find_data(Path(data), download=download)
     adapter = open_adapter(path, data=data, image_size=imgsz, device=choose_device(device), trust=trust_checkpoint)
     return Network(adapter, adapter.module, path=path, data=data, trust_checkpoint=trust_checkpoint)
 

@@ -21,7 +21,7 @@ from autoprune.config import Config
 from autoprune.config.files import resume_command
 from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
 from autoprune.report import WIDTH, Table
-from autoprune.workflows.call import Caller, run_workflow
+from autoprune.workflows.call import Caller, located, run_workflow
 
 INTERRUPTED = 130
 
@@ -157,7 +157,7 @@ def _told(argv: Sequence[str] | None) -> int:
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             caller = Caller(shlex.join(["autoprune", *words]), resume_command)
-            finished = run_workflow(command, config, terminal, caller)
+            finished = run_workflow(command, located(config, terminal), terminal, caller)
             return 0 if finished.held else BudgetUnreachableError.exit_code
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")

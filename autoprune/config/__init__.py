@@ -94,8 +94,8 @@ EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "cr
 WHERE = ("out", "project", "name", "resume")
 """Options that say where a run's folder is: nothing that a run finds depends on them."""
 
-UNKEPT = ("resume", "trust_checkpoint")
-"""What a configuration's file does not hold: how a run goes on, and whom its user trusts, is said each time."""
+UNKEPT = ("resume", "trust_checkpoint", "download")
+"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched from outside."""
 
 
 def to_yaml(config: Config) -> str:

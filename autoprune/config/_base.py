@@ -36,6 +36,8 @@ class RunConfig:
             default
         name: name of the run folder in `project`; if it exists, <name>-2, <name>-3, … as Ultralytics counts; by default
             the command's name
+        download: fetch weights that Ultralytics publishes, and images of a data set that says where they are, with
+            Ultralytics' own functions, if they are not here; without it nothing is downloaded
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
     """
@@ -46,6 +48,7 @@ class RunConfig:
     out: Path | None = None
     project: Path | None = None
     name: str | None = None
+    download: bool = False
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -93,11 +96,12 @@ class PruningConfig(ResumableConfig):
     """The options of every command that scores pruned networks.
 
     Attributes:
-        model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
-            next to it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file);
-            the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model` but
-            for FILE.py:FUNCTION
+        model: trained weights to prune, a stock Ultralytics checkpoint, by its path or by a name such as yolo11n.pt
+            (see `download`), a Darknet .cfg (its .weights of the same name next to it), or FILE.py:FUNCTION, which
+            returns a network of your own with its data (this runs the file); the bundled demonstration detector by
+            default
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders, by path or by a name such
+            as coco8.yaml; needed with `model` but for FILE.py:FUNCTION
         criterion: which channels of a unit stay: by training images covariance (those that the others cannot stand in
             for), regression, taylor, fisher, hutchinson, apoz; by weights alone l1, l2 or l<p> (their norm), bn (scale
             of batch norm), fpgm (geometric median), lamp, random

@@ -43,12 +43,14 @@ from ultralytics.utils import (
     DATASETS_DIR,
     DEFAULT_CFG,
     DEFAULT_CFG_DICT,
+    ROOT,
     SETTINGS,
     YAML,
     IterableSimpleNamespace,
     checks,
 )
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
@@ -63,7 +65,9 @@ __all__ = [
     "DATASETS_DIR",
     "DEFAULT_CFG",
     "DEFAULT_CFG_DICT",
+    "GITHUB_ASSETS_NAMES",
     "IMG_FORMATS",
+    "ROOT",
     "SETTINGS",
     "YAML",
     "YOLO",
@@ -96,6 +100,7 @@ __all__ = [
     "SegmentationTrainer",
     "SegmentationValidator",
     "YOLODataset",
+    "attempt_download_asset",
     "bbox2dist",
     "bbox_iou",
     "checks",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoprune.config import Config, RunConfig
 from autoprune.errors import RunError
@@ -36,6 +37,37 @@ class Finished:
 
     folder: Path
     held: bool = True
+
+
+_WEIGHTS = ("model", "distill", "dense")
+"""Options that name weights."""
+
+
+def located(config: Config, listener: Listener) -> Config:
+    """Return a configuration that says where its weights and data lie, see `autoprune.models.finding`.
+
+    Args:
+        config: as the user gave it, with names as Ultralytics takes them.
+        listener: hears where something was found that does not lie where it was named.
+
+    Raises:
+        ModelError: there are no such weights here.
+        DataError: the data set cannot be fetched.
+    """
+    if not isinstance(config, RunConfig):
+        return config
+    from autoprune.models.finding import find_data, find_weights  # late, as the workflows
+
+    given = {name: getattr(config, name, None) for name in (*_WEIGHTS, "data")}
+    found: dict[str, Any] = {
+        name: (find_data if name == "data" else find_weights)(path, download=config.download)
+        for name, path in given.items()
+        if isinstance(path, Path)
+    }
+    for name, path in found.items():
+        if path != given[name]:
+            listener.note(f"{given[name]} is {path}.")
+    return replace(config, **found)
 
 
 def run_workflow(command: str, config: Config, listener: Listener, caller: Caller) -> Finished:
