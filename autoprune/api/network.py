@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from autoprune.api.listening import PythonListener
 from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.config.reading import from_python
+from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.latency import LatencyMeter, Timing
@@ -31,7 +33,7 @@ from autoprune.structure.validation import analyse
 from autoprune.workflows.latency import CALIBRATION_IMAGES
 from autoprune.workflows.network import choose_device, static_costs
 from autoprune.workflows.run import demonstration
-from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning import Tuning, arguments_of, tune
 
 
 class Network:
@@ -242,6 +244,7 @@ def finetune(
     seed: int = 0,
     patience: int = 0,
     teacher: Network | None = None,
+    train_args: Mapping[str, Any] | None = None,
     out: str | Path,
     listener: Listener | None = None,
 ) -> Network:
@@ -255,10 +258,12 @@ def finetune(
         seed: fixes the training.
         patience: epochs without a better one after which the training stops; 0 for never.
         teacher: a network that teaches it, usually the dense one.
+        train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}``.
         out: folder of the training's files and of the trained network, ``model``.
         listener: hears the progress.
 
     Raises:
+        ConfigError: Ultralytics has no such training argument, or the network is none of Ultralytics'.
         TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
 
     Example:
@@ -268,6 +273,8 @@ def finetune(
         >>> sorted(small.validate())
         ['mAP50', 'mAP50-95']
     """
+    texts = [f"{key}={value}" for key, value in (train_args or {}).items()]
+    check_train_args(texts, inspect.signature(finetune).parameters)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tuning = Tuning(
@@ -277,6 +284,7 @@ def finetune(
         seed=seed,
         patience=patience,
         teacher=None if teacher is None else teacher.module,
+        arguments=arguments_of(texts),
     )
     module = tune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoprune.budget import Budget
 from autoprune.choices import DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
+from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoprune.config.training import TrainConfig
 
 LARGEST_IMAGE = 2**15
 """Pixels on a side; a batch of such images takes gigabytes by itself."""
@@ -166,6 +171,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: first learning rate of the fine-tuning, as a share of the dense training's first one; fewer than 10
             epochs start at 0.3 of that
+        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
+            repeat the option for several
         distill: the dense network teaches the pruned one in the fine-tuning
         stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
             train and resume then keep the pruned network, without autoprune
@@ -174,6 +181,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     budget: tuple[str, ...] = ()
     finetune_epochs: int | None = None
     lr_scale: float = 1.0
+    train_args: tuple[str, ...] = ()
     distill: bool = False
     stock_yaml: bool = False
 
@@ -183,6 +191,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
+        check_training(self.train_args, self)
         if self.stock_yaml:
             check_stock(self.model, named("stock_yaml"))
         if self.distill and self.finetune_epochs == 0:
@@ -261,6 +270,13 @@ def check_stock(model: Path | None, what: str) -> None:
     check_family(model, what)
     if model is not None and model.suffix in DARKNET:
         raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, one of Darknet")
+
+
+def check_training(texts: Sequence[str], config: BudgetedConfig | TrainConfig) -> None:
+    """Make sure that ``train_args`` can be passed on to Ultralytics' training, which trains the network."""
+    if texts:
+        check_stock(config.model, named("train_args"))
+        check_train_args(texts, vars(config))
 
 
 def check_family(model: Path | None, what: str) -> None:

@@ -102,8 +102,8 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     Args:
         name: of the field.
         hint: the field's type.
-        value: what was given. Of a field that takes several texts, one text stands for a list of it; for a text with
-            commas, a list of texts stands too.
+        value: what was given. Of a field that takes several texts, one text stands for a list of it, and a mapping for
+            texts ``key=value``; for a text with commas, a list of texts stands too.
 
     Raises:
         ConfigError: it is nothing that the field takes; the message names the parameter, the rule and the value.
@@ -111,7 +111,11 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     Example:
         >>> from_python("budget", tuple[str, ...], "flops=50%")
         ('flops=50%',)
+        >>> from_python("train_args", tuple[str, ...], {"mosaic": 0.5})
+        ('mosaic=0.5',)
     """
+    if is_list(hint) and isinstance(value, Mapping):
+        value = [f"{key}={one}" for key, one in value.items()]
     listed = [value] if is_list(hint) and isinstance(value, str) else value
     if isinstance(listed, (list, tuple)):
         texts: list[Plain] = [_as_text(item) for item in listed]

@@ -13,6 +13,7 @@ from autoprune.config._base import (
     check_positive,
     check_share,
     check_together,
+    check_training,
     devices_of,
 )
 from autoprune.errors import ConfigError
@@ -61,6 +62,8 @@ class TrainConfig(ResumableConfig):
         epochs: how many times to go through the training images
         lr_scale: first learning rate as a share of the dense training's first one; fewer than 10 epochs start at 0.3 of
             that
+        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
+            repeat the option for several
         patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
             epochs and keep the last one's
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
@@ -79,6 +82,7 @@ class TrainConfig(ResumableConfig):
     reconstruct: bool = True
     epochs: int = 20
     lr_scale: float = 1.0
+    train_args: tuple[str, ...] = ()
     patience: int | None = None
     distill: Path | None = None
     distill_weight: float = 1.0
@@ -91,6 +95,7 @@ class TrainConfig(ResumableConfig):
         super().__post_init__()
         check_together(self.model, self.data)
         check_share("lr_scale", self.lr_scale)
+        check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)
         check_counts(self, "epochs", "batch", "patience", "soften_epochs", least=1)
         self._check_softening()

@@ -46,6 +46,8 @@ _WEIGHTS = ("model", "distill", "dense")
 def located(config: Config, listener: Listener) -> Config:
     """Return a configuration that says where its weights and data lie, see `autoprune.models.finding`.
 
+    Training arguments are checked, too: hours before they are used.
+
     Args:
         config: as the user gave it, with names as Ultralytics takes them.
         listener: hears where something was found that does not lie where it was named.
@@ -53,11 +55,16 @@ def located(config: Config, listener: Listener) -> Config:
     Raises:
         ModelError: there are no such weights here.
         DataError: the data set cannot be fetched.
+        ConfigError: Ultralytics refuses a training argument.
     """
     if not isinstance(config, RunConfig):
         return config
     from autoprune.models.finding import find_data, find_weights  # late, as the workflows
 
+    if texts := getattr(config, "train_args", ()):
+        from autoprune.training.ultralytics.recipe import train_arguments
+
+        train_arguments(texts)
     given = {name: getattr(config, name, None) for name in (*_WEIGHTS, "data")}
     found: dict[str, Any] = {
         name: (find_data if name == "data" else find_weights)(path, download=config.download)
