@@ -150,6 +150,7 @@ class RuntimeSpec:
         backend: ``module:class`` of its `autoprune.runtimes.Backend`.
         precisions: by kind of device (cpu, cuda or mps), the number formats that there are.
         packages: whose versions its times depend on, those that quantise for it included.
+        extra: the extra of autoprune that installs it; empty if it is always there.
         layout: whether it takes a memory format; others lay tensors out as they find best.
         per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
@@ -165,6 +166,7 @@ class RuntimeSpec:
     backend: str
     precisions: Mapping[str, tuple[Precision, ...]]
     packages: tuple[str, ...] = ()
+    extra: str = ""
     layout: bool = False
     per_layer: bool = False
     with_nms: bool = True
@@ -193,6 +195,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
         ("onnxruntime", "onnxruntime-gpu"),
+        extra="onnxruntime",
         int8_file="model.int8.onnx",
     ),
     RuntimeSpec(
@@ -200,6 +203,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         {"cpu": (_FP32, _BF16, _FP16, _INT8)},
         ("openvino", "nncf"),
+        extra="openvino",
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
@@ -207,6 +211,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
         {"cuda": (_FP32, _FP16, _INT8)},
         ("tensorrt", "onnxruntime"),
+        extra="tensorrt",
         with_nms=False,
     ),
 )

@@ -19,7 +19,7 @@ from autoprune.cli.stopping import stoppable
 from autoprune.cli.words import in_options
 from autoprune.config import Config
 from autoprune.config.files import resume_command
-from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.report import WIDTH, Table
 from autoprune.workflows.call import Caller, located, run_workflow
 
@@ -136,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; by default the process's.
 
     Returns:
-        0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        0; 1 if ``doctor`` found something broken; or the exit code of the error that was printed: 2 for bad input, 3
+        for a budget that cannot be met, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     if asked := os.environ.get(COMPLETION):
         return shell_complete(build_parser(), {}, "autoprune", COMPLETION, asked)
@@ -158,7 +158,7 @@ def _told(argv: Sequence[str] | None) -> int:
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             caller = Caller(shlex.join(["autoprune", *words]), resume_command)
             finished = run_workflow(command, located(config, terminal), terminal, caller)
-            return 0 if finished.held else BudgetUnreachableError.exit_code
+            return finished.exit_code
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")
         return error.exit_code

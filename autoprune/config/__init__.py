@@ -26,6 +26,7 @@ from autoprune.config._base import (
     option,
 )
 from autoprune.config.data import DataConfig
+from autoprune.config.doctor import DoctorConfig
 from autoprune.config.export import ExportConfig
 from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
@@ -45,6 +46,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
+    "DoctorConfig",
     "ExportConfig",
     "MaskConfig",
     "NetAdaptConfig",
@@ -68,7 +70,7 @@ __all__ = [
     "yaml_of",
 ]
 
-Config: TypeAlias = RunConfig | DataConfig
+Config: TypeAlias = RunConfig | DataConfig | DoctorConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -84,6 +86,7 @@ COMMANDS: dict[str, type[Config]] = {
     "export": ExportConfig,
     "quantize": QuantizeConfig,
     "data": DataConfig,
+    "doctor": DoctorConfig,
 }
 """Every command by its name, with the configuration it takes."""
 

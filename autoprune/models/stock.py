@@ -60,6 +60,7 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 child_environment = _quiet.child_environment
 quiet = _quiet.quiet
+settings_file = _quiet.settings_file
 
 __all__ = [
     "DATASETS_DIR",
@@ -119,6 +120,7 @@ __all__ = [
     "make_anchors",
     "non_max_suppression",
     "quiet",
+    "settings_file",
     "strip_optimizer",
     "tasks",
     "torch_safe_load",

@@ -38,10 +38,10 @@ def check_precision(settings: RuntimeSettings) -> None:
     """
     precision, device = settings.precision, torch.device(settings.device)
     if device.type == "cpu":
-        needed = _INSTRUCTIONS.get(precision)
-        if needed and not _has_any(needed, precision):
+        if not computes_in(precision):
+            needed = ", ".join(_INSTRUCTIONS[precision])
             raise DeviceError(
-                f"A CPU must have instructions for `precision` {precision.value} ({', '.join(needed)}), and this one "
+                f"A CPU must have instructions for `precision` {precision.value} ({needed}), and this one "
                 f"({cpu_model()}) has none; use fp32"
             )
     elif device.type == "cuda" and precision is Precision.BF16:
@@ -119,7 +119,11 @@ def _no_wait() -> None:
     """Return at once: a CPU is idle when its operations return."""
 
 
-def _has_any(instructions: tuple[str, ...], precision: Precision) -> bool:
+def computes_in(precision: Precision) -> bool:
+    """Return whether this CPU has instructions for a number format; without them torch emulates it, slowly."""
+    instructions = _INSTRUCTIONS.get(precision)
+    if instructions is None:
+        return True
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return any(bool(capabilities.get(name)) for name in instructions)

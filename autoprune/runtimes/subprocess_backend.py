@@ -31,6 +31,10 @@ _FULL = ("MemoryError", "bad_alloc", "bad allocation", "llocate memory", "out of
 _RANDOM_INPUTS = 4
 
 
+class BrokenRuntimeError(DeviceError):
+    """A runtime is installed and does not start."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """How to start the subprocess of a runtime or a quantizer.
@@ -65,12 +69,12 @@ class EngineSpec:
         """Start the process.
 
         Raises:
-            DeviceError: the engine does not start.
+            BrokenRuntimeError: the engine does not start.
         """
         try:
             return WorkerProcess(self.name, self.engine, self.options)
         except WorkerError as error:
-            raise DeviceError(
+            raise BrokenRuntimeError(
                 f"{self.name} must start, and does not ({_summary(error)}); install its packages anew: "
                 f"{install_extra(self.extra)} --force-reinstall"
             ) from error

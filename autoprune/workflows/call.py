@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import Config, RunConfig
-from autoprune.errors import RunError
+from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener
 
 
@@ -33,10 +33,17 @@ class Finished:
     Attributes:
         folder: where.
         held: whether every limit of its budget is held, as measured; True for what has no budget.
+        broken: whether something that the command looked at is broken.
     """
 
     folder: Path
     held: bool = True
+    broken: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """What the process returns to its shell."""
+        return 1 if self.broken else 0 if self.held else BudgetUnreachableError.exit_code
 
 
 _WEIGHTS = ("model", "distill", "dense")
@@ -85,6 +92,9 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
         AutopruneError: the workflow's own.
     """
     module = importlib.import_module(f"autoprune.workflows.{command}")
+    if not isinstance(config, RunConfig):  # these compute nothing, and the doctor works without torch
+        answered: Finished = module.run(config, listener, caller)
+        return answered
     from autoprune.runtimes._torch import loss_guard  # late: torch again
 
     try:

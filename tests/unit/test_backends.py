@@ -159,14 +159,14 @@ def test_a_meter_measures_on_the_real_cpu() -> None:
 def test_a_cpu_without_instructions_for_a_precision_is_refused(
     runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_torch, "_has_any", lambda *_: False)
+    monkeypatch.setattr(_torch, "computes_in", lambda *_: False)
     settings = runtime_settings("cpu", image_size=64, runtime=runtime, precision=precision)
     with pytest.raises(DeviceError, match=rf"instructions for `precision` {precision.value} \(.+\), and this one \(.+"):
         open_backend(settings)
 
 
 def test_a_network_computes_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_torch, "_has_any", lambda *_: True)  # torch emulates what the CPU lacks
+    monkeypatch.setattr(_torch, "computes_in", lambda *_: True)  # torch emulates what the CPU lacks
     found = []
 
     class Noting(nn.Conv2d):
