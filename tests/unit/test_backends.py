@@ -65,7 +65,7 @@ def test_what_is_left_open_is_filled_in() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "must be cpu, cuda"),
-        ({"device": "mps"}, "must be cpu, cuda"),
+        ({"device": "mps"}, "The device mps was asked for, but torch sees no Apple GPU here"),
         ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got `precision` int8"),
         ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got `device` cpu; on cpu there are torch, "),
         ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),

@@ -189,7 +189,8 @@ def test_it_works_without_torch(tmp_path: Path) -> None:
     """What is broken is what the doctor is for: a torch that cannot be imported does not stop it."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch.so is missing')\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import autoprune.cli.main as cli; exit(cli.main(['doctor']))"
+    start = "import autoprune.cli.main as cli; sys.exit(cli.main(['doctor']))"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {start}"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert told.returncode == 1, told.stderr
     assert told.stdout.count("libtorch.so is missing") >= 2
