@@ -72,7 +72,7 @@ class Network:
     @property
     def device(self) -> str:
         """Where it computes, e.g. ``cpu`` or ``cuda:0``."""
-        return str(self.adapter.device)
+        return str(self.adapter.training_device or self.adapter.device)
 
     @property
     def units(self) -> Table:

@@ -72,7 +72,7 @@ class TrainConfig(ResumableConfig):
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
         device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for
-            the first GPU if there is one
+            the first CUDA GPU if there is one
     """
 
     policy: Path

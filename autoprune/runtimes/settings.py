@@ -218,6 +218,16 @@ def _cpu_fields() -> dict[str, str]:
     return fields
 
 
+def compute_device(device: str | torch.device) -> torch.device:
+    """Return where candidates are scored: the device of this name, or the CPU for an Apple GPU, which has no float64.
+
+    Raises:
+        DeviceError: as `resolve_device`.
+    """
+    resolved = resolve_device(device)
+    return torch.device("cpu") if resolved.type == "mps" else resolved
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device of this name, checked to exist on this machine.
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 
+from autoprune.api.network import Network
 from autoprune.choices import Runtime, device_name
 from autoprune.config import SearchConfig, TrainConfig, devices_of
 from autoprune.errors import ConfigError, DeviceError
+from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.runtimes._torch import make_runner
 from autoprune.runtimes.settings import resolve_device, runtime_settings
+from autoprune.training.plan import TrainingContext
+from autoprune.training.ultralytics.launch import _Training
+from tests.helpers.detectors import write_data, write_detector
 
 
 @pytest.mark.parametrize(
@@ -46,8 +55,30 @@ def test_a_device_that_is_not_there_is_refused(device: str, said: str, monkeypat
 
 
 def test_an_apple_gpu_is_measured_by_torch_and_by_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", cache(lambda: True))
     assert runtime_settings("mps", image_size=64).runtime is Runtime("torch")
     for name in ("cudagraph", "openvino", "onnxruntime", "torch-compile", "tensorrt"):
         with pytest.raises(DeviceError, match=r"on mps there are torch$"):
             runtime_settings("mps", image_size=64, runtime=Runtime(name))
+
+
+def test_with_an_apple_gpu_the_cpu_scores_and_the_gpu_measures_and_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", cache(lambda: True))
+    write_detector(tmp_path / "best.pt")
+    adapter = UltralyticsAdapter.load(tmp_path / "best.pt", data=write_data(tmp_path / "data"), device="mps")
+    assert adapter.device == next(adapter.module.parameters()).device == torch.device("cpu")
+    arguments = _Training(adapter, TrainingContext(out=tmp_path)).settings()
+    assert (arguments["device"], arguments["amp"]) == ("mps", False)
+    network = Network(adapter, adapter.module, path=None, data=None, trust_checkpoint=False)
+    assert network.device == "mps"
+
+
+def test_an_apple_gpu_is_timed_once_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", cache(lambda: True))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: order.append("idle"))
+    runner = make_runner(lambda: (lambda: order.append("run"), None), runtime_settings("mps", image_size=64))
+    assert runner.elapsed() >= 0
+    assert order == ["idle", "run", "idle"]
