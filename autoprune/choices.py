@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
+
+
+class RecordEnum(Enum):
+    """Base of choices with one member per record of a registry: its value is the record's name.
+
+    Attributes:
+        spec: the member's record.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Color(RecordEnum):
+        ...     add_members(vars(), [SimpleNamespace(name="dark-red", rgb="8b0000")])
+        >>> Color("dark-red"), Color.DARK_RED.spec.rgb
+        (<Color.DARK_RED: 'dark-red'>, '8b0000')
+    """
+
+    spec: Any
+
+    def __new__(cls, spec: Any) -> RecordEnum:
+        """Make a member of its record."""
+        member = object.__new__(cls)
+        member._value_, member.spec = spec.name, spec
+        return member
+
+
+def add_members(namespace: MutableMapping[str, Any], records: Iterable[Any]) -> None:
+    """Add a member per record to the body of a `RecordEnum`, where ``vars()`` is its namespace."""
+    for record in records:
+        namespace[record.name.replace("-", "_").upper()] = record
 
 
 class Rule(Enum):
@@ -218,7 +248,7 @@ RUNTIMES = (
 """In the order in which help and messages list them."""
 
 
-class Runtime(Enum):
+class Runtime(RecordEnum):
     """What runs the network where latency is measured.
 
     Example:
@@ -226,15 +256,8 @@ class Runtime(Enum):
         ('openvino', 'nncf')
     """
 
-    _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
-    members = vars()
-    for each in RUNTIMES:
-        members[each.name.replace("-", "_").upper()] = each.name
-
-    @property
-    def spec(self) -> RuntimeSpec:
-        """Its record."""
-        return next(spec for spec in RUNTIMES if spec.name == self.value)
+    spec: RuntimeSpec
+    add_members(vars(), RUNTIMES)
 
 
 TORCH, CUDAGRAPH, ONNXRUNTIME = Runtime("torch"), Runtime("cudagraph"), Runtime("onnxruntime")

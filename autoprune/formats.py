@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Literal
 
-from autoprune.choices import Precision, Runtime
+from autoprune.choices import Precision, RecordEnum, Runtime, add_members
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ FORMATS = (
 """In the order in which help and messages list them."""
 
 
-class ExportFormat(Enum):
+class ExportFormat(RecordEnum):
     """What kind of file a network is exported to; each is run by one runtime.
 
     Example:
@@ -113,15 +112,8 @@ class ExportFormat(Enum):
         'onnxruntime'
     """
 
-    _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
-    members = vars()
-    for each in FORMATS:
-        members[each.name.replace("-", "_").upper()] = each.name
-
-    @property
-    def spec(self) -> FormatSpec:
-        """Its record."""
-        return next(spec for spec in FORMATS if spec.name == self.value)
+    spec: FormatSpec
+    add_members(vars(), FORMATS)
 
     @property
     def runtime(self) -> Runtime:

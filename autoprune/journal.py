@@ -26,7 +26,7 @@ from autoprune.io.files import BINARY, NO_LINK, saying_why, sync_folder
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
 
-_SCHEMA = 2  # 1: metrics were called main and lenient
+_SCHEMA = 3  # 1: metrics were called main and lenient; 2: iterations of netadapt without the changes of scores
 _HEADER = "header"
 _FLOAT = "$float"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autoprune.io.fields import parse_strictly, pretty
+from autoprune.io.fields import pretty
 from autoprune.io.records import FiniteRecord, read_record
 from autoprune.policy_records import CostKind, PolicyCost, PolicyModel, PolicyUnit, Provenance
 
@@ -47,8 +47,7 @@ def read_policy(text: str) -> dict[str, Any]:
         ValueError: an entry is unknown, missing or of the wrong type, or the text is not JSON.
         PolicyError: an entry is out of range.
     """
-    check_version(text, SCHEMA_VERSION)
-    read = read_record(text, _PolicyEntries, "the policy")
+    read = read_record(text, _PolicyEntries, "the policy", version=SCHEMA_VERSION)
     return {
         "model": read.model.read(),
         "criterion": read.criterion,
@@ -59,14 +58,6 @@ def read_policy(text: str) -> dict[str, Any]:
         "score": read.score,
         "provenance": read.provenance,
     }
-
-
-def check_version(text: str, version: int) -> None:
-    """Refuse a file of another schema, whose entries may be others; ValueError says which it is."""
-    value = parse_strictly(text)
-    found = value.get("schema_version") if isinstance(value, dict) else None
-    if type(found) is int and found != version:
-        raise ValueError(f"schema_version is {found}, this autoprune reads {version}")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from autoprune.config.files import built, check_trust, from_file, going_on, kept
 from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
 from autoprune.listener import Listener
-from autoprune.policy import Policy
 from autoprune.strategies.isolation import torch_threads
 from autoprune.workflows.call import Caller, located, run_workflow
 
@@ -35,11 +32,9 @@ def command(name: str) -> Command:
     kind = COMMANDS[name]
 
     def call(network: Network | str | Path | None = None, *, listener: Listener | None = None, **options: Any) -> Run:
-        with ExitStack() as cleanup:
-            values = {**options_of(network), **_with_policy_file(options, cleanup)}
-            recording = Recording(listener or PythonListener())
-            config = located(make_config(name, values), recording)
-            cleanup.enter_context(torch_threads(torch.get_num_threads()))  # whatever the run sets
+        recording = Recording(listener or PythonListener())
+        config = located(make_config(name, {**options_of(network), **options}), recording)
+        with torch_threads(torch.get_num_threads()):  # whatever the run sets
             finished = run_workflow(name, config, recording, _caller(name, options))
         return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)
 
@@ -88,16 +83,6 @@ def _resumed(name: str, values: Mapping[str, Any]) -> Config:
 def _said(values: Mapping[str, Any]) -> set[str]:
     """Return the options that a caller gave; one that is set to False was not asked for."""
     return {option(key) for key, value in values.items() if value is not False}
-
-
-def _with_policy_file(options: Mapping[str, Any], cleanup: ExitStack) -> dict[str, Any]:
-    """Return the options with a policy that is held in a variable as a file."""
-    policy = options.get("policy")
-    if not isinstance(policy, Policy):
-        return dict(options)
-    path = Path(cleanup.enter_context(TemporaryDirectory())) / "policy.json"
-    policy.save(path)
-    return {**options, "policy": path}
 
 
 # -- what help() shows -------------------------------------------------------------------------------
@@ -170,11 +155,12 @@ def _parameters(kind: type[Config]) -> list[str]:
 def _signature(kind: type[Config]) -> inspect.Signature:
     defaults = {item.name: item.default for item in fields(kind)}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("network", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)]
+    first = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("network", first, default=None, annotation=Network | str | Path | None)]
     for name in _parameters(kind):
         default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=hints_of(kind)[name]))
-    parameters.append(inspect.Parameter("listener", keyword, default=None))
+    parameters.append(inspect.Parameter("listener", keyword, default=None, annotation=Listener | None))
     return inspect.Signature(parameters, return_annotation=Run)
 
 

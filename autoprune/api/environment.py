@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from autoprune.api.commands import make_config
 from autoprune.api.listening import PythonListener
@@ -27,7 +28,7 @@ from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.strategies import problem_of, scores_of
 
 PRIOR_EVALUATIONS = 100
-"""As a search of the default length, a prior takes half as long as so many evaluations."""
+"""As a search of the default length, a prior takes half as long as this many evaluations."""
 
 
 def make_env(
@@ -54,7 +55,7 @@ def make_env(
             ratio for all units.
         render_mode: ``ansi`` for a line per unit, or None.
         options: of `search` that say how candidates are made and scored, such as ``images``, ``criterion``,
-            ``round_to``, ``runtime``, ``data``, ``imgsz``.
+            ``round_to``, ``runtime``, ``data``, ``imgsz``. ``threads`` are torch's until the environment is closed.
 
     Raises:
         AutopruneError: as `search`.
@@ -69,7 +70,9 @@ def make_env(
         True
     """
     folder = Path(mkdtemp(prefix="autoprune-env-"))
-    with ExitStack() as kept:
+    threads = torch.get_num_threads()
+    with ExitStack() as kept, ExitStack() as failed:
+        failed.callback(torch.set_num_threads, threads)
         kept.callback(shutil.rmtree, folder, ignore_errors=True)
         values = {**options_of(network), **options, "budget": budget, "rule": rule, "out": folder / "run"}
         config = located(make_config("search", values), PythonListener())
@@ -82,7 +85,26 @@ def make_env(
             CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
         )
         weakref.finalize(problem.score, kept.pop_all().close)  # as long as something can be scored
-        return env
+        failed.pop_all()
+        return _RestoringThreads(env, threads)
+
+
+class _RestoringThreads(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment that sets torch's threads back when it is closed.
+
+    Args:
+        env: the environment.
+        threads: how many there were before it was made.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], threads: int) -> None:
+        super().__init__(env)
+        self._threads = threads
+
+    def close(self) -> None:
+        """Close the environment, and set the threads back."""
+        super().close()
+        torch.set_num_threads(self._threads)
 
 
 def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> PruningProblem:

@@ -116,7 +116,7 @@ class PruningConfig(ResumableConfig):
         batch: images per batch, in scoring and in fine-tuning
         compensate: give the kept channels' weights what best predicts the removed channels from them, in every
             candidate and in what ships
-        bf16: score candidates in bfloat16 where the CPU has fast instructions for it (AMX); otherwise in float32
+        bf16: score candidates in bfloat16 if the CPU has fast instructions for it (AMX); otherwise in float32
     """
 
     model: Path | None = None
@@ -280,13 +280,13 @@ def check_training(texts: Sequence[str], config: BudgetedConfig | TrainConfig) -
 
 
 def check_family(model: Path | None, what: str) -> None:
-    """Refuse what needs a family's own tool, where a function builds the network; arguments as for `check_stock`."""
+    """Refuse what needs a family's own tool, if a function builds the network; arguments as for `check_stock`."""
     if match_factory(model):
         raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, a network of one's own")
 
 
 def check_counts(config: object, *names: str, least: int) -> None:
-    """Make sure that whole numbers, where they are given, are at least ``least``, and that 32 bits hold them."""
+    """Make sure that whole numbers, if they are given, are at least ``least``, and that 32 bits hold them."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:

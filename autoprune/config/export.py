@@ -22,7 +22,7 @@ class ExportConfig(RunConfig):
         data: the data set the weights were trained on, an Ultralytics YAML; with it the exported network is compared
             with torch's on validation images and by accuracy, without it on noise
         dynamic: leave batch and image size open, if the format can
-        precision: number format of the exported network: fp32, or fp16 where device and runtime compute in it
+        precision: number format of the exported network: fp32, or fp16 if device and runtime compute in it
     """
 
     model: Path

@@ -20,6 +20,7 @@ from autoprune.config import PLACE, Config, ResumableConfig, named, option
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal, whole
 from autoprune.io.plain_yaml import Plain
+from autoprune.policy import Policy
 
 _EXPECTED = {
     int: "a whole number (digits 0-9)",
@@ -116,6 +117,8 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     """
     if is_list(hint) and isinstance(value, Mapping):
         value = [f"{key}={one}" for key, one in value.items()]
+    if isinstance(value, Policy) and Policy in get_args(hint):
+        return value
     listed = [value] if is_list(hint) and isinstance(value, str) else value
     if isinstance(listed, (list, tuple)):
         texts: list[Plain] = [_as_text(item) for item in listed]

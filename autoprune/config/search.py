@@ -60,8 +60,9 @@ class NetAdaptConfig(BudgetedConfig):
         initial_step: share of the dense network's cost that the first iteration saves
         decay: each iteration saves this much of what the one before saved
         short_term_steps: training steps that a proposal is fine-tuned before it is compared, 0 for none
-        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; 0
-            for all of them, as in the paper
+        shortlist: how many of an iteration's proposals, the best without fine-tuning, are fine-tuned and compared; a
+            unit that lost too much when it was last tried to be among them is not tried again; 0 tries and
+            fine-tunes all of them, as in the paper
         select: what is kept of an iteration's proposals: the highest score, or the least score lost per cost saved
     """
 
@@ -96,7 +97,7 @@ class SensitivityConfig(PruningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.keep_ratios  # noqa: B018  (raises where they are malformed)
+        self.keep_ratios  # noqa: B018  (raises if they are malformed)
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
@@ -157,7 +158,7 @@ class CompareConfig(ReconstructingConfig):
             allocation that the uniform ratio gives
         references: also train the honest alternatives: the dense network, the same family trained smaller, and the
             dense network at a lower image size
-        correlated: fine-tune at least so many networks of different scores, for the rank correlation of score and
+        correlated: fine-tune at least this many networks of different scores, for the rank correlation of score and
             accuracy
     """
 
@@ -173,7 +174,7 @@ class CompareConfig(ReconstructingConfig):
         super().__post_init__()
         check_counts(self, "evaluations", "seeds", least=1)
         check_counts(self, "correlated", least=0)
-        self.entries  # noqa: B018  (raises where they are malformed)
+        self.entries  # noqa: B018  (raises if they are malformed)
         for name in self.compared_criteria:
             spec_of(name)
 
@@ -184,5 +185,5 @@ class CompareConfig(ReconstructingConfig):
 
     @property
     def compared_criteria(self) -> tuple[str, ...]:
-        """The criteria that are compared, each once; none where strategies are."""
+        """The criteria that are compared, each once; none if strategies are."""
         return tuple(dict.fromkeys(text.strip() for text in self.criteria.split(","))) if self.criteria else ()

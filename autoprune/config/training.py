@@ -17,24 +17,25 @@ from autoprune.config._base import (
     devices_of,
 )
 from autoprune.errors import ConfigError
+from autoprune.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig(RunConfig):
-    """Apply a policy to weights: prune, recalibrate batch norm where there is data, and save a stock checkpoint.
+    """Apply a policy to weights: prune, recalibrate batch norm if there is data, and save a stock checkpoint.
 
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
-        compensate: where there is data, give the kept channels' weights what best predicts the removed ones from them
+        compensate: if there is data, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         images: how many training images compensate, and recalibrate batch norm
         batch: images per batch
         seed: chooses the images
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True
@@ -64,8 +65,8 @@ class TrainConfig(ResumableConfig):
             that
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
             repeat the option for several
-        patience: stop after so many epochs without a better one, and keep the best one's weights; by default train all
-            epochs and keep the last one's
+        patience: stop after this many epochs without a better one, and keep the best one's weights; by default train
+            all epochs and keep the last one's
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
         distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
         soften: first train the dense network while the channels that the policy removes fall to zero
@@ -75,7 +76,7 @@ class TrainConfig(ResumableConfig):
             the first CUDA GPU if there is one
     """
 
-    policy: Path
+    policy: Path | Policy
     model: Path
     data: Path | None = None
     compensate: bool = True

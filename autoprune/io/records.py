@@ -1,13 +1,17 @@
-"""Reading JSON that a user may have edited into dataclasses: one clear sentence says what does not fit, and where."""
+"""Reading JSON that others may have written into dataclasses: one sentence says what does not fit, and where."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from autoprune.io.fields import parse_strictly
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -30,24 +34,53 @@ class FiniteRecord:
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"allow_inf_nan": False}
 
 
-def read_record(text: str, kind: type[T], where: str) -> T:
+def read_record(text: str, kind: type[T], where: str, *, version: int | None = None) -> T:
     """Read JSON strictly into a dataclass: nothing is converted, and every entry is known and there.
 
     Args:
         text: JSON, see `parse_strictly`.
         kind: a dataclass of numbers, strings, tuples, dictionaries and other such dataclasses.
         where: what the text is, for messages.
+        version: of the entries, if the dataclass has a ``schema_version``.
 
     Raises:
-        ValueError: the text is not JSON, or does not hold such a record; the message names the entry.
+        ValueError: the text is not JSON, is of another version, or does not hold such a record; the message names the
+            entry.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    parse_strictly(text)
+    value = parse_strictly(text)
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if version is not None and type(found) is int and found != version:
+        raise ValueError(f"schema_version is {found}, this autoprune reads {version}")
     try:
         return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         raise ValueError(_sentence(error.errors(include_url=False)[0], kind, where)) from error
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Return whether a JSON value, infinities and NaN allowed, is what a type says: nothing is converted.
+
+    Args:
+        value: of JSON.
+        kind: a type that pydantic knows. Objects of dataclasses and of ``TypedDict`` have all their entries and no
+            others.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _reader(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError:
+        return False
+    return True
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # late: it loads in a tenth of a second
+
+    return TypeAdapter(kind)
 
 
 def _sentence(error: Mapping[str, Any], kind: Any, where: str) -> str:

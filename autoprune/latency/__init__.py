@@ -1,4 +1,4 @@
-"""Latency: measured in pairs, and predicted from what was measured."""
+"""Latency, measured in pairs of networks and predicted from measurements."""
 
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.io.fields import fits
+from autoprune.io.records import fits
 from autoprune.journal import MemoryRecorder, Recorder
 from autoprune.latency.cache import LatencyCache, look_up, paired_shares
 from autoprune.latency.tables import Point

@@ -1,4 +1,4 @@
-"""Networks as the rest of autoprune sees them: one adapter per family of models."""
+"""Adapters of networks, one per family of models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def open_adapter(
     device: str | torch.device = "cpu",
     trust: bool = False,
 ) -> Adapter:
-    """Open a checkpoint with the adapter of its family: Ultralytics', Darknet's, or what a user's function builds.
+    """Open a checkpoint with the adapter of its family: Ultralytics, Darknet, or a user's function.
 
     Args:
         weights: the checkpoint; a Darknet ``.cfg``, with its ``.weights`` of the same name next to it; or
             ``FILE.py:FUNCTION``, with ``@CHECKPOINT`` for a pruned one, which runs that file.
-        data: the data set's description; without one only the network can be used.
+        data: the data set's description; without it methods that need images raise ``DataError``.
         image_size: square input size in pixels; the checkpoint's own if None.
         device: where to compute.
         trust: allow the checkpoint to run code; see `UltralyticsAdapter.load`.
@@ -46,20 +46,20 @@ def open_adapter(
         from autoprune.models.darknet.adapter import DarknetAdapter
 
         return DarknetAdapter.load(weights, data=data, image_size=image_size, device=device)
-    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+    from autoprune.models.ultralytics import UltralyticsAdapter  # late: Ultralytics loads slowly
 
     return UltralyticsAdapter.load(weights, data=data, image_size=image_size, device=device, trust=trust)
 
 
 def adapter_of(module: nn.Module, *, data: Path, image_size: int | None = None) -> Adapter:
-    """Give a network that is open already its data set (today: Ultralytics' networks); see `UltralyticsAdapter.of`."""
-    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+    """Return the adapter of a network of Ultralytics in memory; see `UltralyticsAdapter.of`."""
+    from autoprune.models.ultralytics import UltralyticsAdapter  # late: Ultralytics loads slowly
 
     return UltralyticsAdapter.of(module, data=data, image_size=image_size)
 
 
 def _built(model: Path, *, data: Path | None, image_size: int | None, device: str | torch.device) -> Adapter:
-    """Open what a user's function builds, which brings its own data and size."""
+    """Return the adapter of a user's function, which has its own data and image size."""
     from autoprune.models.module.loading import open_factory
 
     adapter = open_factory(model, device=device)
@@ -73,10 +73,10 @@ def _built(model: Path, *, data: Path | None, image_size: int | None, device: st
 def build_adapter(
     architecture: str, *, data: Path, image_size: int | None = None, device: str | torch.device = "cpu", seed: int = 0
 ) -> Adapter:
-    """Build a network that has learnt nothing yet, for the classes of a data set (today: Ultralytics' networks).
+    """Build an untrained network of Ultralytics for the classes of a data set.
 
     Args:
-        architecture: as the family names it; see `UltralyticsAdapter.untrained`.
+        architecture: see `UltralyticsAdapter.untrained`.
         data: the data set's description.
         image_size: square input size in pixels; the family's default if None.
         device: where to compute.
@@ -87,6 +87,6 @@ def build_adapter(
         DataError: the data set is missing or malformed.
         DeviceError: the device is unknown or not there.
     """
-    from autoprune.models.ultralytics import UltralyticsAdapter  # Ultralytics loads slowly: only where it is used
+    from autoprune.models.ultralytics import UltralyticsAdapter  # late: Ultralytics loads slowly
 
     return UltralyticsAdapter.untrained(architecture, data=data, image_size=image_size, device=device, seed=seed)

@@ -1,4 +1,4 @@
-"""How much memory a network's activations take at an image size, known before the images are there."""
+"""Estimate the memory of a network's activations at an image size, without running it there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import ModelError
 
 _UNIT = 32
-"""Pixels, in multiples of which image sizes are tried."""
+"""Image sizes are multiples of this, in pixels."""
 
 _SMALL, _LARGE = 4, 8
 """The two sizes at which activations are measured, in units; both are large enough for RT-DETR's 300 queries."""
 
 _KERNELS = 1.3
-"""Memory that kernels take for themselves, as a factor: the process grew by 1.1 to 1.45 times what tensors took."""
+"""Factor for the kernels' own memory: the process grew by 1.1 to 1.45 times the tensors' bytes."""
 
 Series: TypeAlias = "npt.NDArray[np.float64]"
 """Bytes after each operation of a network."""
@@ -36,15 +36,15 @@ _GROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
-"""Where Linux keeps what a container may take, and what it has taken."""
+"""Linux's files with a container's memory limit, and its current use."""
 
 
 def check_memory(
     module: nn.Module, size: int, *, name: str, channels: int, stride: int, images: int, device: torch.device
 ) -> None:
-    """Make sure that a network runs, and that its activations fit into the memory that is free.
+    """Check that a network runs, and that its activations fit into the free memory.
 
-    What they take at this size follows from runs at two small ones.
+    The memory at this size is extrapolated from runs at two small ones.
 
     Args:
         module: the network; it is not changed.
@@ -52,11 +52,11 @@ def check_memory(
         name: of the network, for the message.
         channels: of an image.
         stride: image sizes are multiples of it.
-        images: how many go through the network at once.
-        device: where it will compute.
+        images: batch size.
+        device: of the computation.
 
     Raises:
-        ModelError: it does not run, or takes more memory than is free; the message names the largest size that fits.
+        ModelError: it does not run, or needs more memory than is free; the message names the largest size that fits.
     """
     unit = -(-_UNIT // stride) * stride
     copy = deepcopy(module).cpu().eval()
@@ -64,7 +64,7 @@ def check_memory(
     def run(pixels: int) -> Series:
         try:
             return living_bytes(copy, torch.zeros(1, channels, pixels, pixels))
-        except Exception as error:  # whatever wrong attributes of somebody else's network lead to
+        except Exception as error:  # wrong attributes of a network from a file can raise any class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelError(f"{name} does not run on an image of {pixels}×{pixels} pixels: {reason}") from error
 
@@ -94,7 +94,7 @@ def living_bytes(module: nn.Module, images: torch.Tensor) -> Series:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes of memory that are free on a device; on a CPU no more than its container may still take."""
+    """Return the free bytes of memory on a device; on a CPU within the limit of its container."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -108,7 +108,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are alive, each storage once; `series` has the sums after each operation."""
+    """Counts the bytes of live tensors, each storage once; `series` has the sum after each operation."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -137,10 +137,10 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _at(size: int, first: tuple[int, Series], second: tuple[int, Series]) -> float:
-    """Return the most bytes at a time at a size, from what there was after each operation at two smaller ones.
+    """Return the peak bytes at a size, extrapolated from the bytes after each operation at two smaller sizes.
 
-    Each operation's bytes are a constant and a share of the area; where they grow faster than that, a share of the area
-    and one of its square.
+    Each operation's bytes are modelled as a constant plus a term in the area, or, if they grow faster, as a term in the
+    area plus one in its square.
     """
     (small, few), (large, many) = first, second
     if len(few) != len(many):  # the network does something else at another size
@@ -155,7 +155,7 @@ def _at(size: int, first: tuple[int, Series], second: tuple[int, Series]) -> flo
 
 
 def _largest(fits: Callable[[int], bool], below: int, unit: int) -> int:
-    """Return the largest multiple of a unit below a size that fits; 0 where none does."""
+    """Return the largest multiple of a unit below a size that fits; 0 if none does."""
     low, high = 0, math.ceil(below / unit)
     while high - low > 1:
         middle = (low + high) // 2

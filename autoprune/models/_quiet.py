@@ -1,22 +1,18 @@
 """Ultralytics, imported and called without its side effects.
 
-Importing Ultralytics writes a settings file, asks the network whether it is there, sets environment
-variables (``OMP_NUM_THREADS=1`` among them), print options, OpenCV's thread count and warning
-filters, and replaces ``torch.save`` and ``PIL.Image.open``. Calling it prints, installs missing
-packages by pip, and reports to loggers and analytics. This module keeps all of that from the
-program that uses autoprune:
+Importing Ultralytics writes a settings file, tests the internet connection, sets environment variables
+(``OMP_NUM_THREADS=1`` among them), print options, OpenCV's thread count and warning filters, and replaces
+``torch.save`` and ``PIL.Image.open``. Calling it prints, installs missing packages by pip, and reports to loggers and
+analytics. This module prevents all of that:
 
-* On import it imports Ultralytics once, offline, without automatic installs, and with a private
-  folder for its settings (a copy of the user's, so that e.g. ``datasets_dir`` keeps its meaning,
-  but with ``sync`` and all logger integrations off), and puts the global state back afterwards.
-  A user's own ``YOLO_CONFIG_DIR`` is respected. Where the program imported Ultralytics first,
-  its settings are the program's own affair and stay as they are.
-* `quiet` silences Ultralytics' logger and progress bars and keeps its changes of thread counts
-  and environment from leaking, around each call that autoprune makes.
-* `child_environment` hands the same precautions to processes that Ultralytics starts (DDP).
+* On import it imports Ultralytics once, offline, without automatic installs, and with a private folder for its settings
+  (a copy of the user's, so that e.g. ``datasets_dir`` keeps its meaning, but with ``sync`` and all logger integrations
+  off), and restores the global state. A user's own ``YOLO_CONFIG_DIR`` is respected. If the program imported
+  Ultralytics first, its settings stay.
+* `quiet` silences Ultralytics' logger and progress bars, and restores thread counts and environment, around each call.
+* `child_environment` applies the same precautions to processes that Ultralytics starts (DDP).
 
-Modules of autoprune take what they need of Ultralytics from `autoprune.models.stock`, which imports this
-module first.
+Modules of autoprune import Ultralytics' names from `autoprune.models.stock`, which imports this module first.
 """
 
 from __future__ import annotations
@@ -65,7 +61,7 @@ def _user_settings() -> dict[str, object]:
 
 
 def _private_folder() -> Path:
-    """Make a folder with the user's settings minus everything that reaches out; gone when the process ends."""
+    """Make a folder with the user's settings without network access; it is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="autoprune-ultralytics-"))
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
@@ -77,7 +73,7 @@ def _private_folder() -> Path:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while, then put the whole environment back as it was."""
+    """Set environment variables within the context, and restore the whole environment afterwards."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -90,7 +86,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
-    """Put back the process-wide settings that importing Ultralytics replaces."""
+    """Restore the process-wide settings that importing Ultralytics replaces."""
     printing, cv2_threads = np.get_printoptions(), cv2.getNumThreads()
     tensors = dict(vars(torch._tensor_str.PRINT_OPTS))
     save, image_open = torch.save, PIL.Image.open
@@ -114,7 +110,7 @@ def _import_once() -> Path | None:
     with _environment(precautions), _global_state_kept():
         import ultralytics.utils
 
-    if loud:  # quiet was for the import alone: the program's own use of Ultralytics prints as ever
+    if loud:  # only the import is quiet: the program's own use of Ultralytics prints as usual
         ultralytics.utils.VERBOSE = True
         ultralytics.utils.set_logging(verbose=True)
     return folder
@@ -127,7 +123,7 @@ _FOLDER = _import_once()
 def quiet() -> Iterator[None]:
     """Silence Ultralytics (messages and progress bars), and keep its thread counts and environment from leaking.
 
-    OpenCV runs on one thread meanwhile, as Ultralytics wants it: its threads do not survive a fork of data loaders.
+    OpenCV runs on one thread meanwhile, as its threads do not survive a fork of data loaders.
     """
     logger = logging.getLogger("ultralytics")
     level, threads, cv2_threads = logger.level, torch.get_num_threads(), cv2.getNumThreads()

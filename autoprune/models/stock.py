@@ -1,8 +1,7 @@
-"""Everything of Ultralytics that autoprune builds on, by name, imported without its side effects.
+"""All names of Ultralytics that autoprune uses, imported without side effects.
 
-This and `autoprune.models._quiet` are the only modules that import Ultralytics, and so this is the
-list to read when a new release changes something. Adapters of other families read labels and measure
-accuracy by the same code.
+This and `autoprune.models._quiet` are the only modules that import Ultralytics: check this list against a new release.
+Adapters of other families read labels and measure accuracy by the same code.
 """
 
 from __future__ import annotations

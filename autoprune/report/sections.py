@@ -24,7 +24,7 @@ from autoprune.report.progress import search_progress
 from autoprune.report.sensitivity_sections import curves_picture, heatmap_picture, sensitivity_table
 from autoprune.report.sparsity import slimmed_channels
 from autoprune.report.table import Picture, Table
-from autoprune.report.tables import compared_rows, comparison_table, primaries, stage_table
+from autoprune.report.tables import class_table, compared_rows, comparison_table, primaries, stage_table
 from autoprune.results import Compared, Result
 
 Section = Callable[[Result, Path], "Table | Picture | None"]
@@ -89,6 +89,7 @@ SECTIONS: Sequence[Section] = (
     curves_picture,
     heatmap_picture,
     stage_table,
+    class_table,
     comparison_table,
     layers_table,
     staircase_table,
@@ -107,14 +108,14 @@ def sections(result: Result, folder: Path) -> list[Table | Picture]:
 
 
 def publish(result: Result, path: Path, listener: Listener) -> None:
-    """Write a result's JSON, draw its pictures next to it, and show its tables.
+    """Write a result's JSON, draw its pictures next to it, and show its tables, but for those of details.
 
     Raises:
         RunError: a file cannot be written.
     """
     result.save(path)
     for shown in sections(result, path.parent):
-        if isinstance(shown, Table):
+        if isinstance(shown, Table) and not shown.detail:
             listener.table(shown.title, shown.header, shown.rows)
 
 

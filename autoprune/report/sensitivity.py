@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DENSE = (1.0, 0.0)
 """The dense network: everything kept, score 0."""
 
-_PANELS = {4: (2.8, 2.3), 12: (2.2, 1.7)}  # up to so many units: inches, with title and share of the gaps
+_PANELS = {4: (2.8, 2.3), 12: (2.2, 1.7)}  # up to this many units: inches, with title and share of the gaps
 _PANEL = (1.62, 1.22)  # for more units
 _LEFT, _RIGHT, _BOTTOM, _ABOVE = 0.95, 0.2, 0.62, 0.22  # inches around all panels; the last is a panel's own title
 _MOST_COLUMNS = 10

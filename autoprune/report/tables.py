@@ -18,6 +18,9 @@ NOTHING = "–"
 _FINE = ("export", "quantize")
 """Commands whose networks hardly differ: their metrics have four decimals."""
 
+_FEWEST_CLASSES, _MOST_CLASSES = 2, 40
+"""A single class is the whole, and more than forty are a list that nobody reads."""
+
 _DETAILS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "scale_median": ("median scale", "{:.3g}".format),
     "scales_near_zero": ("scales near zero", "{:.1%}".format),
@@ -52,6 +55,20 @@ def stage_table(result: Result, folder: Path) -> Table | None:
             values = (one.details.get(name) for one in stages)
             rows.append([label, *(NOTHING if value is None else form(value) for value in values)])
     return Table(result.title, ["", *result.stages], rows)
+
+
+def class_table(result: Result, folder: Path) -> Table | None:
+    """Return the table of the primary metric of each class, with its change from the first network."""
+    stages = {name: one.metrics.per_class for name, one in result.stages.items() if one.metrics is not None}
+    first = next(iter(stages.values()), {})
+    if result.compared or not _FEWEST_CLASSES <= len(first) <= _MOST_CLASSES:
+        return None
+    name = result.metric_names[0]
+    rows = [
+        [kind, *(_change(one.get(kind, {}).get(name), first[kind].get(name)) for one in stages.values())]
+        for kind in first
+    ]
+    return Table(f"{result.title}: {name} of each class", ["", *stages], rows, detail=True)
 
 
 def comparison_table(result: Result, folder: Path) -> Table | None:
@@ -100,6 +117,12 @@ def _spread(values: Sequence[float], form: str = ".3f") -> str:
 
 def _metric(metrics: Metrics | None, name: str, digits: int) -> str:
     return NOTHING if metrics is None else f"{metrics[name]:.{digits}f}"
+
+
+def _change(value: float | None, before: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.3f}" if before is None or value == before else f"{value:.3f} ({value - before:+.3f})"
 
 
 def _cost(metric: str, stage: Stage, first: Stage) -> str:

@@ -217,8 +217,8 @@ def with_room(load: Callable[[], T]) -> T:
 class Graphs:
     """Captures networks as CUDA graphs on the current device.
 
-    All graphs share one private memory pool: they are replayed one after the other, and nobody reads their outputs, so
-    each may overwrite what another left. Pools of their own would hold 2 to 20 MiB for each of hundreds of layers.
+    All graphs share one private memory pool: they are replayed one after the other and their outputs are not read, so
+    they may overwrite each other. Separate pools would hold 2 to 20 MiB for each of hundreds of layers.
 
     Source:
         https://docs.pytorch.org/docs/stable/notes/cuda.html (CUDA graphs: graph memory management).

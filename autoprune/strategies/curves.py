@@ -16,7 +16,7 @@ from autoprune.io.fields import pretty
 from autoprune.io.files import read_bytes, write_atomic
 from autoprune.io.records import FiniteRecord, read_record
 from autoprune.policy import PolicyModel
-from autoprune.policy_file import ModelEntries, check_version, model_to_json
+from autoprune.policy_file import ModelEntries, model_to_json
 from autoprune.structure.space import Allocation, Space
 
 Array = npt.NDArray[np.float64]
@@ -256,8 +256,7 @@ class _FileEntries:
 
 
 def _read(text: str) -> tuple[CurvesHeader, SensitivityCurves]:
-    check_version(text, SCHEMA_VERSION)
-    read = read_record(text, _FileEntries, "the file of curves")
+    read = read_record(text, _FileEntries, "the file of curves", version=SCHEMA_VERSION)
     curves = (
         Curve(unit.name, unit.channels, tuple((point.keep, point.score) for point in unit.scores))
         for unit in read.units

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
+
+from autoprune.choices import RecordEnum, add_members
 
 if TYPE_CHECKING:
     from autoprune.strategies._base import SearchTask, Strategy
@@ -108,7 +109,7 @@ STRATEGIES = (
 """In the order in which help and messages list them."""
 
 
-class StrategyName(Enum):
+class StrategyName(RecordEnum):
     """The name of a strategy, as an option takes it.
 
     Example:
@@ -116,15 +117,8 @@ class StrategyName(Enum):
         'Yang et al., NetAdapt, ECCV 2018'
     """
 
-    _ignore_ = ["members", "each"]  # noqa: RUF012 (what an enum leaves out of its members)
-    members = vars()
-    for each in STRATEGIES:
-        members[each.name.upper()] = each.name
-
-    @property
-    def spec(self) -> StrategySpec:
-        """Its record."""
-        return next(spec for spec in STRATEGIES if spec.name == self.value)
+    spec: StrategySpec
+    add_members(vars(), STRATEGIES)
 
 
 PPO, GLOBAL = StrategyName("ppo"), StrategyName("global")

@@ -51,7 +51,7 @@ def finetune(
             ``cuda:1``; by default on the adapter's device in this process. The processes' words go to
             ``processes.log`` in ``out``.
         on_epoch: called after every epoch.
-        changes: settings in place of the recipe's. With ``patience`` above 0 the training stops after so many epochs
+        changes: settings in place of the recipe's. With ``patience`` above 0 the training stops after that many epochs
             without a better one, and the best epoch's weights are the result; they are kept as ``weights/best.pt``.
             What else there is depends on the family, Ultralytics' training arguments for its networks.
         extensions: what takes part in the training; not with ``devices``.

@@ -1,18 +1,16 @@
 """A plain training loop, for networks whose family brings none.
 
 SGD with Nesterov's momentum; the learning rate falls by a cosine from a share of the dense training's to a hundredth of
-that (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). There is no averaging of weights: where the
+that (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). There is no averaging of weights: if the
 rate ends so low, the last ones hardly move. Every epoch has random numbers of its own, and so a resumed training is bit
 for bit the one that was not interrupted.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
+from autoprune.errors import ConfigError, DeviceError, TrainingError
 from autoprune.io.files import saying_why, write_atomic
 from autoprune.models._base import Batch, TrainableAdapter
 from autoprune.results import Metrics
@@ -28,6 +26,7 @@ from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import EpochReport, FinetuneResult, recalibrated
 from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.state_file import read_state, state_bytes, telling_damage
 
 CLIP = 10.0
 """Largest norm of a gradient, as in Ultralytics' training."""
@@ -104,7 +103,7 @@ class PlainTraining:
     def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None], /) -> None:
         """Call ``put`` with what an extension kept before the training was interrupted, if it was."""
         if name in self._found:
-            with _telling_damage(self._file):
+            with telling_damage(self._file):
                 put(self._found[name])
 
     def add_loss(self, terms: LossTerms, /) -> None:
@@ -148,9 +147,7 @@ class PlainTraining:
             "optimizer": self.optimizer.state_dict(),
             "extensions": {name: state() for name, state in self._kept.items()},
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        return buffer.getvalue()
+        return state_bytes(content)
 
     def restore(self, file: Path) -> None:
         """Go on where a ``last.pt`` tells, with the settings that it holds.
@@ -159,8 +156,8 @@ class PlainTraining:
             TrainingError: it is of another network.
             ModelError: it is damaged.
         """
-        content, self._file = _read(file), file
-        with _telling_damage(file):
+        content, self._file = read_state(file), file
+        with telling_damage(file):
             check_shapes(
                 {name: tuple(one.shape) for name, one in content["module"].items()}, shapes_of(self.plain), file
             )
@@ -174,8 +171,8 @@ class PlainTraining:
 class PlainTrainer(Trainer):
     """Trains the networks of an adapter in this process, on its device.
 
-    ``changes`` of a plan may hold ``patience``: after so many epochs without a better one the training stops, and the
-    best epoch's weights, kept as ``weights/best.pt``, are the result; ``lr0``, the first learning rate itself, and
+    ``changes`` of a plan may hold ``patience``: after this many epochs without a better one the training stops, and
+    the best epoch's weights, kept as ``weights/best.pt``, are the result; ``lr0``, the first learning rate itself, and
     ``lrf``, where it ends as a share of that; ``optimizer``, which is SGD.
     """
 
@@ -241,7 +238,7 @@ class PlainTrainer(Trainer):
                 context.on_epoch(EpochReport(training.epoch, training.epochs, training.losses, accuracy))
         training.reach(Event.END)
         if training.patience:
-            training.plain.load_state_dict(_read(weights / "best.pt")["module"])
+            training.plain.load_state_dict(read_state(weights / "best.pt")["module"])
         module = recalibrated(training.plain, self._adapter, training.batch)
         return FinetuneResult(module, training.epoch, training.batch, training.losses)
 
@@ -309,22 +306,3 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 def _fallen(progress: float, last: float) -> float:
     """Return the share of the first learning rate where such a share of the training, in [0, 1), is over."""
     return last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@contextmanager
-def _telling_damage(file: Path) -> Iterator[None]:
-    """Turn what a damaged file makes the block raise into one sentence."""
-    try:
-        yield
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file} is corrupt or not of a plain training; remove its folder and train again") from error
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    with saying_why(file, "read"):
-        data = file.read_bytes()
-    try:
-        content: Mapping[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch lets through what its unpickler and its archive reader raise
-        raise ModelError(f"{file} is corrupt or not of a plain training; remove its folder and train again") from error
-    return content

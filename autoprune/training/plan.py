@@ -62,7 +62,7 @@ class TrainingContext:
 
 
 def short_scale(epochs: int) -> float:
-    """Return the share of its learning rate that a fine-tune of so many epochs starts at."""
+    """Return the share of its learning rate that a fine-tune of a number of epochs starts at."""
     return SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0
 
 

@@ -24,7 +24,7 @@ class EpochReport:
         epoch: its number, from 1.
         epochs: how many there will be, unless the training stops early.
         losses: mean of each term of the training loss.
-        accuracy: of the averaged weights on the validation split; None where it was not measured.
+        accuracy: of the averaged weights on the validation split; None if it was not measured.
     """
 
     epoch: int
@@ -38,11 +38,11 @@ class FinetuneResult:
     """A fine-tuned network.
 
     Attributes:
-        module: the exponential moving average of the weights after the last epoch, or after the best one where the
+        module: the exponential moving average of the weights after the last epoch, or after the best one if the
             training may stop early; its batch norm recalibrated on training images; float32, eval mode.
         epochs: how many epochs it was trained in all, interrupted ones included.
-        batch: images per step; less than asked where memory ran out.
-        losses: mean of each term of the training loss in the last epoch; empty where that was over before.
+        batch: images per step; less than asked if memory ran out.
+        losses: mean of each term of the training loss in the last epoch; empty if that was over before.
     """
 
     module: nn.Module
@@ -54,7 +54,7 @@ class FinetuneResult:
 def rise_at_end(accuracies: Sequence[float]) -> float | None:
     """Return how much higher the accuracy was in the last quarter of the epochs than in the one before.
 
-    None where it was not: where the difference of the two means is below twice its standard error, or there are fewer
+    None if it was not: if the difference of the two means is below twice its standard error, or there are fewer
     than eight epochs.
 
     Args:

@@ -23,7 +23,7 @@ def training_batches(adapter: Adapter, *, scoring: int, steps: int, batch: int, 
     Args:
         adapter: the data.
         scoring: how many images score candidates; with the same seed these are left out.
-        steps: how many batches are wanted; fewer are returned where there are not as many images.
+        steps: how many batches are wanted; fewer are returned if there are not as many images.
         batch: images per batch.
         seed: chooses the images.
 

@@ -31,7 +31,7 @@ class Applied:
         network: the dense network.
         policy: the policy.
         allocation: kept channels per unit.
-        module: the pruned network; batch norm recalibrated where there were images.
+        module: the pruned network; batch norm recalibrated if there were images.
     """
 
     network: Network
@@ -66,14 +66,14 @@ class Applied:
 
 
 def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, images: int) -> Applied:
-    """Load policy and weights, and prune; compensate and recalibrate batch norm where there is a data set.
+    """Load policy and weights, and prune; compensate and recalibrate batch norm if there is a data set.
 
     Raises:
         PolicyError: the policy does not fit the network, or names an unknown criterion.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    policy = Policy.load(config.policy)
+    policy = config.policy if isinstance(config.policy, Policy) else Policy.load(config.policy)
     policy.check_criterion()  # before the network is loaded
     network = open_network(
         config.model,

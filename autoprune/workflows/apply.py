@@ -11,7 +11,7 @@ from autoprune.workflows.stock_yaml import describe
 
 
 def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
-    """Prune by a policy, recalibrate where there is data, and save the pruned checkpoint."""
+    """Prune by a policy, recalibrate if there is data, and save the pruned checkpoint."""
     applied = apply_policy(config, listener, images=config.images)
     adapter, validate = applied.network.adapter, applied.network.adapter.has_images
     with RunFolder.open("apply", config, caller) as folder:

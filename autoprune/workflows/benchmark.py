@@ -1,4 +1,4 @@
-"""One strategy's part in a comparison: a search of so many evaluations, what it found and what it took."""
+"""One strategy's part in a comparison: a search of a fixed number of evaluations, what it found and what it took."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class StrategyBenchmark:
             )
 
     def seeds(self, entry: BenchmarkEntry) -> range:
-        """Return the seeds that an entry runs with: one where there is no chance in it."""
+        """Return the seeds that an entry runs with: one if there is no chance in it."""
         certain = all(spec.deterministic for spec in entry.specs)
         return range(1 if certain else self._config.seeds)
 
@@ -184,7 +184,7 @@ class _Clock:
 
     Attributes:
         history: what was scored, in order.
-        waited: seconds spent in the evaluator, little where it knew the scores.
+        waited: seconds spent in the evaluator, little if it knew the scores.
         computed: seconds that the scores took when they were computed; a candidate asked for twice counts once.
     """
 

@@ -26,7 +26,7 @@ _WARM_UP, _RUNS = 5, 15
 def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) -> SearchConfig:
     """Return the configuration with an image size that suits a latency budget in milliseconds on this machine.
 
-    Only where the bundled detector is searched, and neither its image size nor another runtime is asked for.
+    Only if the bundled detector is searched, and neither its image size nor another runtime is asked for.
     """
     if config.model is not None or config.imgsz is not None or config.runtime is not None:
         return config

@@ -59,7 +59,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
 
 
 def _device(config: ExportConfig) -> str:
-    """Return the device to use: for ``auto`` the CPU where the format's runtime runs on nothing else."""
+    """Return the device to use: for ``auto`` the CPU if the format's runtime runs on nothing else."""
     only_cpu = list(config.format.runtime.spec.precisions) == ["cpu"]
     return "cpu" if config.device == "auto" and only_cpu else choose_device(config.device)
 

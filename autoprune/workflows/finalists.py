@@ -21,7 +21,7 @@ ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
 CONFIRMATIONS, MOST_CONFIRMATIONS = 3, 10
-"""How often the winner is measured thoroughly, and put right where it is off its budget.
+"""How often the winner is measured thoroughly, and put right if it is off its budget.
 
 The latter while none holds it: on a machine that has become slower since the limit was set, it must become narrower.
 """
@@ -32,7 +32,7 @@ class Finalist(SelectedCandidate):
     """A candidate that holds every limit, as measured.
 
     Attributes:
-        accuracy: on the scoring images after recalibration, or None where there was nothing to compare.
+        accuracy: on the scoring images after recalibration, or None if there was nothing to compare.
     """
 
     accuracy: Metrics | None = None
@@ -125,14 +125,14 @@ def _measured(
     *,
     known: Latencies | None = None,
 ) -> Finalist | None:
-    """Measure a candidate; where it misses the targets or leaves much of them, project it anew and look again.
+    """Measure a candidate; if it misses the targets or leaves much of them, project it anew and look again.
 
     Args:
         candidate: where to begin.
         evaluator: scores what it becomes.
         constraint: the budget.
         latency_constraints: the budget's latency limits.
-        known: the candidate's latencies, where they are known better than by a measurement now.
+        known: the candidate's latencies, if they are known better than by a measurement now.
     """
     if not latency_constraints:
         return Finalist(candidate.allocation, candidate.score, {})

@@ -23,10 +23,12 @@ from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
     WHERE,
+    ApplyConfig,
     BudgetedConfig,
     CompareConfig,
     ResumableConfig,
     RunConfig,
+    TrainConfig,
     to_yaml,
 )
 from autoprune.config.files import save
@@ -34,6 +36,7 @@ from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
 from autoprune.models._base import Adapter
+from autoprune.policy import Policy
 from autoprune.results import Metrics
 from autoprune.workflows.call import Caller
 from autoprune.workflows.inputs import Inputs, noted_in
@@ -101,9 +104,10 @@ class RunFolder:
         if os.path.lexists(path):
             resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
             raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
-        inputs = Inputs.of(config)
         made = _make(path)
         try:
+            config = _with_policy_file(config, path)
+            inputs = Inputs.of(config)
             save(config, path)
             write_atomic(path / INPUTS, inputs.to_json())
             journal = Journal.create(
@@ -180,8 +184,17 @@ class RunFolder:
         )
 
 
+def _with_policy_file(config: RunConfig, folder: Path) -> RunConfig:
+    """Write a policy that the caller has in a variable into the run's folder; return what names that file instead."""
+    if not isinstance(config, (ApplyConfig, TrainConfig)) or not isinstance(config.policy, Policy):
+        return config
+    file = folder / "policy.json"
+    config.policy.save(file)
+    return replace(config, policy=file)
+
+
 def _make(path: Path) -> Sequence[Path]:
-    """Make a folder, and its parents where they are missing; return those that were, the innermost first."""
+    """Make a folder, and its parents if they are missing; return those that were, the innermost first."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     with saying_why(path):
         try:
@@ -193,7 +206,7 @@ def _make(path: Path) -> Sequence[Path]:
 
 
 def _remove(made: Sequence[Path]) -> None:
-    """Remove a run's folder, and the parents that were made for it where nothing else is in them."""
+    """Remove a run's folder, and the parents that were made for it if nothing else is in them."""
     for run in made[:1]:
         shutil.rmtree(run, ignore_errors=True)
     _remove_empty(made[1:])
@@ -226,7 +239,7 @@ def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
 
 
 def _tell_versions(path: Path, began: Mapping[str, Any]) -> None:
-    """Say where a run goes on with other packages than it began with."""
+    """Say if a run goes on with other packages than it began with."""
     before = began.get("environment")
     if not isinstance(before, dict):
         return

@@ -20,12 +20,13 @@ from autoprune.choices import DARKNET, match_factory
 from autoprune.config import WHERE, ProfileConfig, PruningConfig, RunConfig, SparsifyConfig, option
 from autoprune.demo import demo_weights, shapes_dataset
 from autoprune.errors import DataError
+from autoprune.io.records import read_record
 
 Marks = Mapping[str, str]
 """Files by name, each with what tells its content from another."""
 
 _DEMONSTRATED = (PruningConfig, SparsifyConfig, ProfileConfig)
-"""Configurations that mean the bundled detector where they name none."""
+"""Configurations that mean the bundled detector if they name none."""
 
 _SPLITS = ("train", "val")
 _CHUNK = 2**20
@@ -177,17 +178,11 @@ def _digest(marks: Marks) -> str:
 
 
 def _listed(file: Path) -> Mapping[str, Marks]:
-    """Return the groups of a file that ``to_json`` made; none where it is something else."""
+    """Return the groups of a file that ``to_json`` made; none if it is something else."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_record(file.read_text(encoding="utf-8"), dict[str, dict[str, str]], "the listing")
+    except (OSError, ValueError):
         return {}
-    groups = found if isinstance(found, dict) else {}
-    return {name: marks for name, marks in groups.items() if _is_marks(marks)}
-
-
-def _is_marks(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values())
 
 
 def _difference(before: Marks, now: Marks) -> str:

@@ -48,7 +48,7 @@ class Prediction:
         cost: fitted to all samples.
         fitted: samples that a first fit was made from …
         held_out: … and those that its error is known from.
-        error: of that first fit; None where there was nothing to hold out.
+        error: of that first fit; None if there was nothing to hold out.
     """
 
     cost: LatencyCost
@@ -118,7 +118,7 @@ class LatencyEstimator:
         Args:
             name: of the stage.
             module: its network.
-            allocation: its kept channels per unit; None where it is no pruned dense network.
+            allocation: its kept channels per unit; None if it is no pruned dense network.
             limit: milliseconds that it must hold, if any; a miss is measured more often before it is believed.
         """
         if name == "dense":
@@ -192,7 +192,7 @@ class LatencyEstimator:
         return typical(measure, lambda timing: timing.spread, most)
 
     def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
-        """Measure, again where the machine was disturbed, and return the measurement that may be off least.
+        """Measure, again if the machine was disturbed, and return the measurement that may be off least.
 
         Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
         off; that shows in the dense network's own time.
@@ -227,7 +227,7 @@ class LatencyEstimator:
         return self._predictions[focus]
 
     def prediction_error(self) -> dict[str, float | int] | None:
-        """Return the predictor's error on networks that it was not fitted to, or None where there is no predictor."""
+        """Return the predictor's error on networks that it was not fitted to, or None if there is no predictor."""
         errors = [prediction.error for prediction in self._predictions.values() if prediction.error is not None]
         return errors[-1].to_json() if errors else None
 

@@ -30,7 +30,7 @@ Latencies = Mapping[str, float]
 
 
 class LatencyConstraints:
-    """The latency limits of one budget, each with what measures it; false where latency is not limited.
+    """The latency limits of one budget, each with what measures it; false if latency is not limited.
 
     Args:
         benches: what measures, by metric.

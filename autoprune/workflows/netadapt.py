@@ -27,7 +27,7 @@ from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
 
 HALVINGS = 12
-"""How often a step is halved where no unit alone can save as much."""
+"""How often a step is halved if no unit alone can save as much."""
 
 
 def run(config: NetAdaptConfig, listener: Listener, caller: Caller) -> Finished:
@@ -43,7 +43,7 @@ class _Level:
     Attributes:
         budget: the budget.
         base: the network, with its weights as the short fine-tunes left them.
-        latencies: measured milliseconds by metric; empty where latency is not limited.
+        latencies: measured milliseconds by metric; empty if latency is not limited.
     """
 
     budget: Budget

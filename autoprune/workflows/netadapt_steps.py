@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -44,6 +44,34 @@ class Base:
     score: float
 
 
+def score_promising(
+    proposals: int, wanted: int, scores: dict[int, float], score: Callable[[int], float], merit: Callable[[int], float]
+) -> list[int]:
+    """Score proposals until the best ones are known, and return their places, the best first.
+
+    What a unit lost when it was last tried bounds what pruning it can be worth now, since the loss grows as the network
+    becomes narrower (lazy evaluation; Minoux, 1978): one that this keeps off the best is not scored again.
+
+    Args:
+        proposals: how many there are.
+        wanted: how many of the best are returned, all of them scored.
+        scores: by place; filled in.
+        score: scores the proposal at a place.
+        merit: of the proposal at a place, higher is better: by its score, or by the one expected before it is scored.
+
+    Example:
+        >>> scores, expected, true = {}, [0.3, 0.9, 0.5], [0.2, 0.6, 0.4]
+        >>> score_promising(3, 1, scores, lambda i: true[i], lambda i: scores.get(i, expected[i])), scores
+        ([1], {1: 0.6})
+    """
+    while True:
+        best = sorted(range(proposals), key=merit, reverse=True)[:wanted]
+        stale = [place for place in best if place not in scores]
+        if not stale:
+            return best
+        scores[stale[0]] = score(stale[0])
+
+
 class NetAdaptSteps:
     """Tries an iteration's proposals and keeps the best.
 
@@ -67,6 +95,7 @@ class NetAdaptSteps:
             )
         self.dense = Base(run.dense_allocation, run.network.pruner, 0.0)
         self.evaluations = self.fine_tunes = 0
+        self._changes: dict[int, float] = {}  # of the score, by unit, when pruning it was last tried
 
     @cached_property
     def calibration(self) -> Sequence[torch.Tensor]:
@@ -99,8 +128,10 @@ class NetAdaptSteps:
             chosen, score, counted = self._best(base, proposals, constraint, iteration)
             self._run.network.adapter.save(chosen[1], path, notes={"netadapt_iteration": iteration})
             self._save_policy(chosen[0], score, iteration)
-            done = {"allocation": list(chosen[0]), "score": score, **counted}
+            changes = [[unit, change] for unit, change in self._changes.items()]
+            done = {"allocation": list(chosen[0]), "score": score, "changes": changes, **counted}
             self._run.folder.journal.append("iteration", iteration, done)
+        self._changes = {int(unit): float(change) for unit, change in done["changes"]}
         self.evaluations += int(done["evaluations"])
         self.fine_tunes += int(done["fine_tunes"])
         # Read back even what was just written: a run that goes on after a kill must not differ by a rounding.
@@ -114,25 +145,17 @@ class NetAdaptSteps:
         self, base: Base, proposals: Sequence[tuple[int, Counts]], constraint: Constraint, iteration: int
     ) -> tuple[tuple[Allocation, nn.Module], float, dict[str, int]]:
         """Return the best proposal's allocation and network, its score, and what it took to find it."""
-        config, run = self._config, self._run
+        config = self._config
         evaluator = self._evaluator(base, f"netadapt {iteration}")
         allocations = [constraint.space.allocation(counts) for _, counts in proposals]
-        with run.listener.progress(f"Step {iteration}", len(allocations)) as advance:
-            scores = []
-            for done, allocation in enumerate(allocations, start=1):
-                scores.append(self._absolute(evaluator([allocation])[0].score, evaluator))
-                advance(done)
-        counted = {"evaluations": len(allocations), "fine_tunes": 0}
-        merits = [
-            self._merit(base, score, counts, constraint) for score, (_, counts) in zip(scores, proposals, strict=True)
-        ]
+        scores, shortlist = self._scored(base, proposals, constraint, evaluator, iteration)
+        counted = {"evaluations": len(scores), "fine_tunes": 0}
         if not config.short_term_steps:
-            best = int(np.argmax(merits))
+            best = shortlist[0]
             return (allocations[best], evaluator.materialise(allocations[best])), scores[best], counted
-        shortlist = np.argsort(-np.array(merits), kind="stable")[: config.shortlist or None]
         counted["fine_tunes"] = len(shortlist)
         kept: tuple[float, int, float, nn.Module] | None = None
-        for place in map(int, shortlist):
+        for place in shortlist:
             module, score = self._tuned(evaluator, allocations[place])
             merit = self._merit(base, score, proposals[place][1], constraint)
             if kept is None or merit > kept[0]:
@@ -141,8 +164,36 @@ class NetAdaptSteps:
         _, place, score, module = kept
         return (allocations[place], module), score, counted
 
+    def _scored(
+        self,
+        base: Base,
+        proposals: Sequence[tuple[int, Counts]],
+        constraint: Constraint,
+        evaluator: Evaluator,
+        iteration: int,
+    ) -> tuple[dict[int, float], list[int]]:
+        """Return scores by the place of a proposal, of those that were scored, and the places of the best ones."""
+        config = self._config
+        wanted = (config.shortlist if config.short_term_steps else 1) if config.shortlist else len(proposals)
+        expected = [base.score + self._changes.get(unit, np.inf) for unit, _ in proposals]
+        with self._run.listener.progress(f"Step {iteration}", len(proposals)) as advance:
+
+            def score(place: int) -> float:
+                unit, counts = proposals[place]
+                found = self._absolute(evaluator([constraint.space.allocation(counts)])[0].score, evaluator)
+                self._changes[unit] = found - base.score
+                advance(len(scores) + 1)
+                return found
+
+            def merit(place: int) -> float:
+                return self._merit(base, scores.get(place, expected[place]), proposals[place][1], constraint)
+
+            scores: dict[int, float] = {}
+            best = score_promising(len(proposals), wanted, scores, score, merit)
+        return scores, best
+
     def _tuned(self, evaluator: Evaluator, allocation: Allocation) -> tuple[nn.Module, float]:
-        """Return a proposal after its short fine-tune, with its score; where that breaks down, untrained, the worst."""
+        """Return a proposal after its short fine-tune, with its score; if that breaks down, untrained, the worst."""
         config, module = self._config, evaluator.materialise(allocation)
         try:
             train_briefly(

@@ -40,7 +40,7 @@ class Network:
     Attributes:
         adapter: the network with its data, loss and metric.
         graph: its channel groups, with all units that there are.
-        space: its allocations; its own graph has fewer units where some are tied.
+        space: its allocations; its own graph has fewer units if some are tied.
         pruner: makes smaller copies.
         importance: per group, the score of each channel.
     """
@@ -62,7 +62,7 @@ class Network:
         return {unit.name: counts[unit.groups[0]] for unit in self.graph.units}
 
     def untied(self) -> Network:
-        """Return the network with the allocations that there are where nothing is tied."""
+        """Return the network with the allocations that there are if nothing is tied."""
         space = Space(self.graph, round_to=self.space.round_to, min_keep=self.space.min_keep)
         return _ranked(self.adapter, self.graph, space, self.importance)
 
@@ -179,7 +179,7 @@ def pin_threads(asked: int | None, folder: RunFolder) -> None:
 
 
 def warn_of_slow_int8(listener: Listener) -> None:
-    """Say so where the processor has no instructions for int8."""
+    """Say so if the processor has no instructions for int8."""
     if has_int8_instructions() is False:
         listener.warn(
             "This CPU has no instructions for int8 (avx512_vnni, avx_vnni or amx_int8): a quantised network works "

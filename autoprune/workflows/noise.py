@@ -9,9 +9,9 @@ from statistics import median
 from autoprune.latency.timing import PairedTiming
 
 DRIFT = 0.6
-"""By how much a ratio may be off where the dense time is off by 1: under load a smaller network loses more.
+"""By how much a ratio may be off if the dense time is off by 1: under load a smaller network loses more.
 
-The demo's network at 34% of the dense one, measured 29 times while the machine was shared: 0.34 where the dense network
+The demo's network at 34% of the dense one, measured 29 times while the machine was shared: 0.34 when the dense network
 took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
 """
 
@@ -19,10 +19,10 @@ DOUBT = 0.05
 """A measurement whose ratio may be off by more than this share is taken again."""
 
 REPEATS, MOST_REPEATS = 3, 9
-"""What ends up in the summary is the median of so many undisturbed measurements, of at most so many in all."""
+"""The summary has the median of 3 undisturbed measurements, of at most 9 in all."""
 
 REMEMBERED = 15
-"""The dense network usually takes the median of its last so many times.
+"""What the dense network usually takes is the median of this many last times.
 
 A shared machine's speed can change for good; then the reference that a run began with would call everything disturbed.
 """
@@ -72,7 +72,7 @@ def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> Paire
 
 
 def _taken(timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, repeats: int) -> Sequence[PairedTiming]:
-    """Return the measurements, and more until so many are undisturbed or there are three times as many."""
+    """Return the measurements, and more until enough are undisturbed or there are three times as many."""
     timings = list(timings)
     most = repeats * MOST_REPEATS // REPEATS
     while len(timings) < most and sum(doubt(timing) <= DOUBT for timing in timings) < repeats:

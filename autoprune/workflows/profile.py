@@ -71,7 +71,7 @@ def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> No
 
 
 def _network(config: ProfileConfig, listener: Listener) -> Network:
-    """Load and analyse the network; the bundled detector brings its data where ranges must be found."""
+    """Load and analyse the network; the bundled detector brings its data if ranges must be found."""
     data, image_size = config.data, config.imgsz
     if config.model is None:
         image_size = image_size or DEMO_IMAGE_SIZE

@@ -98,7 +98,7 @@ class _Variant:
 
 
 def _open(config: QuantizeConfig) -> Mapping[str, Adapter]:
-    """Open the network, after the dense one where there is one, which gets the same image size."""
+    """Open the network, after the dense one if there is one, which gets the same image size."""
     options: dict[str, Any] = {"data": config.data, "trust": config.trust_checkpoint}
     adapter = open_adapter(config.model, image_size=config.imgsz, **options)
     if config.dense is None:
@@ -131,7 +131,7 @@ def _backend(config: QuantizeConfig, adapter: Adapter) -> SubprocessBackend:
 
 
 def _samples(config: QuantizeConfig, adapter: Adapter) -> QuantizationImages:
-    """Choose training images; where there are fewer than asked for, both sets get smaller."""
+    """Choose training images; if there are fewer than asked for, both sets get smaller."""
     wanted = config.calibration_images + config.images
     batches = adapter.batches("train", images=wanted, batch=1, seed=config.seed)
     if len(batches) < 2 * LEAST_IMAGES:
@@ -202,7 +202,7 @@ def _variants(
 
 
 def _keep(quantization: Quantization, choice: Choice, target: Path) -> Path:
-    """Put the result into the run's folder, where it is not there from before."""
+    """Put the result into the run's folder, if it is not there from before."""
     if not target.exists():
         written = quantization.file(choice.in_float)
         with saying_why(target):

@@ -7,26 +7,29 @@ opened, so that nothing that reads one needs to.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Lt, MinLen, Predicate
+from pydantic import AllowInfNan, FiniteFloat
+from typing_extensions import TypedDict
 
 from autoprune.errors import ConfigError, RunError
-from autoprune.io.fields import fits
+from autoprune.io.records import fits
 from autoprune.journal import Journal, Record
 from autoprune.latency.timing import PairedTiming, Timing
 from autoprune.runtimes.settings import MemoryFormat
 from autoprune.structure.space import Allocation, Space
 
-_Finite = Annotated[float, math.isfinite]
-_Positive = Annotated[float, lambda value: 0 < value < math.inf]
-_Count = Annotated[int, lambda value: value > 0]
+_Whole = Annotated[int, Lt(2**53)]
+_Finite = FiniteFloat
+_Positive = Annotated[float, AllowInfNan(False), Gt(0)]
+_Count = Annotated[int, Gt(0), Lt(2**53)]
 _Counts = Sequence[_Count]
-_Timing: Any = Annotated[Timing, lambda value: value["median"] > 0]
-_Pair: Any = Annotated[
-    PairedTiming,
-    lambda value: fits(value["candidate"], _Timing) and fits(value["dense"], _Timing) and value["ratio"] > 0,
+_Timing = Annotated[Timing, Predicate(lambda timing: timing.median > 0)]
+_Pair = Annotated[
+    PairedTiming, Predicate(lambda pair: pair.candidate.median > 0 and pair.dense.median > 0 and pair.ratio > 0)
 ]
 
 
@@ -43,23 +46,24 @@ class _Loss(TypedDict):
 class _Iteration(TypedDict):
     allocation: _Counts
     score: _Finite
-    evaluations: int
-    fine_tunes: int
+    changes: Sequence[tuple[_Whole, _Finite]]
+    evaluations: _Whole
+    fine_tunes: _Whole
 
 
 class _Outcome(TypedDict):
     entry: str
-    seed: int
+    seed: _Whole
     allocation: _Counts
     score: _Finite
-    evaluations: int
+    evaluations: _Whole
     seconds: float
     history: Sequence[float]
     tried: Sequence[tuple[_Counts, float]]
 
 
 class _Metrics(TypedDict):
-    metrics: Annotated[Mapping[str, float], bool]
+    metrics: Annotated[Mapping[str, float], MinLen(1)]
     per_class: Mapping[str, Mapping[str, float]]
 
 
@@ -86,53 +90,53 @@ class _Criterion(TypedDict):
 
 
 class _Deployed(_Metrics):
-    size_bytes: int
+    size_bytes: _Whole
 
 
-def _word(*words: str) -> Any:
-    """Return the type of these words."""
-    return Annotated[str, lambda value: value in words]
+def _led(*words: str, at: int = 0) -> Predicate:
+    """Return what lists meet that have one of these words at a place."""
+    return Predicate(lambda value: len(value) > at and value[at] in words)
 
 
-def _led(*words: str, at: int = 0) -> Any:
-    """Return the type of lists that have one of these words at a place."""
-    return Annotated[Any, lambda value: isinstance(value, list) and len(value) > at and value[at] in words]
+_Error = Annotated[list[Any], _led("error", "held out", at=1)]
+_DeployedKey = Annotated[list[Any], _led("deployed", at=1)]
+_Beside = Annotated[list[Any], _led("beside")]
+_Measured = Annotated[list[Any], _led("network", "sample")]
 
-
-_RECORDS: Sequence[tuple[str, Any, Any]] = (
-    (r"evaluation|untied|netadapt \d+", _Counts, _Score),
-    (r"(evaluation|untied|netadapt \d+) dense", int, _Loss),
-    (r"gains", tuple[_Counts, Sequence[_Counts]], Sequence[Sequence[_Finite]]),
-    (r"accuracy", _Counts, _Metrics),
-    (r"validation", str, _Metrics),
-    (r"batch", int, _Count),
-    (r"scored in", _word(""), _word("bf16", "fp32")),
-    (r"threads", str, _Count),
-    (r"demo image size", str, _Count),
-    (r"created", str, str),
-    (r"iteration", int, _Iteration),
-    (r"outcome", tuple[str, int], _Outcome),
-    (r"tuned", tuple[_Counts, int], _Tuned),
-    (r"criterion", tuple[str, _Counts], _Criterion),
-    (r"reference", str, _Reference),
-    (r"quantize", _led("error", "held out", at=1), float),
-    (r"quantize", _led("deployed", at=1), _Deployed),
-    (r"latency", _word(""), Sequence[_Timing] | _Pair),
-    (r"latency(@.*)?", _word("format"), _word(*(member.value for member in MemoryFormat))),
-    (r"latency(@.*)?", _word("block"), _Count),
-    (r"latency(@.*)?", _word("reference"), _Timing),
-    (r"latency(@.*)?", _word("note"), str),
-    (r"latency(@.*)?", _word("layers"), Mapping[str, _Positive]),
-    (r"latency(@.*)?", _led("beside"), Mapping[str, _Positive]),
-    (r"latency(@.*)?", _led("network", "sample"), _Pair),
+_RECORDS: Sequence[tuple[str, Any]] = (
+    (r"evaluation|untied|netadapt \d+", tuple[_Counts, _Score]),
+    (r"(evaluation|untied|netadapt \d+) dense", tuple[_Whole, _Loss]),
+    (r"gains", tuple[tuple[_Counts, Sequence[_Counts]], Sequence[Sequence[_Finite]]]),
+    (r"accuracy", tuple[_Counts, _Metrics]),
+    (r"validation", tuple[str, _Metrics]),
+    (r"batch", tuple[_Whole, _Count]),
+    (r"scored in", tuple[Literal[""], Literal["bf16", "fp32"]]),
+    (r"threads", tuple[str, _Count]),
+    (r"demo image size", tuple[str, _Count]),
+    (r"created", tuple[str, str]),
+    (r"iteration", tuple[_Whole, _Iteration]),
+    (r"outcome", tuple[tuple[str, _Whole], _Outcome]),
+    (r"tuned", tuple[tuple[_Counts, _Whole], _Tuned]),
+    (r"criterion", tuple[tuple[str, _Counts], _Criterion]),
+    (r"reference", tuple[str, _Reference]),
+    (r"quantize", tuple[_Error, float]),
+    (r"quantize", tuple[_DeployedKey, _Deployed]),
+    (r"latency", tuple[Literal[""], Sequence[_Timing] | _Pair]),
+    (r"latency(@.*)?", tuple[Literal["format"], MemoryFormat]),
+    (r"latency(@.*)?", tuple[Literal["block"], _Count]),
+    (r"latency(@.*)?", tuple[Literal["reference"], _Timing]),
+    (r"latency(@.*)?", tuple[Literal["note"], str]),
+    (r"latency(@.*)?", tuple[Literal["layers"], Mapping[str, _Positive]]),
+    (r"latency(@.*)?", tuple[_Beside, Mapping[str, _Positive]]),
+    (r"latency(@.*)?", tuple[_Measured, _Pair]),
 )
-"""A pattern of kinds, with the types of such a record's key and value; several for a kind are alternatives."""
+"""A pattern of kinds, with the type of such a record's key and value; several for a kind are alternatives."""
 
 
 def check_record(record: Record) -> bool:
     """Return whether a record holds what its kind has; one of a kind that nothing reads may hold anything."""
-    known = [(key, value) for kind, key, value in _RECORDS if re.fullmatch(kind, record.kind)]
-    return not known or any(fits(record.key, key) and fits(record.value, value) for key, value in known)
+    known = [content for kind, content in _RECORDS if re.fullmatch(kind, record.kind)]
+    return not known or any(fits([record.key, record.value], content) for content in known)
 
 
 def recorded_allocation(counts: Sequence[int], space: Space, journal: Journal, kind: str) -> Allocation:

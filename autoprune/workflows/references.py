@@ -136,6 +136,6 @@ class References:
         path = self._run.folder.path / "references" / name
         path.mkdir(parents=True, exist_ok=True)
         self._run.listener.note(f"Reference: {name}")
-        tuning = Tuning.of(config, adapter.module)  # alike for all: where there is a teacher, these have it too
+        tuning = Tuning.of(config, adapter.module)  # alike for all: if there is a teacher, these have it too
         trained = tune(adapter, module, path, tuning=tuning, notes={}, listener=self._run.listener)
         return adapter.validate(trained)

@@ -32,7 +32,7 @@ class SelectedCandidate:
     Attributes:
         allocation: kept channels per unit.
         score: its proxy score.
-        latencies: measured milliseconds by metric; empty where latency is not limited.
+        latencies: measured milliseconds by metric; empty if latency is not limited.
     """
 
     allocation: Allocation
@@ -47,8 +47,8 @@ class ResultWriter:
         run: the run that it belongs to.
         budget: what it must hold.
         path: the folder of its files, which exists.
-        label: tells the networks of one run apart in its journal; empty where there is one only.
-        teacher: what teaches in the fine-tune, where that is asked for; the run's dense network if None.
+        label: tells the networks of one run apart in its journal; empty if there is one only.
+        teacher: what teaches in the fine-tune, if that is asked for; the run's dense network if None.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ResultWriter:
             allocation: its kept channels per unit.
 
         Returns:
-            The stages ``pruned`` and, where there are epochs, ``finetuned``.
+            The stages ``pruned`` and, if there are epochs, ``finetuned``.
         """
         run, config, adapter = self._run, self._run.config, self._run.network.adapter
         notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
@@ -122,7 +122,7 @@ class ResultWriter:
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
-        """End well where the dense network already holds the budget."""
+        """End well if the dense network already holds the budget."""
         run, budget = self._run, self._budget
         run.listener.note(
             f"The dense network already holds {budget}: "

@@ -31,7 +31,7 @@ Kind = TypeVar("Kind", bound=PruningConfig | SparsifyConfig)
 
 
 def with_model(config: Kind) -> Kind:
-    """Fill in the bundled detector and data set where no model is given, and how long to fine-tune."""
+    """Fill in the bundled detector and data set if no model is given, and how long to fine-tune."""
     if isinstance(config, BudgetedConfig) and config.finetune_epochs is None:
         config = replace(config, finetune_epochs=DEMO_EPOCHS if config.model is None else DEFAULT_EPOCHS)
     if config.model is not None:
@@ -41,7 +41,7 @@ def with_model(config: Kind) -> Kind:
 
 
 def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
-    """Return the bundled detector, its data set, and the image size, its own where none is given."""
+    """Return the bundled detector, its data set, and the image size, its own if none is given."""
     return demo_weights(), shapes_dataset(), imgsz or DEMO_IMAGE_SIZE
 
 
@@ -66,7 +66,7 @@ def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) 
 def make_evaluator(
     network: Network, config: PruningConfig, folder: RunFolder, listener: Listener, *, kind: str, images: int
 ) -> Evaluator:
-    """Return what scores a network's candidates on so many training images."""
+    """Return what scores a network's candidates on a number of training images."""
     evaluator = Evaluator(
         network.adapter,
         network.pruner,
@@ -95,7 +95,7 @@ class PruningRun:
         listener: hears the progress.
         network: the dense network.
         static: costs in closed form, by metric.
-        bench: measures and predicts latency where the configuration says.
+        bench: measures and predicts latency if the configuration says so.
         benches: that one as ``latency``, and one for each other runtime or device that the budget names.
     """
 
@@ -119,7 +119,7 @@ class PruningRun:
         return self.network.space.allocation(self.network.space.dense)
 
     def dense(self, *, validate: bool = True) -> Stage:
-        """Measure the dense network; its accuracy where that is wanted."""
+        """Measure the dense network; its accuracy if that is wanted."""
         return self.stage("dense", self.network.adapter.module, self.dense_allocation, validate=validate)
 
     def stage(
@@ -138,7 +138,7 @@ class PruningRun:
             name: of the stage.
             module: the network.
             allocation: its kept channels per unit.
-            file: its checkpoint, where there is one.
+            file: its checkpoint, if there is one.
             limits: what each metric may be at most; a latency beyond its limit is measured more often.
             validate: whether the accuracy is measured.
         """
@@ -189,11 +189,11 @@ class PruningRun:
             ) from error
 
     def prediction_errors(self) -> dict[str, Any] | None:
-        """Return the error of the latency predictor, or by metric where there are several; None where there is none."""
+        """Return the error of the latency predictor, or by metric if there are several; None if there is none."""
         errors = {metric: estimator.prediction_error() for metric, estimator in self.estimators.items()}
         found = {metric: error for metric, error in errors.items() if error is not None}
         return found.get("latency") if set(found) <= {"latency"} else found
 
     def evaluator(self, kind: str, images: int) -> Evaluator:
-        """Return what scores candidates on so many training images."""
+        """Return what scores candidates on a number of training images."""
         return make_evaluator(self.network, self.config, self.folder, self.listener, kind=kind, images=images)

@@ -57,7 +57,7 @@ class SearchRun:
         config: its options, defaults filled in.
         folder: where it leaves its results.
         listener: hears the progress.
-        teacher: what teaches in the fine-tune, where that is asked for; the dense network if None.
+        teacher: what teaches in the fine-tune, if that is asked for; the dense network if None.
 
     Attributes:
         run: the network.
@@ -158,7 +158,7 @@ class SearchRun:
         start: tuple[Candidate, ...],
         episodes: int,
     ) -> SearchResult:
-        """Let the strategy try so many candidates."""
+        """Let the strategy try a number of candidates."""
         config, run = self._config, self.run
         task = SearchTask(
             constraint=constraint,

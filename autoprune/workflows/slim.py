@@ -19,7 +19,7 @@ from autoprune.workflows.tuning import Tuning, train_from_nothing
 
 
 def run(config: SlimConfig, listener: Listener, caller: Caller) -> Finished:
-    """Train where there are no weights yet, sparsify, search, fine-tune and measure."""
+    """Train if there are no weights yet, sparsify, search, fine-tune and measure."""
     with RunFolder.open("slim", config, caller) as folder:
         return Finished(folder.path, _Pipeline(config, folder, listener).execute())
 

@@ -22,7 +22,7 @@ RECALIBRATION_IMAGES = 60
 
 
 def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
-    """Prune by a policy, soften where asked, fine-tune, and save the trained network."""
+    """Prune by a policy, soften if asked, fine-tune, and save the trained network."""
     devices = devices_of(config.device)
     if len(devices) > 1:
         for name in devices:

@@ -37,7 +37,7 @@ class Tuning:
         lr_scale: first learning rate as a share of the dense training's.
         batch: images per step.
         seed: fixes the training.
-        teacher: the dense network where it teaches, else None.
+        teacher: the dense network if it teaches, else None.
         distill_weight: how much the teacher counts.
         patience: epochs without a better one after which the training stops; 0 for never.
         devices: several GPUs to train on; empty for the adapter's own device.
@@ -263,7 +263,7 @@ def trained(
         listener: hears the progress.
         changes: as for `finetune`.
         extensions: what takes part.
-        curve: is given the accuracy after every epoch that is trained now, where it is measured.
+        curve: is given the accuracy after every epoch that is trained now, if it is measured.
     """
     with listener.progress(label, tuning.epochs) as advance:
 

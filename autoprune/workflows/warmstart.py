@@ -33,7 +33,7 @@ def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Co
 
     Args:
         runs: their folders.
-        config: of the search that starts from them, with the bundled detector filled in where it is meant.
+        config: of the search that starts from them, with the bundled detector filled in if it is meant.
         constraint: what it must hold.
 
     Raises:

@@ -57,6 +57,7 @@ class Run:
         words: the command, without model, data, device and folder.
         result: the file that is there when it has finished.
         needs: a run whose policy this one takes.
+        starts: a run whose network this one prunes further; its budget is a share of that run's dense network.
     """
 
     study: str
@@ -66,6 +67,7 @@ class Run:
     words: tuple[str, ...]
     result: str = "summary.json"
     needs: Run | None = None
+    starts: Run | None = None
 
     def folder(self, runs: Path) -> Path:
         """Return where the run lies."""
@@ -76,6 +78,11 @@ class Run:
         checkpoint, data = DETECTORS[self.detector]
         model = str(SHARED / "models" / f"{checkpoint}.pt")
         words = [model if word == "TEACHER" else word for word in self.words]
+        if self.starts is not None:
+            model = str(self.starts.folder(runs) / "model.pt")
+            first = json.loads((self.starts.folder(runs) / self.starts.result).read_text())
+            most = SHARE * first["stages"]["dense"]["costs"]["flops"] / 1e9
+            words = [f"flops={most:.4f}G" if word == "FLOPS" else word for word in words]
         if self.needs is not None:
             words += ["--policy", str(_policy(self, runs))]
         size = () if "--imgsz" in words else ("--imgsz", "320")
@@ -95,6 +102,10 @@ class Run:
             "--out",
             str(self.folder(runs)),
         ]
+
+
+SHARE = 0.3
+"""Of the FLOPs, where a search starts from a network that is pruned already."""
 
 
 def _policy(run: Run, runs: Path) -> Path:
@@ -138,6 +149,15 @@ def _trainings() -> Iterator[Run]:
                 yield Run("recipe", detector, f"{budget} {name}", 0, words, needs=searched[detector, budget])
 
 
+def _progressive() -> Iterator[Run]:
+    """Yield searches in two steps, each followed by half of the epochs."""
+    half = ("--finetune-epochs", str(EPOCHS // 2))
+    for detector in DETECTORS:
+        first = Run("progressive", detector, "flops=55%", 0, ("search", "--budget", "flops=55%", *half))
+        yield first
+        yield Run("progressive", detector, "then 30%", 0, ("search", "--budget", "FLOPS", *half), starts=first)
+
+
 def _comparisons() -> Iterator[Run]:
     options = ("--evaluations", "100", "--seeds", "5", "--finetune-epochs", "0")
     small = (
@@ -163,7 +183,7 @@ def _comparisons() -> Iterator[Run]:
 
 def planned() -> list[Run]:
     """Return all runs, in the order in which they are made."""
-    return [*_searches(), *_trainings(), *_comparisons()]
+    return [*_searches(), *_trainings(), *_progressive(), *_comparisons()]
 
 
 def finished(run: Run, runs: Path) -> dict[str, Any] | None:
@@ -174,7 +194,9 @@ def finished(run: Run, runs: Path) -> dict[str, Any] | None:
 
 def make(run: Run, runs: Path) -> None:
     """Make a run, or go on with it."""
-    if finished(run, runs) is not None or (run.needs is not None and finished(run.needs, runs) is None):
+    if finished(run, runs) is not None:
+        return
+    if any(before is not None and finished(before, runs) is None for before in (run.needs, run.starts)):
         return
     folder = run.folder(runs)
     words = [run.words[0], "--resume", str(folder)] if folder.exists() else run.command(runs)
@@ -198,6 +220,7 @@ def tables(runs: Path) -> Iterator[str]:
         "search": _accuracies,
         "train": _accuracies,
         "recipe": _accuracies,
+        "progressive": _accuracies,
         "strategies": _scores,
         "compare": _scores,
     }

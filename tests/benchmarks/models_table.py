@@ -1,4 +1,4 @@
-"""Print README's table of models: ``python -m tests.benchmarks.models_table [--names …] [--no-training]``.
+"""Print the table of docs/models.md: ``python -m tests.benchmarks.models_table [--names …] [--no-training]``.
 
 Every network is built from a YAML that Ultralytics brings, untrained, and every cell comes from a run on a tiny drawn
 data set. What a network fails at is told in the cell.
@@ -40,19 +40,11 @@ from autoprune.structure.validation import analyse
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.shapes import check_shapes, shapes_of
-from tests.helpers.networks import compared, random_keep, shaken, zeroed
+from tests.helpers.networks import DETECTORS, compared, random_keep, shaken, zeroed
 from tests.helpers.task_data import write_task_data
 
 NANO = (
-    "yolov3-tiny",
-    "yolov5n",
-    "yolov6n",
-    "yolov8n",
-    "yolov9t",
-    "yolov10n",
-    "yolo11n",
-    "yolo12n",
-    "yolo26n",
+    *DETECTORS,
     "yolov8n-seg",
     "yolov8n-pose",
     "yolov8n-obb",

@@ -53,6 +53,17 @@ def layer_law(layer: nn.Conv2d, area: int) -> float:
     return 0.01 + 2e-7 * area * layer.weight.numel()
 
 
+class Hungry(nn.Module):
+    """Asks for more memory than there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.zeros((1 << 40, 4), device=image.device)
+
+
 class FakeBackend(Backend):
     """Runs nothing: a convolution takes what the law says, a network its layers' sum and an overhead.
 

@@ -19,22 +19,11 @@ from autoprune.structure.space import Space
 
 FREE_OUTPUTS = frozenset({"feats"})
 
+DETECTORS = ("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
+"""The smallest detector of every family of Ultralytics'."""
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{
-        name: partial(DetectionModel, f"{name}.yaml", verbose=False)
-        for name in (
-            "yolov3-tiny",
-            "yolov3",
-            "yolov5n",
-            "yolov6n",
-            "yolov8n",
-            "yolov9t",
-            "yolov10n",
-            "yolo11n",
-            "yolo12n",
-            "yolo26n",
-        )
-    },
+    **{name: partial(DetectionModel, f"{name}.yaml", verbose=False) for name in ("yolov3", *DETECTORS)},
     "yolov8n-seg": partial(SegmentationModel, "yolov8n-seg.yaml", verbose=False),
     "yolov8n-pose": partial(PoseModel, "yolov8n-pose.yaml", verbose=False),
     "resnet18": partial(torchvision.models.resnet18, num_classes=10),

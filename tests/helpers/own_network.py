@@ -1,4 +1,4 @@
-"""A network of one's own with its data: the example in the README, kept small."""
+"""A network of one's own with its data: the example in docs/guides/modules.md, kept small."""
 
 from __future__ import annotations
 

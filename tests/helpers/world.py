@@ -16,11 +16,13 @@ import autoprune.workflows.latency
 import autoprune.workflows.network
 from autoprune.config.files import resume_command
 from autoprune.latency import LatencyMeter
+from autoprune.listener import SilentListener
 from autoprune.results import Result
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from autoprune.workflows.call import Caller
+from autoprune.workflows.network import Network, open_network
 from tests.helpers.detectors import build, write_data, write_detector
 from tests.helpers.fake_backend import OVERHEAD, FakeBackend, layer_law
 
@@ -52,6 +54,21 @@ def arguments(command: str, world: Path, out: Path, *extra: str) -> list[str]:
         options["--finetune-epochs"] = "0"
     given = [word for option in options.items() if option[0] not in extra for word in option]
     return [command, *given, *extra]
+
+
+def open_world(world: Path) -> Network:
+    """Open and analyse the detector of the world, with its data."""
+    return open_network(
+        world / "best.pt",
+        data=world / "data" / "data.yaml",
+        image_size=SIZE,
+        device="cpu",
+        trust=False,
+        criterion="l1",
+        round_to=8,
+        min_keep=0.1,
+        listener=SilentListener(),
+    )
 
 
 def summary(run: Path) -> Result:

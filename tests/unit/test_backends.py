@@ -29,7 +29,7 @@ from autoprune.runtimes import (
 from autoprune.runtimes._base import Backend, FileBackend, memory_guard
 from autoprune.runtimes._torch import DTYPES, loss_guard
 from autoprune.runtimes.settings import fingerprint_key, lane_width
-from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
+from tests.helpers.fake_backend import SETTINGS, FakeBackend, Hungry, opener
 
 SHAPE = (1, 3, 64, 64)
 
@@ -38,17 +38,6 @@ def network() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.SiLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.SiLU(), nn.Conv2d(32, 8, 1)]
     return nn.Sequential(*layers).eval()
-
-
-class Hungry(nn.Module):
-    """Asks for more memory than there is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((1 << 40, 4), device=image.device)
 
 
 # -- settings ----------------------------------------------------------------------------------------

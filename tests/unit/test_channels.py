@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +58,17 @@ def opened(worlds: Path, channels: int) -> UltralyticsAdapter:
 
 
 @pytest.fixture(scope="module")
-def runs(worlds: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Hold, for every number of channels, a search with its fine-tune."""
+def runs(worlds: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Give the folder of a search with its fine-tune, by the number of channels."""
     folder = tmp_path_factory.mktemp("runs")
-    for channels in GREY_AND_RGBA:
+
+    @cache
+    def run(channels: int) -> Path:
         options = ("--budget", "flops=90%", "--episodes", "2", "--finetune-epochs", "1")
         assert main(arguments("search", worlds / str(channels), folder / str(channels), *options)) == 0
-    return folder
+        return folder / str(channels)
+
+    return run
 
 
 # -- the adapter -------------------------------------------------------------------------------------
@@ -106,9 +112,11 @@ def test_an_untrained_network_takes_the_images_of_its_data(worlds: Path, tmp_pat
 # -- the commands ------------------------------------------------------------------------------------
 
 
-@both
-def test_a_search_with_its_finetune_reports_what_stock_val_does(worlds: Path, runs: Path, channels: int) -> None:
-    run, data = runs / str(channels), worlds / str(channels) / "data" / "data.yaml"
+@both_where_slow
+def test_a_search_with_its_finetune_reports_what_stock_val_does(
+    worlds: Path, runs: Callable[[int], Path], channels: int
+) -> None:
+    run, data = runs(channels), worlds / str(channels) / "data" / "data.yaml"
     for stage, file in (("pruned", "pruned.pt"), ("finetuned", "model.pt")):
         reported, (expected, _) = summary(run)["stages"][stage]["metrics"]["mAP50-95"], stock_val(run / file, data)
         assert expected > 0.01
@@ -116,19 +124,19 @@ def test_a_search_with_its_finetune_reports_what_stock_val_does(worlds: Path, ru
 
 
 @both_where_slow
-def test_a_policy_is_applied_to_a_stock_network(worlds: Path, runs: Path, channels: int) -> None:
+def test_a_policy_is_applied_to_a_stock_network(worlds: Path, runs: Callable[[int], Path], channels: int) -> None:
     dense: Any = stock.YOLO(worlds / str(channels) / "best.pt").model
     data = worlds / str(channels) / "data" / "data.yaml"
-    pruned = Policy.load(runs / str(channels) / "policy.json").apply(dense, data=data)
+    pruned = Policy.load(runs(channels) / "policy.json").apply(dense, data=data)
     assert pruned(torch.zeros(1, channels, IMAGE_SIZE, IMAGE_SIZE)) is not None
 
 
 @both_where_slow
 def test_an_exported_network_is_the_network(
-    worlds: Path, runs: Path, tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]
+    worlds: Path, runs: Callable[[int], Path], tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     need("onnx", "onnxruntime")
-    weights, out = runs / str(channels) / "model.pt", tmp_path / "run"
+    weights, out = runs(channels) / "model.pt", tmp_path / "run"
     words = ["--model", str(weights), "--out", str(out), "--format", "onnx", "--threads", "1"]
     assert main(["export", *words]) == 0, capsys.readouterr().err
     assert json.loads((out / "export.json").read_text())["parity"]["passed"]
@@ -153,14 +161,14 @@ _COMMANDS = {
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_every_command_takes_them(
     worlds: Path,
-    runs: Path,
+    runs: Callable[[int], Path],
     quick: None,
     tmp_path: Path,
     channels: int,
     command: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    here, policy = worlds / str(channels), str(runs / str(channels) / "policy.json")
+    here, policy = worlds / str(channels), str(runs(channels) / "policy.json")
     data = here / "data" / "data.yaml"
     if command == "quantize":
         need("onnx", "onnxruntime")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import BudgetUnreachableError
-from autoprune.listener import Advance
+from autoprune.listener import SilentListener
 from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, CostLimit
@@ -58,20 +57,6 @@ class Machine:
         return self._known[how, allocation]
 
 
-class Silent:
-    """Tells nobody."""
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
-
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:
-        yield lambda *_: None
-
-
 def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
     latency_constraints = LatencyConstraints({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
     constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
@@ -91,7 +76,7 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
             return Metrics({"accuracy": sum(allocation) / 1000})
 
     evaluator: Any = Evaluator()
-    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=Silent())
+    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=SilentListener())
 
 
 def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
@@ -137,7 +122,7 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
     evaluator: Any = Evaluator()
     found = choose(
-        [*history, *history], evaluator, constraint, LatencyConstraints({}, {}), count=count, listener=Silent()
+        [*history, *history], evaluator, constraint, LatencyConstraints({}, {}), count=count, listener=SilentListener()
     )
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]

@@ -191,7 +191,7 @@ def test_a_journal_of_another_schema_is_refused(path: Path, monkeypatch: pytest.
     monkeypatch.setattr("autoprune.journal._SCHEMA", 99)
     write(path)
     monkeypatch.undo()
-    with pytest.raises(RunError, match="schema version 99, this autoprune reads 2; start the run again"):
+    with pytest.raises(RunError, match="schema version 99, this autoprune reads 3; start the run again"):
         Journal.open(path)
 
 

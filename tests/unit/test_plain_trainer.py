@@ -147,7 +147,7 @@ def test_a_corrupt_file_is_told(own: ModuleAdapter, tmp_path: Path, left: int) -
     tuned(own, tmp_path, epochs=1)
     file = tmp_path / "weights" / "last.pt"
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ModelError, match="corrupt or not of a plain training"):
+    with pytest.raises(ModelError, match=r"last\.pt is damaged or not of this training; remove its folder"):
         tuned(own, tmp_path, epochs=1, resume=True)
 
 

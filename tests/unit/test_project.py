@@ -68,7 +68,7 @@ def test_every_dependency_has_an_exact_version_and_no_address(root: Path) -> Non
     names = [found[1] for found in pinned if found]
     assert names == sorted(set(names))
     text = (root / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|test) = \[(.*?)\]\s*$", text, re.MULTILINE | re.DOTALL)
+    lists = re.findall(r"^(?:dependencies|docs|test) = \[(.*?)\]\s*$", text, re.MULTILINE | re.DOTALL)
     needed = {word for block in lists for word in re.findall(r'"([\w-]+)(?:\[\w+\])?>=', block)}
     assert {"torch", "pyyaml", "pytest", "mypy"} <= needed <= set(names)
 

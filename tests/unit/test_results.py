@@ -13,7 +13,7 @@ from autoprune.errors import RunError
 from autoprune.listener import SilentListener
 from autoprune.report.sections import publish, sections
 from autoprune.report.table import Picture, Table
-from autoprune.report.tables import comparison_table, stage_table
+from autoprune.report.tables import class_table, comparison_table, stage_table
 from autoprune.results import RESULT_VERSION, Compared, LimitResult, Metrics, Result, Stage
 
 TIME = {"median": 10.0, "p10": 9.0, "p90": 12.0, "runs": 40}
@@ -130,6 +130,31 @@ def test_the_table_of_networks_has_metrics_costs_with_ratios_and_latencies(tmp_p
     assert rows["zeros"] == ["–", "–", "50.0%"]
 
 
+def by_class(values: dict[str, float]) -> Stage:
+    return Stage(
+        Metrics({"mAP50-95": 0.5, "mAP50": 0.8}, {name: {"mAP50-95": value} for name, value in values.items()})
+    )
+
+
+def test_the_table_of_classes_has_their_primary_metric_and_how_it_changed(tmp_path: Path) -> None:
+    stages = {"dense": by_class({"cat": 0.5, "dog": 0.4}), "pruned": by_class({"cat": 0.45}), "other": UNMEASURED}
+    found = replace(FOUND, stages=stages)
+    table = class_table(found, tmp_path)
+    assert table is not None
+    assert table.title == "tiny, flops=30%: mAP50-95 of each class"
+    assert (table.header, table.rows) == (
+        ["", "dense", "pruned"],
+        [["cat", "0.500", "0.450 (-0.050)"], ["dog", "0.400", "–"]],
+    )
+    assert table in sections(found, tmp_path)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 41])
+def test_a_single_class_or_very_many_have_no_table(tmp_path: Path, classes: int) -> None:
+    stages = {"dense": by_class({str(number): 0.5 for number in range(classes)})}
+    assert class_table(replace(FOUND, stages=stages), tmp_path) is None
+
+
 def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_path: Path) -> None:
     assert stage_table(comparison(), tmp_path) is None
     table = comparison_table(comparison(), tmp_path)
@@ -155,6 +180,7 @@ def test_publishing_writes_and_shows(tmp_path: Path) -> None:
         def table(self, title: str, header: object, rows: object) -> None:
             heard.append(title)
 
-    publish(FOUND, tmp_path / "summary.json", Heard())
-    assert heard == ["tiny, flops=30%"]
-    assert Result.load(tmp_path / "summary.json") == FOUND
+    found = replace(FOUND, stages={**FOUND.stages, "dense": by_class({"cat": 0.5, "dog": 0.4})})
+    publish(found, tmp_path / "summary.json", Heard())
+    assert heard == ["tiny, flops=30%"], "classes are for reports"
+    assert Result.load(tmp_path / "summary.json") == found

@@ -189,11 +189,22 @@ def test_what_is_trained_again_is_forgotten() -> None:
     assert [seen.iteration for seen in record.iterations] == [2]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"penalty": "l1", "watched": "a", "edges": 3}', "\x00"])
-def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "must be an object in braces"),
+        ("{}", "lacks the entry 'schema_version'"),
+        ('{"penalty": "l1", "watched": "a", "edges": [1.0]}', "lacks the entry 'schema_version'"),
+        ('{"schema_version": 2, "penalty": "l1"}', "schema_version is 2, this autoprune reads 1"),
+        ('{"schema_version": 1, "penalty": "l1", "watched": "a", "edges": 3}', "edges must be a list in brackets"),
+        ("\x00", "not valid JSON"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "sparsity.json"
     path.write_text(text)
-    with pytest.raises(RunError, match=r"sparsity\.json is no record .* remove it"):
+    with pytest.raises(RunError, match=rf"sparsity\.json is no record .*{said}.* remove it"):
         SparsityRecord.load(path)
 
 

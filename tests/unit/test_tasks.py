@@ -16,7 +16,7 @@ from autoprune.errors import DataError, TrainingError
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
-from autoprune.models.ultralytics.tasks import TASKS, layout_of
+from autoprune.models.ultralytics.tasks import TASKS, task_of
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
@@ -192,7 +192,7 @@ def test_predictions_are_compared_by_what_their_numbers_mean(task: str) -> None:
     head.export = True
     with torch.no_grad():
         whole = module(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
-    layout = layout_of(module, SIZE)
+    layout = task_of(module).layout(module, SIZE)
     assert difference(whole, whole, layout=layout).scores == difference(whole, whole, layout=layout).boxes == 0
     assert disagreement(whole, whole, layout=layout) == pytest.approx(0, abs=1e-6)
     first = whole[0] if isinstance(whole, tuple) else whole

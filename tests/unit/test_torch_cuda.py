@@ -18,6 +18,7 @@ from autoprune.latency.timing import MeasurementConfig, time_pair
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes._torch import Graphs, with_room
 from tests.helpers.detectors import build, write_data, write_detector
+from tests.helpers.fake_backend import Hungry
 from tests.helpers.world import arguments, summary
 
 SHAPE = (1, 3, 64, 64)
@@ -27,17 +28,6 @@ def network(width: int = 32) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, width, 3, 2, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1), nn.SiLU()]
     return nn.Sequential(*layers, nn.Conv2d(width, 8, 1)).eval()
-
-
-class Hungry(nn.Module):
-    """Asks for more memory than there is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((1 << 40, 4), device=image.device)
 
 
 class Reading(nn.Module):

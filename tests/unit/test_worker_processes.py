@@ -16,27 +16,16 @@ from autoprune.envs.pruning_env import PruningEnv
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
 from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.workflows.network import Network, open_network
+from autoprune.workflows.network import Network
 from autoprune.workflows.strategies import scores_of
-from tests.helpers.world import SIZE
-from tests.unit.test_finalists import Silent
+from tests.helpers.world import open_world
 
 METRICS = ("flops", "params", "size", "channels")
 
 
 @pytest.fixture(scope="module")
 def network(tiny: Path) -> Network:
-    return open_network(
-        tiny / "best.pt",
-        data=tiny / "data" / "data.yaml",
-        image_size=SIZE,
-        device="cpu",
-        trust=False,
-        criterion="l1",
-        round_to=8,
-        min_keep=0.1,
-        listener=Silent(),
-    )
+    return open_world(tiny)
 
 
 @pytest.fixture

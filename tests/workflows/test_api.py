@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import pickle
 import shutil
 import subprocess
@@ -28,9 +29,9 @@ from autoprune.config.reading import from_python
 from autoprune.listener import Advance
 from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
-from tests.helpers.world import SIZE
+from tests.helpers.world import SIZE, arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
 
 QUICK: dict[str, Any] = {
     "images": 4,
@@ -44,7 +45,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def net(tiny: Path) -> ap.Network:
+def net(quick: None, tiny: Path) -> ap.Network:
     return ap.load(tiny / "best.pt", data=tiny / "data" / "data.yaml", imgsz=SIZE, device="cpu")
 
 
@@ -145,34 +146,8 @@ def test_data_without_a_model_is_refused(tiny: Path) -> None:
 
 
 def test_a_command_does_what_the_command_line_does(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
-    words = [
-        "search",
-        "--model",
-        str(net.path),
-        "--data",
-        str(net.data),
-        "--imgsz",
-        str(SIZE),
-        "--images",
-        "4",
-        "--batch",
-        "2",
-        "--episodes",
-        "6",
-        "--finalists",
-        "2",
-        "--finetune-epochs",
-        "0",
-        "--criterion",
-        "l1",
-        "--device",
-        "cpu",
-        "--budget",
-        "flops=60%",
-        "--out",
-        str(tmp_path / "cli"),
-    ]
-    assert main(words) == 0
+    options = ("--episodes", "6", "--finalists", "2", "--criterion", "l1", "--budget", "flops=60%")
+    assert main(arguments("search", net.path.parent, tmp_path / "cli", *options)) == 0
     assert ap.Policy.load(tmp_path / "cli" / "policy.json").keep == run.policy.keep
 
 
@@ -309,7 +284,8 @@ def test_warnings_are_pythons_and_threads_are_put_back(net: ap.Network, run: ap.
             batch=2,
             out=tmp_path / "run",
         )
-    assert any(issubclass(one.category, ap.AutopruneWarning) for one in caught)
+    (ours,) = [one for one in caught if issubclass(one.category, ap.AutopruneWarning)]
+    assert ours.filename == __file__, "the line of the caller, not one of autoprune's"
     assert torch.get_num_threads() == 1
 
 
@@ -317,6 +293,16 @@ def test_a_policy_in_a_variable_is_applied_by_the_commands(net: ap.Network, run:
     applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "applied")
     assert applied.policy == run.policy
     assert applied.model.costs()["flops"] == run.summary.stages["pruned"].cost("flops")
+    kept = (applied.folder / "config.yaml").read_text()
+    assert f"policy: {json.dumps(str(applied.folder / 'policy.json'))}" in kept
+
+
+@pytest.mark.slow
+def test_a_training_with_a_policy_in_a_variable_is_resumed(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    trained = ap.train(net, policy=run.policy, epochs=1, batch=2, out=tmp_path / "trained")
+    again = ap.train(resume=trained.folder)
+    assert again.policy == run.policy
+    assert again.summary.stages == trained.summary.stages
 
 
 @pytest.mark.slow
@@ -359,12 +345,23 @@ def test_the_problem_of_an_environment_scores_allocations_when_the_environment_i
 
 def test_the_environment_starts_at_a_prior_if_asked_and_walks_by_either_rule(net: ap.Network) -> None:
     env = ap.make_env(
-        net, budget="flops=60%", rule="capped", prior=True, render_mode="ansi", images=4, batch=2, criterion="l1"
+        net,
+        budget="flops=60%",
+        rule="capped",
+        prior=True,
+        render_mode="ansi",
+        images=4,
+        batch=2,
+        criterion="l1",
+        threads=2,
     )
     assert env.action_space.low == 0  # type: ignore[attr-defined]
     env.reset()
     env.step(env.action_space.sample())
     assert " of " in str(env.render())
+    assert torch.get_num_threads() == 2
+    env.close()
+    assert torch.get_num_threads() == 1
     with pytest.raises(ap.ConfigError, match="`rule` must be one of projected, capped, got loose"):
         ap.make_env(net, budget="flops=60%", rule="loose")
 

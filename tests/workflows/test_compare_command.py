@@ -21,7 +21,7 @@ from tests.helpers.world import arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-EVALUATIONS = 40
+EVALUATIONS = 20
 
 
 def compare(world: Path, out: Path, *extra: str) -> list[str]:
@@ -180,9 +180,9 @@ def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path
     assert len({row["scores"][0] for row in first}) == 2, "other channels stay"
     assert all(0 <= row["after"][0]["metrics"]["mAP50"] <= 1 and row["seconds"][0] >= 0 for row in first)
     assert (out / "comparison.png").stat().st_size > 0
-    assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor,regression"]) == 0
+    assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor"]) == 0
     extended = results(out)["compared"]["criteria"]
-    assert {row["name"] for row in extended} == {"l1", "random", "taylor", "regression"}
+    assert {row["name"] for row in extended} == {"l1", "random", "taylor"}
     known = {row["name"]: row for row in extended}
     assert [known[row["name"]] for row in first] == first, "nothing is repeated"
 

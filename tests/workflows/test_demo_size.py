@@ -9,8 +9,8 @@ import pytest
 
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_IMAGE_SIZE
+from autoprune.listener import SilentListener
 from autoprune.workflows import demo_size
-from tests.unit.test_finalists import Silent
 
 
 class Folder:
@@ -33,7 +33,7 @@ def size_on(monkeypatch: pytest.MonkeyPatch, milliseconds: float, folder: Any = 
 
     monkeypatch.setattr(demo_size, "_milliseconds", measured)
     config = SearchConfig(**{"budget": ("latency=8ms",), "threads": 1, **options})
-    return demo_size.with_demo_size(config, folder or Folder(), Silent()).imgsz
+    return demo_size.with_demo_size(config, folder or Folder(), SilentListener()).imgsz
 
 
 def test_a_slow_machine_gets_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:

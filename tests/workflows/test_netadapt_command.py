@@ -22,8 +22,8 @@ from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy
 from autoprune.structure.space import Allocation
-from autoprune.workflows.network import Network, open_network
-from tests.helpers.world import SIZE, arguments, one_sentence, records, summary
+from autoprune.workflows.network import Network
+from tests.helpers.world import arguments, one_sentence, open_world, records, summary
 
 STEP, DECAY = 0.08, 0.96
 LEVELS = ("flops=85%", "flops=70%")
@@ -80,21 +80,7 @@ def thrifty(quick: None, tiny: Path, runs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def network(quick: None, tiny: Path) -> Network:
-    class Silent:
-        def note(self, text: str) -> None: ...
-
-    listener: Any = Silent()
-    return open_network(
-        tiny / "best.pt",
-        data=tiny / "data" / "data.yaml",
-        image_size=SIZE,
-        device="cpu",
-        trust=False,
-        criterion="l1",
-        round_to=8,
-        min_keep=0.1,
-        listener=listener,
-    )
+    return open_world(tiny)
 
 
 def iterations(run: Path) -> list[Policy]:
@@ -407,15 +393,3 @@ def test_out_of_reach_is_told_before_the_first_step(
     assert "out of reach" in said
     assert "still needs" in said
     assert iterations(out) == []
-
-
-def test_ctrl_c_prints_the_command_that_resumes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Evaluator, "_score", interrupted)
-    out = tmp_path / "run"
-    assert netadapt(tiny, out, *COARSE, "--budget", "flops=80%") == 130
-    assert f"autoprune netadapt --resume {out}" in capsys.readouterr().err

@@ -18,53 +18,27 @@ from autoprune.models import open_adapter
 from autoprune.models._base import LossSum
 from autoprune.policy import Policy
 from autoprune.results import RESULT_VERSION
-from tests.helpers.detectors import build, write_data, write_detector
-from tests.helpers.world import summary
+from tests.helpers.detectors import build, write_detector
+from tests.helpers.world import SIZE, arguments, cut, summary
 
-SIZE = 64
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny detector and a data set."""
-    folder = tmp_path_factory.mktemp("world")
-    write_detector(folder / "best.pt", build(32))
-    write_data(folder / "data")
-    return folder
-
-
-def arguments(world: Path, out: Path, *extra: str) -> list[str]:
-    return [
-        "search",
-        "--model",
-        str(world / "best.pt"),
-        "--data",
-        str(world / "data" / "data.yaml"),
-        "--imgsz",
-        str(SIZE),
-        "--images",
-        "4",
-        "--batch",
-        "2",
-        "--episodes",
-        "6",
-        "--finalists",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-        *extra,
-    ]
+def search(world: Path, out: Path, *extra: str) -> list[str]:
+    return arguments("search", world, out, "--episodes", "6", "--finalists", "2", *extra)
 
 
 @pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished search."""
     out = tmp_path_factory.mktemp("runs") / "first"
-    assert main(arguments(world, out, "--budget", "flops=50%", "--budget", "params=60%", "--finetune-epochs", "1")) == 0
+    assert main(search(tiny, out, "--budget", "flops=50%", "--budget", "params=60%", "--finetune-epochs", "1")) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def fast(finished: Path, quick: None) -> None:
+    """From here on latency is in closed form: one search of this file has measured it."""
 
 
 def parameters(path: Path) -> int:
@@ -114,10 +88,10 @@ def test_every_limit_is_held_by_what_was_saved(finished: Path) -> None:
         assert (finished / f"{name}.pt").stat().st_size == found.stages[stage].cost("size")
 
 
-def test_the_policy_describes_the_network(finished: Path, world: Path) -> None:
+def test_the_policy_describes_the_network(finished: Path, tiny: Path) -> None:
     policy = Policy.load(finished / "policy.json")
-    dense = open_adapter(world / "best.pt").module
-    pruned = policy.apply(dense, data=world / "data" / "data.yaml", imgsz=SIZE)
+    dense = open_adapter(tiny / "best.pt").module
+    pruned = policy.apply(dense, data=tiny / "data" / "data.yaml", imgsz=SIZE)
     assert sum(p.numel() for p in pruned.parameters()) == summary(finished).stages["pruned"].cost("params")
     assert policy.budget == ("flops=50%", "params=60%")
     assert any(unit.keep < unit.channels for unit in policy.units)
@@ -140,10 +114,11 @@ def test_stock_ultralytics_opens_the_result_without_autoprune(finished: Path, ro
     assert summary(finished).stages["finetuned"].cost("params") >= int(done.stdout.split()[-1]) > 0
 
 
-def test_the_same_seed_finds_the_same(finished: Path, world: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("fast")
+def test_the_same_seed_finds_the_same(finished: Path, tiny: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     limits = ("--budget", "flops=50%", "--budget", "params=60%")
-    assert main(arguments(world, again, *limits, "--finetune-epochs", "0")) == 0
+    assert main(search(tiny, again, *limits)) == 0
     assert Policy.load(again / "policy.json").units == Policy.load(finished / "policy.json").units
 
 
@@ -156,31 +131,27 @@ def test_a_finished_run_resumes_to_the_same(finished: Path) -> None:
     assert after["search"]["best_score"] == before["search"]["best_score"]
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
     "records", [pytest.param(4, marks=pytest.mark.slow), 14, pytest.param(30, marks=pytest.mark.slow)]
 )
 def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
-    world: Path, tmp_path: Path, records: int
+    tiny: Path, tmp_path: Path, records: int
 ) -> None:
     """The journal of a whole run is cut after some records, torn as by ``kill -9``, and the run resumed."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = ("--budget", "flops=60%", "--finetune-epochs", "0", "--no-tensorboard")
-    assert main(arguments(world, whole, *options)) == 0
-    lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    cut.mkdir()
-    config = (whole / "config.yaml").read_text()
-    (cut / "config.yaml").write_text(config)
-    (cut / "journal.jsonl").write_bytes(b"".join(lines[:records]) + lines[records][: len(lines[records]) // 2])
-    assert main(["search", "--resume", str(cut)]) == 0
-    assert Policy.load(cut / "policy.json").units == Policy.load(whole / "policy.json").units
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ("--budget", "flops=60%", "--no-tensorboard")
+    assert main(search(tiny, whole, *options)) == 0
+    assert main(["search", "--resume", str(cut(whole, killed, keep=records))]) == 0
+    assert Policy.load(killed / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
 @pytest.mark.slow  # a torn journal is resumed above, without a process of its own
-def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume(tiny: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ("--budget", "flops=60%", "--finetune-epochs", "0", "--no-tensorboard", "--threads", "1")
+    options = ("--budget", "flops=60%", "--no-tensorboard")
     process = subprocess.Popen(
-        [sys.executable, "-m", "autoprune", *arguments(world, killed, *options)], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "autoprune", *search(tiny, killed, *options)], stdout=subprocess.DEVNULL
     )
     journal = killed / "journal.jsonl"
     deadline = time.monotonic() + 120
@@ -191,31 +162,33 @@ def test_kill_9_and_resume(world: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "summary.json").exists()
-    assert main(arguments(world, whole, *options)) == main(["search", "--resume", str(killed)]) == 0
+    assert main(search(tiny, whole, *options)) == main(["search", "--resume", str(killed)]) == 0
     assert Policy.load(killed / "policy.json").units == Policy.load(whole / "policy.json").units
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_budget_that_is_held_already_keeps_everything(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(arguments(world, out, "--budget", "flops=900G")) == 0
+    assert main(search(tiny, out, "--budget", "flops=900G")) == 0
     assert all(unit.keep == unit.channels for unit in Policy.load(out / "policy.json").units)
     assert "already holds flops=900G" in capsys.readouterr().out
-    assert parameters(out / "model.pt") == parameters(world / "best.pt")
+    assert parameters(out / "model.pt") == parameters(tiny / "best.pt")
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_budget_out_of_reach_tells_the_minimum(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(world, tmp_path / "run", "--budget", "params=1%")) == 3
+    assert main(search(tiny, tmp_path / "run", "--budget", "params=1%")) == 3
     said = capsys.readouterr().err
     assert "out of reach" in said
     assert "still needs" in said
 
 
-def test_a_run_folder_that_exists_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(world, tmp_path, "--budget", "flops=50%")) == 2
+def test_a_run_folder_that_exists_is_refused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(search(tiny, tmp_path, "--budget", "flops=50%")) == 2
     assert "exists already" in capsys.readouterr().err
 
 
@@ -230,9 +203,9 @@ def test_a_changed_configuration_is_not_resumed(
     assert "was changed" in capsys.readouterr().err
 
 
-def test_apply_and_train_take_the_policy(finished: Path, world: Path, tmp_path: Path) -> None:
-    common = ["--policy", str(finished / "policy.json"), "--model", str(world / "best.pt"), "--device", "cpu"]
-    common += ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
+def test_apply_and_train_take_the_policy(finished: Path, tiny: Path, tmp_path: Path) -> None:
+    common = ["--policy", str(finished / "policy.json"), "--model", str(tiny / "best.pt"), "--device", "cpu"]
+    common += ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
     assert main(["apply", *common, "--out", str(tmp_path / "applied")]) == 0
     assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished).stages["pruned"].cost("params")
     assert main(["train", *common, "--epochs", "1", "--out", str(tmp_path / "trained")]) == 0
@@ -241,9 +214,9 @@ def test_apply_and_train_take_the_policy(finished: Path, world: Path, tmp_path: 
     assert parameters(tmp_path / "trained" / "model.pt") == trained.stages["finetuned"].cost("params")
 
 
-def test_apply_gives_the_network_that_the_search_pruned(finished: Path, world: Path, tmp_path: Path) -> None:
-    words = ["--policy", str(finished / "policy.json"), "--model", str(world / "best.pt"), "--device", "cpu"]
-    data = ["--data", str(world / "data" / "data.yaml"), "--imgsz", str(SIZE), "--images", "4", "--batch", "2"]
+def test_apply_gives_the_network_that_the_search_pruned(finished: Path, tiny: Path, tmp_path: Path) -> None:
+    words = ["--policy", str(finished / "policy.json"), "--model", str(tiny / "best.pt"), "--device", "cpu"]
+    data = ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--images", "4", "--batch", "2"]
     assert main(["apply", *words, *data, "--out", str(tmp_path / "applied")]) == 0
     applied, pruned = (
         open_adapter(folder / "pruned.pt").module.state_dict() for folder in (tmp_path / "applied", finished)
@@ -263,9 +236,10 @@ def test_a_policy_for_another_network_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.slow
 def test_ctrl_c_prints_the_command_that_resumes(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from autoprune.evaluation.evaluator import Evaluator
 
@@ -279,14 +253,15 @@ def test_ctrl_c_prints_the_command_that_resumes(
 
     monkeypatch.setattr(Evaluator, "_score", interrupted)
     out = tmp_path / "run"
-    assert main(arguments(world, out, "--budget", "flops=50%", "--finetune-epochs", "0")) == 130
+    assert main(search(tiny, out, "--budget", "flops=50%")) == 130
     assert f"autoprune search --resume {out}" in capsys.readouterr().err
     monkeypatch.setattr(Evaluator, "_score", original)
     assert main(["search", "--resume", str(out)]) == 0
 
 
+@pytest.mark.usefixtures("fast")
 def test_running_out_of_memory_halves_the_batch_and_goes_on(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from autoprune.models.ultralytics import UltralyticsAdapter
 
@@ -299,15 +274,16 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
 
     monkeypatch.setattr(UltralyticsAdapter, "loss_sum", scarce)
     out = tmp_path / "run"
-    assert main(arguments(world, out, "--budget", "flops=50%", "--finetune-epochs", "0")) == 0
+    assert main(search(tiny, out, "--budget", "flops=50%")) == 0
     assert "going on with 1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_loss_that_is_no_number_is_told(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from autoprune.models.ultralytics import UltralyticsAdapter
 
     monkeypatch.setattr(UltralyticsAdapter, "loss_sum", lambda *_: LossSum.of_mean(torch.tensor(float("nan")), 1))
-    assert main(arguments(world, tmp_path / "run", "--budget", "flops=50%")) == 2
+    assert main(search(tiny, tmp_path / "run", "--budget", "flops=50%")) == 2
     assert "must be a positive number, got nan" in capsys.readouterr().err

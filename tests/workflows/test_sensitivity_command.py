@@ -95,18 +95,6 @@ def records_of_a_torn_journal(run: Path) -> list[bytes]:
     return [line for line in lines if b'"kind": "evaluation"' in line]
 
 
-def test_ctrl_c_prints_the_command_that_resumes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Evaluator, "_score", interrupted)
-    out = tmp_path / "run"
-    assert main(arguments("sensitivity", tiny, out, *RATIOS)) == 130
-    assert f"autoprune sensitivity --resume {out}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("ratios", ["0,0.5", "1.0", "half", "", "0.5,,0.25", "nan", "-0.5", "0.5;0.25"])
 def test_ratios_that_are_none_are_told(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ratios: str

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from autoprune.cli.main import main
 from autoprune.cli.stopping import stoppable
+from autoprune.evaluation.evaluator import Evaluator
 from tests.helpers.world import arguments
 
 TIMEOUT = 120.0
@@ -146,6 +148,32 @@ def test_sigterm_stops_a_run_started_in_the_background(tiny: Path, tmp_path: Pat
     code, said = command.ended()
     assert code == 143
     assert said == (f"autoprune: stopped; everything so far is kept, go on with: autoprune search --resume {out}")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("netadapt", ("--initial-step", "0.3", "--short-term-steps", "0", "--budget", "flops=80%")),
+        ("sensitivity", ("--ratios", "0.5,0.25")),
+    ],
+)
+def test_ctrl_c_prints_the_command_that_resumes(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: tuple[str, ...],
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluator, "_score", interrupted)
+    out = tmp_path / "run"
+    assert main(arguments(command, tiny, out, *options)) == 130
+    assert f"autoprune {command} --resume {out}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -42,11 +42,10 @@ from autoprune.models.ultralytics.checks import (
 from autoprune.models.ultralytics.contents import usable
 from autoprune.models.ultralytics.data import read_data
 from autoprune.models.ultralytics.images import Images
-from autoprune.models.ultralytics.loss_sums import scoring_criterion
 from autoprune.models.ultralytics.scaling import build_untrained, describe, kind_of, scaled
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, supports
 from autoprune.models.ultralytics.stock_yaml import StockYaml
-from autoprune.models.ultralytics.tasks import TASKS, end_to_end, layout_of, task_of
+from autoprune.models.ultralytics.tasks import TASKS, end_to_end, task_of
 from autoprune.models.ultralytics.validation import deployed, measure_batches, measure_split
 from autoprune.results import Metrics
 from autoprune.runtimes.settings import compute_device, resolve_device
@@ -94,7 +93,7 @@ class UltralyticsAdapter(Adapter):
         self.metric_names = tuple(self.task.metric.keys)
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
-        self._scoring = scoring_criterion(self.module)
+        self._scoring = self.task.scoring(self.module)
         self._skipped: dict[str, str] = {}
         self._source = (
             None
@@ -341,11 +340,11 @@ class UltralyticsAdapter(Adapter):
 
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Return the largest differences; rows of an end-to-end head may be in another order."""
-        return difference(expected, found, layout=layout_of(self.module, self.image_size))
+        return difference(expected, found, layout=self.task.layout(self.module, self.image_size))
 
     def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Return the disagreement; rows of an end-to-end head may be in another order."""
-        return disagreement(expected, found, layout=layout_of(self.module, self.image_size))
+        return disagreement(expected, found, layout=self.task.layout(self.module, self.image_size))
 
     def scaled(self, width: float) -> nn.Module | None:
         """Return an untrained network of the same YAML with another width multiple, widths in multiples of 8."""

@@ -2,7 +2,7 @@
 
 Ultralytics evaluates a YAML's ``activation`` as Python, takes a row's class from all names that its module has, and
 lets a ``TorchVision`` row download weights (``parse_model`` in ``nn/tasks.py``). A YAML comes with every checkpoint and
-is somebody else's, so here the activation is read as data, a row names a layer or is refused, and nothing is fetched.
+is not trusted: here the activation is parsed as data, a row must name a layer, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ACTIVATIONS = (
 """Classes of ``torch.nn`` that a YAML may name as its activation: one number in, one number out."""
 
 OWN = "The YAML in the checkpoint"
-"""What messages call the YAML that a network carries."""
+"""Name of a network's own YAML in messages."""
 
 MOST_REPEATS = 1000
 """How often a row may be repeated, and how much deeper or wider a scale may make a network."""
@@ -64,7 +64,7 @@ def build(kind: type, description: Mapping[str, Any], *, name: str, **options: A
         options: of the class.
 
     Raises:
-        ModelError: the YAML is malformed, names what is no layer or no activation, or Ultralytics cannot build it.
+        ModelError: the YAML is malformed, names an unknown layer or activation, or Ultralytics cannot build it.
     """
     check_description(description, name)
     rows: dict[str, Any] = deepcopy(dict(description))
@@ -86,10 +86,10 @@ def build(kind: type, description: Mapping[str, Any], *, name: str, **options: A
 
 
 def check_description(description: Any, name: str) -> None:
-    """Make sure that a YAML is made of plain values, and of rows that name layers.
+    """Check that a YAML has plain values only, and rows that name layers.
 
     Raises:
-        ModelError: it is not; the message names the first row that is wrong.
+        ModelError: it has others; the message names the first wrong row.
     """
     if not isinstance(description, Mapping) or not is_plain(description):
         raise ModelError(f"{name} must map names to texts, numbers and lists, and does not")
@@ -130,7 +130,7 @@ def activation_of(spelled: Any, name: str) -> nn.Module:
 
 
 def _called(call: ast.expr) -> nn.Module:
-    """Make the activation that an expression spells; raises whatever comes where it spells none."""
+    """Return the activation of an expression; any error if it is none."""
     if not isinstance(call, ast.Call):
         raise ValueError("no call")
     home, _, kind = ast.unparse(call.func).rpartition(".")
@@ -146,7 +146,7 @@ def _called(call: ast.expr) -> nn.Module:
 
 @contextmanager
 def _default_activation(activation: nn.Module | None) -> Iterator[None]:
-    """Let Ultralytics' convolutions have an activation meanwhile; what they have is global to the process."""
+    """Set the default activation of Ultralytics' convolutions, which is global, within the context."""
     before = stock.Conv.default_act
     if activation is not None:
         stock.Conv.default_act = activation

@@ -26,14 +26,14 @@ from autoprune.models.ultralytics.plain import is_plain
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a stock checkpoint holds.
+    """Content of a stock checkpoint.
 
     Attributes:
-        module: the network (its moving average where training was interrupted), float32, eval mode, on the CPU.
-        train_args: the settings that it was trained with; Ultralytics' defaults fill what is missing.
-        notes: autoprune's own notes, where an earlier run wrote some.
+        module: the network (the moving average of an interrupted training), float32, eval mode, on the CPU.
+        train_args: the settings of its training; missing ones are Ultralytics' defaults.
+        notes: notes of an earlier run of autoprune; {} if there are none.
         epoch: the last finished epoch of an interrupted training, from 0; -1 for a finished one.
-        best_epoch: the epoch with the best accuracy so far, from 1, where early stopping looks for it; else 0.
+        best_epoch: the best epoch so far according to early stopping, from 1; else 0.
     """
 
     module: nn.Module
@@ -74,10 +74,10 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
 
 
 def settings_of(module: Any, file: Path) -> Mapping[str, Any]:
-    """Return the settings that an open network was trained with, all of Ultralytics' keys.
+    """Return the settings of the training of a network in memory, all of Ultralytics' keys.
 
-    ``YOLO`` leaves four of them in the network that it opens; the others are read again from its file, and are
-    Ultralytics' defaults where that is not there any more.
+    ``YOLO`` keeps four of them in the network; the others are read from its file, or are Ultralytics' defaults if the
+    file is gone.
     """
     kept = module.args if isinstance(module.args, Mapping) else vars(module.args)
     trained: Mapping[str, Any] = stock.DEFAULT_CFG_DICT
@@ -92,8 +92,7 @@ def checkpoint_bytes(
 ) -> bytes:
     """Return the stock checkpoint of a module: half precision, as Ultralytics ships trained networks.
 
-    The length depends on nothing but the module, the settings and the notes: not on the date, the file's name or
-    the device.
+    The length depends on the module, the settings and the notes alone, not on the date, the file's name or the device.
 
     Args:
         module: a network of stock classes, on any device; it is not changed.
@@ -126,7 +125,7 @@ def checkpoint_bytes(
 def write_checkpoint(
     module: nn.Module, path: Path, *, train_args: Mapping[str, Any], notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the stock checkpoint of a module, whole or not at all.
+    """Write the stock checkpoint of a module completely or not at all.
 
     Raises:
         RunError: the file cannot be written (disk full, not permitted, no such folder).
@@ -140,7 +139,7 @@ def _shipped(module: nn.Module) -> nn.Module:
     copy: Any = deepcopy(module, {id(criterion): None} if criterion is not None else None)
     copy = copy.cpu().half().eval().to(memory_format=torch.contiguous_format).requires_grad_(False)
     copy.criterion = None
-    vars(copy).pop("pt_path", None)  # where it was loaded from, on the machine that did so
+    vars(copy).pop("pt_path", None)  # a path on the machine that loaded it
     for name in ("anchors", "strides", "shape", "shapes", "valid_mask"):  # the head's cache of its last image size
         vars(copy.model[-1]).pop(name, None)
     if "args" in vars(copy):

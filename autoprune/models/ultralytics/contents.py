@@ -1,4 +1,4 @@
-"""What a checkpoint holds, checked before it is used: the file is somebody else's, whatever wrote it."""
+"""Check the content of a checkpoint before it is used, as the file may come from anyone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENTRIES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "stopper": ((Mapping,), "a dictionary"),
     "modelopt": ((Mapping,), "a dictionary"),
 }
-"""Entries next to the network that are read: their types, and what these are called. None stands for an absent one."""
+"""Entries next to the network that are read: their types, and the types' names. None counts as absent."""
 
 MOST_STRIDE = 256
 """Pixels of a network's coarsest cells; Ultralytics' have 64."""
@@ -41,10 +41,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Say of a network that it cannot be used, whatever its wrong attributes lead to in Ultralytics' code.
+    """Turn errors of Ultralytics' code on a network with wrong attributes into a ``ModelError``.
 
     Raises:
-        ModelError: the block raised what is no error of autoprune, nor a lack of memory.
+        ModelError: the block raised another error than autoprune's or a lack of memory.
     """
     try:
         yield
@@ -58,10 +58,10 @@ def usable(path: Path) -> Iterator[None]:
 
 
 def network_of(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """Return the network of a checkpoint: its moving average where training was interrupted.
+    """Return the network of a checkpoint, or the moving average of an interrupted training.
 
     Raises:
-        ModelError: there is none; the message says what there is instead.
+        ModelError: there is none; the message names the actual content.
     """
     if content.get("format") == MODULE_FORMAT:
         raise ModelError(f"{path} is of a network of one's own; name the function too, `model` FILE.py:FUNCTION@{path}")
@@ -85,7 +85,7 @@ def network_of(content: Mapping[str, Any], path: Path) -> nn.Module:
 
 
 def check_entries(content: Mapping[str, Any], path: Path) -> None:
-    """Make sure that what stands next to the network has the types that Ultralytics writes.
+    """Check that the entries next to the network have the types that Ultralytics writes.
 
     Raises:
         ModelError: an entry has another one.
@@ -99,13 +99,13 @@ def check_entries(content: Mapping[str, Any], path: Path) -> None:
 
 
 def train_args_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the training's settings, all of Ultralytics' keys; the defaults fill what is missing.
+    """Return the training's settings, all of Ultralytics' keys; missing ones are the defaults.
 
     Raises:
-        ModelError: Ultralytics would not take them.
+        ModelError: Ultralytics does not accept them.
     """
     known = stock.DEFAULT_CFG_DICT
-    # A newer release's None, by which it decides itself, is refused by an older one: that one decides, too.
+    # None, a newer release's automatic choice, is refused by an older one: its default is used.
     settings = (content.get("train_args") or {}).items()
     given = {name: value for name, value in settings if name in known and value is not None}
     given |= {name: known[name] for name in _UNREAD if name in known}
@@ -122,16 +122,16 @@ def train_args_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
-    """Make sure that a network has what every one of Ultralytics' has, and fill in what old ones lack.
+    """Check that a network has the attributes of Ultralytics' networks, and add those that old ones lack.
 
     Args:
         module: changed in place: an absent ``yaml`` and ``stride`` are set, and a list of names gets its numbers, as
             Ultralytics does.
         path: named in messages.
-        trust: also allow hooks, and any activation in the YAML; nothing of that is evaluated here either way.
+        trust: also allow hooks, and any activation in the YAML; neither is evaluated here.
 
     Raises:
-        ModelError: a part is no module, or has another type; or a tensor is larger than what the file has of it.
+        ModelError: a part is no module or has a wrong type, or a tensor is larger than its storage in the file.
     """
     network: Any = module
     for part in module.modules():
@@ -162,7 +162,7 @@ def check_network(module: nn.Module, path: Path, *, trust: bool) -> None:
 
 
 def _check_part(part: nn.Module, path: Path) -> None:
-    """Make sure of what one module consists of: modules, and tensors that the file holds."""
+    """Check that a module's children are modules, and its tensors complete."""
     own = [vars(part).get(kind) for kind in ("_modules", "_parameters", "_buffers")]
     if not all(isinstance(one, dict) for one in own):
         raise ModelError(f"{path} is damaged: a {type(part).__name__} in it has no lists of its parts")
@@ -175,7 +175,7 @@ def _check_part(part: nn.Module, path: Path) -> None:
 
 
 def _is_held(tensor: Any) -> bool:
-    """Return whether a tensor is an ordinary one, with memory of its own for each number."""
+    """Return whether a tensor is an ordinary one, with storage for each number."""
     return (
         isinstance(tensor, torch.Tensor)
         and tensor.layout is torch.strided

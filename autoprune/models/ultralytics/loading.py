@@ -1,8 +1,8 @@
-"""A ``.pt`` file → what it holds, without running code from it unless that was asked for.
+"""Read a ``.pt`` file without running code from it, unless the user trusts it.
 
-A checkpoint is a pickle. Ultralytics' safe loader rebuilds from it objects of known classes only. But it lets the
-pickle call their constructors, and those of whole networks open further files, by the loader that is not safe, and
-download. Trained networks are restored, not constructed: whoever wants to construct one is refused.
+A checkpoint is a pickle. Ultralytics' safe loader allows objects of known classes only, but lets the pickle call their
+constructors, and those of whole networks open further files by the unsafe loader, and download. Trained networks are
+restored, not constructed, so a file that constructs one is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from autoprune.io.files import saying_why, why_no_file
 from autoprune.models import stock
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file begins that torch wrote before version 1.6, or if it was asked to."""
+"""First bytes of a file in torch's format before version 1.6."""
 
 _TRUST = "if you trust its origin, add `trust_checkpoint`"
 
 
 def load_content(path: Path, *, trust: bool) -> dict[str, Any]:
-    """Return what ``torch.save`` wrote into a file, tensors on the CPU.
+    """Return the content of a file of ``torch.save``, tensors on the CPU.
 
     Args:
         path: the ``.pt`` file.
-        trust: also allow classes that are not Ultralytics' or torch's own, which runs code that the file names.
-            Nothing is ever installed to satisfy it.
+        trust: also allow classes outside Ultralytics and torch, which runs code that the file names. Nothing is ever
+            installed for it.
 
     Raises:
         ModelError: the file is missing, corrupt, no dictionary, or needs ``trust``.
@@ -54,7 +54,7 @@ def load_content(path: Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _check_file(path: Path, trust: bool) -> None:
-    """Refuse what cannot be a checkpoint, before any loader guesses (or searches the network for it)."""
+    """Refuse files that are no checkpoints before a loader sees them (Ultralytics' would search the internet)."""
     if reason := why_no_file(path):
         raise ModelError(f"the weights must be a .pt file, but {path} {reason}")
     if path.suffix != ".pt":
@@ -71,7 +71,7 @@ def _check_file(path: Path, trust: bool) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a file is an archive as torch writes it, uncompressed: it claims no more bytes than it has."""
+    """Return whether a file is an uncompressed archive, as torch writes it, that claims no more bytes than it has."""
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist()) <= path.stat().st_size
@@ -81,7 +81,7 @@ def _is_whole(path: Path) -> bool:
 
 @contextmanager
 def _no_installs(path: Path) -> Iterator[None]:
-    """Keep the loader from installing, by pip, the modules that a checkpoint names."""
+    """Keep the loader from installing the modules that a checkpoint names by pip."""
 
     def refuse(requirement: str, *_: object, **__: object) -> NoReturn:
         raise ModelError(f"{path} needs the Python module {requirement!r}, which is not installed here")
@@ -98,8 +98,8 @@ def _no_installs(path: Path) -> Iterator[None]:
 def _restoring_only(path: Path) -> Iterator[None]:
     """Let a pickle restore modules, but not construct any.
 
-    Known next to Ultralytics' are layers of torchvision, and what runs a network on several GPUs (DataParallel). All of
-    them are forgotten afterwards: Ultralytics leaves them known to whatever torch's safe loader reads next.
+    In addition to Ultralytics' classes, layers of torchvision and ``DataParallel`` are allowed. Afterwards torch's list
+    of safe classes is restored, which Ultralytics would leave extended.
     """
     construct, here = nn.Module.__init__, threading.get_ident()
     known = torch.serialization.get_safe_globals()
@@ -133,7 +133,7 @@ def _torchvision_layers(path: Path) -> Iterator[type]:
 
 
 def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
-    """Raise what a loader's error means."""
+    """Raise a ``ModelError`` that explains a loader's error."""
     reason = f"{error} {error.__cause__ or ''}"
     if "torchscript" in reason.lower():
         raise ModelError(f"{path} is a TorchScript export; give the .pt file that training wrote") from error
@@ -149,7 +149,7 @@ def _explain(path: Path, error: Exception, trust: bool) -> NoReturn:
             f"{path} uses {what} that Ultralytics' safe loader does not know, and loading it would run code from the "
             f"file; {_TRUST}"
         ) from error
-    if isinstance(error, AttributeError) and error.name == "model":  # so the loader takes whatever is no dictionary
+    if isinstance(error, AttributeError) and error.name == "model":  # the loader's error for anything but a dictionary
         raise ModelError(f"{path} holds a {type(error.obj).__name__}, not an Ultralytics checkpoint") from error
     if isinstance(error, (ImportError, AttributeError)):
         raise ModelError(f"{path} uses a class that cannot be imported here: {error}") from error

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.models import stock
 from autoprune.models._base import LossSum
 
 LEAST_SCORE = 1e-20
@@ -41,20 +40,24 @@ _DIVISORS = {
 """Ultralytics' name of a term → its divisor."""
 
 
-def scoring_criterion(module: Any) -> Any:
-    """Return a network's own criterion, changed for scoring.
+def boxes_criterion(module: Any) -> Any:
+    """Return the own criterion of a network that finds boxes, changed for scoring.
 
     Ultralytics' target score is a prediction's alignment relative to the best one's plus a small epsilon. If all scores
     are below that epsilon, the targets vanish, and a network that detects nothing would have no loss; so the epsilon is
-    reduced. An RT-DETR's criterion has another loss for batches without objects; here it is the same as for others.
+    reduced.
     """
     criterion = module.init_criterion()
     for branch in (criterion.one2many, criterion.one2one) if _two_fold(criterion) else (criterion,):
-        if hasattr(branch, "assigner"):
-            branch.assigner.eps = NO_EPSILON
-            branch.assigner.register_forward_pre_hook(_with_least_score)
-    if isinstance(module, stock.RTDETRDetectionModel):
-        criterion.fl = _WithoutObjects(criterion.vfl)
+        branch.assigner.eps = NO_EPSILON
+        branch.assigner.register_forward_pre_hook(_with_least_score)
+    return criterion
+
+
+def queries_criterion(module: Any) -> Any:
+    """Return the own criterion of an RT-DETR, whose loss for batches without objects is here that of other batches."""
+    criterion = module.init_criterion()
+    criterion.fl = _WithoutObjects(criterion.vfl)
     return criterion
 
 

@@ -1,4 +1,4 @@
-"""Networks that have learnt nothing yet, from a stock YAML: as it stands, or with another width multiple."""
+"""Build untrained networks from a stock YAML, unchanged or with another width multiple."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scaled(module: nn.Module, width: float) -> nn.Module | None:
         width: factor on the width multiple, above 0; Ultralytics rounds the widths up to multiples of 8.
 
     Returns:
-        The network, on the CPU; None where the YAML names no scale.
+        The network, on the CPU; None if the YAML names no scale.
 
     Raises:
         ModelError: Ultralytics cannot build the YAML's network.
@@ -56,8 +56,8 @@ def build_untrained(description: Mapping[str, Any], data: Mapping[str, Any], *, 
 
     Args:
         description: of `describe`.
-        data: the data set's description, which has the classes, the channels of images and the shape of keypoints.
-        seed: of the weights; torch's random state stays as it is.
+        data: the data set's description, with its classes, image channels and shape of keypoints.
+        seed: of the weights; torch's random state is restored.
 
     Raises:
         ModelError: it is malformed, or Ultralytics cannot build it.
@@ -78,14 +78,14 @@ def describe(architecture: str) -> dict[str, Any]:
     """Read a YAML of a network; nothing is downloaded.
 
     Args:
-        architecture: the name of a YAML that Ultralytics brings, or of one's own file.
+        architecture: the name of a YAML of Ultralytics, or the path of one.
 
     Raises:
         ModelError: there is no such YAML, it cannot be read, or its network's task is not supported.
     """
     if os.path.exists(architecture):
         try:
-            read_values(Path(architecture))  # which refuses what has no end: Ultralytics would not
+            read_values(Path(architecture))  # refuses endless nesting, unlike Ultralytics
         except ValueError as error:
             raise ModelError(f"{architecture} {error}") from error
     try:
@@ -98,7 +98,7 @@ def describe(architecture: str) -> dict[str, Any]:
             f"There is no architecture {architecture}; name a YAML that Ultralytics brings, such as yolov3-tiny.yaml, "
             "or a file of your own"
         ) from error
-    except Exception as error:  # what is in the file is no YAML, or no mapping
+    except Exception as error:  # the content is no YAML, or no mapping
         raise ModelError(f"{architecture} is not a readable YAML mapping: {first_line(error)}") from error
     if _head_of(description) not in HEADS:
         raise ModelError(

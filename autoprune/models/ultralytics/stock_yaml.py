@@ -1,8 +1,8 @@
 """The YAML from which stock Ultralytics builds a pruned network, and which widths such a YAML can express.
 
-Ultralytics rebuilds a network from its YAML in ``train``, ``resume`` and ``tune`` and copies the weights whose shapes
-match: all of them where the YAML expresses the pruned network. Each row of a YAML has one free width, its output's, a
-multiple of 8, and the blocks a second one through ``e``, where they multiply the first by it.
+Ultralytics rebuilds a network from its YAML in ``train``, ``resume`` and ``tune`` and copies the weights with matching
+shapes: all of them if the YAML expresses the pruned network. Each row of a YAML has one free width, its output's, a
+multiple of 8; blocks have a second one, the hidden width, through the factor ``e``.
 
 Source: Ultralytics 8.4, ``nn/tasks.py`` (``parse_model``) and ``nn/modules`` (the constructors of ``block.py``,
 ``conv.py`` and ``head.py``).
@@ -26,7 +26,7 @@ from autoprune.models.ultralytics.tasks import TASKS, TaskSpec
 from autoprune.structure.graph import Tie
 
 Row = list[Any]
-"""One layer of a YAML: where its input comes from, how often it is repeated, its class, its arguments."""
+"""One layer of a YAML: sources of its input, repeats, class, arguments."""
 
 _SCALING = frozenset({"scales", "scale", "depth_multiple", "width_multiple"})
 """Entries that scale the widths and repeats of all rows."""
@@ -59,12 +59,12 @@ class StockYaml(Description):
         self.lost += _INSTEAD if task is TASKS[stock.DetectionModel] else "."
 
     def ties(self, module: nn.Module) -> Sequence[Tie]:
-        """Return the ties within the blocks and the head; see `Description`."""
-        _verify(module, _description(module))  # what is not expressed dense is not expressed pruned either
+        """Return the width constraints within the blocks and the head; see `Description`."""
+        _verify(module, _description(module))  # if the dense network is not expressible, no pruned one is
         return [tie for number, layer in enumerate(_layers(module)) for tie in _ties(f"model.{number}", layer)]
 
     def described(self, module: nn.Module) -> tuple[nn.Module, str]:
-        """Return a copy whose ``yaml`` builds it, see `Description`; that is tried out."""
+        """Return a copy with its own ``yaml``, which is verified; see `Description`."""
         description = _description(module)
         _verify(module, description)
         copy: Any = deepcopy(module)
@@ -76,7 +76,7 @@ class StockYaml(Description):
 
 
 def _ties(path: str, layer: nn.Module) -> Iterator[Tie]:
-    """Yield the ties of one row."""
+    """Yield the width constraints of one row."""
     kind = type(layer).__name__
     if kind in ("C2f", "C3k2", "C3"):
         last = "cv3" if kind == "C3" else "cv2"  # every other width of the block is a fixed share of its hidden one
@@ -92,7 +92,7 @@ def _ties(path: str, layer: nn.Module) -> Iterator[Tie]:
 
 
 def _head_ties(path: str, head: Any) -> Iterator[Tie]:
-    """Yield the ties of the head: inner widths follow from that of its first input, P3.
+    """Yield the width constraints of the head: inner widths follow from that of its first input, P3.
 
     They are max(16, P3 // 4, 4 · reg_max) for boxes and max(P3, min(nc, 100)) for classes (``Detect.__init__``).
     """
@@ -113,7 +113,7 @@ def _head_ties(path: str, head: Any) -> Iterator[Tie]:
 
 
 def _outputs(path: str, layer: nn.Module, *, but: str) -> Iterator[tuple[str, int]]:
-    """Yield the places of the outputs of all convolutions of a block but one."""
+    """Yield the output axes of all convolutions of a block except one."""
     for name, _ in _convolutions(layer):
         if name != but:
             yield f"{path}.{name}.weight", 0
@@ -129,7 +129,7 @@ def _convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 
 
 def _description(module: nn.Module) -> dict[str, Any]:
-    """Return the YAML of a network, as far as its rows can tell its widths."""
+    """Return the YAML of a network, with its current widths."""
     source: Any = module
     if type(module) is not stock.DetectionModel:
         raise ModelError(
@@ -173,25 +173,25 @@ def _sppf(layer: Any, args: Sequence[Any]) -> Row:
 
 
 def _c2f(layer: Any, args: Sequence[Any]) -> Row:
-    """Arguments: width, shortcut, groups, e."""
+    """Return width, shortcut, groups and e."""
     width = layer.cv2.conv.out_channels
     return [width, *_filled(args[1:3], (False, 1)), _expansion(layer.c, width)]
 
 
 def _c3(layer: Any, args: Sequence[Any]) -> Row:
-    """Arguments: width, shortcut, groups, e."""
+    """Return width, shortcut, groups and e."""
     width = layer.cv3.conv.out_channels
     return [width, *_filled(args[1:3], (True, 1)), _expansion(layer.cv1.conv.out_channels, width)]
 
 
 def _c3k2(layer: Any, args: Sequence[Any]) -> Row:
-    """Arguments: width, C3k inside, e, and what else there is; scales m, l and x always have C3k inside."""
+    """Return width, C3k inside, e, and further arguments; scales m, l and x always have C3k inside."""
     width = layer.cv2.conv.out_channels
     return [width, type(layer.m[0]).__name__ == "C3k", _expansion(layer.c, width), *args[3:]]
 
 
 def _c2psa(layer: Any, args: Sequence[Any]) -> Row:
-    """Arguments: width, e."""
+    """Return width and e."""
     width = layer.cv2.conv.out_channels
     return [width, _expansion(layer.c, width)]
 
@@ -204,10 +204,10 @@ _WRITERS: Mapping[str, Callable[[Any, Sequence[Any]], Row]] = {
     "SPPF": _sppf,
     "C2PSA": _c2psa,
 }
-"""Per layer with a width of its own, what writes its arguments."""
+"""By class of layers with a width of their own, the function that returns their arguments."""
 
 _REPEATED = frozenset({"C2f", "C3", "C3k2", "C2PSA"})
-"""Layers that repeat what is inside them."""
+"""Layers that repeat their inner block."""
 
 
 def _filled(args: Sequence[Any], defaults: Sequence[Any]) -> Row:
@@ -215,12 +215,12 @@ def _filled(args: Sequence[Any], defaults: Sequence[Any]) -> Row:
 
 
 def _expansion(hidden: int, width: int) -> float:
-    """Return the ``e`` with which ``int(width * e)`` is the hidden width, however the product is rounded."""
+    """Return an ``e`` with ``int(width * e) == hidden``, robust against rounding."""
     return (hidden + 0.5) / width
 
 
 def _verify(module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Build the network and compare all shapes.
+    """Build the network of a YAML and compare all shapes.
 
     Raises:
         ModelError: one differs.
@@ -254,7 +254,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _named(layer: nn.Module) -> str:
-    """Name a layer for users; several in sequence come from one repeated row."""
+    """Return a layer's name for messages; a sequence comes from one repeated row."""
     if isinstance(layer, nn.Sequential):
         return f"repeated {type(layer[0]).__name__}"
     return f"end-to-end {type(layer).__name__}" if _end_to_end(layer) else type(layer).__name__

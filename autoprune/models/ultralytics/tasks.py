@@ -18,7 +18,7 @@ from autoprune.models._base import LossSum
 from autoprune.models.detection.comparing import Layout
 from autoprune.models.detection.metrics import Metric, PatientValidator
 from autoprune.models.ultralytics.images import FolderImages, Images, LabelledFiles, StretchedFiles
-from autoprune.models.ultralytics.loss_sums import boxes_sum, queries_sum
+from autoprune.models.ultralytics.loss_sums import boxes_criterion, boxes_sum, queries_criterion, queries_sum
 
 
 class MasksValidator(stock.SegmentationValidator, PatientValidator):  # type: ignore[misc]
@@ -50,18 +50,21 @@ def end_to_end(module: Any) -> bool:
     return bool(getattr(module.model[-1], "end2end", False))
 
 
-def layout_of(module: Any, image_size: int) -> Layout:
-    """Return the layout of a network's predictions for square inputs of ``image_size`` pixels."""
+def _boxes_layout(module: Any, _: int) -> Layout:
     head = module.model[-1]
-    if isinstance(head, stock.Classify):
-        return Layout(boxes=False)
-    queries = isinstance(head, stock.RTDETRDecoder)
     return Layout(
-        rows=queries or end_to_end(module),
-        pixels=float(image_size) if queries else 1.0,
+        rows=end_to_end(module),
         extras=sum(int(getattr(head, name, 0)) for name in ("nk", "nm", "ne")),
         keypoint=head.kpt_shape[1] if getattr(head, "nk", 0) else 0,
     )
+
+
+def _scores_layout(*_: Any) -> Layout:
+    return Layout(boxes=False)
+
+
+def _queries_layout(_: Any, image_size: int) -> Layout:
+    return Layout(rows=True, pixels=float(image_size))
 
 
 def _summed(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -119,6 +122,8 @@ class TaskSpec:
         session: ``module:class`` of its fine-tuning, an `autoprune.training.ultralytics.session.Session`.
         loss: computes the loss per image.
         loss_sum: computes the unnormalised loss.
+        scoring: makes the criterion of that, see `loss_sums`.
+        layout: (network, image size in pixels) → the layout of its predictions for square inputs.
         suppresses: whether predictions need non-maximum suppression, unless the head is end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
     """
@@ -131,6 +136,8 @@ class TaskSpec:
     images: type[Images] = LabelledFiles
     loss: Loss = _summed
     loss_sum: Sum = boxes_sum
+    scoring: Callable[[Any], Any] = boxes_criterion
+    layout: Callable[[Any, int], Layout] = _boxes_layout
     suppresses: bool = True
     opener: str = "YOLO"
 
@@ -173,6 +180,8 @@ _SPECS = (
         images=FolderImages,
         loss=_averaged,
         loss_sum=_averaged_sum,
+        scoring=lambda module: module.init_criterion(),
+        layout=_scores_layout,
         suppresses=False,
     ),
     TaskSpec(
@@ -184,6 +193,8 @@ _SPECS = (
         images=StretchedFiles,
         loss=_of_queries,
         loss_sum=_of_queries_sum,
+        scoring=queries_criterion,
+        layout=_queries_layout,
         suppresses=False,
         opener="RTDETR",
     ),

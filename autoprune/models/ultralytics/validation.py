@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -55,7 +55,10 @@ def measure_batches(
     # A classifier's batches have no index of objects.
     counts = (batch["batch_idx"].int().bincount().max() for batch in batches if len(batch.get("batch_idx", ())))
     objects = max(map(int, counts), default=0)
-    return _measured(module, batches, images=images, task=task, device=device, objects=objects, predict=predict)
+    settings = images.data.settings
+    return measure(
+        module, batches, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict
+    )
 
 
 def measure_split(
@@ -81,20 +84,7 @@ def measure_split(
     with stock.quiet(), random_state_kept():
         parts, objects = images.validation(batch=VALIDATION_BATCH, rectangular=rectangular, workers=workers)
         batches = (images.collate(samples, device) for samples in parts)
-        return _measured(module, batches, images=images, task=task, device=device, objects=objects, predict=predict)
-
-
-def _measured(
-    module: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    images: Images,
-    task: TaskSpec,
-    device: torch.device,
-    objects: int,
-    predict: Predict | None,
-) -> Metrics:
-    settings = images.data.settings
-    return measure(
-        module, batches, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict
-    )
+        settings = images.data.settings
+        return measure(
+            module, batches, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict
+        )

@@ -15,7 +15,7 @@ LossTerms = Callable[[Any, torch.Tensor], Mapping[str, torch.Tensor]]
 
 
 class Event(str, Enum):
-    """When an extension is called; the values are Ultralytics' names, where it has one."""
+    """When an extension is called; the values are Ultralytics' names, if it has one."""
 
     START = "on_train_start"
     EPOCH_START = "on_train_epoch_start"

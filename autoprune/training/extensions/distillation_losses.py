@@ -1,6 +1,6 @@
 """What a teacher's predictions tell a student's: the terms of distillation.
 
-All terms are zero where the student predicts what the teacher does. Those of classes and boxes weigh every anchor by
+All terms are zero if the student predicts what the teacher does. Those of classes and boxes weigh every anchor by
 the teacher's confidence in it, so that the hundreds of anchors that see background do not drown the few that see an
 object.
 """

@@ -117,11 +117,11 @@ class GradualZeroing(TrainingExtension):
         self._fall(training, training.epoch + self._steps / training.batches)
 
     def _end_epoch(self, training: Training) -> None:
-        """Reach the epoch's end also where steps are fewer than batches (gradients summed over several)."""
+        """Reach the epoch's end also if steps are fewer than batches (gradients summed over several)."""
         self._fall(training, training.epoch + 1)
 
     def _fall(self, training: Training, epochs: float) -> None:
-        """Bring the channels to where the schedule is after so many epochs; never up, as after a repeated epoch."""
+        """Bring the channels to where the schedule is after a number of epochs; never up, as after a repeated epoch."""
         factor = min(remaining(epochs / training.epochs), self._factor)
         if factor < self._factor:
             for part in self._doomed:

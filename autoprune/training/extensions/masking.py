@@ -94,7 +94,7 @@ class SmallestOfNetwork(Pattern):
 
 
 def _largest(sizes: torch.Tensor, share: float) -> torch.Tensor:
-    """Return where the largest sizes are, all but a share of them; exactly so many, even where sizes are equal."""
+    """Return where the largest sizes are, all but a share of them; no more, even if sizes are equal."""
     kept = torch.ones(sizes.numel(), dtype=torch.bool, device=sizes.device)
     kept[sizes.flatten().argsort(stable=True)[: round(share * sizes.numel())]] = False
     return kept.view_as(sizes)

@@ -42,7 +42,7 @@ class Penalty(ABC):
 
     @abstractmethod
     def pull(self, parameters: Parameters, strength: float) -> None:
-        """Add the penalty's subgradient of a strength to the gradients of the parameters, where they have any."""
+        """Add the penalty's subgradient of a strength to the gradients of the parameters, if they have any."""
 
 
 class ScalePenalty(Penalty):

@@ -21,7 +21,7 @@ NEAR_ZERO = 0.01
 """A scale counts as zero below this share of the largest one of the dense network."""
 
 WATCHED_MOMENTS = 1000
-"""At most about so many iterations of the watched layer are kept: every one of a short training."""
+"""At most about this number of iterations of the watched layer is kept: every one of a short training."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from autoprune.errors import RunError
 from autoprune.io.files import saying_why, write_atomic
 from autoprune.io.records import read_record
 
+SCHEMA_VERSION = 1
+
 Scales = npt.NDArray[np.float64]
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -60,6 +62,7 @@ class SparsityRecord:
     """How scales changed in a sparsity training.
 
     Attributes:
+        schema_version: of the file's entries.
         penalty: what made them small, by its name.
         watched: the layer whose scales are looked at within the epochs.
         edges: of the histograms' bins, ascending.
@@ -67,6 +70,7 @@ class SparsityRecord:
         iterations: the watched layer's.
     """
 
+    schema_version: int
     penalty: str
     watched: str
     edges: tuple[float, ...]
@@ -77,7 +81,7 @@ class SparsityRecord:
     def start(cls, scales: Scales, *, penalty: str, watched: str) -> SparsityRecord:
         """Return a record that begins with the dense network's scales."""
         highest = _HEADROOM * float(scales.max()) or 1.0
-        record = cls(penalty, watched, _rounded(np.linspace(0.0, highest, BINS + 1)))
+        record = cls(SCHEMA_VERSION, penalty, watched, _rounded(np.linspace(0.0, highest, BINS + 1)))
         record.add_epoch(0, scales)
         return record
 
@@ -114,7 +118,7 @@ class SparsityRecord:
         try:
             with saying_why(path, "read"):
                 text = path.read_text(encoding="utf-8")
-            return read_record(text, cls, "the record")
+            return read_record(text, cls, "the record", version=SCHEMA_VERSION)
         except ValueError as error:
             raise RunError(
                 f"{path} is no record of a sparsity training ({error}); remove it, and the training goes on without "

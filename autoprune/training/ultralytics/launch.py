@@ -28,7 +28,7 @@ from autoprune.training.ultralytics.parallel import train_in_processes
 from autoprune.training.ultralytics.recipe import dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
 from autoprune.training.ultralytics.session import Session, data_settings, process_state_kept
-from autoprune.training.ultralytics.state import averaged_network, read_state, state_file
+from autoprune.training.ultralytics.state import averaged_network, read_training, state_file
 
 
 class UltralyticsTrainer(Trainer):
@@ -36,7 +36,7 @@ class UltralyticsTrainer(Trainer):
 
     ``changes`` of a plan are Ultralytics' training arguments in place of the recipe's. ``workers`` is by default one
     per core up to eight; Ultralytics uses none on a CPU, where training is slower than loading. A batch is halved, up
-    to three times, where a GPU's memory does not suffice.
+    to three times, if a GPU's memory does not suffice.
 
     Raises:
         TrainingError: there is no data set.
@@ -56,7 +56,7 @@ class UltralyticsTrainer(Trainer):
         file = state_file(context.out)
         if not file.is_file():
             return self.train(module, plan, context)
-        training, state = _Training(self._adapter, context), read_state(file)
+        training, state = _Training(self._adapter, context), read_training(file)
         if not state["over"]:
             cut_reports(context.out / "results.csv", epochs=state["epoch"])
             training.run({**self._arguments(training, plan), "batch": state["batch"], "resume": True}, module)
@@ -67,7 +67,7 @@ class UltralyticsTrainer(Trainer):
         return {**arguments, **training.settings(), "seed": plan.seed, **plan.changes}
 
     def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
-        """Return the dense training's optimizer, or what stands for it where it was automatic."""
+        """Return the dense training's optimizer, or what stands for it if it was automatic."""
         settings, trained = self._adapter.train_args, [one for one in parameters if one.requires_grad]
         name, rate = dense_rate(settings, batch)
         momentum, decay = float(settings["momentum"]), float(settings["weight_decay"])
@@ -137,7 +137,7 @@ class _Training:
     def result(self, module: nn.Module) -> FinetuneResult:
         """Return the result of a training that is over, from its state."""
         file = state_file(self.around.out)
-        state = read_state(file)
+        state = read_training(file)
         averaged = averaged_network(deepcopy(module).float(), state, file)
         batch = int(state["batch"])
         return FinetuneResult(

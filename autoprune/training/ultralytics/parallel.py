@@ -42,7 +42,7 @@ def train_in_processes(
         on_epoch: called after every epoch.
 
     Raises:
-        TrainingError: a process failed; what it said is in the message where it is one of our own sentences, else in
+        TrainingError: a process failed; what it said is in the message if it is one of our own sentences, else in
             ``processes.log``.
         DeviceError: memory ran out in a process.
     """

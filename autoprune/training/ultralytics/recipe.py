@@ -20,10 +20,10 @@ from autoprune.errors import ConfigError
 from autoprune.models.ultralytics import stock
 
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
-"""Dense learning rates where the checkpoint does not tell one (Ultralytics' own recommendations)."""
+"""Dense learning rates if the checkpoint does not tell one (Ultralytics' own recommendations)."""
 
 UNMIXED_EPOCHS = 20
-"""Mosaic is off in the last so many epochs, or in the last half of a longer training.
+"""Mosaic is off in the last 20 epochs, or in the last half of a longer training.
 
 A pruned network has to find its way back to the images it is used on, and mosaics are others. Measured on the
 project's BCCD yolov5nu at 320 px with half its FLOPs, mAP50-95 (dense 0.490): after 6 epochs 0.441 with mosaic in the
@@ -115,7 +115,7 @@ _INHERITED = (
 
 
 def dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
-    """Return the optimizer and first learning rate of the dense training, or a default where it was automatic.
+    """Return the optimizer and first learning rate of the dense training, or a default if it was automatic.
 
     The rate of SGD is scaled to the smaller number of images per step (Goyal et al., 2017, section 2.1: linearly);
     that of Adam is not, whose steps do not grow with the gradient's scale.

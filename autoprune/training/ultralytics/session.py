@@ -17,14 +17,8 @@ from autoprune.errors import TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
 from autoprune.training.extensions._base import Event, LossTerms
-from autoprune.training.ultralytics.state import (
-    begin_epoch,
-    read_state,
-    restore,
-    state_file,
-    telling_damage,
-    write_state,
-)
+from autoprune.training.state_file import telling_damage
+from autoprune.training.ultralytics.state import begin_epoch, read_training, restore, state_file, write_state
 from autoprune.training.ultralytics.trainer import KeepsNetwork
 
 
@@ -132,7 +126,7 @@ class Session(KeepsNetwork):
         """Go on from the session's own state instead of Ultralytics' checkpoint."""
         if not self.resume:
             return
-        state = read_state(self._state_file)
+        state = read_training(self._state_file)
         restore(self, state, self._state_file)
         with telling_damage(self._state_file):
             self.last_step, self._gradients = int(state["last_step"]), dict(state["gradients"])
@@ -142,7 +136,7 @@ class Session(KeepsNetwork):
         """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
 
     def pending_gradients(self) -> Mapping[str, torch.Tensor]:
-        """Return the gradients of batches that no step was made of yet, where a step takes several batches."""
+        """Return the gradients of batches that no step was made of yet, if a step takes several batches."""
         if self.last_step == self._batch:
             return {}
         parameters = stock.unwrap_model(self.model).named_parameters()
@@ -234,7 +228,7 @@ class CriterionWithTerms:
 
 
 def data_settings(adapter: UltralyticsAdapter) -> Mapping[str, Any]:
-    """Return the data set in Ultralytics' form, or raise ``TrainingError`` where the adapter has none."""
+    """Return the data set in Ultralytics' form, or raise ``TrainingError`` if the adapter has none."""
     if adapter.data is None:
         raise TrainingError("fine-tuning needs a data set; give its YAML file with `data`")
     return adapter.data.settings
@@ -272,7 +266,7 @@ def process_state_kept(device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=generators),
         warnings.catch_warnings(),
     ):
-        # Ultralytics asks for determinism where there is any; torch warns of each operation that has none.
+        # Ultralytics asks for determinism if there is any; torch warns of each operation that has none.
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         try:
             yield

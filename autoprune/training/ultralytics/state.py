@@ -2,8 +2,7 @@
 
 Ultralytics' ``last.pt`` is not enough for that. It has the averaged weights and the optimizer in half precision, and
 neither the weights in training nor any random state. Here nothing random has to be kept: every epoch begins with random
-numbers of its own (`begin_epoch`), as in `trainers.plain`. The file holds tensors and plain values only and is read by
-torch's safe loader.
+numbers of its own (`begin_epoch`), as in `training.plain`.
 
 On a CPU a resumed training is the uninterrupted one, bit for bit. On GPUs it sees the same images in the same order
 with the same augmentations, and begins with the same bits; some CUDA kernels add in an order of their own, so two
@@ -12,11 +11,8 @@ trainings differ in the last digits there with or without an interruption.
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,35 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.errors import ModelError
-from autoprune.io.files import saying_why, write_atomic
+from autoprune.io.files import write_atomic
 from autoprune.models.ultralytics import stock
 from autoprune.models.ultralytics.data import seed_all
 from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.state_file import State, read_state, state_bytes, telling_damage
 
 if TYPE_CHECKING:
     from autoprune.training.ultralytics.session import Session
-
-State = Mapping[str, Any]
-"""What `write_state` writes: tensors and plain values by name."""
-
-_DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
-"""What torch's loader, and a look into what it gives, raise for a file that is not a state."""
-
-
-@contextmanager
-def telling_damage(file: Path) -> Iterator[None]:
-    """Turn what a damaged state makes the block raise into one sentence.
-
-    Raises:
-        ModelError: the block failed of what is in the file.
-    """
-    try:
-        yield
-    except _DAMAGED as error:
-        raise ModelError(
-            f"{file} is damaged or not of this training; remove its folder, and the training starts anew"
-        ) from error
 
 
 def state_file(out: Path) -> Path:
@@ -88,24 +63,20 @@ def write_state(session: Session, best: Mapping[str, torch.Tensor]) -> None:
         "gradients": session.pending_gradients(),
         "extensions": session.extension_states(),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomic(state_file(Path(session.save_dir)), buffer.getvalue())
+    write_atomic(state_file(Path(session.save_dir)), state_bytes(content))
 
 
-def read_state(file: Path) -> State:
-    """Read a state, without running code from it.
+def read_training(file: Path) -> State:
+    """Read a state, and make sure that it has what tells how far the training is.
 
     Raises:
         ModelError: the file is damaged, or holds something else.
         RunError: it cannot be read.
     """
-    with saying_why(file, "read"):
-        data = file.read_bytes()
+    state = read_state(file)
     with telling_damage(file):
-        content: State = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        int(content["epoch"]), int(content["batch"]), bool(content["over"]), dict(content["losses"])
-    return content
+        int(state["epoch"]), int(state["batch"]), bool(state["over"]), dict(state["losses"])
+    return state
 
 
 def restore(session: Session, state: State, file: Path) -> None:
@@ -113,7 +84,7 @@ def restore(session: Session, state: State, file: Path) -> None:
 
     Args:
         session: made with the arguments of the interrupted one, with its networks, optimizer and scheduler.
-        state: as `read_state` returns it.
+        state: as `read_training` returns it.
         file: named in messages.
 
     Raises:
@@ -144,7 +115,7 @@ def averaged_network(module: nn.Module, state: State, file: Path) -> nn.Module:
 
     Args:
         module: changed in place.
-        state: as `read_state` returns it.
+        state: as `read_training` returns it.
         file: named in messages.
 
     Raises:

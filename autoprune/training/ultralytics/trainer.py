@@ -67,7 +67,7 @@ class KeepsNetwork(stock.BaseTrainer):  # type: ignore[misc]
         return trainable
 
     def setup_model(self) -> Any:
-        """Load the network where it is given as a file, and remember its shapes; returns the checkpoint to resume."""
+        """Load the network if it is given as a file, and remember its shapes; returns the checkpoint to resume."""
         checkpoint = super().setup_model()
         self._shapes = shapes_of(self.model)
         return checkpoint

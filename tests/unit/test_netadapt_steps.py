@@ -1,0 +1,31 @@
+"""Which proposals of an iteration are scored."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoprune.workflows.netadapt_steps import score_promising
+
+PROPOSALS = st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), min_size=1, max_size=30)
+
+
+@given(PROPOSALS, st.integers(1, 5))
+def test_the_best_are_found_if_no_proposal_is_worth_more_than_is_expected(
+    proposals: list[tuple[float, float]], wanted: int
+) -> None:
+    true, expected = [score for score, _ in proposals], [score + slack for score, slack in proposals]
+    scores: dict[int, float] = {}
+    found = score_promising(
+        len(true), wanted, scores, true.__getitem__, lambda place: scores.get(place, expected[place])
+    )
+    assert [true[place] for place in found] == sorted(true, reverse=True)[:wanted]
+    least = true[found[-1]]
+    assert all(expected[place] >= least for place in scores)  # nothing is scored that could not be among them
+
+
+def test_what_was_never_tried_is_scored() -> None:
+    scores: dict[int, float] = {}
+    expected = [float("inf"), 0.1, float("inf")]
+    score_promising(3, 1, scores, [0.5, 0.0, 0.4].__getitem__, lambda place: scores.get(place, expected[place]))
+    assert scores == {0: 0.5, 2: 0.4}
