@@ -335,7 +335,7 @@ def _check_metric(metric: str, requested: str) -> None:
         )
     if at and target not in _RUNTIMES and not is_device(target):
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, cuda or cuda:N, got "
+            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, got "
             f"{_quoted(requested)}"
         )
 

@@ -14,18 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from autoprune.cli.arguments import build_parser, parse
+from autoprune.cli.arguments import COMPLETION, build_parser, parse
 from autoprune.cli.stopping import stoppable
 from autoprune.cli.words import in_options
 from autoprune.config import Config
 from autoprune.config.files import resume_command
-from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.report import WIDTH, Table
-from autoprune.workflows.call import Caller, run_workflow
+from autoprune.workflows.call import Caller, located, run_workflow
 
 INTERRUPTED = 130
-COMPLETION = "_AUTOPRUNE_COMPLETE"
-"""The variable by which a shell asks for what can follow, see click's "Shell Completion"."""
 
 
 class _Closed(SystemExit):
@@ -138,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; by default the process's.
 
     Returns:
-        0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        0; 1 if ``doctor`` found something broken; or the exit code of the error that was printed: 2 for bad input, 3
+        for a budget that cannot be met, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     if asked := os.environ.get(COMPLETION):
         return shell_complete(build_parser(), {}, "autoprune", COMPLETION, asked)
@@ -159,8 +157,8 @@ def _told(argv: Sequence[str] | None) -> int:
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             caller = Caller(shlex.join(["autoprune", *words]), resume_command)
-            finished = run_workflow(command, config, terminal, caller)
-            return 0 if finished.held else BudgetUnreachableError.exit_code
+            finished = run_workflow(command, located(config, terminal), terminal, caller)
+            return finished.exit_code
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")
         return error.exit_code

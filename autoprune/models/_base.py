@@ -120,6 +120,9 @@ class Adapter(ABC):
     reader: str | None = None
     _skipped: Mapping[str, str] = MappingProxyType({})
 
+    training_device: torch.device | None = None
+    """Where the family's training runs, if that is not ``device``."""
+
     def checkpoint(self, folder: Path, name: str) -> Path:
         """Return the path of the checkpoint of this name in a folder, as `save` takes it."""
         return folder / f"{name}{self.suffixes[0]}"

@@ -163,7 +163,7 @@ def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
 
 
 def choose_device(asked: str) -> str:
-    """Return the device to use: the first GPU if ``auto`` finds one."""
+    """Return the device to use: the first CUDA GPU if ``auto`` finds one, else the CPU."""
     if asked != "auto":
         return asked
     return "cuda:0" if torch.cuda.is_available() else "cpu"

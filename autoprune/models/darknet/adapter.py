@@ -51,7 +51,7 @@ from autoprune.models.detection.exporting import suppressed
 from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import resolve_device
+from autoprune.runtimes.settings import compute_device
 
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
@@ -113,7 +113,7 @@ class DarknetAdapter(TrainableAdapter):
             DataError: the data set is missing or malformed, or has other classes or channels.
             DeviceError: the device is unknown or not there.
         """
-        target, weights = resolve_device(device), weights_of(cfg)
+        target, weights = compute_device(device), weights_of(cfg)
         network, header = read(cfg, weights, resize=lambda found: choose_image_size(found, image_size))
         data_set = None
         if data is not None:
