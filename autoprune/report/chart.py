@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Colours that differ for readers with any colour vision (Okabe and Ito, "Color Universal Design", 2008)."""
 
-_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # vl-convert brings the first one
+_FONT = "Liberation Sans, DejaVu Sans, Arial, Helvetica, sans-serif"  # vl-convert brings the first one
 _CHARACTER = 0.53  # mean width of a character, in font sizes
 _TITLE, _CAPTION, _TEXT, _SMALL = 15, 12, 12, 11  # pixels
 _SCALE = 2  # pixels of a PNG per pixel of a page
@@ -62,8 +62,8 @@ def _theme(*, paper: str, ink: str, muted: str, faint: str, main: str, series: l
         "text": {"color": ink, "fontSize": _SMALL},
         "bar": {"color": main},
         "line": {"color": main},
-        "point": {"color": main, "filled": True},
-        "tick": {"color": main},
+        "point": {"color": main, "filled": True, "opacity": 1},
+        "tick": {"color": main, "opacity": 1},
         "style": {
             "main": {"color": main},
             "ink": {"color": ink},
@@ -71,6 +71,7 @@ def _theme(*, paper: str, ink: str, muted: str, faint: str, main: str, series: l
             "faint": {"color": faint},
             "hollow": {"fill": paper},
             "accent": {"color": series[1]},
+            "segment": {"color": main, "stroke": paper, "strokeWidth": 1},
         },
     }
 
@@ -160,6 +161,25 @@ def values(rows: Iterable[Mapping[str, object]]) -> alt.InlineData:
     import altair as alt
 
     return alt.InlineData(values=[{name: _plain(value) for name, value in row.items()} for row in rows])
+
+
+def names_axis(limit: int) -> alt.Axis:
+    """Return the axis of rows that have names, of which those longer than ``limit`` characters are shortened."""
+    import altair as alt
+
+    return alt.Axis(labelExpr=short_labels(limit), labelPadding=6, domain=False, ticks=False, grid=False)
+
+
+def short_labels(limit: int) -> str:
+    """Return the `labelExpr` of an axis that leaves out the middle of long names, for layers differ at both ends."""
+    head, tail = limit - 1 - limit // 2, limit // 2
+    cut = f"slice(datum.label, 0, {head}) + '…' + slice(datum.label, -{tail})"
+    return f"length(datum.label) > {limit} ? {cut} : datum.label"
+
+
+def shortened(name: str, limit: int) -> str:
+    """Return a name of at most ``limit`` characters; what is left out of its middle becomes an ellipsis."""
+    return name if len(name) <= limit else f"{name[: limit - 1 - limit // 2]}…{name[-(limit // 2) :]}"
 
 
 def _plain(value: object) -> object:
