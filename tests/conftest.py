@@ -46,6 +46,17 @@ def pytest_runtest_setup() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see an idle machine, whatever else runs on this one, unless they choose another."""
+    if "autoprune.workflows.latency" in sys.modules:
+        from tests.helpers.load import IDLE, set_load
+
+        set_load(monkeypatch, IDLE)
+    elif "autoprune.latency.timing" in sys.modules:
+        monkeypatch.setattr("autoprune.latency.timing.LoadWatch.disturbs", lambda watch, threads: False)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root folder."""

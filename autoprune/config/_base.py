@@ -29,7 +29,7 @@ class RunConfig:
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU where there is one
-        threads: CPU threads for computing and measuring; by default what torch chooses
+        threads: CPU threads for computing and measuring; by default as many as there are free cores
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
