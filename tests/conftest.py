@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -54,7 +55,8 @@ def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
         set_load(monkeypatch, IDLE)
     elif "autoprune.latency.timing" in sys.modules:
-        monkeypatch.setattr("autoprune.latency.timing.LoadWatch.disturbs", lambda watch, threads: False)
+        watch = SimpleNamespace(disturbs=lambda threads: False)
+        monkeypatch.setattr("autoprune.latency.timing.LoadWatch", lambda: watch)
 
 
 @pytest.fixture(scope="session")

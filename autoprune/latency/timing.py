@@ -2,13 +2,14 @@
 
 A shared machine drifts by tens of percent within a minute, so times of two networks can be compared only if their runs
 were interleaved. All functions here interleave single runs; comparisons use the ratio of medians. If other processes
-take the cores meanwhile, most runs wait for one: then the tenth percentile stands in place of the median, and the
-figures are marked.
+take the cores meanwhile, most runs wait for one: then the tenth percentile stands in place of the median, of CPU time
+where one thread computes, and the figures are marked.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -68,7 +69,7 @@ class Timing:
     """Times of one network.
 
     Attributes:
-        median: milliseconds; the tenth percentile if ``under_load``.
+        median: milliseconds; the tenth percentile if ``under_load``, of CPU time if a single thread computes.
         p10: tenth percentile, milliseconds.
         p90: ninetieth percentile, milliseconds.
         runs: number of timed runs.
@@ -168,10 +169,11 @@ def time_all(runners: Sequence[Runner], config: MeasurementConfig) -> list[Timin
     for runner in runners:
         warm_up(runner, config.warm_up)
     whole, watch = replace(config, seconds=config.seconds * len(runners)), LoadWatch()
-    times = time_interleaved(runners, config.least)
-    while more := whole.more(times, np.inf):
-        times = np.concatenate([times, time_interleaved(runners, more)])
+    clocks = _clocks(runners, config.least)
+    while more := whole.more(clocks[0], np.inf):
+        clocks = np.concatenate([clocks, _clocks(runners, more)], axis=1)
     under_load = watch.disturbs(config.threads)
+    times = _surviving(clocks, runners, under_load=under_load)
     return [Timing.of(column, under_load=under_load) for column in times.T]
 
 
@@ -180,10 +182,11 @@ def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> Pa
     for runner in (dense, candidate):
         warm_up(runner, config.warm_up)
     watch = LoadWatch()
-    times = time_interleaved([dense, candidate], config.least)
-    while more := config.more(times, ratio_spread(times)):
-        times = np.concatenate([times, time_interleaved([dense, candidate], more)])
+    clocks = _clocks([dense, candidate], config.least)
+    while more := config.more(clocks[0], ratio_spread(clocks[0])):
+        clocks = np.concatenate([clocks, _clocks([dense, candidate], more)], axis=1)
     under_load = watch.disturbs(config.threads)
+    times = _surviving(clocks, [dense, candidate], under_load=under_load)
     spread = ratio_spread(times, percentile=_UNDER_LOAD if under_load else _MEDIAN)
     dense_timing, timing = (Timing.of(column, under_load=under_load) for column in times.T)
     notes = [] if candidate.note is None else [candidate.note]
@@ -199,12 +202,24 @@ def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> Pa
 
 def time_interleaved(runners: Sequence[Runner], rounds: int) -> Times:
     """Run all networks once per round, and return every time, shape (rounds, runners)."""
-    times = np.empty((rounds, len(runners)))
+    return np.asarray(_clocks(runners, rounds)[0])
+
+
+def _clocks(runners: Sequence[Runner], rounds: int) -> Times:
+    """Return the times of interleaved runs and the CPU times of this thread meanwhile, shape (2, rounds, runners)."""
+    clocks = np.empty((2, rounds, len(runners)))
     with _no_collection():
-        for row in times:
+        for number in range(rounds):
             for index, runner in enumerate(runners):
-                row[index] = runner.elapsed()
-    return times
+                start = time.thread_time()
+                clocks[0, number, index] = runner.elapsed()
+                clocks[1, number, index] = 1e3 * (time.thread_time() - start)
+    return clocks
+
+
+def _surviving(clocks: Times, runners: Sequence[Runner], *, under_load: bool) -> Times:
+    """Return the times that count: CPU times if a single thread computed under load."""
+    return np.asarray(clocks[int(under_load and all(runner.in_thread for runner in runners))])
 
 
 def warm_up(runner: Runner, limit: int) -> int:

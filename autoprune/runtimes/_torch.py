@@ -89,7 +89,7 @@ def make_runner(load: Callable[[], tuple[Run, str | None]], settings: RuntimeSet
     """
     device = torch.device(settings.device)
     if device.type == "cpu":
-        return _CpuRunner(*load())
+        return _CpuRunner(*load(), in_thread=settings.threads == 1)
     with torch.cuda.device(device):
         return with_room(lambda: CudaRunner(*load(), device))
 
@@ -97,9 +97,9 @@ def make_runner(load: Callable[[], tuple[Run, str | None]], settings: RuntimeSet
 class _CpuRunner(Runner):
     """Runs on the CPU, by the wall clock."""
 
-    def __init__(self, run: Run, note: str | None) -> None:
+    def __init__(self, run: Run, note: str | None, *, in_thread: bool) -> None:
         self._run = run
-        self.note = note
+        self.note, self.in_thread = note, in_thread
 
     def elapsed(self) -> float:
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 
 import numpy as np
 import pytest
@@ -161,3 +162,25 @@ def test_records_without_load_are_read() -> None:
     values = Timing(2.0, 1.0, 3.0, 10).to_json()
     del values["under_load"]
     assert not Timing.from_json(values).under_load
+
+
+class InThread(Scripted):
+    """Computes in this thread for a while, and says that it waited long for that."""
+
+    in_thread = True
+
+    def elapsed(self) -> float:
+        start = time.thread_time()
+        while time.thread_time() < start + 1e-3 * self.times[0]:
+            pass
+        return 100.0
+
+
+def test_under_load_a_single_thread_is_timed_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MeasurementConfig(runs=10, max_runs=10, warm_up=2)
+    assert time_alone(InThread([1.0]), config).median == 100.0
+    monkeypatch.setattr("autoprune.latency.timing.LoadWatch", Watch)
+    assert 1.0 <= time_alone(InThread([1.0]), config).median < 5.0
+    assert 0.2 < time_pair(InThread([1.0]), InThread([2.0]), config).ratio < 0.9
+    mixed = time_pair(InThread([1.0]), Scripted([50.0]), config)
+    assert (mixed.candidate.median, mixed.dense.median) == (100.0, 50.0), "both by one clock"
