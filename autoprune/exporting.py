@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +113,8 @@ def export(
             torch=accuracy,
             exported=adapter.validate_deployed(predict) if real else None,
         )
-        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_MEASUREMENT))
+        config = replace(REFERENCE_MEASUREMENT, threads=settings.threads)
+        return Exported(path, size_of(path), parity, time_alone(runner, config))
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:

@@ -52,7 +52,7 @@ def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
 
 
 def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
-    pin_threads(config.threads, folder)
+    pin_threads(config.threads, folder, listener)
     network = _network(config, listener)
     estimator = LatencyEstimator(network, config, folder, listener)
     found = _measured(network, estimator, config, listener)
