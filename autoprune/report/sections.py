@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.listener import Listener
+from autoprune.report.chart import Chart
 from autoprune.report.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
+from autoprune.report.detections import Gallery, detections_gallery
 from autoprune.report.profile_sections import (
     layers_picture,
     layers_table,
@@ -21,6 +23,7 @@ from autoprune.report.profile_sections import (
     staircase_table,
 )
 from autoprune.report.progress import search_progress
+from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_chart, scores_chart
 from autoprune.report.sensitivity_sections import curves_picture, heatmap_picture, sensitivity_table
 from autoprune.report.sparsity import slimmed_channels
 from autoprune.report.table import Picture, Table
@@ -98,6 +101,22 @@ SECTIONS: Sequence[Section] = (
 """What a result is shown as, in order; pictures are drawn before anything is said."""
 
 
+PAGE_SECTIONS = (
+    stage_table,
+    comparison_table,
+    detections_gallery,
+    class_table,
+    kept_chart,
+    scores_chart,
+    fronts_chart,
+    epochs_chart,
+    layers_table,
+    staircase_table,
+    sensitivity_table,
+)
+"""The order of a page."""
+
+
 def sections(result: Result, folder: Path) -> list[Table | Picture]:
     """Return the sections that apply to a result; pictures are drawn into the folder.
 
@@ -105,6 +124,12 @@ def sections(result: Result, folder: Path) -> list[Table | Picture]:
         RunError: a picture cannot be written.
     """
     return [shown for section in SECTIONS if (shown := section(result, folder)) is not None]
+
+
+def shown_in_page(result: Result, folder: Path) -> list[Table | Chart | Gallery]:
+    """Return the sections of a page that apply to a result, in order."""
+    found = (section(result, folder) for section in PAGE_SECTIONS)
+    return [one for one in found if one is not None and not isinstance(one, Picture)]
 
 
 def publish(result: Result, path: Path, listener: Listener) -> None:
