@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _ROW = 720, 260, 15  # pixels
 _LABEL = 180  # pixels of a unit's name
 _PANEL = 330  # pixels of one front
+_NARROWEST = 0.1  # share of a cost that its axis spans at least: a projected search puts all candidates on the budget
 _WORST = 0.05  # share of the scores, the worst, that may fall out of the charts
 
 
@@ -27,22 +28,30 @@ def kept_chart(result: Result, folder: Path) -> Chart | None:
     import altair as alt
 
     units = _units(folder)
-    if not units or "candidates" not in result.figures:
+    if not units or candidates(result) is None:
         return None
     rows = [
-        {"unit": name, "channels": count, "state": state, "kept": kept, "of": channels, "share": kept / channels}
+        {
+            "unit": name,
+            "channels": count,
+            "state": state,
+            "kept": kept,
+            "of": channels,
+            "share": kept / channels,
+            "place": place,
+        }
         for name, channels, kept in units
-        for state, count in (("kept", kept), ("removed", channels - kept))
+        for place, (state, count) in enumerate((("kept", kept), ("removed", channels - kept)))
     ]
     figure = (
         alt.Chart(values(rows))
         .mark_bar()
         .encode(
-            x=alt.X("channels:Q", title="channels", stack="zero"),
+            x=alt.X("channels:Q", title="channels", stack="zero", axis=alt.Axis(tickCount=8)),
             y=alt.Y("unit:N", title=None, sort=[name for name, *_ in units], axis=_names_axis()),
             color=alt.Color("state:N", title=None, scale=alt.Scale(domain=["kept", "removed"]), legend=_top_legend()),
             opacity=alt.condition("datum.state == 'kept'", alt.value(1.0), alt.value(0.25)),
-            order=alt.Order("state:N"),
+            order=alt.Order("place:O"),
             tooltip=["unit:N", "kept:Q", "of:Q", alt.Tooltip("share:Q", format=".0%")],
         )
         .properties(width=_WIDTH, height=_ROW * len(units))
@@ -57,8 +66,8 @@ def scores_chart(result: Result, folder: Path) -> Chart | None:
     """Return the score of every candidate of a search in order, and the best so far."""
     import altair as alt
 
-    found = result.figures.get("candidates")
-    if not found or not found["scores"]:
+    found = candidates(result)
+    if found is None:
         return None
     best, rows = -float("inf"), []
     for place, score in enumerate(found["scores"]):
@@ -67,7 +76,9 @@ def scores_chart(result: Result, folder: Path) -> Chart | None:
         rows.append(
             {"evaluation": place + 1, "score": score, "best": best, "phase": phase, "chosen": place == found["chosen"]}
         )
-    base = alt.Chart(values(rows)).encode(x=alt.X("evaluation:Q", title="candidates", axis=alt.Axis(grid=False)))
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("evaluation:Q", title="candidates", axis=alt.Axis(grid=False, tickCount=10, format="d"))
+    )
     scale = alt.Scale(domain=_focus(found["scores"]), clamp=True)
     dots = base.mark_circle(size=42, opacity=0.75).encode(
         y=alt.Y("score:Q", title="score (0 is the dense network)", scale=scale),
@@ -91,8 +102,8 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
     """Return the score of every candidate against each of its costs, those that no other one beats as a line."""
     import altair as alt
 
-    found = result.figures.get("candidates")
-    if not found or not found["scores"]:
+    found = candidates(result)
+    if found is None:
         return None
     panels = [
         _front(metric, costs, found["scores"], found["chosen"], result) for metric, costs in found["costs"].items()
@@ -116,20 +127,24 @@ def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen:
             best = scores[place]
             front.add(place)
     dense = result.stages["dense"].cost(metric)
+    shares = [cost / dense for cost in costs]
+    spread = max(max(shares) - min(shares), _NARROWEST)
+    centre = (max(shares) + min(shares)) / 2
+    domain = [max(centre - 0.55 * spread, 0.0), centre + 0.55 * spread]
     rows = [
         {
-            "cost": cost / dense,
+            "cost": share,
             "amount": format_amount(metric, cost),
             "score": score,
             "front": place in front,
             "chosen": place == chosen,
         }
-        for place, (cost, score) in enumerate(zip(costs, scores, strict=True))
+        for place, (share, cost, score) in enumerate(zip(shares, costs, scores, strict=True))
     ]
     title = (metric if "@" in metric else spec_of(metric).label) + " left"
     scale = alt.Scale(domain=_focus(scores), clamp=True)
     base = alt.Chart(values(rows)).encode(
-        x=alt.X("cost:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+        x=alt.X("cost:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=domain, nice=False)),
         y=alt.Y("score:Q", title="score", scale=scale),
     )
     dots = base.mark_circle(size=36, opacity=0.6).encode(
@@ -163,7 +178,7 @@ def epochs_chart(result: Result, folder: Path) -> Chart | None:
         alt.Chart(values(points))
         .mark_line(point=True)
         .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, grid=False)),
+            x=alt.X("epoch:Q", axis=alt.Axis(values=_ticks(points[-1]["epoch"]), format="d", grid=False)),
             y=y,
             tooltip=["epoch:Q", alt.Tooltip("value:Q", title=name, format=".3f")],
         )
@@ -179,6 +194,12 @@ def epochs_chart(result: Result, folder: Path) -> Chart | None:
         "batch norm recalibrated after the last epoch.",
         detail=True,
     )
+
+
+def candidates(result: Result) -> Mapping[str, Any] | None:
+    """Return what a search scored, see `autoprune.workflows.shown.search_figures`; None if nothing was."""
+    found: Mapping[str, Any] = result.figures.get("search", {}).get("candidates", {})
+    return found if found.get("scores") else None
 
 
 def _units(folder: Path) -> list[tuple[str, int, int]]:
@@ -204,6 +225,12 @@ def _focus(scores: Sequence[float]) -> list[float]:
     low, high = ranked[int(_WORST * len(ranked))], ranked[-1]
     pad = 0.08 * max(high - low, 1e-3)
     return [low - pad, high + pad]
+
+
+def _ticks(last: int) -> list[int]:
+    """Return at most about a dozen epochs to label."""
+    step = max(1, round(last / 10))
+    return [1, *range(step, last + 1, step)] if step > 1 else list(range(1, last + 1))
 
 
 def _names_axis() -> alt.Axis:

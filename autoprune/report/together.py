@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autoprune.budget import format_amount, spec_of
 from autoprune.report.chart import Chart, values
+from autoprune.report.search_charts import candidates
 from autoprune.report.table import Table
 from autoprune.report.tables import NOTHING
 from autoprune.results import Result, Stage
@@ -71,12 +72,12 @@ def _fronts(named: Sequence[tuple[str, Result]]) -> Chart | None:
     """Return the fronts of score and FLOPs of all searches, over one another."""
     import altair as alt
 
-    searched = [(name, result) for name, result in named if result.figures.get("candidates", {}).get("scores")]
+    searched = [(name, result) for name, result in named if candidates(result) is not None]
     if len(searched) < 2:
         return None
     rows = []
     for name, result in searched:
-        found, dense, best = result.figures["candidates"], result.stages["dense"].cost("flops"), -float("inf")
+        found, dense, best = candidates(result) or {}, result.stages["dense"].cost("flops"), -float("inf")
         points = sorted(
             zip(found["costs"]["flops"], found["scores"], strict=True), key=lambda pair: (pair[0], -pair[1])
         )

@@ -121,7 +121,7 @@ class ResultWriter:
             return stages
         tuning = Tuning.of(config, self._teacher)
         tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, listener=run.listener)
-        keep_detections(adapter, {"dense": adapter.module, "fine-tuned": tuned}, self._path, run.listener)
+        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, self._path, run.listener)
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:

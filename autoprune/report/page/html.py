@@ -29,7 +29,7 @@ def page(reports: Sequence[Report]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": _kind, "colour": _colours(reports), "rectangle": _rectangle}
+    environment.filters |= {"kind": _kind, "colour": _colours(reports), "rectangle": _rectangle, "heading": _heading}
     template = environment.from_string(_file("page.html"))
     together = overview([(report.name, report.result) for report in reports]) if len(reports) > 1 else []
     charts = {f"o-{one.name}": _spec(one) for one in together if isinstance(one, Chart)}
@@ -69,7 +69,7 @@ def _library() -> str:
 
     version = alt.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0]
     bundle = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub demands a snippet
-    return str(bundle).replace("</", "<\\/")
+    return str(bundle).replace("</script", "<\\/script")
 
 
 def _spec(chart: Chart) -> dict[str, Any]:
@@ -100,6 +100,12 @@ def _colours(reports: Sequence[Report]) -> Any:
                 for mark in (*image.truth, *(mark for marks in image.found.values() for mark in marks)):
                     labels.setdefault(mark.label, len(labels) % _CLASSES)
     return labels.__getitem__
+
+
+def _heading(title: str, report: Report) -> str:
+    """Return the title of a section without that of the whole report, which stands above it."""
+    left = title.removeprefix(report.result.title).lstrip(": ,")
+    return (left[:1].upper() + left[1:]) or "Before and after"
 
 
 def _rectangle(mark: Mark) -> dict[str, float]:
