@@ -178,7 +178,10 @@ def _parameter(kind: type[Config], name: str, hint: Any, docs: str) -> click.Par
     word, text = spelled(kind, name), in_options(help_of(docs, name, field_of(kind, name).default))
     value = _Value(word, name, hint)
     if name in places_of(kind):
-        return click.Argument([name], metavar=word, type=value, required=False, help=text)
+        several = -1 if is_list(hint) else 1
+        return click.Argument(
+            [name], metavar=word + "..." * (several < 0), type=value, nargs=several, required=False, help=text
+        )
     if hint is bool:
         return click.Option([name, f"{word}/--no-{word[2:]}"], help=text)
     words = [name, word, *([ALIASES[word]] if word in ALIASES else [])]

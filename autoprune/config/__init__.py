@@ -31,6 +31,7 @@ from autoprune.config.export import ExportConfig
 from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.quantize import QuantizeConfig
+from autoprune.config.report import ReportConfig
 from autoprune.config.search import BenchmarkEntry, CompareConfig, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
@@ -54,6 +55,7 @@ __all__ = [
     "PruningConfig",
     "QuantizeConfig",
     "ReconstructingConfig",
+    "ReportConfig",
     "ResumableConfig",
     "RunConfig",
     "RuntimeConfig",
@@ -70,7 +72,7 @@ __all__ = [
     "yaml_of",
 ]
 
-Config: TypeAlias = RunConfig | DataConfig | DoctorConfig
+Config: TypeAlias = RunConfig | DataConfig | DoctorConfig | ReportConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -85,6 +87,7 @@ COMMANDS: dict[str, type[Config]] = {
     "mask": MaskConfig,
     "export": ExportConfig,
     "quantize": QuantizeConfig,
+    "report": ReportConfig,
     "data": DataConfig,
     "doctor": DoctorConfig,
 }
