@@ -60,7 +60,7 @@ _FACTORY = re.compile(
 
 
 def match_factory(model: object) -> re.Match[str] | None:
-    """Return the parts of a model that is named by the function that builds it, or None where it is a file.
+    """Return the parts of a model that is named by the function that builds it, or None if it is a file.
 
     ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and ``@CHECKPOINT`` behind it for a pruned one: the groups
     ``source``, ``function`` and ``weights``.

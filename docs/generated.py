@@ -5,7 +5,8 @@ MkDocs runs the functions ``on_…`` when it builds the site, and mkdocstrings u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -35,19 +36,31 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _page(name: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=f"autoprune {name}")
+    context = click.Context(command, info_name=f"autoprune {name}", **command.context_settings)
     yield from (f"# autoprune {name}\n", f"{command.help}\n", f"```text\n{command.get_usage(context)}\n```\n")
     if name in autoprune.COMMANDS:
         yield f"The same in Python: [`autoprune.{name}`][].\n"
-    yield from ("| option | what it does |", "| --- | --- |")
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        words, text = record or (str(parameter.human_readable_name), getattr(parameter, "help", None) or "")
-        yield f"| `{_cell(words)}` | {_cell(text)} |"
+    options = _Markdown()
+    places = [one for one in command.params if isinstance(one, click.Argument)]
+    options.write_dl((one.make_metavar(context), one.help or "") for one in places)
+    command.format_options(context, options)
+    yield from options.lines
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+class _Markdown(click.HelpFormatter):
+    """Writes the options of a command as headings and lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        self.lines.append(f"## {name}\n")
+        yield
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *_: Any, **__: Any) -> None:
+        self.lines += [f"`{words}`\n:   {text.replace('<', '&lt;')}\n" for words, text in rows]
 
 
 class PublicNames(griffe.Extension):

@@ -27,7 +27,7 @@ Command = Callable[..., Run]
 def command(name: str) -> Command:
     """Return a command of the command line as a function.
 
-    Its parameters are the command's options. Those that the network brings are left out where one is given.
+    Its parameters are the command's options. Those that the network brings are left out if one is given.
     """
     kind = COMMANDS[name]
 

@@ -45,7 +45,7 @@ class Network:
         module: the network in torch, in eval mode.
         adapter: its family's tools: data, loss, metric, checkpoints.
         path: its file; None for one that was never saved.
-        data: its data set as it was given; None where there is none, or where the network's own function brings it.
+        data: its data set as it was given; None if there is none, or if the network's own function brings it.
         trust_checkpoint: whether its file may run code of its author.
 
     Example:
@@ -104,7 +104,7 @@ class Network:
         Args:
             runtime: torch, torch-compile, cudagraph, onnxruntime, openvino or tensorrt; by default cudagraph on a GPU,
                 else torch.
-            precision: fp32, fp16, bf16 or int8, where runtime and device have it.
+            precision: fp32, fp16, bf16 or int8, if runtime and device have it.
             batch: images per run.
             threads: CPU threads; by default what torch has.
             with_nms: measure it together with its non-maximum suppression.

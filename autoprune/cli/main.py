@@ -58,7 +58,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
-        """Show a progress bar with the time left; where no user is watching, print its end only."""
+        """Show a progress bar with the time left; if no user is watching, print its end only."""
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
@@ -104,7 +104,7 @@ class _Bar:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Say why standard output cannot be written; where nobody reads it any more, leave without a word as others do."""
+    """Say why standard output cannot be written; if nobody reads it any more, leave without a word as others do."""
     try:
         yield
     except OSError as error:
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(argv: Sequence[str] | None) -> int:
-    """Run one command, and print its error where there is one."""
+    """Run one command, and print its error if there is one."""
     terminal = Terminal()
     try:
         words = sys.argv[1:] if argv is None else argv

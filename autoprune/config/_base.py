@@ -35,7 +35,7 @@ class RunConfig:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
             first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores
-        threads: CPU threads for computing and measuring; by default what torch chooses
+        threads: CPU threads for computing and measuring; by default as many as there are free cores
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         project: as Ultralytics has it, in place of `out`: the folder that the run folder `name` is made in; runs by
             default

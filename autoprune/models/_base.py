@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -85,6 +86,21 @@ class LossSum:
         return float((self.totals / self.weights).clamp(min=0).sum())
 
 
+@dataclass(frozen=True)
+class Detection:
+    """An object of an image, as it is labelled or detected.
+
+    Attributes:
+        label: name of its class.
+        box: left, top, right and bottom edge in pixels of the network's input.
+        score: confidence in [0, 1]; 1 if it is labelled.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float = 1.0
+
+
 class Adapter(ABC):
     """A dense network with its task: data, loss, metric, checkpoint format.
 
@@ -117,6 +133,7 @@ class Adapter(ABC):
     metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
     reader: str | None = None
+    _skipped: Mapping[str, str] = MappingProxyType({})
 
     training_device: torch.device | None = None
     """Where the family's training runs, if that is not ``device``."""
@@ -140,9 +157,9 @@ class Adapter(ABC):
         """Whether there is a data set; without one, methods that need images raise ``DataError``."""
 
     @property
-    @abstractmethod
     def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
+        """Images that could not be read so far, as ``path: reason``; none of a family that takes this for an error."""
+        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
 
     @abstractmethod
     def example(self, batch: int = 2) -> torch.Tensor:
@@ -231,6 +248,14 @@ class Adapter(ABC):
     @abstractmethod
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split, as the network's own tool does."""
+
+    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+        """Return what a network detects in each image of a batch; None if its task has no upright boxes."""
+        return None
+
+    def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
+        """Return the labelled objects of each image of a batch; empty if its task has no upright boxes."""
+        return []
 
     @abstractmethod
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:

@@ -89,7 +89,8 @@ def make_runner(load: Callable[[], tuple[Run, str | None]], settings: RuntimeSet
     """
     device = torch.device(settings.device)
     if device.type != "cuda":
-        return _ClockRunner(*load(), wait=torch.mps.synchronize if device.type == "mps" else _no_wait)
+        wait = torch.mps.synchronize if device.type == "mps" else _no_wait
+        return _ClockRunner(*load(), wait=wait, in_thread=device.type == "cpu" and settings.threads == 1)
     with torch.cuda.device(device):
         return with_room(lambda: CudaRunner(*load(), device))
 
@@ -101,11 +102,12 @@ class _ClockRunner(Runner):
         run: runs the network once.
         note: see ``Runner``.
         wait: returns once the device is idle.
+        in_thread: see ``Runner``.
     """
 
-    def __init__(self, run: Run, note: str | None, *, wait: Callable[[], None]) -> None:
+    def __init__(self, run: Run, note: str | None, *, wait: Callable[[], None], in_thread: bool) -> None:
         self._run, self._wait = run, wait
-        self.note = note
+        self.note, self.in_thread = note, in_thread
 
     def elapsed(self) -> float:
         self._wait()

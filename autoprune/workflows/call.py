@@ -11,6 +11,7 @@ from typing import Any
 from autoprune.config import Config, RunConfig
 from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener
+from autoprune.results import SUMMARIES
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
     try:
         with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
             finished: Finished = module.run(config, listener, caller)
-            return finished
+        _report(finished.folder, listener)
+        return finished
     except SystemExit as error:
         if type(error) is not SystemExit:  # a listener's own
             raise
@@ -108,3 +110,15 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
             f"Code that is not autoprune's called sys.exit({error.code!r}) in the middle of {command}; let it return, "
             "or raise an error"
         ) from error
+
+
+def _report(folder: Path, listener: Listener) -> None:
+    """Write a run's page; one that cannot be made costs a warning, not the run."""
+    from autoprune.report.page import PAGE, reports_of, write_page  # late: charts take half a second to import
+
+    if not any((folder / name).exists() for name in SUMMARIES) and not (folder / "levels").exists():
+        return
+    try:
+        listener.note(f"The report is {write_page(reports_of(folder), folder / PAGE)}.")
+    except Exception as error:  # whatever it is, what the run found is safe
+        listener.warn(f"No report was made: {str(error) or type(error).__name__}")

@@ -21,6 +21,7 @@ from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import environment
 from autoprune.workflows.latency_constraints import Latencies
 from autoprune.workflows.run import PruningRun
+from autoprune.workflows.shown import keep_detections, pinned_layers
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, tune
 
@@ -116,9 +117,11 @@ class ResultWriter:
         stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
+            keep_detections(adapter, {"dense": adapter.module, "pruned": module}, self._path, run.listener)
             return stages
         tuning = Tuning.of(config, self._teacher)
         tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, listener=run.listener)
+        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, self._path, run.listener)
         return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
@@ -153,7 +156,12 @@ class ResultWriter:
             metric_names=adapter.metric_names,
             stages=stages,
             budget=budget,
-            figures={"search": dict(searched), "uncounted_operations": uncounted(run.network.graph), **figures},
+            figures={
+                "search": dict(searched),
+                "uncounted_operations": uncounted(run.network.graph),
+                "pinned": pinned_layers(run.network.graph),
+                **figures,
+            },
             environment={**environment(), **run.estimator.environment()},
         )
         publish(result, self._path / "summary.json", run.listener)

@@ -21,7 +21,7 @@ from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
 from autoprune.training.plan import short_scale
-from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
+from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, read_epochs, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
 from autoprune.workflows.network import Network
@@ -121,19 +121,18 @@ def tune(
     """
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
-        curve: list[float] = []
         started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
         result = trained(
             adapter,
             module,
-            folder / "finetune",
+            folder / FINETUNE,
             label="Fine-tuning",
             tuning=started,
             listener=listener,
             changes={"patience": tuning.patience, **tuning.arguments},
             extensions=tuning.extensions(),
-            curve=curve,
         )
+        curve = [epoch.accuracy.primary for epoch in read_epochs(folder / FINETUNE) if epoch.accuracy is not None]
         if rise := rise_at_end(curve):
             listener.note(
                 f"{adapter.metric_names[0]} still rose by {rise:.3f} in the last quarter of the epochs: "
@@ -213,6 +212,9 @@ def soften(
     return _opened(adapter, path, network.pruner.materialise(allocation))
 
 
+FINETUNE = "finetune"
+"""Folder of a fine-tune in that of its run."""
+
 QAT = "qat"
 """What a network is called that was tuned for int8."""
 
@@ -250,7 +252,6 @@ def trained(
     listener: Listener,
     changes: Mapping[str, Any],
     extensions: Sequence[TrainingExtension],
-    curve: list[float] | None = None,
 ) -> FinetuneResult:
     """Train a network in a folder, or go on with it there.
 
@@ -263,15 +264,13 @@ def trained(
         listener: hears the progress.
         changes: as for `finetune`.
         extensions: what takes part.
-        curve: is given the accuracy after every epoch that is trained now, if it is measured.
     """
     with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
+            keep_epoch(report, out)
             measured = f"{adapter.metric_names[0]} {report.accuracy.primary:.3f}" if report.accuracy is not None else ""
             advance(report.epoch, measured)
-            if curve is not None and report.accuracy is not None:
-                curve.append(report.accuracy.primary)
 
         return finetune(
             adapter,

@@ -115,11 +115,6 @@ class ModuleAdapter(TrainableAdapter):
         """A module always comes with its data."""
         return True
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Nothing: a sample that cannot be read is an error."""
-        return ()
-
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return inputs of uniform noise, the same at every call."""
         return noise(batch, *self._shape, device=self.device)
