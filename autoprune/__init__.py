@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from autoprune.listener import Listener as Listener
     from autoprune.listener import SilentListener as SilentListener
     from autoprune.policy import Policy as Policy
+    from autoprune.workflows.doctor import doctor as doctor
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _HOMES = {
     "Network": "autoprune.api.network",
     "Policy": "autoprune.policy",
     "Run": "autoprune.api.run",
+    "doctor": "autoprune.workflows.doctor",
     "finetune": "autoprune.api.network",
     "load": "autoprune.api.network",
     "make_env": "autoprune.api.environment",
@@ -83,6 +85,7 @@ __all__ = [
     "TrainingError",
     "apply",
     "compare",
+    "doctor",
     "export",
     "finetune",
     "load",

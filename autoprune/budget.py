@@ -89,7 +89,7 @@ class Limit:
     Attributes:
         metric: one of ``METRICS``, or ``latency@<target>``: latency on another runtime or device than the run's own.
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
-        value: in the metric's own unit, or the share of the dense network's value, in (0, 1], where ``relative``.
+        value: in the metric's own unit, or the share of the dense network's value, in (0, 1], if ``relative``.
         relative: whether the value is a share of the dense network's.
 
     Example:
@@ -335,7 +335,7 @@ def _check_metric(metric: str, requested: str) -> None:
         )
     if at and target not in _RUNTIMES and not is_device(target):
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, cuda or cuda:N, got "
+            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, got "
             f"{_quoted(requested)}"
         )
 
@@ -346,7 +346,7 @@ def _exponent(number: str) -> int:
 
 
 def _percent(share: Decimal) -> str:
-    """Return a share in percent, with an exponent where the zeros could not be counted."""
+    """Return a share in percent, with an exponent if the zeros could not be counted."""
     return f"{share * 100:f}" if share > Decimal("1e-6") else f"{share * 100:.0e}"
 
 

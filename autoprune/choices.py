@@ -60,7 +60,7 @@ _FACTORY = re.compile(
 
 
 def match_factory(model: object) -> re.Match[str] | None:
-    """Return the parts of a model that is named by the function that builds it, or None where it is a file.
+    """Return the parts of a model that is named by the function that builds it, or None if it is a file.
 
     ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and ``@CHECKPOINT`` behind it for a pruned one: the groups
     ``source``, ``function`` and ``weights``.
@@ -178,8 +178,9 @@ class RuntimeSpec:
     Attributes:
         name: as options and budgets name it.
         backend: ``module:class`` of its `autoprune.runtimes.Backend`.
-        precisions: by kind of device, cpu or cuda, the number formats that there are.
+        precisions: by kind of device (cpu, cuda or mps), the number formats that there are.
         packages: whose versions its times depend on, those that quantise for it included.
+        extra: the extra of autoprune that installs it; empty if it is always there.
         layout: whether it takes a memory format; others lay tensors out as they find best.
         per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
@@ -195,6 +196,7 @@ class RuntimeSpec:
     backend: str
     precisions: Mapping[str, tuple[Precision, ...]]
     packages: tuple[str, ...] = ()
+    extra: str = ""
     layout: bool = False
     per_layer: bool = False
     with_nms: bool = True
@@ -206,7 +208,9 @@ _FP32, _FP16, _BF16, _INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Pre
 _TORCH = {"cpu": (_FP32, _BF16, _FP16), "cuda": (_FP32, _FP16, _BF16)}
 
 RUNTIMES = (
-    RuntimeSpec("torch", f"{_RUNTIMES}.torch_eager:TorchBackend", _TORCH, layout=True, per_layer=True),
+    RuntimeSpec(
+        "torch", f"{_RUNTIMES}.torch_eager:TorchBackend", {**_TORCH, "mps": (_FP32, _FP16)}, layout=True, per_layer=True
+    ),
     RuntimeSpec("torch-compile", f"{_RUNTIMES}.torch_compile:TorchCompileBackend", _TORCH, layout=True, with_nms=False),
     RuntimeSpec(
         "cudagraph",
@@ -221,6 +225,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
         ("onnxruntime", "onnxruntime-gpu"),
+        extra="onnxruntime",
         int8_file="model.int8.onnx",
     ),
     RuntimeSpec(
@@ -228,6 +233,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         {"cpu": (_FP32, _BF16, _FP16, _INT8)},
         ("openvino", "nncf"),
+        extra="openvino",
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
@@ -235,6 +241,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
         {"cuda": (_FP32, _FP16, _INT8)},
         ("tensorrt", "onnxruntime"),
+        extra="tensorrt",
         with_nms=False,
     ),
 )
@@ -256,11 +263,26 @@ class Runtime(RecordEnum):
 TORCH, CUDAGRAPH, ONNXRUNTIME = Runtime("torch"), Runtime("cudagraph"), Runtime("onnxruntime")
 
 
+DEVICES = "cpu, cuda, cuda:N, mps, or N for cuda:N"
+"""The names of devices, for help and messages."""
+
+
 def is_device(name: str) -> bool:
-    """Return whether a text names a device: cpu, cuda or cuda:N.
+    """Return whether a text names a device: cpu, mps, cuda or cuda:N.
 
     Example:
         >>> is_device("cuda:1"), is_device("gpu")
         (True, False)
     """
-    return re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is not None
+    return re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name) is not None
+
+
+def device_name(text: str) -> str:
+    """Return a device in one spelling: Ultralytics' GPU numbers become cuda:N, other texts stay.
+
+    Example:
+        >>> device_name("0"), device_name("0,1"), device_name("mps")
+        ('cuda:0', 'cuda:0,1', 'mps')
+    """
+    name = text.strip().lower()
+    return f"cuda:{name}" if re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", name) else name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Parity:
         real: whether these are of the validation split; noise otherwise.
         difference: the largest difference of the outputs.
         torch: accuracy of the torch network on the validation split, every image letterboxed to the input's square;
-            None where there are no images.
+            None if there are no images.
         exported: the same of the exported network on its runtime.
     """
 
@@ -43,7 +43,7 @@ class Parity:
 
     @property
     def accuracy_apart(self) -> float | None:
-        """How much the primary metric differs, where it is known."""
+        """How much the primary metric differs, if it is known."""
         if self.torch is None or self.exported is None:
             return None
         return abs(self.torch.primary - self.exported.primary)
@@ -113,7 +113,8 @@ def export(
             torch=accuracy,
             exported=adapter.validate_deployed(predict) if real else None,
         )
-        return Exported(path, size_of(path), parity, time_alone(runner, REFERENCE_MEASUREMENT))
+        config = replace(REFERENCE_MEASUREMENT, threads=settings.threads)
+        return Exported(path, size_of(path), parity, time_alone(runner, config))
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Policy:
         units: what each unit of the model keeps, in the order of the forward pass.
         budget: the limits it was made for, as texts.
         costs: by metric.
-        score: the evaluation's score, or None where it was not scored.
+        score: the evaluation's score, or None if it was not scored.
         provenance: where it came from.
 
     Raises:
@@ -163,7 +163,7 @@ class Policy:
             example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
             free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
                 (Ultralytics' own).
-            evidence: without ``data``, training images, where the policy's criterion looks at them.
+            evidence: without ``data``, training images, if the policy's criterion looks at them.
 
         Raises:
             PolicyError: the policy is for another architecture, or names an unknown criterion.

@@ -76,7 +76,7 @@ class Stage:
         metrics: on the validation split, or None if they were not measured.
         costs: in closed form or of files, by a budget's metric, in its unit; see `autoprune.budget.METRICS`.
         latencies: by a budget's metric (``latency``, ``latency@openvino``): median, p10, p90 in milliseconds, and runs,
-            with device, runtime, precision and batch where the stages of a run may differ in them.
+            with device, runtime, precision and batch if the stages of a run may differ in them.
         details: what only this command tells of a network, by name, in plain JSON values.
     """
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -44,6 +45,18 @@ def pytest_runtest_setup() -> None:
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see an idle machine, whatever else runs on this one, unless they choose another."""
+    if "autoprune.workflows.latency" in sys.modules:
+        from tests.helpers.load import IDLE, set_load
+
+        set_load(monkeypatch, IDLE)
+    elif "autoprune.latency.timing" in sys.modules:
+        watch = SimpleNamespace(disturbs=lambda threads: False)
+        monkeypatch.setattr("autoprune.latency.timing.LoadWatch", lambda: watch)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
 from autoprune.config import COMMANDS, EXTENDABLE, Config, named, option
 from autoprune.config.files import built, check_trust, from_file, going_on, kept_config, unknown
-from autoprune.config.reading import field_docs, from_python, hints_of
+from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
 from autoprune.listener import Listener
 from autoprune.strategies.isolation import torch_threads
-from autoprune.workflows.call import Caller, run_workflow
+from autoprune.workflows.call import Caller, located, run_workflow
 
 Command = Callable[..., Run]
 
@@ -27,13 +27,13 @@ Command = Callable[..., Run]
 def command(name: str) -> Command:
     """Return a command of the command line as a function.
 
-    Its parameters are the command's options. Those that the network brings are left out where one is given.
+    Its parameters are the command's options. Those that the network brings are left out if one is given.
     """
     kind = COMMANDS[name]
 
     def call(network: Network | str | Path | None = None, *, listener: Listener | None = None, **options: Any) -> Run:
-        config = make_config(name, {**options_of(network), **options})
         recording = Recording(listener or PythonListener())
+        config = located(make_config(name, {**options_of(network), **options}), recording)
         with torch_threads(torch.get_num_threads()):  # whatever the run sets
             finished = run_workflow(name, config, recording, _caller(name, options))
         return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)
@@ -164,12 +164,17 @@ def _signature(kind: type[Config]) -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=Run)
 
 
+def _choices(kind: type[Config], field: str) -> str:
+    choices = choices_of(hints_of(kind)[field])
+    return f" (one of {', '.join(choices)})" if choices else ""
+
+
 def _docs(name: str, kind: type[Config]) -> str:
     docs = field_docs(kind)
     first = (kind.__doc__ or "").strip().splitlines()[0]
     args = [
         "    network: a `Network`, or the path of its file; by default the bundled demonstration detector.",
-        *(f"    {field}: {docs[field]}" for field in _parameters(kind)),
+        *(f"    {field}: {docs[field]}{_choices(kind, field)}" for field in _parameters(kind)),
         "    listener: hears notes, warnings, progress and tables; by default warnings are Python's.",
     ]
     return "\n".join(

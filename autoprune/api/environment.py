@@ -21,7 +21,7 @@ from autoprune.config import SearchConfig
 from autoprune.envs import CHANNEL_PRUNING
 from autoprune.envs.problem import PruningProblem
 from autoprune.strategies.prior import find_prior
-from autoprune.workflows.call import Caller
+from autoprune.workflows.call import Caller, located
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.run import PruningRun, with_model
@@ -75,7 +75,7 @@ def make_env(
         failed.callback(torch.set_num_threads, threads)
         kept.callback(shutil.rmtree, folder, ignore_errors=True)
         values = {**options_of(network), **options, "budget": budget, "rule": rule, "out": folder / "run"}
-        config = make_config("search", values)
+        config = located(make_config("search", values), PythonListener())
         assert isinstance(config, SearchConfig)
         caller = Caller("autoprune.make_env(…)", lambda *_: "autoprune.make_env(…)")
         run_folder = RunFolder.open("search", config, caller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,14 @@ from autoprune.api.listening import PythonListener
 from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.config.reading import from_python
+from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
+from autoprune.models.finding import find_data, find_weights
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.report import Table
 from autoprune.results import Metrics
@@ -30,7 +33,7 @@ from autoprune.structure.validation import analyse
 from autoprune.workflows.latency import CALIBRATION_IMAGES
 from autoprune.workflows.network import choose_device, static_costs
 from autoprune.workflows.run import demonstration
-from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning import Tuning, arguments_of, tune
 
 
 class Network:
@@ -42,7 +45,7 @@ class Network:
         module: the network in torch, in eval mode.
         adapter: its family's tools: data, loss, metric, checkpoints.
         path: its file; None for one that was never saved.
-        data: its data set as it was given; None where there is none, or where the network's own function brings it.
+        data: its data set as it was given; None if there is none, or if the network's own function brings it.
         trust_checkpoint: whether its file may run code of its author.
 
     Example:
@@ -69,7 +72,7 @@ class Network:
     @property
     def device(self) -> str:
         """Where it computes, e.g. ``cpu`` or ``cuda:0``."""
-        return str(self.adapter.device)
+        return str(self.adapter.training_device or self.adapter.device)
 
     @property
     def units(self) -> Table:
@@ -101,7 +104,7 @@ class Network:
         Args:
             runtime: torch, torch-compile, cudagraph, onnxruntime, openvino or tensorrt; by default cudagraph on a GPU,
                 else torch.
-            precision: fp32, fp16, bf16 or int8, where runtime and device have it.
+            precision: fp32, fp16, bf16 or int8, if runtime and device have it.
             batch: images per run.
             threads: CPU threads; by default what torch has.
             with_nms: measure it together with its non-maximum suppression.
@@ -195,17 +198,20 @@ def load(
     data: str | Path | None = None,
     imgsz: int | None = None,
     device: str = "auto",
+    download: bool = False,
     trust_checkpoint: bool = False,
 ) -> Network:
     """Load a network with its data.
 
     Args:
-        model: a stock Ultralytics checkpoint, a Darknet ``.cfg`` with its ``.weights`` next to it, or
-            ``FILE.py:FUNCTION``, which runs that file; by default the bundled demonstration detector with its data.
-        data: the data set that it was trained on: an Ultralytics YAML file or class folders. Without it the network can
-            be looked at and measured, not searched.
+        model: a stock Ultralytics checkpoint, by its path or by a name such as ``yolo11n.pt``, a Darknet ``.cfg`` with
+            its ``.weights`` next to it, or ``FILE.py:FUNCTION``, which runs that file; by default the bundled
+            demonstration detector with its data.
+        data: the data set that it was trained on: an Ultralytics YAML file or class folders, by path or by a name such
+            as ``coco8.yaml``. Without it the network can be looked at and measured, not searched.
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the first GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one.
+        download: fetch weights or images with Ultralytics' own functions, if they are not here.
         trust_checkpoint: open the checkpoint even if it could run code of its author.
 
     Raises:
@@ -223,7 +229,8 @@ def load(
         if data is not None:
             raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
         model, data, imgsz = demonstration(imgsz)
-    path, data = Path(model), None if data is None else Path(data)
+    path = find_weights(Path(model), download=download)
+    data = None if data is None else find_data(Path(data), download=download)
     adapter = open_adapter(path, data=data, image_size=imgsz, device=choose_device(device), trust=trust_checkpoint)
     return Network(adapter, adapter.module, path=path, data=data, trust_checkpoint=trust_checkpoint)
 
@@ -237,6 +244,7 @@ def finetune(
     seed: int = 0,
     patience: int = 0,
     teacher: Network | None = None,
+    train_args: Mapping[str, Any] | None = None,
     out: str | Path,
     listener: Listener | None = None,
 ) -> Network:
@@ -250,10 +258,12 @@ def finetune(
         seed: fixes the training.
         patience: epochs without a better one after which the training stops; 0 for never.
         teacher: a network that teaches it, usually the dense one.
+        train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}``.
         out: folder of the training's files and of the trained network, ``model``.
         listener: hears the progress.
 
     Raises:
+        ConfigError: Ultralytics has no such training argument, or the network is none of Ultralytics'.
         TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
 
     Example:
@@ -263,6 +273,8 @@ def finetune(
         >>> sorted(small.validate())
         ['mAP50', 'mAP50-95']
     """
+    texts = [f"{key}={value}" for key, value in (train_args or {}).items()]
+    check_train_args(texts, inspect.signature(finetune).parameters)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tuning = Tuning(
@@ -272,6 +284,7 @@ def finetune(
         seed=seed,
         patience=patience,
         teacher=None if teacher is None else teacher.module,
+        arguments=arguments_of(texts),
     )
     module = tune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()

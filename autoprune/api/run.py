@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def model(self) -> Network:
-        """The network that was made, with the data of the run: trained where the command trains, else pruned."""
+        """The network that was made, with the data of the run: trained if the command trains, else pruned."""
         config = self.config
         assert isinstance(config, RunConfig)
         if isinstance(config, PruningConfig):
@@ -99,8 +99,7 @@ class Run:
     def plot(self) -> Picture:
         """Draw the best score against the candidates scored; ``progress.png`` in the folder."""
         scores = [candidate.score for candidate in self.history]
-        path = self.folder / "progress.png"
-        return Picture(search_progress({self.command: [scores]}, path, title=str(self.folder)))
+        return search_progress({self.command: [scores]}, title=str(self.folder)).png(self.folder)
 
     @property
     def pictures(self) -> Mapping[str, Picture]:

@@ -6,33 +6,33 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 from docstring_parser import parse as parse_docstring
 
 from autoprune import __version__
+from autoprune.cli.options import completions, groups_of, help_of, metavar_of
 from autoprune.cli.words import ALIASES, in_options
 from autoprune.config import COMMANDS, EXTENDABLE, Config, option, yaml_of
 from autoprune.config.files import TRUST, built, check_trust, from_file, going_on, kept_config, load, unknown
-from autoprune.config.reading import (
-    base_of,
-    enum_of,
-    field_docs,
-    field_of,
-    hints_of,
-    is_list,
-    places_of,
-    read_value,
-    spelled,
-)
+from autoprune.config.reading import field_docs, field_of, hints_of, is_list, places_of, read_value, spelled
 from autoprune.errors import AutopruneError, ConfigError
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+COMPLETION = "_AUTOPRUNE_COMPLETE"
+"""The variable by which a shell asks for what can follow, see click's "Shell Completion"."""
+
+_SHELLS = {
+    "bash": """eval "$(autoprune completion bash)" in ~/.bashrc""",
+    "zsh": """eval "$(autoprune completion zsh)" in ~/.zshrc""",
+    "fish": "autoprune completion fish > ~/.config/fish/completions/autoprune.fish",
+}
+"""The shells that are completed for, each with how a user switches it on."""
+
 _SETTINGS = {"help_option_names": ["-h", "--help"], "allow_extra_args": True}
 
 
@@ -67,9 +67,12 @@ def _understood(argv: Sequence[str]) -> tuple[str, Config]:
     command = argv[0] if argv else "none"
     if command in ("-h", "--help", "--version"):
         _context(build_parser(), "autoprune", [command])
+    if command == "completion":
+        _print_completion(argv[1:])
     if command not in COMMANDS:
         raise ConfigError(
-            f"The first word must be a command ({', '.join(COMMANDS)}) or --help or --version, got {command}"
+            f"The first word must be a command ({', '.join([*COMMANDS, 'completion'])}) or --help or --version, got "
+            f"{command}"
         )
     given = _given(command, argv[1:])
     said = {option(name) for name, value in given.items() if value is not False}
@@ -101,6 +104,7 @@ def build_parser() -> click.Group:
     """
     description = "Prune a trained YOLO, or a network of your own, until it holds a budget: FLOPs, size, latency."
     commands: dict[str, click.Command] = {name: _command(name) for name in COMMANDS}
+    commands["completion"] = _completion_command()
     group = _Commands("autoprune", commands=commands, help=description, context_settings=_SETTINGS)
     click.version_option(__version__, message="autoprune %(version)s")(group)
     return group
@@ -114,7 +118,18 @@ class _Commands(click.Group):
 
 
 class _Command(click.Command):
-    """A command that refuses in our words."""
+    """A command that refuses in our words, and shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by group; those of files and help come last."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        shown = {one.name: record for one in options if (record := one.get_help_record(ctx))}
+        groups = {title: list(names) for title, names in groups_of(COMMANDS[str(self.name)]).items()}
+        groups["Configuration and help"] = [name for name in shown if name not in chain(*groups.values())]
+        for title, names in groups.items():
+            if records := [shown[name] for name in names if name in shown]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spellings = [[*one.opts, *one.secondary_opts] for one in self.get_params(ctx) if isinstance(one, click.Option)]
@@ -154,30 +169,20 @@ def _options_of_files() -> list[click.Parameter]:
     """Return the options of every command that reads a configuration file."""
     reads, prints = "a YAML file of these options", "print all options with their values as YAML, and leave"
     return [
-        click.Option(["--config"], type=_Value("--config", Path), metavar="FILE", multiple=True, help=reads),
+        click.Option(["--config"], type=_Value("--config", "config", Path), metavar="FILE", multiple=True, help=reads),
         click.Option(["print_config", "--print-config", "--print_config"], is_flag=True, help=prints),
     ]
 
 
 def _parameter(kind: type[Config], name: str, hint: Any, docs: str) -> click.Parameter:
-    word, text = spelled(kind, name), _help(docs, field_of(kind, name).default)
-    value = _Value(word, hint)
+    word, text = spelled(kind, name), in_options(help_of(docs, name, field_of(kind, name).default))
+    value = _Value(word, name, hint)
     if name in places_of(kind):
         return click.Argument([name], metavar=word, type=value, required=False, help=text)
     if hint is bool:
         return click.Option([name, f"{word}/--no-{word[2:]}"], help=text)
     words = [name, word, *([ALIASES[word]] if word in ALIASES else [])]
-    metavar = "LIMIT" if name == "budget" else value.metavar
-    return click.Option(words, type=value, metavar=metavar, multiple=is_list(hint), help=text)
-
-
-def _help(text: str, default: object) -> str:
-    """Return what help says of a field: its docs, and its default."""
-    if default is MISSING:
-        text += " (required)"
-    elif default is not False and default not in (None, "", ()):
-        text += f" (default: {getattr(default, 'value', default)})"
-    return in_options(text)
+    return click.Option(words, type=value, metavar=metavar_of(name, hint), multiple=is_list(hint), help=text)
 
 
 class _Value(click.ParamType[Any]):
@@ -185,20 +190,14 @@ class _Value(click.ParamType[Any]):
 
     Args:
         word: what stands for the field on the command line.
-        hint: the field's type.
+        field: its name.
+        hint: its type.
     """
 
     name = "value"
 
-    def __init__(self, word: str, hint: Any) -> None:
-        self._word, self._hint, self._members = word, hint, enum_of(hint)
-
-    @property
-    def metavar(self) -> str:
-        """What stands for the value in help: its choices, or its kind."""
-        if self._members is not None:
-            return "{" + ",".join(member.value for member in self._members) + "}"
-        return _METAVARS[base_of(self._hint)]
+    def __init__(self, word: str, field: str, hint: Any) -> None:
+        self._word, self._field, self._hint = word, field, hint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read a value of the command line, where ``null`` takes back what a file says."""
@@ -209,10 +208,21 @@ class _Value(click.ParamType[Any]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return what a shell offers for what is typed so far."""
-        if base_of(self._hint) is Path:
-            return [CompletionItem(incomplete, type="file")]
-        found = (member.value for member in self._members or ())
-        return [CompletionItem(value) for value in found if value.startswith(incomplete)]
+        return completions(self._field, self._hint, incomplete)
+
+
+def _completion_command() -> click.Command:
+    """Return the command that prints what a shell needs to complete commands, options, choices and file names."""
+    lines = "\n\n".join(f"{shell}: {how}" for shell, how in _SHELLS.items())
+    summary = "Print what a shell needs to complete commands, options, choices and file names."
+    shell = click.Argument(["shell"], type=click.Choice(list(_SHELLS)), help="which shell")
+    return click.Command(
+        "completion",
+        params=[shell],
+        help=f"{summary}\n\nSwitch it on once:\n\n{lines}",
+        short_help=summary,
+        context_settings=_SETTINGS,
+    )
 
 
 # -- parsing ---------------------------------------------------------------------------------------
@@ -231,6 +241,19 @@ def _context(command: click.Command, name: str, words: Sequence[str]) -> click.C
         return command.make_context(name, list(words))
     except click.exceptions.Exit as answered:
         raise SystemExit(answered.exit_code) from None
+
+
+def _print_completion(words: Sequence[str]) -> NoReturn:
+    """Print the completion script of a shell, and leave."""
+    if {"-h", "--help"} & {*words}:
+        _context(_completion_command(), "autoprune completion", ["--help"])
+    shell = words[0] if words else "none"
+    if shell not in _SHELLS or words[1:]:
+        raise ConfigError(f"completion takes one shell, {', '.join(_SHELLS)}, got {' '.join(words) or 'none'}")
+    kind = get_completion_class(shell)
+    assert kind is not None
+    sys.stdout.write(kind(build_parser(), {}, "autoprune", COMPLETION).source() + "\n")
+    raise SystemExit(0)
 
 
 def _print(command: str, values: Mapping[str, Any]) -> NoReturn:

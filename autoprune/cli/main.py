@@ -14,18 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from autoprune.cli.arguments import build_parser, parse
+from autoprune.cli.arguments import COMPLETION, build_parser, parse
 from autoprune.cli.stopping import stoppable
 from autoprune.cli.words import in_options
 from autoprune.config import Config
 from autoprune.config.files import resume_command
-from autoprune.errors import AutopruneError, AutopruneWarning, BudgetUnreachableError, RunError
+from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.report import WIDTH, Table
-from autoprune.workflows.call import Caller, run_workflow
+from autoprune.workflows.call import Caller, located, run_workflow
 
 INTERRUPTED = 130
-COMPLETION = "_AUTOPRUNE_COMPLETE"
-"""The variable by which a shell asks for what can follow, see click's "Shell Completion"."""
 
 
 class _Closed(SystemExit):
@@ -60,7 +58,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[_Bar]:
-        """Show a progress bar with the time left; where no user is watching, print its end only."""
+        """Show a progress bar with the time left; if no user is watching, print its end only."""
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
@@ -106,7 +104,7 @@ class _Bar:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Say why standard output cannot be written; where nobody reads it any more, leave without a word as others do."""
+    """Say why standard output cannot be written; if nobody reads it any more, leave without a word as others do."""
     try:
         yield
     except OSError as error:
@@ -138,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; by default the process's.
 
     Returns:
-        0, or the exit code of the error that was printed: 2 for bad input, 3 for a budget that cannot be met, 130
-        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        0; 1 if ``doctor`` found something broken; or the exit code of the error that was printed: 2 for bad input, 3
+        for a budget that cannot be met, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     if asked := os.environ.get(COMPLETION):
         return shell_complete(build_parser(), {}, "autoprune", COMPLETION, asked)
@@ -149,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(argv: Sequence[str] | None) -> int:
-    """Run one command, and print its error where there is one."""
+    """Run one command, and print its error if there is one."""
     terminal = Terminal()
     try:
         words = sys.argv[1:] if argv is None else argv
@@ -159,8 +157,8 @@ def _told(argv: Sequence[str] | None) -> int:
             warnings.simplefilter("always", AutopruneWarning)
             warnings.showwarning = lambda message, *_, **__: terminal.warn(str(message))
             caller = Caller(shlex.join(["autoprune", *words]), resume_command)
-            finished = run_workflow(command, config, terminal, caller)
-            return 0 if finished.held else BudgetUnreachableError.exit_code
+            finished = run_workflow(command, located(config, terminal), terminal, caller)
+            return finished.exit_code
     except AutopruneError as error:
         terminal.warn(f"autoprune: {error}")
         return error.exit_code

@@ -19,7 +19,7 @@ class Stop:
     """Which signal stopped a block, if any did.
 
     Attributes:
-        signal: the first signal's number; SIGINT's where none came, since an interrupt is Ctrl-C then.
+        signal: the first signal's number; SIGINT's if none came, since an interrupt is Ctrl-C then.
     """
 
     def __init__(self) -> None:

@@ -26,6 +26,7 @@ from autoprune.config._base import (
     option,
 )
 from autoprune.config.data import DataConfig
+from autoprune.config.doctor import DoctorConfig
 from autoprune.config.export import ExportConfig
 from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
@@ -38,12 +39,14 @@ __all__ = [
     "COMMANDS",
     "EXTENDABLE",
     "PLACE",
+    "WHERE",
     "ApplyConfig",
     "BenchmarkEntry",
     "BudgetedConfig",
     "CompareConfig",
     "Config",
     "DataConfig",
+    "DoctorConfig",
     "ExportConfig",
     "MaskConfig",
     "NetAdaptConfig",
@@ -67,7 +70,7 @@ __all__ = [
     "yaml_of",
 ]
 
-Config: TypeAlias = RunConfig | DataConfig
+Config: TypeAlias = RunConfig | DataConfig | DoctorConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -83,6 +86,7 @@ COMMANDS: dict[str, type[Config]] = {
     "export": ExportConfig,
     "quantize": QuantizeConfig,
     "data": DataConfig,
+    "doctor": DoctorConfig,
 }
 """Every command by its name, with the configuration it takes."""
 
@@ -90,8 +94,11 @@ EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "cr
 """Options that may be changed when a run goes on: it then does more than at first."""
 
 
-UNKEPT = ("resume", "trust_checkpoint")
-"""What a configuration's file does not hold: how a run goes on, and whom its user trusts, is said each time."""
+WHERE = ("out", "project", "name", "resume")
+"""Options that say where a run's folder is: nothing that a run finds depends on them."""
+
+UNKEPT = ("resume", "trust_checkpoint", "download")
+"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched from outside."""
 
 
 def to_yaml(config: Config) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoprune.budget import Budget
-from autoprune.choices import DARKNET, Precision, Runtime, is_device, match_factory
+from autoprune.choices import DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
+from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoprune.config.training import TrainConfig
 
 LARGEST_IMAGE = 2**15
 """Pixels on a side; a batch of such images takes gigabytes by itself."""
@@ -28,9 +33,16 @@ class RunConfig:
 
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
-        device: where to compute and to measure: cpu, cuda, cuda:1, or auto for the first GPU if there is one
-        threads: CPU threads for computing and measuring; by default what torch chooses
+        device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
+            first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores
+        threads: CPU threads for computing and measuring; by default as many as there are free cores
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
+        project: as Ultralytics has it, in place of `out`: the folder that the run folder `name` is made in; runs by
+            default
+        name: name of the run folder in `project`; if it exists, <name>-2, <name>-3, … as Ultralytics counts; by default
+            the command's name
+        download: fetch weights that Ultralytics publishes, and images of a data set that says where they are, with
+            Ultralytics' own functions, if they are not here; without it nothing is downloaded
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
     """
@@ -39,18 +51,31 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
+    project: Path | None = None
+    name: str | None = None
+    download: bool = False
     trust_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
             raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
+        object.__setattr__(self, "device", device_name(self.device))  # one spelling: 0 and cuda:0 are the same run
         self._check_device()
+        self._check_folder()
         check_counts(self, "threads", least=1)
         if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
             raise ConfigError(f"`threads` must be at most {cores}, the CPU cores of this machine, got {self.threads}")
 
     def _check_device(self) -> None:
         check_device(self.device)
+
+    def _check_folder(self) -> None:
+        if self.out is not None and (self.project is not None or self.name is not None):
+            given = "project" if self.project is not None else "name"
+            raise ConfigError(f"`out` is the run folder itself, and `{given}` says where it is made: give one of them")
+        parts = Path(self.name or "x").parts
+        if not parts or self.name == "" or ".." in parts or Path(*parts).is_absolute():
+            raise ConfigError(f"`name` must name a folder within `project`, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +101,12 @@ class PruningConfig(ResumableConfig):
     """The options of every command that scores pruned networks.
 
     Attributes:
-        model: trained weights to prune, a stock Ultralytics checkpoint, a Darknet .cfg (its .weights of the same name
-            next to it), or FILE.py:FUNCTION, which returns a network of your own with its data (this runs the file);
-            the bundled demonstration detector by default
-        data: the data set the weights were trained on, an Ultralytics YAML or class folders; needed with `model` but
-            for FILE.py:FUNCTION
+        model: trained weights to prune, a stock Ultralytics checkpoint, by its path or by a name such as yolo11n.pt
+            (see `download`), a Darknet .cfg (its .weights of the same name next to it), or FILE.py:FUNCTION, which
+            returns a network of your own with its data (this runs the file); the bundled demonstration detector by
+            default
+        data: the data set the weights were trained on, an Ultralytics YAML or class folders, by path or by a name such
+            as coco8.yaml; needed with `model` but for FILE.py:FUNCTION
         criterion: which channels of a unit stay: by training images covariance (those that the others cannot stand in
             for), regression, taylor, fisher, hutchinson, apoz; by weights alone l1, l2 or l<p> (their norm), bn (scale
             of batch norm), fpgm (geometric median), lamp, random
@@ -119,10 +145,9 @@ class RuntimeConfig:
     """The options of every command that measures latency.
 
     Attributes:
-        runtime: what runs the network where latency is measured: torch, torch-compile, cudagraph, onnxruntime, openvino
-            or tensorrt; by default cudagraph on a GPU, else torch
-        precision: number format that latency is measured in: fp32, fp16, bf16 or int8, if runtime and device have it
-        runtime_batch: images per run where latency is measured
+        runtime: what runs the network when latency is measured; by default cudagraph on a CUDA GPU, else torch
+        precision: number format that latency is measured in, if runtime and device have it
+        runtime_batch: images per run when latency is measured
         with_nms: measure the network together with its non-maximum suppression
     """
 
@@ -146,6 +171,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: first learning rate of the fine-tuning, as a share of the dense training's first one; fewer than 10
             epochs start at 0.3 of that
+        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
+            repeat the option for several
         distill: the dense network teaches the pruned one in the fine-tuning
         stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
             train and resume then keep the pruned network, without autoprune
@@ -154,6 +181,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     budget: tuple[str, ...] = ()
     finetune_epochs: int | None = None
     lr_scale: float = 1.0
+    train_args: tuple[str, ...] = ()
     distill: bool = False
     stock_yaml: bool = False
 
@@ -163,6 +191,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "finetune_epochs", least=0)
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
+        check_training(self.train_args, self)
         if self.stock_yaml:
             check_stock(self.model, named("stock_yaml"))
         if self.distill and self.finetune_epochs == 0:
@@ -243,6 +272,13 @@ def check_stock(model: Path | None, what: str) -> None:
         raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, one of Darknet")
 
 
+def check_training(texts: Sequence[str], config: BudgetedConfig | TrainConfig) -> None:
+    """Make sure that ``train_args`` can be passed on to Ultralytics' training, which trains the network."""
+    if texts:
+        check_stock(config.model, named("train_args"))
+        check_train_args(texts, vars(config))
+
+
 def check_family(model: Path | None, what: str) -> None:
     """Refuse what needs a family's own tool, if a function builds the network; arguments as for `check_stock`."""
     if match_factory(model):
@@ -282,7 +318,7 @@ def check_devices(value: str) -> None:
     if len(names) == 1:
         check_device(value)
     elif not all(is_device(name) and ":" in name for name in names) or len(set(names)) < len(names):
-        raise ConfigError(f"`device` takes several GPUs as cuda:0,1, each once, got {value!r}")
+        raise ConfigError(f"`device` takes several GPUs as 0,1 or cuda:0,1, each once, got {value!r}")
 
 
 def devices_of(value: str) -> tuple[str, ...]:
@@ -294,4 +330,4 @@ def devices_of(value: str) -> tuple[str, ...]:
 def check_device(value: str) -> None:
     """Make sure that a device is named as they are named here."""
     if value != "auto" and not is_device(value):
-        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N, got {value!r}")
+        raise ConfigError(f"`device` must be auto, {DEVICES}, got {value!r}")

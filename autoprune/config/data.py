@@ -14,11 +14,12 @@ class DataConfig:
     """Turn a published data set, as its archive is unpacked, into an Ultralytics data set.
 
     Attributes:
-        name: which one: oxford-hand (Mittal, Zisserman and Torr, Hand detection using multiple proposals, BMVC 2011)
+        data_set: which one: oxford-hand (Mittal, Zisserman and Torr, Hand detection using multiple proposals, BMVC
+            2011)
         source: the folder that its archive was unpacked to
         target: the folder to write, which must not exist yet: images, labels and a YAML file
     """
 
-    name: DataSetName = field(metadata=by_place("NAME"))
+    data_set: DataSetName = field(metadata=by_place("NAME"))
     source: Path = field(metadata=by_place("SRC"))
     target: Path = field(metadata=by_place("DST"))

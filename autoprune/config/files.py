@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.choices import match_factory
-from autoprune.config import COMMANDS, Config, ResumableConfig, RunConfig, named, option, to_yaml
+from autoprune.config import COMMANDS, WHERE, Config, ResumableConfig, RunConfig, named, option, to_yaml
 from autoprune.config.reading import hints_of, places_of, read_value
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.io.files import write_atomic
@@ -81,7 +81,7 @@ def going_on(command: str, config: Config, run: Path, said: Collection[str]) -> 
     if not isinstance(config, ResumableConfig):
         raise ConfigError(f"{command} has nothing to resume")
     check_trust(config, said)
-    return replace(config, resume=run, out=run)
+    return replace(config, resume=run, out=run, project=None, name=None)
 
 
 def from_file(command: str, path: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def built(command: str, values: Mapping[str, Any]) -> Config:
 
 def factories(config: RunConfig) -> dict[str, Path]:
     """Return the options whose value names a function that builds a network."""
-    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "resume")}
+    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in WHERE}
     return {name: value for name, value in values.items() if isinstance(value, Path) and match_factory(value)}
 
 
@@ -152,4 +152,6 @@ def unknown(word: str, command: str, known: Sequence[str]) -> ConfigError:
     name = word.split("=")[0]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
+    if name.lstrip("-").replace("-", "_") == "exist_ok":
+        hint = "a run never writes into the folder of another; with `name` it counts on to the next free one"
     return ConfigError(f"{name} is not an option of autoprune {command}; {hint}")

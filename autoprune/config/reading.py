@@ -73,6 +73,11 @@ def enum_of(hint: Any) -> type[Enum] | None:
     return base if isinstance(base, type) and issubclass(base, Enum) else None
 
 
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the names that a field chooses among; none if it is of another kind."""
+    return tuple(member.value for member in enum_of(hint) or ())
+
+
 def read_value(name: str, hint: Any, value: Plain) -> Any:
     """Read what a user wrote for a field.
 
@@ -98,8 +103,8 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     Args:
         name: of the field.
         hint: the field's type.
-        value: what was given. Of a field that takes several texts, one text stands for a list of it; for a text with
-            commas, a list of texts stands too.
+        value: what was given. Of a field that takes several texts, one text stands for a list of it, and a mapping for
+            texts ``key=value``; for a text with commas, a list of texts stands too.
 
     Raises:
         ConfigError: it is nothing that the field takes; the message names the parameter, the rule and the value.
@@ -107,7 +112,11 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     Example:
         >>> from_python("budget", tuple[str, ...], "flops=50%")
         ('flops=50%',)
+        >>> from_python("train_args", tuple[str, ...], {"mosaic": 0.5})
+        ('mosaic=0.5',)
     """
+    if is_list(hint) and isinstance(value, Mapping):
+        value = [f"{key}={one}" for key, one in value.items()]
     if isinstance(value, Policy) and Policy in get_args(hint):
         return value
     listed = [value] if is_list(hint) and isinstance(value, str) else value
@@ -176,8 +185,8 @@ _READERS: Mapping[Any, Callable[[str], Any]] = {
 
 
 def _expected(hint: Any) -> str:
-    if (members := enum_of(hint)) is not None:
-        return "one of " + ", ".join(member.value for member in members)
+    if choices := choices_of(hint):
+        return "one of " + ", ".join(choices)
     return "a list of texts" if is_list(hint) else _EXPECTED[base_of(hint)]
 
 

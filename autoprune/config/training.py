@@ -13,6 +13,7 @@ from autoprune.config._base import (
     check_positive,
     check_share,
     check_together,
+    check_training,
     devices_of,
 )
 from autoprune.errors import ConfigError
@@ -62,6 +63,8 @@ class TrainConfig(ResumableConfig):
         epochs: how many times to go through the training images
         lr_scale: first learning rate as a share of the dense training's first one; fewer than 10 epochs start at 0.3 of
             that
+        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
+            repeat the option for several
         patience: stop after this many epochs without a better one, and keep the best one's weights; by default train
             all epochs and keep the last one's
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
@@ -69,8 +72,8 @@ class TrainConfig(ResumableConfig):
         soften: first train the dense network while the channels that the policy removes fall to zero
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
-        device: where to train: cpu, cuda, cuda:1, several GPUs as cuda:0,1, or auto for the first GPU if there is
-            one
+        device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for
+            the first CUDA GPU if there is one
     """
 
     policy: Path | Policy
@@ -80,6 +83,7 @@ class TrainConfig(ResumableConfig):
     reconstruct: bool = True
     epochs: int = 20
     lr_scale: float = 1.0
+    train_args: tuple[str, ...] = ()
     patience: int | None = None
     distill: Path | None = None
     distill_weight: float = 1.0
@@ -92,6 +96,7 @@ class TrainConfig(ResumableConfig):
         super().__post_init__()
         check_together(self.model, self.data)
         check_share("lr_scale", self.lr_scale)
+        check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)
         check_counts(self, "epochs", "batch", "patience", "soften_epochs", least=1)
         self._check_softening()

@@ -17,7 +17,7 @@ class BatchNormImportance(Importance):
     """Mean |γ| of a channel's batch norms (Liu et al., "Network Slimming", ICCV 2017, section 3).
 
     Not divided by the layer's mean: γ scales what has unit variance in every layer, and of a layer that sparsity
-    training has switched off all channels are to score low. The mean, where a sum would raise channels that several
+    training has switched off all channels are to score low. The mean, as a sum would raise channels that several
     layers add up to above those of one layer.
     """
 

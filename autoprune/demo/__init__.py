@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoprune.demo.shapes import DEMO_IMAGE_SIZE, shapes_dataset
+from autoprune.demo.shapes import DEMO_IMAGE_SIZE, DEMO_SIZES, shapes_dataset
 
-__all__ = ["DEMO_IMAGE_SIZE", "demo_weights", "shapes_dataset"]
+__all__ = ["DEMO_IMAGE_SIZE", "DEMO_SIZES", "demo_weights", "shapes_dataset"]
 
 
 def demo_weights() -> Path:

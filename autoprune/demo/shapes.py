@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from autoprune.errors import DataError
 
 DEMO_IMAGE_SIZE = 288
+DEMO_SIZES = range(64, 641, 32)
+"""Image sizes that the demo detector can run at, pixels."""
+
 CLASSES = ("circle", "square", "triangle")
 
 _VERSION = 1  # raise when the pictures change, so that no stale copy is taken from the cache

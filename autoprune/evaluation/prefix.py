@@ -28,7 +28,7 @@ _ALWAYS = 2**31
 
 
 def first_stages(graph: ChannelGraph, module: nn.Module, stages: Sequence[str]) -> tuple[int, ...]:
-    """Return per unit the number of the first stage that changes with it; ``len(stages)`` where none does.
+    """Return per unit the number of the first stage that changes with it; ``len(stages)`` if none does.
 
     Channels are made by a weight before anything else can hold them, so it is the first stage with a tensor of theirs.
 

@@ -8,7 +8,7 @@ layer, gives all units and all widths at once, after one forward and one backwar
 
 Sources: first-order saliency of channels (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
 2019, section 3.1), here of what compensation leaves over (Kim et al., "Neuron Merging", NeurIPS 2020). Only widening is
-predicted: where channels are removed, the loss bends too much (one detector, 50 units, one step narrower: Spearman 0.5
+predicted: if channels are removed, the loss bends too much (one detector, 50 units, one step narrower: Spearman 0.5
 to 0.6 with what happens, one step wider 0.87 to 0.90).
 """
 

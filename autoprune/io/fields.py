@@ -11,7 +11,7 @@ def parse_strictly(text: str) -> Any:
     """Read JSON without its traps: a name twice in one object, NaN and infinities are refused.
 
     Raises:
-        ValueError: the text is not such JSON; the message has line and column where they are known.
+        ValueError: the text is not such JSON; the message has line and column if they are known.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)

@@ -50,7 +50,7 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
 
 
 def why_no_file(path: Path) -> str | None:
-    """Return why nothing can be read from a path, as the end of a sentence; None where it is a regular file.
+    """Return why nothing can be read from a path, as the end of a sentence; None if it is a regular file.
 
     A pipe or a device is none: opening it may wait for ever.
     """
@@ -107,7 +107,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that stands under its name only once the block is through.
 
-    The block gets an empty folder next to the target, which is renamed in the end, or removed where the block fails.
+    The block gets an empty folder next to the target, which is renamed in the end, or removed if the block fails.
 
     Raises:
         RunError: the target exists already, or it cannot be written.
@@ -135,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new or renamed entry of a folder durable, where the system allows it."""
+    """Make a new or renamed entry of a folder durable, if the system allows it."""
     with suppress(OSError):  # Windows cannot open a folder; some network disks cannot sync one
         descriptor = os.open(folder, os.O_RDONLY)
         try:

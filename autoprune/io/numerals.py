@@ -12,10 +12,10 @@ _LONGEST = 300
 
 
 def whole(text: str) -> int | None:
-    """Return the whole number that a text is, or None where it is none."""
+    """Return the whole number that a text is, or None if it is none."""
     return int(text) if len(text) <= _LONGEST and re.fullmatch(WHOLE, text) else None
 
 
 def decimal(text: str) -> float | None:
-    """Return the number that a text is, infinite where it is too large, or None where it is none."""
+    """Return the number that a text is, infinite if it is too large, or None if it is none."""
     return float(text) if len(text) <= _LONGEST and re.fullmatch(DECIMAL, text) else None

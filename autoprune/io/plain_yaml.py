@@ -19,7 +19,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
 
 Plain: TypeAlias = "str | list[Plain] | dict[str, Plain] | None"
-"""What a file says, every value as the text that was written; None where it says null."""
+"""What a file says, every value as the text that was written; None if it says null."""
 
 
 def read_texts(file: Path) -> dict[str, Plain]:
@@ -110,7 +110,7 @@ def _plain(node: yaml.Node) -> Plain:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what a YAML error says, with the place where it knows one."""
+    """Return what a YAML error says, with the place if it knows one."""
     mark = getattr(error, "problem_mark", None)
     where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     text = getattr(error, "problem", None) or str(error).splitlines()[0]

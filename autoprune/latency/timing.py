@@ -1,12 +1,15 @@
 """The only timing loop: warm up until stable, interleave runs, keep medians and their spread.
 
 A shared machine drifts by tens of percent within a minute, so times of two networks can be compared only if their runs
-were interleaved. All functions here interleave single runs; comparisons use the ratio of medians.
+were interleaved. All functions here interleave single runs; comparisons use the ratio of medians. If other processes
+take the cores meanwhile, most runs wait for one: then the tenth percentile stands in place of the median, of CPU time
+where one thread computes, and the figures are marked.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.runtimes._base import Runner
+from autoprune.runtimes.load import LoadWatch
 
 Times = npt.NDArray[np.float64]
 """Milliseconds of single runs, shape (rounds, runners)."""
@@ -25,6 +29,7 @@ _WARM_TOLERANCE = 0.05
 _BATCH = 10
 _RESAMPLES = 200
 _FENCE = 1.5
+_MEDIAN, _UNDER_LOAD = 50, 10
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class MeasurementConfig:
         spread: wanted relative half width of the ratio's 90% interval.
         seconds: no runs are added once the timed ones took this long.
         warm_up: maximum of warm-up runs.
+        threads: CPU threads of a run; other processes disturb it if they leave fewer cores.
     """
 
     runs: int = 40
@@ -46,6 +52,7 @@ class MeasurementConfig:
     spread: float = 0.025
     seconds: float = 6.0
     warm_up: int = 30
+    threads: int = 1
 
     def more(self, times: Times, spread: float) -> int:
         """Return how many runs to add to the given ones, shape (rounds, runners), with this spread of their ratio."""
@@ -62,11 +69,12 @@ class Timing:
     """Times of one network.
 
     Attributes:
-        median: milliseconds.
+        median: milliseconds; the tenth percentile if ``under_load``, of CPU time if a single thread computes.
         p10: tenth percentile, milliseconds.
         p90: ninetieth percentile, milliseconds.
         runs: number of timed runs.
         outliers: number of runs more than 1.5 interquartile ranges beyond a quartile; they are not removed.
+        under_load: whether other processes used the cores meanwhile.
 
     Source:
         Tukey, Exploratory Data Analysis, 1977, section 2D (fences).
@@ -77,14 +85,15 @@ class Timing:
     p90: float
     runs: int
     outliers: int = 0
+    under_load: bool = False
 
     @classmethod
-    def of(cls, times: npt.NDArray[np.float64]) -> Timing:
+    def of(cls, times: npt.NDArray[np.float64], *, under_load: bool = False) -> Timing:
         """Summarise milliseconds of single runs, shape (runs,)."""
         p10, low, median, high, p90 = (float(value) for value in np.percentile(times, (10, 25, 50, 75, 90)))
         fence = _FENCE * (high - low)
         outliers = int(((times < low - fence) | (times > high + fence)).sum())
-        return cls(median, p10, p90, len(times), outliers)
+        return cls(p10 if under_load else median, p10, p90, len(times), outliers, under_load)
 
     def scaled(self, factor: float) -> Timing:
         """Return the same timing with every time multiplied."""
@@ -96,13 +105,14 @@ class Timing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Timing:
-        """Read the result of ``to_json``; older records have no count of outliers."""
+        """Read the result of ``to_json``; older records have neither outliers nor load."""
         return cls(
             float(values["median"]),
             float(values["p10"]),
             float(values["p90"]),
             int(values["runs"]),
             int(values.get("outliers", 0)),
+            bool(values.get("under_load", False)),
         )
 
 
@@ -113,7 +123,7 @@ class PairedTiming:
     Attributes:
         candidate: the candidate's times.
         dense: the dense network's times, or another network's if `chained` follows.
-        ratio: median of the candidate's over median of the dense network's times.
+        ratio: median of the candidate's over median of the dense network's times (tenth percentiles under load).
         spread: half width of the ratio's 90% bootstrap interval, relative to the ratio.
         note: a remark for users, e.g. that the machine was too noisy, or that the candidate does not run as the
             settings say; else None.
@@ -124,6 +134,11 @@ class PairedTiming:
     ratio: float
     spread: float
     note: str | None = None
+
+    @property
+    def under_load(self) -> bool:
+        """Whether other processes used the cores meanwhile."""
+        return self.candidate.under_load or self.dense.under_load
 
     def chained(self, known: PairedTiming) -> PairedTiming:
         """Return the ratio to the dense network of a candidate that was paired with another network.
@@ -153,21 +168,27 @@ def time_all(runners: Sequence[Runner], config: MeasurementConfig) -> list[Timin
     """Time networks with interleaved runs: as many as the configuration allows, whose seconds are for each network."""
     for runner in runners:
         warm_up(runner, config.warm_up)
-    whole = replace(config, seconds=config.seconds * len(runners))
-    times = time_interleaved(runners, config.least)
-    while more := whole.more(times, np.inf):
-        times = np.concatenate([times, time_interleaved(runners, more)])
-    return [Timing.of(column) for column in times.T]
+    whole, watch = replace(config, seconds=config.seconds * len(runners)), LoadWatch()
+    clocks = _clocks(runners, config.least)
+    while more := whole.more(clocks[0], np.inf):
+        clocks = np.concatenate([clocks, _clocks(runners, more)], axis=1)
+    under_load = watch.disturbs(config.threads)
+    times = _surviving(clocks, runners, under_load=under_load)
+    return [Timing.of(column, under_load=under_load) for column in times.T]
 
 
 def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> PairedTiming:
     """Time two networks with interleaved runs, longer if the spread of their ratio is above the wanted one."""
     for runner in (dense, candidate):
         warm_up(runner, config.warm_up)
-    times = time_interleaved([dense, candidate], config.least)
-    while more := config.more(times, spread := ratio_spread(times)):
-        times = np.concatenate([times, time_interleaved([dense, candidate], more)])
-    dense_timing, timing = Timing.of(times[:, 0]), Timing.of(times[:, 1])
+    watch = LoadWatch()
+    clocks = _clocks([dense, candidate], config.least)
+    while more := config.more(clocks[0], ratio_spread(clocks[0])):
+        clocks = np.concatenate([clocks, _clocks([dense, candidate], more)], axis=1)
+    under_load = watch.disturbs(config.threads)
+    times = _surviving(clocks, [dense, candidate], under_load=under_load)
+    spread = ratio_spread(times, percentile=_UNDER_LOAD if under_load else _MEDIAN)
+    dense_timing, timing = (Timing.of(column, under_load=under_load) for column in times.T)
     notes = [] if candidate.note is None else [candidate.note]
     if spread > config.spread:
         outliers = timing.outliers + dense_timing.outliers
@@ -181,12 +202,24 @@ def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> Pa
 
 def time_interleaved(runners: Sequence[Runner], rounds: int) -> Times:
     """Run all networks once per round, and return every time, shape (rounds, runners)."""
-    times = np.empty((rounds, len(runners)))
+    return np.asarray(_clocks(runners, rounds)[0])
+
+
+def _clocks(runners: Sequence[Runner], rounds: int) -> Times:
+    """Return the times of interleaved runs and the CPU times of this thread meanwhile, shape (2, rounds, runners)."""
+    clocks = np.empty((2, rounds, len(runners)))
     with _no_collection():
-        for row in times:
+        for number in range(rounds):
             for index, runner in enumerate(runners):
-                row[index] = runner.elapsed()
-    return times
+                start = time.thread_time()
+                clocks[0, number, index] = runner.elapsed()
+                clocks[1, number, index] = 1e3 * (time.thread_time() - start)
+    return clocks
+
+
+def _surviving(clocks: Times, runners: Sequence[Runner], *, under_load: bool) -> Times:
+    """Return the times that count: CPU times if a single thread computed under load."""
+    return np.asarray(clocks[int(under_load and all(runner.in_thread for runner in runners))])
 
 
 def warm_up(runner: Runner, limit: int) -> int:
@@ -202,19 +235,21 @@ def warm_up(runner: Runner, limit: int) -> int:
     return len(recent)
 
 
-def ratio_spread(times: Times) -> float:
+def ratio_spread(times: Times, *, percentile: int = _MEDIAN) -> float:
     """Return the relative half width of the 90% interval of the ratio of medians, by bootstrap over pairs.
 
     Args:
         times: shape (rounds, 2): dense, candidate. The resampling is seeded, so equal times give equal spreads.
+        percentile: in place of the median.
 
     Source:
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3 (percentile interval).
     """
     picks = np.random.default_rng(0).integers(len(times), size=(_RESAMPLES, len(times)))
-    medians = np.median(times[picks], axis=1)
-    low, high = np.percentile(medians[:, 1] / medians[:, 0], (5, 95))
-    ratio = np.median(times[:, 1]) / np.median(times[:, 0])
+    found = np.percentile(times[picks], percentile, axis=1)
+    low, high = np.percentile(found[:, 1] / found[:, 0], (5, 95))
+    dense, candidate = np.percentile(times, percentile, axis=0)
+    ratio = candidate / dense
     return float((high - low) / 2 / ratio)
 
 

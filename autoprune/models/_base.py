@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -117,6 +118,10 @@ class Adapter(ABC):
     metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
     reader: str | None = None
+    _skipped: Mapping[str, str] = MappingProxyType({})
+
+    training_device: torch.device | None = None
+    """Where the family's training runs, if that is not ``device``."""
 
     def checkpoint(self, folder: Path, name: str) -> Path:
         """Return the path of the checkpoint of this name in a folder, as `save` takes it."""
@@ -137,9 +142,9 @@ class Adapter(ABC):
         """Whether there is a data set; without one, methods that need images raise ``DataError``."""
 
     @property
-    @abstractmethod
     def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
+        """Images that could not be read so far, as ``path: reason``; none of a family that takes this for an error."""
+        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
 
     @abstractmethod
     def example(self, batch: int = 2) -> torch.Tensor:

@@ -38,16 +38,23 @@ _INTEGRATIONS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", 
 _PRECAUTIONS = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
 
-def _user_settings() -> dict[str, object]:
-    """Read the settings that Ultralytics would use, without creating or changing the file."""
+def settings_file() -> Path:
+    """Return where Ultralytics keeps the user's settings, whether the file exists or not."""
+    if folder := os.environ.get("YOLO_CONFIG_DIR"):
+        return Path(folder) / "Ultralytics" / "settings.json"
     if sys.platform == "win32":
         base = Path.home() / "AppData" / "Roaming"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Application Support"
     else:
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return base / "Ultralytics" / "settings.json"
+
+
+def _user_settings() -> dict[str, object]:
+    """Read the settings that Ultralytics would use, without creating or changing the file."""
     try:
-        settings = json.loads((base / "Ultralytics" / "settings.json").read_text(encoding="utf-8"))
+        settings = json.loads(settings_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}

@@ -42,12 +42,14 @@ from ultralytics.utils import (
     DATASETS_DIR,
     DEFAULT_CFG,
     DEFAULT_CFG_DICT,
+    ROOT,
     SETTINGS,
     YAML,
     IterableSimpleNamespace,
     checks,
 )
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.nms import non_max_suppression
@@ -57,12 +59,15 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 child_environment = _quiet.child_environment
 quiet = _quiet.quiet
+settings_file = _quiet.settings_file
 
 __all__ = [
     "DATASETS_DIR",
     "DEFAULT_CFG",
     "DEFAULT_CFG_DICT",
+    "GITHUB_ASSETS_NAMES",
     "IMG_FORMATS",
+    "ROOT",
     "SETTINGS",
     "YAML",
     "YOLO",
@@ -95,6 +100,7 @@ __all__ = [
     "SegmentationTrainer",
     "SegmentationValidator",
     "YOLODataset",
+    "attempt_download_asset",
     "bbox2dist",
     "bbox_iou",
     "checks",
@@ -113,6 +119,7 @@ __all__ = [
     "make_anchors",
     "non_max_suppression",
     "quiet",
+    "settings_file",
     "strip_optimizer",
     "tasks",
     "torch_safe_load",

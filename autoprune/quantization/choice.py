@@ -84,7 +84,7 @@ def choose_precision(
             return Choice(whole, errors, tuple(steps))
     raise ExportError(
         f"int8 of the {quantization.name} must lose at most `max_drop` {max_drop:g} of {metric} on training images, "
-        f"and loses {steps[-1].drop:.4f} even where only {list(errors)[-1]} is quantised; allow more, tune the "
+        f"and loses {steps[-1].drop:.4f} even if only {list(errors)[-1]} is quantised; allow more, tune the "
         "weights for int8 with `qat_epochs`, or keep the float network, which autoprune export writes"
     )
 

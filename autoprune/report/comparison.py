@@ -1,255 +1,219 @@
-"""Strategies next to each other: what they found and how it fine-tunes."""
+"""Strategies next to each other: what they found, how it fine-tunes, and whether scores foretell that."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune.report._base import BLUE, FAINT, INK, MUTED, finite, picture, shortened
+from autoprune.report.chart import Chart, names_axis, shortened, values
+from autoprune.report.tables import NOTHING, compared_rows, primaries
+from autoprune.results import Compared, Result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import altair as alt
+    from altair.typing import ChartType
 
-_ROW = 0.36  # inches
-_SPREAD = 0.34  # rows over which the seeds of one row are spread, so that equal ones stay countable
-_NAME = 38  # characters of a row's name
-_DENSE_LINE: dict[str, Any] = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 3))}
-_COLUMNS = (60.0, 108.0)  # points from the panel to the right ends of the columns of text
+LEAST_POINTS = 3
+"""Networks from which on a rank correlation says something."""
+
+_ROW = 30  # pixels
+_SPREAD = 24  # pixels over which the seeds of a row are spread
+_GAP = " "  # the row between strategies and references
+_LONGEST = 38  # characters of a row's name
+_LABEL = 24  # characters of a network's name
+_SIZE = (680, 440)  # of the correlation's plot, in pixels
+_CHARACTER, _LINE, _DOT = 6.2, 13.0, 5.0  # pixels: a label's character and height, half a dot
+_PLACES = ((9.0, 0.0), (-9.0, 0.0), (0.0, -13.0), (0.0, 13.0), (9.0, -11.0), (9.0, 11.0), (-9.0, -11.0), (-9.0, 11.0))
+"""Places of a label next to its dot: pixels to the right (its left end; its right end if negative; its middle if 0)
+and down (its middle)."""
 
 
-class RowKind(Enum):
-    """What a row of a comparison is."""
+def comparison_chart(result: Result, folder: Path) -> Chart | None:
+    """Return scores and metrics of everything that was compared: a dot per seed, a bar at the mean.
 
-    STRATEGY = "strategy"
-    REFERENCE = "reference"
-    DENSE = "dense"
-    """A reference whose accuracy is drawn through the whole panel."""
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """A strategy or a reference, over its seeds.
-
-    Attributes:
-        name: as it is printed.
-        kind: strategies stand above the line, best first; references below it, as given.
-        scores: proxy score per seed (0 is the dense network, negative is worse); may be empty.
-        before: accuracy before fine-tuning per seed; may be empty.
-        after: accuracy after fine-tuning per seed; may be empty.
-        costs: cost as a ratio to the dense network's, per seed; may be empty.
-        seconds: wall time of one search, the mean over the seeds; NaN where there was none.
-
-    A number that is not finite counts as not measured.
+    Strategies stand above, the best mean score first; the dense network and the references stand below.
     """
+    import altair as alt
 
-    name: str
-    kind: RowKind
-    scores: tuple[float, ...] = ()
-    before: tuple[float, ...] = ()
-    after: tuple[float, ...] = ()
-    costs: tuple[float, ...] = ()
-    seconds: float = math.nan
-
-
-def comparison_plot(
-    rows: Sequence[ComparisonRow], path: Path, *, title: str, cost_label: str, accuracy: str = "accuracy"
-) -> Path:
-    """Draw proxy score (left) and accuracy before and after fine-tuning (right), a dot per seed and a bar at the mean.
-
-    Args:
-        rows: at least one, in any order; strategies are sorted by their mean score.
-        path: the PNG to write; its folder must exist.
-        title: stands above both panels.
-        cost_label: heads the column of cost ratios, e.g. ``"latency"``; "of dense" is added.
-        accuracy: names the figure, e.g. ``"mAP50-95"``.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no rows.
-    """
-    if not rows:
-        raise ValueError("a comparison needs at least one row, got none")
-    placed = _placed(rows)
-    bottom = max(placed) + 0.6
-    with picture(path, title, width=11.0, height=1.5 + _ROW * (bottom + 0.6)) as figure:
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.0, 1.25])
-        for place, row in placed.items():
-            colour = BLUE if row.kind is RowKind.STRATEGY else INK
-            _dots(left, place, row.scores, colour=colour, filled=True)
-            _dots(right, place, row.before, colour=colour, filled=False)
-            _dots(right, place, row.after, colour=colour, filled=True)
-            _write_columns(right, place, row)
-        left.set_ylim(bottom, -0.6)
-        left.set_yticks(list(placed), [shortened(row.name, _NAME) for row in placed.values()], fontsize=9)
-        left.set_xlabel("proxy score (0 is the dense network)")
-        right.set_xlabel(f"{accuracy}: hollow before, filled after fine-tuning (right is better)")
-        for axes in (left, right):
-            _guide(axes, placed)
-        _head_columns(right, cost_label)
-        levels = _dense_levels(rows)
-        for level in levels:
-            right.axvline(level, zorder=1, **_DENSE_LINE)
-        _explain(figure, with_dense=bool(levels))
-    return path
-
-
-def _placed(rows: Sequence[ComparisonRow]) -> dict[float, ComparisonRow]:
-    """Return the rows by their place from the top: strategies by falling score, a gap, references as given."""
-    strategies = [row for row in rows if row.kind is RowKind.STRATEGY]
-    strategies.sort(key=lambda row: (math.isnan(_mean(row.scores)), -_mean(row.scores)))  # those without one last
-    references = [row for row in rows if row.kind is not RowKind.STRATEGY]
-    start = len(strategies) + 0.3 if strategies else 0.0
-    return {float(place): row for place, row in enumerate(strategies)} | {
-        start + index: row for index, row in enumerate(references)
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean of what was measured, NaN where nothing was."""
-    known = finite(values)
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _dots(axes: Axes, place: float, values: Sequence[float], *, colour: str, filled: bool) -> None:
-    """Draw a dot per seed and a bar at their mean."""
-    known = finite(values)
-    if not len(known):
-        return
-    offsets = np.linspace(-0.5, 0.5, len(known)) * _SPREAD if len(known) > 1 else np.zeros(1)
-    face = colour if filled else "white"
-    axes.scatter(
-        known,
-        place + offsets,
-        s=26,
-        color=face,
-        edgecolors=colour,
-        linewidths=1.0,
-        alpha=0.85 if filled else 1,
-        zorder=3,
-    )
-    if len(known) > 1:
-        axes.vlines(known.mean(), place - 0.33, place + 0.33, color=colour, linewidth=2.0, alpha=0.9, zorder=2)
-
-
-def _write_columns(axes: Axes, place: float, row: ComparisonRow) -> None:
-    """Write cost and time of a row to the right of a panel."""
-    cost = _mean(row.costs)
-    texts = ("–" if math.isnan(cost) else f"{100 * cost:.1f} %", duration(row.seconds))
-    for offset, text in zip(_COLUMNS, texts, strict=True):
-        axes.annotate(
-            text,
-            (1, place),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(offset, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8.5,
-            annotation_clip=False,
-        )
-
-
-def _head_columns(axes: Axes, cost_label: str) -> None:
-    for offset, text in zip(_COLUMNS, (f"{cost_label}\nof dense", "search\ntime"), strict=True):
-        axes.annotate(
-            text,
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(offset, 4),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=8.5,
-            color=MUTED,
-            annotation_clip=False,
-        )
-
-
-def duration(seconds: float) -> str:
-    """Return a wall time as a user says it: ``45 s``, ``12 min``, ``3.4 h``; a dash where there is none."""
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _guide(axes: Axes, placed: Mapping[float, ComparisonRow]) -> None:
-    """Draw the lines that lead the eye: one per row, and one between strategies and references."""
-    from matplotlib.ticker import MaxNLocator
-
-    for place in placed:
-        axes.axhline(place, color=FAINT, linewidth=0.6, zorder=0)
-    references = [place for place, row in placed.items() if row.kind is not RowKind.STRATEGY]
-    if references and min(references) > 0:
-        axes.axhline(min(references) - 0.65, color=MUTED, linewidth=0.8, zorder=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.margins(x=0.06)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-
-
-def _dense_levels(rows: Sequence[ComparisonRow]) -> list[float]:
-    """Return the dense network's accuracy, fine-tuned where it was; nothing where no row tells it."""
-    known = [row.after if len(finite(row.after)) else row.before for row in rows if row.kind is RowKind.DENSE]
-    return [_mean(values) for values in known if len(finite(values))]
-
-
-def _explain(figure: Figure, *, with_dense: bool) -> None:
-    """Put the key below the panels."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=BLUE, marker="o", markersize=5, linestyle="", label="one seed"),
-        Line2D(
-            [], [], color=BLUE, marker="|", markersize=11, markeredgewidth=2, linestyle="", label="mean of the seeds"
-        ),
+    searched, references = compared_rows(result)
+    if not searched:
+        return None
+    metric, name, dense = next(iter(searched[0].costs)), result.metric_names[0], result.stages["dense"].metrics
+    shown = [*searched, Compared("dense", [], [dense] if dense is not None else [], {metric: [1.0]}), *references]
+    domain = [one.name for one in shown]
+    domain.insert(len(searched), _GAP)
+    rows = [row for one in shown for row in _seeds(one)]
+    level = {"row": "dense", "level": dense.primary if dense is not None else None}
+    columns = [
+        {"row": one.name, f"{metric} of dense": _share(one.costs[metric]), "search time": duration(one.seconds)}
+        for one in shown
     ]
-    if with_dense:
-        handles.append(Line2D([], [], label="dense network", **_DENSE_LINE))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure = alt.hconcat(
+        _strip(rows, ["score"], domain, title="score (0 is the dense network)"),
+        _strip([*rows, level], ["before", "after"], domain, title=f"{name} (right is better)"),
+        *(_texts(columns, heading, domain) for heading in list(columns[0])[1:]),
+        spacing=12,
+    )
+    caption = (
+        "A dot is one seed (hollow before, filled after fine-tuning), a bar the mean of the seeds, the dashed line the "
+        "dense network."
+    )
+    return Chart("comparison", result.title, figure, caption)
 
 
-def correlation_plot(
-    points: Sequence[tuple[float, float]], path: Path, *, spearman: float, title: str, accuracy: str = "accuracy"
-) -> Path:
-    """Draw fine-tuned accuracy against proxy score, a dot per candidate.
+def _strip(
+    rows: Sequence[Mapping[str, object]], measures: Sequence[str], domain: Sequence[str], *, title: str
+) -> ChartType:
+    """Return a panel with the dots and means of some measures, and with the names of the rows if it is the first."""
+    import altair as alt
+
+    first = "score" in measures
+    axis = names_axis(_LONGEST)
+    axis.labels, axis.grid, axis.values = first, True, [name for name in domain if name != _GAP]
+    scale = alt.Scale(type="band", domain=domain, padding=0)
+    base = alt.Chart(values(rows)).encode(y=alt.Y("row:N", title=None, scale=scale, axis=axis))
+    layers: list[alt.Chart] = []
+    for measure in measures:
+        field: dict[str, Any] = {
+            "title": title,
+            "scale": alt.Scale(zero=False),
+            "axis": alt.Axis(grid=False, tickCount=6),
+        }
+        tooltip = ["row:N", "seed:N", alt.Tooltip(f"{measure}:Q", format="+.4f" if first else ".4f")]
+        dots = (
+            base.mark_point(size=44, filled=False, style="hollow")
+            if measure == "before"
+            else base.mark_point(size=44, fillOpacity=0.85)
+        )
+        layers.append(base.mark_tick(thickness=2.5, size=20).encode(x=alt.X(f"mean({measure}):Q", **field)))
+        layers.append(
+            dots.encode(x=alt.X(f"{measure}:Q", **field), yOffset=alt.YOffset("offset:Q", scale=None), tooltip=tooltip)
+        )
+    if not first:
+        dense = alt.Tooltip("level:Q", title="dense network", format=".4f")
+        line = alt.Chart(values(rows)).mark_rule(style="ink", strokeDash=[4, 3]).encode(x="level:Q", tooltip=dense)
+        layers.insert(0, line)
+    return alt.layer(*layers).properties(width=300, height=_ROW * len(domain))
+
+
+def _texts(rows: Sequence[Mapping[str, object]], heading: str, domain: Sequence[str]) -> ChartType:
+    """Return a column of texts next to the panels."""
+    import altair as alt
+
+    y = alt.Y("row:N", scale=alt.Scale(type="band", domain=domain, padding=0), axis=None)
+    title = alt.TitleParams(
+        heading.split(" ", 1), anchor="end", frame="group", fontSize=11, fontWeight="normal", offset=4
+    )
+    column: alt.Chart = alt.Chart(values(rows)).properties(width=56, height=_ROW * len(domain), title=title)
+    texts: ChartType = column.mark_text(align="right").encode(y=y, x=alt.value(56), text=f"{heading}:N")
+    return texts
+
+
+def _seeds(row: Compared) -> Iterator[Mapping[str, object]]:
+    """Return what was measured of a strategy or reference, by seed."""
+    measured = {"score": row.scores, "before": primaries(row.before), "after": primaries(row.after)}
+    number = max(map(len, measured.values()))
+    for place in range(number):
+        seed = row.seeds[place] if place < len(row.seeds) else place
+        offset = _ROW / 2 + _SPREAD * (place - (number - 1) / 2) / number  # equal ones stay countable
+        yield {"row": row.name, "seed": seed, "offset": offset} | {
+            name: found[place] for name, found in measured.items() if place < len(found)
+        }
+
+
+def _share(costs: Sequence[float]) -> str:
+    known = [cost for cost in costs if math.isfinite(cost)]
+    return f"{100 * np.mean(known):.1f} %" if known else NOTHING
+
+
+def duration(seconds: Sequence[float]) -> str:
+    """Return the mean of wall times as a user says it: ``45 s``, ``12 min``, ``3.4 h``; a dash if there is none."""
+    mean = float(np.mean(seconds)) if len(seconds) else math.nan
+    if not math.isfinite(mean):
+        return NOTHING
+    if mean < 99.5:
+        return f"{mean:.0f} s"
+    return f"{mean / 60:.0f} min" if mean < 99.5 * 60 else f"{mean / 3600:.1f} h"
+
+
+def correlation_chart(result: Result, folder: Path) -> Chart | None:
+    """Return fine-tuned networks by their score and their primary metric, each with its name."""
+    import altair as alt
+
+    found = result.figures.get("correlation")
+    if found is None or found["networks"] < LEAST_POINTS:
+        return None
+    named = zip(found.get("names") or map(str, range(len(found["points"]))), found["points"], strict=True)
+    known = [(name, *point) for name, point in named if all(map(math.isfinite, point))]
+    if not known:
+        return None
+    labels = [shortened(name, _LABEL) for name, *_ in known]
+    places = label_places(labels, np.array([point for _, *point in known]))
+    rows = [
+        {"network": name, "score": score, "metric": metric, "label": label, "dx": dx, "dy": dy, "align": align}
+        for (name, score, metric), label, (dx, dy, align) in zip(known, labels, places, strict=True)
+    ]
+    metric = result.metric_names[0]
+    axis, scale = alt.Axis(tickCount=6), alt.Scale(zero=False, nice=False, padding=24)
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("score:Q", title="score (0 is the dense network, right is better)", scale=scale, axis=axis),
+        y=alt.Y("metric:Q", title=f"{metric} after fine-tuning", scale=scale, axis=axis),
+        tooltip=[
+            "network:N",
+            alt.Tooltip("score:Q", format="+.4f"),
+            alt.Tooltip("metric:Q", title=metric, format=".4f"),
+        ],
+    )
+    texts = [
+        base.transform_filter(f"datum.align == '{align}'")
+        .mark_text(align=align, baseline="middle", dx=alt.expr("datum.dx"), dy=alt.expr("datum.dy"))
+        .encode(text="label:N")
+        for align in ("left", "right", "center")
+    ]
+    figure = alt.layer(base.mark_point(size=60, fillOpacity=0.85), *texts).properties(width=_SIZE[0], height=_SIZE[1])
+    rank = "undefined" if math.isnan(found["spearman"]) else f"{found['spearman']:.2f}".replace("-", "−")
+    caption = f"A dot is one fine-tuned network: Spearman rank correlation {rank}, {len(known)} networks."
+    return Chart("correlation", result.title, figure, caption)
+
+
+def label_places(names: Sequence[str], points: np.ndarray) -> list[tuple[float, float, str]]:
+    """Return where each dot's label stands so that few labels cover other labels or dots.
 
     Args:
-        points: (proxy score, accuracy after fine-tuning); a pair with a number that is not finite is left out.
-        path: the PNG to write; its folder must exist.
-        spearman: rank correlation of the points, for the title; NaN where it is undefined.
-        title: stands above the plot, before the correlation.
-        accuracy: names the figure, e.g. ``"mAP50-95"``.
+        names: the labels.
+        points: the dots, shape (names, 2), in any unit.
 
     Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
+        pixels to the right of the dot, pixels below it, and which end of the label is there.
     """
-    known = [pair for pair in points if all(map(math.isfinite, pair))]
-    rank = "undefined" if math.isnan(spearman) else f"{spearman:.2f}".replace("-", "−")
-    with picture(path, title, width=5.6, height=5.0) as figure:
-        axes = figure.subplots()
-        axes.scatter(*_columns_of(known), s=32, color=BLUE, edgecolors="white", linewidths=0.6, alpha=0.85, zorder=3)
-        axes.set_title(f"Spearman rank correlation {rank}, {len(known)} candidates")
-        axes.set_xlabel("proxy score (0 is the dense network, right is better)")
-        axes.set_ylabel(f"{accuracy} after fine-tuning")
-        axes.grid(True)
-        axes.margins(0.06)
-    return path
+    low, span = points.min(axis=0), np.ptp(points, axis=0)
+    shares = (points - low) / np.where(span > 0, span, 1.0)
+    dots = np.stack([shares[:, 0] * _SIZE[0], (1 - shares[:, 1]) * _SIZE[1]], axis=1)
+    boxes = [(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in dots.tolist()]
+    found = []
+    for name, (x, y) in zip(names, dots.tolist(), strict=True):
+        width = _CHARACTER * len(name)
+        tried = []
+        for dx, dy in _PLACES:
+            left = x + dx - (0 if dx > 0 else width if dx < 0 else width / 2)
+            box = (left, y + dy - _LINE / 2, left + width, y + dy + _LINE / 2)
+            outside = max(0.0, -left - 20) + max(0.0, left + width - _SIZE[0] - 20)
+            tried.append((outside * _LINE + sum(_overlap(box, other) for other in boxes), box, dx, dy))
+        _, box, dx, dy = min(tried, key=lambda one: one[0])  # the first of equals
+        boxes.append(box)
+        found.append((dx, dy, "left" if dx > 0 else "right" if dx < 0 else "center"))
+    return found
 
 
-def _columns_of(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [first for first, _ in pairs], [second for _, second in pairs]
+_Box = tuple[float, float, float, float]
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    """Return the area that two boxes (left, top, right, bottom) share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)

@@ -1,96 +1,34 @@
-"""Where a network's latency goes, and how well it is predicted."""
+"""Where a network's latency goes, which widths are free, and how well latency is predicted.
+
+Each section reads the figures of the result, which `autoprune.workflows.profile_file` describes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from autoprune.report._base import BLUE, FAINT, GOLD, INK, MUTED, ORANGE, picture, shortened
+from autoprune.budget import format_amount
+from autoprune.latency.layers import ShareSource
+from autoprune.report.chart import BLUE, ORANGE, Chart, names_axis, short_labels, values
+from autoprune.report.table import Table
+from autoprune.results import Result
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+SHOWN_LAYERS, SHOWN_UNITS, SHOWN_WIDTHS = 15, 10, 12
 
-_ROW = 0.3  # inches
-_BAR = 0.38  # rows
-_NAME = 46  # characters of a row's name
+_BLOCKS = 26  # rows of the picture of layers
+_DRAWN_UNITS = 20
+_ROW = 22  # pixels
 _BAND = 0.05  # relative error that is shaded around the diagonal
-
-
-class BarKind(Enum):
-    """What a row of bars stands for."""
-
-    LAYER = "layer"
-    SUM = "sum"
-    """Several layers, or what is no layer: written out, so that its bar does not press those of the layers flat."""
-
-
-@dataclass(frozen=True)
-class LayerBar:
-    """One row: a layer's share of the latency next to its share of the FLOPs.
-
-    Attributes:
-        name: as it is printed.
-        latency: share of the latency, in [0, 1].
-        flops: share of the FLOPs, in [0, 1].
-        kind: a layer, or a sum.
-    """
-
-    name: str
-    latency: float
-    flops: float
-    kind: BarKind = BarKind.LAYER
-
-
-def layer_bars(bars: Sequence[LayerBar], path: Path, *, title: str, note: str) -> Path:
-    """Draw share of latency and share of FLOPs of every row, as horizontal bars.
-
-    Args:
-        bars: at least one, in the order of the rows from the top; readable up to about 40.
-        path: the PNG to write; its folder must exist.
-        title: stands above the bars.
-        note: below the axis: how the shares were found.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no bars.
-    """
-    if not bars:
-        raise ValueError("a picture of layers needs at least one bar, got none")
-    with picture(path, title, width=9.6, height=1.1 + _ROW * len(bars)) as figure:
-        axes = figure.subplots()
-        layers = np.array([row for row, bar in enumerate(bars) if bar.kind is BarKind.LAYER], dtype=np.int64)
-        for offset, label, colour, shares in (
-            (-0.5, "share of the latency", BLUE, [bars[row].latency for row in layers]),
-            (0.5, "share of the FLOPs", GOLD, [bars[row].flops for row in layers]),
-        ):
-            axes.barh(layers + offset * _BAR, np.array(shares) * 100, _BAR, color=colour, label=label, zorder=2)
-        _write_shares(axes, bars)
-        axes.set_yticks(range(len(bars)), [shortened(bar.name, _NAME) for bar in bars])
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(True, axis="x")
-        axes.margins(x=0.08)
-        axes.set_xlabel(f"% of the whole network; {note}")
-        figure.legend(loc="outside lower center", ncols=2)
-    return path
-
-
-def _write_shares(axes: Axes, bars: Sequence[LayerBar]) -> None:
-    """Write the share of the latency behind each of its bars, and both shares of a sum."""
-    for row, bar in enumerate(bars):
-        text, place, colour = f"{100 * bar.latency:.1f}", (100 * bar.latency, row - 0.5 * _BAR), INK
-        if bar.kind is BarKind.SUM:
-            text, place, colour = f"{bar.latency:.1%} of the latency, {bar.flops:.1%} of the FLOPs", (0.0, row), MUTED
-        axes.annotate(text, place, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour)
+_HOW = {
+    ShareSource.ALONE.value: "layers measured alone, paired with the whole network",
+    ShareSource.MODEL.value: "shares modelled from each layer's work; the whole is measured",
+}
 
 
 class NetworkRole(Enum):
@@ -101,66 +39,308 @@ class NetworkRole(Enum):
     FRESH = "fresh, measured afterwards"
 
 
-_MARKS: dict[NetworkRole, dict[str, Any]] = {
-    NetworkRole.FITTED: {"marker": "o", "color": "white", "edgecolors": MUTED, "s": 30, "linewidths": 1.1},
-    NetworkRole.HELD_OUT: {"marker": "o", "color": BLUE, "edgecolors": "white", "s": 36, "linewidths": 0.6},
-    NetworkRole.FRESH: {"marker": "D", "color": ORANGE, "edgecolors": "white", "s": 32, "linewidths": 0.6},
-}
+def layers_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the latency of every block of layers, a segment per layer, next to its share of the FLOPs.
 
-
-@dataclass(frozen=True)
-class PredictedNetwork:
-    """A whole network that was predicted and measured.
-
-    Attributes:
-        role: what it was measured for.
-        predicted: milliseconds.
-        measured: milliseconds.
+    All segments together are the whole latency.
     """
+    import altair as alt
 
-    role: NetworkRole
-    predicted: float
-    measured: float
+    if "layers" not in result.figures:
+        return None
+    layers, flops = result.figures["layers"], _flops(result)
+    grouped = blocks(layers["rows"], _BLOCKS - len(layers["rest"]))
+    rows = [
+        {
+            "block": block,
+            "layer": one["name"],
+            "operation": f"{one['operation']}  {one['c_in']} → {one['c_out']}" if "operation" in one else None,
+            **{name: one[name] for name in ("share", "milliseconds", "flops_share")},
+        }
+        for block, members in grouped.items()
+        for one in members
+    ]
+    rows += [
+        {"block": one["name"], "layer": one["name"], "flops_share": 0.0 if place else layers["rest_flops"] / flops}
+        | {name: one[name] for name in ("share", "milliseconds")}
+        for place, one in enumerate(layers["rest"])
+    ]
+    members: dict[str, list[Layers]] = {}
+    for one in rows:
+        members.setdefault(one["block"], []).append(one)
+    sums = [
+        {"block": block, **_total(members[block])} for block in sorted(members, key=lambda one: -_share(members[one]))
+    ]
+    names = [one["block"] for one in sums]
+    y = alt.Y("block:N", title=None, scale=alt.Scale(domain=names, paddingInner=0.25), axis=names_axis(44))
+    percent = alt.Axis(format="%", tickCount=6)
+    share, work = (alt.Tooltip(f"{one}:Q", format=".1%", title=of) for one, of in _SHARES.items())
+    segments = (
+        alt.Chart(values(rows))
+        .mark_bar(style="segment", strokeWidth=0.7)
+        .encode(
+            x=alt.X("share:Q", title=None, axis=percent),
+            y=y,
+            order=alt.Order("share:Q", sort="descending"),
+            tooltip=["layer:N", "operation:N", alt.Tooltip("milliseconds:Q", format=".3f"), share, work],
+        )
+    )
+    whole = alt.Chart(values(sums)).encode(y=y)
+    marks = whole.mark_tick(style="accent", thickness=3, size=_ROW - 4).encode(
+        x="flops_share:Q", tooltip=["block:N", work]
+    )
+    texts = whole.mark_text(align="left", dx=6).encode(x=alt.X("right:Q"), text="text:N")
+    figure = alt.layer(segments, marks, texts).properties(width=560, height=_ROW * len(names))
+    caption = (
+        "Bars are shares of the latency, a segment per layer, and add up to the whole; orange marks are shares of the "
+        f"FLOPs; {_HOW[layers['source']]}."
+    )
+    return Chart("layers", result.title, figure, caption)
 
 
-def prediction_plot(networks: Sequence[PredictedNetwork], path: Path, *, title: str, errors: Sequence[str]) -> Path:
-    """Draw predicted against measured milliseconds, a mark per network, with the diagonal and ±5% around it.
+_SHARES = {"share": "of the latency", "flops_share": "of the FLOPs"}
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    share, work, time = (math.fsum(one[name] for one in rows) for name in ("share", "flops_share", "milliseconds"))
+    return {"flops_share": work, "right": max(share, work), "text": f"{share:.1%}, {time:.2f} ms"}
+
+
+Layers = Mapping[str, Any]
+"""A layer of a profile, by its figures' names."""
+
+
+def blocks(rows: Sequence[Layers], most: int) -> dict[str, Sequence[Layers]]:
+    """Return layers grouped by the beginning of their names: few enough to be drawn, as fine as that allows.
+
+    The block with most of the latency is divided first. If even the coarsest blocks are too many, those with the
+    least latency are one.
 
     Args:
-        networks: at least one; a pair with a number that is not finite is left out.
-        path: the PNG to write; its folder must exist.
-        title: stands above the plot.
-        errors: lines below the title that tell how far predictions are off.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no networks.
+        rows: the layers, each with its name and share.
+        most: blocks that there may be.
     """
-    known = [one for one in networks if math.isfinite(one.predicted) and math.isfinite(one.measured)]
+    found: dict[str, Sequence[Layers]] = {"": rows}
+    divisible = [""]
+    while divisible:
+        block = max(divisible, key=lambda name: _share(found[name]))
+        divisible.remove(block)
+        parts = _parts(block, found[block])
+        if len(parts) > 1 and (not block or len(found) - 1 + len(parts) <= most):
+            del found[block]
+            found |= parts
+            divisible += parts
+    ranked = sorted(found, key=lambda block: -_share(found[block]))
+    shown = ranked if len(ranked) <= most else ranked[: most - 1]
+    others = [one for block in ranked[len(shown) :] for one in found[block]]
+    named = {_named(block, found[block]): found[block] for block in shown}
+    if others:
+        name = f"{len(others)} other layers"
+        sums = {field: math.fsum(one[field] for one in others) for field in ("share", "milliseconds", "flops_share")}
+        named[name] = [{"name": name, **sums}]
+    return named
+
+
+def _parts(block: str, layers: Sequence[Layers]) -> dict[str, Sequence[Layers]]:
+    """Return a block's layers by the next words of their names that differ; one part if none do."""
+    found: dict[str, list[Layers]] = {}
+    known = block.count(".") + 1 if block else 0
+    longest = max(one["name"].count(".") for one in layers) + 1
+    while len(found) < 2 and known < longest:
+        known, found = known + 1, {}
+        for one in layers:
+            found.setdefault(".".join(one["name"].split(".")[:known]), []).append(one)
+    return dict(found)
+
+
+def _named(block: str, layers: Sequence[Layers]) -> str:
+    return layers[0]["name"] if len(layers) == 1 else f"{block}  ({len(layers)} layers)"
+
+
+def _share(layers: Sequence[Layers]) -> float:
+    return math.fsum(one["share"] for one in layers)
+
+
+def staircase_chart(result: Result, folder: Path) -> Chart | None:
+    """Return latency by the width of the units that matter most, a panel each, all on one y axis."""
+    import altair as alt
+
+    found = result.figures.get("staircases")
+    if not found:
+        return None
+    drawn = found[:_DRAWN_UNITS]
+    rows = [
+        {"unit": one["unit"], "channels": width, "predicted": predicted, "measured": measured}
+        | {"worth": width in one["worth"]}
+        for one in drawn
+        for width, predicted, measured in zip(
+            one["widths"], one["predicted"], one["measured"] or one["predicted"], strict=True
+        )
+    ]
+    measured = any(one["measured"] for one in drawn)
+    base = alt.Chart().encode(x=alt.X("channels:Q", title=None, axis=alt.Axis(tickCount=3, grid=False)))
+    scale = alt.Scale(zero=False)
+    y, predicted = (alt.Y(f"{one}:Q", title="ms", scale=scale, axis=alt.Axis(tickCount=4)) for one in _TIMES)
+    layers = [base.mark_line(style="muted", strokeDash=[4, 2], strokeWidth=1).encode(y=predicted)] if measured else []
+    # A width costs what is drawn at its dot; the line before it is level, as a device that computes in blocks is.
+    layers.append(base.mark_line(interpolate="step-before").encode(y=y))
+    colour = alt.when(alt.datum.worth).then(alt.value(ORANGE)).otherwise(alt.value(BLUE))
+    size = alt.when(alt.datum.worth).then(alt.value(60)).otherwise(alt.value(18))
+    times = [alt.Tooltip(f"{one}:Q", format=".3f", title=f"{one}, ms") for one in (_TIMES if measured else _TIMES[1:])]
+    worth = alt.Tooltip("worth:N", title="worth choosing")
+    layers.append(
+        base.mark_point().encode(y=y, color=colour, size=size, tooltip=["unit:N", "channels:Q", *times, worth])
+    )
+    names = [one["unit"] for one in drawn]
+    header = alt.Header(title=None, labelExpr=short_labels(25), labelPadding=3)
+    panels = (
+        alt.layer(*layers, data=values(rows))
+        .properties(width=150, height=100)
+        .facet(facet=alt.Facet("unit:N", sort=names, header=header), columns=5, spacing={"row": 12, "column": 14})
+        .resolve_scale(x="independent")
+    )
+    how = "layers measured alone, dashed as predicted" if measured else "predicted"
+    caption = (
+        f"Latency in ms by the channels of one unit, all others dense ({how}), of the {len(drawn)} of {len(found)} "
+        "units that matter most; orange widths are worth choosing: the widest of a step."
+    )
+    return Chart("staircase", result.title, panels, caption)
+
+
+_TIMES = ("measured", "predicted")
+
+
+def prediction_chart(result: Result, folder: Path) -> Chart | None:
+    """Return predicted against measured latency, a mark per network, with the diagonal and ±5% around it."""
+    import altair as alt
+
+    found = result.figures.get("predictor", {}).get("networks", ())
+    known = [one for one in found if all(map(math.isfinite, (one["predicted"], one["measured"])))]
     if not known:
-        raise ValueError("a picture of predictions needs at least one network, got none")
-    with picture(path, title, width=6.4, height=6.0 + 0.18 * len(errors)) as figure:
-        axes = figure.subplots()
-        values = [value for one in known for value in (one.predicted, one.measured)]
-        margin = 0.05 * (max(values) - min(values)) or 0.05 * max(values)
-        ends = np.array([max(min(values) - margin, 0.0), max(values) + margin])
-        axes.fill_between(ends, ends * (1 - _BAND), ends * (1 + _BAND), color=FAINT, alpha=0.5, linewidth=0, zorder=0)
-        axes.plot(ends, ends, color=MUTED, linewidth=0.9, zorder=1, label="equal, ±5% shaded")
-        for role, look in _MARKS.items():
-            of_role = [one for one in known if one.role is role]
-            if of_role:
-                axes.scatter(
-                    [one.measured for one in of_role],
-                    [one.predicted for one in of_role],
-                    label=f"{role.value} ({len(of_role)})",
-                    zorder=3,
-                    **look,
-                )
-        axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel="measured, ms", ylabel="predicted, ms")
-        axes.grid(True)
-        axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
-        axes.set_title("\n".join(errors))
-    return path
+        return None
+    roles = {one: NetworkRole[one.upper()].value for one in dict.fromkeys(one["role"] for one in known)}
+    legend = {role: f"{words} ({sum(one['role'] == role for one in known)})" for role, words in roles.items()}
+    rows = [
+        {"network": legend[one["role"]], "measured": one["measured"], "predicted": one["predicted"]}
+        | {"off": one["predicted"] / one["measured"] - 1 if one["measured"] else None}
+        for one in known
+    ]
+    times = [one[name] for one in known for name in _TIMES]
+    margin = 0.05 * (max(times) - min(times)) or 0.05 * max(times)
+    low, high = max(min(times) - margin, 0.0), max(times) + margin
+    ends = [
+        {"measured": t, "predicted": t, "low": max(t * (1 - _BAND), low), "high": min(t * (1 + _BAND), high)}
+        for t in np.linspace(low, high, 101).tolist()
+    ]
+    scale = alt.Scale(domain=[low, high], nice=False)
+    x, y = (
+        alt.X("measured:Q", title="measured, ms", scale=scale),
+        alt.Y("predicted:Q", title="predicted, ms", scale=scale),
+    )
+    line = alt.Chart(values(ends)).encode(x=x)
+    band = line.mark_area(style="faint", fillOpacity=0.6, opacity=1).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    names, tooltip = (
+        list(legend.values()),
+        [alt.Tooltip(f"{one}:Q", format=".3f", title=f"{one}, ms") for one in _TIMES],
+    )
+    key = alt.Legend(title=None, orient="bottom", direction="vertical")
+    marks = (
+        alt.Chart(values(rows))
+        .mark_point(size=60, fillOpacity=0.9)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("network:N", scale=alt.Scale(domain=names), legend=key),
+            shape=alt.Shape("network:N", scale=alt.Scale(domain=names), legend=key),
+            tooltip=["network:N", *tooltip, alt.Tooltip("off:Q", format="+.1%")],
+        )
+    )
+    figure = alt.layer(band, line.mark_line(style="muted", strokeWidth=1).encode(y=y), marks)
+    caption = "; ".join(
+        ["A mark is one network, on the line both times are equal, ±5% is shaded", *error_lines(result)]
+    )
+    return Chart("predicted", result.title, figure.properties(width=480, height=440), f"{caption}.")
+
+
+def layers_table(result: Result, folder: Path) -> Table | None:
+    """Return the layers that take most of the latency, the others summed, and what is no layer."""
+    if "layers" not in result.figures:
+        return None
+    layers, flops = result.figures["layers"], _flops(result)
+    shown, others = layers["rows"][:SHOWN_LAYERS], layers["rows"][SHOWN_LAYERS:]
+    rows = [
+        [
+            one["name"],
+            one["operation"],
+            f"{one['c_in']} → {one['c_out']}",
+            f"{one['height']}×{one['width']}",
+            *_amounts(one, flops),
+        ]
+        for one in shown
+    ]
+    if others:
+        total = {name: sum(one[name] for one in others) for name in ("flops", "bytes", "share", "milliseconds")}
+        rows.append([f"{len(others)} more layers", "", "", "", *_amounts(total, flops)])
+    for index, one in enumerate(layers["rest"]):
+        fixed = 0.0 if index else layers["rest_flops"]
+        rows.append([one["name"], "", "", "", *_amounts({**one, "flops": fixed}, flops)])
+    header = ["layer", "operation", "channels", "output", "FLOPs", "of all", "moved", "latency", "share"]
+    return Table(f"Where the latency goes: {_HOW[layers['source']]}", header, rows)
+
+
+def staircase_table(result: Result, folder: Path) -> Table | None:
+    """Return the units whose width matters most, with the widths worth choosing."""
+    if "staircases" not in result.figures:
+        return None
+    found = result.figures["staircases"]
+    rows = [
+        [
+            one["unit"],
+            str(one["widths"][-1]),
+            f"{one['range']:.3f} ms",
+            str(len(one["free"])),
+            listed_widths(one["worth"]) if one["free"] else "all",
+        ]
+        for one in found[:SHOWN_UNITS]
+    ]
+    modelled = result.figures["layers"]["source"] == ShareSource.MODEL.value
+    how = "predicted" if modelled else "its layers measured alone"
+    title = f"Latency by the width of one unit, {how}: the {len(rows)} of {len(found)} units that matter most"
+    return Table(title, ["unit", "channels", "range", "free widths", "widths worth choosing"], rows)
+
+
+def error_lines(result: Result) -> list[str]:
+    """Return how far predictions are off: of networks held out, and of fresh ones if there are any."""
+    named = {"held_out": "networks held out", "check": "fresh networks"}
+    found = {which: result.figures["predictor"][name] for name, which in named.items()}
+    return [
+        f"off by {one['median_abs_rel']:.1%} (median; p90 {one['p90_abs_rel']:.1%}, Spearman {one['spearman']:.3f}, "
+        f"{one['n']} {which})"
+        for which, one in found.items()
+        if one is not None
+    ]
+
+
+def listed_widths(widths: Sequence[int]) -> str:
+    """Return widths as a column of a table has room for: the first and the last ones, if they are many."""
+    words = list(map(str, widths))
+    if len(words) > SHOWN_WIDTHS:
+        half = SHOWN_WIDTHS // 2
+        words[half:-half] = ["…"]
+    return " ".join(words)
+
+
+def _flops(result: Result) -> float:
+    """Return the FLOPs of one run."""
+    layers = result.figures["layers"]
+    return float(sum(one["flops"] for one in layers["rows"]) + layers["rest_flops"])
+
+
+def _amounts(row: Mapping[str, Any], flops: float) -> list[str]:
+    return [
+        format_amount("flops", row["flops"]) if row["flops"] else "",
+        f"{row['flops'] / flops:.1%}" if row["flops"] else "",
+        format_amount("size", row["bytes"]) if "bytes" in row else "",
+        f"{row['milliseconds']:.3f} ms",
+        f"{row['share']:.1%}",
+    ]

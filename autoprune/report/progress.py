@@ -5,122 +5,132 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from autoprune.report._base import BLUE, GOLD, GREEN, INK, ORANGE, PURPLE, SKY, Floats, finite, picture, shortened
+from autoprune.report.chart import Chart, values
+from autoprune.results import Result
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+Floats = NDArray[np.float64]
 
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY, INK)
-_ROUNDS = (("-", "o"), ("--", "s"), (":", "^"))  # dashes and end marks when the colours are used up
-_NAME = 30  # characters of a strategy's name
+_COLOURS = 7  # of the theme; the strategies after them have dashes
+_DASHES: Sequence[list[int]] = ([], [6, 3], [2, 2])
 _FOCUS = 0.05  # share of the evaluations whose bad first scores may fall out of the picture
 
 
-def search_progress(histories: Mapping[str, Sequence[Sequence[float]]], path: Path, *, title: str) -> Path:
-    """Draw the best score so far against evaluations: a line at the mean of the seeds, a band from worst to best.
+def progress_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the best score against the candidates scored, of every strategy."""
+    histories = result.figures.get("histories")
+    return search_progress(histories, title=result.title) if histories else None
 
-    A line starts where all of its seeds have a score; a seed that never has one is counted in the legend instead.
+
+def search_progress(histories: Mapping[str, Sequence[Sequence[float | None]]], *, title: str) -> Chart:
+    """Return the best score so far against evaluations: a line at the mean of the seeds, a band from worst to best.
+
+    A line starts when all of its seeds have a score; a seed that never has one is counted in the legend instead.
     A seed that ended before the others keeps its best.
 
     Args:
-        histories: by strategy, for every seed the score of each evaluation in order, or the best so far; NaN where
-            an evaluation has none, e.g. a probe that does not hold the budget.
-        path: the PNG to write; its folder must exist.
+        histories: by strategy, for every seed the score of each evaluation in order; None or NaN for one that has
+            none, e.g. because it does not hold the budget.
         title: stands above the plot.
 
-    Returns:
-        the path.
-
     Raises:
-        RunError: the file cannot be written.
         ValueError: there are no strategies.
     """
-    from matplotlib.ticker import MaxNLocator
+    import altair as alt
 
     if not histories:
         raise ValueError("a picture of progress needs at least one strategy, got none")
     bests = {name: _best_so_far(seeds) for name, seeds in histories.items()}
-    looks = {name: _look(index) for index, name in enumerate(histories)}
-    with picture(path, title, width=8.6, height=4.6) as figure:
-        axes = figure.subplots()
-        for name in sorted(bests, key=lambda name: _final(bests[name]), reverse=True):  # the legend's order
-            _line(axes, bests[name], label=_legend(name, bests[name], len(histories[name])), look=looks[name])
-        axes.set_xlabel("evaluations")
-        axes.set_ylabel("best score so far (0 is the dense network)" + _focus(axes, bests.values()))
-        axes.set_xlim(left=0)
-        axes.grid(True, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
-        if not any(best.size for best in bests.values()):
-            axes.set_yticks([])
-    return path
+    ranked = sorted(bests, key=lambda name: _final(bests[name]), reverse=True)
+    names = [_legend(name, bests[name], len(histories[name])) for name in ranked]
+    ends = _focus(bests.values())
+    lowest = -math.inf if ends is None else ends[0]
+    rows = [row for name, label in zip(ranked, names, strict=True) for row in _steps(label, bests[name], lowest)]
+    dashes = [_DASHES[place // _COLOURS % len(_DASHES)] for place in range(len(names))]
+    legend = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3, symbolSize=300)
+    chosen = alt.selection_point(fields=["strategy"], bind="legend")
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("evaluations:Q", scale=alt.Scale(domainMin=0, nice=False), axis=alt.Axis(grid=False, tickMinStep=1)),
+        color=alt.Color("strategy:N", scale=alt.Scale(domain=names), legend=legend),
+    )
+    scale = alt.Scale(zero=False, nice=True) if ends is None else alt.Scale(domain=list(ends), nice=False)
+    y, worst = (alt.Y(f"{one}:Q", title="best score so far", scale=scale) for one in ("best", "worst_seed"))
+    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(
+        y=y,
+        strokeDash=alt.StrokeDash("strategy:N", scale=alt.Scale(domain=names, range=dashes), legend=None),
+        strokeOpacity=alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12)),
+    )
+    band = base.mark_area(interpolate="step-after", opacity=1).encode(
+        y=worst, y2="best_seed:Q", fillOpacity=alt.when(chosen).then(alt.value(0.12)).otherwise(alt.value(0.02))
+    )
+    dots = base.mark_point().encode(
+        y=y,
+        size=alt.value(80),
+        fillOpacity=alt.when(alt.datum.last).then(alt.value(1)).otherwise(alt.value(0)),
+        tooltip=["strategy:N", "evaluations:Q", *(alt.Tooltip(f"{one}:Q", format="+.4f") for one in _FIELDS)],
+    )
+    figure = alt.layer(line, band, dots).add_params(chosen).properties(width=640, height=340)
+    cut = "" if ends is None else ", worse beginnings cut off"
+    caption = (
+        f"Best score so far (0 is the dense network{cut}): mean of the seeds, the band from the worst to the best."
+    )
+    return Chart("progress", title, figure, caption)
 
 
-def _best_so_far(seeds: Sequence[Sequence[float]]) -> Floats:
+_FIELDS = ("best", "worst_seed", "best_seed")
+
+
+def _best_so_far(seeds: Sequence[Sequence[float | None]]) -> Floats:
     """Return best scores so far, seeds × evaluations; without the seeds that never have a score."""
-    known = [seed for seed in seeds if len(finite(seed))]
-    length = max(map(len, known), default=0)
-    table = np.full((len(known), length), np.nan)
-    for row, seed in zip(table, known, strict=True):
-        row[: len(seed)] = seed
+    table = np.full((len(seeds), max(map(len, seeds), default=0)), np.nan)
+    for row, seed in zip(table, seeds, strict=True):
+        row[: len(seed)] = np.array(seed, dtype=np.float64)  # None becomes NaN
     table[~np.isfinite(table)] = np.nan
-    return np.asarray(np.fmax.accumulate(table, axis=1) if table.size else table)
+    table = table[np.isfinite(table).any(axis=1)]
+    return np.asarray(np.fmax.accumulate(table, axis=1)) if table.size else np.empty((0, 0))
 
 
 def _final(best: Floats) -> float:
     return float(best[:, -1].mean()) if best.size else -math.inf
 
 
-def _look(index: int) -> tuple[str, str, str]:
-    """Return colour, dashes and end mark of the strategy at a place of the input."""
-    further, place = divmod(index, len(_COLOURS))
-    return _COLOURS[place], *_ROUNDS[further % len(_ROUNDS)]
-
-
 def _legend(name: str, best: Floats, seeds: int) -> str:
-    shown = shortened(name, _NAME)
     if len(best) == seeds:
-        return shown
-    return f"{shown} ({len(best)} of {seeds} seeds)" if len(best) else f"{shown} (no score)"
+        return name
+    return f"{name} ({len(best)} of {seeds} seeds)" if len(best) else f"{name} (no score)"
 
 
-def _line(axes: Axes, best: Floats, *, label: str, look: tuple[str, str, str]) -> None:
-    colour, dashes, mark = look
-    mean = best.mean(axis=0) if len(best) else np.empty(0)  # NaN until every seed has a score
-    evaluations = np.arange(1, len(mean) + 1)
-    axes.plot(
-        evaluations,
-        mean,
-        color=colour,
-        linestyle=dashes,
-        linewidth=1.6,
-        drawstyle="steps-post",
-        marker=mark,
-        markersize=4.5,
-        markevery=[len(mean) - 1] if len(mean) else None,
-        label=label,
-        zorder=3,
-    )
-    if len(best) > 1:
-        where = np.isfinite(mean)
-        low, high = best.min(axis=0), best.max(axis=0)
-        axes.fill_between(evaluations, low, high, where=where, step="post", color=colour, alpha=0.14, linewidth=0)
+def _steps(label: str, best: Floats, lowest: float) -> list[Mapping[str, object]]:
+    """Return the evaluations at which anything changes, and the last one, as rows; without what lies below an end.
+
+    Cut here, for a clipped mark takes vl-convert half a second.
+    """
+    if not best.size:
+        return []
+    found = np.stack([best.mean(axis=0), best.min(axis=0), best.max(axis=0)])  # NaN until every seed has a score
+    found[1] = np.fmax(found[1], lowest)
+    changes = np.append(True, (found[:, 1:] != found[:, :-1]).any(axis=0))
+    changes[-1] = True
+    kept = np.flatnonzero(changes & (found[0] >= lowest) & np.isfinite(found[0]))
+    return [
+        {"strategy": label, "evaluations": place + 1, "last": place == best.shape[1] - 1}
+        | dict(zip(_FIELDS, found[:, place].tolist(), strict=True))
+        for place in kept.tolist()
+    ]
 
 
-def _focus(axes: Axes, bests: Iterable[Floats]) -> str:
-    """Cut the bad first scores off the y axis where they would press the rest flat; return the words that say so."""
+def _focus(bests: Iterable[Floats]) -> tuple[float, float] | None:
+    """Return ends of the y axis that cut off bad first scores if these would press the rest flat."""
     tables = [best for best in bests if best.size]
     if not tables:
-        return ""
+        return None
     top = max(float(np.nanmax(best)) for best in tables)
     lowest = min(float(np.nanmin(best)) for best in tables)
     settled = min(float(np.nanmin(best[:, int(_FOCUS * best.shape[1]) :].mean(axis=0))) for best in tables)
     if lowest >= top - 1.5 * (top - settled):
-        return ""
+        return None
     pad = 0.05 * (top - settled)
-    axes.set_ylim(settled - pad, top + pad)
-    return ",\nworse beginnings cut off"
+    return settled - pad, top + pad

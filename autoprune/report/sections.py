@@ -1,7 +1,7 @@
-"""The sections that a result is shown in, tables and pictures, in order: the terminal's, and a notebook's.
+"""The sections that a result is shown in, tables and charts, in order: the terminal's, a notebook's, a page's.
 
-A section is a function of a result and the folder of its run; it returns a `Table`, a `Picture` that it has drawn
-there, or None if it does not apply. A new one is such a function and its line in `SECTIONS`.
+A section is a function of a result and the folder of its run; it returns a `Table`, a `Chart`, or None if it does not
+apply. A new one is such a function and its line in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -9,85 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from autoprune.listener import Listener
-from autoprune.report.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
-from autoprune.report.profile_sections import (
-    layers_picture,
-    layers_table,
-    prediction_picture,
-    staircase_picture,
-    staircase_table,
-)
-from autoprune.report.progress import search_progress
-from autoprune.report.sensitivity_sections import curves_picture, heatmap_picture, sensitivity_table
-from autoprune.report.sparsity import slimmed_channels
-from autoprune.report.table import Picture, Table
-from autoprune.report.tables import class_table, compared_rows, comparison_table, primaries, stage_table
-from autoprune.results import Compared, Result
+from autoprune.report.chart import Chart
+from autoprune.report.comparison import comparison_chart, correlation_chart
+from autoprune.report.profile import layers_chart, layers_table, prediction_chart, staircase_chart, staircase_table
+from autoprune.report.progress import progress_chart
+from autoprune.report.sensitivity import curves_chart, heatmap_chart, sensitivity_table
+from autoprune.report.sparsity import channels_chart
+from autoprune.report.table import Table
+from autoprune.report.tables import class_table, comparison_table, stage_table
+from autoprune.results import Result
 
-Section = Callable[[Result, Path], "Table | Picture | None"]
+Section = Callable[[Result, Path], Table | Chart | None]
 """Maps (result, folder of the run) to what is shown, or to None if there is nothing of that kind."""
 
-LEAST_POINTS = 3
-"""Networks from which on a rank correlation says something."""
-
-
-def comparison_picture(result: Result, folder: Path) -> Picture | None:
-    """Draw scores and metrics of everything that was compared; ``comparison.png``."""
-    searched, references = compared_rows(result)
-    if not searched:
-        return None
-    metric, dense = next(iter(searched[0].costs)), result.stages["dense"].metrics
-    rows = [
-        *(_drawn(row, RowKind.STRATEGY, metric) for row in searched),
-        ComparisonRow("dense", RowKind.DENSE, after=(dense.primary,) if dense is not None else (), costs=(1.0,)),
-        *(_drawn(row, RowKind.REFERENCE, metric) for row in references),
-    ]
-    path, name = folder / "comparison.png", result.metric_names[0]
-    return Picture(comparison_plot(rows, path, title=result.title, cost_label=metric, accuracy=name))
-
-
-def progress_picture(result: Result, folder: Path) -> Picture | None:
-    """Draw the best score against the candidates scored, of every strategy; ``progress.png``."""
-    if "histories" not in result.figures:
-        return None
-    histories = {
-        name: [[np.nan if score is None else score for score in one] for one in seeds]
-        for name, seeds in result.figures["histories"].items()
-    }
-    return Picture(search_progress(histories, folder / "progress.png", title=result.title))
-
-
-def correlation_picture(result: Result, folder: Path) -> Picture | None:
-    """Draw fine-tuned networks by their score and their primary metric; ``correlation.png``."""
-    found = result.figures.get("correlation")
-    if found is None or found["networks"] < LEAST_POINTS:
-        return None
-    points, spearman = [(score, metric) for score, metric in found["points"]], found["spearman"]
-    path, name = folder / "correlation.png", result.metric_names[0]
-    return Picture(correlation_plot(points, path, spearman=spearman, title=result.title, accuracy=name))
-
-
-def channels_picture(result: Result, folder: Path) -> Picture | None:
-    """Draw how many channels each unit has and keeps after slimming; ``channels.png``."""
-    found = result.figures.get("channels")
-    if found is None:
-        return None
-    return Picture(slimmed_channels(found["before"], found["after"], folder / "channels.png", title=result.title))
-
-
 SECTIONS: Sequence[Section] = (
-    comparison_picture,
-    progress_picture,
-    correlation_picture,
-    channels_picture,
-    layers_picture,
-    staircase_picture,
-    prediction_picture,
-    curves_picture,
-    heatmap_picture,
+    comparison_chart,
+    progress_chart,
+    correlation_chart,
+    channels_chart,
+    layers_chart,
+    staircase_chart,
+    prediction_chart,
+    curves_chart,
+    heatmap_chart,
     stage_table,
     class_table,
     comparison_table,
@@ -98,34 +43,20 @@ SECTIONS: Sequence[Section] = (
 """What a result is shown as, in order; pictures are drawn before anything is said."""
 
 
-def sections(result: Result, folder: Path) -> list[Table | Picture]:
-    """Return the sections that apply to a result; pictures are drawn into the folder.
-
-    Raises:
-        RunError: a picture cannot be written.
-    """
+def sections(result: Result, folder: Path) -> list[Table | Chart]:
+    """Return the sections that apply to a result."""
     return [shown for section in SECTIONS if (shown := section(result, folder)) is not None]
 
 
 def publish(result: Result, path: Path, listener: Listener) -> None:
-    """Write a result's JSON, draw its pictures next to it, and show its tables, but for those of details.
+    """Write a result's JSON, draw its charts next to it as PNG files, and show its tables, but for details.
 
     Raises:
         RunError: a file cannot be written.
     """
     result.save(path)
     for shown in sections(result, path.parent):
-        if isinstance(shown, Table) and not shown.detail:
+        if isinstance(shown, Chart):
+            shown.png(path.parent)
+        elif not shown.detail:
             listener.table(shown.title, shown.header, shown.rows)
-
-
-def _drawn(row: Compared, kind: RowKind, metric: str) -> ComparisonRow:
-    return ComparisonRow(
-        row.name,
-        kind,
-        scores=tuple(row.scores),
-        before=tuple(primaries(row.before)),
-        after=tuple(primaries(row.after)),
-        costs=tuple(row.costs[metric]),
-        seconds=float(np.mean(row.seconds)) if row.seconds else float("nan"),
-    )

@@ -1,240 +1,225 @@
-"""How the score falls when one unit alone is pruned: a panel per unit, and a heat map of all."""
+"""How the score falls when one unit alone is pruned: a panel per unit, a heat map of all, and a table of the worst."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from autoprune.report._base import BLUE, FAINT, INK, MUTED, Floats, picture, shortened
-from autoprune.report._scale import ScoreAxis, linear_until, log_ticks
+from autoprune.report.chart import SKY, Chart, names_axis, short_labels, values
+from autoprune.report.table import Table
+from autoprune.results import Result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
+    import altair as alt
 
-DENSE = (1.0, 0.0)
-"""The dense network: everything kept, score 0."""
+Floats = NDArray[np.float64]
 
-_PANELS = {4: (2.8, 2.3), 12: (2.2, 1.7)}  # up to this many units: inches, with title and share of the gaps
-_PANEL = (1.62, 1.22)  # for more units
-_LEFT, _RIGHT, _BOTTOM, _ABOVE = 0.95, 0.2, 0.62, 0.22  # inches around all panels; the last is a panel's own title
-_MOST_COLUMNS = 10
-_NAME, _LONG_NAME = 22, 34  # characters of a unit's name above a panel, next to a row
+SHOWN = 10
+"""How many units the table shows: those whose pruning costs most."""
 
+_MOST_COLUMNS = 8
+_PANELS = {4: (240, 170), 12: (190, 130)}  # up to so many units: width and height in pixels
+_PANEL = (140, 76)  # for more units
+_ROW = 17  # pixels of the heat map
 _EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
 _MOST_RATIOS = 8  # columns of the heat map
-_MOST_ANNOTATED = 60  # rows whose values are written out
-_BLANK = "#E4E4E4"
+_SKEWED = 6.0  # the worst unit this many times worse than the middle one: the middle one would look flat
+_LEAST = 1e-3  # score drop that an axis spans at least: what is smaller is noise, or nothing at all
+_COLOURS = ("#F7F4EF", "#F6C37B", "#D55E00", "#5E1A00")  # from no drop to the worst one
 
 
-@dataclass(frozen=True)
-class UnitCurve:
-    """What pruning one unit alone does.
+def curves_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the score against the keep ratio, a panel per unit, all on one y axis.
 
-    Attributes:
-        name: of the unit, e.g. ``model.2.cv1``.
-        width: its channels in the dense network.
-        points: measured (keep ratio, score) in any order; the dense point may be among them. A score that is not
-            finite counts as not measured.
+    If few units are far worse than the others, the axis is symmetric-logarithmic, and its title says so.
     """
+    import altair as alt
 
-    name: str
-    width: int
-    points: tuple[tuple[float, float], ...]
+    curves = result.figures.get("curves")
+    if not curves:
+        return None
+    measured = [_measured(one) for one in curves]
+    scale, axis, title = _score_axis([scores for _, scores in measured])
+    names = [_name(one) for one in curves]
+    rows = [
+        {"unit": name, "kept": kept, "channels": round(kept * one["channels"]), "score": score}
+        for name, one, points in zip(names, curves, measured, strict=True)
+        for kept, score in zip(*(numbers.tolist() for numbers in points), strict=True)
+    ]
+    columns = len(curves) if len(curves) <= 4 else min(_MOST_COLUMNS, math.ceil(math.sqrt(1.3 * len(curves))))
+    width, height = next((size for most, size in _PANELS.items() if len(curves) <= most), _PANEL)
+    base = alt.Chart().properties(width=width, height=height)
+    zero = base.mark_rule(style="faint").encode(y=alt.datum(0))
+    line = base.mark_line(point=alt.OverlayMarkDef(size=22), clip=False).encode(
+        x=alt.X("kept:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(values=[0, 0.5, 1], grid=False)),
+        y=alt.Y("score:Q", title=None, scale=scale, axis=axis),
+        tooltip=["unit:N", "channels:Q", alt.Tooltip("kept:Q", format=".3f"), alt.Tooltip("score:Q", format="+.4f")],
+    )
+    header = alt.Header(title=None, labelExpr=short_labels(width // 6), labelPadding=3)
+    panels = alt.layer(zero, line, data=values(rows)).facet(
+        facet=alt.Facet("unit:N", sort=names, header=header), columns=columns, spacing={"row": 12, "column": 14}
+    )
+    caption = (
+        f"Score ({title}; 0 is the dense network, negative is worse) by the share of channels that one unit alone "
+        "keeps, all others dense; its channels in brackets."
+    )
+    return Chart("curves", result.title, panels, caption)
 
-    def measured(self) -> tuple[Floats, Floats]:
-        """Return keep ratios, ascending and with the dense point, and their scores."""
-        known = {ratio: score for ratio, score in self.points if math.isfinite(score)}
-        ratios, scores = zip(*sorted({DENSE[0]: DENSE[1], **known}.items()), strict=True)
-        return np.asarray(ratios, dtype=np.float64), np.asarray(scores, dtype=np.float64)
 
+def heatmap_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the score drop of every unit, a row, at common keep ratios, the columns.
 
-def sensitivity_curves(units: Sequence[UnitCurve], path: Path, *, title: str) -> Path:
-    """Draw score against keep ratio in a small panel per unit, all on one y axis.
-
-    Where few units are far worse than the others the y axis is symmetric-logarithmic, and its label says so.
-
-    Args:
-        units: in the order of the panels, row by row; at least one, readable up to about 100.
-        path: the PNG to write; its folder must exist.
-        title: stands above the panels.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no units.
+    A cell between two measured ratios is interpolated on the line between them, the dense network being one; outside
+    of what was measured there is none.
     """
-    _refuse_none(units)
-    columns = _columns(len(units))
-    rows = math.ceil(len(units) / columns)
-    panel = next((size for most, size in _PANELS.items() if len(units) <= most), _PANEL)
-    width, height = _LEFT + _RIGHT + columns * panel[0], _BOTTOM + rows * panel[1]
-    with picture(path, title, width=width, height=height) as figure:
-        figure.set_layout_engine("none")  # a hundred panels of one size need no search for one that fits
-        gaps = _gaps(width, height, whole=figure.get_figheight())
-        panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps).ravel()
-        scale = ScoreAxis.of([unit.measured()[1] for unit in units])
-        for index, (axes, unit) in enumerate(zip(panels, units, strict=False)):
-            # Not shared through matplotlib: every change would visit all the others, seconds for a hundred panels.
-            _set_axes(axes, scale, leftmost=index % columns == 0, lowest=index + columns >= len(units))
-            _draw(axes, unit)
-        for axes in panels[len(units) :]:
-            axes.set_axis_off()
-        figure.supxlabel(
-            "keep ratio of this unit, all others dense", y=0.1 / figure.get_figheight(), va="bottom", fontsize=9
-        )
-        figure.supylabel(scale.label, x=0.1 / width, ha="left", multialignment="center", fontsize=9)
-    return path
+    import altair as alt
+
+    curves = result.figures.get("curves")
+    if not curves:
+        return None
+    measured = [_measured(one) for one in curves]
+    grid = _grid([ratios for ratios, _ in measured])
+    drops = [_drops_at(grid, *points) for points in measured]
+    rows = [
+        {"unit": _name(one), "keep": f"{ratio:.3g}", "drop": drop, "text": _number(drop)}
+        for one, found in zip(curves, drops, strict=True)
+        for ratio, drop in zip(grid, found.tolist(), strict=True)
+        if math.isfinite(drop)
+    ]
+    names = [_name(one) for one in curves]
+    ratios = alt.Axis(labelAngle=0, orient="top", ticks=False, domain=False, grid=False)
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("keep:N", title="keep ratio", scale=alt.Scale(domain=[f"{ratio:.3g}" for ratio in grid]), axis=ratios),
+        y=alt.Y("unit:N", title=None, scale=alt.Scale(domain=names), axis=names_axis(40)),
+        tooltip=["unit:N", "keep:N", alt.Tooltip("drop:Q", format=".4f", title="score drop")],
+    )
+    scale, legend, dark = _colour_scale([scores for _, scores in measured], np.concatenate([*drops, np.zeros(1)]))
+    cells = base.mark_rect(style="segment").encode(color=alt.Color("drop:Q", scale=scale, legend=legend))
+    ink = alt.when(alt.datum.drop > dark).then(alt.value("#FFFFFF")).otherwise(alt.value("#222222"))
+    texts = base.mark_text().encode(text="text:N", color=ink)
+    figure = alt.layer(cells, texts).properties(width=64 * len(grid), height=_ROW * len(curves))
+    caption = (
+        "Score drop of each unit (its channels in brackets, input first) pruned alone to a keep ratio, all others "
+        "dense; interpolated between measured ratios, empty outside of them, blue where the score rises."
+    )
+    return Chart("heatmap", result.title, figure, caption)
 
 
-def _refuse_none(units: Sequence[UnitCurve]) -> None:
-    if not units:
-        raise ValueError("a picture of sensitivities needs at least one unit, got none")
+def sensitivity_table(result: Result, folder: Path) -> Table | None:
+    """Return the units whose pruning costs most at their narrowest, with their score at each keep ratio."""
+    if "curves" not in result.figures:
+        return None
+    measured = [(one, dict(one["scores"])) for one in result.figures["curves"]]
+    rows = []
+    for one, scores in sorted(measured, key=lambda pair: min(pair[1].values()))[:SHOWN]:
+        found = (scores.get(count) for count in one["kept"].values())
+        cells = ("" if score is None else f"{score:+.3f}" for score in found)
+        rows.append([one["unit"], str(one["channels"]), *cells])
+    header = ["unit", "channels", *(f"keep {ratio}" for ratio in measured[0][0]["kept"])]
+    return Table(f"The most sensitive of {len(measured)} units: score when it alone is pruned", header, rows)
 
 
-def _columns(units: int) -> int:
-    """Return a number of columns that makes the whole a little wider than high."""
-    return units if units <= 4 else min(_MOST_COLUMNS, math.ceil(math.sqrt(1.3 * units)))
+def _name(curve: Mapping[str, Any]) -> str:
+    return f"{curve['unit']} ({curve['channels']})"
 
 
-def _gaps(width: float, height: float, *, whole: float) -> dict[str, float]:
-    """Return where all panels lie, as shares of the figure.
-
-    Args:
-        width: of the figure, in inches.
-        height: of the figure below its title, in inches.
-        whole: height of the figure with its title, in inches.
-    """
-    across = {"left": _LEFT / width, "right": 1 - _RIGHT / width, "wspace": 0.14}
-    return across | {"bottom": _BOTTOM / whole, "top": (height - _ABOVE) / whole, "hspace": 0.38}
+def _measured(curve: Mapping[str, Any]) -> tuple[Floats, Floats]:
+    """Return keep ratios, ascending and with the dense network's 1, and their scores; what failed is left out."""
+    known = {kept / curve["channels"]: score for kept, score in curve["scores"] if _finite(score)}
+    ratios, scores = zip(*sorted({1.0: 0.0, **known}.items()), strict=True)
+    return np.asarray(ratios, dtype=np.float64), np.asarray(scores, dtype=np.float64)
 
 
-def _set_axes(axes: Axes, scale: ScoreAxis, *, leftmost: bool, lowest: bool) -> None:
-    """Give a panel the axes that all have; only the outer ones have their ticks labelled."""
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    scale.set_on(axes)
-    axes.tick_params(labelsize=7, length=2.5, pad=2, labelleft=leftmost, labelbottom=lowest)
+def _finite(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)
 
 
-def _draw(axes: Axes, unit: UnitCurve) -> None:
-    ratios, scores = unit.measured()
-    axes.axhline(0.0, color=FAINT, linewidth=0.8, zorder=1)
-    axes.plot(ratios, scores, color=BLUE, linewidth=1.3, marker="o", markersize=2.8, clip_on=False, zorder=3)
-    axes.set_title(shortened(unit.name, _NAME), fontsize=7.5, pad=3)
-    # Curves rise to the right, so this corner stays free.
-    width = f"{unit.width} ch"
-    axes.text(0.98, 0.03, width, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=MUTED)
-
-
-def sensitivity_heatmap(units: Sequence[UnitCurve], path: Path, *, title: str) -> Path:
-    """Draw the score drop of every unit (a row) at common keep ratios (columns).
-
-    A cell between two measured ratios is interpolated on the line between them, the dense point being one; a cell
-    outside of what was measured stays grey. Up to 60 rows have their values written out.
-
-    Args:
-        units: in forward order, top to bottom; at least one.
-        path: the PNG to write; its folder must exist.
-        title: stands above the map.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no units.
-    """
-    _refuse_none(units)
-    grid = _grid(units)
-    drops = np.array([_drops_at(grid, unit) for unit in units])
-    annotated = len(units) <= _MOST_ANNOTATED and len(grid) <= _MOST_RATIOS
-    row = 0.19 if annotated else 0.155  # inches
-    with picture(path, title, width=8.2, height=max(3.2, 0.75 + row * len(units))) as figure:
-        axes = figure.subplots()
-        norm, ticks = _colour_scale(units, drops)
-        image = axes.imshow(np.ma.masked_invalid(drops), aspect="auto", cmap=_colours(), norm=norm)
-        names = [f"{shortened(unit.name, _LONG_NAME)}  ({unit.width})" for unit in units]
-        axes.set_yticks(range(len(units)), names, fontsize=7.5 if annotated else 7)
-        axes.set_xticks(range(len(grid)), [f"{ratio:.3g}" for ratio in grid])
-        axes.set_xlabel("keep ratio of this unit, all others dense; interpolated between measured ratios")
-        axes.set_ylabel("unit (channels), input first")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        _lines_between(axes, len(units), len(grid))
-        if annotated:
-            _write_values(axes, drops, image)
-        _colour_bar(figure, image, ticks)
-    return path
-
-
-def _grid(units: Sequence[UnitCurve]) -> tuple[float, ...]:
-    """Return the measured ratios where they are few, else those eighths that lie within what was measured."""
-    ratios = [ratio for unit in units for ratio in unit.measured()[0] if ratio < 1]
-    found = tuple(sorted({round(ratio, 3) for ratio in ratios}))
+def _grid(ratios: Sequence[Floats]) -> tuple[float, ...]:
+    """Return the measured ratios if they are few, else those eighths that lie within what was measured."""
+    known = [ratio for one in ratios for ratio in one.tolist() if ratio < 1]
+    found = tuple(sorted({round(ratio, 3) for ratio in known}))
     if 0 < len(found) <= _MOST_RATIOS:
         return found
-    return tuple(eighth for eighth in _EIGHTHS if eighth >= min(ratios, default=0.0) - 1e-9) or _EIGHTHS[-1:]
+    return tuple(eighth for eighth in _EIGHTHS if eighth >= min(known, default=0.0) - 1e-9) or _EIGHTHS[-1:]
 
 
-def _drops_at(grid: Sequence[float], unit: UnitCurve) -> Floats:
+def _drops_at(grid: Sequence[float], ratios: Floats, scores: Floats) -> Floats:
     """Return the score drop at every ratio of the grid; NaN below the lowest measured one."""
-    ratios, scores = unit.measured()
     tolerance = 1e-3  # the grid is rounded
     found = np.interp(grid, ratios, -scores)
     return np.where(np.asarray(grid) >= ratios[0] - tolerance, found, np.nan) if len(ratios) > 1 else found * np.nan
 
 
-def _colour_scale(units: Sequence[UnitCurve], drops: Floats) -> tuple[Normalize, list[float]]:
-    """Return the mapping of drops to colours and, where it is logarithmic, the ticks of its bar."""
-    from matplotlib.colors import Normalize, SymLogNorm
+def _score_axis(scores: Sequence[Floats]) -> tuple[alt.Scale, alt.Axis, str]:
+    """Return scale and axis of all units' scores, and what the scale is in words."""
+    import altair as alt
+
+    linear = linear_until(scores)
+    lowest = min(-_LEAST, *(float(one.min()) for one in scores))
+    highest = max(0.0, *(float(one.max()) for one in scores))
+    if linear is None:
+        return alt.Scale(domain=[lowest, highest], nice=True), alt.Axis(tickCount=4), "linear"
+    ticks = [-tick for tick in log_ticks(linear, -lowest)] + [tick for tick in log_ticks(linear, highest) if tick]
+    scale = alt.Scale(
+        type="symlog", constant=linear, domain=[1.2 * lowest, max(1.5 * highest, 0.5 * linear)], nice=False
+    )
+    return scale, alt.Axis(values=ticks, format="~r", labelOverlap=False), f"logarithmic beyond ±{linear:g}"
+
+
+def linear_until(scores: Sequence[Floats]) -> float | None:
+    """Return the score drop up to which an axis of several units' scores is linear; None if all of it can be.
+
+    All of it cannot if a few units would press the curves of the others flat.
+    """
+    drops = np.array([max(0.0, -float(values.min())) for values in scores])
+    middle = float(np.median(drops))
+    if middle <= 0 or drops.max() <= max(_LEAST, _SKEWED * middle):
+        return None
+    exponent = math.floor(math.log10(middle))
+    return float(f"{max(step for step in (1, 2, 5) if step * 10**exponent <= middle * 1.001)}e{exponent}")
+
+
+def log_ticks(linear: float, worst: float) -> list[float]:
+    """Return ticks from 0 to ``worst``: powers of ten times ``linear``, with halves of a decade if these are few."""
+    if worst < linear:
+        return [0.0]
+    decades = int(math.log10(worst / linear) + 1e-9)
+    factors = [10.0**power for power in range(decades + 1)]
+    if decades < 2:
+        factors = [factor for factor in (1.0, 3.0, 10.0, 30.0) if factor * linear <= worst]
+    elif decades > 4:
+        factors = factors[:: math.ceil(decades / 4)]
+    return [0.0, *(float(f"{linear * factor:.3g}") for factor in factors)]
+
+
+def _colour_scale(scores: Sequence[Floats], drops: Floats) -> tuple[alt.Scale, alt.Legend, float]:
+    """Return the mapping of drops to colours, its key, and the drop above which a colour is dark."""
+    import altair as alt
 
     known = drops[np.isfinite(drops)]
-    worst = max(float(known.max()), 1e-3) if len(known) else 1.0
-    linear = linear_until([unit.measured()[1] for unit in units])
-    if linear is None or worst <= linear:
-        return Normalize(0.0, worst, clip=True), []
-    return SymLogNorm(linear, vmin=0.0, vmax=worst, clip=True), log_ticks(linear, worst)
-
-
-def _colours() -> Colormap:
-    """Return light for no drop to dark for the worst, in steps that are even with any colour vision."""
-    from matplotlib import colormaps
-
-    return colormaps["magma_r"].with_extremes(bad=_BLANK)
-
-
-def _colour_bar(figure: Figure, image: AxesImage, ticks: Sequence[float]) -> None:
-    """Put the key of the colours next to the upper end of the map; there are ticks where it is logarithmic."""
-    bar = figure.colorbar(image, ax=image.axes, aspect=18, shrink=min(1.0, 5 / figure.get_figheight()), anchor=(0, 1))
-    scale = "logarithmic; " if ticks else ""
-    bar.set_label(f"score drop (0 is the dense network)\n{scale}grey: not measured")
-    bar.minorticks_off()
-    if ticks:
-        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-
-
-def _lines_between(axes: Axes, rows: int, columns: int) -> None:
-    axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, color="white", linewidth=0.8)
-    axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color="white", linewidth=0.8)
-
-
-def _write_values(axes: Axes, drops: Floats, image: AxesImage) -> None:
-    colours = image.to_rgba(drops)
-    for (row, column), drop in np.ndenumerate(drops):
-        if math.isfinite(drop):
-            dark = np.dot(colours[row, column, :3], (0.299, 0.587, 0.114)) < 0.55  # luma, Rec. ITU-R BT.601
-            text = _number(float(drop))
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+    worst, best, linear = max(float(known.max()), _LEAST), min(float(known.min()), 0.0), linear_until(scores)
+    if linear is not None and worst <= linear:
+        linear = None
+    # The colours are even steps of what the scale makes of the drops: log(1 + drop / linear), or the drop itself.
+    span = worst if linear is None else math.log1p(worst / linear)
+    stops = [share * span if linear is None else linear * math.expm1(share * span) for share in (0, 1 / 3, 2 / 3, 1)]
+    better = [min(best, -stops[1])] if best < 0 else []
+    scale = alt.Scale(
+        type="linear" if linear is None else "symlog",
+        constant=1 if linear is None else linear,
+        domain=[*better, *stops],
+        range=[*([SKY] if better else []), *_COLOURS],
+    )
+    legend = alt.Legend(title="score drop", gradientLength=160)
+    if linear is not None:
+        ticks = [-tick for tick in reversed(log_ticks(linear, -best)) if tick] + log_ticks(linear, worst)
+        legend = alt.Legend(title="score drop", gradientLength=160, values=ticks, format="~r")
+    return scale, legend, stops[2] * 0.85
 
 
 def _number(drop: float) -> str:

@@ -4,208 +4,209 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune.report._base import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, Floats, picture, shortened
+from autoprune.report.chart import Chart, names_axis, values
+from autoprune.results import Result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import altair as alt
+    from altair.typing import ChartType
 
 _QUINTILES = ("20%", "40%", "60%", "80%", "largest")
-_COLOURS = (SKY, BLUE, GREEN, PURPLE, ORANGE)
+_SIZE = {"width": 600, "height": 300}
 _MOST_ROWS = 60  # units in one panel of bars
-_ROW = 0.17  # inches per unit
-_NAME = 26  # characters of a unit's name
+_ROW = 18  # pixels per unit
+_MOMENTS = 120  # iterations that are drawn
+_LINES = 64  # channels that are drawn one by one
 
 
-def scale_quintiles(
-    epochs: Sequence[int], quintiles: Sequence[Sequence[float]], path: Path, *, title: str, symbol: str
-) -> Path:
-    """Draw what 20, 40, 60, 80 and 100% of the scales do not exceed, a line each over the epochs.
+def scale_quintiles(epochs: Sequence[int], quintiles: Sequence[Sequence[float]], *, title: str, symbol: str) -> Chart:
+    """Return what 20, 40, 60, 80 and 100% of the scales do not exceed, a line each over the epochs.
 
     Args:
         epochs: numbers of the epochs, 0 for the dense network; at least one.
         quintiles: per epoch, the five values.
-        path: the PNG to write; its folder must exist.
         title: stands above the plot.
         symbol: how a scale is written.
 
-    Returns:
-        the path.
-
     Raises:
-        RunError: the file cannot be written.
         ValueError: there are no epochs.
     """
+    import altair as alt
+
     _refuse_none(epochs)
-    with picture(path, title, width=7.4, height=4.2) as figure:
-        axes = figure.subplots()
-        for name, colour, values in reversed(
-            list(zip(_QUINTILES, _COLOURS, zip(*quintiles, strict=True), strict=True))
-        ):
-            axes.plot(epochs, values, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=name)
-        axes.set_ylabel(f"{symbol} that so many channels do not exceed")
-        axes.set_ylim(bottom=0)
-        _over_epochs(axes)
-        axes.grid(True, axis="y")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, title="of the channels")
-    return path
+    rows = [
+        {"epoch": epoch, "channels": name, "scale": value}
+        for epoch, found in zip(epochs, quintiles, strict=True)
+        for name, value in zip(_QUINTILES, found, strict=True)
+    ]
+    order = list(reversed(_QUINTILES))
+    legend = alt.Legend(title="of the channels", symbolType="stroke", symbolStrokeWidth=3)
+    figure = (
+        alt.Chart(values(rows))
+        .mark_line(point=True)
+        .encode(
+            x=_epochs(),
+            y=alt.Y("scale:Q", title=symbol, scale=alt.Scale(domainMin=0)),
+            color=alt.Color("channels:N", scale=alt.Scale(domain=order), legend=legend),
+            tooltip=["channels:N", "epoch:Q", alt.Tooltip("scale:Q", title=symbol, format=".4g")],
+        )
+    )
+    caption = f"A line is the {symbol} that so many of all channels do not exceed."
+    return Chart("quintiles", title, figure.properties(**_SIZE), caption)
 
 
-def watched_scales(
-    iterations: Sequence[int], scales: Sequence[Sequence[float]], path: Path, *, title: str, symbol: str
-) -> Path:
-    """Draw every channel's scale in one layer over the iterations, a thin line each, and their median.
+def watched_scales(iterations: Sequence[int], scales: Sequence[Sequence[float]], *, title: str, symbol: str) -> Chart:
+    """Return every channel's scale in one layer over the iterations, a thin line each, and their median.
+
+    Of more than 64 channels those are drawn that are evenly spread between the smallest and the largest at the end,
+    and of more than 120 iterations as many, evenly spread.
 
     Args:
         iterations: their numbers; at least one.
         scales: per iteration, the layer's scales.
-        path: the PNG to write; its folder must exist.
         title: stands above the plot.
         symbol: how a scale is written.
 
-    Returns:
-        the path.
-
     Raises:
-        RunError: the file cannot be written.
         ValueError: there are no iterations.
     """
+    import altair as alt
+
     _refuse_none(iterations)
-    table = np.asarray(scales, dtype=np.float64)
-    with picture(path, title, width=7.4, height=4.2) as figure:
-        axes = figure.subplots()
-        axes.plot(iterations, table, color=BLUE, linewidth=0.7, alpha=0.55)
-        axes.plot(iterations, np.median(table, axis=1), color=ORANGE, linewidth=1.8, label="median")
-        axes.plot([], [], color=BLUE, linewidth=0.7, label=f"each of {table.shape[1]} channels")
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(symbol)
-        axes.set_ylim(bottom=0)
-        axes.grid(True, axis="y")
-        figure.legend(loc="outside lower center", ncols=2)
-    return path
+    seen = np.unique(np.linspace(0, len(iterations) - 1, _MOMENTS).round().astype(int))
+    table, moments = np.asarray(scales, dtype=np.float64)[seen], np.asarray(iterations)[seen].tolist()
+    ranked, number = np.argsort(table[-1], kind="stable"), table.shape[1]
+    drawn = ranked[np.linspace(0, number - 1, min(number, _LINES)).round().astype(int)].tolist()
+    rows = [
+        {"iteration": iteration, "median": median, **{str(one): found[one] for one in drawn}}
+        for iteration, found, median in zip(moments, table.tolist(), np.median(table, axis=1).tolist(), strict=True)
+    ]
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("iteration:Q", axis=alt.Axis(grid=False), scale=alt.Scale(nice=False))
+    )
+    lines = base.transform_fold([str(one) for one in drawn], as_=["channel", "scale"]).mark_line(
+        strokeWidth=0.8, strokeOpacity=0.5
+    )
+    y, tooltip = alt.Scale(domainMin=0), [alt.Tooltip("channel:N"), alt.Tooltip("iteration:Q"), alt.Tooltip("scale:Q")]
+    figure = alt.layer(
+        lines.encode(y=alt.Y("scale:Q", title=symbol, scale=y), detail="channel:N", tooltip=tooltip),
+        base.mark_line(style="accent", strokeWidth=2.5).encode(y=alt.Y("median:Q", title=symbol, scale=y)),
+    )
+    which = f"each of {number} channels" if number <= _LINES else f"{_LINES} of {number} channels"
+    return Chart(
+        "watched",
+        title,
+        figure.properties(**_SIZE),
+        f"A thin line is one channel ({which}), orange is the median of all.",
+    )
 
 
 def scale_histogram(
-    epochs: Sequence[int],
-    counts: Sequence[Sequence[int]],
-    edges: Sequence[float],
-    path: Path,
-    *,
-    title: str,
-    symbol: str,
-) -> Path:
-    """Draw the histogram of all scales as a column of colours per epoch, on a logarithmic colour scale.
+    epochs: Sequence[int], counts: Sequence[Sequence[int]], edges: Sequence[float], *, title: str, symbol: str
+) -> Chart:
+    """Return the histogram of all scales as a column of colours per epoch, on a logarithmic colour scale.
 
     Args:
         epochs: numbers of the epochs, ascending; at least one.
         counts: per epoch, the scales in each bin.
         edges: of the bins, ascending, one more than there are bins.
-        path: the PNG to write; its folder must exist.
         title: stands above the plot.
         symbol: how a scale is written.
 
-    Returns:
-        the path.
-
     Raises:
-        RunError: the file cannot be written.
         ValueError: there are no epochs.
     """
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import PercentFormatter
+    import altair as alt
 
     _refuse_none(epochs)
-    table = np.asarray(counts, dtype=np.float64)
-    shares = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    least = float(shares[shares > 0].min(initial=100.0))
-    with picture(path, title, width=7.4, height=4.2) as figure:
-        axes = figure.subplots()
-        mesh = axes.pcolormesh(
-            _between(epochs),
-            edges,
-            np.ma.masked_less_equal(shares.T, 0),
-            cmap="viridis_r",
-            norm=LogNorm(vmin=min(least, 50.0), vmax=100.0),
+    rows = [
+        {"left": left, "right": right, "epoch": epoch, "low": low, "high": high, "share": count / max(sum(found), 1)}
+        for epoch, left, right, found in zip(epochs, *_columns(epochs), counts, strict=True)
+        for low, high, count in zip(edges[:-1], edges[1:], found, strict=True)
+        if count
+    ]
+    least = min((float(str(row["share"])) for row in rows), default=1.0)
+    scale = alt.Scale(type="log", domain=[min(least, 0.5), 1], scheme="viridis", reverse=True)
+    legend = alt.Legend(title="of the channels", format="~%", gradientLength=200)
+    x = _epochs("left")
+    figure = (
+        alt.Chart(values(rows))
+        .mark_rect()
+        .encode(
+            x=x,
+            x2="right:Q",
+            y=alt.Y("low:Q", title=symbol, scale=alt.Scale(domain=[edges[0], edges[-1]], nice=False)),
+            y2="high:Q",
+            color=alt.Color("share:Q", scale=scale, legend=legend),
+            tooltip=[
+                "epoch:Q",
+                *(alt.Tooltip(f"{one}:Q", format=".3g") for one in ("low", "high")),
+                alt.Tooltip("share:Q", format=".2%"),
+            ],
         )
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02)
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(decimals=1 if least < 1 else 0))
-        bar.set_label("share of the channels; white: none")
-        axes.set_ylabel(symbol)
-        _over_epochs(axes)
-    return path
+    )
+    caption = "A column is the histogram over all channels after an epoch; empty: none."
+    return Chart("histogram", title, figure.properties(**_SIZE), caption)
 
 
-def slimmed_channels(before: Mapping[str, int], after: Mapping[str, int], path: Path, *, title: str) -> Path:
-    """Draw per unit how many of its channels are left, in panels of up to 60 units side by side.
+def channels_chart(result: Result, folder: Path) -> Chart | None:
+    """Return how many channels each unit has and keeps after slimming, in panels of up to 60 units side by side."""
+    import altair as alt
 
-    Args:
-        before: channels of each unit in the dense network, in the order of the rows; at least one unit.
-        after: channels that it keeps; all that it has where it is not named.
-        path: the PNG to write; its folder must exist.
-        title: stands above the bars.
-
-    Returns:
-        the path.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: there are no units.
-    """
-    _refuse_none(before)
-    columns = math.ceil(len(before) / _MOST_ROWS)
-    rows = math.ceil(len(before) / columns)
-    names = list(before)
-    with picture(path, title, width=max(6.4, 4.6 * columns), height=1.0 + _ROW * rows) as figure:
-        panels = figure.subplots(1, columns, squeeze=False, sharex=True)[0]
-        for index, axes in enumerate(panels):
-            shown = names[index * rows : (index + 1) * rows]
-            _bars(axes, shown, [before[name] for name in shown], [after.get(name, before[name]) for name in shown])
-            axes.set_ylim(rows - 0.4, -0.6)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return path
+    found = result.figures.get("channels")
+    if not found:
+        return None
+    before, after = found["before"], found["after"]
+    rows = [
+        {"unit": name, "dense": dense, "kept": kept, "text": f"{kept} of {dense}" if kept < dense else str(dense)}
+        for name, dense in before.items()
+        for kept in [after.get(name, dense)]
+    ]
+    panels = math.ceil(len(rows) / _MOST_ROWS)
+    size = math.ceil(len(rows) / panels)
+    width = {1: 560, 2: 340}.get(panels, 220)
+    drawn = [_bars(rows[start : start + size], max(before.values()), width) for start in range(0, len(rows), size)]
+    figure = drawn[0] if panels == 1 else alt.hconcat(*drawn, spacing=24)
+    return Chart(
+        "channels", result.title, figure, "Channels of each unit, input first: grey in the dense network, blue kept."
+    )
 
 
-def _bars(axes: Axes, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
-    places = np.arange(len(names))
-    axes.barh(places, before, 0.72, color=FAINT, label="dense", zorder=2)
-    axes.barh(places, after, 0.72, color=BLUE, label="kept", zorder=3)
-    for place, dense, kept in zip(places, before, after, strict=True):
-        axes.annotate(
-            f"{kept} of {dense}" if kept < dense else f"{dense}",
-            (dense, float(place)),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-            color=INK if kept < dense else MUTED,
-        )
-    axes.set_yticks(places, [shortened(name, _NAME) for name in names], fontsize=7)
-    axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.16)
-    axes.grid(True, axis="x")
-    axes.set_xlabel("channels")
+def _bars(rows: Sequence[Mapping[str, Any]], most: int, width: int) -> ChartType:
+    import altair as alt
+
+    x = alt.Scale(domain=[0, most], nice=False)
+    base = alt.Chart(values(rows)).encode(
+        y=alt.Y("unit:N", title=None, scale=alt.Scale(domain=[row["unit"] for row in rows]), axis=names_axis(28)),
+        tooltip=["unit:N", "kept:Q", "dense:Q"],
+    )
+    dense, kept = (alt.X(f"{one}:Q", title="channels", scale=x) for one in ("dense", "kept"))
+    texts = base.mark_text(align="left", dx=4).encode(x=dense, text="text:N")
+    bars = base.mark_bar(style="faint").encode(x=dense), base.mark_bar().encode(x=kept)
+    return alt.layer(*bars, texts).properties(width=width, height=_ROW * len(rows))
 
 
-def _over_epochs(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _epochs(field: str = "epoch") -> alt.X:
+    import altair as alt
 
-    axes.set_xlabel("epoch (0 is the dense network)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _between(epochs: Sequence[int]) -> Floats:
-    """Return the ends of each epoch's column: half way to its neighbours."""
-    numbers = np.asarray(epochs, dtype=np.float64)
-    middles = (numbers[1:] + numbers[:-1]) / 2
-    first, last = (middles[0], middles[-1]) if len(middles) else (numbers[0] + 0.5, numbers[0] - 0.5)
-    return np.concatenate([[2 * numbers[0] - first], middles, [2 * numbers[-1] - last]])
+    axis = alt.Axis(grid=False, tickMinStep=1, format="d")
+    return alt.X(f"{field}:Q", title="epoch (0 is the dense network)", scale=alt.Scale(nice=False), axis=axis)
 
 
-def _refuse_none(values: Sequence[object] | Mapping[str, int]) -> None:
-    if not values:
+def _columns(epochs: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the left and right ends of each epoch's column: half way to its neighbours."""
+    middles = [(first + second) / 2 for first, second in pairwise(epochs)]
+    first = 2 * epochs[0] - middles[0] if middles else epochs[0] - 0.5
+    last = 2 * epochs[-1] - middles[-1] if middles else epochs[0] + 0.5
+    return [first, *middles], [*middles, last]
+
+
+def _refuse_none(epochs: Sequence[object]) -> None:
+    if not epochs:
         raise ValueError("a picture of sparsity needs at least one value, got none")

@@ -15,6 +15,9 @@ from autoprune.results import Compared, Metrics, Result, Stage
 NOTHING = "–"
 """A cell whose value was not measured."""
 
+UNDER_LOAD = " (measured under load)"
+"""Follows the name of a latency that other processes disturbed; its figures are tenth percentiles, not medians."""
+
 _FINE = ("export", "quantize")
 """Commands whose networks hardly differ: their metrics have four decimals."""
 
@@ -47,6 +50,8 @@ def stage_table(result: Result, folder: Path) -> Table | None:
     rows = [[name, *(_metric(one, name, digits) for one in measured)] for name in result.metric_names if any(measured)]
     for metric in dict.fromkeys(metric for one in stages for metric in (*one.costs, *one.latencies)):
         label = metric if "@" in metric else spec_of(metric).label
+        if any(one.latencies.get(metric, {}).get("under_load") for one in stages):
+            label += UNDER_LOAD
         rows.append([label, *(_cost(metric, one, stages[0]) for one in stages)])
         if is_latency(metric):
             rows.append(["p10 – p90", *(_range(one.latencies.get(metric)) for one in stages)])

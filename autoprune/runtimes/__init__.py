@@ -6,7 +6,7 @@ from autoprune.choices import Precision, Runtime
 from autoprune.formats import FormatSpec
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
-from autoprune.runtimes.subprocess_backend import SubprocessBackend
+from autoprune.runtimes.subprocess_backend import BrokenRuntimeError, SubprocessBackend
 
 
 def open_backend(settings: RuntimeSettings, calibration: Calibration | None = None) -> Backend:
@@ -48,6 +48,7 @@ def open_quantizing_backend(settings: RuntimeSettings) -> SubprocessBackend:
 
 __all__ = [
     "Backend",
+    "BrokenRuntimeError",
     "Calibration",
     "FileBackend",
     "FileRunner",

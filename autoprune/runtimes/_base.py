@@ -22,9 +22,11 @@ class Runner(ABC):
 
     Attributes:
         note: a remark for users if the network does not run as the settings say; else None.
+        in_thread: whether the thread that calls computes, alone: its CPU time is then the time without waits.
     """
 
     note: str | None = None
+    in_thread: bool = False
 
     @abstractmethod
     def elapsed(self) -> float:

@@ -38,13 +38,13 @@ def check_precision(settings: RuntimeSettings) -> None:
     """
     precision, device = settings.precision, torch.device(settings.device)
     if device.type == "cpu":
-        needed = _INSTRUCTIONS.get(precision)
-        if needed and not _has_any(needed, precision):
+        if not computes_in(precision):
+            needed = ", ".join(_INSTRUCTIONS[precision])
             raise DeviceError(
-                f"A CPU must have instructions for `precision` {precision.value} ({', '.join(needed)}), and this one "
+                f"A CPU must have instructions for `precision` {precision.value} ({needed}), and this one "
                 f"({cpu_model()}) has none; use fp32"
             )
-    elif precision is Precision.BF16:
+    elif device.type == "cuda" and precision is Precision.BF16:
         with torch.cuda.device(device):
             if not torch.cuda.is_bf16_supported(including_emulation=False):
                 raise DeviceError(
@@ -61,7 +61,7 @@ def torch_session(settings: RuntimeSettings) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             stack.enter_context(memory_guard(settings))
-            if settings.device != "cpu":
+            if settings.device.startswith("cuda"):
                 stack.enter_context(cuda_session(torch.device(settings.device)))
             stack.enter_context(torch.inference_mode())
             yield
@@ -88,26 +88,44 @@ def make_runner(load: Callable[[], tuple[Run, str | None]], settings: RuntimeSet
         settings: how networks run.
     """
     device = torch.device(settings.device)
-    if device.type == "cpu":
-        return _CpuRunner(*load())
+    if device.type != "cuda":
+        wait = torch.mps.synchronize if device.type == "mps" else _no_wait
+        return _ClockRunner(*load(), wait=wait, in_thread=device.type == "cpu" and settings.threads == 1)
     with torch.cuda.device(device):
         return with_room(lambda: CudaRunner(*load(), device))
 
 
-class _CpuRunner(Runner):
-    """Runs on the CPU, by the wall clock."""
+class _ClockRunner(Runner):
+    """Runs by the wall clock, on the CPU or an Apple GPU.
 
-    def __init__(self, run: Run, note: str | None) -> None:
-        self._run = run
-        self.note = note
+    Args:
+        run: runs the network once.
+        note: see ``Runner``.
+        wait: returns once the device is idle.
+        in_thread: see ``Runner``.
+    """
+
+    def __init__(self, run: Run, note: str | None, *, wait: Callable[[], None], in_thread: bool) -> None:
+        self._run, self._wait = run, wait
+        self.note, self.in_thread = note, in_thread
 
     def elapsed(self) -> float:
+        self._wait()
         start = time.perf_counter()
         self._run()
+        self._wait()
         return (time.perf_counter() - start) * 1e3
 
 
-def _has_any(instructions: tuple[str, ...], precision: Precision) -> bool:
+def _no_wait() -> None:
+    """Return at once: a CPU is idle when its operations return."""
+
+
+def computes_in(precision: Precision) -> bool:
+    """Return whether this CPU has instructions for a number format; without them torch emulates it, slowly."""
+    instructions = _INSTRUCTIONS.get(precision)
+    if instructions is None:
+        return True
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return any(bool(capabilities.get(name)) for name in instructions)

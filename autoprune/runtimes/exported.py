@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from autoprune.errors import DeviceError
+from autoprune.io.installed import install_extra
 
 OPSET = 17
 """The newest version of ONNX's operators that all runtimes support."""
@@ -46,7 +47,7 @@ def export_onnx(
         DeviceError: the package onnx is missing, or ONNX has no such operation.
     """
     if importlib.util.find_spec("onnx") is None:
-        raise DeviceError("Exporting a network needs the package onnx: pip install 'autoprune[onnxruntime]'")
+        raise DeviceError(f"Exporting a network needs the package onnx: {install_extra('onnxruntime')}")
     # A network that was made in inference mode cannot be traced in it.
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose

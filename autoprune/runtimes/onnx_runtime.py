@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from autoprune.errors import DeviceError
+from autoprune.io.installed import install_package
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 
@@ -39,5 +40,5 @@ class OnnxRuntimeBackend(SubprocessBackend):
         if self.settings.device != "cpu" and "CUDAExecutionProvider" not in capabilities:
             raise DeviceError(
                 f"On {self.settings.device} the runtime onnxruntime needs its CUDAExecutionProvider, and the build "
-                f"here has {', '.join(capabilities)}: pip install onnxruntime-gpu in place of onnxruntime"
+                f"here has {', '.join(capabilities)}: {install_package('onnxruntime-gpu')} in place of onnxruntime"
             )

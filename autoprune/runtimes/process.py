@@ -124,7 +124,7 @@ class WorkerProcess:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         words = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        hint = "; where memory ran out, a smaller `batch` or `imgsz` helps" if code == -signal.SIGKILL else ""
+        hint = "; if memory ran out, a smaller `batch` or `imgsz` helps" if code == -signal.SIGKILL else ""
         return f"The process of {self.name} ended during the run ({how}; it last said: {words}){hint}"
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from autoprune.choices import CUDAGRAPH, RUNTIMES, TORCH, Precision, Runtime, is_device
+from autoprune.choices import CUDAGRAPH, DEVICES, RUNTIMES, TORCH, Precision, Runtime, device_name, is_device
 from autoprune.errors import DeviceError
 
 _LISTING = Path("/proc/cpuinfo")
@@ -108,7 +108,7 @@ def runtime_settings(
     """Check the user's options, fill in defaults and return the settings.
 
     Args:
-        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        device: ``cpu``, ``mps``, ``cuda``, ``cuda:<n>``, or ``<n>`` for ``cuda:<n>``.
         image_size: of the input.
         runtime: what runs the network; None takes ``cudagraph`` on CUDA, else ``torch``.
         precision: number format; the runtime's record says which there are.
@@ -119,11 +119,9 @@ def runtime_settings(
     Raises:
         DeviceError: this machine has no such device, or the runtime does not run on it or in that precision.
     """
-    if not is_device(device):
-        raise DeviceError(f"The device must be cpu, cuda or cuda:<number>, got {device!r}")
     resolved = resolve_device(device)
     device, kind = str(resolved), resolved.type
-    chosen = runtime or (TORCH if kind == "cpu" else CUDAGRAPH)
+    chosen = runtime or (CUDAGRAPH if kind == "cuda" else TORCH)
     kinds = chosen.spec.precisions
     if kind not in kinds:
         others = ", ".join(spec.name for spec in RUNTIMES if kind in spec.precisions)
@@ -174,7 +172,7 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):
             values[package] = version(package)
-    if settings.device != "cpu":
+    if settings.device.startswith("cuda"):
         index = torch.device(settings.device).index
         values |= {
             "gpu": torch.cuda.get_device_name(index),
@@ -220,6 +218,16 @@ def _cpu_fields() -> dict[str, str]:
     return fields
 
 
+def compute_device(device: str | torch.device) -> torch.device:
+    """Return where candidates are scored: the device of this name, or the CPU for an Apple GPU, which has no float64.
+
+    Raises:
+        DeviceError: as `resolve_device`.
+    """
+    resolved = resolve_device(device)
+    return torch.device("cpu") if resolved.type == "mps" else resolved
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device of this name, checked to exist on this machine.
 
@@ -229,12 +237,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises:
         DeviceError: the name is unknown, or this machine (or this build of torch) has no such device.
     """
-    name = str(device).strip().lower()
-    name = f"cuda:{name}" if name.isdigit() else name
-    try:
-        resolved = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"The device must be cpu, cuda, cuda:<index> or mps, got {str(device)!r}") from error
+    name = device_name(str(device))
+    if not is_device(name):
+        raise DeviceError(f"`device` must be {DEVICES}, got {str(device)!r}")
+    resolved = torch.device(name)
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
@@ -248,6 +254,4 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return resolved if resolved.index is not None else torch.device("cuda", torch.cuda.current_device())
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("The device mps was asked for, but torch sees no Apple GPU here")
-    if resolved.type not in {"cpu", "mps"}:
-        raise DeviceError(f"The device must be cpu, cuda, cuda:<index> or mps, got {str(device)!r}")
-    return torch.device("cpu") if resolved.type == "cpu" else resolved
+    return resolved

@@ -19,6 +19,7 @@ from torch import nn
 
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
+from autoprune.io.installed import install_extra
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner, memory_guard
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
@@ -28,6 +29,10 @@ ENGINES = Path(__file__).parent / "engines"
 
 _FULL = ("MemoryError", "bad_alloc", "bad allocation", "llocate memory", "out of memory", "OutOfMemory")
 _RANDOM_INPUTS = 4
+
+
+class BrokenRuntimeError(DeviceError):
+    """A runtime is installed and does not start."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,21 @@ class EngineSpec:
         for package in self.packages:
             if not _installed(package):
                 raise DeviceError(
-                    f"{self.name} needs the package {package}, which is not installed: "
-                    f"pip install 'autoprune[{self.extra}]'"
+                    f"{self.name} needs the package {package}, which is not installed: {install_extra(self.extra)}"
                 )
 
     def start(self) -> WorkerProcess:
         """Start the process.
 
         Raises:
-            DeviceError: the engine does not start.
+            BrokenRuntimeError: the engine does not start.
         """
         try:
             return WorkerProcess(self.name, self.engine, self.options)
         except WorkerError as error:
-            raise DeviceError(
+            raise BrokenRuntimeError(
                 f"{self.name} must start, and does not ({_summary(error)}); install its packages anew: "
-                f"pip install --force-reinstall 'autoprune[{self.extra}]'"
+                f"{install_extra(self.extra)} --force-reinstall"
             ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
+from autoprune.io.installed import install_package
 from autoprune.runtimes._base import Backend, Calibration, Runner
 from autoprune.runtimes._torch import Run, check_precision, loaded, make_runner, torch_session
 from autoprune.runtimes.settings import RuntimeSettings
@@ -115,7 +116,7 @@ def _check_tools(settings: RuntimeSettings) -> None:
         if not has_triton():
             raise DeviceError(
                 f"The runtime torch-compile needs Triton and a GPU that it supports, and {settings.device} has no "
-                "working one: pip install triton, or use `runtime` cudagraph"
+                f"working one: {install_package('triton')}, or use `runtime` cudagraph"
             )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import ConfigError
+from autoprune.io.installed import install_extra
 from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
@@ -142,9 +143,7 @@ def _cma() -> Any:
             warnings.simplefilter("ignore")
             import cma
     except ImportError as error:
-        raise ConfigError(
-            "The strategy evolution needs the package cma: pip install 'autoprune[strategies]'"
-        ) from error
+        raise ConfigError(f"The strategy evolution needs the package cma: {install_extra('strategies')}") from error
     return cma
 
 

@@ -45,7 +45,7 @@ def limit_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
         damages: per unit the damage of each of its choices, 0 at full width, shape (choices,).
     """
     space = constraint.space
-    # Also where damage falls with narrower widths, by noise or by its definition, a higher limit must not widen.
+    # Also if damage falls with narrower widths, by noise or by its definition, a higher limit must not widen.
     tolerated = [np.maximum.accumulate(damage[::-1])[::-1] for damage in damages]
     limits = np.unique(np.concatenate([[0.0], *tolerated]))
 

@@ -67,7 +67,7 @@ class Constraint:
             check_finite(
                 [limited.limit, lowest],
                 (f"The limit of {metric}", f"The least {metric}").__getitem__,
-                way_out="a budget can be held only where both are known",
+                way_out="a budget can be held only if both are known",
             )
             if lowest > limited.limit:
                 raise BudgetUnreachableError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoprune.config import Config, RunConfig
-from autoprune.errors import RunError
+from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener
 
 
@@ -32,10 +33,55 @@ class Finished:
     Attributes:
         folder: where.
         held: whether every limit of its budget is held, as measured; True for what has no budget.
+        broken: whether something that the command looked at is broken.
     """
 
     folder: Path
     held: bool = True
+    broken: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """What the process returns to its shell."""
+        return 1 if self.broken else 0 if self.held else BudgetUnreachableError.exit_code
+
+
+_WEIGHTS = ("model", "distill", "dense")
+"""Options that name weights."""
+
+
+def located(config: Config, listener: Listener) -> Config:
+    """Return a configuration that says where its weights and data lie, see `autoprune.models.finding`.
+
+    Training arguments are checked, too: hours before they are used.
+
+    Args:
+        config: as the user gave it, with names as Ultralytics takes them.
+        listener: hears where something was found that does not lie where it was named.
+
+    Raises:
+        ModelError: there are no such weights here.
+        DataError: the data set cannot be fetched.
+        ConfigError: Ultralytics refuses a training argument.
+    """
+    if not isinstance(config, RunConfig):
+        return config
+    from autoprune.models.finding import find_data, find_weights  # late, as the workflows
+
+    if texts := getattr(config, "train_args", ()):
+        from autoprune.training.ultralytics.recipe import train_arguments
+
+        train_arguments(texts)
+    given = {name: getattr(config, name, None) for name in (*_WEIGHTS, "data")}
+    found: dict[str, Any] = {
+        name: (find_data if name == "data" else find_weights)(path, download=config.download)
+        for name, path in given.items()
+        if isinstance(path, Path)
+    }
+    for name, path in found.items():
+        if path != given[name]:
+            listener.note(f"{given[name]} is {path}.")
+    return replace(config, **found)
 
 
 def run_workflow(command: str, config: Config, listener: Listener, caller: Caller) -> Finished:
@@ -46,6 +92,9 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
         AutopruneError: the workflow's own.
     """
     module = importlib.import_module(f"autoprune.workflows.{command}")
+    if not isinstance(config, RunConfig):  # these compute nothing, and the doctor works without torch
+        answered: Finished = module.run(config, listener, caller)
+        return answered
     from autoprune.runtimes._torch import loss_guard  # late: torch again
 
     try:

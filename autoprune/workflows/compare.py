@@ -13,7 +13,8 @@ from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.predictor import spearman
 from autoprune.listener import Listener
-from autoprune.report.sections import LEAST_POINTS, publish
+from autoprune.report.comparison import LEAST_POINTS
+from autoprune.report.sections import publish
 from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
@@ -100,21 +101,31 @@ class _Comparison:
 
     def _points(
         self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]
-    ) -> list[tuple[float, float]]:
-        """Return (score, fine-tuned primary metric) of all winners, and of enough others, spread over quality."""
+    ) -> dict[str, tuple[float, float]]:
+        """Return (score, fine-tuned primary metric) of all winners, and of enough others, spread over quality, by name.
+
+        A network's name is that of its folder in ``networks``, or of its folders if several found it.
+        """
         if not self._config.finetune_epochs:
-            return []
-        points: dict[Allocation, tuple[float, Metrics | None]] = {
-            outcome.allocation: (outcome.score, one.after) for outcome, one in zip(outcomes, tuned, strict=True)
-        }
+            return {}
+        points: dict[Allocation, tuple[float, Metrics | None]] = {}
+        names: dict[Allocation, str] = {}
+        for outcome, one in zip(outcomes, tuned, strict=True):
+            points[outcome.allocation], label = (outcome.score, one.after), f"{outcome.entry}-{outcome.seed}"
+            names[outcome.allocation] = ", ".join(filter(None, (names.get(outcome.allocation), label)))
         others = {item.allocation: item.score for outcome in outcomes for item in outcome.tried}
         ranked = sorted(set(others) - set(points), key=lambda allocation: (others[allocation], allocation))
         wanted = min(max(self._config.correlated - len(points), 0), len(ranked))
         for number, place in enumerate(np.linspace(0, len(ranked) - 1, wanted).round().astype(int)):
             allocation = ranked[place]
-            after = self._trained(contest, allocation, others[allocation], 0, f"spread-{number}").after
+            names[allocation] = f"spread-{number}"
+            after = self._trained(contest, allocation, others[allocation], 0, names[allocation]).after
             points[allocation] = (others[allocation], after)
-        return [(score, after.primary) for score, after in points.values() if after is not None]
+        return {
+            names[allocation]: (score, after.primary)
+            for allocation, (score, after) in points.items()
+            if after is not None
+        }
 
     # -- results -----------------------------------------------------------------------------------
 
@@ -146,11 +157,11 @@ class _Comparison:
         self,
         dense: Stage,
         compared: Mapping[str, Sequence[Compared]],
-        points: Sequence[tuple[float, float]],
+        points: Mapping[str, tuple[float, float]],
         outcomes: Sequence[BenchmarkResult],
     ) -> None:
         run, config, listener, adapter = self._run, self._config, self._listener, self._run.network.adapter
-        verdict, correlation = agents_verdict(compared["strategies"]), _correlation(points)
+        verdict, correlation = agents_verdict(compared["strategies"]), _correlation(list(points.values()))
         result = Result(
             command=self._folder.command,
             title=f"{adapter.name}, {self._budget}, {config.evaluations} evaluations",
@@ -166,7 +177,8 @@ class _Comparison:
                 "correlation": {
                     "spearman": correlation,
                     "networks": len(points),
-                    "points": [list(point) for point in points],
+                    "points": [list(point) for point in points.values()],
+                    "names": list(points),
                 },
                 "histories": {row.name: _histories(row.name, outcomes) for row in compared["strategies"]},
                 "agents": verdict,

@@ -19,7 +19,7 @@ _READERS: Mapping[DataSetName, Callable[[Path], Published]] = {DataSetName.OXFOR
 
 def run(config: DataConfig, listener: Listener, caller: Caller) -> Finished:
     """Write the data set whole or not at all, and tell what is in it."""
-    published = _READERS[config.name](config.source)
+    published = _READERS[config.data_set](config.source)
     with new_folder(config.target) as folder:
         written = _write(published, folder, listener)
     if published.unpaired:

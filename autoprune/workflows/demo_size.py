@@ -1,26 +1,29 @@
-"""The image size of the bundled detector: one at which its latency budget is neither trivial nor out of reach here."""
+"""The image size of the bundled detector: one at which its latency budget asks for a fair amount of pruning here."""
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Callable
 from dataclasses import replace
-
-import torch
+from math import log
 
 from autoprune.config import SearchConfig
-from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights
+from autoprune.demo import DEMO_SIZES, demo_weights
+from autoprune.latency.meter import LatencyMeter
+from autoprune.latency.timing import MeasurementConfig, time_alone
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
+from autoprune.runtimes import MemoryFormat, open_backend
 from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.latency import settings_of
 from autoprune.workflows.network import choose_device, pin_threads
 
-SMALLEST, STEP = 96, 32
+LEAST, WANTED, MOST = 1.4, 1.6, 1.8
+"""How often the dense network should take the budget: with more to prune, a short fine-tune loses much accuracy."""
 
-MOST_TIMES = 2.5
-"""How often the dense network may take the budget; at three times its narrowest one is about at the limit."""
+_MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, seconds=1.0)
 
-_WARM_UP, _RUNS = 5, 15
+Measure = Callable[[int], float]
+"""Returns the milliseconds of the dense network at an image size."""
 
 
 def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) -> SearchConfig:
@@ -33,30 +36,69 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
     limits = [limit.value for limit in config.lowest if limit.metric == "latency" and not limit.relative]
     if not limits:
         return config
-    size = int(folder.once("demo image size", lambda: _largest_size(config, min(limits), folder)))
-    if size < DEMO_IMAGE_SIZE:
-        listener.note(f"This machine is slow: the demonstration runs at {size} px in place of {DEMO_IMAGE_SIZE}.")
-    return replace(config, imgsz=size)
+    limit = min(limits)
+
+    def choose() -> int:
+        pin_threads(config.threads, folder, listener)
+        size, taken = suitable_size(DenseLatency(config), limit)
+        listener.note(
+            f"The demonstration runs at {size} px: there its dense network takes {taken:.2f} ms on this machine, "
+            f"{taken / limit:.1f} times the budget."
+        )
+        return size
+
+    return replace(config, imgsz=int(folder.once("demo image size", choose)))
 
 
-def _largest_size(config: SearchConfig, limit: float, folder: RunFolder) -> int:
-    pin_threads(config.threads, folder)
-    for size in range(DEMO_IMAGE_SIZE, SMALLEST, -STEP):
-        if _milliseconds(size, choose_device(config.device)) <= MOST_TIMES * limit:
-            return size
-    return SMALLEST
+def suitable_size(measure: Measure, limit: float) -> tuple[int, float]:
+    """Return the image size at which the dense network takes 1.4 to 1.8 times a limit, or nearest to that.
+
+    Args:
+        measure: returns milliseconds, which grow with the size; called for a few sizes, each once.
+        limit: milliseconds.
+
+    Returns:
+        The size in pixels and what the dense network takes there.
+
+    Example:
+        >>> suitable_size(lambda size: 13 * (size / 224) ** 2, 8.0)
+        (224, 13.0)
+    """
+    known: dict[int, float] = {}
+    low, high = 0, len(DEMO_SIZES) - 1
+    while low < high:  # find the smallest size that takes at least what is wanted
+        middle = (low + high) // 2
+        known[middle] = measure(DEMO_SIZES[middle])
+        low, high = (low, middle) if known[middle] >= WANTED * limit else (middle + 1, high)
+    known |= {index: measure(DEMO_SIZES[index]) for index in {max(low - 1, 0), low} - known.keys()}
+
+    def miss(index: int) -> tuple[bool, float]:
+        share = known[index] / limit
+        return not LEAST <= share <= MOST, abs(log(share / WANTED))
+
+    best = min(known, key=miss)
+    return DEMO_SIZES[best], known[best]
 
 
-def _milliseconds(size: int, device: str) -> float:
-    """Return the median time of the dense network for one image, as it is deployed."""
-    adapter = open_adapter(demo_weights(), image_size=size, device=device)
-    network, image = adapter.deployable(adapter.module), adapter.example(1)
-    times = []
-    with torch.inference_mode():
-        for _ in range(_WARM_UP + _RUNS):
-            start = time.perf_counter()
-            network(image)
-            if adapter.device.type == "cuda":
-                torch.cuda.synchronize(adapter.device)
-            times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[_WARM_UP:])
+class DenseLatency:
+    """Measures the dense demo network as a search measures it, but shortly.
+
+    Args:
+        config: how it runs.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self._config, self._device = config, choose_device(config.device)
+        self._format: MemoryFormat | None = None
+
+    def __call__(self, size: int) -> float:
+        """Return the milliseconds of one run at an image size."""
+        adapter = open_adapter(demo_weights(), image_size=size, device=self._device)
+        module = adapter.deployable(adapter.module, with_nms=self._config.with_nms)
+        settings = settings_of("latency", self._config, adapter.input_shape)
+        if self._format is None:  # which one is faster hardly depends on the size
+            self._format = LatencyMeter(module, settings).settings.memory_format
+        backend = open_backend(replace(settings, memory_format=self._format))
+        with backend.session():
+            config = replace(_MEASUREMENT, threads=settings.threads)
+            return time_alone(backend.prepare(module, settings.shape), config).median

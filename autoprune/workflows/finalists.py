@@ -109,11 +109,12 @@ def _compared(
                 accuracy = evaluator.accuracy(found.allocation) if len(best) > 1 else None
                 finalists[found.allocation] = replace(found, accuracy=accuracy)
             advance(done)
-    if not finalists:
-        raise BudgetUnreachableError(
-            f"None of {len(best)} finalists could be measured within {latency_constraints}; "
-            "ask for a larger latency, or measure on a quieter machine"
-        )
+    with latency_constraints.judged():
+        if not finalists:
+            raise BudgetUnreachableError(
+                f"None of {len(best)} finalists could be measured within {latency_constraints}; "
+                "ask for a larger latency, or measure on a quieter machine"
+            )
     return sorted(finalists.values(), key=lambda item: (-(item.accuracy.primary if item.accuracy else 0), -item.score))
 
 

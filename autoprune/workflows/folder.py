@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from autoprune.budget import is_latency
 from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
+    WHERE,
     ApplyConfig,
     BudgetedConfig,
     CompareConfig,
@@ -98,7 +100,7 @@ class RunFolder:
 
     @classmethod
     def _begin(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
-        path = config.out if config.out is not None else _next(command)
+        path = config.out if config.out is not None else _free(command, config)
         if os.path.lexists(path):
             resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
             raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
@@ -258,17 +260,24 @@ def _told(command: str, config: RunConfig) -> Mapping[str, str]:
 
 def _identity(command: str, config: RunConfig) -> str:
     """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
-    changing = {"out", *EXTENDABLE.get(command, ())}
+    changing = {*WHERE, *EXTENDABLE.get(command, ())}
     lines = to_yaml(config).splitlines()
     return "\n".join(line for line in lines if line.partition(":")[0] not in changing)
 
 
-def _next(command: str) -> Path:
-    """Return the first free ``runs/<command>-<n>``."""
-    number = 1
-    while (RUNS / f"{command}-{number}").exists():
-        number += 1
-    return RUNS / f"{command}-{number}"
+def _free(command: str, config: RunConfig) -> Path:
+    """Return the first free ``runs/<command>-<n>``, or ``<project>/<name>``, ``<name>-2``, … as Ultralytics counts.
+
+    Source:
+        ``ultralytics.utils.files.increment_path``.
+    """
+    if config.project is None and config.name is None:
+        names = (f"{command}-{number}" for number in count(1))
+    else:
+        name = config.name or command
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    project = config.project or RUNS
+    return next(project / name for name in names if not os.path.lexists(project / name))
 
 
 def environment() -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.choices import DARKNET, match_factory
-from autoprune.config import ProfileConfig, PruningConfig, RunConfig, SparsifyConfig, option
+from autoprune.config import WHERE, ProfileConfig, PruningConfig, RunConfig, SparsifyConfig, option
 from autoprune.demo import demo_weights, shapes_dataset
 from autoprune.errors import DataError
 from autoprune.io.records import read_record
@@ -46,7 +46,7 @@ class Inputs:
     @classmethod
     def of(cls, config: RunConfig) -> Inputs:
         """Look at the files that a configuration names; what is missing or malformed is left to those who read it."""
-        given = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "resume")}
+        given = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in WHERE}
         if isinstance(config, _DEMONSTRATED) and given["model"] is None and given["data"] is None:
             given["model"] = demo_weights()
             if not isinstance(config, ProfileConfig):  # it draws images only if it needs any

@@ -17,6 +17,7 @@ from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
+from autoprune.runtimes.load import measure_load
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
@@ -101,6 +102,7 @@ class LatencyEstimator:
         self._predictions: dict[float | None, Prediction] = {}
         self._learnt: list[Sample] = []
         self._confirmed: dict[Allocation, PairedTiming] = {}
+        self._taken = self._disturbed = 0
 
     def _calibration(self) -> Sequence[torch.Tensor]:
         return self._network.adapter.calibration(images=CALIBRATION_IMAGES, batch=1, seed=self._seed)
@@ -148,7 +150,12 @@ class LatencyEstimator:
 
     def environment(self) -> Mapping[str, Any]:
         """Return what the measurements depend on."""
-        return fingerprint(self.meter.settings)
+        return {**fingerprint(self.meter.settings), "under_load": self.under_load}
+
+    @property
+    def under_load(self) -> bool:
+        """Whether other processes disturbed the dense network's reference, or a quarter of the other measurements."""
+        return self.meter.reference.under_load or self._disturbed > max(1, self._taken / 4)
 
     def _described(self, timing: Timing) -> dict[str, Any]:
         settings = self.meter.settings
@@ -209,6 +216,12 @@ class LatencyEstimator:
     ) -> PairedTiming:
         timing = self.meter.measure(build, key, config=config)
         self._steadiness.learn(timing)
+        before = self.under_load
+        self._taken, self._disturbed = self._taken + 1, self._disturbed + timing.under_load
+        if self.under_load and not before:
+            self._listener.warn(
+                f"{measure_load()}: figures in milliseconds that are measured under load are marked so from here on."
+            )
         return timing
 
     @cached_property

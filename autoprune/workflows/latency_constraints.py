@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from autoprune.budget import format_amount, is_latency
+from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.latency.predictor import LatencyCost
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
@@ -50,6 +52,23 @@ class LatencyConstraints:
 
     def __str__(self) -> str:
         return ", ".join(f"{metric} {format_amount(metric, limit)}" for metric, limit in self._targets.items())
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Raise no verdict on a budget that was measured under load: it would name a false minimum.
+
+        Raises:
+            DeviceError: the budget is out of reach by figures that were measured under load.
+        """
+        try:
+            yield
+        except BudgetUnreachableError as error:
+            if not any(estimator.under_load for estimator in self._estimators.values()):
+                raise
+            raise DeviceError(
+                f"Whether {self} can be reached needs cores of its own to be measured, and other processes used them; "
+                "start a new run when they are done, or with fewer `threads`"
+            ) from error
 
     # -- measured ----------------------------------------------------------------------------------
 
@@ -100,7 +119,10 @@ class LatencyConstraints:
         Raises:
             BudgetUnreachableError: then even the narrowest allocation is beyond a limit.
         """
-        return self.rescaled(constraint, allocation, self.measure(allocation)) if self else constraint
+        if not self:
+            return constraint
+        with self.judged():
+            return self.rescaled(constraint, allocation, self.measure(allocation))
 
     def settled(self, constraint: Constraint, log_ratios: npt.NDArray[np.float64]) -> Constraint:
         """Return the constraint calibrated where log keep ratios, shape (units,), lie on it; they move with it."""

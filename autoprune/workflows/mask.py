@@ -55,7 +55,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         TrainingError: the training failed, or the checkpoint is not zero where it must be.
     """
     with RunFolder.open("mask", config, caller) as folder:
-        pin_threads(config.threads, folder)
+        pin_threads(config.threads, folder, listener)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
         backend = _backend(config, adapter)  # before the training: what is missing is reported now
@@ -187,6 +187,6 @@ def _timed(
                 backend.prepare(adapter.deployable(one, with_nms=config.with_nms), backend.settings.shape)
                 for one in (module, adapter.module)
             )
-            return time_pair(masked, given, MeasurementConfig()).to_json()
+            return time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads)).to_json()
 
     return PairedTiming.from_json(folder.once("latency", measure))

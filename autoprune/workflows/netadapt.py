@@ -97,15 +97,16 @@ class _NetAdaptRun:
         if self._holds(base, limits):
             return _Level(budget, base, latency_constraints.measure(base.allocation))
         constraint = self._run.constrain(budget, limits, latency_constraints)
-        while True:
-            constraint = latency_constraints.calibrated(constraint, base.allocation)
-            if not constraint.holds(np.array(base.allocation)):
-                base = self._step(constraint, base)
-                continue
-            confirmed = latency_constraints.confirm(base.allocation)
-            if latency_constraints.held(confirmed):
-                return _Level(budget, base, confirmed)
-            base = self._step(latency_constraints.rescaled(constraint, base.allocation, confirmed), base)
+        with latency_constraints.judged():
+            while True:
+                constraint = latency_constraints.calibrated(constraint, base.allocation)
+                if not constraint.holds(np.array(base.allocation)):
+                    base = self._step(constraint, base)
+                    continue
+                confirmed = latency_constraints.confirm(base.allocation)
+                if latency_constraints.held(confirmed):
+                    return _Level(budget, base, confirmed)
+                base = self._step(latency_constraints.rescaled(constraint, base.allocation, confirmed), base)
 
     def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
         """Return whether the network is within the limits already, latency as measured."""

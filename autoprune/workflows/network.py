@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
+from autoprune.runtimes.load import Load, measure_load
 from autoprune.runtimes.settings import has_int8_instructions
 from autoprune.strategies.curves import SensitivityCurves
 from autoprune.structure.constraint import Cost
@@ -163,19 +165,51 @@ def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
 
 
 def choose_device(asked: str) -> str:
-    """Return the device to use: the first GPU if ``auto`` finds one."""
+    """Return the device to use: the first CUDA GPU if ``auto`` finds one, else the CPU."""
     if asked != "auto":
         return asked
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def pin_threads(asked: int | None, folder: RunFolder) -> None:
-    """Set torch's CPU threads: as many as asked, or else as torch had when the run began.
+WAITS, WAIT_SECONDS = 3, 5.0
+"""How often, and how long each time, a run waits for cores that other processes use."""
 
-    Torch's own choice depends on the process. A run that goes on in another one would otherwise mix latencies of
-    different numbers of threads, and report the number of the last process for all of them.
+
+def pin_threads(asked: int | None, folder: RunFolder, listener: Listener) -> None:
+    """Set torch's CPU threads: as many as asked, or else as cores were free when the run began.
+
+    A run that goes on in another process keeps the number: latencies of different numbers of threads must not mix.
+    If other processes use the cores, the run says so, and waits a little before it begins.
     """
-    torch.set_num_threads(asked or folder.once("threads", torch.get_num_threads))
+
+    def choose() -> int:
+        wanted, load = asked or torch.get_num_threads(), _settled_load(listener)
+        threads = asked or min(wanted, load.free)
+        counted = "1 thread" if threads == 1 else f"{threads} threads"
+        if load.overloaded:
+            listener.warn(
+                f"{load}: this run takes {counted}, and its figures in milliseconds are measured under load and "
+                "marked so; for figures to rely on, run it again when they are done."
+            )
+        elif wanted > load.free:
+            waiting = ", which wait for each other" if threads > load.free else "; choose with `threads`"
+            listener.warn(f"{load}: this run takes {counted}{waiting}.")
+        return threads
+
+    torch.set_num_threads(folder.once("threads", choose))
+
+
+def _settled_load(listener: Listener) -> Load:
+    """Measure what other processes use; if they leave no core, wait a little for one."""
+    load = measure_load()
+    if load.overloaded:
+        listener.note(f"{load}; waiting up to {WAITS * WAIT_SECONDS:.0f} s for a core …")
+    for _ in range(WAITS):
+        if not load.overloaded:
+            break
+        time.sleep(WAIT_SECONDS)
+        load = measure_load()
+    return load
 
 
 def warn_of_slow_int8(listener: Listener) -> None:

@@ -24,7 +24,7 @@ from autoprune.latency.layers import (
 from autoprune.latency.predictor import Sample, spread_allocations
 from autoprune.latency.timing import Timing
 from autoprune.listener import Listener
-from autoprune.report.profile_sections import error_lines
+from autoprune.report.profile import error_lines
 from autoprune.report.sections import publish
 from autoprune.structure.space import Allocation
 from autoprune.workflows.call import Caller, Finished
@@ -52,7 +52,7 @@ def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
 
 
 def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
-    pin_threads(config.threads, folder)
+    pin_threads(config.threads, folder, listener)
     network = _network(config, listener)
     estimator = LatencyEstimator(network, config, folder, listener)
     found = _measured(network, estimator, config, listener)

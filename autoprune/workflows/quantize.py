@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +40,7 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
         DataError: the training split holds too few images.
     """
     with RunFolder.open("quantize", config, caller) as folder:
-        pin_threads(config.threads, folder)
+        pin_threads(config.threads, folder, listener)
         adapters = dict(_open(config))
         own, adapter = next(reversed(adapters.items()))
         backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is reported at once
@@ -191,7 +191,8 @@ def _variants(
 
     def measure() -> list[dict[str, Any]]:
         runners = [backend.open(one.file(in_float), backend.settings.shape) for one, _, in_float in wanted]
-        return [timing.to_json() for timing in time_all(runners, REFERENCE_MEASUREMENT)]
+        config = replace(REFERENCE_MEASUREMENT, threads=backend.settings.threads)
+        return [timing.to_json() for timing in time_all(runners, config)]
 
     deployed = [one.deployed(in_float) for one, _, in_float in wanted]
     timings = [Timing.from_json(values) for values in folder.once("latency", measure)]

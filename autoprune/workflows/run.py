@@ -48,7 +48,7 @@ def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
     assert config.model is not None
-    pin_threads(config.threads, folder)
+    pin_threads(config.threads, folder, listener)
     return open_network(
         config.model,
         data=config.data,
@@ -174,19 +174,21 @@ class PruningRun:
 
         Raises:
             BudgetUnreachableError: even the narrowest network exceeds a limit.
+            DeviceError: it does so by figures that were measured under load.
         """
         ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
         ceilings += latency_constraints.ceilings()
         requested = {limit.metric: limit.requested for limit in budget}
         ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]
-        try:
-            return Constraint(self.network.space, ceilings)
-        except BudgetUnreachableError as error:
-            if not latency_constraints:
-                raise
-            raise BudgetUnreachableError(
-                f"{error}. Measured, that narrowest network takes {latency_constraints.reachable()}."
-            ) from error
+        with latency_constraints.judged():
+            try:
+                return Constraint(self.network.space, ceilings)
+            except BudgetUnreachableError as error:
+                if not latency_constraints:
+                    raise
+                raise BudgetUnreachableError(
+                    f"{error}. Measured, that narrowest network takes {latency_constraints.reachable()}."
+                ) from error
 
     def prediction_errors(self) -> dict[str, Any] | None:
         """Return the error of the latency predictor, or by metric if there are several; None if there is none."""

@@ -29,7 +29,7 @@ class _Pipeline:
 
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
-        pin_threads(config.threads, folder)
+        pin_threads(config.threads, folder, listener)
         self._config = with_defaults(config if config.architecture is None else self._trained(config))
 
     def execute(self) -> bool:

@@ -29,7 +29,7 @@ def run(config: SparsifyConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> None:
     assert config.model is not None
-    pin_threads(config.threads, folder)
+    pin_threads(config.threads, folder, listener)
     network = open_network(
         config.model,
         data=config.data,

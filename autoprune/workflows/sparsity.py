@@ -163,29 +163,16 @@ def _train(
 
 def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> None:
     epochs, moments = record.epochs, record.iterations
-    scale_quintiles(
-        [seen.epoch for seen in epochs],
-        [seen.quintiles for seen in epochs],
-        folder / "quintiles.png",
-        title=title,
-        symbol=symbol,
-    )
-    scale_histogram(
-        [seen.epoch for seen in epochs],
-        [seen.counts for seen in epochs],
-        record.edges,
-        folder / "histogram.png",
-        title=title,
-        symbol=symbol,
-    )
+    numbers = [seen.epoch for seen in epochs]
+    charts = [
+        scale_quintiles(numbers, [seen.quintiles for seen in epochs], title=title, symbol=symbol),
+        scale_histogram(numbers, [seen.counts for seen in epochs], record.edges, title=title, symbol=symbol),
+    ]
     if moments:
-        watched_scales(
-            [seen.iteration for seen in moments],
-            [seen.scales for seen in moments],
-            folder / "watched.png",
-            title=f"{title}: {record.watched}",
-            symbol=symbol,
-        )
+        iterations, scales = [seen.iteration for seen in moments], [seen.scales for seen in moments]
+        charts.append(watched_scales(iterations, scales, title=f"{title}: {record.watched}", symbol=symbol))
+    for chart in charts:
+        chart.png(folder)
 
 
 def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Listener) -> None:

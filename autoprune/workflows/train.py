@@ -16,7 +16,7 @@ from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.stock_yaml import describe
-from autoprune.workflows.tuning import Tuning, soften, tune
+from autoprune.workflows.tuning import Tuning, arguments_of, soften, tune
 
 RECALIBRATION_IMAGES = 60
 
@@ -37,6 +37,7 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
         distill_weight=config.distill_weight,
         patience=config.patience or 0,
         devices=devices if len(devices) > 1 else (),
+        arguments=arguments_of(config.train_args),
     )
     with RunFolder.open("train", config, caller) as folder:
         stages = _train(config, applied, folder.path, tuning=tuning, listener=listener)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from autoprune.training.finetune import finetune
 from autoprune.training.plan import short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
-from autoprune.training.ultralytics.recipe import from_scratch_recipe
+from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
 from autoprune.workflows.network import Network
 from autoprune.workflows.stock_yaml import describe
 
@@ -41,6 +41,7 @@ class Tuning:
         distill_weight: how much the teacher counts.
         patience: epochs without a better one after which the training stops; 0 for never.
         devices: several GPUs to train on; empty for the adapter's own device.
+        arguments: the family's own settings in place of its recipe's, see `train_arguments`.
     """
 
     epochs: int
@@ -51,21 +52,34 @@ class Tuning:
     distill_weight: float = 1.0
     patience: int = 0
     devices: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
         """Return the settings of a run that prunes to a budget; the teacher teaches only if it is asked to."""
+        arguments = arguments_of(config.train_args)
         return cls(
             epochs=config.finetune_epochs or 0,
             lr_scale=config.lr_scale,
             batch=config.batch,
             seed=config.seed,
             teacher=teacher if config.distill else None,
+            patience=int(arguments.pop("patience", 0)),
+            arguments=arguments,
         )
 
     def extensions(self) -> Sequence[TrainingExtension]:
         """Return what takes part in the fine-tuning."""
         return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+
+
+def arguments_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the training arguments that a user wrote; Ultralytics is asked only if there are any.
+
+    Raises:
+        ConfigError: Ultralytics refuses one.
+    """
+    return train_arguments(texts) if texts else {}
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ def tune(
             label="Fine-tuning",
             tuning=started,
             listener=listener,
-            changes={"patience": tuning.patience},
+            changes={"patience": tuning.patience, **tuning.arguments},
             extensions=tuning.extensions(),
             curve=curve,
         )

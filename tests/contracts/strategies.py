@@ -52,7 +52,8 @@ def check_replay(make: MakeStrategy, toy: Toy, result: SearchResult, evaluations
 
 def check_batches(make: MakeStrategy, toy: Toy, result: SearchResult, evaluations: int) -> None:
     """Assert that a search with fewer evaluations is the beginning of the longer one that was planned the same."""
-    for fewer in range(1, len(result.history)):
+    whole = len(result.history)
+    for fewer in sorted({1, 2, 3, whole // 2, whole - 1} & set(range(1, whole))):
         shorter = _Cut(toy, fewer)
         with suppress(EvaluationsSpent):
             make(evaluations).run(shorter)

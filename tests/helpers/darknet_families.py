@@ -90,6 +90,18 @@ def yolov3(divisor: int = 1, size: int = 416, *, spp: bool = False) -> str:
     return "\n".join(net.parts)
 
 
+def _tiny_heads(net: _Writer, joined: int, anchors: str) -> str:
+    """Add the two heads of a tiny network, the second one with a layer of the backbone and these anchors."""
+    net.head("3,4,5", ANCHORS["tiny"])
+    net.route(-4)
+    net.conv(128)
+    net.add("upsample", stride=2)
+    net.route(-1, joined)
+    net.conv(256, 3)
+    net.head(anchors, ANCHORS["tiny"])
+    return "\n".join(net.parts)
+
+
 def yolov3_tiny(divisor: int = 1, size: int = 416) -> str:
     """YOLOv3-tiny."""
     net = _Writer(size, "leaky", divisor)
@@ -101,14 +113,7 @@ def yolov3_tiny(divisor: int = 1, size: int = 416) -> str:
     net.conv(1024, 3)
     net.conv(256)
     net.conv(512, 3)
-    net.head("3,4,5", ANCHORS["tiny"])
-    net.route(-4)
-    net.conv(128)
-    net.add("upsample", stride=2)
-    net.route(-1, 8)
-    net.conv(256, 3)
-    net.head("0,1,2", ANCHORS["tiny"])
-    return "\n".join(net.parts)
+    return _tiny_heads(net, 8, "0,1,2")
 
 
 def yolov4_tiny(divisor: int = 1, size: int = 416) -> str:
@@ -128,14 +133,7 @@ def yolov4_tiny(divisor: int = 1, size: int = 416) -> str:
     net.conv(512, 3)
     net.conv(256)
     net.conv(512, 3)
-    net.head("3,4,5", ANCHORS["tiny"])
-    net.route(-4)
-    net.conv(128)
-    net.add("upsample", stride=2)
-    net.route(-1, 23)
-    net.conv(256, 3)
-    net.head("1,2,3", ANCHORS["tiny"])
-    return "\n".join(net.parts)
+    return _tiny_heads(net, 23, "1,2,3")
 
 
 def yolov4(divisor: int = 1, size: int = 608) -> str:

@@ -25,6 +25,7 @@ from autoprune.workflows.call import Caller
 from autoprune.workflows.network import Network, open_network
 from tests.helpers.detectors import build, write_data, write_detector
 from tests.helpers.fake_backend import OVERHEAD, FakeBackend, layer_law
+from tests.helpers.load import IDLE, set_load
 
 SIZE, WIDTH = 64, 32
 
@@ -128,7 +129,7 @@ def analysed(module: nn.Module, example: torch.Tensor, **options: Any) -> Channe
 
 @contextmanager
 def quick_commands(cache: Path) -> Iterator[None]:
-    """Let commands measure on the device in closed form and analyse each architecture once."""
+    """Let commands measure on an idle device in closed form and analyse each architecture once."""
 
     class Meter(LatencyMeter):
         def __init__(self, dense: nn.Module, settings: RuntimeSettings, **options: Any) -> None:
@@ -137,4 +138,5 @@ def quick_commands(cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoprune.workflows.latency, "LatencyMeter", Meter)
         patch.setattr(autoprune.workflows.network, "analyse", analysed)
+        set_load(patch, IDLE)
         yield

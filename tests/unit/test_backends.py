@@ -54,7 +54,7 @@ def test_what_is_left_open_is_filled_in() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "must be cpu, cuda"),
-        ({"device": "mps"}, "must be cpu, cuda"),
+        ({"device": "mps"}, "The device mps was asked for, but torch sees no Apple GPU here"),
         ({"precision": Precision.INT8}, "torch runs on cpu in fp32, bf16, fp16, got `precision` int8"),
         ({"runtime": Runtime.CUDAGRAPH}, "cudagraph runs on cuda, got `device` cpu; on cpu there are torch, "),
         ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),
@@ -148,14 +148,14 @@ def test_a_meter_measures_on_the_real_cpu() -> None:
 def test_a_cpu_without_instructions_for_a_precision_is_refused(
     runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_torch, "_has_any", lambda *_: False)
+    monkeypatch.setattr(_torch, "computes_in", lambda *_: False)
     settings = runtime_settings("cpu", image_size=64, runtime=runtime, precision=precision)
     with pytest.raises(DeviceError, match=rf"instructions for `precision` {precision.value} \(.+\), and this one \(.+"):
         open_backend(settings)
 
 
 def test_a_network_computes_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_torch, "_has_any", lambda *_: True)  # torch emulates what the CPU lacks
+    monkeypatch.setattr(_torch, "computes_in", lambda *_: True)  # torch emulates what the CPU lacks
     found = []
 
     class Noting(nn.Conv2d):

@@ -189,7 +189,7 @@ def test_a_data_set_of_other_channels(
     assert main([*words, "--budget", "flops=60%"]) == 2
     said = one_sentence(capsys.readouterr().err)
     assert "best.pt takes images of 3 channels, but those of" in said
-    assert "data.yaml have 1 ('channels' of a YAML file, 3 where it is left out)" in said
+    assert "data.yaml have 1 ('channels' of a YAML file, 3 if it is left out)" in said
 
 
 def test_a_training_on_images_of_other_channels(worlds: Path, tiny: Path, tmp_path: Path) -> None:

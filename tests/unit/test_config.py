@@ -64,7 +64,7 @@ def test_every_field_is_documented(kind: type[Config]) -> None:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"imgsz": 0}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 0"),
     ({"imgsz": 100}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 100"),
-    ({"device": "tpu"}, "`device` must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ({"device": "tpu"}, "`device` must be auto, cpu, cuda, cuda:N, mps, or N for cuda:N, got 'tpu'"),
     ({"device": "cuda:"}, "`device` must be"),
     ({"batch": 0}, "`batch` must be a whole number of at least 1, got 0"),
     ({"threads": 0}, "`threads` must be a whole number of at least 1, got 0"),

@@ -106,7 +106,7 @@ def test_a_channel_that_the_loss_does_not_depend_on_goes_first(reader: Any) -> N
 @pytest.mark.shared
 def test_a_uniformly_pruned_detector_is_left_better_than_by_l1(shared: Path, tmp_path: Path) -> None:
     adapter = open_adapter(
-        shared / "models" / "bccd-yolov8n-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=160
+        shared / "models" / "bccd-yolov8n-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=96
     )
     graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)

@@ -22,6 +22,7 @@ PACKAGES = {
     "made_up_package": None,
     "torch.utils.tensorboard": "tensorboard",
     "thop": "ultralytics-thop",
+    "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
 """What brings a module, where that has another name."""

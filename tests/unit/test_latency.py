@@ -400,3 +400,42 @@ def test_samples_are_spread_and_half_of_them_lie_near_the_budget(tmp_path: Path)
     assert np.count_nonzero(np.abs(shares - 0.5) < 0.15) >= 10
     assert shares.max() > 0.85
     assert shares.min() < 0.35
+
+
+class Disturbed:
+    """Sees other processes disturb so many measurements, from the first on."""
+
+    def __init__(self, measurements: int) -> None:
+        self.left = measurements
+
+    def disturbs(self, threads: int) -> bool:
+        assert threads == SETTINGS.threads
+        self.left -= 1
+        return self.left >= 0
+
+
+@pytest.mark.parametrize(("measurements", "taken"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_a_disturbed_reference_is_measured_again_and_marked_if_it_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measurements: int, taken: int
+) -> None:
+    watch = Disturbed(measurements)
+    monkeypatch.setattr("autoprune.latency.timing.LoadWatch", lambda: watch)
+    meter = make_meter(FakeBackend(SETTINGS, noise=0.05), tmp_path)
+    assert meter.reference.under_load is (measurements >= 3)
+    assert measurements - watch.left == taken
+    timing = meter.measure(lambda: Chain(SPACE, SPACE.lower), "lower")
+    assert meter.milliseconds(timing).under_load is (measurements >= 3)
+
+
+def test_networks_measured_under_load_are_not_kept_for_later_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(disturbed: int) -> int:
+        backend, watch = FakeBackend(SETTINGS), Disturbed(disturbed)
+        monkeypatch.setattr("autoprune.latency.timing.LoadWatch", lambda: watch)
+        make_meter(backend, tmp_path).sample(lambda: Chain(SPACE, SPACE.lower), [1, 2, 3])
+        return backend.prepared
+
+    first = prepared(9)
+    assert prepared(0) == first, "the disturbed one was not kept"
+    assert prepared(0) < first

@@ -2,7 +2,8 @@
 
 They decide which channels go (``space``), whether a budget is held and read right (``constraint``, ``budget``),
 where a search starts and which candidate ships (``prior``, ``finalists``), that a run can be repeated
-(``isolation``) and what weights make up for; all have tests of seconds. A runner of its own: mutmut leaves out whatever
+(``isolation``), what weights make up for, what a score is and what is cut (``evaluator``, ``slicing``, ``statistics``);
+all have tests of seconds. A runner of its own: mutmut leaves out whatever
 is decorated, here the dataclasses, properties and context managers that much of these modules is made of.
 
 ``AUTOPRUNE_MUTANTS=60 pytest -m slow tests/unit/test_mutants.py`` tries more of them.
@@ -23,6 +24,11 @@ TESTS = {
     "autoprune.structure.space": ["test_space"],
     "autoprune.structure.constraint": ["test_space", "test_constraint"],
     "autoprune.budget": ["test_budget"],
+    "autoprune.structure.slicing": ["test_slicing"],
+    "autoprune.statistics.layers": ["test_statistics"],
+    "autoprune.statistics.moments": ["test_statistics"],
+    "autoprune.statistics.sampling": ["test_statistics"],
+    "autoprune.evaluation.evaluator": ["test_evaluator"],
     "autoprune.strategies.prior": ["test_prior"],
     "autoprune.workflows.finalists": ["test_finalists"],
     "autoprune.strategies.isolation": ["test_isolation"],

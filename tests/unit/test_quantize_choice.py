@@ -52,7 +52,7 @@ def test_the_fewest_of_the_worst_groups_stay_in_float(
     network: Any = Scripted(dict(zip(names, losses, strict=True)), dict(zip(names, errors, strict=False)))
     least = min(names, key=lambda name: (network.errors[name], -names.index(name)))
     if sum(losses) > max_drop and network.losses[least] > max_drop:
-        with pytest.raises(ExportError, match=f"even where only {least} is quantised"):
+        with pytest.raises(ExportError, match=f"even if only {least} is quantised"):
             choose_precision(network, whole=0.75, max_drop=max_drop, advance=ignore)
         return
     choice = choose_precision(network, whole=0.75, max_drop=max_drop, advance=ignore)

@@ -155,6 +155,13 @@ def test_a_single_class_or_very_many_have_no_table(tmp_path: Path, classes: int)
     assert class_table(replace(FOUND, stages=stages), tmp_path) is None
 
 
+def test_the_table_marks_latencies_that_were_measured_under_load(tmp_path: Path) -> None:
+    loaded = replace(PRUNED, latencies={"latency": {**TIME, "under_load": True}})
+    table = stage_table(replace(FOUND, stages={"dense": DENSE, "pruned": loaded}), tmp_path)
+    assert table is not None
+    assert "latency (measured under load)" in [row[0] for row in table.rows]
+
+
 def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_path: Path) -> None:
     assert stage_table(comparison(), tmp_path) is None
     table = comparison_table(comparison(), tmp_path)

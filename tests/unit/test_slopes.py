@@ -22,6 +22,7 @@ from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import ChannelMask, Pruner, Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
+from tests.helpers import world
 from tests.unit.test_compensation import Reader
 from tests.unit.test_folding import randomised
 
@@ -139,7 +140,7 @@ def test_units_with_high_gains_really_gain_more(shared: Path, tmp_path: Path, co
     adapter = open_adapter(
         shared / "models" / "bccd-yolov8n-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=160
     )
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = world.analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     pruner = Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph))
 

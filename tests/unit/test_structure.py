@@ -22,7 +22,7 @@ LONG = {*HEAVY, "yolov5n", "yolov6n", "yolov9t", "yolov10n", "yolo11n", "yolo12n
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
 
 
-@lru_cache(maxsize=1)  # the tests that are parametrized by module take one network after the other
+@lru_cache(maxsize=4)  # the tests that are parametrized by module take one network after the other
 def analysed(name: str) -> tuple[nn.Module, ChannelGraph]:
     module = build(name)
     return module, analyse(module, example(), free_outputs=FREE_OUTPUTS)
@@ -62,7 +62,7 @@ def test_random_allocations_train_and_shrink(name: str) -> None:
             assert child.weight.shape == (child.num_features,), path
 
 
-@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"], scope="module")
+@pytest.mark.parametrize("name", ["yolov8n", pytest.param("yolo11n", marks=pytest.mark.slow)], scope="module")
 def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     module, graph = analysed(name)
     first = random_keep(Space(graph, round_to=1, min_keep=0.5), 1)

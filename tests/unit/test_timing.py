@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 
 import numpy as np
 import pytest
@@ -133,3 +134,53 @@ def test_timings_survive_json() -> None:
     assert Timing.from_json(json.loads(json.dumps(timing.dense.to_json()))) == timing.dense
     before_outliers = {"median": 2.0, "p10": 1.0, "p90": 3.0, "runs": 40}
     assert Timing.from_json(before_outliers) == Timing(2.0, 1.0, 3.0, 40, outliers=0)
+
+
+class Watch:
+    """Sees other processes disturb every measurement."""
+
+    def disturbs(self, threads: int) -> bool:
+        return True
+
+
+def test_under_load_the_runs_that_did_not_wait_count_and_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = [0.0, 40.0, 25.0, 60.0, 33.0, 18.0]  # the median run waits for a core
+    candidate, dense = [6.0 + wait for wait in waits], [12.0 + wait for wait in waits[1:] + waits[:1]]
+    idle = time_pair(Scripted(candidate), Scripted(dense), MeasurementConfig(warm_up=6))
+    monkeypatch.setattr("autoprune.latency.timing.LoadWatch", Watch)
+    loaded = time_pair(Scripted(candidate), Scripted(dense), MeasurementConfig(warm_up=6))
+    assert not idle.under_load
+    assert idle.ratio > 0.7
+    assert loaded.under_load
+    assert loaded.ratio == 0.5
+    assert loaded.candidate.median == loaded.candidate.p10 == 6.0
+    assert PairedTiming.from_json(json.loads(json.dumps(loaded.to_json()))) == loaded
+    assert time_alone(Scripted(dense), MeasurementConfig()).under_load
+
+
+def test_records_without_load_are_read() -> None:
+    values = Timing(2.0, 1.0, 3.0, 10).to_json()
+    del values["under_load"]
+    assert not Timing.from_json(values).under_load
+
+
+class InThread(Scripted):
+    """Computes in this thread for a while, and says that it waited long for that."""
+
+    in_thread = True
+
+    def elapsed(self) -> float:
+        start = time.thread_time()
+        while time.thread_time() < start + 1e-3 * self.times[0]:
+            pass
+        return 100.0
+
+
+def test_under_load_a_single_thread_is_timed_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MeasurementConfig(runs=10, max_runs=10, warm_up=2)
+    assert time_alone(InThread([1.0]), config).median == 100.0
+    monkeypatch.setattr("autoprune.latency.timing.LoadWatch", Watch)
+    assert 1.0 <= time_alone(InThread([1.0]), config).median < 5.0
+    assert 0.2 < time_pair(InThread([1.0]), InThread([2.0]), config).ratio < 0.9
+    mixed = time_pair(InThread([1.0]), Scripted([50.0]), config)
+    assert (mixed.candidate.median, mixed.dense.median) == (100.0, 50.0), "both by one clock"

@@ -189,7 +189,7 @@ def test_nothing_is_installed_for_a_foreign_class(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("device", ["abacus", "meta", ""])
 def test_unknown_device(folder: Path, device: str) -> None:
-    with pytest.raises(DeviceError, match="device must be cpu, cuda"):
+    with pytest.raises(DeviceError, match="`device` must be cpu, cuda"):
         UltralyticsAdapter.load(folder / "tiny.pt", device=device)
 
 

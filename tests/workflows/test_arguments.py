@@ -24,7 +24,7 @@ from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
 from autoprune.strategies.registry import StrategyName
 
-NAMES = ", ".join(COMMANDS)
+NAMES = ", ".join([*COMMANDS, "completion"])
 KNOWN = ", ".join(spec.name for spec in METRICS)
 STRATEGIES = ", ".join(member.value for member in StrategyName)
 DASH = "one that begins with a dash is written"
@@ -76,7 +76,7 @@ def test_netadapt_and_sensitivity_are_understood() -> None:
 
 @pytest.mark.parametrize("target", ["hands", "123", "true", "a: b"])
 def test_what_data_is_told_is_taken_by_its_place(target: str) -> None:
-    expected = DataConfig(name=DataSetName.OXFORD_HAND, source=Path("hand_dataset"), target=Path(target))
+    expected = DataConfig(data_set=DataSetName.OXFORD_HAND, source=Path("hand_dataset"), target=Path(target))
     assert parse(["data", "oxford-hand", "hand_dataset", target]) == ("data", expected)
 
 

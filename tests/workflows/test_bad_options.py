@@ -58,7 +58,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("search --budget flops=50% --model", "--model needs a value"),
     ("search --budget flops=50% --device tpu", "got 'tpu'"),
     ("search --budget flops=50% --device cuda:99999", "got 'cuda:99999'"),
-    ("search --budget flops=50% --device cuda:１", "--device must be auto, cpu, cuda or cuda:N"),
+    ("search --budget flops=50% --device cuda:１", "--device must be auto, cpu, cuda, cuda:N, mps, or N"),
     ("search --budget flops=50% --device=", "--device must be"),
     ("search --budget flops=50% --criterion xyz", "got 'xyz'"),
     ("search --budget flops=50% --criterion l0", "above 0"),

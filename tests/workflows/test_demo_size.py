@@ -1,4 +1,4 @@
-"""The demonstration runs at an image size at which its budget can be held on this machine."""
+"""The demonstration runs at an image size at which its budget asks for a fair amount of pruning on this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoprune.config import SearchConfig
-from autoprune.demo import DEMO_IMAGE_SIZE
+from autoprune.demo import DEMO_SIZES
 from autoprune.listener import SilentListener
 from autoprune.workflows import demo_size
+from autoprune.workflows.demo_size import LEAST, MOST, WANTED, suitable_size
 
 
 class Folder:
@@ -25,26 +28,70 @@ class Folder:
         return self.kept[kind]
 
 
-def size_on(monkeypatch: pytest.MonkeyPatch, milliseconds: float, folder: Any = None, **options: Any) -> int | None:
-    """Return the image size on a machine that takes so long at the demonstration's own."""
+class Notes(SilentListener):
+    """Keeps what it hears."""
 
-    def measured(size: int, device: str) -> float:
-        return milliseconds * (size / DEMO_IMAGE_SIZE) ** 2
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
-    monkeypatch.setattr(demo_size, "_milliseconds", measured)
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def size_on(
+    monkeypatch: pytest.MonkeyPatch, milliseconds: float, folder: Any = None, listener: Any = None, **options: Any
+) -> int | None:
+    """Return the image size on a machine that takes so long at 288 px."""
+    monkeypatch.setattr(demo_size, "pin_threads", lambda threads, folder, listener: None)
+    monkeypatch.setattr(demo_size, "DenseLatency", lambda config: lambda size: milliseconds * (size / 288) ** 2)
     config = SearchConfig(**{"budget": ("latency=8ms",), "threads": 1, **options})
-    return demo_size.with_demo_size(config, folder or Folder(), SilentListener()).imgsz
+    return demo_size.with_demo_size(config, folder or Folder(), listener or SilentListener()).imgsz
 
 
-def test_a_slow_machine_gets_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert size_on(monkeypatch, 18.0) == DEMO_IMAGE_SIZE
-    assert size_on(monkeypatch, 47.0) == 160
-    assert size_on(monkeypatch, 5000.0) == demo_size.SMALLEST
+@given(speed=st.floats(1e-6, 1e6), overhead=st.floats(0, 100), power=st.floats(0.3, 2.5), limit=st.floats(0.1, 1000))
+def test_a_size_within_the_band_if_there_is_one_or_else_the_nearest(
+    speed: float, overhead: float, power: float, limit: float
+) -> None:
+    asked: list[int] = []
+
+    def latency(size: int) -> float:
+        return overhead + speed * (size / 320) ** power
+
+    def measure(size: int) -> float:
+        asked.append(size)
+        return latency(size)
+
+    size, taken = suitable_size(measure, limit)
+    shares = {one: latency(one) / limit for one in DEMO_SIZES}
+    if any(LEAST <= share <= MOST for share in shares.values()):
+        assert LEAST <= shares[size] <= MOST
+    else:
+        distances = {one: max(share / WANTED, WANTED / share) for one, share in shares.items()}
+        assert distances[size] <= min(distances.values()) * (1 + 1e-9)
+    assert taken == latency(size)
+    assert len(asked) == len(set(asked)) <= 6, "each measurement takes a second"
+
+
+def test_slow_and_fast_machines_get_the_ends_of_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert size_on(monkeypatch, 0.001) == DEMO_SIZES[-1] == 640
+    assert size_on(monkeypatch, 5000.0) == DEMO_SIZES[0] == 64
+
+
+def test_the_size_is_said_with_what_the_dense_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Notes()
+    assert size_on(monkeypatch, 22.0, listener=listener) == 224
+    taken = "there its dense network takes 13.31 ms on this machine, 1.7 times the budget."
+    assert listener.notes == [f"The demonstration runs at 224 px: {taken}"]
 
 
 def test_the_size_of_a_run_stays_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder()
     assert size_on(monkeypatch, 47.0, folder) == size_on(monkeypatch, 18.0, folder) == 160
+
+
+def test_the_dense_network_is_measured_as_a_search_measures_it() -> None:
+    latency = demo_size.DenseLatency(SearchConfig(budget=("latency=8ms",), threads=1, device="cpu"))
+    assert 0 < latency(64) < latency(320)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.exporting import Parity
 from autoprune.formats import TOLERANCES, ExportFormat, Tolerance, formats_where
+from autoprune.io.installed import install_extra
 from autoprune.models._base import Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
@@ -250,7 +251,7 @@ def test_a_missing_runtime_is_named_with_its_extra(
         importlib.util, "find_spec", lambda name, *more: None if name == missing else there(name, *more)
     )
     assert exporting(world, tmp_path / "run", "--format", file_format) == 2
-    assert f"needs the package {missing}, which is not installed: pip install 'autoprune[{missing}]'" in one_sentence(
+    assert f"needs the package {missing}, which is not installed: {install_extra(missing)}" in one_sentence(
         capsys.readouterr().err
     )
 

@@ -18,7 +18,7 @@ from autoprune.cli.main import main
 from autoprune.latency import LatencyMeter
 from autoprune.latency.predictor import spearman
 from autoprune.models import open_adapter
-from autoprune.report.profile_sections import SHOWN_WIDTHS, listed_widths
+from autoprune.report.profile import SHOWN_WIDTHS, listed_widths
 from tests.helpers.fake_backend import OVERHEAD, layer_law
 from tests.helpers.world import SIZE, cut, one_sentence, records
 

@@ -12,6 +12,7 @@ from autoprune.choices import Runtime
 from autoprune.cli.main import main
 from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError
+from autoprune.io.installed import install_extra
 from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
 from tests.helpers.detectors import write_data, write_detector
@@ -78,7 +79,7 @@ def test_a_missing_package_is_named_with_its_extra(
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == missing else there("os"))
     assert main(words(tmp_path, "--runtime", runtime)) == 2
-    wanted = f"needs the package {missing}, which is not installed: pip install 'autoprune[{extra}]'"
+    wanted = f"needs the package {missing}, which is not installed: {install_extra(extra)}"
     assert wanted in one_sentence(capsys.readouterr().err)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from autoprune.cli.main import main
 from autoprune.config import ApplyConfig, RunConfig, SearchConfig
 from autoprune.errors import AutopruneError, BudgetUnreachableError, ConfigError, ModelError, RunError, TrainingError
 from autoprune.journal import Journal
+from autoprune.models import stock  # noqa: F401 (imports Ultralytics without its side effects)
 from autoprune.workflows import folder as folders
 from autoprune.workflows.folder import RunFolder, RunWarning
 from tests.helpers.detectors import write_data
@@ -306,3 +309,60 @@ def test_a_run_may_be_reached_through_a_link(stopped: Path) -> None:
 def test_the_listing_of_inputs_is_for_people_too(stopped: Path) -> None:
     listed = json.loads((stopped / "inputs.json").read_text())
     assert listed["--data (train)"]["images/train/0.png"] == str(Path("data/images/train/0.png").stat().st_size)
+
+
+# -- project and name, as Ultralytics has them -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "paths"),
+    [
+        ({"project": Path("P"), "name": "exp"}, ["P/exp", "P/exp-2", "P/exp-3"]),
+        ({"project": Path("P")}, ["P/search", "P/search-2"]),
+        ({"name": "exp"}, ["runs/exp", "runs/exp-2"]),
+        ({"name": "a/b"}, ["runs/a/b", "runs/a/b-2"]),
+        ({}, ["runs/search-1", "runs/search-2"]),
+    ],
+)
+def test_a_run_gets_a_folder_of_its_own_as_ultralytics_counts(
+    world: Path, options: Mapping[str, Any], paths: list[str]
+) -> None:
+    for path in paths:
+        if options:
+            assert importlib.import_module("ultralytics.utils.files").increment_path(paths[0]) == Path(path)
+        with RunFolder.open("search", search(None, **options), CALLER) as folder:
+            assert folder.path == Path(path)
+            folder.once("threads", lambda: 1)
+
+
+def test_a_run_of_a_project_goes_on_where_it_lies(world: Path) -> None:
+    config = search(None, project=Path("P"), name="exp")
+    with RunFolder.open("search", config, CALLER) as folder:
+        score(folder)
+    with resumed(Path("P/exp")) as again:
+        assert (again.path, again.resumed) == (Path("P/exp"), True)
+    assert not Path("P/exp-2").exists()
+    moved = Path("elsewhere")
+    Path("P/exp").rename(moved)
+    with resumed(moved) as again:  # where it lies does not make it another run
+        assert again.path == moved
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "--out a --project P",
+            "--out is the run folder itself, and --project says where it is made: give one of them",
+        ),
+        ("--out a --name N", "--out is the run folder itself, and --name says where it is made: give one of them"),
+        ("--name ../x", "--name must name a folder within --project, got '../x'"),
+        ("--name=/x", "--name must name a folder within --project, got '/x'"),
+        ("--name=", "--name must name a folder within --project, got ''"),
+        ("--name x --exist-ok", "a run never writes into the folder of another; with --name it counts on"),
+    ],
+)
+def test_a_folder_that_cannot_be_meant_is_refused(line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(["search", "--budget", "flops=50%", *line.split()])
+    assert said in str(caught.value)

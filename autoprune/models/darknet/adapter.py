@@ -51,7 +51,7 @@ from autoprune.models.detection.exporting import suppressed
 from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, measure
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import resolve_device
+from autoprune.runtimes.settings import compute_device
 
 _TASK = "detect"
 _VALIDATION_BATCH, _EXAMPLES = 16, 2
@@ -113,7 +113,7 @@ class DarknetAdapter(TrainableAdapter):
             DataError: the data set is missing or malformed, or has other classes or channels.
             DeviceError: the device is unknown or not there.
         """
-        target, weights = resolve_device(device), weights_of(cfg)
+        target, weights = compute_device(device), weights_of(cfg)
         network, header = read(cfg, weights, resize=lambda found: choose_image_size(found, image_size))
         data_set = None
         if data is not None:
@@ -137,11 +137,6 @@ class DarknetAdapter(TrainableAdapter):
     def has_images(self) -> bool:
         """Whether it was loaded with a data set."""
         return self.data is not None
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
-        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""

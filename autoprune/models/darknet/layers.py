@@ -24,7 +24,7 @@ BATCH_NORM_EPSILON = 1e-5
 """In AlexeyAB's Darknet batch norm is (x − mean) / sqrt(variance + 1e-5) (``blas.c``: ``normalize_cpu``).
 
 The original Darknet divides by sqrt(variance) + 1e-6, and OpenCV's reader by sqrt(variance + 1e-6). The three differ
-visibly only where a channel's variance is itself as small as these numbers.
+visibly only if a channel's variance is itself as small as these numbers.
 """
 
 

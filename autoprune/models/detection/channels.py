@@ -55,7 +55,7 @@ def check_channels(weights: Path, channels: int, data: Mapping[str, Any]) -> Non
     if found != channels:
         raise DataError(
             f"{weights} takes images of {_counted(channels)}, but those of {file} have {found} ('channels' of a YAML "
-            f"file, {COLOUR} where it is left out); use the data set that the network was trained on"
+            f"file, {COLOUR} if it is left out); use the data set that the network was trained on"
         )
 
 

@@ -58,11 +58,18 @@ class DataSet:
             raise DataError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
         if split not in self.splits:
             raise DataError(f"{self.file} names no {split!r} split")
-        found = sorted({file for place in self.splits[split] for file in _images_at(place, split)})
+        found = sorted({file for place in self.splits[split] for file in self._images_at(place, split)})
         if not found:
             places = ", ".join(map(str, self.splits[split]))
             raise DataError(f"the {split!r} split of {self.file} holds no image: looked in {places}")
         return found
+
+    def _images_at(self, place: Path, split: str) -> Iterator[str]:
+        """Yield the images in a folder and below, or listed in a text file."""
+        if not place.exists():
+            hint = "; fetch it with `download`" if self.settings.get("download") else ""
+            raise DataError(f"the {split!r} split does not exist: {place}{hint}")
+        yield from _images_at(place, split)
 
 
 def as_one_class(data: DataSet) -> DataSet:
@@ -106,7 +113,7 @@ def _images_at(place: Path, split: str) -> Iterator[str]:
     if place.is_dir():
         for folder, _, names in os.walk(place, followlinks=True):
             yield from (os.path.join(folder, name) for name in names if _is_image(name))
-    elif place.is_file():
+    else:
         try:
             lines = place.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -114,8 +121,6 @@ def _images_at(place: Path, split: str) -> Iterator[str]:
         for entry in map(str.strip, lines):
             if _is_image(entry):
                 yield str(place.parent / entry[2:]) if entry.startswith("./") else entry
-    else:
-        raise DataError(f"the {split!r} split does not exist: {place}")
 
 
 def _is_image(name: str) -> bool:

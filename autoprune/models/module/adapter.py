@@ -28,7 +28,7 @@ from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, writ
 from autoprune.models.module.data import Collate, Data, MapDataset, reason_of
 from autoprune.models.module.exporting import FirstOutput, write
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import resolve_device
+from autoprune.runtimes.settings import compute_device
 from autoprune.structure.graph import copied
 
 _VALIDATION_BATCH = 16
@@ -92,7 +92,7 @@ class ModuleAdapter(TrainableAdapter):
                 f"{tuple(example.shape)}"
             )
         self.name = name or type(module).__name__.lower()
-        self.device = resolve_device(device)
+        self.device = compute_device(device)
         self.module = copied(module).to(self.device, torch.float32).eval()
         self.image_size = max(example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
@@ -106,7 +106,7 @@ class ModuleAdapter(TrainableAdapter):
     def opened(self, module: nn.Module | None = None, *, device: str | torch.device | None = None) -> ModuleAdapter:
         """Return an adapter of the same data for another network of the same classes, or on another device."""
         other = copy.copy(self)
-        other.device = self.device if device is None else resolve_device(device)
+        other.device = self.device if device is None else compute_device(device)
         other.module = copy.deepcopy(module or self.module).to(other.device).eval()
         return other
 
@@ -114,11 +114,6 @@ class ModuleAdapter(TrainableAdapter):
     def has_images(self) -> bool:
         """A module always comes with its data."""
         return True
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Nothing: a sample that cannot be read is an error."""
-        return ()
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return inputs of uniform noise, the same at every call."""

@@ -48,7 +48,7 @@ from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, end_to_end, task_of
 from autoprune.models.ultralytics.validation import deployed, measure_batches, measure_split
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import resolve_device
+from autoprune.runtimes.settings import compute_device, resolve_device
 
 _PAIRS = "pairs"
 """Key of a batch's `scoring.find_pairs`."""
@@ -84,11 +84,11 @@ class UltralyticsAdapter(Adapter):
     ) -> None:
         self.name = name
         self.trust = trust
-        self.device = device
+        self.device, self.training_device = compute_device(device), device
         self.image_size, self.channels = image_size, input_channels(module)
         self.train_args = train_args
         self.notes = notes or {}
-        self.module = prepared(module, train_args).to(device)
+        self.module = prepared(module, train_args).to(self.device)
         self.task = task_of(module)
         self.metric_names = tuple(self.task.metric.keys)
         self.description = StockYaml(self.task)
@@ -229,11 +229,6 @@ class UltralyticsAdapter(Adapter):
     def data(self) -> DataSet | None:
         """The data set, or None."""
         return None if self._source is None else self._source.data
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Images that could not be read so far, as ``path: reason``."""
-        return tuple(f"{file}: {reason}" for file, reason in self._skipped.items())
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""

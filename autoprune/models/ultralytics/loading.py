@@ -107,7 +107,7 @@ def _restoring_only(path: Path) -> Iterator[None]:
     def refuse(module: nn.Module, *arguments: Any, **options: Any) -> None:
         if threading.get_ident() == here:
             raise ModelError(
-                f"{path} would construct a {type(module).__name__}, which can read other files, where training writes "
+                f"{path} would construct a {type(module).__name__}, which can read other files, while training writes "
                 f"networks to be restored; {_TRUST}"
             )
         construct(module, *arguments, **options)

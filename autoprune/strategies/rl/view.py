@@ -21,7 +21,7 @@ class Exploration(ABC):
     """Turns wanted actions into tried ones, all within [−1, 1].
 
     Attributes:
-        noise: standard deviation of what is added now; NaN where actions do not depend on what is wanted.
+        noise: standard deviation of what is added now; NaN if actions do not depend on what is wanted.
     """
 
     noise: float

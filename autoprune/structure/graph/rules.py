@@ -215,7 +215,7 @@ def chunk(walk: Walk, node: fx.Node) -> Value:
 
 
 def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
-    """Cut channels into pieces whose sizes a module's attribute gives; where none does, they are constants and pin."""
+    """Cut channels into pieces whose sizes a module's attribute gives; if none does, they are constants and pin."""
     inputs = _along_channels(walk, node)
     if inputs is None:
         return walk.unknown(node)

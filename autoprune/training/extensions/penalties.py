@@ -77,7 +77,7 @@ class ScalePenalty(Penalty):
     def scales(self, parameters: Parameters) -> npt.NDArray[np.float64]:
         """Return |γ|, one batch norm after the other."""
         found = [parameters[f"{path}.weight"].detach().abs()[mask] for path, mask in self._masks.items()]
-        return np.asarray(torch.cat(found).double().cpu().numpy())
+        return np.asarray(torch.cat(found).cpu().double().numpy())
 
     def pull(self, parameters: Parameters, strength: float) -> None:
         """Add s·sign(γ); at γ = 0 it is 0."""
@@ -123,7 +123,7 @@ class GroupPenalty(Penalty):
 
     def scales(self, parameters: Parameters) -> npt.NDArray[np.float64]:
         """Return root mean squares, one unit after the other."""
-        norms = self._norms(parameters).double().cpu() / self._sizes.sqrt()
+        norms = self._norms(parameters).cpu().double() / self._sizes.sqrt()
         return np.asarray(norms.numpy()[self.channels])
 
     def pull(self, parameters: Parameters, strength: float) -> None:

@@ -58,5 +58,5 @@ def _fit(layer: nn.Conv2d, given: torch.Tensor, wanted: torch.Tensor) -> None:
 
 def _centred(maps: torch.Tensor) -> torch.Tensor:
     """Return maps as one row per place, shape (B × H × W, C), each channel with zero mean."""
-    rows = maps.double().movedim(1, -1).flatten(0, -2)
+    rows = (maps.cpu() if maps.device.type == "mps" else maps).double().movedim(1, -1).flatten(0, -2)
     return rows - rows.mean(0)

@@ -104,7 +104,7 @@ class _Training:
             "data": str(data_settings(adapter)["yaml_file"]),
             "single_cls": adapter.data is not None and adapter.data.single_class,
             "imgsz": adapter.image_size,
-            "device": ",".join(self.around.devices) or str(adapter.device),
+            "device": ",".join(self.around.devices) or str(adapter.training_device or adapter.device),
             # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
             "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,
             "workers": min(8, os.cpu_count() or 1) if self.around.workers is None else self.around.workers,

@@ -12,9 +12,11 @@ AdamW at 0.002), searched to 30% of its FLOPs and compensated, after 20 epochs: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoprune.errors import ConfigError
 from autoprune.models.ultralytics import stock
 
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
@@ -70,6 +72,38 @@ def from_scratch_recipe(*, epochs: int, batch: int) -> dict[str, Any]:
     """
     defaults = ("optimizer", "lr0", "lrf", "cos_lr", "warmup_epochs", "warmup_bias_lr", "close_mosaic", "patience")
     return {**{name: stock.DEFAULT_CFG_DICT[name] for name in defaults}, "nbs": batch, "patience": epochs}
+
+
+def train_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """Return training arguments that a user wrote as ``key=value``, checked as Ultralytics checks them.
+
+    Raises:
+        ConfigError: Ultralytics has no such argument (its message names the nearest), or not of this type or range.
+
+    Example:
+        >>> train_arguments(["mosaic=0.5", "cos_lr=False", "freeze=[0, 1]"])
+        {'mosaic': 0.5, 'cos_lr': False, 'freeze': [0, 1]}
+    """
+    given = {key: _literal(value) for key, _, value in (text.partition("=") for text in texts)}
+    try:
+        with stock.quiet():
+            checked = vars(stock.get_cfg(overrides=dict(given)))
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"`train_args`: {' '.join(str(error).split()).rstrip('.')}") from error
+    if gone := [key for key in given if key not in checked]:
+        raise ConfigError(f"`train_args`: {gone[0]} is deprecated, and Ultralytics takes another argument in its place")
+    return {key: checked[key] for key in given}
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a text as Ultralytics' command line reads it; nothing is evaluated."""
+    named = {"none": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 _INHERITED = (
