@@ -38,6 +38,7 @@ __all__ = [
     "COMMANDS",
     "EXTENDABLE",
     "PLACE",
+    "SHOWING",
     "ApplyConfig",
     "BenchmarkEntry",
     "BudgetedConfig",
@@ -63,6 +64,7 @@ __all__ = [
     "devices_of",
     "named",
     "option",
+    "plain_values",
     "to_yaml",
     "yaml_of",
 ]
@@ -89,9 +91,12 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
+SHOWING = ("tracker", "quiet", "verbose")
+"""Options that change what is shown of a run, not what it does: a run that goes on may have others."""
 
-UNKEPT = ("resume", "trust_checkpoint")
-"""What a configuration's file does not hold: how a run goes on, and whom its user trusts, is said each time."""
+
+UNKEPT = ("resume", "trust_checkpoint", "quiet", "verbose")
+"""What a configuration's file does not hold: how a run goes on, whom its user trusts and what is shown."""
 
 
 def to_yaml(config: Config) -> str:
@@ -99,7 +104,16 @@ def to_yaml(config: Config) -> str:
 
     Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
-    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT})
+    return yaml_of(_kept(config))
+
+
+def plain_values(config: Config) -> dict[str, object]:
+    """Return what ``to_yaml`` writes, as plain values by name."""
+    return {name: _plain(value) for name, value in _kept(config).items()}
+
+
+def _kept(config: Config) -> dict[str, object]:
+    return {item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT}
 
 
 def yaml_of(values: Mapping[str, object]) -> str:

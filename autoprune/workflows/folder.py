@@ -18,7 +18,16 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.budget import is_latency
-from autoprune.config import COMMANDS, EXTENDABLE, BudgetedConfig, CompareConfig, ResumableConfig, RunConfig, to_yaml
+from autoprune.config import (
+    COMMANDS,
+    EXTENDABLE,
+    SHOWING,
+    BudgetedConfig,
+    CompareConfig,
+    ResumableConfig,
+    RunConfig,
+    to_yaml,
+)
 from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
@@ -74,6 +83,7 @@ class RunFolder:
         self.resumed = not made
         self.command, self._made = command, made
         self._again = caller.again(command, config, path)
+        caller.opened(path, config)
 
     @classmethod
     def open(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
@@ -237,7 +247,7 @@ def _told(command: str, config: RunConfig) -> Mapping[str, str]:
 
 def _identity(command: str, config: RunConfig) -> str:
     """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
-    changing = {"out", *EXTENDABLE.get(command, ())}
+    changing = {"out", *SHOWING, *EXTENDABLE.get(command, ())}
     lines = to_yaml(config).splitlines()
     return "\n".join(line for line in lines if line.partition(":")[0] not in changing)
 
