@@ -40,6 +40,7 @@ __all__ = [
     "COMMANDS",
     "EXTENDABLE",
     "PLACE",
+    "SHOWING",
     "WHERE",
     "ApplyConfig",
     "BenchmarkEntry",
@@ -68,6 +69,7 @@ __all__ = [
     "devices_of",
     "named",
     "option",
+    "plain_values",
     "to_yaml",
     "yaml_of",
 ]
@@ -96,12 +98,15 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
+SHOWING = ("tracker", "quiet", "verbose")
+"""Options that change what is shown of a run, not what it does: a run that goes on may have others."""
+
 
 WHERE = ("out", "project", "name", "resume")
 """Options that say where a run's folder is: nothing that a run finds depends on them."""
 
-UNKEPT = ("resume", "trust_checkpoint", "download")
-"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched from outside."""
+UNKEPT = ("resume", "trust_checkpoint", "download", "quiet", "verbose")
+"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched and shown."""
 
 
 def to_yaml(config: Config) -> str:
@@ -109,7 +114,16 @@ def to_yaml(config: Config) -> str:
 
     Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
-    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT})
+    return yaml_of(_kept(config))
+
+
+def plain_values(config: Config) -> dict[str, object]:
+    """Return what ``to_yaml`` writes, as plain values by name."""
+    return {name: _plain(value) for name, value in _kept(config).items()}
+
+
+def _kept(config: Config) -> dict[str, object]:
+    return {item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT}
 
 
 def yaml_of(values: Mapping[str, object]) -> str:

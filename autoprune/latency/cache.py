@@ -15,6 +15,7 @@ from autoprune.errors import RunError
 from autoprune.io.files import write_atomic
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import Times, time_interleaved
+from autoprune.listener import tracked
 from autoprune.runtimes import Backend, Runner
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.structure.graph import LayerKind
@@ -155,7 +156,7 @@ def _timed_chunks(
         rounds: least and most rounds.
         seconds: for all points together; decides how many rounds each chunk gets.
     """
-    for chunk in chunks(points, backend.settings.batch):
+    for chunk in tracked(list(chunks(points, backend.settings.batch)), "Timing layers"):
         runners = [first, *_prepared(backend, chunk)]
         round_seconds = float(time_interleaved(runners, _WARM_UP)[-1].sum()) * 1e-3
         share = seconds * len(chunk) / len(points)
