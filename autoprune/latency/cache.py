@@ -17,6 +17,7 @@ from autoprune.latency.tables import Point
 from autoprune.latency.timing import Times, time_interleaved
 from autoprune.listener import tracked
 from autoprune.runtimes import Backend, Runner
+from autoprune.runtimes.load import LoadWatch
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.structure.graph import LayerKind
 
@@ -73,14 +74,17 @@ def default_folder() -> Path:
 def look_up(cache: LatencyCache, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
     """Return the milliseconds of all points; missing ones are measured and added to the cache.
 
-    Times measured at different moments are made comparable by the anchor, a layer that is timed every time.
+    Times measured at different moments are made comparable by the anchor, a layer that is timed every time; what
+    other processes disturbed is not added.
     """
     wanted = sorted(set(points), key=lambda point: point.key)
     known = {key: value for key, value in cache.load().items() if isinstance(value, float) and value > 0}
     missing = [point for point in wanted if point.key not in known]
     if missing:
+        watch = LoadWatch()
         measured = measure_points(backend, missing, anchor=known.get(ANCHOR.key))
-        cache.save(measured)
+        if not watch.disturbs(backend.settings.threads):
+            cache.save(measured)
         known |= measured
     return {point: known[point.key] for point in wanted}
 
