@@ -86,6 +86,21 @@ class LossSum:
         return float((self.totals / self.weights).clamp(min=0).sum())
 
 
+@dataclass(frozen=True)
+class Detection:
+    """An object of an image, as it is labelled or detected.
+
+    Attributes:
+        label: name of its class.
+        box: left, top, right and bottom edge in pixels of the network's input.
+        score: confidence in [0, 1]; 1 if it is labelled.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float = 1.0
+
+
 class Adapter(ABC):
     """A dense network with its task: data, loss, metric, checkpoint format.
 
@@ -233,6 +248,14 @@ class Adapter(ABC):
     @abstractmethod
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split, as the network's own tool does."""
+
+    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+        """Return what a network detects in each image of a batch; None if its task has no upright boxes."""
+        return None
+
+    def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
+        """Return the labelled objects of each image of a batch; empty if its task has no upright boxes."""
+        return []
 
     @abstractmethod
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:

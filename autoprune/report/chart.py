@@ -106,6 +106,7 @@ class Chart:
         title: plain text that stands above it.
         figure: what is drawn, without theme, background or title.
         caption: one sentence that says how to read it.
+        detail: whether only pages have it, and a command writes no file of it.
 
     Example:
         >>> import altair as alt
@@ -118,6 +119,7 @@ class Chart:
     title: str
     figure: ChartType
     caption: str = ""
+    detail: bool = False
 
     def spec(self) -> dict[str, Any]:
         """Return Vega-Lite's JSON for a page, the data within it; as wide as its container unless it has panels."""

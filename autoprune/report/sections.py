@@ -1,7 +1,7 @@
-"""The sections that a result is shown in, tables and charts, in order: the terminal's, a notebook's, a page's.
+"""The sections that a result is shown in, tables and charts, in order: a page's, the terminal's, and a notebook's.
 
-A section is a function of a result and the folder of its run; it returns a `Table`, a `Chart`, or None if it does not
-apply. A new one is such a function and its line in `SECTIONS`.
+A section is a function of a result and the folder of its run; it returns a `Table`, a `Chart`, a `Gallery`, or None if
+it does not apply. A new one is such a function and its line in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -12,38 +12,48 @@ from pathlib import Path
 from autoprune.listener import Listener
 from autoprune.report.chart import Chart
 from autoprune.report.comparison import comparison_chart, correlation_chart
+from autoprune.report.detections import Gallery, detections_gallery
 from autoprune.report.profile import layers_chart, layers_table, prediction_chart, staircase_chart, staircase_table
 from autoprune.report.progress import progress_chart
+from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_chart, scores_chart
 from autoprune.report.sensitivity import curves_chart, heatmap_chart, sensitivity_table
 from autoprune.report.sparsity import channels_chart
 from autoprune.report.table import Table
 from autoprune.report.tables import class_table, comparison_table, stage_table
 from autoprune.results import Result
 
-Section = Callable[[Result, Path], Table | Chart | None]
+Shown = Table | Chart | Gallery
+"""What a section may be."""
+
+Section = Callable[[Result, Path], Shown | None]
 """Maps (result, folder of the run) to what is shown, or to None if there is nothing of that kind."""
 
 SECTIONS: Sequence[Section] = (
+    stage_table,
+    comparison_table,
     comparison_chart,
+    detections_gallery,
+    class_table,
+    kept_chart,
+    channels_chart,
+    scores_chart,
     progress_chart,
     correlation_chart,
-    channels_chart,
-    layers_chart,
-    staircase_chart,
+    fronts_chart,
     prediction_chart,
+    layers_table,
+    layers_chart,
+    staircase_table,
+    staircase_chart,
+    epochs_chart,
+    sensitivity_table,
     curves_chart,
     heatmap_chart,
-    stage_table,
-    class_table,
-    comparison_table,
-    layers_table,
-    staircase_table,
-    sensitivity_table,
 )
-"""What a result is shown as, in order; pictures are drawn before anything is said."""
+"""What a result is shown as, in the order of a page."""
 
 
-def sections(result: Result, folder: Path) -> list[Table | Chart]:
+def sections(result: Result, folder: Path) -> list[Shown]:
     """Return the sections that apply to a result."""
     return [shown for section in SECTIONS if (shown := section(result, folder)) is not None]
 
@@ -55,8 +65,10 @@ def publish(result: Result, path: Path, listener: Listener) -> None:
         RunError: a file cannot be written.
     """
     result.save(path)
-    for shown in sections(result, path.parent):
-        if isinstance(shown, Chart):
-            shown.png(path.parent)
-        elif not shown.detail:
-            listener.table(shown.title, shown.header, shown.rows)
+    shown = [one for one in sections(result, path.parent) if not isinstance(one, Gallery) and not one.detail]
+    for chart in shown:  # before anything is said
+        if isinstance(chart, Chart):
+            chart.png(path.parent)
+    for table in shown:
+        if isinstance(table, Table):
+            listener.table(table.title, table.header, table.rows)

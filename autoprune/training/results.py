@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from autoprune.io.files import read_bytes, write_atomic
 from autoprune.models._base import Adapter
 from autoprune.results import Metrics
 from autoprune.statistics.layers import recalibrate
@@ -49,6 +52,32 @@ class FinetuneResult:
     epochs: int
     batch: int
     losses: Mapping[str, float]
+
+
+EPOCHS = "epochs.json"
+"""In the folder of a training: what every epoch brought."""
+
+
+def keep_epoch(report: EpochReport, folder: Path) -> None:
+    """Add an epoch to those in a training's folder; one that is trained once more takes its former place.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    kept = [one for one in read_epochs(folder) if one.epoch < report.epoch]
+    values = [{**vars(one), "accuracy": one.accuracy and one.accuracy.to_json()} for one in (*kept, report)]
+    write_atomic(folder / EPOCHS, json.dumps(values) + "\n")
+
+
+def read_epochs(folder: Path) -> list[EpochReport]:
+    """Return what the epochs of a training in a folder brought, in order; empty if nothing was noted, or legibly."""
+    try:
+        found = json.loads(read_bytes(folder / EPOCHS))
+        return [
+            EpochReport(**{**one, "accuracy": one["accuracy"] and Metrics.from_json(one["accuracy"])}) for one in found
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []  # it only draws a curve
 
 
 def rise_at_end(accuracies: Sequence[float]) -> float | None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from autoprune.config import Config, RunConfig
 from autoprune.errors import BudgetUnreachableError, RunError
-from autoprune.listener import Listener
+from autoprune.listener import Listener, hearing
+from autoprune.results import SUMMARIES
+from autoprune.workflows.run_log import RunListener
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,14 @@ class Caller:
     Attributes:
         command: what was called, which policies name as their origin.
         again: (command, configuration, run folder) → what goes on with a run that was interrupted.
+        words: a text of the library → as the caller shows it.
+        opened: called with the run folder and the configuration once the folder is there.
     """
 
     command: str
     again: Callable[[str, RunConfig, Path], str]
+    words: Callable[[str], str] = str
+    opened: Callable[[Path, RunConfig], None] = lambda path, config: None
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,13 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
     from autoprune.runtimes._torch import loss_guard  # late: torch again
 
     try:
-        with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
-            finished: Finished = module.run(config, listener, caller)
+        with (
+            loss_guard("GPU"),  # wherever it is used: in measurements, evaluation or training
+            RunListener(listener, caller.command, caller.words) as heard,
+            hearing(heard),
+        ):
+            finished: Finished = module.run(config, heard, replace(caller, opened=heard.opened))
+            _report(finished.folder, heard)
             return finished
     except SystemExit as error:
         if type(error) is not SystemExit:  # a listener's own
@@ -108,3 +119,15 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
             f"Code that is not autoprune's called sys.exit({error.code!r}) in the middle of {command}; let it return, "
             "or raise an error"
         ) from error
+
+
+def _report(folder: Path, listener: Listener) -> None:
+    """Write a run's page; one that cannot be made costs a warning, not the run."""
+    from autoprune.report.page import PAGE, reports_of, write_page  # late: charts take half a second to import
+
+    if not any((folder / name).exists() for name in SUMMARIES) and not (folder / "levels").exists():
+        return
+    try:
+        listener.note(f"The report is {write_page(reports_of(folder), folder / PAGE)}.")
+    except Exception as error:  # whatever it is, what the run found is safe
+        listener.warn(f"No report was made: {str(error) or type(error).__name__}")

@@ -9,15 +9,15 @@ import torch
 
 import autoprune.workflows.network as network
 from autoprune.errors import BudgetUnreachableError, DeviceError
+from autoprune.listener import SilentListener
 from autoprune.runtimes.load import Load
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.network import WAITS, pin_threads
 from tests.helpers.load import FULL, HALF, IDLE, set_load
-from tests.unit.test_finalists import Silent
 from tests.workflows.test_demo_size import Folder
 
 
-class Heard(Silent):
+class Heard(SilentListener):
     """Keeps what it hears."""
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from autoprune.errors import DataError
 from autoprune.models._base import (
     Batch,
     Convert,
+    Detection,
     Difference,
     ExportSettings,
     Predict,
@@ -49,7 +50,7 @@ from autoprune.models.detection.data_set import (
 from autoprune.models.detection.data_set import balanced as in_balance
 from autoprune.models.detection.exporting import suppressed
 from autoprune.models.detection.exporting import write as write_exported
-from autoprune.models.detection.metrics import Metric, measure
+from autoprune.models.detection.metrics import Metric, detected, labelled_objects, measure
 from autoprune.results import Metrics
 from autoprune.runtimes.settings import compute_device
 
@@ -198,6 +199,14 @@ class DarknetAdapter(TrainableAdapter):
     def validate_deployed(self, predict: Predict) -> Metrics:
         """Measure the accuracy of the network on another runtime, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
+
+    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+        """Return what a network detects."""
+        return detected(self.deployable(module), batch, metric=_METRIC, device=self.device)
+
+    def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
+        """Return the labelled objects."""
+        return labelled_objects(batch, dict(enumerate(self._names)))
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a fused copy; see `DeployedDarknet`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 from autoprune.models import stock
-from autoprune.models._base import Predict
+from autoprune.models._base import Detection, Predict
 from autoprune.results import Metrics
 
 MAX_DETECTIONS = 300
 """Detections kept per image; as in Ultralytics, raised to the number of objects in the fullest image."""
+
+
+SHOWN_CONFIDENCE = 0.25
+"""Detections below it are not shown, as in Ultralytics' ``predict``."""
 
 
 class PatientValidator(stock.DetectionValidator):  # type: ignore[misc]
@@ -99,6 +103,46 @@ def measure(
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
     return Metrics({name: float(results[key]) for name, key in metric.keys.items()}, _per_class(validator, metric))
+
+
+def detected(
+    module: nn.Module, batch: Mapping[str, Any], *, metric: Metric, device: torch.device
+) -> list[list[Detection]]:
+    """Return what an eval-mode detector finds in each image of a batch, the surest first.
+
+    Args:
+        module: fused, with its classes' ``names``.
+        batch: images as Ultralytics collates them, on the device.
+        metric: of its task; boxes must be upright.
+        device: of network and batch.
+    """
+    shown = replace(metric, confidence=SHOWN_CONFIDENCE)
+    with stock.quiet(), torch.no_grad():
+        validator = _validator(module, shown, device=device, objects=0, settings={})
+        validator.args.imgsz = batch["img"].shape[-1]
+        found = validator.postprocess(module(batch["img"]))
+    return [_listed(one["bboxes"], one["conf"], one["cls"], validator.names) for one in found]
+
+
+def labelled_objects(batch: Mapping[str, Any], names: Mapping[int, str]) -> list[list[Detection]]:
+    """Return the labelled objects of each image of a batch as Ultralytics collates it."""
+    height, width = batch["img"].shape[-2:]
+    centre, size = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
+    corners = torch.cat([centre - size / 2, centre + size / 2], 1).cpu() * torch.tensor([width, height] * 2)
+    classes, image = batch["cls"].view(-1), batch["batch_idx"].view(-1)
+    return [
+        _listed(corners[rows], torch.ones(int(rows.sum())), classes[rows], names)
+        for rows in (image.cpu() == number for number in range(len(batch["img"])))
+    ]
+
+
+def _listed(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, names: Mapping[int, str]
+) -> list[Detection]:
+    rows = zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True)
+    found = [Detection(str(names[int(label)]), tuple(box), score) for box, score, label in rows]
+    found = [one for one in found if one.score >= SHOWN_CONFIDENCE]
+    return sorted(found, key=lambda one: -one.score)
 
 
 def _per_class(validator: Any, metric: Metric) -> Mapping[str, Mapping[str, float]]:

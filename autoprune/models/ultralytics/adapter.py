@@ -16,6 +16,7 @@ from autoprune.models._base import (
     Adapter,
     Batch,
     Convert,
+    Detection,
     Difference,
     ExportSettings,
     LossSum,
@@ -27,6 +28,7 @@ from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
 from autoprune.models.detection.data_set import DataSet, Sample
 from autoprune.models.detection.exporting import write
+from autoprune.models.detection.metrics import detected, labelled_objects
 from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, settings_of, write_checkpoint
 from autoprune.models.ultralytics.checks import (
@@ -295,6 +297,16 @@ class UltralyticsAdapter(Adapter):
         return measure_batches(
             self.deployable(module), batches, images=self._images, task=self.task, device=self.device, predict=predict
         )
+
+    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+        """Return what a network detects; None of classifiers and of oriented boxes."""
+        if not self.task.upright:
+            return None
+        return detected(self.deployable(module), batch, metric=self.task.metric, device=self.device)
+
+    def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
+        """Return the labelled objects."""
+        return labelled_objects(batch, self.module.names) if self.task.upright else []  # type: ignore[arg-type]
 
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.

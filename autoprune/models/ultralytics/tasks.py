@@ -124,6 +124,7 @@ class TaskSpec:
         loss_sum: computes the unnormalised loss.
         scoring: makes the criterion of that, see `loss_sums`.
         layout: (network, image size in pixels) → the layout of its predictions for square inputs.
+        upright: whether objects have upright boxes.
         suppresses: whether predictions need non-maximum suppression, unless the head is end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
     """
@@ -138,6 +139,7 @@ class TaskSpec:
     loss_sum: Sum = boxes_sum
     scoring: Callable[[Any], Any] = boxes_criterion
     layout: Callable[[Any, int], Layout] = _boxes_layout
+    upright: bool = True
     suppresses: bool = True
     opener: str = "YOLO"
 
@@ -169,7 +171,12 @@ _SPECS = (
         f"{_SESSIONS}:PoseSession",
     ),
     TaskSpec(
-        stock.OBBModel, ("OBB", "OBB26"), Metric("obb", RotatedValidator), "PrunedOBBTrainer", f"{_SESSIONS}:OBBSession"
+        stock.OBBModel,
+        ("OBB", "OBB26"),
+        Metric("obb", RotatedValidator),
+        "PrunedOBBTrainer",
+        f"{_SESSIONS}:OBBSession",
+        upright=False,
     ),
     TaskSpec(
         stock.ClassificationModel,
@@ -182,6 +189,7 @@ _SPECS = (
         loss_sum=_averaged_sum,
         scoring=lambda module: module.init_criterion(),
         layout=_scores_layout,
+        upright=False,
         suppresses=False,
     ),
     TaskSpec(

@@ -1,0 +1,155 @@
+"""What a page shows of each run: its results with their sections, a verdict, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autoprune.budget import format_amount, is_latency, spec_of
+from autoprune.errors import AutopruneError, RunError
+from autoprune.io.files import read_bytes
+from autoprune.io.plain_yaml import read_values
+from autoprune.report.sections import Shown, sections
+from autoprune.results import SUMMARIES, Result
+
+PAGE = "report.html"
+
+_HELD_UP = 0.002
+"""Metrics that differ by less are level."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One result of a run, for a page.
+
+    Attributes:
+        folder: where it lies.
+        result: what was found.
+
+    Example:
+        >>> [report.result.command for report in reports_of(Path("runs/search-1"))]
+        ['search']
+    """
+
+    folder: Path
+    result: Result
+
+    @cached_property
+    def sections(self) -> list[Shown]:
+        """What applies to the result, in the order of the page."""
+        return sections(self.result, self.folder)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other reports of a page."""
+        return self.folder.name
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in a sentence: whether the budget is held, the metric is kept, how much less it costs."""
+        parts = [*self._limits(), *self._metric(), *self._factors()]
+        return "; ".join(parts) + "." if parts else ""
+
+    @property
+    def held(self) -> bool | None:
+        """Whether every limit is held; None without a budget."""
+        return all(row.satisfied for row in self.result.budget) if self.result.budget else None
+
+    @property
+    def command(self) -> str:
+        """The command line that does it again."""
+        try:
+            policy = json.loads(read_bytes(self.folder / "policy.json"))
+            said = str(policy["provenance"]["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            said = ""
+        if said.startswith(f"autoprune {self.result.command} "):
+            return said
+        return f"autoprune {self.result.command} --config {_quoted(self.folder / 'config.yaml')}"
+
+    @property
+    def next_commands(self) -> list[tuple[str, str]]:
+        """What may come next, each with its command line."""
+        model = next((path for end in (".pt", ".cfg") if (path := self.folder / f"model{end}").exists()), None)
+        policy, options = self.folder / "policy.json", _options(self.folder)
+        data = ["--data", str(options["data"])] if options.get("data") else []
+        dense = options.get("model")
+        found = []
+        if policy.exists() and dense and data:
+            words = ["train", "--policy", policy, "--model", dense, *data, "--epochs", 50]
+            found.append(("Train longer", words))
+        if model is not None:
+            found.append(("Export, and check the file", ["export", "--model", model, *data, "--format", "onnx"]))
+        if model is not None and data:
+            words = ["quantize", "--model", model, *data, *(("--dense", dense) if dense else ())]
+            found.append(("Quantise to int8", words))
+        if policy.exists() and dense and data and self.result.command == "search":
+            limits = [word for row in self.result.budget for word in ("--budget", row.requested)]
+            found.append(("Compare strategies", ["compare", "--model", dense, *data, *limits]))
+        return [(title, "autoprune " + " ".join(map(_quoted, words))) for title, words in found]
+
+    def _limits(self) -> list[str]:
+        found = []
+        for row in self.result.budget:
+            achieved, most = format_amount(row.metric, row.achieved), format_amount(row.metric, row.limit)
+            found.append(f"{row.requested} is {'held' if row.satisfied else 'missed'} ({achieved} of {most})")
+        return found
+
+    def _metric(self) -> list[str]:
+        stages = self.result.stages
+        measured = [(name, one.metrics) for name, one in stages.items() if one.metrics is not None]
+        if len(measured) < 2 or self.result.compared:
+            return []
+        (_, before), (_, after) = measured[0], measured[-1]
+        name, change = self.result.metric_names[0], after.primary - before.primary
+        way = "level with" if abs(change) < _HELD_UP else f"{abs(change):.3f} {'above' if change > 0 else 'below'}"
+        return [f"{name} {after.primary:.3f}, {way} the dense network's {before.primary:.3f}"]
+
+    def _factors(self) -> list[str]:
+        stages = list(self.result.stages.values())
+        if len(stages) < 2 or self.result.compared:
+            return []
+        found = []
+        for metric, factor in stages[-1].speed_up(stages[0]).items():
+            if metric in ("size", "channels") or abs(factor - 1) < 0.02:
+                continue
+            label = "faster" if is_latency(metric) else f"fewer {spec_of(metric).label}"
+            where = f" on {metric.partition('@')[2]}" if "@" in metric else ""
+            found.append(f"{factor:.1f} × {label}{where}")
+        return found
+
+
+def reports_of(folder: Path) -> list[Report]:
+    """Return the results in a run's folder, those of its levels too.
+
+    Raises:
+        RunError: there are none, or one is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise RunError(f"A report is made of a run's folder, and {folder} is none; give one such as runs/search-1")
+    paths = [folder / name for name in SUMMARIES if (folder / name).exists()]
+    paths += sorted((folder / "levels").glob("*/summary.json"))
+    if not paths:
+        raise RunError(f"{folder} has no results ({', '.join(SUMMARIES)}) yet; finish the run first")
+    return [Report(path.parent, Result.load(path)) for path in paths]
+
+
+def _options(folder: Path) -> Mapping[str, Any]:
+    """Return a run's options as its config.yaml, or that of the run whose level it is, has them; empty without one."""
+    for place in (folder, folder.parent.parent):
+        path = place / "config.yaml"
+        if path.is_file():
+            try:
+                return read_values(path)
+            except AutopruneError:
+                return {}
+    return {}
+
+
+def _quoted(word: object) -> str:
+    return shlex.quote(str(word))

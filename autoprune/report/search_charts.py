@@ -1,0 +1,251 @@
+"""The charts of a search and of a fine-tune: channels kept, scores, the front of score and cost, accuracy by epoch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.budget import format_amount, spec_of
+from autoprune.io.files import read_bytes
+from autoprune.report.chart import Chart, values
+from autoprune.results import Result
+
+if TYPE_CHECKING:
+    import altair as alt
+    from altair.typing import ChartType
+
+_WIDTH, _HEIGHT, _ROW = 720, 260, 15  # pixels
+_LABEL = 180  # pixels of a unit's name
+_PANEL = 330  # pixels of one front
+_NARROWEST = 0.1  # share of a cost that its axis spans at least: a projected search puts all candidates on the budget
+_WORST = 0.05  # share of the scores, the worst, that may fall out of the charts
+
+
+def kept_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the channels that every unit keeps, and those that were removed."""
+    import altair as alt
+
+    units = _units(folder)
+    if not units or candidates(result) is None:
+        return None
+    rows = [
+        {
+            "unit": name,
+            "channels": count,
+            "state": state,
+            "kept": kept,
+            "of": channels,
+            "share": kept / channels,
+            "place": place,
+        }
+        for name, channels, kept in units
+        for place, (state, count) in enumerate((("kept", kept), ("removed", channels - kept)))
+    ]
+    figure = (
+        alt.Chart(values(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("channels:Q", title="channels", stack="zero", axis=alt.Axis(tickCount=8)),
+            y=alt.Y("unit:N", title=None, sort=[name for name, *_ in units], axis=_names_axis()),
+            color=alt.Color("state:N", title=None, scale=alt.Scale(domain=["kept", "removed"]), legend=_top_legend()),
+            opacity=alt.condition("datum.state == 'kept'", alt.value(1.0), alt.value(0.25)),
+            order=alt.Order("place:O"),
+            tooltip=["unit:N", "kept:Q", "of:Q", alt.Tooltip("share:Q", format=".0%")],
+        )
+        .properties(width=_WIDTH, height=_ROW * len(units))
+    )
+    caption = "In the order of the forward pass; a unit is one decision of the search."
+    if pinned := result.figures.get("pinned"):
+        caption += f" {len(pinned)} layers keep all their channels, see below."
+    return Chart("kept", "Channels kept", figure, caption, detail=True)
+
+
+def scores_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the score of every candidate of a search in order, and the best so far."""
+    import altair as alt
+
+    found = candidates(result)
+    if found is None:
+        return None
+    best, rows = -float("inf"), []
+    for place, score in enumerate(found["scores"]):
+        best = max(best, score)
+        phase = "where the search starts" if place < found["prior"] else result.figures["search"]["strategy"]
+        rows.append(
+            {"evaluation": place + 1, "score": score, "best": best, "phase": phase, "chosen": place == found["chosen"]}
+        )
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X("evaluation:Q", title="candidates", axis=alt.Axis(grid=False, tickCount=10, format="d"))
+    )
+    scale = alt.Scale(domain=_focus(found["scores"]), clamp=True)
+    dots = base.mark_circle(size=42, opacity=0.75).encode(
+        y=alt.Y("score:Q", title="score (0 is the dense network)", scale=scale),
+        color=alt.Color("phase:N", title=None, sort=None, legend=_top_legend()),
+        tooltip=["evaluation:Q", alt.Tooltip("score:Q", format="+.4f"), "phase:N"],
+    )
+    line = base.mark_line(interpolate="step-after", style="muted", strokeWidth=1.5).encode(
+        y=alt.Y("best:Q", scale=scale)
+    )
+    chosen = base.transform_filter("datum.chosen").mark_point(size=160, style="ink", filled=False, strokeWidth=2)
+    figure = alt.layer(line, dots, chosen.encode(y=alt.Y("score:Q", scale=scale))).properties(
+        width=_WIDTH, height=_HEIGHT
+    )
+    caption = "A dot is a candidate, the line the best so far, the ring the one that was chosen."
+    if min(found["scores"]) < scale.domain[0]:
+        caption += " Worse scores lie on the lower edge."
+    return Chart("scores", "The search", figure, caption, detail=True)
+
+
+def fronts_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the score of every candidate against each of its costs, those that no other one beats as a line."""
+    import altair as alt
+
+    found = candidates(result)
+    if found is None:
+        return None
+    panels = [
+        _front(metric, costs, found["scores"], found["chosen"], result) for metric, costs in found["costs"].items()
+    ]
+    return Chart(
+        "fronts",
+        "Score against cost",
+        alt.concat(*panels, columns=2),
+        "The line joins candidates that no other one beats in both; the ring is the one that was chosen. "
+        "Latency is predicted.",
+        detail=True,
+    )
+
+
+def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen: int, result: Result) -> ChartType:
+    import altair as alt
+
+    best, front = -float("inf"), set()
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -scores[place])):
+        if scores[place] > best:
+            best = scores[place]
+            front.add(place)
+    dense = result.stages["dense"].cost(metric)
+    shares = [cost / dense for cost in costs]
+    rows = [
+        {
+            "cost": share,
+            "amount": format_amount(metric, cost),
+            "score": score,
+            "front": place in front,
+            "chosen": place == chosen,
+        }
+        for place, (share, cost, score) in enumerate(zip(shares, costs, scores, strict=True))
+    ]
+    title = (metric if "@" in metric else spec_of(metric).label) + " left"
+    scale = alt.Scale(domain=_focus(scores), clamp=True)
+    base = alt.Chart(values(rows)).encode(
+        x=alt.X(
+            "cost:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=share_domain(shares), nice=False)
+        ),
+        y=alt.Y("score:Q", title="score", scale=scale),
+    )
+    dots = base.mark_circle(size=36, opacity=0.6).encode(
+        tooltip=[alt.Tooltip("score:Q", format="+.4f"), alt.Tooltip("amount:N", title=title.removesuffix(" left"))]
+    )
+    line = base.transform_filter("datum.front").mark_line(style="accent", interpolate="step-after", strokeWidth=1.5)
+    ring = base.transform_filter("datum.chosen").mark_point(size=160, style="ink", filled=False, strokeWidth=2)
+    return alt.layer(dots, line, ring).properties(width=_PANEL, height=_HEIGHT)
+
+
+def epochs_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the primary metric after every epoch of the fine-tune, with those of the dense and the pruned network."""
+    import altair as alt
+
+    epochs = _epochs(folder)
+    name = result.metric_names[0] if result.metric_names else ""
+    points = [
+        {"epoch": one["epoch"], "value": one["accuracy"]["metrics"][name]}
+        for one in epochs
+        if one["accuracy"] and name in one["accuracy"]["metrics"]
+    ]
+    if len(points) < 2:
+        return None
+    before = [
+        {"network": stage, "value": measured.primary}
+        for stage in ("dense", "pruned")
+        if stage in result.stages and (measured := result.stages[stage].metrics) is not None
+    ]
+    y = alt.Y("value:Q", title=name, scale=alt.Scale(zero=False))
+    line = (
+        alt.Chart(values(points))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(values=_ticks(points[-1]["epoch"]), format="d", grid=False)),
+            y=y,
+            tooltip=["epoch:Q", alt.Tooltip("value:Q", title=name, format=".3f")],
+        )
+    )
+    levels = alt.Chart(values(before)).mark_rule(strokeDash=[5, 4], strokeWidth=1.2).encode(y=y)
+    words = alt.Chart(values(before)).mark_text(align="left", dx=4, dy=-7).encode(y=y, x=alt.value(0), text="network:N")
+    figure = alt.layer(levels, words, line).properties(width=_WIDTH, height=_HEIGHT)
+    return Chart(
+        "epochs",
+        "Fine-tuning",
+        figure,
+        f"{name} on the validation split after every epoch; dashed: before the fine-tune. What ships has its "
+        "batch norm recalibrated after the last epoch.",
+        detail=True,
+    )
+
+
+def candidates(result: Result) -> Mapping[str, Any] | None:
+    """Return what a search scored, see `autoprune.workflows.shown.search_figures`; None if nothing was."""
+    found: Mapping[str, Any] = result.figures.get("search", {}).get("candidates", {})
+    return found if found.get("scores") else None
+
+
+def _units(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, channels and kept channels of the units in a run's policy."""
+    try:
+        policy: Mapping[str, Any] = json.loads(read_bytes(folder / "policy.json"))
+        return [(str(one["name"]), int(one["channels"]), int(one["keep"])) for one in policy["units"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _epochs(folder: Path) -> list[Mapping[str, Any]]:
+    try:
+        found: list[Mapping[str, Any]] = json.loads(read_bytes(folder / "finetune" / "epochs.json"))
+        return found
+    except (OSError, ValueError):
+        return []
+
+
+def _focus(scores: Sequence[float]) -> list[float]:
+    """Return the range of scores that a chart shows: without the worst few, which would press the rest flat."""
+    ranked = sorted(scores)
+    low, high = ranked[int(_WORST * len(ranked))], ranked[-1]
+    pad = 0.08 * max(high - low, 1e-3)
+    return [low - pad, high + pad]
+
+
+def share_domain(shares: Sequence[float]) -> list[float]:
+    """Return the range that an axis of costs' shares spans."""
+    spread = max(max(shares) - min(shares), _NARROWEST)
+    centre = (max(shares) + min(shares)) / 2
+    return [max(centre - 0.55 * spread, 0.0), centre + 0.55 * spread]
+
+
+def _ticks(last: int) -> list[int]:
+    """Return at most about a dozen epochs to label."""
+    step = max(1, round(last / 10))
+    return [1, *range(step, last + 1, step)] if step > 1 else list(range(1, last + 1))
+
+
+def _names_axis() -> alt.Axis:
+    import altair as alt
+
+    return alt.Axis(labelLimit=_LABEL, ticks=False, domain=False)
+
+
+def _top_legend() -> alt.Legend:
+    import altair as alt
+
+    return alt.Legend(orient="top", direction="horizontal")

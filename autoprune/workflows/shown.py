@@ -1,0 +1,102 @@
+"""What a report shows and no other file of a run holds: detections on validation images, and the search itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.errors import AutopruneError
+from autoprune.listener import Listener
+from autoprune.models._base import Adapter, Detection
+from autoprune.report.detections import FILE, LOOKED_AT, SHOWN, Mark, Shown, differing, write_detections
+from autoprune.strategies._base import Candidate
+from autoprune.structure.constraint import Cost
+from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.space import Allocation
+
+_BATCH, _QUALITY = 16, 85
+
+
+def keep_detections(adapter: Adapter, networks: dict[str, nn.Module], folder: Path, listener: Listener) -> None:
+    """Write what networks detect on the validation images on which the first and the last one differ most.
+
+    Nothing is written if the data set has no such images, or the task no boxes; what is there already stays.
+
+    Args:
+        adapter: has the data.
+        networks: by name.
+        folder: of the run.
+        listener: hears why there are none.
+    """
+    if (folder / FILE).exists() or not adapter.has_images:
+        return
+    try:
+        images = _images(adapter, networks)
+    except AutopruneError as error:
+        listener.warn(f"The report shows no detections: {error}")
+        return
+    if images:
+        write_detections(images, folder)
+
+
+def _images(adapter: Adapter, networks: dict[str, nn.Module]) -> list[Shown]:
+    found: list[tuple[float, Shown]] = []
+    for batch in adapter.batches("val", images=LOOKED_AT, batch=_BATCH, seed=0):
+        by_network = {}
+        for name, module in networks.items():
+            detections = adapter.detections(module, batch)
+            if detections is None:
+                return []
+            by_network[name] = [_marks(one) for one in detections]
+        for place, (pixels, truth) in enumerate(zip(adapter.inputs(batch), adapter.objects(batch), strict=True)):
+            marks = {name: each[place] for name, each in by_network.items()}
+            first, *_, last = marks.values()
+            shown = Shown(pixels.shape[2], pixels.shape[1], _jpeg(pixels), _marks(truth), marks)
+            found.append((differing(first, last), shown))
+    return [shown for _, shown in sorted(found, key=lambda pair: -pair[0])[:SHOWN]]
+
+
+def _marks(detections: Sequence[Detection]) -> list[Mark]:
+    return [Mark(one.label, one.box, one.score) for one in detections]
+
+
+def _jpeg(pixels: torch.Tensor) -> bytes:
+    """Return an image of shape (channels, H, W), values in [0, 1], as JPEG; other than RGB as grey."""
+    colours = pixels if len(pixels) == 3 else pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    picture = (colours.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).flip(2).contiguous().cpu().numpy()
+    return bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1])
+
+
+def search_figures(
+    history: Sequence[Candidate], costs: Mapping[str, Cost], chosen: Allocation, *, prior: int
+) -> dict[str, Any]:
+    """Return every candidate that a search scored, in order: its score and its cost by metric.
+
+    Args:
+        history: the candidates; those of the prior first.
+        costs: by metric.
+        chosen: the allocation that ships.
+        prior: how many candidates the prior tried.
+    """
+    counts = np.array([candidate.allocation for candidate in history])
+    return {
+        "scores": [round(candidate.score, 5) for candidate in history],
+        "costs": {metric: [float(f"{value:.5g}") for value in cost(counts)] for metric, cost in costs.items()},
+        "prior": prior,
+        "chosen": next(place for place, candidate in enumerate(history) if candidate.allocation == chosen),
+    }
+
+
+def pinned_layers(graph: ChannelGraph) -> list[dict[str, str]]:
+    """Return the layers that keep all their channels, with the reason."""
+    return [
+        {"layer": group.name, "why": group.pinned}
+        for group in graph.groups
+        if group.pinned is not None and group.pinned != "network input"
+    ]
