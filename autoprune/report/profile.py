@@ -15,7 +15,7 @@ import numpy as np
 
 from autoprune.budget import format_amount
 from autoprune.latency.layers import ShareSource
-from autoprune.report.chart import BLUE, ORANGE, Chart, names_axis, short_labels, values
+from autoprune.report.chart import Chart, names_axis, short_labels, values
 from autoprune.report.table import Table
 from autoprune.results import Result
 
@@ -185,13 +185,11 @@ def staircase_chart(result: Result, folder: Path) -> Chart | None:
     layers = [base.mark_line(style="muted", strokeDash=[4, 2], strokeWidth=1).encode(y=predicted)] if measured else []
     # A width costs what is drawn at its dot; the line before it is level, as a device that computes in blocks is.
     layers.append(base.mark_line(interpolate="step-before").encode(y=y))
-    colour = alt.when(alt.datum.worth).then(alt.value(ORANGE)).otherwise(alt.value(BLUE))
-    size = alt.when(alt.datum.worth).then(alt.value(60)).otherwise(alt.value(18))
     times = [alt.Tooltip(f"{one}:Q", format=".3f", title=f"{one}, ms") for one in (_TIMES if measured else _TIMES[1:])]
     worth = alt.Tooltip("worth:N", title="worth choosing")
-    layers.append(
-        base.mark_point().encode(y=y, color=colour, size=size, tooltip=["unit:N", "channels:Q", *times, worth])
-    )
+    dots = base.encode(y=y, tooltip=["unit:N", "channels:Q", *times, worth])
+    layers.append(dots.mark_point(size=18))
+    layers.append(dots.transform_filter("datum.worth").mark_point(style="accent", size=60))
     names = [one["unit"] for one in drawn]
     header = alt.Header(title=None, labelExpr=short_labels(25), labelPadding=3)
     panels = (
