@@ -191,8 +191,8 @@ def test_gpus_that_are_not_there_are_named(
         ("--device cuda:0,1 --soften", "--distill and --soften train on one device, got --device cuda:0,1"),
         ("--device cuda:0,1 --distill m.pt", "--distill and --soften train on one device"),
         ("--device cuda:0,1 --batch 15", "--batch must be a multiple of the 2 devices that share it, got 15"),
-        ("--device cuda:0,0", "--device takes several GPUs as cuda:0,1, each once, got 'cuda:0,0'"),
-        ("--device cpu,cuda:0", "--device takes several GPUs as cuda:0,1"),
+        ("--device cuda:0,0", "--device takes several GPUs as 0,1 or cuda:0,1, each once, got 'cuda:0,0'"),
+        ("--device cpu,cuda:0", "--device takes several GPUs as 0,1 or cuda:0,1"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options: str, said: str) -> None:
