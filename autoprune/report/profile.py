@@ -120,8 +120,8 @@ def blocks(rows: Sequence[Layers], most: int) -> dict[str, Sequence[Layers]]:
         rows: the layers, each with its name and share.
         most: blocks that there may be.
     """
-    found: dict[str, Sequence[Layers]] = {"": rows}
-    divisible = [""]
+    found: dict[str, Sequence[Layers]] = {"": rows} if rows else {}
+    divisible = list(found)
     while divisible:
         block = max(divisible, key=lambda name: _share(found[name]))
         divisible.remove(block)
@@ -154,7 +154,8 @@ def _parts(block: str, layers: Sequence[Layers]) -> dict[str, Sequence[Layers]]:
 
 
 def _named(block: str, layers: Sequence[Layers]) -> str:
-    return layers[0]["name"] if len(layers) == 1 else f"{block}  ({len(layers)} layers)"
+    name = block if len({one["name"] for one in layers}) > 1 else layers[0]["name"]
+    return name if len(layers) == 1 else f"{name}  ({len(layers)} layers)"
 
 
 def _share(layers: Sequence[Layers]) -> float:

@@ -164,11 +164,12 @@ def _score_axis(scores: Sequence[Floats]) -> tuple[alt.Scale, alt.Axis, str]:
     highest = max(0.0, *(float(one.max()) for one in scores))
     if linear is None:
         return alt.Scale(domain=[lowest, highest], nice=True), alt.Axis(tickCount=4), "linear"
-    ticks = [-tick for tick in log_ticks(linear, -lowest)] + [tick for tick in log_ticks(linear, highest) if tick]
+    below, above = log_ticks(linear, -lowest), log_ticks(linear, highest)[1:]
+    ticks = [0.0, *(-tick for tick in below[1 if len(below) < 5 else 2 :]), *above]  # the labels stay apart
     scale = alt.Scale(
         type="symlog", constant=linear, domain=[1.2 * lowest, max(1.5 * highest, 0.5 * linear)], nice=False
     )
-    return scale, alt.Axis(values=ticks, format="~r", labelOverlap=False), f"logarithmic beyond ±{linear:g}"
+    return scale, alt.Axis(values=ticks, format="~r", tickCount=len(ticks)), f"logarithmic beyond ±{linear:g}"
 
 
 def linear_until(scores: Sequence[Floats]) -> float | None:

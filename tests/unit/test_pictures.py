@@ -1,13 +1,14 @@
-"""Pictures: what is drawn, that it can be read, and how it reaches its file."""
+"""Charts: what is drawn, that it can be read, and how it reaches its file."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import numpy as np
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.report._base import shortened
-from autoprune.report._scale import linear_until, log_ticks
-from autoprune.report.comparison import ComparisonRow, RowKind, comparison_plot, correlation_plot
-from autoprune.report.profile import BarKind, LayerBar, NetworkRole, PredictedNetwork, layer_bars, prediction_plot
+from autoprune.report.chart import DARK, THEME, Chart, shortened, values
+from autoprune.report.comparison import comparison_chart, correlation_chart, label_places
+from autoprune.report.profile import blocks, layers_chart, prediction_chart, staircase_chart
 from autoprune.report.progress import search_progress
-from autoprune.report.sensitivity import UnitCurve, sensitivity_curves, sensitivity_heatmap
-from autoprune.report.staircase import UnitSteps, staircases
+from autoprune.report.sensitivity import curves_chart, heatmap_chart, linear_until, log_ticks
+from autoprune.results import Compared, Metrics, Result, Stage
 
 NAN = math.nan
+HERE = Path()
+RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -34,237 +36,314 @@ def png_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def units(number: int, *, worst: float = 0.4) -> list[UnitCurve]:
-    generator = np.random.default_rng(0)
-    depths = [worst, *generator.uniform(0.01, 0.1, number - 1)]
-    ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-    return [
-        UnitCurve(f"model.{index}.m.0.cv1", 64, tuple((ratio, -depth * (1 - ratio) / ratio) for ratio in ratios))
+def made(chart: Chart | None) -> Chart:
+    assert chart is not None
+    return chart
+
+
+def layers_of(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the single views of a specification, from the back to the front."""
+    parts = [part for name in ("layer", "hconcat", "vconcat", "concat") for part in spec.get(name, ())]
+    parts += [spec["spec"]] if "spec" in spec else []
+    return [view for part in parts for view in layers_of(part)] if parts else [spec]
+
+
+def rows_of(spec: Mapping[str, Any], view: Mapping[str, Any] | None = None) -> list[Mapping[str, Any]]:
+    """Return all rows of data that a specification carries, or those of one of its views."""
+    sets: Mapping[str, Any] = spec.get("datasets", {})
+    if view is not None and "data" in view:
+        return list(sets[view["data"]["name"]])
+    return [*spec.get("data", {}).get("values", ()), *(row for data in sets.values() for row in data)]
+
+
+def result(command: str, **figures: Any) -> Result:
+    return Result(command, "tiny, flops=50%", ("mAP50-95",), figures=figures)
+
+
+def curve(name: str, width: int, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    return {"unit": name, "channels": width, "scores": [list(point) for point in points], "kept": {}}
+
+
+def curves(number: int, *, worst: float = 0.4, best: float = 0.0) -> Result:
+    depths = [worst, *np.random.default_rng(0).uniform(0.01, 0.1, number - 1).tolist()]
+    units = [
+        curve(f"model.{index}.m.0.cv1", 64, [(int(64 * ratio), best - depth * (1 - ratio) / ratio) for ratio in RATIOS])
         for index, depth in enumerate(depths)
     ]
+    return result("sensitivity", curves=units)
 
 
-ROWS = [
-    ComparisonRow("random search", RowKind.STRATEGY, (-0.3, -0.31), (0.3, 0.33), (0.55, 0.56), (0.5, 0.49), 400.0),
-    ComparisonRow("SAC", RowKind.STRATEGY, (-0.2, -0.22, NAN), (0.4, 0.41), (0.57, 0.56), (0.5,), 4000.0),
-    ComparisonRow("nothing found", RowKind.STRATEGY, (NAN,), (NAN,), (), (), 12.0),
-    ComparisonRow("dense", RowKind.DENSE, (0.0,), (0.6,), (), (1.0,)),
-    ComparisonRow("smaller network", RowKind.REFERENCE, (), (), (0.55,), (0.45,)),
-]
-
-BARS = [
-    LayerBar("model.1.conv  conv 3×3 s2  16→32", 0.1, 0.2),
-    LayerBar("model.22.cv2.0.0.conv  conv 3×3  64→64", 0.05, 0.3),
-    LayerBar("20 more layers", 0.5, 0.5, BarKind.SUM),
-    LayerBar("operations without weights, and overhead", 0.35, 0.0, BarKind.SUM),
-]
+def metrics(*found: float) -> list[Metrics]:
+    return [Metrics({"mAP50-95": value}) for value in found]
 
 
-def steps(number: int) -> list[UnitSteps]:
-    widths, times = tuple(range(8, 72, 8)), (9.0, 9.0, 9.4, 9.4, 9.7, 9.7, 10.0, 10.0)
-    slope = tuple(float(time) for time in np.linspace(9.1, 10.0, 8))
-    return [UnitSteps(f"model.{index}.m.0.cv1", widths, slope, times, (16, 32, 48, 64)) for index in range(number)]
+def comparison(*, points: Sequence[Sequence[float]] = ((-0.3, 0.4), (-0.2, 0.5), (-0.1, 0.45)), **more: Any) -> Result:
+    rows = [
+        Compared(
+            "random",
+            metrics(0.3, 0.33),
+            metrics(0.55, 0.56),
+            {"flops": [0.5, 0.49]},
+            scores=[-0.3, -0.31],
+            seconds=[400.0],
+        ),
+        Compared(
+            "SAC",
+            metrics(0.4, 0.41),
+            metrics(0.57, 0.56),
+            {"flops": [0.5]},
+            scores=[-0.2, -0.22, NAN],
+            seconds=[4000.0],
+        ),
+    ]
+    references = [Compared("smaller network", [], metrics(0.55), {"flops": [0.45]})]
+    names = [f"network-{place}" for place in range(len(points))]
+    found = {"spearman": -0.804, "networks": len(points), "points": [list(one) for one in points], "names": names}
+    return Result(
+        "compare",
+        "tiny, flops=50%",
+        ("mAP50-95",),
+        stages={"dense": Stage(metrics(0.6)[0])},
+        compared={"strategies": rows, "references": references},
+        figures={"correlation": found, **more},
+    )
 
 
-NETWORKS = [
-    *(PredictedNetwork(NetworkRole.FITTED, time, time * 1.02) for time in (4.0, 6.0, 9.0)),
-    *(PredictedNetwork(NetworkRole.HELD_OUT, time, time * 0.95) for time in (5.0, 7.0)),
-    PredictedNetwork(NetworkRole.FRESH, 8.0, 8.5),
-]
+def layer(name: str, share: float, flops: float = 0.1) -> dict[str, Any]:
+    sizes = {"c_in": 8, "c_out": 16, "height": 4, "width": 4, "flops": flops * 1e6, "bytes": 1.0}
+    return {
+        "name": name,
+        "operation": "conv 1×1",
+        **sizes,
+        "share": share,
+        "milliseconds": 10 * share,
+        "flops_share": flops,
+    }
 
-DRAW: dict[str, Callable[[Path], Path]] = {
-    "curves": lambda path: sensitivity_curves(units(6), path, title="Curves"),
-    "heat map": lambda path: sensitivity_heatmap(units(6), path, title="Map"),
-    "comparison": lambda path: comparison_plot(ROWS, path, title="Rows", cost_label="latency"),
-    "correlation": lambda path: correlation_plot([(-0.1, 0.5), (-0.3, 0.4)], path, spearman=1.0, title="Pairs"),
-    "layers": lambda path: layer_bars(BARS, path, title="Layers", note="measured alone"),
-    "staircases": lambda path: staircases(steps(7), path, title="Steps"),
-    "predictions": lambda path: prediction_plot(NETWORKS, path, title="Networks", errors=["off by 3%", "off by 4%"]),
-    "progress": lambda path: search_progress({"SAC": [[NAN, -0.4, -0.5, -0.2]]}, path, title="Lines"),
+
+def profile(layers: Sequence[Mapping[str, Any]], *, units: int = 2, measured: bool = True, roles: int = 3) -> Result:
+    rest = [{"name": "operations without weights, and overhead", "share": 0.4, "milliseconds": 4.0}]
+    widths, times = list(range(8, 72, 8)), [9.0, 9.0, 9.4, 9.4, 9.7, 9.7, 10.0, 10.0]
+    slope = np.linspace(9.1, 10.0, 8).tolist()
+    stairs = [
+        {"unit": f"model.{index}.m.0.cv1", "widths": widths, "predicted": slope, "worth": [16, 32, 48, 64]}
+        | {"measured": times if measured else None}
+        for index in range(units)
+    ]
+    networks = [
+        {"role": role, "predicted": time, "measured": time * 1.02}
+        for role, times in (("fitted", (4.0, 6.0, 9.0)), ("held_out", (5.0, 7.0)), ("fresh", (8.0,)))[:roles]
+        for time in times
+    ]
+    error = {"median_abs_rel": 0.03, "p90_abs_rel": 0.05, "spearman": 0.9, "n": 2}
+    return result(
+        "profile",
+        layers={"source": "measured alone", "scale": 1.0, "rows": list(layers), "rest": rest, "rest_flops": 1e5},
+        staircases=stairs,
+        predictor={"held_out": error, "check": None, "networks": networks},
+    )
+
+
+LAYERS = [layer("model.1.conv", 0.1), layer("model.2.cv1.conv", 0.3), layer("model.2.cv2.conv", 0.2)]
+
+CHARTS: dict[str, Callable[[], Chart]] = {
+    "curves": lambda: made(curves_chart(curves(6), HERE)),
+    "heatmap": lambda: made(heatmap_chart(curves(6), HERE)),
+    "comparison": lambda: made(comparison_chart(comparison(), HERE)),
+    "correlation": lambda: made(correlation_chart(comparison(), HERE)),
+    "layers": lambda: made(layers_chart(profile(LAYERS), HERE)),
+    "staircase": lambda: made(staircase_chart(profile(LAYERS), HERE)),
+    "predicted": lambda: made(prediction_chart(profile(LAYERS), HERE)),
+    "progress": lambda: search_progress({"SAC": [[NAN, -0.4, -0.5, -0.2]]}, title="Lines"),
 }
-EACH = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW.keys())
-
-
-class Drawn:
-    """The figures that were saved during a test."""
-
-    def __init__(self) -> None:
-        self.figures: list[Any] = []
-
-    def axes(self, index: int = 0) -> Any:
-        """Return a panel of the last figure."""
-        return self.figures[-1].axes[index]
-
-    def texts(self) -> list[str]:
-        """Return what can be read in the last figure."""
-        from matplotlib.text import Text
-
-        return [text.get_text() for text in self.figures[-1].findobj(Text) if text.get_visible()]
-
-    def values(self) -> list[str]:
-        """Return what is written into the first panel of the last figure."""
-        return [text.get_text() for text in self.axes().texts]
-
-    def whole(self) -> bool:
-        """Return whether all of the last figure, every label included, lies within its edges."""
-        figure = self.figures[-1]
-        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        return bool(min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height)
+EACH = pytest.mark.parametrize("name", CHARTS)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    from matplotlib.figure import Figure
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return the specifications that are drawn as PNG files during a test, without drawing them."""
+    import vl_convert
 
-    record, save = Drawn(), Figure.savefig
+    found: list[dict[str, Any]] = []
 
-    def savefig(self: Figure, *arguments: Any, **options: Any) -> None:
-        save(self, *arguments, **options)
-        record.figures.append(self)
+    def draw(spec: dict[str, Any], **options: Any) -> bytes:
+        found.append({**spec, "options": options})
+        return b"png"
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return record
+    monkeypatch.setattr(vl_convert, "vegalite_to_png", draw)
+    return found
 
 
-@EACH
-def test_a_picture_is_a_whole_png_and_its_path_is_returned(draw: Callable[[Path], Path], tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    assert draw(path) == path
-    width, height = png_size(path)
-    assert 300 <= width <= 2000
-    assert 300 <= height <= 2000
-    assert os.listdir(tmp_path) == ["picture.png"]
+# -- files -------------------------------------------------------------------------------------
 
 
 @EACH
-def test_the_same_numbers_give_the_same_bytes(draw: Callable[[Path], Path], tmp_path: Path) -> None:
-    import matplotlib
-
-    first = draw(tmp_path / "a.png").read_bytes()
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "text.color": "red"}):
-        assert draw(tmp_path / "b.png").read_bytes() == first
-    assert b"matplotlib" not in first.lower()
-
-
-@EACH
-def test_matplotlib_is_left_as_it_was(draw: Callable[[Path], Path], tmp_path: Path) -> None:
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    draw(tmp_path / "a.png")
-    assert dict(matplotlib.rcParams) == before
+def test_a_chart_is_a_whole_png_and_the_same_numbers_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    picture = CHARTS[name]().png(tmp_path)
+    assert picture.path == tmp_path / f"{name}.png"
+    assert os.listdir(tmp_path) == [f"{name}.png"]
+    assert all(250 <= side <= 2400 for side in png_size(picture.path))
+    first = picture.path.read_bytes()
+    assert CHARTS[name]().png(tmp_path).path.read_bytes() == first
 
 
 @EACH
-def test_a_missing_folder_is_named_and_not_made(draw: Callable[[Path], Path], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere/a\.png cannot be written: .*; its folder does not exist"):
-        draw(tmp_path / "nowhere" / "a.png")
+def test_a_page_gets_valid_json_without_theme_or_title(name: str) -> None:
+    spec = CHARTS[name]().spec()
+    json.dumps(spec, allow_nan=False)
+    assert not spec.keys() & {"config", "title", "background"}
+    assert spec["$schema"].startswith("https://vega.github.io/schema/vega-lite/v")
+    assert "url" not in json.dumps(spec.get("data", {})), "all data are in the page"
+    assert spec.get("width", "container") == "container"
+
+
+@EACH
+def test_everything_that_is_drawn_tells_its_numbers(name: str) -> None:
+    assert any("tooltip" in view.get("encoding", {}) for view in layers_of(CHARTS[name]().spec()))
+
+
+def test_a_missing_folder_is_named_and_not_made(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+    with pytest.raises(RunError, match=r"nowhere/progress\.png cannot be written: .*; its folder does not exist"):
+        CHARTS["progress"]().png(tmp_path / "nowhere")
     assert os.listdir(tmp_path) == []
 
 
-@EACH
-def test_nothing_is_cut_off(draw: Callable[[Path], Path], tmp_path: Path, drawn: Drawn) -> None:
-    draw(tmp_path / "a.png")
-    assert drawn.whole()
+def test_a_long_title_is_broken_into_lines_and_stays_plain_text(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+    title = "a title of many words " * 12 + "with $dollars$, <b>, {x} and a_b^c"
+    search_progress({"SAC": [[-0.1]]}, title=title).png(tmp_path)
+    lines = drawn[0]["title"]["text"]
+    assert " ".join(lines) == title
+    assert 1 < len(lines) <= 6
+    assert drawn[0]["options"]["config"] == THEME
+    assert drawn[0]["options"]["allowed_base_urls"] == []
 
 
-def test_importing_pictures_leaves_matplotlib_alone(root: Path) -> None:
-    code = "import sys, autoprune.report; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+def test_a_character_without_a_glyph_can_be_drawn(tmp_path: Path) -> None:
+    search_progress({"数据": [[-0.1]]}, title="数据").png(tmp_path)
+    png_size(tmp_path / "progress.png")
+
+
+def test_importing_charts_leaves_altair_alone(root: Path) -> None:
+    code = "import sys, autoprune.report; print({'altair', 'vl_convert', 'matplotlib', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.strip() == "set()"
 
 
-def test_drawing_never_imports_pyplot(root: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from autoprune.report.comparison import correlation_plot;"
-        "correlation_plot([(0.0, 0.5)], Path(sys.argv[1]), spearman=float('nan'), title='x');"
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
+def test_numbers_that_json_has_not_become_null() -> None:
+    data = values([{"a": NAN, "b": math.inf, "c": 1.5, "d": "nan"}])
+    assert data.to_dict()["values"] == [{"a": None, "b": None, "c": 1.5, "d": "nan"}]
 
 
-def test_a_long_title_is_broken_into_lines(tmp_path: Path, drawn: Drawn) -> None:
-    title = "a title of many words " * 12 + "with $dollars$ and a_b^c"
-    sensitivity_curves(units(1), tmp_path / "a.png", title=title)
-    assert drawn.whole()
-    assert any(text.replace("\n", " ") == title for text in drawn.texts())
+def test_no_text_of_a_look_is_small_and_both_looks_have_the_same_parts() -> None:
+    def sizes(part: Any) -> list[int]:
+        if not isinstance(part, Mapping):
+            return []
+        found = [value for name, value in part.items() if name.lower().endswith("fontsize")]
+        return found + [size for value in part.values() for size in sizes(value)]
+
+    assert min(sizes(THEME)) >= 11
+    assert {name: THEME["style"].keys() for name in THEME} == {name: DARK["style"].keys() for name in DARK}
+    assert THEME["background"] != DARK["background"]
 
 
-def test_a_character_without_a_glyph_is_no_warning(tmp_path: Path) -> None:
-    correlation_plot([(0.0, 0.5)], tmp_path / "a.png", spearman=NAN, title="数据")
+def test_a_long_name_keeps_both_of_its_ends() -> None:
+    assert shortened("model.24.cv2.0.0", 22) == "model.24.cv2.0.0"
+    assert shortened("backbone.layer4.1.downsample.0.conv", 22) == "backbone.l…mple.0.conv"
+    assert len(shortened("x" * 99, 22)) <= 22
 
 
 # -- sensitivity -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 5, pytest.param(100, marks=pytest.mark.slow)])
-def test_every_unit_has_a_panel(number: int, tmp_path: Path, drawn: Drawn) -> None:
-    many = units(number)
-    sensitivity_curves(many, tmp_path / "a.png", title="Curves")
-    assert [axes.get_title() for axes in drawn.figures[-1].axes if axes.axison] == [unit.name for unit in many]
-    assert drawn.whole()
-    assert max(png_size(tmp_path / "a.png")) < 2200
-
-
 @pytest.mark.parametrize("number", [1, 5, 100])
-def test_every_unit_has_a_row(number: int, tmp_path: Path, drawn: Drawn) -> None:
-    many = units(number)
-    sensitivity_heatmap(many, tmp_path / "a.png", title="Map")
-    rows = [label.get_text() for label in drawn.axes().get_yticklabels()]
-    assert rows == [f"{unit.name}  (64)" for unit in many]
-    assert drawn.whole()
-    assert max(png_size(tmp_path / "a.png")) < 2200
+def test_every_unit_has_a_panel_and_a_row(number: int) -> None:
+    names = [f"model.{index}.m.0.cv1 (64)" for index in range(number)]
+    spec = made(curves_chart(curves(number), HERE)).spec()
+    assert spec["facet"]["sort"] == names
+    assert spec["columns"] <= 8
+    assert list(dict.fromkeys(row["unit"] for row in rows_of(spec))) == names
+    spec = made(heatmap_chart(curves(number), HERE)).spec()
+    assert spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == names
 
 
-def test_a_curve_is_sorted_ends_at_the_dense_network_and_skips_what_failed(tmp_path: Path, drawn: Drawn) -> None:
-    unit = UnitCurve("model.0.conv", 16, ((0.75, -0.1), (0.25, -0.5), (0.5, NAN), (0.125, -math.inf)))
-    sensitivity_curves([unit], tmp_path / "a.png", title="One")
-    curve = drawn.axes().lines[-1].get_xydata()
-    assert curve.tolist() == [[0.25, -0.5], [0.75, -0.1], [1.0, 0.0]]
+def test_a_curve_is_sorted_ends_at_the_dense_network_and_skips_what_failed() -> None:
+    unit = curve("model.0.conv", 16, [(12, -0.1), (4, -0.5), (8, NAN), (2, -math.inf)])
+    rows = rows_of(made(curves_chart(result("sensitivity", curves=[unit]), HERE)).spec())
+    assert [(row["kept"], row["channels"], row["score"]) for row in rows] == [
+        (0.25, 4, -0.5),
+        (0.75, 12, -0.1),
+        (1, 16, 0),
+    ]
 
 
-@pytest.mark.parametrize("points", [(), ((1.0, 0.0),), ((0.5, NAN),)])
-@pytest.mark.parametrize("draw", [sensitivity_curves, sensitivity_heatmap])
+@pytest.mark.parametrize("points", [[], [(16, 0.0)], [(8, NAN)]])
+@pytest.mark.parametrize("draw", [curves_chart, heatmap_chart])
 def test_a_unit_that_was_not_measured_is_drawn_empty(draw: Any, points: Any, tmp_path: Path) -> None:
-    draw([UnitCurve("model.0.conv", 16, points)], tmp_path / "a.png", title="Empty")
-    png_size(tmp_path / "a.png")
+    draw(result("sensitivity", curves=[curve("model.0.conv", 16, points)]), tmp_path).png(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("draw", [sensitivity_curves, sensitivity_heatmap])
-def test_no_units_are_refused(draw: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one unit, got none"):
-        draw([], tmp_path / "a.png", title="None")
+@pytest.mark.parametrize("draw", [curves_chart, heatmap_chart])
+def test_no_units_are_nothing_to_draw(draw: Any) -> None:
+    assert draw(result("sensitivity", curves=[]), HERE) is None
+    assert draw(result("search"), HERE) is None
 
 
-def test_an_outlier_makes_the_axis_logarithmic_and_the_label_says_so(tmp_path: Path, drawn: Drawn) -> None:
-    sensitivity_curves(units(9, worst=0.05), tmp_path / "a.png", title="Alike")
-    assert not any("logarithmic" in text for text in drawn.texts())
-    sensitivity_curves(units(9, worst=30.0), tmp_path / "a.png", title="Outlier")
-    assert any("logarithmic below" in text for text in drawn.texts())
-    assert {axes.get_ylim() for axes in drawn.figures[-1].axes if axes.axison} == {drawn.axes().get_ylim()}
+def score_scale(found: Result) -> Mapping[str, Any]:
+    spec = made(curves_chart(found, HERE)).spec()
+    scale: Mapping[str, Any] = spec["spec"]["layer"][1]["encoding"]["y"]["scale"]
+    return scale
 
 
-def test_the_heat_map_interpolates_inside_and_leaves_the_outside_empty(tmp_path: Path, drawn: Drawn) -> None:
-    wide = UnitCurve("wide", 64, ((0.25, -0.8), (0.5, -0.4), (0.75, -0.1)))
-    narrow = UnitCurve("narrow", 16, ((0.5, -0.2),))
-    sensitivity_heatmap([wide, narrow], tmp_path / "a.png", title="Map")
-    values = drawn.axes().images[0].get_array()
-    np.testing.assert_allclose(values.filled(NAN), [[0.8, 0.4, 0.1], [NAN, 0.2, 0.1]])
-    assert drawn.values() == ["0.80", "0.40", "0.10", "0.20", "0.10"]
+def test_an_outlier_makes_the_axis_logarithmic_and_the_caption_says_so() -> None:
+    assert "logarithmic" not in made(curves_chart(curves(9, worst=0.05), HERE)).caption
+    assert score_scale(curves(9, worst=0.05)).get("type") is None
+    assert "logarithmic beyond ±0.2" in made(curves_chart(curves(9, worst=30.0), HERE)).caption
+    assert score_scale(curves(9, worst=30.0))["type"] == "symlog"
 
 
-def test_many_ratios_come_together_on_a_common_grid(tmp_path: Path, drawn: Drawn) -> None:
-    curves = [UnitCurve(str(width), width, tuple((k / width, -1.0) for k in range(3, width))) for width in (8, 11, 13)]
-    sensitivity_heatmap(curves, tmp_path / "a.png", title="Map")
-    labels = [label.get_text() for label in drawn.axes().get_xticklabels()]
-    assert labels == ["0.25", "0.375", "0.5", "0.625", "0.75", "0.875"]
+@pytest.mark.parametrize("worst", [0.05, 30.0])
+def test_scores_above_the_dense_network_are_within_the_axis(worst: float) -> None:
+    found = curves(9, worst=worst, best=0.3)
+    scores = [row["score"] for row in rows_of(made(curves_chart(found, HERE)).spec())]
+    low, high = score_scale(found)["domain"]
+    assert max(scores) > 0.2
+    assert low <= min(scores)
+    assert high >= max(scores)
 
 
-def test_more_than_sixty_rows_are_not_annotated(tmp_path: Path, drawn: Drawn) -> None:
-    sensitivity_heatmap(units(61), tmp_path / "a.png", title="Map")
-    assert drawn.values() == []
+def test_the_heat_map_interpolates_inside_and_leaves_the_outside_empty() -> None:
+    wide, narrow = curve("wide", 64, [(16, -0.8), (32, -0.4), (48, -0.1)]), curve("narrow", 16, [(8, -0.2)])
+    rows = rows_of(made(heatmap_chart(result("sensitivity", curves=[wide, narrow]), HERE)).spec())
+    found = {(row["unit"], row["keep"]): (round(row["drop"], 9), row["text"]) for row in rows}
+    assert found == {
+        ("wide (64)", "0.25"): (0.8, "0.80"),
+        ("wide (64)", "0.5"): (0.4, "0.40"),
+        ("wide (64)", "0.75"): (0.1, "0.10"),
+        ("narrow (16)", "0.5"): (0.2, "0.20"),
+        ("narrow (16)", "0.75"): (0.1, "0.10"),
+    }
+
+
+def test_the_heat_map_has_a_colour_for_rising_scores() -> None:
+    def colours(found: Result) -> Mapping[str, Any]:
+        spec = made(heatmap_chart(found, HERE)).spec()
+        scale: Mapping[str, Any] = spec["layer"][0]["encoding"]["color"]["scale"]
+        return scale
+
+    assert colours(curves(5))["domain"][0] == 0
+    for worst in (0.05, 30.0):
+        risen = colours(curves(9, worst=worst, best=0.3))
+        assert risen["domain"][0] < -0.28 or risen["domain"][0] <= -0.2
+        assert risen["domain"] == sorted(risen["domain"])
+        assert len(risen["domain"]) == len(risen["range"])
+
+
+def test_many_ratios_come_together_on_a_common_grid() -> None:
+    units = [curve(str(width), width, [(k, -1.0) for k in range(3, width)]) for width in (8, 11, 13)]
+    spec = made(heatmap_chart(result("sensitivity", curves=units), HERE)).spec()
+    domain = spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert domain == ["0.25", "0.375", "0.5", "0.625", "0.75", "0.875"]
 
 
 def test_where_an_axis_stops_being_linear() -> None:
@@ -274,138 +353,173 @@ def test_where_an_axis_stops_being_linear() -> None:
     assert linear_until([np.zeros(1)] * 3) is None
     assert log_ticks(0.02, 3.0) == [0.0, 0.02, 0.2, 2.0]
     assert log_ticks(0.02, 0.3) == [0.0, 0.02, 0.06, 0.2]
+    assert log_ticks(0.02, 0.0) == [0.0]
     assert len(log_ticks(1e-5, 1e3)) <= 6
-
-
-def test_a_long_name_keeps_both_of_its_ends() -> None:
-    assert shortened("model.24.cv2.0.0", 22) == "model.24.cv2.0.0"
-    assert shortened("backbone.layer4.1.downsample.0.conv", 22) == "backbone.l…mple.0.conv"
-    assert len(shortened("x" * 99, 22)) <= 22
 
 
 # -- comparison --------------------------------------------------------------------------------
 
 
-def test_strategies_stand_best_first_above_the_references(tmp_path: Path, drawn: Drawn) -> None:
-    comparison_plot(ROWS, tmp_path / "a.png", title="Rows", cost_label="latency")
-    left = drawn.axes()
-    names = [label.get_text() for label in left.get_yticklabels()]
-    assert names == ["SAC", "random search", "nothing found", "dense", "smaller network"]
-    assert left.yaxis_inverted()
-    texts = drawn.texts()
-    assert {"50.0 %", "49.5 %", "100.0 %", "45.0 %", "67 min", "7 min", "12 s", "–"} <= set(texts)
-    assert "latency\nof dense" in texts
-    assert "dense network" in texts  # the key of the vertical line
+def test_strategies_stand_best_first_above_the_references() -> None:
+    spec = made(comparison_chart(comparison(), HERE)).spec()
+    domains = [view["encoding"]["y"]["scale"]["domain"] for view in layers_of(spec) if "y" in view["encoding"]]
+    assert all(domain == ["random", "SAC", " ", "dense", "smaller network"] for domain in domains)
+    texts = {(row["row"], row["flops of dense"], row["search time"]) for row in rows_of(spec) if "search time" in row}
+    assert texts == {
+        ("random", "49.5 %", "7 min"),
+        ("SAC", "50.0 %", "67 min"),
+        ("dense", "100.0 %", "–"),
+        ("smaller network", "45.0 %", "–"),
+    }
 
 
-def test_a_comparison_without_a_dense_row_has_no_line_for_it(tmp_path: Path, drawn: Drawn) -> None:
-    comparison_plot(ROWS[:1], tmp_path / "a.png", title="One", cost_label="FLOPs")
-    assert "dense network" not in drawn.texts()
-    assert drawn.whole()
+def test_every_seed_has_a_dot_and_the_dense_network_a_line() -> None:
+    spec = made(comparison_chart(comparison(), HERE)).spec()
+    rows = rows_of(spec, spec["hconcat"][0])
+    sac = [(row["seed"], row["score"]) for row in rows if row["row"] == "SAC"]
+    assert sac == [(0, -0.2), (1, -0.22), (2, None)]
+    assert len({row["offset"] for row in rows if row["row"] == "SAC"}) == 3, "equal seeds stay countable"
+    marks = [view["mark"]["type"] for view in layers_of(spec["hconcat"][1])]
+    assert marks == ["rule", "tick", "point", "tick", "point"]
+    assert {row["level"] for row in rows_of(spec) if "level" in row} == {0.6}
 
 
-def test_an_empty_comparison_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one row, got none"):
-        comparison_plot([], tmp_path / "a.png", title="None", cost_label="latency")
+def test_a_result_without_strategies_has_no_comparison() -> None:
+    assert comparison_chart(result("search"), HERE) is None
+    assert correlation_chart(result("search"), HERE) is None
 
 
-def test_the_rank_correlation_stands_in_the_title(tmp_path: Path, drawn: Drawn) -> None:
-    points = [(-0.3, 0.4), (-0.2, 0.5), (NAN, 0.6), (-0.1, NAN)]
-    correlation_plot(points, tmp_path / "a.png", spearman=-0.804, title="Pairs")
-    assert "Spearman rank correlation −0.80, 2 candidates" in drawn.texts()
-    correlation_plot([], tmp_path / "a.png", spearman=NAN, title="None")
-    assert "Spearman rank correlation undefined, 0 candidates" in drawn.texts()
+def test_every_dot_of_the_correlation_has_its_name_in_the_picture_and_under_the_mouse() -> None:
+    points = [(-0.3, 0.4), (-0.2, 0.5), (NAN, 0.6), (-0.1, NAN), (-0.15, 0.45)]
+    chart = made(correlation_chart(comparison(points=points), HERE))
+    assert "Spearman rank correlation −0.80, 3 networks" in chart.caption
+    rows = rows_of(chart.spec())
+    assert [(row["network"], row["label"]) for row in rows] == [(f"network-{k}", f"network-{k}") for k in (0, 1, 4)]
+    views = layers_of(chart.spec())
+    assert sorted(view["transform"][0]["filter"] for view in views if view["mark"]["type"] == "text") == [
+        f"datum.align == '{align}'" for align in ("center", "left", "right")
+    ]
+    assert {row["align"] for row in rows} <= {"center", "left", "right"}
+
+
+def test_labels_keep_clear_of_each_other() -> None:
+    points = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.505, 0.5], [0.5, 0.505]])
+    places = label_places(["one", "two", "three", "four", "five"], points)
+    assert places[0][2] == "left"
+    assert places[1][2] == "right", "it stays within the picture"
+    assert len({place[:2] for place in places[2:]}) == 3
+
+
+def test_a_network_of_an_older_result_has_a_number_for_a_name() -> None:
+    found = comparison()
+    del found.figures["correlation"]["names"]
+    assert [row["label"] for row in rows_of(made(correlation_chart(found, HERE)).spec())] == ["0", "1", "2"]
 
 
 # -- progress ----------------------------------------------------------------------------------
 
 
-def test_progress_is_the_mean_best_so_far_from_where_every_seed_has_one(tmp_path: Path, drawn: Drawn) -> None:
-    seeds = [[NAN, -0.4, -0.5, -0.2], [NAN, NAN, -0.6], [NAN, NAN]]
-    search_progress({"SAC": seeds}, tmp_path / "a.png", title="Lines")
-    evaluations, means = drawn.axes().lines[0].get_data()
-    assert list(evaluations) == [1, 2, 3, 4]
-    np.testing.assert_allclose(means, [NAN, NAN, -0.5, -0.4])
-    assert "SAC (2 of 3 seeds)" in drawn.texts()
+def test_progress_is_the_mean_best_so_far_from_where_every_seed_has_one() -> None:
+    seeds = [[NAN, -0.4, -0.5, -0.2], [None, NAN, -0.6], [NAN, NAN]]
+    rows = rows_of(search_progress({"SAC": seeds}, title="Lines").spec())
+    found = [(row["evaluations"], row["best"], row["worst_seed"], row["best_seed"]) for row in rows]
+    np.testing.assert_allclose(found, [(3, -0.5, -0.6, -0.4), (4, -0.4, -0.6, -0.2)])
+    assert {row["strategy"] for row in rows} == {"SAC (2 of 3 seeds)"}
 
 
-def test_the_legend_is_sorted_by_the_final_score(tmp_path: Path, drawn: Drawn) -> None:
+def test_only_changes_are_drawn_and_the_end_has_a_dot() -> None:
+    rows = rows_of(search_progress({"SAC": [[-0.5] * 50 + [-0.1] * 50]}, title="Lines").spec())
+    assert [(row["evaluations"], row["best"], row["last"]) for row in rows] == [
+        (1, -0.5, False),
+        (51, -0.1, False),
+        (100, -0.1, True),
+    ]
+
+
+def test_the_legend_is_sorted_by_the_final_score() -> None:
     histories = {"worst": [[-0.9]], "none": [[NAN, NAN]], "best": [[-0.5, -0.1]], "empty": [[]]}
-    search_progress(histories, tmp_path / "a.png", title="Lines")
-    legend = drawn.axes().get_legend()
-    texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == ["best", "worst", "none (no score)", "empty (no score)"]
-    assert drawn.whole()
+    spec = search_progress(histories, title="Lines").spec()
+    domain = spec["layer"][0]["encoding"]["color"]["scale"]["domain"]
+    assert domain == ["best", "worst", "none (no score)", "empty (no score)"]
 
 
-def test_bad_beginnings_are_cut_off_and_the_label_says_so(tmp_path: Path, drawn: Drawn) -> None:
-    search_progress({"SAC": [[-50.0, *np.linspace(-0.5, -0.1, 99)]]}, tmp_path / "a.png", title="Lines")
-    assert any("worse beginnings cut off" in text for text in drawn.texts())
-    assert drawn.axes().get_ylim()[0] > -1
+def test_bad_beginnings_are_cut_off_and_the_caption_says_so() -> None:
+    chart = search_progress({"SAC": [[-50.0, *np.linspace(-0.5, -0.1, 99)]]}, title="Lines")
+    assert "worse beginnings cut off" in chart.caption
+    assert chart.spec()["layer"][0]["encoding"]["y"]["scale"]["domain"][0] > -1
+    assert min(row["worst_seed"] for row in rows_of(chart.spec())) > -1
+    assert "cut off" not in search_progress({"SAC": [[-0.5, -0.1]]}, title="Lines").caption
 
 
-def test_more_strategies_than_colours_still_differ(tmp_path: Path, drawn: Drawn) -> None:
-    search_progress({f"s{index}": [[-0.1 * index]] for index in range(16)}, tmp_path / "a.png", title="Lines")
-    looks = {(line.get_color(), line.get_marker()) for line in drawn.axes().lines}
+def test_more_strategies_than_colours_still_differ() -> None:
+    spec = search_progress({f"s{index}": [[-0.1 * index]] for index in range(16)}, title="Lines").spec()
+    dashes = spec["layer"][0]["encoding"]["strokeDash"]["scale"]["range"]
+    colours = THEME["range"]["category"]
+    looks = {(colours[place % len(colours)], tuple(dash)) for place, dash in enumerate(dashes)}
     assert len(looks) == 16
 
 
-def test_no_strategies_are_refused(tmp_path: Path) -> None:
+def test_no_strategies_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one strategy, got none"):
-        search_progress({}, tmp_path / "a.png", title="None")
+        search_progress({}, title="None")
 
 
 # -- profile -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 40])
-def test_every_layer_has_a_row_and_sums_are_written_out(number: int, tmp_path: Path, drawn: Drawn) -> None:
-    bars = [LayerBar(f"model.{index}.conv  conv 1×1  8→16", 0.6 / number, 0.5 / number) for index in range(number)]
-    layer_bars([*bars, *BARS[2:]], tmp_path / "a.png", title="Layers", note="measured alone")
-    assert [label.get_text() for label in drawn.axes().get_yticklabels()] == [bar.name for bar in [*bars, *BARS[2:]]]
-    assert len(drawn.axes().patches) == 2 * number
-    assert drawn.axes().get_xlim()[1] == pytest.approx(60 / number, rel=0.2)  # no sum presses the layers flat
-    assert "50.0% of the latency, 50.0% of the FLOPs" in drawn.texts()
-    assert "% of the whole network; measured alone" in drawn.texts()
-    assert drawn.whole()
-    assert max(png_size(tmp_path / "a.png")) < 2200
+@pytest.mark.parametrize("number", [1, 40, 300])
+def test_the_bars_of_layers_add_up_to_the_whole_latency(number: int) -> None:
+    found = [layer(f"model.{index}.conv", 0.6 / number, 0.9 / number) for index in range(number)]
+    spec = made(layers_chart(profile(found), HERE)).spec()
+    segments = rows_of(spec, spec["layer"][0])
+    assert math.fsum(row["share"] for row in segments) == pytest.approx(1.0)
+    assert math.fsum(row["milliseconds"] for row in segments) == pytest.approx(10.0)
+    blocks_shown = spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert len(blocks_shown) <= 26
+    assert len(blocks_shown) == len(set(blocks_shown))
+    texts = {row["block"]: row["text"] for row in rows_of(spec, spec["layer"][1])}
+    assert texts["operations without weights, and overhead"] == "40.0%, 4.00 ms"
+    if number == 300:
+        assert "276 other layers" in blocks_shown
+
+
+def test_layers_are_grouped_by_block_as_finely_as_there_is_room() -> None:
+    assert list(blocks(LAYERS, 9)) == ["model.2.cv1.conv", "model.2.cv2.conv", "model.1.conv"]
+    assert list(blocks(LAYERS, 2)) == ["model.2  (2 layers)", "model.1.conv"]
+    assert list(blocks([layer("conv", 0.5)], 2)) == ["conv"]
+    assert blocks([], 2) == {}
+    assert list(blocks([layer("conv", 0.5), layer("conv", 0.1)], 2)) == ["conv  (2 layers)"], "a layer called twice"
 
 
 @pytest.mark.parametrize("number", [1, 3, 20])
-def test_every_unit_has_its_steps_on_one_axis(number: int, tmp_path: Path, drawn: Drawn) -> None:
-    units = steps(number)
-    staircases(units, tmp_path / "a.png", title="Steps")
-    panels = [axes for axes in drawn.figures[-1].axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == [unit.name for unit in units]
-    assert len({axes.get_ylim() for axes in panels}) == 1
-    worth = panels[0].collections[-1].get_offsets()
-    assert np.asarray(worth).tolist() == [[16, 9.0], [32, 9.4], [48, 9.7], [64, 10.0]]
-    assert drawn.whole()
-    assert max(png_size(tmp_path / "a.png")) < 2200
+def test_every_unit_has_its_steps_on_one_axis(number: int) -> None:
+    spec = made(staircase_chart(profile(LAYERS, units=number), HERE)).spec()
+    assert spec["facet"]["sort"] == [f"model.{index}.m.0.cv1" for index in range(number)]
+    assert spec["resolve"]["scale"] == {"x": "independent"}, "y is shared"
+    rows = [row for row in rows_of(spec) if row["unit"] == "model.0.m.0.cv1" and row["worth"]]
+    assert [(row["channels"], row["measured"]) for row in rows] == [(16, 9.0), (32, 9.4), (48, 9.7), (64, 10.0)]
+    assert [view["mark"]["type"] for view in layers_of(spec)] == ["line", "line", "point"]
 
 
-def test_steps_that_were_not_measured_are_drawn_as_predicted(tmp_path: Path, drawn: Drawn) -> None:
-    unit = UnitSteps("model.1", (8, 16), (1.0, 2.0), None, (8, 16))
-    staircases([unit], tmp_path / "a.png", title="Steps")
-    assert "layers measured alone" not in drawn.texts()
-    assert [line.get_xydata().tolist() for line in drawn.axes().lines] == [[[8, 1.0], [16, 2.0]]]
+def test_steps_that_were_not_measured_are_drawn_as_predicted() -> None:
+    chart = made(staircase_chart(profile(LAYERS, measured=False), HERE))
+    assert "measured" not in chart.caption
+    assert [view["mark"]["type"] for view in layers_of(chart.spec())] == ["line", "point"]
+    assert all(row["measured"] == row["predicted"] for row in rows_of(chart.spec()))
 
 
-def test_networks_are_drawn_by_what_they_were_for(tmp_path: Path, drawn: Drawn) -> None:
-    failed = PredictedNetwork(NetworkRole.FRESH, NAN, 8.5)
-    prediction_plot([*NETWORKS, failed], tmp_path / "a.png", title="Networks", errors=["off by 3.0%"])
-    texts = drawn.texts()
-    assert {"the predictor was fitted to (3)", "held out of the fit (2)", "fresh, measured afterwards (1)"} <= {*texts}
-    assert "off by 3.0%" in texts
-    assert drawn.axes().get_xlim() == drawn.axes().get_ylim()
-    prediction_plot(NETWORKS[:1], tmp_path / "b.png", title="One", errors=[])
-    assert not any("fresh" in text for text in drawn.texts())
+def test_networks_are_drawn_by_what_they_were_for() -> None:
+    found = profile(LAYERS)
+    found.figures["predictor"]["networks"].append({"role": "fresh", "predicted": NAN, "measured": 8.5})
+    chart = made(prediction_chart(found, HERE))
+    encoding = layers_of(chart.spec())[-1]["encoding"]
+    named = ["the predictor was fitted to (3)", "held out of the fit (2)", "fresh, measured afterwards (1)"]
+    assert encoding["color"]["scale"]["domain"] == named
+    assert encoding["x"]["scale"] == encoding["y"]["scale"]
+    assert "off by 3.0%" in chart.caption
+    assert "fresh" not in json.dumps(made(prediction_chart(profile(LAYERS, roles=1), HERE)).spec())
 
 
-def test_profiles_of_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one bar, got none"):
-        layer_bars([], tmp_path / "a.png", title="None", note="")
-    with pytest.raises(ValueError, match="at least one unit, got none"):
-        staircases([], tmp_path / "a.png", title="None")
-    with pytest.raises(ValueError, match="at least one network, got none"):
-        prediction_plot([], tmp_path / "a.png", title="None", errors=[])
+def test_profiles_of_nothing_are_nothing_to_draw() -> None:
+    for draw in (layers_chart, staircase_chart, prediction_chart):
+        assert draw(result("search"), HERE) is None

@@ -11,8 +11,9 @@ import pytest
 from autoprune.budget import Limit
 from autoprune.errors import RunError
 from autoprune.listener import SilentListener
+from autoprune.report.chart import Chart
 from autoprune.report.sections import publish, sections
-from autoprune.report.table import Picture, Table
+from autoprune.report.table import Table
 from autoprune.report.tables import class_table, comparison_table, stage_table
 from autoprune.results import RESULT_VERSION, Compared, LimitResult, Metrics, Result, Stage
 
@@ -174,10 +175,11 @@ def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_pa
 def test_sections_are_what_applies_in_order(tmp_path: Path) -> None:
     (only,) = sections(FOUND, tmp_path)
     assert isinstance(only, Table)
-    pictures = [one.path.name for one in sections(comparison(), tmp_path) if isinstance(one, Picture)]
-    assert pictures == ["comparison.png", "progress.png", "correlation.png"]
-    few = [one.path.name for one in sections(comparison(points=2), tmp_path) if isinstance(one, Picture)]
-    assert few == ["comparison.png", "progress.png"], "two networks have no correlation"
+    charts = [one.name for one in sections(comparison(), tmp_path) if isinstance(one, Chart)]
+    assert charts == ["comparison", "progress", "correlation"]
+    few = [one.name for one in sections(comparison(points=2), tmp_path) if isinstance(one, Chart)]
+    assert few == ["comparison", "progress"], "two networks have no correlation"
+    assert not list(tmp_path.iterdir()), "nothing is written before it is published"
 
 
 def test_publishing_writes_and_shows(tmp_path: Path) -> None:
@@ -190,4 +192,6 @@ def test_publishing_writes_and_shows(tmp_path: Path) -> None:
     found = replace(FOUND, stages={**FOUND.stages, "dense": by_class({"cat": 0.5, "dog": 0.4})})
     publish(found, tmp_path / "summary.json", Heard())
     assert heard == ["tiny, flops=30%"], "classes are for reports"
+    publish(comparison(), tmp_path / "compare.json", Heard())
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == ["comparison", "correlation", "progress"]
     assert Result.load(tmp_path / "summary.json") == found
