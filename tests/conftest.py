@@ -56,7 +56,8 @@ def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         set_load(monkeypatch, IDLE)
     elif "autoprune.latency.timing" in sys.modules:
         watch = SimpleNamespace(disturbs=lambda threads: False)
-        monkeypatch.setattr("autoprune.latency.timing.LoadWatch", lambda: watch)
+        for name in ("timing", "cache"):
+            monkeypatch.setattr(f"autoprune.latency.{name}.LoadWatch", lambda: watch)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch
 from autoprune.api.listening import PythonListener, Recording
 from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
-from autoprune.config import COMMANDS, EXTENDABLE, Config, named, option
+from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, named, option
 from autoprune.config.files import built, check_trust, from_file, going_on, kept_config, unknown
 from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
@@ -72,7 +72,7 @@ def make_config(name: str, values: Mapping[str, Any]) -> Config:
 def _resumed(name: str, values: Mapping[str, Any]) -> Config:
     """Return the configuration of a run that goes on, which knows its other options."""
     run = values["resume"]
-    allowed = {"resume", "trust_checkpoint", *EXTENDABLE.get(name, ())}
+    allowed = {"resume", "trust_checkpoint", *SHOWING, *EXTENDABLE.get(name, ())}
     if others := [named(key) for key in values if key not in allowed]:
         raise ConfigError(f"`resume` stands alone, the run knows its other options; remove {', '.join(others)}")
     changes = {key: value for key, value in values.items() if key != "resume"}

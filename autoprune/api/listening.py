@@ -6,11 +6,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from autoprune.errors import AutopruneWarning
-from autoprune.listener import Advance, Listener, SilentListener
+from autoprune.listener import Listener, Relay, SilentListener
 from autoprune.report import Table
 
 _HOME = str(Path(__file__).parent.parent)
@@ -31,7 +30,7 @@ def _caller_level() -> int:
     return max(inside) + 1
 
 
-class Recording(Listener):
+class Recording(Relay):
     """Hands everything on to another listener, and keeps tables and notes.
 
     Attributes:
@@ -40,25 +39,21 @@ class Recording(Listener):
     """
 
     def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+        super().__init__(listener)
         self.tables: list[Table] = []
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
         """Keep it and hand it on."""
         self.notes.append(text)
-        self._listener.note(text)
+        super().note(text)
 
     def warn(self, text: str) -> None:
         """Keep it and hand it on."""
         self.notes.append(text)
-        self._listener.warn(text)
-
-    def progress(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """Hand it on."""
-        return self._listener.progress(label, total)
+        super().warn(text)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Keep it and hand it on."""
         self.tables.append(Table(title, header, rows))
-        self._listener.table(title, header, rows)
+        super().table(title, header, rows)

@@ -96,6 +96,19 @@ class Run:
         held = all(row.satisfied for row in result.budget)
         return Run(self.command, folder, self.config, held=held, tables=tables, notes=())
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page of the run, one HTML file that opens offline.
+
+        Args:
+            path: the file; ``report.html`` in the folder if None.
+
+        Returns:
+            the path.
+        """
+        from autoprune.report.page import PAGE, reports_of, write_page
+
+        return write_page(reports_of(self.folder), self.folder / PAGE if path is None else Path(path))
+
     def plot(self) -> Picture:
         """Draw the best score against the candidates scored; ``progress.png`` in the folder."""
         scores = [candidate.score for candidate in self.history]

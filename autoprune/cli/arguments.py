@@ -18,7 +18,7 @@ from docstring_parser import parse as parse_docstring
 from autoprune import __version__
 from autoprune.cli.options import completions, groups_of, help_of, metavar_of
 from autoprune.cli.words import ALIASES, in_options
-from autoprune.config import COMMANDS, EXTENDABLE, Config, option, yaml_of
+from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, option, yaml_of
 from autoprune.config.files import TRUST, built, check_trust, from_file, going_on, kept_config, load, unknown
 from autoprune.config.reading import field_docs, field_of, hints_of, is_list, places_of, read_value, spelled
 from autoprune.errors import AutopruneError, ConfigError
@@ -178,7 +178,10 @@ def _parameter(kind: type[Config], name: str, hint: Any, docs: str) -> click.Par
     word, text = spelled(kind, name), in_options(help_of(docs, name, field_of(kind, name).default))
     value = _Value(word, name, hint)
     if name in places_of(kind):
-        return click.Argument([name], metavar=word, type=value, required=False, help=text)
+        several = -1 if is_list(hint) else 1
+        return click.Argument(
+            [name], metavar=word + "..." * (several < 0), type=value, nargs=several, required=False, help=text
+        )
     if hint is bool:
         return click.Option([name, f"{word}/--no-{word[2:]}"], help=text)
     words = [name, word, *([ALIASES[word]] if word in ALIASES else [])]
@@ -266,7 +269,7 @@ def _print(command: str, values: Mapping[str, Any]) -> NoReturn:
 
 def _resumed(command: str, given: Mapping[str, Any], said: Collection[str]) -> Config:
     """Return the configuration of a run that goes on; what extends it is all that may be said anew."""
-    extending = (*EXTENDABLE.get(command, ()), "trust_checkpoint")
+    extending = (*EXTENDABLE.get(command, ()), *SHOWING, "trust_checkpoint")
     others = [option(name) for name in given if name not in (*extending, "resume")]
     if others:
         raise _stands_alone(command, others)
@@ -282,6 +285,6 @@ def _needs_a_value(command: str, word: str) -> ConfigError:
 
 
 def _stands_alone(command: str, others: Sequence[str] = ()) -> ConfigError:
-    allowed = " and ".join([*map(option, EXTENDABLE.get(command, ())), TRUST])
+    allowed = ", ".join([*map(option, (*EXTENDABLE.get(command, ()), *SHOWING))]) + f" and {TRUST}"
     what = f"remove {', '.join(others)}" if others else "got none"
     return ConfigError(f"--resume RUN stands alone but for {allowed}, the run knows its other options; {what}")

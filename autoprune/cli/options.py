@@ -49,6 +49,7 @@ _METAVARS: Mapping[str, str] = {
     "device": "DEVICE",
     "name": "NAME",
     "out": "FOLDER",
+    "page": "FILE",
     "project": "FOLDER",
     "ratios": "RATIOS",
     "resume": "RUN",

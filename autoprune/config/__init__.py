@@ -31,6 +31,7 @@ from autoprune.config.export import ExportConfig
 from autoprune.config.mask import MaskConfig
 from autoprune.config.profile import ProfileConfig
 from autoprune.config.quantize import QuantizeConfig
+from autoprune.config.report import ReportConfig
 from autoprune.config.search import BenchmarkEntry, CompareConfig, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
@@ -39,6 +40,7 @@ __all__ = [
     "COMMANDS",
     "EXTENDABLE",
     "PLACE",
+    "SHOWING",
     "WHERE",
     "ApplyConfig",
     "BenchmarkEntry",
@@ -54,6 +56,7 @@ __all__ = [
     "PruningConfig",
     "QuantizeConfig",
     "ReconstructingConfig",
+    "ReportConfig",
     "ResumableConfig",
     "RunConfig",
     "RuntimeConfig",
@@ -66,11 +69,12 @@ __all__ = [
     "devices_of",
     "named",
     "option",
+    "plain_values",
     "to_yaml",
     "yaml_of",
 ]
 
-Config: TypeAlias = RunConfig | DataConfig | DoctorConfig
+Config: TypeAlias = RunConfig | DataConfig | DoctorConfig | ReportConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "search": SearchConfig,
@@ -85,6 +89,7 @@ COMMANDS: dict[str, type[Config]] = {
     "mask": MaskConfig,
     "export": ExportConfig,
     "quantize": QuantizeConfig,
+    "report": ReportConfig,
     "data": DataConfig,
     "doctor": DoctorConfig,
 }
@@ -93,12 +98,15 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
+SHOWING = ("tracker", "quiet", "verbose")
+"""Options that change what is shown of a run, not what it does: a run that goes on may have others."""
+
 
 WHERE = ("out", "project", "name", "resume")
 """Options that say where a run's folder is: nothing that a run finds depends on them."""
 
-UNKEPT = ("resume", "trust_checkpoint", "download")
-"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched from outside."""
+UNKEPT = ("resume", "trust_checkpoint", "download", "quiet", "verbose")
+"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched and shown."""
 
 
 def to_yaml(config: Config) -> str:
@@ -106,7 +114,16 @@ def to_yaml(config: Config) -> str:
 
     Paths become absolute, and what is in ``UNKEPT`` is left out.
     """
-    return yaml_of({item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT})
+    return yaml_of(_kept(config))
+
+
+def plain_values(config: Config) -> dict[str, object]:
+    """Return what ``to_yaml`` writes, as plain values by name."""
+    return {name: _plain(value) for name, value in _kept(config).items()}
+
+
+def _kept(config: Config) -> dict[str, object]:
+    return {item.name: getattr(config, item.name) for item in fields(config) if item.name not in UNKEPT}
 
 
 def yaml_of(values: Mapping[str, object]) -> str:

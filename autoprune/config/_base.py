@@ -16,6 +16,7 @@ from autoprune.choices import DARKNET, DEVICES, Precision, Runtime, device_name,
 from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
+from autoprune.tracking import check_tracker
 
 if TYPE_CHECKING:
     from autoprune.config.training import TrainConfig
@@ -45,6 +46,10 @@ class RunConfig:
             Ultralytics' own functions, if they are not here; without it nothing is downloaded
         trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
             takes it anew
+        tracker: hand the curves of search and training to tensorboard, mlflow (to `mlruns` in the run folder if
+            MLFLOW_TRACKING_URI is not set) or wandb (offline if WANDB_MODE is not set); repeat the option for several
+        quiet: show warnings and the final table only; run.log in the run folder has the rest
+        verbose: show also what is pinned and why, which results were known already, and every candidate
     """
 
     imgsz: int | None = None
@@ -55,8 +60,15 @@ class RunConfig:
     name: str | None = None
     download: bool = False
     trust_checkpoint: bool = False
+    tracker: tuple[str, ...] = ()
+    quiet: bool = False
+    verbose: bool = False
 
     def __post_init__(self) -> None:
+        for name in self.tracker:
+            check_tracker(name)
+        if self.quiet and self.verbose:
+            raise ConfigError("`quiet` shows less and `verbose` more; give one of them")
         if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
             raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
         object.__setattr__(self, "device", device_name(self.device))  # one spelling: 0 and cuda:0 are the same run

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
+from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader, outputs_first
 from autoprune.statistics.moments import RIDGE, Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
@@ -72,7 +73,7 @@ class CovarianceImportance(Importance):
         with ExitStack() as hooks:
             for name in names:
                 hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(watch, name)))
-            for batch in self._evidence.batches:
+            for batch in tracked(self._evidence.batches, "Ranking channels"):
                 self._evidence.loss(network, batch).backward()  # type: ignore[no-untyped-call]
         zero = {name: torch.zeros(len(outputs_first(_reader(module, name)))).double() for name in names}
         return {name: sums.get(name, zero[name]) for name in names}

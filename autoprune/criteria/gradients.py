@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, rows_of, trainable_copy
+from autoprune.listener import tracked
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -36,7 +37,7 @@ class GradientImportance(Importance):
             for dimension, axis in pairs
         ]
         totals: dict[tuple[str, int, int], torch.Tensor] = {}
-        for batch in self._evidence.batches:
+        for batch in tracked(self._evidence.batches, "Ranking channels"):
             loss = self._evidence.loss(copied, batch)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             gradients = dict(zip(parameters, found, strict=True))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, rows_of, trainable_copy
+from autoprune.listener import tracked
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -33,7 +34,7 @@ class HutchinsonImportance(Importance):
         weighty = {name: parameters[name] for name in graph.tensors if name in parameters and parameters[name].ndim > 1}
         generator = torch.Generator().manual_seed(self._seed)
         diagonal = {name: torch.zeros_like(weight) for name, weight in weighty.items()}
-        for batch in self._evidence.batches:
+        for batch in tracked(self._evidence.batches, "Ranking channels"):
             loss = self._evidence.loss(copied, batch)
             for name, product in _signed_products(loss, weighty, generator).items():
                 diagonal[name] += product

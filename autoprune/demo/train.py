@@ -163,6 +163,7 @@ def _clean(checkpoint: Path) -> dict[str, Any]:
     model = stripped["model"]
     arguments = _portable(stripped["train_args"])
     model.args = _portable(model.args)
+    vars(model).pop("pt_path", None)  # where Ultralytics read the weights that it trained on
     model.yaml = {**model.yaml, "yaml_file": _ARCHITECTURE.name}
     kept = ("epoch", "best_fitness", "ema", "updates", "optimizer", "version", "license", "docs")
     return {**{key: stripped[key] for key in kept}, "model": model, "train_args": arguments}

@@ -20,6 +20,7 @@ from autoprune.evaluation.pruning import Calibration, prune
 from autoprune.evaluation.runners import RUNNERS, Runner, SerialRunner
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
+from autoprune.listener import step_bar
 from autoprune.models._base import Adapter, Batch, LossSum
 from autoprune.results import Metrics
 from autoprune.statistics.layers import recalibrate as recalibrate
@@ -214,7 +215,8 @@ class Evaluator:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
             dense = tuple(unit.width for unit in self.pruner.space.units)
-            sums = self._retrying(lambda: self._sums(self.materialise(dense)))
+            with step_bar("Scoring the dense network", 1):
+                sums = self._retrying(lambda: self._sums(self.materialise(dense)))
             found = {"loss": sums.mean(), "weights": sums.weights.tolist()}
             self.journal.append(f"{self.kind} dense", self.batch, found)
         self._dense_weights = torch.tensor(found["weights"], device=self.adapter.device)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
@@ -112,7 +113,7 @@ def measure_slopes(
             reading, mean, shift = _reading(channels, keep[channels], layer.name, moments, module)
             readings[layer.name] = reading
             hooks.enter_context(module.register_forward_pre_hook(_masking(reading, mean, shift)))
-        for loss in losses:
+        for loss in tracked(losses, "Slopes"):
             loss(network).backward()  # type: ignore[no-untyped-call]
     return Slopes(keep, list(readings.values()))
 

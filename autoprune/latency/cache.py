@@ -15,7 +15,9 @@ from autoprune.errors import RunError
 from autoprune.io.files import write_atomic
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import Times, time_interleaved
+from autoprune.listener import tracked
 from autoprune.runtimes import Backend, Runner
+from autoprune.runtimes.load import LoadWatch
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.structure.graph import LayerKind
 
@@ -72,14 +74,17 @@ def default_folder() -> Path:
 def look_up(cache: LatencyCache, backend: Backend, points: Iterable[Point]) -> dict[Point, float]:
     """Return the milliseconds of all points; missing ones are measured and added to the cache.
 
-    Times measured at different moments are made comparable by the anchor, a layer that is timed every time.
+    Times measured at different moments are made comparable by the anchor, a layer that is timed every time; what
+    other processes disturbed is not added.
     """
     wanted = sorted(set(points), key=lambda point: point.key)
     known = {key: value for key, value in cache.load().items() if isinstance(value, float) and value > 0}
     missing = [point for point in wanted if point.key not in known]
     if missing:
+        watch = LoadWatch()
         measured = measure_points(backend, missing, anchor=known.get(ANCHOR.key))
-        cache.save(measured)
+        if not watch.disturbs(backend.settings.threads):
+            cache.save(measured)
         known |= measured
     return {point: known[point.key] for point in wanted}
 
@@ -155,7 +160,7 @@ def _timed_chunks(
         rounds: least and most rounds.
         seconds: for all points together; decides how many rounds each chunk gets.
     """
-    for chunk in chunks(points, backend.settings.batch):
+    for chunk in tracked(list(chunks(points, backend.settings.batch)), "Timing layers"):
         runners = [first, *_prepared(backend, chunk)]
         round_seconds = float(time_interleaved(runners, _WARM_UP)[-1].sum()) * 1e-3
         share = seconds * len(chunk) / len(points)

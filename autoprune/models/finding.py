@@ -37,7 +37,7 @@ def find_weights(path: Path, *, download: bool = False) -> Path:
 
     with stock.quiet():
         named = Path(stock.checks.check_yolov5u_filename(str(path)))  # yolov5n.pt is published as yolov5nu.pt
-    folder = Path(stock.SETTINGS["weights_dir"])
+    folder = Path(stock.SETTINGS["weights_dir"]).absolute()
     found = next((place for place in (named, folder / path, folder / named) if place.is_file()), None)
     if found is not None or named.name not in stock.GITHUB_ASSETS_NAMES:
         return found or path

@@ -128,9 +128,6 @@ def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen:
             front.add(place)
     dense = result.stages["dense"].cost(metric)
     shares = [cost / dense for cost in costs]
-    spread = max(max(shares) - min(shares), _NARROWEST)
-    centre = (max(shares) + min(shares)) / 2
-    domain = [max(centre - 0.55 * spread, 0.0), centre + 0.55 * spread]
     rows = [
         {
             "cost": share,
@@ -144,7 +141,9 @@ def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen:
     title = (metric if "@" in metric else spec_of(metric).label) + " left"
     scale = alt.Scale(domain=_focus(scores), clamp=True)
     base = alt.Chart(values(rows)).encode(
-        x=alt.X("cost:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=domain, nice=False)),
+        x=alt.X(
+            "cost:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=share_domain(shares), nice=False)
+        ),
         y=alt.Y("score:Q", title="score", scale=scale),
     )
     dots = base.mark_circle(size=36, opacity=0.6).encode(
@@ -225,6 +224,13 @@ def _focus(scores: Sequence[float]) -> list[float]:
     low, high = ranked[int(_WORST * len(ranked))], ranked[-1]
     pad = 0.08 * max(high - low, 1e-3)
     return [low - pad, high + pad]
+
+
+def share_domain(shares: Sequence[float]) -> list[float]:
+    """Return the range that an axis of costs' shares spans."""
+    spread = max(max(shares) - min(shares), _NARROWEST)
+    centre = (max(shares) + min(shares)) / 2
+    return [max(centre - 0.55 * spread, 0.0), centre + 0.55 * spread]
 
 
 def _ticks(last: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autoprune.budget import format_amount, spec_of
 from autoprune.report.chart import Chart, values
-from autoprune.report.search_charts import candidates
+from autoprune.report.search_charts import candidates, share_domain
 from autoprune.report.table import Table
 from autoprune.report.tables import NOTHING
 from autoprune.results import Result, Stage
@@ -85,13 +85,19 @@ def _fronts(named: Sequence[tuple[str, Result]]) -> Chart | None:
             if score > best:
                 best = score
                 rows.append({"run": name, "cost": cost / dense, "score": score})
+    costs = [float(row["cost"]) for row in rows]
     figure = (
         alt.Chart(values(rows))
         .mark_line(point=True, interpolate="step-after")
         .encode(
-            x=alt.X("cost:Q", title="FLOPs left", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+            x=alt.X(
+                "cost:Q",
+                title="FLOPs left",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(domain=share_domain(costs), nice=False),
+            ),
             y=alt.Y("score:Q", title="score (0 is the dense network)", scale=alt.Scale(zero=False)),
-            color=alt.Color("run:N", sort=None, legend=alt.Legend(orient="top")),
+            color=alt.Color("run:N", title=None, sort=None, legend=alt.Legend(orient="top")),
             tooltip=["run:N", alt.Tooltip("score:Q", format="+.4f"), alt.Tooltip("cost:Q", format=".1%")],
         )
         .properties(width=_WIDTH, height=_HEIGHT)

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from autoprune.listener import tracked
+
 Reader = nn.modules.conv._ConvNd | nn.Linear
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -114,7 +116,7 @@ def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         norm.momentum = None  # cumulative average
     module.train()
     with torch.no_grad():
-        for tensor in inputs:
+        for tensor in tracked(inputs, "Recalibrating"):
             module(tensor)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
+from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader, evaluating, norms_behind
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 
@@ -82,7 +83,7 @@ def collect_moments(
         )
     collector = _Collector(seed)
     with evaluating(dense), collector.watching(dense, wanted), norms_behind(dense, wanted) as norms:
-        for batch in inputs:
+        for batch in tracked(inputs, "Covariances"):
             dense(batch)
     return Moments(*collector.moments(), norms, skipped)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from autoprune.config import Config, RunConfig
 from autoprune.errors import BudgetUnreachableError, RunError
-from autoprune.listener import Listener
+from autoprune.listener import Listener, hearing
 from autoprune.results import SUMMARIES
+from autoprune.workflows.run_log import RunListener
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,14 @@ class Caller:
     Attributes:
         command: what was called, which policies name as their origin.
         again: (command, configuration, run folder) → what goes on with a run that was interrupted.
+        words: a text of the library → as the caller shows it.
+        opened: called with the run folder and the configuration once the folder is there.
     """
 
     command: str
     again: Callable[[str, RunConfig, Path], str]
+    words: Callable[[str], str] = str
+    opened: Callable[[Path, RunConfig], None] = lambda path, config: None
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,14 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
     from autoprune.runtimes._torch import loss_guard  # late: torch again
 
     try:
-        with loss_guard("GPU"):  # wherever it is used: in measurements, evaluation or training
-            finished: Finished = module.run(config, listener, caller)
-        _report(finished.folder, listener)
-        return finished
+        with (
+            loss_guard("GPU"),  # wherever it is used: in measurements, evaluation or training
+            RunListener(listener, caller.command, caller.words) as heard,
+            hearing(heard),
+        ):
+            finished: Finished = module.run(config, heard, replace(caller, opened=heard.opened))
+            _report(finished.folder, heard)
+            return finished
     except SystemExit as error:
         if type(error) is not SystemExit:  # a listener's own
             raise

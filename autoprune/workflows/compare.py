@@ -12,12 +12,13 @@ import numpy as np
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
 from autoprune.latency.predictor import spearman
-from autoprune.listener import Listener
+from autoprune.listener import Listener, tracked
 from autoprune.report.comparison import LEAST_POINTS
 from autoprune.report.sections import publish
 from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.benchmark import BenchmarkResult, StrategyBenchmark
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.criteria import CriteriaComparison
@@ -45,6 +46,7 @@ class _Comparison:
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = config, folder, listener
         self._budget = config.lowest
+        listener.stages(stages.of_compare(config))
         self._run = PruningRun(config, folder, listener)
 
     def execute(self) -> None:
@@ -56,8 +58,13 @@ class _Comparison:
         contest = StrategyBenchmark(
             run, config, run.constrain(self._budget, limits, self._latency_constraints), self._latency_constraints
         )
-        outcomes = [contest.outcome(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
-        tuned = [self._tuned(contest, outcome) for outcome in outcomes]
+        self._listener.stage(stages.SEARCH)
+        entries = [(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
+        outcomes = [contest.outcome(entry, seed) for entry, seed in tracked(entries, "Searches")]
+        self._listener.stage(stages.WINNERS)
+        tuned = [self._tuned(contest, outcome) for outcome in tracked(outcomes, "Winners")]
+        if config.references:
+            self._listener.stage(stages.REFERENCES)
         references = References(run, config, limits).all() if config.references else {}
         points = self._points(contest, outcomes, tuned)
         costs = {metric: dense.cost(metric) for metric in limits}

@@ -150,7 +150,7 @@ def ultralytics() -> Iterator[Check]:
     file = stock.settings_file()
     yield Check("settings", str(file), hint="" if file.is_file() else "not there: Ultralytics' defaults count")
     for name in ("weights_dir", "datasets_dir", "runs_dir"):
-        folder = Path(stock.SETTINGS[name])
+        folder = Path(stock.SETTINGS[name]).absolute()
         yield Check(name, str(folder), hint="" if folder.is_dir() else "does not exist")
 
 

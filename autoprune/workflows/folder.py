@@ -22,6 +22,7 @@ from autoprune.budget import is_latency
 from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
+    SHOWING,
     WHERE,
     ApplyConfig,
     BudgetedConfig,
@@ -87,6 +88,7 @@ class RunFolder:
         self.resumed = not made
         self.command, self._made = command, made
         self._again = caller.again(command, config, path)
+        caller.opened(path, config)
 
     @classmethod
     def open(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
@@ -260,7 +262,7 @@ def _told(command: str, config: RunConfig) -> Mapping[str, str]:
 
 def _identity(command: str, config: RunConfig) -> str:
     """Return what makes a run another run: not where its folder lies, nor how far a comparison goes."""
-    changing = {*WHERE, *EXTENDABLE.get(command, ())}
+    changing = {*WHERE, *SHOWING, *EXTENDABLE.get(command, ())}
     lines = to_yaml(config).splitlines()
     return "\n".join(line for line in lines if line.partition(":")[0] not in changing)
 

@@ -22,7 +22,7 @@ from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
-from autoprune.workflows.noise import DOUBT, NoiseModel, typical
+from autoprune.workflows.noise import DOUBT, MOST_REPEATS, NoiseModel, typical
 
 EVEN, NEAR = 16, 8
 """Whole networks that the predictor is fitted to and judged by: spread evenly, and around the budget.
@@ -176,10 +176,14 @@ class LatencyEstimator:
 
     def _typical(self, build: Callable[[], nn.Module], key: list[Any]) -> PairedTiming:
         """Measure paired with the dense network, several times."""
-        return typical(
-            lambda repeat: self._measured(build, [*key, "repeat", repeat], config=STAGE_MEASUREMENT),
-            self._steadiness.doubt,
-        )
+        with self._listener.progress("Timing", MOST_REPEATS) as advance:
+
+            def measure(repeat: int) -> PairedTiming:
+                timing = self._measured(build, [*key, "repeat", repeat], config=STAGE_MEASUREMENT)
+                advance(repeat + 1)
+                return timing
+
+            return typical(measure, self._steadiness.doubt)
 
     def _typical_paired(
         self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
@@ -193,10 +197,12 @@ class LatencyEstimator:
                 config=STAGE_MEASUREMENT,
                 paired_with=lambda: self._built(allocation),
             )
+            advance(repeat + 1)
             return timing.chained(known)
 
         most = limit / self.meter.reference.median if limit is not None else None
-        return typical(measure, lambda timing: timing.spread, most)
+        with self._listener.progress("Timing", MOST_REPEATS) as advance:
+            return typical(measure, lambda timing: timing.spread, most)
 
     def _surest(self, build: Callable[[], nn.Module], key: list[Any], *, attempts: int) -> PairedTiming:
         """Measure, again if the machine was disturbed, and return the measurement that may be off least.

@@ -19,6 +19,7 @@ from autoprune.statistics.layers import recalibrate
 from autoprune.strategies.greedy import proposals
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Counts
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import Latencies, LatencyConstraints
@@ -57,6 +58,7 @@ class _NetAdaptRun:
     def __init__(self, config: NetAdaptConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = config, folder, listener
         self._budgets = config.levels
+        listener.stages(stages.of_netadapt(config, labels=[self._prefix(budget) for budget in self._budgets]))
         self._run = PruningRun(config, folder, listener)
         self._trials = NetAdaptSteps(self._run, config)
         self._iteration = 0
@@ -73,6 +75,7 @@ class _NetAdaptRun:
             if not self._holds(base, most):
                 # a level out of reach ends the run here, not after the levels before it
                 self._run.constrain(budget, most, LatencyConstraints(self._run.estimators, most))
+        self._listener.stage(stages.STEPS)
         levels = []
         for budget, most in zip(self._budgets, limits, strict=True):
             level = self._descend(budget, base, most)
@@ -88,6 +91,14 @@ class _NetAdaptRun:
         }
         held = [self._ship(level, dense, searched) for level in levels]
         return all(held)
+
+    def _label(self, budget: Budget) -> str:
+        """Return what tells a level from the others; empty if it is the only one."""
+        return str(budget).replace(", ", "-") if len(self._budgets) > 1 else ""
+
+    def _prefix(self, budget: Budget) -> str:
+        label = self._label(budget)
+        return f"{label} " if label else ""
 
     # -- iterations --------------------------------------------------------------------------------
 
@@ -154,19 +165,18 @@ class _NetAdaptRun:
 
     def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:
         """Fine-tune a level's network at length, measure it and write its files."""
-        path, label = self._folder.path, ""
-        if len(self._budgets) > 1:
-            label = str(level.budget).replace(", ", "-")
+        path, label = self._folder.path, self._label(level.budget)
+        if label:
             path = path / "levels" / label
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
         deployment = ResultWriter(self._run, level.budget, path=path, label=label)
         found = SelectedCandidate(level.base.allocation, level.base.score, level.latencies)
         if level.base is self._trials.dense:
-            stages = deployment.keep_everything(dense, strategy="netadapt")
+            shipped = deployment.keep_everything(dense, strategy="netadapt")
         else:
             deployment.save_policy(found, strategy="netadapt", evaluations=self._trials.evaluations)
             module = self._trials.copy_of(level.base)
             recalibrate(module, self._trials.calibration)
-            stages = deployment.ship(module, level.base.allocation)
-        return deployment.finish({"dense": dense, **stages}, {**searched, "best_score": level.base.score})
+            shipped = deployment.ship(module, level.base.allocation)
+        return deployment.finish({"dense": dense, **shipped}, {**searched, "best_score": level.base.score})

@@ -18,6 +18,7 @@ from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenanc
 from autoprune.report.sections import publish
 from autoprune.results import LimitResult, Result, Stage
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.folder import environment
 from autoprune.workflows.latency_constraints import Latencies
 from autoprune.workflows.run import PruningRun
@@ -114,15 +115,27 @@ class ResultWriter:
         pruned, model = (adapter.checkpoint(self._path, name) for name in ("pruned", "model"))
         module = self.described(module)
         adapter.save(module, pruned, notes=notes)
-        stages = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
+        run.listener.stage(f"{self._prefix}{stages.PRUNED}")
+        found = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
             keep_detections(adapter, {"dense": adapter.module, "pruned": module}, self._path, run.listener)
-            return stages
-        tuning = Tuning.of(config, self._teacher)
-        tuned = tune(adapter, module, self._path, tuning=tuning, notes=notes, listener=run.listener)
+            return found
+        run.listener.stage(f"{self._prefix}{stages.FINETUNE}")
+        name = f"{self._prefix}finetuned"
+        tuned = tune(
+            adapter,
+            module,
+            self._path,
+            tuning=Tuning.of(config, self._teacher),
+            notes=notes,
+            listener=run.listener,
+            measure=lambda network: run.folder.validated(name, network, adapter),
+            series=f"{self._prefix}finetune",
+        )
+        run.listener.stage(f"{self._prefix}{stages.RESULT}")
         keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, self._path, run.listener)
-        return {**stages, "finetuned": run.stage(f"{self._prefix}finetuned", tuned, allocation, model, limits)}
+        return {**found, "finetuned": run.stage(name, tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
         """End well if the dense network already holds the budget."""
@@ -140,21 +153,21 @@ class ResultWriter:
             adapter.save(module, adapter.checkpoint(self._path, name), notes=self._notes(run.dense_allocation))
         return {"pruned": dense}
 
-    def finish(self, stages: Mapping[str, Stage], searched: Mapping[str, Any], **figures: Any) -> bool:
+    def finish(self, networks: Mapping[str, Stage], searched: Mapping[str, Any], **figures: Any) -> bool:
         """Write ``summary.json``, show the table, and return whether every limit is held.
 
         Args:
-            stages: ``dense`` first, what counts last.
+            networks: ``dense`` first, what counts last.
             searched: the figures of the search.
             **figures: others that only this command has.
         """
         run, adapter = self._run, self._run.network.adapter
-        budget = [LimitResult.of(limit, stages["dense"], list(stages.values())[-1]) for limit in self._budget]
+        budget = [LimitResult.of(limit, networks["dense"], list(networks.values())[-1]) for limit in self._budget]
         result = Result(
             command=run.folder.command,
             title=f"{adapter.name}, {self._budget}",
             metric_names=adapter.metric_names,
-            stages=stages,
+            stages=networks,
             budget=budget,
             figures={
                 "search": dict(searched),

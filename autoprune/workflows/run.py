@@ -20,6 +20,7 @@ from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions.distill import check_teacher
+from autoprune.workflows import stages
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.latency_constraints import LatencyConstraints
@@ -101,6 +102,7 @@ class PruningRun:
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, listener: Listener) -> None:
         self.config, self.folder, self.listener = config, folder, listener
+        listener.stage(stages.OPEN)
         self.network = dense_network(config, folder, listener)
         if config.distill:
             adapter = self.network.adapter
@@ -120,6 +122,8 @@ class PruningRun:
 
     def dense(self, *, validate: bool = True) -> Stage:
         """Measure the dense network; its accuracy if that is wanted."""
+        if validate and self.folder.journal.lookup("validation", "dense") is None:
+            self.listener.stage(stages.DENSE)
         return self.stage("dense", self.network.adapter.module, self.dense_allocation, validate=validate)
 
     def stage(
@@ -176,6 +180,8 @@ class PruningRun:
             BudgetUnreachableError: even the narrowest network exceeds a limit.
             DeviceError: it does so by figures that were measured under load.
         """
+        if latency_constraints:
+            self.listener.stage(stages.PREDICTOR)
         ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
         ceilings += latency_constraints.ceilings()
         requested = {limit.metric: limit.requested for limit in budget}

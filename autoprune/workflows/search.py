@@ -18,6 +18,7 @@ from autoprune.results import Stage
 from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
 from autoprune.strategies.prior import SearchPrior, find_prior, holding
 from autoprune.structure.constraint import Constraint
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.demo_size import with_demo_size
 from autoprune.workflows.finalists import best_of, choose
@@ -44,6 +45,11 @@ CONTINUATIONS = 2
 def run(config: SearchConfig, listener: Listener, caller: Caller) -> Finished:
     """Search, prune, fine-tune and measure."""
     with RunFolder.open("search", config, caller) as folder:
+        announced = with_defaults(config)
+        listener.stages(
+            stages.of_search(announced, episodes=announced.episodes or 0, epochs=announced.finetune_epochs or 0)
+        )
+        listener.stage(stages.OPEN)
         found = SearchRun(with_defaults(with_demo_size(config, folder, listener)), folder, listener)
         return Finished(folder.path, found.deployment.finish(*found.shipped()))
 
@@ -96,10 +102,12 @@ class SearchRun:
         prior = None
         constraint = latency_constraints.settled(constraint, np.zeros(len(constraint.space)))
         if config.strategy.spec.uses_prior:
+            run.listener.stage(stages.PRIOR)
             prior = find_prior(
                 constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
             )
             constraint = latency_constraints.settled(constraint, prior.target_log_ratios)
+        run.listener.stage(stages.SEARCH)
         warm = candidates_of_runs(config.warm_start, config, constraint)
         first = self._search(constraint, evaluator, prior, warm, config.episodes)
         known = holding(prior.tried, constraint) if prior is not None else ()
@@ -108,15 +116,16 @@ class SearchRun:
         )
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
+        run.listener.stage(stages.FINALISTS)
         chosen = choose(
             history, evaluator, constraint, latency_constraints, count=config.finalists, listener=run.listener
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
-        stages = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
+        shipped = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
         costs = {**run.static, **{limit.cost.metric: limit.cost for limit in constraint.limits}}
         shown = {metric: cost for metric, cost in costs.items() if metric in _FRONTS or cost.predicted}
         candidates = search_figures(history, shown, chosen.allocation, prior=len(known))
-        return {"dense": dense, **stages}, {**searched, **priced, "candidates": candidates}
+        return {"dense": dense, **shipped}, {**searched, **priced, "candidates": candidates}
 
     def _continued(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from autoprune.config import BudgetedConfig, QuantizeConfig
-from autoprune.listener import Listener
+from autoprune.listener import Advance, Listener
 from autoprune.models._base import Adapter
 from autoprune.results import Metrics
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Allocation
-from autoprune.training.extensions._base import TrainingExtension
+from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
@@ -109,9 +110,27 @@ class Tuned:
 
 
 def tune(
-    adapter: Adapter, module: nn.Module, folder: Path, *, tuning: Tuning, notes: Mapping[str, Any], listener: Listener
+    adapter: Adapter,
+    module: nn.Module,
+    folder: Path,
+    *,
+    tuning: Tuning,
+    notes: Mapping[str, Any],
+    listener: Listener,
+    measure: Callable[[nn.Module], Metrics] | None = None,
+    series: str = "finetune",
 ) -> nn.Module:
     """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process stopped.
+
+    Args:
+        adapter: has the data.
+        module: the pruned network; it is not changed.
+        folder: gets ``model``.
+        tuning: how.
+        notes: travel inside the checkpoint.
+        listener: hears the progress.
+        measure: returns what tables will say of the fine-tuned network; the progress bar then ends with that.
+        series: of the curves.
 
     Returns:
         The network as ``model`` holds it: float32, eval mode.
@@ -121,6 +140,11 @@ def tune(
     """
     path = adapter.checkpoint(folder, "model")
     if not path.exists():
+
+        def finished(result: FinetuneResult) -> str:
+            adapter.save(result.module, path, notes=notes)
+            return "" if measure is None else _shown(adapter, measure(_opened(adapter, path, module)))
+
         started = replace(tuning, lr_scale=tuning.lr_scale * short_scale(tuning.epochs))
         result = trained(
             adapter,
@@ -131,6 +155,8 @@ def tune(
             listener=listener,
             changes={"patience": tuning.patience, **tuning.arguments},
             extensions=tuning.extensions(),
+            finish=finished,
+            series=series,
         )
         curve = [epoch.accuracy.primary for epoch in read_epochs(folder / FINETUNE) if epoch.accuracy is not None]
         if rise := rise_at_end(curve):
@@ -143,7 +169,6 @@ def tune(
                 f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
                 "better, the best one's weights are kept."
             )
-        adapter.save(result.module, path, notes=notes)
     return _opened(adapter, path, module)
 
 
@@ -252,6 +277,8 @@ def trained(
     listener: Listener,
     changes: Mapping[str, Any],
     extensions: Sequence[TrainingExtension],
+    finish: Callable[[FinetuneResult], str] = lambda result: "",
+    series: str | None = None,
 ) -> FinetuneResult:
     """Train a network in a folder, or go on with it there.
 
@@ -264,15 +291,21 @@ def trained(
         listener: hears the progress.
         changes: as for `finetune`.
         extensions: what takes part.
+        finish: called with the result while its bar is shown; returns what the bar ends with.
+        series: of the curves; the label in lower case if None.
     """
+    series = series or label.lower()
     with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
             keep_epoch(report, out)
-            measured = f"{adapter.metric_names[0]} {report.accuracy.primary:.3f}" if report.accuracy is not None else ""
-            advance(report.epoch, measured)
+            figures = {f"{series}/loss/{name}": value for name, value in report.losses.items()}
+            if report.accuracy is not None:
+                figures |= {f"{series}/{name}": report.accuracy[name] for name in adapter.metric_names}
+            listener.log(report.epoch, figures)
+            advance(report.epoch, f"{_shown(adapter, report.accuracy)} while training" if report.accuracy else "")
 
-        return finetune(
+        result = finetune(
             adapter,
             module,
             epochs=tuning.epochs,
@@ -283,9 +316,47 @@ def trained(
             devices=tuning.devices,
             on_epoch=show,
             changes=changes,
-            extensions=extensions,
+            extensions=extensions if tuning.devices else [*extensions, EpochBar(listener)],
             resume=True,
         )
+        if ended := finish(result):
+            advance(result.epochs, ended)
+        return result
+
+
+def _shown(adapter: Adapter, accuracy: Metrics) -> str:
+    return f"{adapter.metric_names[0]} {accuracy.primary:.3f}"
+
+
+class EpochBar(TrainingExtension):
+    """Shows a bar of the batches within every epoch.
+
+    Args:
+        listener: hears the progress.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+        self._batch = 0
+
+    def attach(self, training: Training) -> None:
+        """Listen to epochs and batches."""
+        training.listen(Event.EPOCH_START, self._begin)
+        training.listen(Event.BATCH_END, self._count)
+        training.listen(Event.EPOCH_END, lambda _: self._open.close())
+
+    def _begin(self, training: Training) -> None:
+        self._open.close()  # an epoch may be begun again
+        self._batch = 0
+        label = f"Epoch {training.epoch + 1}"
+        self._advance = self._open.enter_context(self._listener.progress(label, training.batches))
+
+    def _count(self, _: Training) -> None:
+        self._batch += 1
+        if self._advance is not None:
+            self._advance(self._batch)
 
 
 def _opened(adapter: Adapter, path: Path, pruned: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ def set_load(patch: pytest.MonkeyPatch, *loads: Load) -> list[Load]:
     Returns:
         The loads that are still to be found.
     """
+    import autoprune.latency.cache
     import autoprune.latency.timing
     import autoprune.workflows.latency
     import autoprune.workflows.network
@@ -37,5 +38,6 @@ def set_load(patch: pytest.MonkeyPatch, *loads: Load) -> list[Load]:
     watch: Any = SimpleNamespace(disturbs=lambda threads: loads[-1].overloaded)
     patch.setattr(autoprune.workflows.network, "measure_load", measure)
     patch.setattr(autoprune.workflows.latency, "measure_load", measure)
-    patch.setattr(autoprune.latency.timing, "LoadWatch", lambda: watch)
+    for module in (autoprune.latency.timing, autoprune.latency.cache):
+        patch.setattr(module, "LoadWatch", lambda: watch)
     return left

@@ -439,3 +439,14 @@ def test_networks_measured_under_load_are_not_kept_for_later_searches(
     first = prepared(9)
     assert prepared(0) == first, "the disturbed one was not kept"
     assert prepared(0) < first
+
+
+def test_layers_measured_under_load_are_not_kept_for_later_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for disturbed, kept in ((1, False), (0, True)):
+        watch = Disturbed(disturbed)
+        monkeypatch.setattr("autoprune.latency.cache.LoadWatch", lambda watch=watch: watch)
+        cache = LatencyCache(tmp_path, {"device": "fake"})
+        assert look_up(cache, FakeBackend(SETTINGS), [ANCHOR])[ANCHOR] > 0
+        assert bool(cache.load()) is kept

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.listener import tracked
 from autoprune.models import stock
 from autoprune.models._base import Batch, Predict
 from autoprune.models.detection.exporting import suppressed
@@ -83,7 +84,7 @@ def measure_split(
     workers = 0 if device.type == "cpu" else min(4, torch.get_num_threads())
     with stock.quiet(), random_state_kept():
         parts, objects = images.validation(batch=VALIDATION_BATCH, rectangular=rectangular, workers=workers)
-        batches = (images.collate(samples, device) for samples in parts)
+        batches = (images.collate(samples, device) for samples in tracked(parts, "Validating"))
         settings = images.data.settings
         return measure(
             module, batches, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict

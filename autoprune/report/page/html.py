@@ -17,6 +17,8 @@ from autoprune.report.page.runs import Report
 from autoprune.report.table import Table
 from autoprune.report.together import overview
 
+_MADE = '<meta name="generator" content="autoprune'
+
 _CLASSES = 6  # colours of boxes
 
 
@@ -55,6 +57,14 @@ def write_page(reports: Sequence[Report], path: Path) -> Path:
     """
     write_atomic(path, page(reports))
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is a page of ours, which a newer one may replace."""
+    try:
+        return _MADE.encode() in path.read_bytes()
+    except OSError:
+        return False
 
 
 def _file(name: str) -> str:

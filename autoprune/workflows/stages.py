@@ -1,0 +1,60 @@
+"""The stages that commands announce, each with a guess of its work, from which the time left of a run is told."""
+
+from __future__ import annotations
+
+from autoprune.budget import is_latency
+from autoprune.config import BudgetedConfig, CompareConfig, NetAdaptConfig, SearchConfig
+
+OPEN = "Open the network"
+DENSE = "Measure the dense network"
+PREDICTOR = "Fit the latency predictor"
+PRIOR = "Find a prior"
+SEARCH = "Search"
+FINALISTS = "Compare finalists"
+PRUNED = "Measure the pruned network"
+FINETUNE = "Fine-tune"
+RESULT = "Measure the result"
+STEPS = "Prune step by step"
+WINNERS = "Fine-tune the winners"
+REFERENCES = "Train the references"
+
+_MEASURING, _EPOCH, _FITTING = 600.0, 1500.0, 2400.0
+"""Images that a measurement of one network, an epoch and the fit of a latency predictor take as long as, roughly."""
+
+
+def of_search(config: SearchConfig, *, episodes: int, epochs: int) -> dict[str, float]:
+    """Return the stages of a search, as `Listener.stages` takes them."""
+    return {
+        **_beginning(config),
+        **({PRIOR: float(episodes * config.images)} if config.strategy.spec.uses_prior else {}),
+        SEARCH: float(episodes * config.images),
+        FINALISTS: config.finalists * _MEASURING,
+        **_ending(epochs),
+    }
+
+
+def of_netadapt(config: NetAdaptConfig, *, labels: list[str]) -> dict[str, float]:
+    """Return the stages of a step-by-step pruning; each level of the budget has a label, empty if there is one."""
+    ending = {f"{label}{name}": work for label in labels for name, work in _ending(config.finetune_epochs or 0).items()}
+    return {**_beginning(config), STEPS: 100.0 * config.images, **ending}
+
+
+def of_compare(config: CompareConfig) -> dict[str, float]:
+    """Return the stages of a comparison."""
+    searches, epochs = len(config.entries) * config.seeds, config.finetune_epochs or 0
+    return {
+        **_beginning(config),
+        SEARCH: float(searches * config.evaluations * config.images),
+        WINNERS: max(searches, config.correlated) * (_MEASURING + epochs * _EPOCH),
+        **({REFERENCES: 4 * (_MEASURING + epochs * _EPOCH)} if config.references else {}),
+    }
+
+
+def _beginning(config: BudgetedConfig) -> dict[str, float]:
+    latency = any(is_latency(limit.metric) for level in config.levels for limit in level)
+    return {OPEN: _MEASURING, DENSE: _MEASURING, **({PREDICTOR: _FITTING} if latency else {})}
+
+
+def _ending(epochs: int) -> dict[str, float]:
+    trained = {FINETUNE: epochs * _EPOCH, RESULT: _MEASURING} if epochs else {}
+    return {PRUNED: _MEASURING, **trained}
