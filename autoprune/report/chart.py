@@ -25,6 +25,7 @@ BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79
 _FONT = "Liberation Sans, DejaVu Sans, Arial, Helvetica, sans-serif"  # vl-convert brings the first one
 _CHARACTER = 0.53  # mean width of a character, in font sizes
 _TITLE, _CAPTION, _TEXT, _SMALL = 15, 12, 12, 11  # pixels
+_AXIS = 48  # pixels that the labels of an axis take at least
 _SCALE = 2  # pixels of a PNG per pixel of a page
 
 
@@ -192,16 +193,11 @@ def _width(spec: Mapping[str, Any]) -> float:
     """Return the width of a specification's plots in pixels, without their axes and legends."""
     if "hconcat" in spec:
         return sum(map(_width, spec["hconcat"]))
-    if "concat" in spec:
-        panels = len(spec["concat"])
-        return max(map(_width, spec["concat"])) * min(int(spec.get("columns", panels)), panels)
-    if "vconcat" in spec:
-        return max(map(_width, spec["vconcat"]))
     if "facet" in spec:
         return _width(spec["spec"]) * float(spec.get("columns", 1))
     return float(spec.get("width", 0)) or max(map(_width, spec.get("layer", ())), default=0.0)
 
 
 def _lines(text: str, width: float, size: int) -> list[str]:
-    """Return a text broken into lines that are about as wide as the plots, each of a readable length."""
-    return textwrap.wrap(text, max(48, int(width / (_CHARACTER * size)))) or [""]
+    """Return a text broken into lines that are about as wide as the plots and an axis, each of a readable length."""
+    return textwrap.wrap(text, max(48, int((width + _AXIS) / (_CHARACTER * size)))) or [""]

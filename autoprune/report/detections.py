@@ -110,7 +110,7 @@ def differing(ours: Sequence[Mark], theirs: Sequence[Mark]) -> float:
         >>> differing([cell], [cell]), differing([cell], [])
         (0.0, 0.75)
     """
-    left, total = list(theirs), 0.0
+    left, total = sorted(theirs, key=lambda one: -one.score), 0.0
     for mark in sorted(ours, key=lambda one: -one.score):
         same = [one for one in left if one.label == mark.label and overlap(one.box, mark.box) >= SAME]
         if not same:

@@ -15,7 +15,7 @@ import numpy as np
 
 from autoprune.budget import format_amount
 from autoprune.latency.layers import ShareSource
-from autoprune.report.chart import BLUE, ORANGE, Chart, names_axis, short_labels, values
+from autoprune.report.chart import Chart, names_axis, short_labels, values
 from autoprune.report.table import Table
 from autoprune.results import Result
 
@@ -49,22 +49,7 @@ def layers_chart(result: Result, folder: Path) -> Chart | None:
     if "layers" not in result.figures:
         return None
     layers, flops = result.figures["layers"], _flops(result)
-    grouped = blocks(layers["rows"], _BLOCKS - len(layers["rest"]))
-    rows = [
-        {
-            "block": block,
-            "layer": one["name"],
-            "operation": f"{one['operation']}  {one['c_in']} → {one['c_out']}" if "operation" in one else None,
-            **{name: one[name] for name in ("share", "milliseconds", "flops_share")},
-        }
-        for block, members in grouped.items()
-        for one in members
-    ]
-    rows += [
-        {"block": one["name"], "layer": one["name"], "flops_share": 0.0 if place else layers["rest_flops"] / flops}
-        | {name: one[name] for name in ("share", "milliseconds")}
-        for place, one in enumerate(layers["rest"])
-    ]
+    rows = _segments(layers, flops)
     members: dict[str, list[Layers]] = {}
     for one in rows:
         members.setdefault(one["block"], []).append(one)
@@ -96,6 +81,25 @@ def layers_chart(result: Result, folder: Path) -> Chart | None:
         f"FLOPs; {_HOW[layers['source']]}."
     )
     return Chart("layers", result.title, figure, caption)
+
+
+def _segments(layers: Mapping[str, Any], flops: float) -> list[dict[str, Any]]:
+    """Return the segments of the bars: every layer with its block, and each part of the latency that is no layer."""
+    rows = [
+        {
+            "block": block,
+            "layer": one["name"],
+            "operation": f"{one['operation']}  {one['c_in']} → {one['c_out']}" if "operation" in one else None,
+            **{name: one[name] for name in ("share", "milliseconds", "flops_share")},
+        }
+        for block, members in blocks(layers["rows"], _BLOCKS - len(layers["rest"])).items()
+        for one in members
+    ]
+    return rows + [
+        {"block": one["name"], "layer": one["name"], "flops_share": 0.0 if place else layers["rest_flops"] / flops}
+        | {name: one[name] for name in ("share", "milliseconds")}
+        for place, one in enumerate(layers["rest"])
+    ]
 
 
 _SHARES = {"share": "of the latency", "flops_share": "of the FLOPs"}
@@ -179,19 +183,21 @@ def staircase_chart(result: Result, folder: Path) -> Chart | None:
         )
     ]
     measured = any(one["measured"] for one in drawn)
-    base = alt.Chart().encode(x=alt.X("channels:Q", title=None, axis=alt.Axis(tickCount=3, grid=False)))
+    base = alt.Chart().encode(
+        x=alt.X(
+            "channels:Q", title=None, scale=alt.Scale(zero=True, nice=False), axis=alt.Axis(tickCount=3, grid=False)
+        )
+    )
     scale = alt.Scale(zero=False)
     y, predicted = (alt.Y(f"{one}:Q", title="ms", scale=scale, axis=alt.Axis(tickCount=4)) for one in _TIMES)
     layers = [base.mark_line(style="muted", strokeDash=[4, 2], strokeWidth=1).encode(y=predicted)] if measured else []
     # A width costs what is drawn at its dot; the line before it is level, as a device that computes in blocks is.
     layers.append(base.mark_line(interpolate="step-before").encode(y=y))
-    colour = alt.when(alt.datum.worth).then(alt.value(ORANGE)).otherwise(alt.value(BLUE))
-    size = alt.when(alt.datum.worth).then(alt.value(60)).otherwise(alt.value(18))
     times = [alt.Tooltip(f"{one}:Q", format=".3f", title=f"{one}, ms") for one in (_TIMES if measured else _TIMES[1:])]
     worth = alt.Tooltip("worth:N", title="worth choosing")
-    layers.append(
-        base.mark_point().encode(y=y, color=colour, size=size, tooltip=["unit:N", "channels:Q", *times, worth])
-    )
+    dots = base.encode(y=y, tooltip=["unit:N", "channels:Q", *times, worth])
+    layers.append(dots.mark_point(size=18))
+    layers.append(dots.transform_filter("datum.worth").mark_point(style="accent", size=40))
     names = [one["unit"] for one in drawn]
     header = alt.Header(title=None, labelExpr=short_labels(25), labelPadding=3)
     panels = (

@@ -215,6 +215,7 @@ def _colour_scale(scores: Sequence[Floats], drops: Floats) -> tuple[alt.Scale, a
         constant=1 if linear is None else linear,
         domain=[*better, *stops],
         range=[*([SKY] if better else []), *_COLOURS],
+        interpolate="rgb",
     )
     legend = alt.Legend(title="score drop", gradientLength=160)
     if linear is not None:

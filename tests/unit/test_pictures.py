@@ -333,8 +333,10 @@ def test_the_heat_map_has_a_colour_for_rising_scores() -> None:
 
     assert colours(curves(5))["domain"][0] == 0
     for worst in (0.05, 30.0):
-        risen = colours(curves(9, worst=worst, best=0.3))
-        assert risen["domain"][0] < -0.28 or risen["domain"][0] <= -0.2
+        found = curves(9, worst=worst, best=0.3)
+        risen, drops = colours(found), [row["drop"] for row in rows_of(made(heatmap_chart(found, HERE)).spec())]
+        assert risen["domain"][0] <= min(drops) < -0.2
+        assert risen["domain"][-1] == pytest.approx(max(drops))
         assert risen["domain"] == sorted(risen["domain"])
         assert len(risen["domain"]) == len(risen["range"])
 
@@ -498,13 +500,13 @@ def test_every_unit_has_its_steps_on_one_axis(number: int) -> None:
     assert spec["resolve"]["scale"] == {"x": "independent"}, "y is shared"
     rows = [row for row in rows_of(spec) if row["unit"] == "model.0.m.0.cv1" and row["worth"]]
     assert [(row["channels"], row["measured"]) for row in rows] == [(16, 9.0), (32, 9.4), (48, 9.7), (64, 10.0)]
-    assert [view["mark"]["type"] for view in layers_of(spec)] == ["line", "line", "point"]
+    assert [view["mark"]["type"] for view in layers_of(spec)] == ["line", "line", "point", "point"]
 
 
 def test_steps_that_were_not_measured_are_drawn_as_predicted() -> None:
     chart = made(staircase_chart(profile(LAYERS, measured=False), HERE))
     assert "measured" not in chart.caption
-    assert [view["mark"]["type"] for view in layers_of(chart.spec())] == ["line", "point"]
+    assert [view["mark"]["type"] for view in layers_of(chart.spec())] == ["line", "point", "point"]
     assert all(row["measured"] == row["predicted"] for row in rows_of(chart.spec()))
 
 

@@ -105,6 +105,9 @@ def test_a_family_can_be_scaled() -> None:
 def test_score_and_accuracy_are_correlated_over_enough_networks(trained: Path) -> None:
     correlation = results(trained)["correlation"]
     assert correlation["networks"] == len(correlation["points"]) == 3
+    folders = {path.name for path in (trained / "networks").iterdir()}
+    assert len(set(correlation["names"])) == 3
+    assert {one for name in correlation["names"] for one in name.split(", ")} >= folders
     assert -1 <= correlation["spearman"] <= 1
 
 

@@ -1,0 +1,94 @@
+"""``report.html`` at the end of a run, and ``autoprune report``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoprune.cli.main import main
+from autoprune.report.detections import read_detections
+from autoprune.report.page import PAGE, is_page
+from tests.helpers.world import arguments, one_sentence
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+UNIFORM = ("--strategy", "uniform", "--budget", "flops=80%", "--finetune-epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(quick: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "search"
+    assert main(arguments("search", tiny, out, *UNIFORM)) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "search"))
+
+
+def test_a_run_leaves_its_page_with_detections_and_the_fine_tune(finished: Path) -> None:
+    text = (finished / PAGE).read_text()
+    for heading in ("Before and after", "Detections", "Channels kept", "The search", "Score against cost"):
+        assert f"<h3>{heading}</h3>" in text
+    images = read_detections(finished)
+    assert images
+    assert all(list(image.found) == ["dense", "finetuned"] and image.truth for image in images)
+    assert (finished / "finetune" / "epochs.json").exists()
+
+
+def test_a_page_is_made_anew_of_a_finished_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / PAGE).unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.split() == f"The report is {run / PAGE}.".split()
+    assert is_page(run / PAGE)
+
+
+def test_several_runs_share_a_page(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run), str(run)]) == 0
+    assert "<h1>2 runs</h1>" in (tmp_path / PAGE).read_text()
+    assert main(["report", str(run), str(run), "--page", "both.html"]) == 0
+    assert is_page(tmp_path / "both.html")
+
+
+def test_a_page_that_cannot_be_made_costs_a_warning_only(
+    tiny: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no chart today")
+
+    monkeypatch.setattr("autoprune.report.page.write_page", broken)
+    out = tmp_path / "run"
+    assert main(arguments("search", tiny, out, "--strategy", "uniform", "--budget", "flops=80%")) == 0
+    assert "No report was made: no chart today" in capsys.readouterr().err
+    assert (out / "summary.json").exists()
+    assert not (out / PAGE).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "report needs RUN"),
+        (["missing"], "A report is made of a run's folder, and missing is none"),
+        (["."], "has no results"),
+        ([".", "--page", "report.txt"], "--page must be an HTML file, such as report.html, got report.txt"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    assert said in one_sentence(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_others_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / PAGE).write_text("mine")
+    assert main(["report", str(run)]) == 2
+    assert "exists and is no report of autoprune" in one_sentence(capsys.readouterr().err)
+    assert (run / PAGE).read_text() == "mine"
