@@ -17,7 +17,7 @@ from autoprune.report.profile import layers_chart, layers_table, prediction_char
 from autoprune.report.progress import progress_chart
 from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_chart, scores_chart
 from autoprune.report.sensitivity import curves_chart, heatmap_chart, sensitivity_table
-from autoprune.report.sparsity import channels_chart
+from autoprune.report.sparsity import channels_chart, histogram_chart, quintiles_chart, watched_chart
 from autoprune.report.table import Table
 from autoprune.report.tables import class_table, comparison_table, stage_table
 from autoprune.results import Result
@@ -46,6 +46,9 @@ SECTIONS: Sequence[Section] = (
     staircase_table,
     staircase_chart,
     epochs_chart,
+    quintiles_chart,
+    histogram_chart,
+    watched_chart,
     sensitivity_table,
     curves_chart,
     heatmap_chart,

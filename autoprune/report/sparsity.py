@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoprune.choices import PenaltyName
+from autoprune.io.files import read_bytes
 from autoprune.report.chart import Chart, names_axis, values
 from autoprune.results import Result
 
@@ -23,6 +26,47 @@ _MOST_ROWS = 60  # units in one panel of bars
 _ROW = 18  # pixels per unit
 _MOMENTS = 120  # iterations that are drawn
 _LINES = 64  # channels that are drawn one by one
+
+
+_SYMBOLS = {PenaltyName.L1.value: "|γ|", PenaltyName.GROUP_LASSO.value: "‖w‖₂ / √n"}
+"""How the scale of a channel is written, by the penalty that makes it small."""
+
+
+def quintiles_chart(result: Result, folder: Path) -> Chart | None:
+    """Return how the scales of all channels fall over a sparsity training."""
+    if (found := _record(folder)) is None:
+        return None
+    epochs, symbol = found["epochs"], _SYMBOLS[found["penalty"]]
+    quintiles = [one["quintiles"] for one in epochs]
+    return scale_quintiles([one["epoch"] for one in epochs], quintiles, title=result.title, symbol=symbol)
+
+
+def histogram_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the histogram of the scales over a sparsity training."""
+    if (found := _record(folder)) is None:
+        return None
+    epochs, symbol = found["epochs"], _SYMBOLS[found["penalty"]]
+    counts = [one["counts"] for one in epochs]
+    return scale_histogram([one["epoch"] for one in epochs], counts, found["edges"], title=result.title, symbol=symbol)
+
+
+def watched_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the scales of one layer within the epochs of a sparsity training."""
+    found = _record(folder)
+    if found is None or not found["iterations"]:
+        return None
+    moments, symbol = found["iterations"], _SYMBOLS[found["penalty"]]
+    scales, title = [one["scales"] for one in moments], f"{result.title}: {found['watched']}"
+    return watched_scales([one["iteration"] for one in moments], scales, title=title, symbol=symbol)
+
+
+def _record(folder: Path) -> Mapping[str, Any] | None:
+    """Return what `autoprune.training.extensions.sparsity_record` has written in a folder, or None."""
+    try:
+        found = json.loads(read_bytes(folder / "sparsity.json"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("epochs") and found.get("penalty") in _SYMBOLS else None
 
 
 def scale_quintiles(epochs: Sequence[int], quintiles: Sequence[Sequence[float]], *, title: str, symbol: str) -> Chart:

@@ -15,7 +15,6 @@ from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError, RunError
 from autoprune.listener import Listener
 from autoprune.models._base import Adapter
-from autoprune.report.sparsity import scale_histogram, scale_quintiles, watched_scales
 from autoprune.training.extensions.penalties import Penalty, make_penalty
 from autoprune.training.extensions.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
 from autoprune.training.extensions.sparsity_record import Scales, SparsityRecord
@@ -86,8 +85,8 @@ def sparsify(
 ) -> tuple[nn.Module, Sparsity]:
     """Train a dense network with a penalty, or go on where an earlier process stopped.
 
-    Writes ``sparse``, ``sparsity.json``, three pictures and TensorBoard events into the folder. A layer that dies on
-    the way is reported at the end; pruning leaves every unit its minimum all the same.
+    Writes ``sparse``, ``sparsity.json`` and TensorBoard events into the folder. A layer that dies on the way is
+    reported at the end; pruning leaves every unit its minimum all the same.
 
     Args:
         network: the dense network, with data; it is not changed.
@@ -116,8 +115,6 @@ def sparsify(
     scales = _scales(penalty, module)
     limit = NEAR_ZERO * float(dense.max())
     found = Sparsity(dense, scales, limit, dead_units(penalty, network.graph, scales, limit))
-    title = f"{adapter.name}, {settings.penalty.value} {settings.schedule.strength:g}"
-    _draw(record, folder, penalty.symbol, title=title)
     _tell(found, settings, len(network.graph.units), listener)
     return module, found
 
@@ -159,20 +156,6 @@ def _train(
             changes={"optimizer": "SGD", "lr0": settings.lr},
             extensions=[extension],
         ).module
-
-
-def _draw(record: SparsityRecord, folder: Path, symbol: str, *, title: str) -> None:
-    epochs, moments = record.epochs, record.iterations
-    numbers = [seen.epoch for seen in epochs]
-    charts = [
-        scale_quintiles(numbers, [seen.quintiles for seen in epochs], title=title, symbol=symbol),
-        scale_histogram(numbers, [seen.counts for seen in epochs], record.edges, title=title, symbol=symbol),
-    ]
-    if moments:
-        iterations, scales = [seen.iteration for seen in moments], [seen.scales for seen in moments]
-        charts.append(watched_scales(iterations, scales, title=f"{title}: {record.watched}", symbol=symbol))
-    for chart in charts:
-        chart.png(folder)
 
 
 def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Listener) -> None:

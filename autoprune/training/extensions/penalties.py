@@ -27,12 +27,10 @@ class Penalty(ABC):
     in a plain gradient step of rate η, so that strengths mean the same.
 
     Attributes:
-        symbol: how a scale is written.
         spans: where the scales of each layer (or unit) lie among all of them.
         channels: global number of the channel that each scale is of, shape (scales,).
     """
 
-    symbol: str
     spans: Mapping[str, slice]
     channels: Ids
 
@@ -58,8 +56,6 @@ class ScalePenalty(Penalty):
     Raises:
         ModelError: the network has no batch norm on prunable channels.
     """
-
-    symbol = "|γ|"
 
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
         prunable = prunable_channels(graph)
@@ -101,8 +97,6 @@ class GroupPenalty(Penalty):
         module: the network whose names and shapes count.
         graph: its channel groups.
     """
-
-    symbol = "‖w‖₂ / √n"
 
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
         self._prunable = torch.from_numpy(prunable_channels(graph))
