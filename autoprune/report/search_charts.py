@@ -28,7 +28,7 @@ def kept_chart(result: Result, folder: Path) -> Chart | None:
     import altair as alt
 
     units = _units(folder)
-    if not units or candidates(result) is None:
+    if not units:
         return None
     rows = [
         {

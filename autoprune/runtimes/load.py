@@ -145,7 +145,7 @@ def _process_times() -> dict[tuple[int, str], float]:
     """Return the CPU seconds of all other processes that can be seen on the usable cores, by number and name."""
     own, cores = {process.pid for process in _family()}, _usable_cores()
     return {
-        (one.pid, one.name()): _cpu_seconds(one)
+        (one.pid, str(one.info["name"])): _cpu_seconds(one)
         for one in psutil.process_iter(["name"])
         if one.pid not in own and _last_core(one) in (None, *cores)
     }

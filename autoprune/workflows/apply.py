@@ -7,6 +7,7 @@ from autoprune.listener import Listener
 from autoprune.workflows.applied import apply_policy
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
 
 
@@ -24,6 +25,7 @@ def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
             "dense": applied.stage(adapter.module, dense, validate=validate),
             "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
+        keep_detections(adapter, {"dense": adapter.module, "pruned": module}, folder.path, listener)
         applied.publish(stages, folder, listener)
     listener.note(f"The pruned network is {path}.")
     if not validate:

@@ -8,6 +8,7 @@ from math import log
 
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_SIZES, demo_weights
+from autoprune.errors import DeviceError
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.timing import MeasurementConfig, time_alone
 from autoprune.listener import Listener
@@ -20,6 +21,9 @@ from autoprune.workflows.network import choose_device, pin_threads
 LEAST, WANTED, MOST = 1.4, 1.6, 1.8
 """How often the dense network should take the budget: with more to prune, a short fine-tune loses much accuracy."""
 
+OUT_OF_REACH = 3.0
+"""How often the dense network takes the budget where the narrowest one hardly holds it."""
+
 _MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, seconds=1.0)
 
 Measure = Callable[[int], float]
@@ -30,6 +34,9 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
     """Return the configuration with an image size that suits a latency budget in milliseconds on this machine.
 
     Only if the bundled detector is searched, and neither its image size nor another runtime is asked for.
+
+    Raises:
+        DeviceError: other processes use the cores so much that the budget is out of reach at any size.
     """
     if config.model is not None or config.imgsz is not None or config.runtime is not None:
         return config
@@ -40,7 +47,13 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
 
     def choose() -> int:
         pin_threads(config.threads, folder, listener)
-        size, taken = suitable_size(DenseLatency(config), limit)
+        measure = DenseLatency(config)
+        size, taken = suitable_size(measure, limit)
+        if measure.under_load and taken > OUT_OF_REACH * limit:
+            raise DeviceError(
+                f"The demonstration needs a core to itself for {limit:g} ms: next to other processes its dense network "
+                f"takes {taken:.0f} ms at {size} px already; run it again when they are done"
+            )
         listener.note(
             f"The demonstration runs at {size} px: there its dense network takes {taken:.2f} ms on this machine, "
             f"{taken / limit:.1f} times the budget."
@@ -85,7 +98,12 @@ class DenseLatency:
 
     Args:
         config: how it runs.
+
+    Attributes:
+        under_load: whether other processes disturbed the last measurement.
     """
+
+    under_load = False
 
     def __init__(self, config: SearchConfig) -> None:
         self._config, self._device = config, choose_device(config.device)
@@ -101,4 +119,6 @@ class DenseLatency:
         backend = open_backend(replace(settings, memory_format=self._format))
         with backend.session():
             config = replace(_MEASUREMENT, threads=settings.threads)
-            return time_alone(backend.prepare(module, settings.shape), config).median
+            timing = time_alone(backend.prepare(module, settings.shape), config)
+        self.under_load = timing.under_load
+        return timing.median

@@ -25,9 +25,6 @@ from autoprune.workflows.doctor import Check, State
 _DEVELOPMENT = ("test", "docs", "dev")
 """Extras that only a developer of autoprune needs."""
 
-_BUSY = 0.2
-"""Share of the processor that others may take before measured times suffer."""
-
 
 def installation() -> Iterator[Check]:
     """Look at autoprune itself and at Python."""
@@ -80,12 +77,14 @@ def machine() -> Iterator[Check]:
 
 
 def load() -> Check:
-    """Look at how busy the processor is at the moment."""
-    import psutil
+    """Look at how much of the processor other processes use at the moment."""
+    from autoprune.runtimes.load import TOLERANCE, measure_load
 
-    share = psutil.cpu_percent(interval=0.5) / 100
-    busy = f"{share * (os.cpu_count() or 1):.1f} of {os.cpu_count()} cores busy"
-    return Check("load", busy, hint="latencies that are measured now are too high" if share > _BUSY else "")
+    now = measure_load()
+    slower = f"mostly by {now.busiest}; " if now.busiest else ""
+    busy = now.overloaded or now.busy > TOLERANCE
+    hint = f"{slower}latencies that are measured now are too high" if busy else ""
+    return Check("load", f"{now.busy:.1f} of {now.cores} cores used by others", hint=hint)
 
 
 def devices() -> Iterator[Check]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,6 +57,33 @@ class Prediction:
     fitted: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     error: LatencyError | None
+
+    def to_json(self, dense: float, fresh: Sequence[Sample] = ()) -> dict[str, Any]:
+        """Return its errors, and every network that was measured for it, as plain JSON values for reports.
+
+        Networks held out are predicted by the fit that they were held out of, fresh ones by the final one.
+
+        Args:
+            dense: median milliseconds of the dense network.
+            fresh: networks that were measured to check it.
+        """
+        first = self.cost.fit(self.fitted, focus=self.cost.focus)
+        groups = (("fitted", first, self.fitted), ("held_out", first, self.held_out), ("fresh", self.cost, fresh))
+        return {
+            "held_out": self.error.to_json() if self.error is not None else None,
+            "check": self.cost.error(fresh).to_json() if fresh else None,
+            "networks": [
+                {
+                    "role": role,
+                    "keep": list(sample.allocation),
+                    "predicted": float(cost(np.array(sample.allocation))),
+                    "measured": sample.timing.ratio * dense,
+                    "spread": sample.timing.spread,
+                }
+                for role, cost, samples in groups
+                for sample in samples
+            ],
+        }
 
 
 class LatencyEstimator:
@@ -244,6 +272,11 @@ class LatencyEstimator:
         if focus not in self._predictions:
             self._predictions[focus] = self._predicted(focus)
         return self._predictions[focus]
+
+    def predictor(self) -> dict[str, Any] | None:
+        """Return the last predictor for reports, see `Prediction.to_json`, or None if there is none."""
+        found = [prediction for prediction in self._predictions.values() if prediction.error is not None]
+        return found[-1].to_json(self.meter.reference.median) if found else None
 
     def prediction_error(self) -> dict[str, float | int] | None:
         """Return the predictor's error on networks that it was not fitted to, or None if there is no predictor."""

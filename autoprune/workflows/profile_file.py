@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from autoprune.latency.layers import LayerShares, LayerWork, Staircase
-from autoprune.latency.predictor import LatencyCost, LatencyError, Sample
+from autoprune.latency.predictor import Sample
 from autoprune.latency.timing import Timing
-from autoprune.report.profile import NetworkRole
 from autoprune.results import Result, Stage
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.space import Allocation
@@ -63,30 +60,6 @@ class Profile:
         """FLOPs of one run."""
         return sum(work.flops for work in self.works) + self.fixed_flops
 
-    @property
-    def check(self) -> LatencyError | None:
-        """The predictor's error on the fresh networks, or None without any."""
-        return self.prediction.cost.error(self.fresh) if self.fresh else None
-
-    @property
-    def networks(self) -> list[tuple[NetworkRole, Sample, float, float]]:
-        """All networks that were measured for the predictor: role, sample, predicted and measured milliseconds.
-
-        Networks held out are predicted by the fit that they were held out of, fresh ones by the final one.
-        """
-        final = self.prediction.cost
-        first = final.fit(self.prediction.fitted, focus=final.focus)
-        groups: Sequence[tuple[NetworkRole, LatencyCost, Sequence[Sample]]] = (
-            (NetworkRole.FITTED, first, self.prediction.fitted),
-            (NetworkRole.HELD_OUT, first, self.prediction.held_out),
-            (NetworkRole.FRESH, final, self.fresh),
-        )
-        return [
-            (role, sample, float(cost(np.array(sample.allocation))), sample.timing.ratio * self.dense.median)
-            for role, cost, samples in groups
-            for sample in samples
-        ]
-
     def ordered(self) -> list[tuple[LayerWork, float]]:
         """Return the layers with their shares of the latency, the largest first."""
         pairs = zip(self.works, self.shares.layers.tolist(), strict=True)
@@ -115,7 +88,6 @@ def to_result(profile: Profile) -> Result:
     ``units``: the names of all units.
     """
     keep = dict(zip(profile.units, profile.lowest, strict=True))
-    error, check = profile.prediction.error, profile.check
     return Result(
         command="profile",
         title=f"{profile.name} at {profile.image_size} px, {_described(profile.settings)}",
@@ -129,20 +101,7 @@ def to_result(profile: Profile) -> Result:
             "runtime": profile.settings.to_json(),
             "layers": _layers(profile),
             "staircases": [_staircase(one) for one in profile.staircases],
-            "predictor": {
-                "held_out": error.to_json() if error is not None else None,
-                "check": check.to_json() if check is not None else None,
-                "networks": [
-                    {
-                        "role": role.name.lower(),
-                        "keep": list(sample.allocation),
-                        "predicted": predicted,
-                        "measured": measured,
-                        "spread": sample.timing.spread,
-                    }
-                    for role, sample, predicted, measured in profile.networks
-                ],
-            },
+            "predictor": profile.prediction.to_json(profile.dense.median, profile.fresh),
             "units": list(profile.units),
         },
         environment=profile.environment,

@@ -173,6 +173,7 @@ class ResultWriter:
                 "search": dict(searched),
                 "uncounted_operations": uncounted(run.network.graph),
                 "pinned": pinned_layers(run.network.graph),
+                **({"predictor": predictor} if (predictor := run.estimator.predictor()) else {}),
                 **figures,
             },
             environment={**environment(), **run.estimator.environment()},

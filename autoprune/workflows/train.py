@@ -15,6 +15,7 @@ from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, arguments_of, soften, tune
 
@@ -85,5 +86,6 @@ def _train(
             module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
         )
     tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener)
+    keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, folder, listener)
     stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
     return stages

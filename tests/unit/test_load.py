@@ -20,10 +20,8 @@ class FakeProcess:
     """A process that uses so much of a core all the time."""
 
     def __init__(self, machine: Machine, pid: int, name: str, used: float, core: int = 0) -> None:
-        self._machine, self.pid, self._name, self._used, self._core = machine, pid, name, used, core
-
-    def name(self) -> str:
-        return self._name
+        self._machine, self.pid, self._used, self._core = machine, pid, used, core
+        self.info = {"name": name}  # as psutil fills it in
 
     def cpu_times(self) -> Any:
         return Used(self._used * self._machine.now, 0.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_SIZES
+from autoprune.errors import DeviceError
 from autoprune.listener import SilentListener
 from autoprune.workflows import demo_size
 from autoprune.workflows.demo_size import LEAST, MOST, WANTED, suitable_size
@@ -38,12 +39,23 @@ class Notes(SilentListener):
         self.notes.append(text)
 
 
+class Machine:
+    """Takes so long at 288 px."""
+
+    def __init__(self, milliseconds: float, under_load: bool = False) -> None:
+        self._milliseconds, self.under_load = milliseconds, under_load
+
+    def __call__(self, size: int) -> float:
+        return self._milliseconds * (size / 288) ** 2
+
+
 def size_on(
-    monkeypatch: pytest.MonkeyPatch, milliseconds: float, folder: Any = None, listener: Any = None, **options: Any
+    monkeypatch: pytest.MonkeyPatch, machine: float | Machine, folder: Any = None, listener: Any = None, **options: Any
 ) -> int | None:
-    """Return the image size on a machine that takes so long at 288 px."""
+    """Return the image size on a machine, or on an idle one that takes so long at 288 px."""
+    found = machine if isinstance(machine, Machine) else Machine(machine)
     monkeypatch.setattr(demo_size, "pin_threads", lambda threads, folder, listener: None)
-    monkeypatch.setattr(demo_size, "DenseLatency", lambda config: lambda size: milliseconds * (size / 288) ** 2)
+    monkeypatch.setattr(demo_size, "DenseLatency", lambda config: found)
     config = SearchConfig(**{"budget": ("latency=8ms",), "threads": 1, **options})
     return demo_size.with_demo_size(config, folder or Folder(), listener or SilentListener()).imgsz
 
@@ -75,6 +87,13 @@ def test_a_size_within_the_band_if_there_is_one_or_else_the_nearest(
 def test_slow_and_fast_machines_get_the_ends_of_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
     assert size_on(monkeypatch, 0.001) == DEMO_SIZES[-1] == 640
     assert size_on(monkeypatch, 5000.0) == DEMO_SIZES[0] == 64
+
+
+def test_only_load_makes_it_refuse_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert size_on(monkeypatch, Machine(5000.0, under_load=False)) == 64
+    assert size_on(monkeypatch, Machine(300.0, under_load=True)) == 64
+    with pytest.raises(DeviceError, match=r"takes 247 ms at 64 px already; run it again when they are done"):
+        size_on(monkeypatch, Machine(5000.0, under_load=True))
 
 
 def test_the_size_is_said_with_what_the_dense_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from autoprune.cli.main import main
 from autoprune.errors import DeviceError
 from autoprune.io.installed import install_extra
 from autoprune.runtimes import BrokenRuntimeError, RuntimeSettings
+from autoprune.runtimes.load import Load
 from autoprune.workflows import doctor_checks
 from autoprune.workflows.doctor import Check, Diagnosis, State
 
@@ -212,3 +213,24 @@ def test_the_runtimes_here_start_without_the_network(monkeypatch: pytest.MonkeyP
     checks = found("Runtimes")
     assert checks["torch on cpu"].state is State.OK
     assert not [check for check in checks.values() if check.state is State.BROKEN]
+
+
+@pytest.mark.parametrize(
+    ("load", "said", "hint"),
+    [
+        (Load(cores=2, busy=0.1, share=1.0, scatter=0.1), "0.1 of 2 cores used by others", ""),
+        (
+            Load(cores=2, busy=1.0, share=1.0, scatter=0.1, busiest="python (process 7) 1.0"),
+            "1.0 of 2 cores used by others",
+            "mostly by python (process 7) 1.0; latencies that are measured now are too high",
+        ),
+        (
+            Load(cores=2, busy=0.0, share=0.3, scatter=0.1),
+            "0.0 of 2 cores used by others",
+            "latencies that are measured now are too high",
+        ),
+    ],
+)
+def test_load_is_told_with_what_follows(load: Load, said: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.runtimes.load.measure_load", lambda: load)
+    assert doctor_checks.load() == Check("load", said, hint=hint)
