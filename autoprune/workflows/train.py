@@ -37,6 +37,7 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
         distill_weight=config.distill_weight,
         patience=config.patience or 0,
         devices=devices if len(devices) > 1 else (),
+        callbacks=config.ultralytics_callbacks,
     )
     with RunFolder.open("train", config, caller) as folder:
         stages = _train(config, applied, folder.path, tuning=tuning, listener=listener)

@@ -24,6 +24,7 @@ from autoprune.training.finetune import finetune
 from autoprune.training.plan import short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
 from autoprune.training.ultralytics.recipe import from_scratch_recipe
 from autoprune.workflows.network import Network
 from autoprune.workflows.stock_yaml import describe
@@ -42,6 +43,7 @@ class Tuning:
         distill_weight: how much the teacher counts.
         patience: epochs without a better one after which the training stops; 0 for never.
         devices: several GPUs to train on; empty for the adapter's own device.
+        callbacks: whether Ultralytics' own integrations hear the training.
     """
 
     epochs: int
@@ -52,6 +54,7 @@ class Tuning:
     distill_weight: float = 1.0
     patience: int = 0
     devices: tuple[str, ...] = ()
+    callbacks: bool = False
 
     @classmethod
     def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
@@ -62,11 +65,13 @@ class Tuning:
             batch=config.batch,
             seed=config.seed,
             teacher=teacher if config.distill else None,
+            callbacks=config.ultralytics_callbacks,
         )
 
     def extensions(self) -> Sequence[TrainingExtension]:
         """Return what takes part in the fine-tuning."""
-        return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+        teaching = [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+        return [*teaching, *([UltralyticsCallbacks()] if self.callbacks else [])]
 
 
 @dataclass(frozen=True)
