@@ -26,7 +26,7 @@ from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.references import References
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.tuning import Tuned, Tuning, tune
+from autoprune.workflows.tuning import Tuned, Tuning, Validation, tune
 
 
 def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
@@ -102,8 +102,18 @@ class _Comparison:
         self._listener.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         module = deployment.described(module)
-        trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, listener=self._listener)
-        return Tuned(before, adapter.validate(trained), costs)
+        validation = Validation(adapter)
+        trained = tune(
+            adapter,
+            module,
+            path,
+            tuning=tuning,
+            notes={"strategy": label},
+            listener=self._listener,
+            measure=validation,
+            series=f"finetune {label}",
+        )
+        return Tuned(before, validation(trained), costs)
 
     def _points(
         self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]

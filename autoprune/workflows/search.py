@@ -144,6 +144,8 @@ class SearchRun:
         history, constraint = self._continued(
             [*known, *first.history], constraint, evaluator, prior, latency_constraints
         )
+        counts = evaluator.counts
+        run.listener.debug(f"{counts.cache_hits} of {counts.evaluations} scores were known already.")
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
         run.listener.stage(stages.FINALISTS)

@@ -100,6 +100,24 @@ class Tuned:
         return cls(before, after, values["costs"])
 
 
+class Validation:
+    """Validates a network once: what a progress bar ends with is what the table shows.
+
+    Args:
+        adapter: has the data.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._found: Metrics | None = None
+
+    def __call__(self, network: nn.Module) -> Metrics:
+        """Return the metrics on the validation split, those of the first call."""
+        if self._found is None:
+            self._found = self._adapter.validate(network)
+        return self._found
+
+
 def tune(
     adapter: Adapter,
     module: nn.Module,
