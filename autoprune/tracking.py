@@ -159,7 +159,13 @@ class WandbTracker:
             resume="allow",
             dir=folder,
             config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                save_code=False,
+                disable_git=True,
+                symlink=False,  # a run folder with links is not resumed
+            ),
         )
         self._series: set[str] = set()
 

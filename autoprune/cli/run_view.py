@@ -128,7 +128,7 @@ class RunView:
         computed = {name: took for name, took in self._seconds.items() if took > LEAST_SECONDS / 10}  # others: known
         seconds = sum(computed.values()) + self.seconds
         work = sum(self._work.get(name, 0.0) for name in computed) + share * self._work[self._name]
-        if work <= LEAST_SHARE * sum(self._work.values()) or seconds < LEAST_SECONDS:
+        if not computed or work <= LEAST_SHARE * sum(self._work.values()) or seconds < LEAST_SECONDS:
             return left if rest == 0 else None
         pace = seconds / work
         if left is None:

@@ -98,7 +98,7 @@ class Terminal:
             yield bar
         finally:
             self._view.bars.remove(bar)
-        if not self._view.bars or (self.verbose and bar.seconds >= _SHOWN):
+        if bar.seconds >= _SHOWN and (self.verbose or not self._view.bars):
             self.note(_line(bar))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -188,6 +188,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         distill: the dense network teaches the pruned one in the fine-tuning
         stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
             train and resume then keep the pruned network, without autoprune
+        ultralytics_callbacks: let the integrations hear the fine-tuning that Ultralytics' own settings switch on
     """
 
     budget: tuple[str, ...] = ()
@@ -196,6 +197,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     train_args: tuple[str, ...] = ()
     distill: bool = False
     stock_yaml: bool = False
+    ultralytics_callbacks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,6 +206,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         check_counts(self, "runtime_batch", least=1)
         check_share("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
+        if self.ultralytics_callbacks:
+            check_stock(self.model, named("ultralytics_callbacks"))
         if self.stock_yaml:
             check_stock(self.model, named("stock_yaml"))
         if self.distill and self.finetune_epochs == 0:

@@ -12,9 +12,11 @@ from autoprune.config._base import (
     check_devices,
     check_positive,
     check_share,
+    check_stock,
     check_together,
     check_training,
     devices_of,
+    named,
 )
 from autoprune.errors import ConfigError
 from autoprune.policy import Policy
@@ -74,6 +76,7 @@ class TrainConfig(ResumableConfig):
         batch: images per batch; with several GPUs they share it
         device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for
             the first CUDA GPU if there is one
+        ultralytics_callbacks: let the integrations hear the fine-tuning that Ultralytics' own settings switch on
     """
 
     policy: Path | Policy
@@ -91,10 +94,13 @@ class TrainConfig(ResumableConfig):
     soften_epochs: int | None = None
     batch: int = 16
     device: str = "auto"
+    ultralytics_callbacks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_together(self.model, self.data)
+        if self.ultralytics_callbacks:
+            check_stock(self.model, named("ultralytics_callbacks"))
         check_share("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)

@@ -215,8 +215,9 @@ class Evaluator:
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
             dense = tuple(unit.width for unit in self.pruner.space.units)
-            with step_bar("Scoring the dense network", 1):
+            with step_bar("Scoring the dense network", 1) as advance:
                 sums = self._retrying(lambda: self._sums(self.materialise(dense)))
+                advance(1)
             found = {"loss": sums.mean(), "weights": sums.weights.tolist()}
             self.journal.append(f"{self.kind} dense", self.batch, found)
         self._dense_weights = torch.tensor(found["weights"], device=self.adapter.device)

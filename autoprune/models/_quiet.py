@@ -25,9 +25,11 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,6 +60,17 @@ def _user_settings() -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def integration_callbacks() -> list[tuple[str, Callable[[Any], None]]]:
+    """Return (event, callback) of Ultralytics' integrations that the user's own settings of it switch on."""
+    settings = _user_settings()
+    modules = [
+        import_module(f"ultralytics.utils.callbacks.{'wb' if name == 'wandb' else name}")
+        for name in _INTEGRATIONS
+        if settings.get(name) is True
+    ]
+    return [(event, callback) for module in modules for event, callback in module.callbacks.items()]
 
 
 def _private_folder() -> Path:

@@ -58,6 +58,7 @@ from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 child_environment = _quiet.child_environment
+integration_callbacks = _quiet.integration_callbacks
 quiet = _quiet.quiet
 settings_file = _quiet.settings_file
 
@@ -116,6 +117,7 @@ __all__ = [
     "guess_model_task",
     "img2label_paths",
     "imread",
+    "integration_callbacks",
     "make_anchors",
     "non_max_suppression",
     "quiet",

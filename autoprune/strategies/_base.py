@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -26,6 +25,14 @@ if TYPE_CHECKING:
 
 Score = Callable[[Sequence[Allocation]], Sequence[float]]
 """Scores allocations, in order; higher is better, and every score is a finite number."""
+
+
+Track = Callable[[Mapping[str, float]], None]
+"""Takes figures by name, e.g. ``noise``."""
+
+
+def untracked(figures: Mapping[str, float]) -> None:
+    """Keep no figures."""
 
 
 class Evaluate(Protocol):
@@ -74,7 +81,7 @@ class SearchTask:
         importance: per group of the graph the score of each of its channels, shape (size,).
         environment: (log keep ratios to start from, sensitivities) → what makes the environment of an agent.
         start: candidates of other strategies that hold the constraint.
-        log_dir: where TensorBoard events are written, if anywhere.
+        track: called with figures of the strategy itself, by name, whenever it has new ones.
     """
 
     constraint: Constraint
@@ -86,7 +93,7 @@ class SearchTask:
     importance: Sequence[npt.NDArray[np.float64]] = ()
     environment: Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], MakeEnv] | None = None
     start: tuple[Candidate, ...] = ()
-    log_dir: Path | None = None
+    track: Track = untracked
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from autoprune.strategies.registry import StrategyName
 from autoprune.strategies.regrowth import affordable
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.finalists import choose
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.records import recorded_allocation
 from autoprune.workflows.run import PruningRun
-from autoprune.workflows.strategies import environment, scores_of
+from autoprune.workflows.strategies import environment
 
 SECOND = 1000
 """What is added to the seed of a search that starts from another's candidates: the same noise would find the same."""
@@ -82,6 +83,7 @@ class StrategyBenchmark:
         self._run, self._config, self._latency_constraints = run, config, latency_constraints
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
         self._prior: SearchPrior | None = None
+        self._prior_seconds = 0.0
         specs = [spec for entry in config.entries for spec in entry.specs]
         informed = any(spec.uses_prior for spec in specs)
         least = sum(affordable(0))
@@ -93,13 +95,13 @@ class StrategyBenchmark:
             constraint, np.zeros(len(constraint.space))
         )  # at uniform, the same for all
         if informed:  # for the corrected limits: priors that were tried for others say little of these
+            clock = _Clock(self.evaluator)
+            run.listener.stage(stages.PRIOR)
             self._prior = find_prior(
-                self._constraint,
-                self.evaluator.gains,
-                scores_of(self.evaluator),
-                run.listener,
-                evaluations=config.evaluations,
+                self._constraint, self.evaluator.gains, clock, run.listener, evaluations=config.evaluations
             )
+            # Slopes take time, too: as long as so many evaluations. What a resume finds known is counted as it was.
+            self._prior_seconds = clock.computed * self._prior.cost / max(len(clock.history), 1)
 
     def seeds(self, entry: BenchmarkEntry) -> range:
         """Return the seeds that an entry runs with: one if there is no chance in it."""
@@ -125,9 +127,10 @@ class StrategyBenchmark:
         clock = _Clock(self.evaluator)
         known: tuple[Candidate, ...] = ()
         start: tuple[Candidate, ...] = ()
-        spent, most = 0, total
+        spent, most, probing = 0, total, 0.0
         if self._prior is not None and any(spec.uses_prior for spec in entry.specs):
             known, spent = self._prior.tried, self._prior.cost
+            probing = self._prior_seconds
         elif any(spec.uses_gains for spec in entry.specs):
             most, spent = affordable(total)
         if entry.warm_start is not None:
@@ -148,7 +151,7 @@ class StrategyBenchmark:
             allocation=chosen.allocation,
             score=chosen.score,
             evaluations=len(history),
-            seconds=time.perf_counter() - began - clock.waited + clock.computed,
+            seconds=probing + time.perf_counter() - began - clock.waited + clock.computed,
             history=tuple(history),
             tried=tried,
         )

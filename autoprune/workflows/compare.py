@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.references import References
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.tuning import Tuned, Tuning, tune
+from autoprune.workflows.tuning import Tuned, Tuning, Validation, tune
 
 
 def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
@@ -103,8 +103,18 @@ class _Comparison:
         self._listener.note(f"Fine-tuning {label} (score {found.score:+.4f})")
         tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
         module = deployment.described(module)
-        trained = tune(adapter, module, path, tuning=tuning, notes={"strategy": label}, listener=self._listener)
-        return Tuned(before, adapter.validate(trained), costs)
+        validation = Validation(adapter)
+        trained = tune(
+            adapter,
+            module,
+            path,
+            tuning=tuning,
+            notes={"strategy": label},
+            listener=self._listener,
+            measure=validation,
+            series=f"finetune {label}",
+        )
+        return Tuned(before, validation(trained), costs)
 
     def _points(
         self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]
@@ -168,7 +178,9 @@ class _Comparison:
         outcomes: Sequence[BenchmarkResult],
     ) -> None:
         run, config, listener, adapter = self._run, self._config, self._listener, self._run.network.adapter
-        verdict, correlation = agents_verdict(compared["strategies"]), _correlation(list(points.values()))
+        metric = adapter.metric_names[0]
+        verdict = agents_verdict(compared["strategies"], metric)
+        correlation = _correlation(list(points.values()))
         result = Result(
             command=self._folder.command,
             title=f"{adapter.name}, {self._budget}, {config.evaluations} evaluations",
@@ -225,19 +237,41 @@ def _histories(name: str, outcomes: Sequence[BenchmarkResult]) -> list[list[floa
     ]
 
 
-def agents_verdict(rows: Sequence[Compared]) -> str:
-    """Say in words whether an agent found the best score."""
+def agents_verdict(rows: Sequence[Compared], metric: str) -> str:
+    """Say in words whether an agent found the best network: by what the table shows of it, the fine-tuned first.
+
+    Args:
+        rows: the strategies.
+        metric: name of the accuracy.
+    """
     agents = set(names_where("agent"))
-    medians = {row.name: float(np.median(row.scores)) for row in rows}
-    ours = {name: value for name, value in medians.items() if name.rpartition("+")[2] in agents}
-    others = {name: value for name, value in medians.items() if name not in ours}
+    ours = [row for row in rows if row.name.rpartition("+")[2] in agents]
+    others = [row for row in rows if row not in ours]
     if not ours or not others:
         return "No agent is compared with another strategy."
-    agent, other = max(ours, key=lambda name: ours[name]), max(others, key=lambda name: others[name])
-    how = "The agent wins" if ours[agent] > others[other] else "No agent wins"
+
+    def tuned(row: Compared) -> float:
+        return float(np.mean([one.primary for one in row.after]))
+
+    def scored(row: Compared) -> float:
+        return float(np.mean(row.scores))
+
+    by_score = _sentence("score", "+.4f", scored, ours, others)
+    if not all(row.after for row in rows):
+        return by_score
+    return f"{_sentence(f'fine-tuned {metric}', '.3f', tuned, ours, others)} {by_score}"
+
+
+def _sentence(
+    what: str, form: str, value: Callable[[Compared], float], ours: Sequence[Compared], others: Sequence[Compared]
+) -> str:
+    """Compare the best agent with the best other strategy, in the digits that the table has."""
+    agent, other = max(ours, key=value), max(others, key=value)
+    mine, theirs = (format(value(row), form) for row in (agent, other))
+    how = "No difference" if mine == theirs else "The agent wins" if float(mine) > float(theirs) else "No agent wins"
     return (
-        f"{how}: the best agent is {agent} with a score of {ours[agent]:+.4f} in the median, the best other strategy "
-        f"{other} with {others[other]:+.4f}."
+        f"{how} by {what} (means): the best agent is {agent.name} with {mine}, the best other strategy {other.name} "
+        f"with {theirs}."
     )
 
 

@@ -143,6 +143,8 @@ def open_network(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "
         f"{len(pinned)} layers keep all their channels."
     )
+    for name, reason in pinned.items():
+        listener.debug(f"{name} keeps all its channels: {reason}.")
     scorer = make_criterion(criterion, partial(evidence_of, adapter) if adapter.has_images else None)
     return _scored(adapter, graph, space, scorer)
 

@@ -27,6 +27,7 @@ from autoprune.listener import Listener
 from autoprune.report.profile import error_lines
 from autoprune.report.sections import publish
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
@@ -53,8 +54,10 @@ def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
     pin_threads(config.threads, folder, listener)
+    listener.stage(stages.OPEN)
     network = _network(config, listener)
     estimator = LatencyEstimator(network, config, folder, listener)
+    listener.stage(stages.LAYERS)
     found = _measured(network, estimator, config, listener)
     result, file = to_result(found), folder.path / "profile.json"
     publish(result, file, listener)

@@ -36,6 +36,7 @@ class RunListener(Relay):
         super().__init__(listener)
         self._command, self._words = command, words
         self._file: TextIO | None = None
+        self._stage = ""
         self._waiting: list[str] = []
         self._tracking: RunTracking | None = None
 
@@ -72,6 +73,9 @@ class RunListener(Relay):
 
     def stage(self, name: str) -> None:
         """Keep it and hand it on."""
+        if name == self._stage:
+            return
+        self._stage = name
         self._write(f"stage: {name}")
         super().stage(name)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
+from autoprune.budget import format_amount
 from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
@@ -60,6 +62,37 @@ def with_defaults(config: Kind) -> Kind:
     return replace(with_model(config), episodes=episodes)
 
 
+class SearchCurves:
+    """The curves of a search over all its evaluations, however often it goes on: one step per evaluation.
+
+    Args:
+        listener: hears them.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._done = 0
+        self._best = -math.inf
+
+    def evaluated(self, candidate: Candidate, constraint: Constraint) -> None:
+        """Report a candidate: its score and costs, and the best score so far of those within the budget."""
+        self._done += 1
+        counts = np.array(candidate.allocation)
+        costs = constraint.costs(counts)
+        if constraint.holds(counts):
+            self._best = max(self._best, candidate.score)
+        figures = {"reward": candidate.score, "best": self._best}
+        figures |= {f"cost/{metric}": value for metric, value in costs.items()}
+        self._listener.log(self._done, {f"search/{name}": value for name, value in figures.items()})
+        amounts = ", ".join(f"{metric} {format_amount(metric, value)}" for metric, value in costs.items())
+        self._listener.debug(f"Candidate {self._done}: score {candidate.score:+.4f}, {amounts}")
+
+    def agent(self, figures: Mapping[str, float]) -> None:
+        """Report an agent's own figures at the evaluation that comes next."""
+        named = {"search/noise" if name == "noise" else f"agent/{name}": value for name, value in figures.items()}
+        self._listener.log(self._done + 1, named)
+
+
 class SearchRun:
     """One search, stage by stage.
 
@@ -82,6 +115,7 @@ class SearchRun:
         check_runs(config.warm_start, config)  # before anything is measured
         self.run = PruningRun(config, folder, listener)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
+        self._curves_of_search = SearchCurves(listener)
         self.deployment = ResultWriter(self.run, self._budget, path=folder.path, teacher=teacher)
 
     def shipped(self) -> tuple[dict[str, Stage], dict[str, Any]]:
@@ -114,6 +148,8 @@ class SearchRun:
         history, constraint = self._continued(
             [*known, *first.history], constraint, evaluator, prior, latency_constraints
         )
+        counts = evaluator.counts
+        run.listener.debug(f"{counts.cache_hits} of {counts.evaluations} scores were known already.")
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
         run.listener.stage(stages.FINALISTS)
@@ -186,11 +222,12 @@ class SearchRun:
             importance=run.network.importance,
             environment=environment(constraint, config.rule),
             start=start,
-            log_dir=run.folder.path / "tensorboard" if config.tensorboard else None,
+            track=self._curves_of_search.agent,
         )
         with run.listener.progress("Search", episodes) as advance:
 
             def show(progress: Progress) -> None:
+                self._curves_of_search.evaluated(progress.latest, constraint)
                 advance(progress.done, f"best score {progress.best.score:+.4f}" if progress.best else "probing")
 
             return search(

@@ -10,6 +10,7 @@ from autoprune.listener import Listener
 from autoprune.report.sections import publish
 from autoprune.results import Result
 from autoprune.strategies.curves import CurvesHeader, curves_from, probe_plan
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.run import dense_network, make_evaluator, with_model
@@ -23,6 +24,7 @@ def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finish
 
 
 def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -> None:
+    listener.stage(stages.OPEN)
     network = dense_network(config, folder, listener)
     plan = probe_plan(network.space, config.keep_ratios)
     if not plan:
@@ -32,6 +34,7 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
         )
     evaluator = make_evaluator(network, config, folder, listener, kind="evaluation", images=config.images)
     evaluator.rebase(network.space.allocation(network.space.dense))
+    listener.stage(stages.PROBE)
     scores = []
     with listener.progress("Sensitivity", len(plan)) as advance:
         for done, allocation in enumerate(plan, start=1):

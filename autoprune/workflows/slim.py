@@ -10,6 +10,7 @@ from autoprune.listener import Listener
 from autoprune.models import build_adapter
 from autoprune.policy import Policy
 from autoprune.results import Stage
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, open_network, pin_threads
@@ -30,24 +31,28 @@ class _Pipeline:
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
         pin_threads(config.threads, folder, listener)
+        defaults = with_defaults(config)
+        listener.stages(stages.of_slim(config, episodes=defaults.episodes or 0, epochs=defaults.finetune_epochs or 0))
         self._config = with_defaults(config if config.architecture is None else self._trained(config))
 
     def execute(self) -> bool:
         """Run all stages; return whether every limit is held."""
         config, folder = self._config, self._folder
+        self._listener.stage(stages.OPEN)
         dense = self._dense()
         metrics = folder.validated("before sparsity", dense.adapter.module, dense.adapter)
         settings = SparsitySettings.of(
             config, epochs=config.sparsity_epochs, lr=config.sparsity_lr, batch=config.batch, seed=config.seed
         )
+        self._listener.stage(stages.SPARSITY)
         sparsify(dense, folder.path, settings, self._listener)
         assert config.model is not None
         model = reopened(config.model, dense.adapter.checkpoint(folder.path, SPARSE))
         search = SearchRun(replace(config, model=model), folder, self._listener, teacher=dense.adapter.module)
-        stages, figures = search.shipped()
-        sparse = stages.pop("dense")
+        networks, figures = search.shipped()
+        sparse = networks.pop("dense")
         first = replace(sparse, metrics=metrics)  # its costs are the same
-        named: dict[str, Stage] = {"dense": first, "sparse": sparse, **stages}
+        named: dict[str, Stage] = {"dense": first, "sparse": sparse, **networks}
         policy = Policy.load(folder.path / "policy.json")
         channels = {"before": dict(policy.model.layers), "after": dict(policy.keep)}
         return search.deployment.finish(named, figures, channels=channels)
@@ -64,6 +69,7 @@ class _Pipeline:
             seed=config.seed,
         )
         tuning = Tuning(epochs=config.train_epochs, lr_scale=1.0, batch=config.batch, seed=config.seed)
+        self._listener.stage(stages.TRAIN)
         weights = train_from_nothing(adapter, self._folder.path / "dense", tuning=tuning, listener=self._listener)
         return replace(config, model=weights, architecture=None)
 

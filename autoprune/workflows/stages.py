@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoprune.budget import is_latency
-from autoprune.config import BudgetedConfig, CompareConfig, NetAdaptConfig, SearchConfig
+from autoprune.config import BudgetedConfig, CompareConfig, NetAdaptConfig, SearchConfig, SlimConfig, TrainConfig
 
 OPEN = "Open the network"
 DENSE = "Measure the dense network"
@@ -17,6 +17,11 @@ RESULT = "Measure the result"
 STEPS = "Prune step by step"
 WINNERS = "Fine-tune the winners"
 REFERENCES = "Train the references"
+SPARSITY = "Train sparse"
+TRAIN = "Train the dense network"
+SOFTEN = "Soften"
+PROBE = "Probe every unit"
+LAYERS = "Measure the layers"
 
 _MEASURING, _EPOCH, _FITTING = 600.0, 1500.0, 2400.0
 """Images that a measurement of one network, an epoch and the fit of a latency predictor take as long as, roughly."""
@@ -37,6 +42,25 @@ def of_netadapt(config: NetAdaptConfig, *, labels: list[str]) -> dict[str, float
     """Return the stages of a step-by-step pruning; each level of the budget has a label, empty if there is one."""
     ending = {f"{label}{name}": work for label in labels for name, work in _ending(config.finetune_epochs or 0).items()}
     return {**_beginning(config), STEPS: 100.0 * config.images, **ending}
+
+
+def of_slim(config: SlimConfig, *, episodes: int, epochs: int) -> dict[str, float]:
+    """Return the stages of a training to sparsity with a search behind it."""
+    training = {TRAIN: config.train_epochs * _EPOCH} if config.architecture is not None else {}
+    searching = of_search(config, episodes=episodes, epochs=epochs)
+    return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **searching}
+
+
+def of_training(config: TrainConfig) -> dict[str, float]:
+    """Return the stages of a training by a policy."""
+    softening = {SOFTEN: config.softening_epochs * _EPOCH} if config.soften else {}
+    return {
+        OPEN: _MEASURING,
+        PRUNED: 2 * _MEASURING,
+        **softening,
+        FINETUNE: config.tuning_epochs * _EPOCH,
+        RESULT: _MEASURING,
+    }
 
 
 def of_compare(config: CompareConfig) -> dict[str, float]:

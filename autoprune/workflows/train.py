@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,12 +13,13 @@ from autoprune.models import open_adapter
 from autoprune.results import Stage
 from autoprune.runtimes.settings import resolve_device
 from autoprune.training.extensions.distill import check_teacher
+from autoprune.workflows import stages
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
-from autoprune.workflows.tuning import Tuning, arguments_of, soften, tune
+from autoprune.workflows.tuning import Tuning, Validation, arguments_of, soften, tune
 
 RECALIBRATION_IMAGES = 60
 
@@ -28,6 +30,8 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
     if len(devices) > 1:
         for name in devices:
             resolve_device(name)
+    listener.stages(stages.of_training(config))
+    listener.stage(stages.OPEN)
     applied = apply_policy(config, listener, images=RECALIBRATION_IMAGES)
     tuning = Tuning(
         epochs=config.tuning_epochs,
@@ -39,10 +43,11 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
         patience=config.patience or 0,
         devices=devices if len(devices) > 1 else (),
         arguments=arguments_of(config.train_args),
+        callbacks=config.ultralytics_callbacks,
     )
     with RunFolder.open("train", config, caller) as folder:
-        stages = _train(config, applied, folder.path, tuning=tuning, listener=listener)
-        applied.publish(stages, folder, listener)
+        measured = _train(config, applied, folder.path, tuning=tuning, listener=listener)
+        applied.publish(measured, folder, listener)
         listener.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
     return Finished(folder.path)
 
@@ -73,19 +78,27 @@ def _train(
     adapter.save(module, pruned, notes=applied.notes)
     applied.policy.save(folder / "policy.json")
     dense = network.space.allocation(network.space.dense)
-    stages = {
+    listener.stage(stages.PRUNED)
+    measured = {
         "dense": applied.stage(adapter.module, dense, validate=True),
         "pruned": applied.stage(module, applied.allocation, pruned, validate=True),
     }
     if config.soften:
+        listener.stage(stages.SOFTEN)
         softening = Tuning(
             epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
         )
         module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, listener=listener)
-        stages["softened"] = applied.stage(
+        measured["softened"] = applied.stage(
             module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
         )
-    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener)
+    listener.stage(stages.FINETUNE)
+    validation = Validation(adapter)
+    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener, measure=validation)
+    listener.stage(stages.RESULT)
     keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, folder, listener)
-    stages["finetuned"] = applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=True)
-    return stages
+    measured["finetuned"] = replace(
+        applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=False),
+        metrics=validation(tuned),
+    )
+    return measured

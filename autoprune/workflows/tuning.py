@@ -24,6 +24,7 @@ from autoprune.training.finetune import finetune
 from autoprune.training.plan import short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, read_epochs, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
+from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
 from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
 from autoprune.workflows.network import Network
 from autoprune.workflows.stock_yaml import describe
@@ -43,6 +44,7 @@ class Tuning:
         patience: epochs without a better one after which the training stops; 0 for never.
         devices: several GPUs to train on; empty for the adapter's own device.
         arguments: the family's own settings in place of its recipe's, see `train_arguments`.
+        callbacks: whether Ultralytics' own integrations hear the training.
     """
 
     epochs: int
@@ -54,6 +56,7 @@ class Tuning:
     patience: int = 0
     devices: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: bool = False
 
     @classmethod
     def of(cls, config: BudgetedConfig, teacher: nn.Module) -> Tuning:
@@ -67,11 +70,13 @@ class Tuning:
             teacher=teacher if config.distill else None,
             patience=int(arguments.pop("patience", 0)),
             arguments=arguments,
+            callbacks=config.ultralytics_callbacks,
         )
 
     def extensions(self) -> Sequence[TrainingExtension]:
         """Return what takes part in the fine-tuning."""
-        return [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+        teaching = [] if self.teacher is None else [Distillation(self.teacher, weight=self.distill_weight)]
+        return [*teaching, *([UltralyticsCallbacks()] if self.callbacks else [])]
 
 
 def arguments_of(texts: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +112,24 @@ class Tuned:
         """Read what ``to_json`` gave."""
         before, after = (Metrics.from_json(one) if (one := values[name]) else None for name in ("before", "after"))
         return cls(before, after, values["costs"])
+
+
+class Validation:
+    """Validates a network once: what a progress bar ends with is what the table shows.
+
+    Args:
+        adapter: has the data.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._found: Metrics | None = None
+
+    def __call__(self, network: nn.Module) -> Metrics:
+        """Return the metrics on the validation split, those of the first call."""
+        if self._found is None:
+            self._found = self._adapter.validate(network)
+        return self._found
 
 
 def tune(

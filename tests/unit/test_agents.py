@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -170,15 +170,20 @@ def test_rewards_are_scaled_by_what_was_seen() -> None:
     assert rewards == pytest.approx([1.0 / np.std([-3, -1, -2]), 0.0])
 
 
-def test_events_are_written_only_where_asked(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_an_agent_hands_on_its_noise_before_every_evaluation() -> None:
+    figures: list[Mapping[str, float]] = []
+    strategy = AgentStrategy(TOY.env, AgentKind.DDPG.settings, evaluations=7, seed=0, track=figures.append)
+    search(strategy, TOY.score, constraint=TOY.constraint, evaluations=7)
+    assert len([one for one in figures if "noise" in one]) == 7
+    assert any(name != "noise" for one in figures for name in one)
 
-    strategy = AgentStrategy(TOY.env, AgentKind.DDPG.settings, evaluations=7, seed=0, log_dir=tmp_path / "events")
-    result = search(strategy, TOY.score, constraint=TOY.constraint, evaluations=7)
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert set(events.Tags()["scalars"]) == {"search/reward", "search/best", "search/noise", "search/cost/flops"}
-    rewards = [event.value for event in events.Scalars("search/reward")]
-    assert rewards == pytest.approx([candidate.score for candidate in result.history])
-    assert events.Scalars("search/best")[-1].value == pytest.approx(result.best.score)
-    assert max(event.value for event in events.Scalars("search/cost/flops")) <= TOY.constraint.limits[0].limit
-    assert list((tmp_path / "events" / "agent").iterdir())
+
+def test_the_noise_of_ppo_is_the_spread_of_its_policy() -> None:
+    figures: list[Mapping[str, float]] = []
+    settings = AgentKind.PPO.settings
+    assert isinstance(settings, PPOSettings)
+    strategy = AgentStrategy(TOY.env, settings, evaluations=20, seed=0, track=figures.append)
+    search(strategy, TOY.score, constraint=TOY.constraint, evaluations=20)
+    noise = [one["noise"] for one in figures if "noise" in one]
+    assert noise[1] == pytest.approx(np.exp(settings.log_std), rel=0.05)
+    assert all(0 < one <= 1 for one in noise[1:])

@@ -20,6 +20,7 @@ PACKAGES = {
     "cuda": "cuda-bindings",
     "cv2": "opencv-python",
     "made_up_package": None,
+    "mlflow": "mlflow-skinny",
     "torch.utils.tensorboard": "tensorboard",
     "thop": "ultralytics-thop",
     "vl_convert": "vl-convert-python",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,8 @@ from tests.helpers.toy import Toy, make_toy
 TOY = make_toy(6, seed=3)
 
 
-def agent(
-    kind: AgentKind = AgentKind.PPO, toy: Toy = TOY, *, evaluations: int = 8, log_dir: Path | None = None
-) -> AgentStrategy:
-    return AgentStrategy(toy.env, kind.settings, evaluations=evaluations, seed=0, log_dir=log_dir)
+def agent(kind: AgentKind = AgentKind.PPO, toy: Toy = TOY, *, evaluations: int = 8) -> AgentStrategy:
+    return AgentStrategy(toy.env, kind.settings, evaluations=evaluations, seed=0)
 
 
 # -- the loop ----------------------------------------------------------------------------------

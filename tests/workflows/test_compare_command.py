@@ -12,7 +12,7 @@ from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
-from autoprune.results import Compared
+from autoprune.results import Compared, Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.benchmark import BenchmarkResult
 from autoprune.workflows.compare import agents_verdict
@@ -150,7 +150,10 @@ def test_a_mistake_is_one_sentence(
 
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--resume", str(finished), "--images", "8"]) == 2
-    assert "stands alone but for --strategies and --seeds and --criteria and --trust" in capsys.readouterr().err
+    assert (
+        "stands alone but for --strategies, --seeds, --criteria, --tracker, --quiet, --verbose and --trust"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_outcome_is_read_back_equal() -> None:
@@ -161,14 +164,33 @@ def test_an_outcome_is_read_back_equal() -> None:
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        ({"ppo": [-0.1, -0.2, -0.3], "knapsack": [-0.25]}, "The agent wins: the best agent is ppo"),
-        ({"ppo": [-0.3], "knapsack+ddpg": [-0.2], "uniform": [-0.1]}, "No agent wins: the best agent is knapsack+ddpg"),
+        (
+            {"ppo": [-0.1, -0.2, -0.3], "knapsack": [-0.25]},
+            "The agent wins by score (means): the best agent is ppo with -0.2000",
+        ),
+        (
+            {"ppo": [-0.3], "knapsack+ddpg": [-0.2], "uniform": [-0.1]},
+            "No agent wins by score (means): the best agent is knapsack+ddpg",
+        ),
         ({"uniform": [-0.1]}, "No agent is compared"),
     ],
 )
 def test_the_verdict_says_whether_an_agent_wins(scores: dict[str, list[float]], said: str) -> None:
     rows = [Compared(name, [], [], {}, scores=values) for name, values in scores.items()]
-    assert agents_verdict(rows).startswith(said)
+    assert agents_verdict(rows, "mAP50-95").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"), [(0.5004, "No difference"), (0.61, "The agent wins"), (0.4, "No agent wins")]
+)
+def test_the_verdict_speaks_of_the_fine_tuned_networks_first_in_the_tables_digits(agent: float, said: str) -> None:
+    rows = [
+        Compared(name, [], [Metrics({"mAP50-95": value}, {})], {}, scores=[score])
+        for name, value, score in (("ppo", agent, -0.3), ("uniform", 0.5, -0.2))
+    ]
+    verdict = agents_verdict(rows, "mAP50-95")
+    assert verdict.startswith(f"{said} by fine-tuned mAP50-95 (means): the best agent is ppo with {agent:.3f}")
+    assert "No agent wins by score (means)" in verdict
 
 
 # -- criteria --------------------------------------------------------------------------------------

@@ -296,9 +296,9 @@ def test_a_killed_command_ends_as_one_that_was_not(
 
 
 def files(out: Path) -> Iterator[Path]:
-    """Yield what a run leaves, but for what TensorBoard reads: that is named by the time and the process."""
+    """Yield what a run leaves, but for what trackers read: that is named by the time and the process."""
     for path in out.rglob("*"):
-        if path.is_file() and "tensorboard" not in path.parts:
+        if path.is_file() and "tensorboard" not in path.parts and path.name != "tracking.json":
             yield path
 
 

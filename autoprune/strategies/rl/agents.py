@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,19 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from autoprune.strategies._base import Candidate, Evaluate, EvaluationsSpent, Score, SearchTask, Strategy
+from autoprune.strategies._base import (
+    Candidate,
+    Evaluate,
+    EvaluationsSpent,
+    Score,
+    SearchTask,
+    Strategy,
+    Track,
+    untracked,
+)
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
-from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, Telemetry
+from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, agent_logger, spread_of
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
 from autoprune.strategies.rl.view import AgentView, Exploration, MakeEnv, NoExploration, RunningScale
 from autoprune.structure.space import Allocation, Space
@@ -71,7 +78,7 @@ class AgentKind(Enum):
             evaluations=task.evaluations,
             seed=task.seed,
             start=task.start,
-            log_dir=task.log_dir,
+            track=task.track,
         )
 
     def _around(self, log_ratios: npt.NDArray[np.float64], space: Space) -> Settings:
@@ -95,7 +102,7 @@ class AgentStrategy(Strategy):
         evaluations: candidates that it may try: the length of its schedules.
         seed: of everything random.
         start: candidates of other strategies; off-policy agents walk them to fill their replay buffer.
-        log_dir: where TensorBoard events are written, if anywhere.
+        track: takes the agent's own figures: ``noise``, what stable-baselines3 logs.
     """
 
     def __init__(
@@ -106,34 +113,36 @@ class AgentStrategy(Strategy):
         evaluations: int,
         seed: int,
         start: Sequence[Candidate] = (),
-        log_dir: Path | None = None,
+        track: Track = untracked,
     ) -> None:
         self._make_env = make_env
         self._settings = settings
         self._evaluations = evaluations
         self._seed = seed
         self._start = {candidate.allocation: candidate.score for candidate in start}
-        self._log_dir = log_dir
+        self._track = track
+        self._spread: Callable[[], float | None] = lambda: None
 
     def run(self, evaluate: Evaluate) -> None:
         """Learn; on one core, for handing out such small sums costs more, while candidates are scored on all."""
-        threads, telemetry = torch.get_num_threads(), Telemetry(self._log_dir)
+        threads = torch.get_num_threads()
         exploration = exploration_of(self._settings, evaluations=self._evaluations, seed=self._seed)
 
         def score(allocations: Sequence[Allocation]) -> Sequence[float]:
             allowed = allocations[: evaluate.left]
+            spread = self._spread()
+            if allowed:
+                self._track({"noise": exploration.noise if spread is None else spread})
             with torch_threads(threads):
                 scores = evaluate(allowed)
-            for allocation, found in zip(allowed, scores, strict=True):
-                telemetry.evaluation(allocation, found, noise=exploration.noise)
             if len(allowed) < len(allocations):
                 raise EvaluationsSpent
             return scores
 
-        with preserved_random_state(), torch_threads(1), closing(telemetry):
-            self._learn(score, exploration, telemetry)
+        with preserved_random_state(), torch_threads(1):
+            self._learn(score, exploration)
 
-    def _learn(self, score: Score, exploration: Exploration, telemetry: Telemetry) -> None:
+    def _learn(self, score: Score, exploration: Exploration) -> None:
         """Learn until ``score`` ends it."""
         settings = self._settings
         episodes, scale = (settings.episodes, RunningScale()) if isinstance(settings, PPOSettings) else (1, None)
@@ -149,7 +158,6 @@ class AgentStrategy(Strategy):
             )
 
         first = view(score, exploration=NoExploration())
-        telemetry.costs = lambda allocation: first.env_method("costs", allocation)[0]
         prior = walk_prior(first)
         novelty = DuplicateMonitor(score)
         env = view(novelty, episodes=episodes, exploration=exploration)
@@ -158,7 +166,8 @@ class AgentStrategy(Strategy):
             known = view(self._remembered, exploration=NoExploration())
             for transition in chain(prior, self._walk_known(known)):
                 model.replay_buffer.add(**transition)
-        model.set_logger(telemetry.agent_logger())
+        model.set_logger(agent_logger(self._track))
+        self._spread = lambda: spread_of(model)
         steps = env.steps * self._evaluations * episodes
         model.learn(total_timesteps=steps, callback=StdGrowth(novelty) if isinstance(settings, PPOSettings) else None)
 

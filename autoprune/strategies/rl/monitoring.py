@@ -1,21 +1,18 @@
-"""Monitor an agent: widen its exploration when candidates repeat, and write event files for TensorBoard."""
+"""Monitor an agent: widen its exploration when candidates repeat, and hand on its own figures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import KVWriter, Logger
 
-from autoprune.strategies._base import Score
+from autoprune.strategies._base import Score, Track
 from autoprune.structure.space import Allocation
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 LEAST_NEW = 0.5
 """Share of a rollout's candidates that should be new."""
@@ -68,45 +65,30 @@ class StdGrowth(BaseCallback):
         return True
 
 
-class Telemetry:
-    """Writes what happened at every evaluation below ``search/``, and the agent's own figures below ``agent/``.
+class _Figures(KVWriter):
+    """Hands on what stable-baselines3 logs.
 
     Args:
-        folder: where event files go; nothing is written without one.
-
-    Attributes:
-        costs: returns an allocation's costs by metric.
+        track: takes the figures.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self.costs: Callable[[Allocation], Mapping[str, float]] = lambda allocation: {}
-        self._writer: SummaryWriter | None = None
-        self._done = 0
-        self._best = float("-inf")
+    def __init__(self, track: Track) -> None:
+        self._track = track
 
-    def evaluation(self, allocation: Allocation, score: float, *, noise: float) -> None:
-        """Note one evaluation."""
-        self._done += 1
-        self._best = max(self._best, score)
-        if self._folder is None:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder))
-        scalars = {"reward": score, "best": self._best, "noise": noise}
-        scalars |= {f"cost/{metric}": value for metric, value in self.costs(allocation).items()}
-        for name, value in scalars.items():
-            self._writer.add_scalar(f"search/{name}", value, self._done)
-
-    def agent_logger(self) -> Logger:
-        """Return a logger for stable-baselines3: its figures by time step, in a folder of their own."""
-        if self._folder is None:
-            return Logger(None, [])
-        return configure(str(self._folder / "agent"), ["tensorboard"])
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Hand on all numbers."""
+        self._track({name: float(value) for name, value in key_values.items() if isinstance(value, int | float)})
 
     def close(self) -> None:
-        """Flush and close the file."""
-        if self._writer is not None:
-            self._writer.close()
+        """There is nothing to close."""
+
+
+def agent_logger(track: Track) -> Logger:
+    """Return a logger of stable-baselines3 that hands an agent's own figures to ``track``."""
+    return Logger(None, [_Figures(track)])
+
+
+def spread_of(model: BaseAlgorithm) -> float | None:
+    """Return the mean standard deviation that a policy draws its actions with; None if it is not random itself."""
+    log_std = getattr(model.policy, "log_std", None)
+    return float(log_std.detach().exp().mean()) if isinstance(log_std, torch.Tensor) else None
