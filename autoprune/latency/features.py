@@ -37,6 +37,7 @@ class LayerFeatures:
         tables: times of single layers, or None if the runtime does not run layers alone.
 
     Attributes:
+        layers: as given.
         prior: the mixture that holds while nothing is measured, shape (1 + features,), constant first, sum 1.
 
     Source:
@@ -47,6 +48,7 @@ class LayerFeatures:
         self, space: Space, layers: Sequence[Layer], *, block: int = 1, tables: Interpolation | None = None
     ) -> None:
         self._tables, self._space = tables, space
+        self.layers = tuple(layers)
         self._widths = LayerWidths(space, layers, block=block)
         macs = np.array([layer_macs(layer)[0] for layer in layers])
         pointwise = np.array([layer.kernel == (1, 1) for layer in layers])
@@ -73,12 +75,15 @@ class LayerFeatures:
         """Return the features: shape (units,) → (features,), (candidates, units) → (candidates, features)."""
         return self._raw(counts) / self._dense + self._offset
 
-    def per_layer(self) -> Floats:
-        """Return the contribution of each layer to each feature at the dense network, shape (features, layers).
+    def per_layer(self, counts: Counts | None = None) -> Floats:
+        """Return the contribution of each layer to each feature, shape (features, layers).
 
-        Rows sum to 1 at most; the rest belongs to operations without weights.
+        Rows of the dense network sum to 1 at most; the rest belongs to operations without weights.
+
+        Args:
+            counts: kept channels per unit, shape (units,); the dense network's if None.
         """
-        return np.asarray(self._terms(self._space.dense) / self._dense[:, None])
+        return np.asarray(self._terms(self._space.dense if counts is None else counts) / self._dense[:, None])
 
     def _raw(self, counts: Counts) -> Floats:
         sums = np.asarray(self._terms(counts).sum(axis=-1))

@@ -131,6 +131,13 @@ def shares_alone(works: Sequence[LayerWork], times: Mapping[Point, float]) -> La
     return LayerShares(ShareSource.ALONE, shares, {UNWEIGHTED: max(1.0 - float(shares.sum()), 0.0)}, scale)
 
 
+def layer_milliseconds(predictor: LatencyCost, counts: Counts) -> dict[str, float]:
+    """Return what each layer takes of the predicted latency of an allocation, in milliseconds by its name."""
+    shares = predictor.weights[1:] @ predictor.features.per_layer(counts)
+    names = [layer.name for layer in predictor.features.layers]
+    return dict(zip(names, (predictor.reference.median * shares).tolist(), strict=True))
+
+
 def layer_shares(predictor: LatencyCost) -> LayerShares:
     """Return each layer's share of the dense network's predicted latency.
 

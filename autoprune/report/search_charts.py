@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _ROW = 720, 260, 15  # pixels
 _LABEL = 180  # pixels of a unit's name
+_LAYERS = 24  # that the latency is shown of, each
 _PANEL = 330  # pixels of one front
 _NARROWEST = 0.1  # share of a cost that its axis spans at least: a projected search puts all candidates on the budget
 _WORST = 0.05  # share of the scores, the worst, that may fall out of the charts
@@ -152,6 +153,39 @@ def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen:
     line = base.transform_filter("datum.front").mark_line(style="accent", interpolate="step-after", strokeWidth=1.5)
     ring = base.transform_filter("datum.chosen").mark_point(size=160, style="ink", filled=False, strokeWidth=2)
     return alt.layer(dots, line, ring).properties(width=_PANEL, height=_HEIGHT)
+
+
+def layer_latency_chart(result: Result, folder: Path) -> Chart | None:
+    """Return what each layer takes of the predicted latency, before and after pruning, those that took most."""
+    import altair as alt
+
+    found = result.figures.get("layer_latency")
+    if not found:
+        return None
+    ranked = sorted(found, key=lambda one: -one["dense"])
+    shown, others = ranked[:_LAYERS], ranked[_LAYERS:]
+    if others:
+        sums = {name: sum(one[name] for one in others) for name in ("dense", "pruned")}
+        shown = [*shown, {"layer": f"{len(others)} other layers", **sums}]
+    rows = [
+        {"layer": one["layer"], "network": network, "ms": one[network]}
+        for one in shown
+        for network in ("dense", "pruned")
+    ]
+    figure = (
+        alt.Chart(values(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("ms:Q", title="milliseconds", axis=alt.Axis(tickCount=8)),
+            y=alt.Y("layer:N", title=None, sort=[one["layer"] for one in shown], axis=_names_axis()),
+            yOffset=alt.YOffset("network:N"),
+            color=alt.Color("network:N", title=None, legend=_top_legend()),
+            tooltip=["layer:N", "network:N", alt.Tooltip("ms:Q", format=".3f")],
+        )
+        .properties(width=_WIDTH, height=1.6 * _ROW * len(shown))
+    )
+    caption = "By the predictor that was fitted to whole networks; operations without weights are not in it."
+    return Chart("layer_latency", "Latency by layer", figure, caption, detail=True)
 
 
 def epochs_chart(result: Result, folder: Path) -> Chart | None:

@@ -15,7 +15,7 @@ from autoprune.report.comparison import comparison_chart, correlation_chart
 from autoprune.report.detections import Gallery, detections_gallery
 from autoprune.report.profile import layers_chart, layers_table, prediction_chart, staircase_chart, staircase_table
 from autoprune.report.progress import progress_chart
-from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_chart, scores_chart
+from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_chart, layer_latency_chart, scores_chart
 from autoprune.report.sensitivity import curves_chart, heatmap_chart, sensitivity_table
 from autoprune.report.sparsity import channels_chart, histogram_chart, quintiles_chart, watched_chart
 from autoprune.report.table import Table
@@ -41,6 +41,7 @@ SECTIONS: Sequence[Section] = (
     correlation_chart,
     fronts_chart,
     prediction_chart,
+    layer_latency_chart,
     layers_table,
     layers_chart,
     staircase_table,

@@ -14,6 +14,7 @@ from torch import nn
 from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime, is_device
 from autoprune.config import BudgetedConfig, ProfileConfig
+from autoprune.latency.layers import layer_milliseconds
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
@@ -277,6 +278,15 @@ class LatencyEstimator:
         """Return the last predictor for reports, see `Prediction.to_json`, or None if there is none."""
         found = [prediction for prediction in self._predictions.values() if prediction.error is not None]
         return found[-1].to_json(self.meter.reference.median) if found else None
+
+    def layers(self, allocation: Allocation) -> list[dict[str, Any]] | None:
+        """Return what each layer takes of the dense and of another network's predicted latency, or None if unknown."""
+        found = [prediction.cost for prediction in self._predictions.values() if prediction.error is not None]
+        if not found:
+            return None
+        space = self._network.space
+        dense, pruned = (layer_milliseconds(found[-1], counts) for counts in (space.dense, np.array(allocation)))
+        return [{"layer": name, "dense": dense[name], "pruned": pruned[name]} for name in dense]
 
     def prediction_error(self) -> dict[str, float | int] | None:
         """Return the predictor's error on networks that it was not fitted to, or None if there is no predictor."""

@@ -58,6 +58,7 @@ class ResultWriter:
     ) -> None:
         self._run, self._budget, self._path = run, budget, path
         self._prefix = f"{label} " if label else ""
+        self._shipped: Allocation | None = None
         self._teacher = teacher if teacher is not None else run.network.adapter.module
 
     def save_policy(
@@ -112,6 +113,7 @@ class ResultWriter:
         """
         run, config, adapter = self._run, self._run.config, self._run.network.adapter
         notes, limits = self._notes(allocation), run.limits(self._budget, run.dense())
+        self._shipped = allocation
         pruned, model = (adapter.checkpoint(self._path, name) for name in ("pruned", "model"))
         module = self.described(module)
         adapter.save(module, pruned, notes=notes)
@@ -173,7 +175,7 @@ class ResultWriter:
                 "search": dict(searched),
                 "uncounted_operations": uncounted(run.network.graph),
                 "pinned": pinned_layers(run.network.graph),
-                **({"predictor": predictor} if (predictor := run.estimator.predictor()) else {}),
+                **self._latency_figures(),
                 **figures,
             },
             environment={**environment(), **run.estimator.environment()},
@@ -182,6 +184,12 @@ class ResultWriter:
         model = adapter.checkpoint(self._path, "model")
         run.listener.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)
+
+    def _latency_figures(self) -> dict[str, Any]:
+        """Return how latency was predicted, and what each layer takes of it; empty if nothing was predicted."""
+        estimator = self._run.estimator
+        predictor, layers = estimator.predictor(), estimator.layers(self._shipped) if self._shipped else None
+        return {**({"predictor": predictor} if predictor else {}), **({"layer_latency": layers} if layers else {})}
 
     def _verdict(self, budget: Sequence[LimitResult]) -> bool:
         """Say for every limit whether it is held; return whether all are."""
