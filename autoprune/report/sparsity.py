@@ -101,7 +101,7 @@ def scale_quintiles(epochs: Sequence[int], quintiles: Sequence[Sequence[float]],
             tooltip=["channels:N", "epoch:Q", alt.Tooltip("scale:Q", title=symbol, format=".4g")],
         )
     )
-    caption = f"A line is the {symbol} that so many of all channels do not exceed."
+    caption = f"A line is the {symbol} that this share of all channels does not exceed."
     return Chart("quintiles", title, figure.properties(**_SIZE), caption)
 
 
