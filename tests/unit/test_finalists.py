@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.errors import BudgetUnreachableError
+from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.listener import SilentListener
 from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
@@ -39,6 +39,8 @@ COST = Milliseconds(SPACE)
 
 class Machine:
     """Measures latencies, each once; how slow it is depends on how much it has measured."""
+
+    under_load = False
 
     def __init__(self, slowness: Callable[[int], float]) -> None:
         self._slowness, self._measured = slowness, 0
@@ -166,6 +168,12 @@ def test_the_best_come_first_each_once_and_no_more_than_asked(count: int) -> Non
 
 def test_a_machine_on_which_none_holds_the_budget_is_an_error() -> None:
     with pytest.raises(BudgetUnreachableError, match=r"None of 5 finalists .*; ask for a larger latency, or measure"):
+        chosen(lambda _: 30.0)
+
+
+def test_under_load_it_is_no_verdict_on_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "under_load", True)
+    with pytest.raises(DeviceError, match=r"other processes used them; start a new run when they are done"):
         chosen(lambda _: 30.0)
 
 
