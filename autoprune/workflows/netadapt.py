@@ -16,8 +16,9 @@ from autoprune.io.files import saying_why
 from autoprune.listener import Listener
 from autoprune.results import Stage
 from autoprune.statistics.layers import recalibrate
+from autoprune.strategies._base import Candidate
 from autoprune.strategies.greedy import proposals
-from autoprune.structure.constraint import Constraint
+from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.space import Counts
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
@@ -26,6 +27,7 @@ from autoprune.workflows.latency_constraints import Latencies, LatencyConstraint
 from autoprune.workflows.netadapt_steps import Base, NetAdaptSteps
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.shown import search_figures, shown_costs
 
 HALVINGS = 12
 """How often a step is halved if no unit alone can save as much."""
@@ -62,6 +64,8 @@ class _NetAdaptRun:
         self._run = PruningRun(config, folder, listener)
         self._trials = NetAdaptSteps(self._run, config)
         self._iteration = 0
+        self._chosen: list[Candidate] = []
+        self._costs: Mapping[str, Cost] = {}
         with saying_why(folder.path):
             (folder.path / "iterations").mkdir(exist_ok=True)
 
@@ -137,6 +141,8 @@ class _NetAdaptRun:
         self._iteration += 1
         trials = self._possible(constraint, counts, min(wanted, load - 1))
         chosen = self._trials.choose(base, trials, constraint, iteration=self._iteration)
+        self._chosen.append(Candidate(chosen.allocation, chosen.score))
+        self._costs = shown_costs(self._run.static, constraint)
         self._listener.note(self._described(chosen, base, constraint))
         return chosen
 
@@ -179,4 +185,8 @@ class _NetAdaptRun:
             module = self._trials.copy_of(level.base)
             recalibrate(module, self._trials.calibration)
             shipped = deployment.ship(module, level.base.allocation)
-        return deployment.finish({"dense": dense, **shipped}, {**searched, "best_score": level.base.score})
+        searched = {**searched, "best_score": level.base.score}
+        if level.base is not self._trials.dense:
+            last = Candidate(level.base.allocation, level.base.score)
+            searched["candidates"] = search_figures(self._chosen, self._costs, last, prior=0)
+        return deployment.finish({"dense": dense, **shipped}, searched)

@@ -28,13 +28,10 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
-from autoprune.workflows.shown import search_figures
+from autoprune.workflows.shown import search_figures, shown_costs
 from autoprune.workflows.stock_yaml import price
 from autoprune.workflows.strategies import environment, scores_of
 from autoprune.workflows.warmstart import candidates_of_runs, check_runs
-
-_FRONTS = ("flops", "params")
-"""Costs that a report shows the candidates' scores against, next to latency."""
 
 Kind = TypeVar("Kind", bound=SearchConfig)
 
@@ -158,9 +155,8 @@ class SearchRun:
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         shipped = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
-        costs = {**run.static, **{limit.cost.metric: limit.cost for limit in constraint.limits}}
-        shown = {metric: cost for metric, cost in costs.items() if metric in _FRONTS or cost.predicted}
-        candidates = search_figures(history, shown, chosen.allocation, prior=len(known))
+        shown = shown_costs(run.static, constraint)
+        candidates = search_figures(history, shown, Candidate(chosen.allocation, chosen.score), prior=len(known))
         return {"dense": dense, **shipped}, {**searched, **priced, "candidates": candidates}
 
     def _continued(

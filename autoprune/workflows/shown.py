@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.errors import AutopruneError
 from autoprune.listener import Listener
 from autoprune.models._base import Adapter, Detection
 from autoprune.report.detections import FILE, LOOKED_AT, SHOWN, Mark, Shown, differing, write_detections
 from autoprune.strategies._base import Candidate
-from autoprune.structure.constraint import Cost
+from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.space import Allocation
 
+_FRONTS = ("flops", "params")
 _BATCH, _QUALITY = 16, 85
 
 
@@ -38,11 +37,10 @@ def keep_detections(adapter: Adapter, networks: dict[str, nn.Module], folder: Pa
         return
     try:
         images = _images(adapter, networks)
-    except AutopruneError as error:
-        listener.warn(f"The report shows no detections: {error}")
-        return
-    if images:
-        write_detections(images, folder)
+        if images:
+            write_detections(images, folder)
+    except Exception as error:  # whatever it is, the run goes on without them
+        listener.warn(f"The report shows no detections: {str(error) or type(error).__name__}")
 
 
 def _images(adapter: Adapter, networks: dict[str, nn.Module]) -> list[Shown]:
@@ -73,23 +71,32 @@ def _jpeg(pixels: torch.Tensor) -> bytes:
     return bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1])
 
 
+def shown_costs(static: Mapping[str, Cost], constraint: Constraint) -> dict[str, Cost]:
+    """Return the costs that a report shows scores against, by metric: FLOPs, parameters, and predicted latency."""
+    predicted = {limit.cost.metric: limit.cost for limit in constraint.limits if limit.cost.predicted}
+    return {**{metric: static[metric] for metric in _FRONTS}, **predicted}
+
+
 def search_figures(
-    history: Sequence[Candidate], costs: Mapping[str, Cost], chosen: Allocation, *, prior: int
+    history: Sequence[Candidate], costs: Mapping[str, Cost], chosen: Candidate, *, prior: int
 ) -> dict[str, Any]:
     """Return every candidate that a search scored, in order: its score and its cost by metric.
 
     Args:
         history: the candidates; those of the prior first.
         costs: by metric.
-        chosen: the allocation that ships.
+        chosen: what ships; added at the end if the search did not score it, as a network that was fitted to its budget
+            afterwards.
         prior: how many candidates the prior tried.
     """
+    if all(candidate.allocation != chosen.allocation for candidate in history):
+        history = [*history, chosen]
     counts = np.array([candidate.allocation for candidate in history])
     return {
         "scores": [round(candidate.score, 5) for candidate in history],
         "costs": {metric: [float(f"{value:.5g}") for value in cost(counts)] for metric, cost in costs.items()},
         "prior": prior,
-        "chosen": next(place for place, candidate in enumerate(history) if candidate.allocation == chosen),
+        "chosen": next(place for place, candidate in enumerate(history) if candidate.allocation == chosen.allocation),
     }
 
 

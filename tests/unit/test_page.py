@@ -100,11 +100,11 @@ class Reader(HTMLParser):
         if tag == "script":
             self.scripts.append(found)
         self._within = tag
-        if tag == "h3":
+        if tag == "h2":
             self.headings.append("")
 
     def handle_data(self, data: str) -> None:
-        if self._within == "h3":
+        if self._within == "h2":
             self.headings[-1] += data
 
     def handle_endtag(self, tag: str) -> None:
@@ -116,7 +116,7 @@ def test_the_sections_stand_in_their_order(run: Path) -> None:
     assert read.headings == [
         "Before and after",
         "Detections",
-        "MAP50-95 of each class",
+        "mAP50-95 of each class",
         "Channels kept",
         "The search",
         "Score against cost",
@@ -200,7 +200,7 @@ def test_a_run_without_detections_policy_and_fine_tune_has_a_page(tmp_path: Path
     replace(FOUND, figures={}).save(tmp_path / "summary.json")
     assert Reader(page(reports_of(tmp_path))).headings == [
         "Before and after",
-        "MAP50-95 of each class",
+        "mAP50-95 of each class",
         "How it was made",
     ]
 

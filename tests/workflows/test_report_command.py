@@ -33,7 +33,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_leaves_its_page_with_detections_and_the_fine_tune(finished: Path) -> None:
     text = (finished / PAGE).read_text()
     for heading in ("Before and after", "Detections", "Channels kept", "The search", "Score against cost"):
-        assert f"<h3>{heading}</h3>" in text
+        assert f"<h2>{heading}</h2>" in text
     images = read_detections(finished)
     assert images
     assert all(list(image.found) == ["dense", "finetuned"] and image.truth for image in images)

@@ -115,7 +115,9 @@ def _colours(reports: Sequence[Report]) -> Any:
 def _heading(title: str, report: Report) -> str:
     """Return the title of a section without that of the whole report, which stands above it."""
     left = title.removeprefix(report.result.title).lstrip(": ,")
-    return (left[:1].upper() + left[1:]) or "Before and after"
+    if left.partition(" ")[0].islower():  # else its first word is a name, such as mAP50
+        left = left[:1].upper() + left[1:]
+    return left or "Before and after"
 
 
 def _rectangle(mark: Mark) -> dict[str, float]:

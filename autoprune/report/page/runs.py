@@ -105,10 +105,10 @@ class Report:
         measured = [(name, one.metrics) for name, one in stages.items() if one.metrics is not None]
         if len(measured) < 2 or self.result.compared:
             return []
-        (_, before), (_, after) = measured[0], measured[-1]
+        (first, before), (_, after) = measured[0], measured[-1]
         name, change = self.result.metric_names[0], after.primary - before.primary
         way = "level with" if abs(change) < _HELD_UP else f"{abs(change):.3f} {'above' if change > 0 else 'below'}"
-        return [f"{name} {after.primary:.3f}, {way} the dense network's {before.primary:.3f}"]
+        return [f"{name} {after.primary:.3f}, {way} the {first} network's {before.primary:.3f}"]
 
     def _factors(self) -> list[str]:
         stages = list(self.result.stages.values())
