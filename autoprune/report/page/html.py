@@ -14,10 +14,24 @@ from autoprune.io.files import write_atomic
 from autoprune.report.chart import DARK, THEME, Chart
 from autoprune.report.detections import Gallery, Mark
 from autoprune.report.page.runs import Report
+from autoprune.report.sections import Shown
 from autoprune.report.table import Table
 from autoprune.report.together import overview
 
 _MADE = '<meta name="generator" content="autoprune'
+
+_HEADINGS = {
+    "comparison": "Everything compared",
+    "progress": "The searches",
+    "correlation": "Score and accuracy",
+    "channels": "Channels kept",
+    "layers": "Latency by block",
+    "staircase": "Latency by width",
+    "predicted": "Predicted and measured latency",
+    "curves": "Sensitivity of each unit",
+    "heatmap": "Sensitivity of all units",
+}
+"""Of charts that have the title of their whole report, by their names."""
 
 _CLASSES = 6  # colours of boxes
 
@@ -112,12 +126,12 @@ def _colours(reports: Sequence[Report]) -> Any:
     return labels.__getitem__
 
 
-def _heading(title: str, report: Report) -> str:
+def _heading(section: Shown, report: Report) -> str:
     """Return the title of a section without that of the whole report, which stands above it."""
-    left = title.removeprefix(report.result.title).lstrip(": ,")
+    left = section.title.removeprefix(report.result.title).lstrip(": ,")
     if left.partition(" ")[0].islower():  # else its first word is a name, such as mAP50
         left = left[:1].upper() + left[1:]
-    return left or "Before and after"
+    return left or _HEADINGS.get(getattr(section, "name", ""), "Before and after")
 
 
 def _rectangle(mark: Mark) -> dict[str, float]:
