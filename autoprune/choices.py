@@ -34,7 +34,14 @@ class RecordEnum(Enum):
 
 
 def add_members(namespace: MutableMapping[str, Any], records: Iterable[Any]) -> None:
-    """Add a member per record to the body of a `RecordEnum`, where ``vars()`` is its namespace."""
+    """Add a member per record to the body of a `RecordEnum`, where ``vars()`` is its namespace.
+
+    Example:
+        >>> namespace: dict[str, Any] = {}
+        >>> add_members(namespace, RUNTIMES[1:2])
+        >>> list(namespace)
+        ['TORCH_COMPILE']
+    """
     for record in records:
         namespace[record.name.replace("-", "_").upper()] = record
 

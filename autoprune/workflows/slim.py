@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from autoprune.choices import reopened
 from autoprune.config import SlimConfig
@@ -31,7 +32,9 @@ class _Pipeline:
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
         pin_threads(config.threads, folder, listener)
-        defaults = with_defaults(config)
+        # What is trained first becomes the model: the bundled one is not meant.
+        trained = config if config.architecture is None else replace(config, architecture=None, model=Path(SPARSE))
+        defaults = with_defaults(trained)
         listener.stages(stages.of_slim(config, episodes=defaults.episodes or 0, epochs=defaults.finetune_epochs or 0))
         self._config = with_defaults(config if config.architecture is None else self._trained(config))
 

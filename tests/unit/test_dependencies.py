@@ -58,7 +58,7 @@ def project(root: Path) -> Mapping[str, Any]:
 @pytest.fixture(scope="module")
 def extras(project: Mapping[str, Any]) -> set[str]:
     lists = project["optional-dependencies"]
-    return named(text for name, texts in lists.items() if name != "test" for text in texts) - {"autoprune"}
+    return named(text for name, texts in lists.items() if name not in ("test", "docs") for text in texts) - {"autoprune"}
 
 
 @cache

@@ -198,7 +198,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     settings = runtime_settings("cpu", image_size=32, runtime=runtime, precision=precision)
-    with pytest.raises(DeviceError, match=rf"{runtime.value} needs the package {missing}, .*'autoprune\[{extra}\]'"):
+    with pytest.raises(DeviceError, match=rf"{runtime.value} needs the package {missing}, .*\[{extra}\]'"):
         open_backend(settings)
 
 

@@ -143,7 +143,7 @@ def test_the_checkpoint_has_the_pattern_and_ultralytics_opens_it(finished: Path,
 
 
 def test_a_killed_run_goes_on(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = cut(finished, tmp_path / "run", keep=2)
+    copy = cut(finished, tmp_path / "run", keep=3)
     (copy / "model.pt").write_bytes((finished / "model.pt").read_bytes())
     assert main(["mask", "--resume", str(copy)]) == 0
     assert told(copy)["stages"] == told(finished)["stages"]

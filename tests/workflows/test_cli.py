@@ -168,7 +168,7 @@ def test_a_run_whose_output_fails_is_kept_and_goes_on(
 ) -> None:
     words = arguments("sensitivity", tiny, tmp_path / "run", "--ratios", "0.5")
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", Full(error, lines=1))
+        patch.setattr(sys, "stdout", Full(error, lines=8))
         if code == 2:
             assert main(words) == code
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -192,7 +193,8 @@ def test_it_works_without_torch(tmp_path: Path) -> None:
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch.so is missing')\n")
     start = "import autoprune.cli.main as cli; sys.exit(cli.main(['doctor']))"
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {start}"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    wide = {**os.environ, "COLUMNS": "140"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=wide)
     assert told.returncode == 1, told.stderr
     assert told.stdout.count("libtorch.so is missing") >= 2
     assert "Traceback" not in told.stderr

@@ -101,7 +101,7 @@ def test_an_exported_network_is_the_network(
 ) -> None:
     out, name, data = tmp_path / "run", FILES[needed(file_format)], str(world / "data" / "data.yaml")
     assert exporting(world, out, "--format", file_format.value, "--data", data, "--threads", "1") == 0
-    left = sorted(["config.yaml", "export.json", "inputs.json", "journal.jsonl", "run.log", name])
+    left = sorted(["config.yaml", "export.json", "inputs.json", "journal.jsonl", "report.html", "run.log", name])
     assert sorted(path.name for path in out.iterdir()) == left
     found = told(out)
     parity = found["parity"]

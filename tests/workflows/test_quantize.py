@@ -77,6 +77,7 @@ def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) ->
         "journal.jsonl",
         "model.int8.onnx",
         "quantize.json",
+        "report.html",
         "run.log",
     ]
     found = told(finished)

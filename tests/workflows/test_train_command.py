@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from autoprune.cli.arguments import parse
 from autoprune.cli.main import main
 from autoprune.config import TrainConfig
 from autoprune.errors import ConfigError
+from autoprune.listener import SilentListener
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyUnit, Provenance
 from autoprune.training.ultralytics.session import Session
@@ -35,7 +35,7 @@ def policy(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) ->
         device="cpu",
         trust=False,
         criterion="l1",
-        listener=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
+        listener=SilentListener(),
     )
     units = tuple(PolicyUnit(unit.name, unit.width, max(unit.width // 2, 1)) for unit in network.space.units)
     made = Policy(
