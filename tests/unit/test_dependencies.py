@@ -57,8 +57,8 @@ def project(root: Path) -> Mapping[str, Any]:
 
 @pytest.fixture(scope="module")
 def extras(project: Mapping[str, Any]) -> set[str]:
-    lists = project["optional-dependencies"]
-    return named(text for name, texts in lists.items() if name not in ("test", "docs") for text in texts) - {"autoprune"}
+    used = {name: texts for name, texts in project["optional-dependencies"].items() if name not in ("test", "docs")}
+    return named(text for texts in used.values() for text in texts) - {"autoprune"}
 
 
 @cache
