@@ -69,6 +69,25 @@ class Metrics(Mapping[str, float]):
 
 
 @dataclass(frozen=True)
+class Detection:
+    """An object of an image, as it is labelled or detected.
+
+    Attributes:
+        label: name of its class.
+        box: left, top, right and bottom edge in pixels of the network's input.
+        score: confidence in [0, 1]; 1 if it is labelled.
+
+    Example:
+        >>> Detection("cell", (0, 0, 10, 10), 0.75).score
+        0.75
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One network of a run, measured.
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.formats import FormatSpec
-from autoprune.results import Metrics
+from autoprune.results import Detection, Metrics
 from autoprune.structure.graph import Tie
 
 Batch = Mapping[str, Any]
@@ -84,21 +84,6 @@ class LossSum:
     def mean(self) -> float:
         """Return the normalised loss, each term at least 0; not finite if a term has no weight."""
         return float((self.totals / self.weights).clamp(min=0).sum())
-
-
-@dataclass(frozen=True)
-class Detection:
-    """An object of an image, as it is labelled or detected.
-
-    Attributes:
-        label: name of its class.
-        box: left, top, right and bottom edge in pixels of the network's input.
-        score: confidence in [0, 1]; 1 if it is labelled.
-    """
-
-    label: str
-    box: tuple[float, float, float, float]
-    score: float = 1.0
 
 
 class Adapter(ABC):

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune.errors import RunError
 from autoprune.io.files import read_bytes, write_atomic
-from autoprune.results import Result
+from autoprune.results import Detection, Result
 
 FILE = "detections.json"
 
@@ -25,21 +25,6 @@ SAME = 0.5
 """Boxes of one class that overlap by at least this IoU are the same object."""
 
 Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An object in an image: of which class, where, how sure.
-
-    Attributes:
-        label: name of its class.
-        box: left, top, right and bottom edge in pixels.
-        score: confidence in [0, 1]; 1 if it is labelled.
-    """
-
-    label: str
-    box: Box
-    score: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +42,8 @@ class Shown:
     width: int
     height: int
     jpeg: bytes
-    truth: Sequence[Mark]
-    found: Mapping[str, Sequence[Mark]]
+    truth: Sequence[Detection]
+    found: Mapping[str, Sequence[Detection]]
 
     @property
     def source(self) -> str:
@@ -99,14 +84,14 @@ def overlap(one: Box, other: Box) -> float:
     return both / (sum(areas) - both)
 
 
-def differing(ours: Sequence[Mark], theirs: Sequence[Mark]) -> float:
+def differing(ours: Sequence[Detection], theirs: Sequence[Detection]) -> float:
     """Return how far two lists of detections differ: the scores of all that only one of them has.
 
     Detections of the same class whose boxes overlap by `SAME` are paired, the surest first; a pair counts by the
     difference of its scores.
 
     Example:
-        >>> cell = Mark("cell", (0, 0, 10, 10), 0.75)
+        >>> cell = Detection("cell", (0, 0, 10, 10), 0.75)
         >>> differing([cell], [cell]), differing([cell], [])
         (0.0, 0.75)
     """
@@ -166,14 +151,14 @@ def _from_json(values: Mapping[str, Any]) -> Shown:
     )
 
 
-def _marks_to_json(marks: Sequence[Mark]) -> list[list[Any]]:
+def _marks_to_json(marks: Sequence[Detection]) -> list[list[Any]]:
     return [[mark.label, round(mark.score, 3), *(round(edge, 1) for edge in mark.box)] for mark in marks]
 
 
-def _marks_from_json(rows: Sequence[Sequence[Any]]) -> list[Mark]:
+def _marks_from_json(rows: Sequence[Sequence[Any]]) -> list[Detection]:
     found = []
     for label, score, left, top, right, bottom in rows:
-        found.append(Mark(str(label), (float(left), float(top), float(right), float(bottom)), float(score)))
+        found.append(Detection(str(label), (float(left), float(top), float(right), float(bottom)), float(score)))
     return found
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from autoprune.listener import Listener
-from autoprune.models._base import Adapter, Detection
-from autoprune.report.detections import FILE, LOOKED_AT, SHOWN, Mark, Shown, differing, write_detections
+from autoprune.models._base import Adapter
+from autoprune.report.detections import FILE, LOOKED_AT, SHOWN, Shown, differing, write_detections
+from autoprune.results import Detection
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.graph import ChannelGraph
@@ -46,22 +47,18 @@ def keep_detections(adapter: Adapter, networks: dict[str, nn.Module], folder: Pa
 def _images(adapter: Adapter, networks: dict[str, nn.Module]) -> list[Shown]:
     found: list[tuple[float, Shown]] = []
     for batch in adapter.batches("val", images=LOOKED_AT, batch=_BATCH, seed=0):
-        by_network = {}
+        by_network: dict[str, Sequence[Sequence[Detection]]] = {}
         for name, module in networks.items():
             detections = adapter.detections(module, batch)
             if detections is None:
                 return []
-            by_network[name] = [_marks(one) for one in detections]
+            by_network[name] = detections
         for place, (pixels, truth) in enumerate(zip(adapter.inputs(batch), adapter.objects(batch), strict=True)):
             marks = {name: each[place] for name, each in by_network.items()}
             first, *_, last = marks.values()
-            shown = Shown(pixels.shape[2], pixels.shape[1], _jpeg(pixels), _marks(truth), marks)
+            shown = Shown(pixels.shape[2], pixels.shape[1], _jpeg(pixels), truth, marks)
             found.append((differing(first, last), shown))
     return [shown for _, shown in sorted(found, key=lambda pair: -pair[0])[:SHOWN]]
-
-
-def _marks(detections: Sequence[Detection]) -> list[Mark]:
-    return [Mark(one.label, one.box, one.score) for one in detections]
 
 
 def _jpeg(pixels: torch.Tensor) -> bytes:

@@ -21,7 +21,6 @@ from autoprune.budget import Limit
 from autoprune.errors import RunError
 from autoprune.report.detections import (
     FILE,
-    Mark,
     Shown,
     detections_gallery,
     differing,
@@ -30,7 +29,7 @@ from autoprune.report.detections import (
     write_detections,
 )
 from autoprune.report.page import Report, is_page, page, reports_of, write_page
-from autoprune.results import Compared, LimitResult, Metrics, Result, Stage
+from autoprune.results import Compared, Detection, LimitResult, Metrics, Result, Stage
 
 EVIL = "<script>alert(1)</script>"
 TIME = {"median": 10.0, "p10": 9.0, "p90": 12.0, "runs": 40}
@@ -78,7 +77,7 @@ def run(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text('model: "best.pt"\ndata: "data.yaml"\n')
     (folder / "model.pt").touch()
     picture = bytes(cv2.imencode(".jpg", np.full((32, 48, 3), 128, np.uint8))[1])
-    marks = [Mark(EVIL, (1, 2, 30, 20), 0.9), Mark("dog", (5, 5, 9, 9), 0.3)]
+    marks = [Detection(EVIL, (1, 2, 30, 20), 0.9), Detection("dog", (5, 5, 9, 9), 0.3)]
     write_detections([Shown(48, 32, picture, marks[:1], {"dense": marks, "finetuned": marks[:1]})] * 2, folder)
     return folder
 
@@ -242,7 +241,7 @@ def test_a_page_is_known_as_one(run: Path, tmp_path: Path) -> None:
 EDGE = st.floats(0, 100)
 MARKS = st.lists(
     st.builds(
-        lambda label, left, top, width, height, score: Mark(label, (left, top, left + width, top + height), score),
+        lambda label, left, top, width, height, score: Detection(label, (left, top, left + width, top + height), score),
         st.sampled_from("ab"),
         EDGE,
         EDGE,
@@ -255,18 +254,18 @@ MARKS = st.lists(
 
 
 @given(MARKS)
-def test_equal_detections_do_not_differ(marks: list[Mark]) -> None:
+def test_equal_detections_do_not_differ(marks: list[Detection]) -> None:
     assert differing(marks, marks) == pytest.approx(0)
     assert differing(marks, []) == pytest.approx(sum(mark.score for mark in marks))
 
 
 @given(MARKS, MARKS)
-def test_detections_differ_by_no_more_than_all_of_them(ours: list[Mark], theirs: list[Mark]) -> None:
+def test_detections_differ_by_no_more_than_all_of_them(ours: list[Detection], theirs: list[Detection]) -> None:
     assert 0 <= differing(ours, theirs) <= sum(mark.score for mark in (*ours, *theirs)) + 1e-9
 
 
 def test_another_class_or_another_place_is_another_object() -> None:
-    cat = Mark("cat", (0, 0, 10, 10), 0.75)
+    cat = Detection("cat", (0, 0, 10, 10), 0.75)
     assert differing([cat], [replace(cat, label="dog")]) == 1.5
     assert differing([cat], [replace(cat, box=(8, 8, 18, 18))]) == 1.5
     assert differing([cat], [replace(cat, box=(1, 0, 11, 10), score=0.5)]) == 0.25
@@ -276,7 +275,7 @@ def test_another_class_or_another_place_is_another_object() -> None:
 def test_detections_are_read_as_they_were_written_and_damage_costs_the_section(run: Path) -> None:
     first, second = read_detections(run)
     assert first == second
-    assert first.found["dense"][0] == Mark(EVIL, (1, 2, 30, 20), 0.9)
+    assert first.found["dense"][0] == Detection(EVIL, (1, 2, 30, 20), 0.9)
     assert detections_gallery(FOUND, run) is not None
     (run / FILE).write_text("[{}]")
     with pytest.raises(RunError, match="is damaged"):

@@ -18,7 +18,6 @@ from autoprune.errors import DataError
 from autoprune.models._base import (
     Batch,
     Convert,
-    Detection,
     Difference,
     ExportSettings,
     Predict,
@@ -51,7 +50,7 @@ from autoprune.models.detection.data_set import balanced as in_balance
 from autoprune.models.detection.exporting import suppressed
 from autoprune.models.detection.exporting import write as write_exported
 from autoprune.models.detection.metrics import Metric, detected, labelled_objects, measure
-from autoprune.results import Metrics
+from autoprune.results import Detection, Metrics
 from autoprune.runtimes.settings import compute_device
 
 _TASK = "detect"

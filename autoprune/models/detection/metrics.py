@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from autoprune.models import stock
-from autoprune.models._base import Detection, Predict
-from autoprune.results import Metrics
+from autoprune.models._base import Predict
+from autoprune.results import Detection, Metrics
 
 MAX_DETECTIONS = 300
 """Detections kept per image; as in Ultralytics, raised to the number of objects in the fullest image."""

@@ -16,7 +16,6 @@ from autoprune.models._base import (
     Adapter,
     Batch,
     Convert,
-    Detection,
     Difference,
     ExportSettings,
     LossSum,
@@ -49,7 +48,7 @@ from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum, suppor
 from autoprune.models.ultralytics.stock_yaml import StockYaml
 from autoprune.models.ultralytics.tasks import TASKS, end_to_end, task_of
 from autoprune.models.ultralytics.validation import deployed, measure_batches, measure_split
-from autoprune.results import Metrics
+from autoprune.results import Detection, Metrics
 from autoprune.runtimes.settings import compute_device, resolve_device
 
 _PAIRS = "pairs"

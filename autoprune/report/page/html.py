@@ -12,11 +12,12 @@ from typing import Any
 from autoprune import __version__
 from autoprune.io.files import write_atomic
 from autoprune.report.chart import DARK, THEME, Chart
-from autoprune.report.detections import Gallery, Mark
+from autoprune.report.detections import Gallery
 from autoprune.report.page.runs import Report
 from autoprune.report.sections import Shown
 from autoprune.report.table import Table
 from autoprune.report.together import overview
+from autoprune.results import Detection
 
 _MADE = '<meta name="generator" content="autoprune'
 
@@ -134,6 +135,6 @@ def _heading(section: Shown, report: Report) -> str:
     return left or _HEADINGS.get(getattr(section, "name", ""), "Before and after")
 
 
-def _rectangle(mark: Mark) -> dict[str, float]:
+def _rectangle(mark: Detection) -> dict[str, float]:
     left, top, right, bottom = mark.box
     return {"x": left, "y": top, "width": max(right - left, 0.0), "height": max(bottom - top, 0.0)}
