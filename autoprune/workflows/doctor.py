@@ -119,7 +119,7 @@ def doctor() -> Diagnosis:
 
     Example:
         >>> found = ap.doctor()
-        >>> found.healthy, [check.name for check in found.broken]
+        >>> found.healthy, [(check.name, check.found) for check in found.broken]
         (True, [])
     """
     from autoprune.workflows import doctor_checks as checks
