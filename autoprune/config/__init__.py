@@ -98,14 +98,14 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
-SHOWING = ("tracker", "quiet", "verbose")
+SHOWING = ("tracker", "report", "quiet", "verbose")
 """Options that change what is shown of a run, not what it does: a run that goes on may have others."""
 
 
 WHERE = ("out", "project", "name", "resume")
 """Options that say where a run's folder is: nothing that a run finds depends on them."""
 
-UNKEPT = ("resume", "trust_checkpoint", "download", "quiet", "verbose")
+UNKEPT = ("resume", "trust_checkpoint", "download", "report", "quiet", "verbose")
 """What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched and shown."""
 
 

@@ -48,6 +48,7 @@ class RunConfig:
             takes it anew
         tracker: hand the curves of search and training to tensorboard, mlflow (to `mlruns` in the run folder if
             MLFLOW_TRACKING_URI is not set) or wandb (offline if WANDB_MODE is not set); repeat the option for several
+        report: end with report.html, a page of everything that the run found
         quiet: show warnings and the final table only; run.log in the run folder has the rest
         verbose: show also what is pinned and why, which results were known already, and every candidate
     """
@@ -61,6 +62,7 @@ class RunConfig:
     download: bool = False
     trust_checkpoint: bool = False
     tracker: tuple[str, ...] = ()
+    report: bool = True
     quiet: bool = False
     verbose: bool = False
 

@@ -25,7 +25,8 @@ def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
             "dense": applied.stage(adapter.module, dense, validate=validate),
             "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
-        keep_detections(adapter, {"dense": adapter.module, "pruned": module}, folder.path, listener)
+        if config.report:
+            keep_detections(adapter, {"dense": adapter.module, "pruned": module}, folder.path, listener)
         applied.publish(stages, folder, listener)
     listener.note(f"The pruned network is {path}.")
     if not validate:

@@ -110,7 +110,8 @@ def run_workflow(command: str, config: Config, listener: Listener, caller: Calle
             hearing(heard),
         ):
             finished: Finished = module.run(config, heard, replace(caller, opened=heard.opened))
-            _report(finished.folder, heard)
+            if config.report:
+                _report(finished.folder, heard)
             return finished
     except SystemExit as error:
         if type(error) is not SystemExit:  # a listener's own

@@ -121,7 +121,7 @@ class ResultWriter:
         found = {"pruned": run.stage(f"{self._prefix}pruned", module, allocation, pruned, limits)}
         if not config.finetune_epochs:
             adapter.save(module, model, notes=notes)
-            keep_detections(adapter, {"dense": adapter.module, "pruned": module}, self._path, run.listener)
+            self._keep_detections("pruned", module)
             return found
         run.listener.stage(f"{self._prefix}{stages.FINETUNE}")
         name = f"{self._prefix}finetuned"
@@ -136,7 +136,7 @@ class ResultWriter:
             series=f"{self._prefix}finetune",
         )
         run.listener.stage(f"{self._prefix}{stages.RESULT}")
-        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, self._path, run.listener)
+        self._keep_detections("finetuned", tuned)
         return {**found, "finetuned": run.stage(name, tuned, allocation, model, limits)}
 
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
@@ -184,6 +184,12 @@ class ResultWriter:
         model = adapter.checkpoint(self._path, "model")
         run.listener.note(f"The network is {model}, its policy {self._path / 'policy.json'}.")
         return self._verdict(budget)
+
+    def _keep_detections(self, name: str, module: nn.Module) -> None:
+        """Keep for the report what the dense network and another one detect."""
+        adapter = self._run.network.adapter
+        if self._run.config.report:
+            keep_detections(adapter, {"dense": adapter.module, name: module}, self._path, self._run.listener)
 
     def _latency_figures(self) -> dict[str, Any]:
         """Return how latency was predicted, and what each layer takes of it; empty if nothing was predicted."""

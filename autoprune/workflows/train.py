@@ -96,7 +96,8 @@ def _train(
     validation = Validation(adapter)
     tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener, measure=validation)
     listener.stage(stages.RESULT)
-    keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, folder, listener)
+    if config.report:
+        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, folder, listener)
     measured["finetuned"] = replace(
         applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=False),
         metrics=validation(tuned),

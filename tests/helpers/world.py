@@ -54,7 +54,8 @@ def arguments(command: str, world: Path, out: Path, *extra: str) -> list[str]:
     if command != "sensitivity":
         options["--finetune-epochs"] = "0"
     given = [word for option in options.items() if option[0] not in extra for word in option]
-    return [command, *given, *extra]
+    pages = [] if "--report" in extra else ["--no-report"]  # a page a run would take a minute of the suite
+    return [command, *given, *pages, *extra]
 
 
 def open_world(world: Path) -> Network:

@@ -115,11 +115,13 @@ def test_what_cannot_be_compiled_is_named(traced: list[torch.fx.GraphModule]) ->
         backend.prepare(Reading(8), SHAPE)
 
 
-def test_a_missing_compiler_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_said_before_anything_is_measured() -> None:
     import torch._inductor.config
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler on a CPU, and finds none: install g\+\+"):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(DeviceError, match=r"needs a C\+\+ compiler on a CPU, and finds none: install g\+\+"),
+    ):
         opened()
 
 

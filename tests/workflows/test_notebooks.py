@@ -13,9 +13,8 @@ NAMES = ("latency_budget", "compare_strategies", "your_own_agent")
 MOST_LINES = 15
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "compare_strategies" else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
     for place in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):

@@ -14,7 +14,7 @@ from tests.helpers.world import arguments, one_sentence
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-UNIFORM = ("--strategy", "uniform", "--budget", "flops=80%", "--finetune-epochs", "1")
+UNIFORM = ("--report", "--strategy", "uniform", "--budget", "flops=80%", "--finetune-epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_page_that_cannot_be_made_costs_a_warning_only(
 
     monkeypatch.setattr("autoprune.report.page.write_page", broken)
     out = tmp_path / "run"
-    assert main(arguments("search", tiny, out, "--strategy", "uniform", "--budget", "flops=80%")) == 0
+    assert main(arguments("search", tiny, out, "--report", "--strategy", "uniform", "--budget", "flops=80%")) == 0
     assert "No report was made: no chart today" in capsys.readouterr().err
     assert (out / "summary.json").exists()
     assert not (out / PAGE).exists()
