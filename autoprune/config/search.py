@@ -27,7 +27,8 @@ class SearchConfig(ReconstructingConfig):
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
         warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
             starts from; repeat the option for several
-        finalists: how many of the best candidates are measured whole and compared by accuracy
+        finalists: how many of the best candidates are measured whole and compared by accuracy; by default 5, fewer for
+            the bundled detector
         tensorboard: write rewards, costs and noise as TensorBoard events
     """
 
@@ -36,7 +37,7 @@ class SearchConfig(ReconstructingConfig):
     rule: Rule = Rule.PROJECTED
     sensitivity: Path | None = None
     warm_start: tuple[str, ...] = ()
-    finalists: int = 5
+    finalists: int | None = None
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

@@ -42,17 +42,18 @@ def _table(named: Sequence[tuple[str, Result]]) -> Table | None:
         for metric in ("flops", "params", "latency")
         if any(list(result.stages.values())[-1].cost(metric) > 0 for _, result in measured)
     ]
-    header = ["run", "metric", *stages, *(spec_of(metric).label for metric in costs)]
+    names = list(dict.fromkeys(result.metric_names[0] if result.metric_names else NOTHING for _, result in measured))
+    header = ["run", *(["metric"] if len(names) > 1 else []), *stages, *(spec_of(metric).label for metric in costs)]
     rows = [
         [
             f"{name}: {result.title}",
-            result.metric_names[0] if result.metric_names else NOTHING,
+            *([result.metric_names[0] if result.metric_names else NOTHING] if len(names) > 1 else []),
             *(_primary(result.stages.get(stage)) for stage in stages),
             *(_cost(result, metric) for metric in costs),
         ]
         for name, result in measured
     ]
-    return Table("All runs", header, rows)
+    return Table("All runs" + (f": {names[0]}" if len(names) == 1 else ""), header, rows)
 
 
 def _primary(stage: Stage | None) -> str:

@@ -35,7 +35,8 @@ from autoprune.workflows.warmstart import candidates_of_runs, check_runs
 
 Kind = TypeVar("Kind", bound=SearchConfig)
 
-DEFAULT_EPISODES, DEMO_EPISODES = 100, 60
+DEFAULT_EPISODES, DEMO_EPISODES = 100, 40
+DEFAULT_FINALISTS, DEMO_FINALISTS = 5, 2
 
 CONTINUATIONS = 2
 """How often a search goes on whose best candidate is measured off its latency budget, by a quarter of its episodes."""
@@ -55,8 +56,10 @@ def run(config: SearchConfig, listener: Listener, caller: Caller) -> Finished:
 
 def with_defaults(config: Kind) -> Kind:
     """Fill in what the bundled detector searches in about three minutes, and others thoroughly."""
-    episodes = config.episodes or (DEMO_EPISODES if config.model is None else DEFAULT_EPISODES)
-    return replace(with_model(config), episodes=episodes)
+    demo = config.model is None
+    episodes = config.episodes or (DEMO_EPISODES if demo else DEFAULT_EPISODES)
+    finalists = config.finalists or (DEMO_FINALISTS if demo else DEFAULT_FINALISTS)
+    return replace(with_model(config), episodes=episodes, finalists=finalists)
 
 
 class SearchCurves:
@@ -151,7 +154,12 @@ class SearchRun:
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
         run.listener.stage(stages.FINALISTS)
         chosen = choose(
-            history, evaluator, constraint, latency_constraints, count=config.finalists, listener=run.listener
+            history,
+            evaluator,
+            constraint,
+            latency_constraints,
+            count=config.finalists or DEFAULT_FINALISTS,
+            listener=run.listener,
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         shipped = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
@@ -183,7 +191,7 @@ class SearchRun:
             listener.note(
                 f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected."
             )
-            leading = best_of(history, constraint, config.finalists)
+            leading = best_of(history, constraint, config.finalists or DEFAULT_FINALISTS)
             try:
                 constraint = latency_constraints.rescaled(
                     latency_constraints.corrected(constraint), best.allocation, measured

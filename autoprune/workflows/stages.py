@@ -33,7 +33,7 @@ def of_search(config: SearchConfig, *, episodes: int, epochs: int) -> dict[str, 
         **_beginning(config),
         **({PRIOR: float(episodes * config.images)} if config.strategy.spec.uses_prior else {}),
         SEARCH: float(episodes * config.images),
-        FINALISTS: config.finalists * _MEASURING,
+        FINALISTS: (config.finalists or 1) * _MEASURING,
         **_ending(epochs),
     }
 

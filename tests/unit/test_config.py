@@ -41,7 +41,13 @@ TRAIN = TrainConfig(policy=Path("policy.json"), model=Path("best.pt"), data=Path
 
 def test_the_defaults_are_those_of_the_design() -> None:
     assert (SEARCH.strategy, SEARCH.rule, SEARCH.criterion) == (StrategyName.PPO, Rule.PROJECTED, "covariance")
-    assert (SEARCH.round_to, SEARCH.min_keep, SEARCH.images, SEARCH.finalists, SEARCH.lr_scale) == (8, 0.1, 60, 5, 1.0)
+    assert (SEARCH.round_to, SEARCH.min_keep, SEARCH.images, SEARCH.finalists, SEARCH.lr_scale) == (
+        8,
+        0.1,
+        60,
+        None,
+        1.0,
+    )
     assert (SEARCH.model, SEARCH.data, SEARCH.episodes, SEARCH.finetune_epochs) == (None, None, None, None)
 
 

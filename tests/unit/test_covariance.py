@@ -103,6 +103,7 @@ def test_a_channel_that_the_loss_does_not_depend_on_goes_first(reader: Any) -> N
     assert ranked(reader, "up")[-1] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_uniformly_pruned_detector_is_left_better_than_by_l1(shared: Path, tmp_path: Path) -> None:
     adapter = open_adapter(

@@ -189,7 +189,7 @@ def test_commands_can_be_pasted(run: Path) -> None:
 def test_several_runs_have_one_table_and_their_fronts_in_one_chart(run: Path) -> None:
     text = page([*reports_of(run), *reports_of(run)])
     read = Reader(text)
-    assert read.headings[:2] == ["All runs", "Score against FLOPs"]
+    assert read.headings[:2] == ["All runs: mAP50-95", "Score against FLOPs"]
     assert read.headings.count("Before and after") == 2
     assert "search 1 (1): net" in text
     assert "search 1 (2): net" in text

@@ -267,6 +267,7 @@ def test_netadapt_takes_the_option(world: Path, tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "run" / "pruned.yaml").read_text())["head"] == carrying.yaml["head"]
 
 
+@pytest.mark.slow
 def test_under_a_latency_budget_the_price_is_told_too(world: Path, tmp_path: Path) -> None:
     words = [*SEARCH[2:], "--stock-yaml"]
     assert main(arguments("search", world, tmp_path / "run", "--budget", "latency=80%", *words)) == 0

@@ -343,6 +343,7 @@ def test_the_problem_of_an_environment_scores_allocations_when_the_environment_i
     assert np.isfinite(problem.scores([counts])).all()
 
 
+@pytest.mark.slow
 def test_the_environment_starts_at_a_prior_if_asked_and_walks_by_either_rule(net: ap.Network) -> None:
     env = ap.make_env(
         net,

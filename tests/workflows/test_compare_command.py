@@ -196,6 +196,7 @@ def test_the_verdict_speaks_of_the_fine_tuned_networks_first_in_the_tables_digit
 # -- criteria --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path: Path) -> None:
     out = tmp_path / "criteria"
     assert main(compare(tiny, out, "--criteria", "l1,random", "--finetune-epochs", "1")) == 0

@@ -212,6 +212,7 @@ def test_a_level_that_the_dense_network_holds_keeps_everything(
     assert summary(out / "levels" / "flops=900G")["budget"][0]["satisfied"]
 
 
+@pytest.mark.slow
 def test_latency_levels_are_held_as_measured(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert netadapt(tiny, out, *COARSE, "--budget", "latency=90%,80%") == 0
