@@ -18,7 +18,7 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import settings_of
 from autoprune.workflows.network import choose_device, pin_threads
 
-LEAST, WANTED, MOST = 1.4, 1.6, 1.8
+LEAST, WANTED, MOST = 1.4, 1.45, 1.8
 """How often the dense network should take the budget: with more to prune, a short fine-tune loses much accuracy."""
 
 OUT_OF_REACH = 3.0
