@@ -38,6 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     monkeypatch.setattr(doctor_checks, "requires", lambda _: ["torch>=2.8", 'nccma>=4; extra == "strategies"'])
     monkeypatch.setattr(doctor_checks, "metadata", lambda _: Recorded({"Requires-Python": ">=3.10"}))
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "140")  # as wide as it becomes: nothing is folded
     return monkeypatch
 
 
