@@ -18,7 +18,10 @@ FUNCTION = re.compile(r"^readme_command\(\) \{.*?^\}", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("main", "autoprune search --budget latency=8ms"), ("test", "-e '.[test]' && .venv/bin/pytest -n 2 --dist loadfile")],
+    [
+        ("main", "autoprune search --budget latency=8ms"),
+        ("test", "-e '.[test]' && .venv/bin/pytest -n 2 --dist loadfile"),
+    ],
 )
 def test_ci_finds_the_commands_in_the_readme(root: Path, name: str, words: str) -> None:
     function = FUNCTION.search((root / ".ci" / "run").read_text())
