@@ -92,7 +92,7 @@ class Run:
 
     def _level(self, folder: Path) -> Run:
         result = Result.load(folder / "summary.json")
-        tables = [shown for shown in sections(result, folder) if isinstance(shown, Table) and not shown.detail]
+        tables = [shown for shown in sections(result, folder, details=False) if isinstance(shown, Table)]
         held = all(row.satisfied for row in result.budget)
         return Run(self.command, folder, self.config, held=held, tables=tables, notes=())
 

@@ -107,7 +107,6 @@ class Chart:
         title: plain text that stands above it.
         figure: what is drawn, without theme, background or title.
         caption: one sentence that says how to read it.
-        detail: whether only pages have it, and a command writes no file of it.
 
     Example:
         >>> import altair as alt
@@ -120,7 +119,6 @@ class Chart:
     title: str
     figure: ChartType
     caption: str = ""
-    detail: bool = False
 
     def spec(self) -> dict[str, Any]:
         """Return Vega-Lite's JSON for a page, the data within it; as wide as its container unless it has panels."""
@@ -138,16 +136,18 @@ class Chart:
         Raises:
             RunError: the file cannot be written; an old one is untouched.
         """
-        import altair as alt
         import vl_convert
 
         found = self._bare()
         title = {"text": _lines(self.title, _width(found), _TITLE)}
         if self.caption:
             title["subtitle"] = _lines(self.caption, _width(found), _CAPTION)
-        version = alt.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0]
         content = vl_convert.vegalite_to_png(
-            found | {"title": title}, vl_version=version, config=dict(THEME), scale=_SCALE, allowed_base_urls=[]
+            found | {"title": title},
+            vl_version=vega_lite_version(),
+            config=dict(THEME),
+            scale=_SCALE,
+            allowed_base_urls=[],
         )
         path = folder / f"{self.name}.png"
         write_atomic(path, content)
@@ -157,6 +157,13 @@ class Chart:
         found = self.figure.to_dict()
         found.pop("config", None)
         return found
+
+
+def vega_lite_version() -> str:
+    """Return the version of Vega-Lite that Altair writes, as vl-convert takes it, e.g. ``6.1``."""
+    import altair as alt
+
+    return str(alt.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0])
 
 
 def values(rows: Iterable[Mapping[str, object]]) -> alt.InlineData:

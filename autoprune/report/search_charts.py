@@ -60,7 +60,7 @@ def kept_chart(result: Result, folder: Path) -> Chart | None:
     caption = "In the order of the forward pass; a unit is one decision of the search."
     if pinned := result.figures.get("pinned"):
         caption += f" {len(pinned)} layers keep all their channels, see below."
-    return Chart("kept", "Channels kept", figure, caption, detail=True)
+    return Chart("kept", "Channels kept", figure, caption)
 
 
 def scores_chart(result: Result, folder: Path) -> Chart | None:
@@ -96,7 +96,7 @@ def scores_chart(result: Result, folder: Path) -> Chart | None:
     caption = "A dot is a candidate, the line the best so far, the ring the one that was chosen."
     if min(found["scores"]) < scale.domain[0]:
         caption += " Worse scores lie on the lower edge."
-    return Chart("scores", "The search", figure, caption, detail=True)
+    return Chart("scores", "The search", figure, caption)
 
 
 def fronts_chart(result: Result, folder: Path) -> Chart | None:
@@ -115,18 +115,13 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
         alt.concat(*panels, columns=2),
         "The line joins candidates that no other one beats in both; the ring is the one that was chosen. "
         "Latency is predicted.",
-        detail=True,
     )
 
 
 def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen: int, result: Result) -> ChartType:
     import altair as alt
 
-    best, front = -float("inf"), set()
-    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -scores[place])):
-        if scores[place] > best:
-            best = scores[place]
-            front.add(place)
+    best = set(front(costs, scores))
     dense = result.stages["dense"].cost(metric)
     shares = [cost / dense for cost in costs]
     rows = [
@@ -134,7 +129,7 @@ def _front(metric: str, costs: Sequence[float], scores: Sequence[float], chosen:
             "cost": share,
             "amount": format_amount(metric, cost),
             "score": score,
-            "front": place in front,
+            "front": place in best,
             "chosen": place == chosen,
         }
         for place, (share, cost, score) in enumerate(zip(shares, costs, scores, strict=True))
@@ -185,7 +180,7 @@ def layer_latency_chart(result: Result, folder: Path) -> Chart | None:
         .properties(width=_WIDTH, height=1.6 * _ROW * len(shown))
     )
     caption = "By the predictor that was fitted to whole networks; operations without weights are not in it."
-    return Chart("layer_latency", "Latency by layer", figure, caption, detail=True)
+    return Chart("layer_latency", "Latency by layer", figure, caption)
 
 
 def epochs_chart(result: Result, folder: Path) -> Chart | None:
@@ -225,7 +220,6 @@ def epochs_chart(result: Result, folder: Path) -> Chart | None:
         figure,
         f"{name} on the validation split after every epoch; dashed: before the fine-tune. What ships has its "
         "batch norm recalibrated after the last epoch.",
-        detail=True,
     )
 
 
@@ -258,6 +252,16 @@ def _focus(scores: Sequence[float]) -> list[float]:
     low, high = ranked[int(_WORST * len(ranked))], ranked[-1]
     pad = 0.08 * max(high - low, 1e-3)
     return [low - pad, high + pad]
+
+
+def front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """Return the places of the candidates that no other one beats in both cost and score, the cheapest first."""
+    best, found = -float("inf"), []
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -scores[place])):
+        if scores[place] > best:
+            best = scores[place]
+            found.append(place)
+    return found
 
 
 def share_domain(shares: Sequence[float]) -> list[float]:

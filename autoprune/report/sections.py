@@ -57,9 +57,16 @@ SECTIONS: Sequence[Section] = (
 """What a result is shown as, in the order of a page."""
 
 
-def sections(result: Result, folder: Path) -> list[Shown]:
-    """Return the sections that apply to a result."""
-    return [shown for section in SECTIONS if (shown := section(result, folder)) is not None]
+DETAILS = frozenset(
+    {detections_gallery, class_table, kept_chart, scores_chart, fronts_chart, layer_latency_chart, epochs_chart}
+)
+"""Sections that only pages have: a command does not end with them, and writes no file of them."""
+
+
+def sections(result: Result, folder: Path, *, details: bool = True) -> list[Shown]:
+    """Return the sections that apply to a result, with or without `DETAILS`."""
+    made = (section for section in SECTIONS if details or section not in DETAILS)
+    return [shown for section in made if (shown := section(result, folder)) is not None]
 
 
 def publish(result: Result, path: Path, listener: Listener) -> None:
@@ -69,7 +76,7 @@ def publish(result: Result, path: Path, listener: Listener) -> None:
         RunError: a file cannot be written.
     """
     result.save(path)
-    shown = [one for one in sections(result, path.parent) if not isinstance(one, Gallery) and not one.detail]
+    shown = sections(result, path.parent, details=False)
     for chart in shown:  # before anything is said
         if isinstance(chart, Chart):
             chart.png(path.parent)

@@ -24,7 +24,6 @@ class Table:
         title: stands above it.
         header: the names of the columns.
         rows: the cells, as many per row as there are columns.
-        detail: whether only reports have it, and a command does not end with it.
 
     Example:
         >>> table = Table("units", ["unit", "channels"], [["conv1", "16"]])
@@ -35,7 +34,6 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    detail: bool = False
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         return (dict(zip(self.header, row, strict=True)) for row in self.rows)

@@ -73,7 +73,7 @@ def class_table(result: Result, folder: Path) -> Table | None:
         [kind, *(_change(one.get(kind, {}).get(name), first[kind].get(name)) for one in stages.values())]
         for kind in first
     ]
-    return Table(f"{result.title}: {name} of each class", ["", *stages], rows, detail=True)
+    return Table(f"{result.title}: {name} of each class", ["", *stages], rows)
 
 
 def comparison_table(result: Result, folder: Path) -> Table | None:

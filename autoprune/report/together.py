@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autoprune.budget import format_amount, spec_of
 from autoprune.report.chart import Chart, values
-from autoprune.report.search_charts import candidates, share_domain
+from autoprune.report.search_charts import candidates, front, share_domain
 from autoprune.report.table import Table
 from autoprune.report.tables import NOTHING
 from autoprune.results import Result, Stage
@@ -78,15 +78,10 @@ def _fronts(named: Sequence[tuple[str, Result]]) -> Chart | None:
         return None
     rows = []
     for name, result in searched:
-        found, dense, best = candidates(result) or {}, result.stages["dense"].cost("flops"), -float("inf")
-        points = sorted(
-            zip(found["costs"]["flops"], found["scores"], strict=True), key=lambda pair: (pair[0], -pair[1])
-        )
-        for cost, score in points:
-            if score > best:
-                best = score
-                rows.append({"run": name, "cost": cost / dense, "score": score})
-    costs = [float(row["cost"]) for row in rows]
+        found, dense = candidates(result) or {}, result.stages["dense"].cost("flops")
+        costs, scores = found["costs"]["flops"], found["scores"]
+        rows += [{"run": name, "cost": costs[at] / dense, "score": scores[at]} for at in front(costs, scores)]
+    shares = [float(row["cost"]) for row in rows]
     figure = (
         alt.Chart(values(rows))
         .mark_line(point=True, interpolate="step-after")
@@ -95,7 +90,7 @@ def _fronts(named: Sequence[tuple[str, Result]]) -> Chart | None:
                 "cost:Q",
                 title="FLOPs left",
                 axis=alt.Axis(format="%"),
-                scale=alt.Scale(domain=share_domain(costs), nice=False),
+                scale=alt.Scale(domain=share_domain(shares), nice=False),
             ),
             y=alt.Y("score:Q", title="score (0 is the dense network)", scale=alt.Scale(zero=False)),
             color=alt.Color("run:N", title=None, sort=None, legend=alt.Legend(orient="top")),

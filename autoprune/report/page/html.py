@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune import __version__
 from autoprune.io.files import write_atomic
-from autoprune.report.chart import DARK, THEME, Chart
+from autoprune.report.chart import DARK, THEME, Chart, vega_lite_version
 from autoprune.report.detections import Gallery
 from autoprune.report.page.runs import Report
 from autoprune.report.sections import Shown
@@ -89,11 +89,9 @@ def _file(name: str) -> str:
 @cache
 def _library() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script, safe within an HTML element."""
-    import altair as alt
     import vl_convert
 
-    version = alt.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0]
-    bundle = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub demands a snippet
+    bundle = vl_convert.javascript_bundle(vl_version=vega_lite_version())  # type: ignore[call-arg]  # its stub demands a snippet
     return str(bundle).replace("</script", "<\\/script")
 
 
