@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
+from autoprune.criteria._base import CalibrationData, ChannelScores, Ids, Importance, trainable_copy
 from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader, outputs_first
 from autoprune.statistics.moments import RIDGE, Moments, collect_moments
@@ -50,9 +50,9 @@ class CovarianceImportance(Importance):
         for group in graph.groups:
             channels = np.arange(group.offset, group.offset + group.size)
             readings = [
-                _Reading(np.stack(places), *readers[name])
+                _Reading(places, *readers[name])
                 for name, axis in axes.items()
-                if len((places := [np.flatnonzero(axis == channel) for channel in channels])[0])
+                if (places := _places(axis, channels)).size
             ]
             found.append(ChannelScores(channels, torch.from_numpy(_eliminated(group.size, readings))))
         return found
@@ -96,8 +96,14 @@ def _inner(module: nn.Module, name: str, moments: Moments, outputs: torch.Tensor
     return torch.linalg.inv(covariance).cpu().numpy(), products.cpu().numpy()
 
 
+def _places(axis: Ids, channels: Ids) -> Ids:
+    """Return where each of a group's channels stands in an axis, shape (channels, times): equally often, or never."""
+    places = np.flatnonzero((axis >= channels[0]) & (axis <= channels[-1]))
+    return places[np.argsort(axis[places], kind="stable")].reshape(len(channels), -1)
+
+
 class _Reading:
-    """What a layer loses with every channel of a group.
+    """What a layer loses with every channel of a group that is left.
 
     Args:
         places: where the layer reads each channel, shape (channels, times).
@@ -105,38 +111,39 @@ class _Reading:
         products: its weights' inner products.
     """
 
-    def __init__(self, places: npt.NDArray[np.int64], precision: Matrix, products: Matrix) -> None:
+    def __init__(self, places: Ids, precision: Matrix, products: Matrix) -> None:
         self._times = places.shape[1]
         flat = places.ravel()
         self._precision = precision[np.ix_(flat, flat)]
         self._products = products[np.ix_(flat, flat)]  # of what each channel contributes, itself or through others
 
-    def losses(self, left: npt.NDArray[np.int64]) -> Matrix:
+    def losses(self) -> Matrix:
         """Return what is lost with each of the channels that are left, shape (left,)."""
-        own = left[:, None] * self._times + np.arange(self._times)
+        own = np.arange(len(self._precision)).reshape(-1, self._times)
         blocks = (own[:, :, None], own[:, None, :])
-        solved: Matrix = np.linalg.solve(self._precision[blocks], self._products[blocks])
+        solved = np.linalg.solve(self._precision[blocks], self._products[blocks])
         return np.asarray(np.trace(solved, axis1=1, axis2=2))
 
-    def remove(self, channel: int) -> None:
-        """Let what is left predict a channel, and contribute what it did."""
-        own = channel * self._times + np.arange(self._times)
-        # Of itself nothing is left: its own coefficients are −1.
-        coefficients = -np.linalg.solve(self._precision[np.ix_(own, own)], self._precision[own])
-        self._precision = self._precision + self._precision[:, own] @ coefficients
-        self._products = self._products + self._products[:, own] @ coefficients
-        self._products = self._products + coefficients.T @ self._products[own]
+    def remove(self, place: int) -> None:
+        """Let the others predict one of the channels that are left, and contribute what it did."""
+        own = np.arange(place * self._times, (place + 1) * self._times)
+        rest = np.delete(np.arange(len(self._precision)), own)
+        others = np.ix_(rest, rest)
+        coefficients = -np.linalg.solve(self._precision[np.ix_(own, own)], self._precision[np.ix_(own, rest)])
+        products = self._products[np.ix_(rest, own)] @ coefficients
+        contributed = coefficients.T @ self._products[np.ix_(own, own)] @ coefficients
+        self._precision = np.asarray(self._precision[others] + self._precision[np.ix_(rest, own)] @ coefficients)
+        self._products = self._products[others] + products + products.T + contributed
 
 
 def _eliminated(size: int, readings: Sequence[_Reading]) -> Matrix:
     """Return per channel the share of channels that greedy elimination removes before it, in (0, 1]."""
     scores, left = np.zeros(size), np.arange(size)
     for number in range(1, size + 1):
-        lost = sum((reading.losses(left) for reading in readings), np.zeros(len(left)))
-        place = int(np.argmin(lost))
+        place = int(np.argmin(sum((reading.losses() for reading in readings), np.zeros(len(left)))))
         scores[left[place]] = number / size
-        if len(left) > 1:
-            for reading in readings:
-                reading.remove(int(left[place]))
         left = np.delete(left, place)
+        if len(left):
+            for reading in readings:
+                reading.remove(place)
     return scores
