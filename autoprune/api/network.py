@@ -242,7 +242,7 @@ def finetune(
     lr_scale: float = 1.0,
     batch: int = 16,
     seed: int = 0,
-    patience: int = 0,
+    patience: int | None = None,
     teacher: Network | None = None,
     train_args: Mapping[str, Any] | None = None,
     out: str | Path,
@@ -256,7 +256,8 @@ def finetune(
         lr_scale: first learning rate as a share of the dense training's first one.
         batch: images per step.
         seed: fixes the training.
-        patience: epochs without a better one after which the training stops; 0 for never.
+        patience: epochs without a better one after which the training stops, 0 for never; by default 0 below 100
+            epochs, from there on a quarter of them, at least 50.
         teacher: a network that teaches it, usually the dense one.
         train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}``.
         out: folder of the training's files and of the trained network, ``model``.

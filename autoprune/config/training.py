@@ -67,8 +67,9 @@ class TrainConfig(ResumableConfig):
             that
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
             repeat the option for several
-        patience: stop after this many epochs without a better one, and keep the best one's weights; by default train
-            all epochs and keep the last one's
+        patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs
+            and keeps the last one's, as is the default below 100 epochs; from there on it is a quarter of them, at
+            least 50
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
         distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
         soften: first train the dense network while the channels that the policy removes fall to zero
@@ -104,7 +105,8 @@ class TrainConfig(ResumableConfig):
         check_share("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)
-        check_counts(self, "epochs", "batch", "patience", "soften_epochs", least=1)
+        check_counts(self, "epochs", "batch", "soften_epochs", least=1)
+        check_counts(self, "patience", least=0)
         self._check_softening()
 
     @property

@@ -22,6 +22,9 @@ The bundled detector, searched to 75% of its latency, 3 epochs (dense 0.788, pru
 0.783 at 0.3 and at 0.1 of it.
 """
 
+LONG_EPOCHS = 100
+"""A training of this many epochs or more stops early by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -64,6 +67,14 @@ class TrainingContext:
 def short_scale(epochs: int) -> float:
     """Return the share of its learning rate that a fine-tune of a number of epochs starts at."""
     return SHORT_SCALE if epochs < SHORT_EPOCHS else 1.0
+
+
+def default_patience(epochs: int) -> int:
+    """Return after how many epochs without a better one a long fine-tune stops; 0 for never, below ``LONG_EPOCHS``.
+
+    A quarter of the epochs, but at least half of ``LONG_EPOCHS``: much of the gain comes late, when the rate is low.
+    """
+    return max(LONG_EPOCHS // 2, epochs // 4) if epochs >= LONG_EPOCHS else 0
 
 
 class Trainer(ABC):

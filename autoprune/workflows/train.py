@@ -40,7 +40,7 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
         seed=config.seed,
         teacher=_teacher(config, applied),
         distill_weight=config.distill_weight,
-        patience=config.patience or 0,
+        patience=config.patience,
         devices=devices if len(devices) > 1 else (),
         arguments=arguments_of(config.train_args),
         callbacks=config.ultralytics_callbacks,

@@ -21,7 +21,7 @@ from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
-from autoprune.training.plan import short_scale
+from autoprune.training.plan import default_patience, short_scale
 from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, read_epochs, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
@@ -41,7 +41,7 @@ class Tuning:
         seed: fixes the training.
         teacher: the dense network if it teaches, else None.
         distill_weight: how much the teacher counts.
-        patience: epochs without a better one after which the training stops; 0 for never.
+        patience: epochs without a better one after which the training stops, 0 for never; None for `default_patience`.
         devices: several GPUs to train on; empty for the adapter's own device.
         arguments: the family's own settings in place of its recipe's, see `train_arguments`.
         callbacks: whether Ultralytics' own integrations hear the training.
@@ -53,7 +53,7 @@ class Tuning:
     seed: int
     teacher: nn.Module | None = None
     distill_weight: float = 1.0
-    patience: int = 0
+    patience: int | None = None
     devices: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     callbacks: bool = False
@@ -68,10 +68,15 @@ class Tuning:
             batch=config.batch,
             seed=config.seed,
             teacher=teacher if config.distill else None,
-            patience=int(arguments.pop("patience", 0)),
+            patience=arguments.pop("patience", None),
             arguments=arguments,
             callbacks=config.ultralytics_callbacks,
         )
+
+    @property
+    def stops_after(self) -> int:
+        """Epochs without a better one after which the training stops; 0 for never."""
+        return default_patience(self.epochs) if self.patience is None else self.patience
 
     def extensions(self) -> Sequence[TrainingExtension]:
         """Return what takes part in the fine-tuning."""
@@ -176,7 +181,7 @@ def tune(
             label="Fine-tuning",
             tuning=started,
             listener=listener,
-            changes={"patience": tuning.patience, **tuning.arguments},
+            changes={"patience": tuning.stops_after, **tuning.arguments},
             extensions=tuning.extensions(),
             finish=finished,
             series=series,
@@ -189,8 +194,8 @@ def tune(
             )
         if result.epochs < tuning.epochs:
             listener.note(
-                f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.patience} brought nothing "
-                "better, the best one's weights are kept."
+                f"Stopped after {result.epochs} of {tuning.epochs} epochs: the last {tuning.stops_after} brought "
+                "nothing better, the best one's weights are kept."
             )
     return _opened(adapter, path, module)
 

@@ -117,6 +117,13 @@ def test_a_search_hands_them_to_its_fine_tune() -> None:
     assert Tuning.of(searching(), build()).arguments == {}
 
 
+@pytest.mark.parametrize(
+    ("epochs", "asked", "after"), [(99, None, 0), (100, None, 50), (300, None, 75), (300, 0, 0), (20, 5, 5)]
+)
+def test_only_a_long_fine_tune_stops_early_unless_asked(epochs: int, asked: int | None, after: int) -> None:
+    assert Tuning(epochs=epochs, lr_scale=1.0, batch=2, seed=0, patience=asked).stops_after == after
+
+
 def test_a_fine_tune_trains_with_them(tmp_path: Path) -> None:
     write_detector(tmp_path / "best.pt")
     net = ap.load(tmp_path / "best.pt", data=write_data(tmp_path / "data"), imgsz=64, device="cpu")

@@ -186,7 +186,7 @@ def test_gpus_that_are_not_there_are_named(
         ("--soften --epochs 1", "--soften leaves no epoch for fine-tuning: it takes 1 of --epochs 1"),
         ("--soften --epochs 4 --soften-epochs 4", "it takes 4 of --epochs 4"),
         ("--soften-epochs 2", "--soften-epochs is for --soften"),
-        ("--patience 0", "--patience must be a whole number of at least 1, got 0"),
+        ("--patience -1", "--patience must be a whole number of at least 0, got -1"),
         ("--distill-weight 0", "--distill-weight must be above 0, got 0"),
         ("--device cuda:0,1 --soften", "--distill and --soften train on one device, got --device cuda:0,1"),
         ("--device cuda:0,1 --distill m.pt", "--distill and --soften train on one device"),
