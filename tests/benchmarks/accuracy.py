@@ -181,9 +181,19 @@ def _comparisons() -> Iterator[Run]:
         yield Run("compare", detector, "flops=30%", 0, words, result="compare.json")
 
 
+def _alternatives() -> Iterator[Run]:
+    """Yield what else meets a budget, with the same fine-tune: the uniform ratio, and what needs no pruning."""
+    words = ("compare", "--budget", "flops=30%", "--strategies", "uniform", "--evaluations", "1", "--correlated", "0")
+    words += ("--finetune-epochs", str(EPOCHS))
+    for detector in DETECTORS:
+        yield Run("alternatives", detector, "all", 0, words, result="compare.json")
+        plain = (*words, "--no-references", "--no-compensate")
+        yield Run("alternatives", detector, "uncompensated", 0, plain, result="compare.json")
+
+
 def planned() -> list[Run]:
     """Return all runs, in the order in which they are made."""
-    return [*_searches(), *_trainings(), *_progressive(), *_comparisons()]
+    return [*_searches(), *_trainings(), *_progressive(), *_comparisons(), *_alternatives()]
 
 
 def finished(run: Run, runs: Path) -> dict[str, Any] | None:
@@ -223,6 +233,7 @@ def tables(runs: Path) -> Iterator[str]:
         "progressive": _accuracies,
         "strategies": _scores,
         "compare": _scores,
+        "alternatives": _fine_tuned,
     }
     for study, row in rows.items():
         made = [(run, found) for run in planned() if run.study == study and (found := finished(run, runs)) is not None]
@@ -252,6 +263,11 @@ def _scores(found: dict[str, Any]) -> list[str]:
         f"{row['name']} {sum(row['scores']) / len(row['scores']):+.4f}"
         for row in sorted(found["compared"]["strategies"], key=lambda row: -sum(row["scores"]) / len(row["scores"]))
     ]
+
+
+def _fine_tuned(found: dict[str, Any]) -> list[str]:
+    rows = [row for kind in ("strategies", "references") for row in found["compared"].get(kind, ())]
+    return [f"{row['name']} {row['after'][0]['metrics']['mAP50-95']:.3f}" for row in rows]
 
 
 def main(runs: Path, words: Sequence[str]) -> None:
