@@ -21,6 +21,7 @@ from autoprune.config._base import (
     ResumableConfig,
     RunConfig,
     RuntimeConfig,
+    WorkersConfig,
     devices_of,
     named,
     option,
@@ -66,6 +67,7 @@ __all__ = [
     "SparsifyConfig",
     "SparsityConfig",
     "TrainConfig",
+    "WorkersConfig",
     "devices_of",
     "named",
     "option",
@@ -98,8 +100,8 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
-SHOWING = ("tracker", "report", "quiet", "verbose")
-"""Options that change what is shown of a run, not what it does: a run that goes on may have others."""
+SHOWING = ("tracker", "report", "quiet", "verbose", "workers")
+"""Options that change what is shown of a run, or who computes it, not what it finds: a resumed one may have others."""
 
 
 WHERE = ("out", "project", "name", "resume")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -169,6 +170,33 @@ class RuntimeConfig:
     precision: Precision = Precision.FP32
     runtime_batch: int = 1
     with_nms: bool = False
+
+
+_CLUSTER = re.compile(r"auto|ray://[^\s/:]+:[0-9]{1,5}|(0|[1-9][0-9]{0,3})", re.ASCII)
+"""What `workers` may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """The options of the commands whose candidates can be computed by several processes.
+
+    Attributes:
+        workers: let so many processes of this machine score the candidates, each with `threads` threads, 1 by default;
+            or those of a Ray cluster: auto for one that runs on this machine, ray://head:10001 for another
+    """
+
+    workers: str | None = None
+
+    def check_workers(self) -> None:
+        """Make sure that workers are a number or a cluster.
+
+        Raises:
+            ConfigError: they are neither.
+        """
+        if self.workers is not None and not _CLUSTER.fullmatch(self.workers):
+            raise ConfigError(
+                f"`workers` must be a number of processes up to 9999, auto, or ray://HOST:PORT, got {self.workers!r}"
+            )
 
 
 STOCK_MULTIPLE = 8

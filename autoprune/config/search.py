@@ -8,7 +8,14 @@ from pathlib import Path
 
 from autoprune.budget import Budget, budget_levels
 from autoprune.choices import Rule, Select
-from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, check_counts, check_share
+from autoprune.config._base import (
+    BudgetedConfig,
+    PruningConfig,
+    ReconstructingConfig,
+    WorkersConfig,
+    check_counts,
+    check_share,
+)
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal
@@ -16,7 +23,7 @@ from autoprune.strategies.registry import PPO, StrategyName, StrategySpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(ReconstructingConfig):
+class SearchConfig(ReconstructingConfig, WorkersConfig):
     """Search a policy that holds a budget, prune, fine-tune, and measure the result.
 
     Attributes:
@@ -42,6 +49,7 @@ class SearchConfig(ReconstructingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_workers()
         check_counts(self, "finalists", "episodes", least=1)
         if self.sensitivity is not None and not self.strategy.spec.uses_curves:
             raise ConfigError(
@@ -87,7 +95,7 @@ class NetAdaptConfig(BudgetedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityConfig(PruningConfig):
+class SensitivityConfig(PruningConfig, WorkersConfig):
     """Measure how the score falls when each unit alone is pruned: sensitivity.json and two pictures.
 
     Attributes:
@@ -98,6 +106,7 @@ class SensitivityConfig(PruningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_workers()
         self.keep_ratios  # noqa: B018  (raises if they are malformed)
 
     @property
@@ -144,7 +153,7 @@ class BenchmarkEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ReconstructingConfig):
+class CompareConfig(ReconstructingConfig, WorkersConfig):
     """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
 
     A finished comparison is extended by `resume` RUN with more `strategies` or `seeds`.
@@ -173,6 +182,7 @@ class CompareConfig(ReconstructingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_workers()
         check_counts(self, "evaluations", "seeds", least=1)
         check_counts(self, "correlated", least=0)
         self.entries  # noqa: B018  (raises if they are malformed)

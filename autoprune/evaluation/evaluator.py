@@ -17,7 +17,7 @@ from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.evaluation.pruning import Calibration, prune
-from autoprune.evaluation.runners import RUNNERS, Runner, SerialRunner
+from autoprune.evaluation.runners import Runner, SerialRunner
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.listener import step_bar
@@ -120,7 +120,7 @@ class Evaluator:
     criterion: str = "l1"
     bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
-    runner: Runner = field(default_factory=RUNNERS[0].make)
+    runner: Runner = field(default_factory=SerialRunner)
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     def __post_init__(self) -> None:

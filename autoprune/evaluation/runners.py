@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -40,26 +41,60 @@ class SerialRunner:
 
 
 @dataclass(frozen=True)
-class RunnerSpec:
-    """What is known of a runner before it is made.
+class RunnerOptions:
+    """What a runner is opened with.
 
     Attributes:
-        name: as options name it.
-        factory: ``module:name`` of what makes it, without arguments.
+        workers: how many processes, or which cluster: ``4``, ``auto``, ``ray://head:10001``.
+        threads: CPU threads of each.
+        device: where candidates are computed, as torch names it; every worker on CUDA has a share of a GPU.
+        notify: called with a sentence that users should read.
+    """
+
+    workers: str = "2"
+    threads: int = 1
+    device: str = "cpu"
+    notify: Callable[[str], None] = lambda note: None
+
+
+@contextmanager
+def open_serial(options: RunnerOptions) -> Iterator[SerialRunner]:
+    """Give the runner of this process, which needs no options."""
+    yield SerialRunner()
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """What is known of a runner before it is opened.
+
+    Attributes:
+        name: what computes.
+        opener: ``module:name`` of what opens it: a function of `RunnerOptions` that gives a context manager.
 
     Example:
-        >>> RUNNERS[0].name, type(RUNNERS[0].make()).__name__
-        ('serial', 'SerialRunner')
+        >>> [spec.name for spec in RUNNERS]
+        ['serial', 'ray']
+        >>> with RUNNERS[0].open(RunnerOptions()) as runner:
+        ...     list(runner.map(abs, [-2, 1]))
+        [2, 1]
     """
 
     name: str
-    factory: str
+    opener: str
 
-    def make(self) -> Runner:
-        """Return the runner."""
-        runner: Runner = pkgutil.resolve_name(self.factory)()
-        return runner
+    def open(self, options: RunnerOptions) -> AbstractContextManager[Runner]:
+        """Return the runner, whose processes end with the context."""
+        opened: AbstractContextManager[Runner] = pkgutil.resolve_name(self.opener)(options)
+        return opened
 
 
-RUNNERS = (RunnerSpec("serial", "autoprune.evaluation.runners:SerialRunner"),)
-"""The first is the one that is used unless another is named."""
+RUNNERS = (
+    RunnerSpec("serial", "autoprune.evaluation.runners:open_serial"),
+    RunnerSpec("ray", "autoprune.evaluation.ray_runner:open_ray"),
+)
+"""The first computes if no workers are asked for, the second if they are."""
+
+
+def open_runner(options: RunnerOptions) -> AbstractContextManager[Runner]:
+    """Return the runner of workers; its processes end with the context."""
+    return RUNNERS[1].open(options)

@@ -7,13 +7,13 @@ import platform
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -44,6 +44,8 @@ from autoprune.workflows.inputs import Inputs, noted_in
 from autoprune.workflows.records import check_record
 
 RUNS = Path("runs")
+
+Opened = TypeVar("Opened")
 
 JOURNAL, INPUTS = "journal.jsonl", "inputs.json"
 
@@ -87,6 +89,7 @@ class RunFolder:
         self.caller = caller
         self.resumed = not made
         self.command, self._made = command, made
+        self._stack = ExitStack()
         self._again = caller.again(command, config, path)
         caller.opened(path, config)
 
@@ -159,12 +162,17 @@ class RunFolder:
         """
         return Metrics.from_json(self.once("validation", lambda: adapter.validate(module).to_json(), name))
 
+    def enter(self, context: AbstractContextManager[Opened]) -> Opened:
+        """Enter a context that ends when the folder is closed; returns what it gives."""
+        return self._stack.enter_context(context)
+
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stack.close()
         self.journal.close()
         if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +12,11 @@ import numpy as np
 from torch import nn
 
 from autoprune.budget import Budget, is_latency
-from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig
+from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig, WorkersConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
+from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner
 from autoprune.listener import Listener
 from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
@@ -65,9 +67,16 @@ def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) 
 
 
 def make_evaluator(
-    network: Network, config: PruningConfig, folder: RunFolder, listener: Listener, *, kind: str, images: int
+    network: Network,
+    config: PruningConfig,
+    folder: RunFolder,
+    listener: Listener,
+    *,
+    kind: str,
+    images: int,
+    runner: Runner | None = None,
 ) -> Evaluator:
-    """Return what scores a network's candidates on a number of training images."""
+    """Return what scores a network's candidates on a number of training images; in this process without a runner."""
     evaluator = Evaluator(
         network.adapter,
         network.pruner,
@@ -81,10 +90,19 @@ def make_evaluator(
         bf16=config.bf16,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         criterion=config.criterion,
+        runner=runner or SerialRunner(),
     )
     for skipped in network.adapter.skipped:
         listener.warn(f"Skipped {skipped}")
     return evaluator
+
+
+def runner_of(config: PruningConfig, network: Network, folder: RunFolder, listener: Listener) -> Runner:
+    """Return what computes a run's candidates; its processes end when the folder is closed."""
+    if not isinstance(config, WorkersConfig) or config.workers is None or config.workers == "0":
+        return SerialRunner()
+    device = str(network.adapter.device)
+    return folder.enter(open_runner(RunnerOptions(config.workers, config.threads or 1, device, listener.note)))
 
 
 class PruningRun:
@@ -204,4 +222,10 @@ class PruningRun:
 
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on a number of training images."""
-        return make_evaluator(self.network, self.config, self.folder, self.listener, kind=kind, images=images)
+        return make_evaluator(
+            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self._runner
+        )
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return runner_of(self.config, self.network, self.folder, self.listener)

@@ -6,6 +6,7 @@ import numpy as np
 
 from autoprune.config import SensitivityConfig
 from autoprune.errors import ConfigError
+from autoprune.evaluation.runners import SerialRunner
 from autoprune.listener import Listener
 from autoprune.report.sections import publish
 from autoprune.results import Result
@@ -13,7 +14,10 @@ from autoprune.strategies.curves import CurvesHeader, curves_from, probe_plan
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.run import dense_network, make_evaluator, with_model
+from autoprune.workflows.run import dense_network, make_evaluator, runner_of, with_model
+
+PROBES_TOGETHER = 32
+"""How many probes workers get at a time."""
 
 
 def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finished:
@@ -32,14 +36,18 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
             f"No unit can be pruned with `min_keep` {config.min_keep} and `round_to` {config.round_to}; lower one of "
             "them"
         )
-    evaluator = make_evaluator(network, config, folder, listener, kind="evaluation", images=config.images)
+    runner = runner_of(config, network, folder, listener)
+    evaluator = make_evaluator(
+        network, config, folder, listener, kind="evaluation", images=config.images, runner=runner
+    )
     evaluator.rebase(network.space.allocation(network.space.dense))
     listener.stage(stages.PROBE)
-    scores = []
+    scores: list[float] = []
+    together = 1 if isinstance(runner, SerialRunner) else PROBES_TOGETHER
     with listener.progress("Sensitivity", len(plan)) as advance:
-        for done, allocation in enumerate(plan, start=1):
-            scores.append(evaluator([allocation])[0].score)
-            advance(done)
+        for first in range(0, len(plan), together):
+            scores += [found.score for found in evaluator(plan[first : first + together])]
+            advance(len(scores))
     curves = curves_from(network.space, plan, scores)
     header = CurvesHeader(network.described, config.criterion, config.images, config.seed)
     file = folder.path / "sensitivity.json"

@@ -1,0 +1,192 @@
+"""How a batch is spread over workers, on a stand-in for Ray; and Ray itself, on one node and two (slow)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.errors import DeviceError
+from autoprune.evaluation import ray_runner
+from autoprune.evaluation.ray_runner import ATTEMPTS, LOST_SECONDS, RayRunner, open_ray
+from autoprune.evaluation.runners import RunnerOptions
+from tests.helpers.fake_ray import FakeRay
+
+
+def squared(item: int) -> int:
+    """Return the square; 13 has none."""
+    if item == 13:
+        raise ValueError("13 is refused")
+    return item * item
+
+
+def runner_on(fake: FakeRay, monkeypatch: pytest.MonkeyPatch, *, workers: int = 2) -> RayRunner:
+    monkeypatch.setattr(ray_runner, "time", SimpleNamespace(perf_counter=lambda: fake.now))
+    return RayRunner(fake, workers, RunnerOptions(), {"num_cpus": 1})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workers=st.integers(1, 5),
+    seconds=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=12),
+    deadly=st.sets(st.integers(0, 4), max_size=3),
+)
+def test_answers_come_in_the_order_of_asking(workers: int, seconds: list[float], deadly: set[int]) -> None:
+    """Whatever a worker needs for an item, and if some of the first workers die of their first one."""
+    fake = FakeRay(lambda worker, item: seconds[(item + worker) % len(seconds)], lambda worker, item: worker in deadly)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        runner = runner_on(fake, monkeypatch, workers=workers)
+        items = list(range(20, 20 + len(seconds)))
+        hopeless = len(deadly) >= ATTEMPTS  # all may have died of the same item
+        try:
+            assert list(runner.map(squared, items)) == [item * item for item in items]
+        except DeviceError:
+            assert hopeless
+        assert len(fake.sent) == 1
+
+
+def test_workers_compute_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay()
+    runner = runner_on(fake, monkeypatch, workers=4)
+    assert list(runner.map(squared, range(20, 40))) == [item * item for item in range(20, 40)]
+    assert fake.now == pytest.approx(5.0)
+    assert str(runner.usage) == (
+        "4 workers computed 20 candidates, 4.0 times as fast as one of them would have (100% of their time)"
+    )
+
+
+def test_a_slow_worker_gets_fewer_items_and_its_last_one_is_computed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(lambda worker, item: 1000.0 if worker == 0 else 1.0)
+    runner = runner_on(fake, monkeypatch)
+    assert list(runner.map(squared, range(20, 30))) == [item * item for item in range(20, 30)]
+    assert [worker for worker, _ in fake.computed] == [0, *[1] * 10]
+    assert fake.now < 20.0
+    assert list(runner.map(squared, [5, 6])) == [25, 36], "the slow one is still busy, and is not waited for"
+    assert fake.now < 30.0
+
+
+def test_the_item_of_a_dead_worker_is_computed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(dies=lambda worker, item: worker == 1)
+    assert list(runner_on(fake, monkeypatch).map(squared, range(20, 26))) == [item * item for item in range(20, 26)]
+    assert {worker for worker, _ in fake.computed} == {0, 1, 2}
+
+
+def test_an_item_that_workers_die_of_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(dies=lambda worker, item: item == 22)
+    answers = runner_on(fake, monkeypatch).map(squared, range(20, 26))
+    assert [next(answers), next(answers)] == [400, 441]
+    with pytest.raises(DeviceError, match=r"3 died of the same one, the last with: Its process was killed; if memory"):
+        next(answers)
+    assert [item for _, item in fake.computed].count(22) == ATTEMPTS
+
+
+def test_an_error_arrives_at_its_place_and_the_workers_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_on(FakeRay(), monkeypatch)
+    answers = runner.map(squared, [12, 13, 14])
+    assert next(answers) == 144
+    with pytest.raises(ValueError, match="13 is refused"):
+        next(answers)
+    assert list(runner.map(squared, [14])) == [196]
+
+
+def test_a_function_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay()
+    runner = runner_on(fake, monkeypatch)
+    assert list(runner.map(squared, [])) == []
+    assert fake.sent == []
+    for _ in range(3):
+        list(runner.map(squared, [1, 2]))
+    assert fake.sent == [squared]
+    assert list(runner.map(abs, [-3])) == [3]
+    assert fake.sent == [squared, abs]
+
+
+def test_a_cluster_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(lambda worker, item: 1e9, cpus=0.0)
+    with pytest.raises(DeviceError, match="is gone"):
+        list(runner_on(fake, monkeypatch).map(squared, [1]))
+    assert LOST_SECONDS < fake.now < 2 * LOST_SECONDS
+
+
+def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ray_runner.versions()
+    runner_on(FakeRay(), monkeypatch).check_versions()
+    with pytest.raises(DeviceError, match=rf"got torch 0\.1 there and {here['torch']} here"):
+        runner_on(FakeRay(versions={**here, "torch": "0.1"}), monkeypatch).check_versions()
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_runner, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"needs the package ray, .*\[ray\]"), open_ray(RunnerOptions()):
+        pass
+
+
+# -- Ray itself ----------------------------------------------------------------------------------------------
+
+
+def slept(item: float) -> tuple[float, int]:
+    """Stand in for a candidate that takes so many seconds."""
+    time.sleep(item)
+    return item, os.getpid()
+
+
+@pytest.fixture(scope="module")
+def ray() -> Any:
+    return pytest.importorskip("ray", reason="pip install ray")
+
+
+@pytest.mark.slow
+def test_workers_of_this_machine_are_processes_that_end_with_the_run(ray: Any) -> None:
+    notes: list[str] = []
+    with open_ray(RunnerOptions("2", notify=notes.append)) as runner:
+        answers = list(runner.map(slept, [0.3] * 8))
+        pids = {pid for _, pid in answers}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+        os.kill(min(pids), signal.SIGKILL)
+        assert [item for item, _ in runner.map(slept, [0.1] * 6)] == [0.1] * 6, "one was killed, another took its place"
+    assert not ray.is_initialized()
+    assert notes[-1].startswith("2 workers computed 14 candidates, ")
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.fixture
+def cluster(ray: Any) -> Iterator[Any]:
+    """A head without CPUs and two nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_that_leaves_takes_no_answer_with_it(ray: Any, cluster: Any) -> None:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    with open_ray(RunnerOptions(cluster.address)) as runner:
+        answers = runner.map(slept, [0.5] * 10)
+        assert next(answers)[0] == 0.5
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert [item for item, _ in answers] == [0.5] * 9
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_or_that_is_not_there_is_refused_at_once(ray: Any, cluster: Any) -> None:
+    with (
+        pytest.raises(DeviceError, match="must have 1 free CPUs for each worker, and has 0 in all"),
+        open_ray(RunnerOptions(cluster.address)),
+    ):
+        pass
