@@ -26,7 +26,7 @@ import torch
 
 from autoprune.errors import DeviceError
 from autoprune.evaluation.runners import RunnerOptions
-from autoprune.io.installed import install_extra
+from autoprune.io.installed import install_extra, install_package
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -357,6 +357,8 @@ def _connect(ray: Any, options: RunnerOptions, stack: ExitStack) -> None:
         except Exception as error:  # Ray raises it bare
             raise DeviceError(f"Ray must start on this machine, and does not ({_summary(error)})") from error
         return
+    if options.workers.startswith("ray://") and find_spec("grpc") is None:
+        raise DeviceError(f"`workers` ray:// needs the package grpcio, Ray's client: {install_package('grpcio')}")
     try:
         ray.init(address=options.workers, **common)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
