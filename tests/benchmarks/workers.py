@@ -3,7 +3,7 @@
 Usage: ``python -m tests.benchmarks.workers [asleep] [real]``, on an idle machine.
 
 ``asleep``: a candidate that takes half a second of sleep, by 1 to 64 workers, eight for each: what the handing out
-itself costs, whatever the number of cores. ``real``: a yolov8n at 320 px (``../shared``), by one and by two workers with
+itself costs, whatever the number of cores. ``real``: a yolov8n at 320 px (``../shared``), by one and two workers with
 one thread each, next to this process with one thread.
 """
 
