@@ -97,10 +97,16 @@ def search_figures(
     }
 
 
-def pinned_layers(graph: ChannelGraph) -> list[dict[str, str]]:
-    """Return the layers that keep all their channels, with the reason."""
+def pinned_layers(graph: ChannelGraph) -> list[dict[str, Any]]:
+    """Return the layers that keep all their channels: the reason, their width, and how many units come before each."""
+    firsts = [unit.groups[0] for unit in graph.units]
     return [
-        {"layer": group.name, "why": group.pinned}
-        for group in graph.groups
+        {
+            "layer": group.name,
+            "why": group.pinned,
+            "channels": group.size,
+            "units_before": sum(first < place for first in firsts),
+        }
+        for place, group in enumerate(graph.groups)
         if group.pinned is not None and group.pinned != "network input"
     ]

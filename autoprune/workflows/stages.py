@@ -1,4 +1,4 @@
-"""The stages that commands announce, each with a guess of its work, from which the time left of a run is told."""
+"""The stages that commands announce, each with a guess of its work, from which the time left of a run is estimated."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ _MEASURING, _EPOCH, _FITTING = 600.0, 1500.0, 2400.0
 """Images that a measurement of one network, an epoch and the fit of a latency predictor take as long as, roughly."""
 
 
-def of_search(config: SearchConfig, *, episodes: int, epochs: int) -> dict[str, float]:
-    """Return the stages of a search, as `Listener.stages` takes them."""
+def of_search(config: SearchConfig) -> dict[str, float]:
+    """Return the stages of a search whose defaults are filled in, as `Listener.stages` takes them."""
+    scoring = float((config.episodes or 0) * config.images)
     return {
         **_beginning(config),
-        **({PRIOR: float(episodes * config.images)} if config.strategy.spec.uses_prior else {}),
-        SEARCH: float(episodes * config.images),
+        **({PRIOR: scoring} if config.strategy.spec.uses_prior else {}),
+        SEARCH: scoring,
         FINALISTS: (config.finalists or 1) * _MEASURING,
-        **_ending(epochs),
+        **_ending(config.finetune_epochs or 0),
     }
 
 
@@ -44,11 +45,10 @@ def of_netadapt(config: NetAdaptConfig, *, labels: list[str]) -> dict[str, float
     return {**_beginning(config), STEPS: 100.0 * config.images, **ending}
 
 
-def of_slim(config: SlimConfig, *, episodes: int, epochs: int) -> dict[str, float]:
-    """Return the stages of a training to sparsity with a search behind it."""
+def of_slim(config: SlimConfig) -> dict[str, float]:
+    """Return the stages of a training to sparsity with a search behind it, defaults filled in."""
     training = {TRAIN: config.train_epochs * _EPOCH} if config.architecture is not None else {}
-    searching = of_search(config, episodes=episodes, epochs=epochs)
-    return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **searching}
+    return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **of_search(config)}
 
 
 def of_training(config: TrainConfig) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.budget import format_amount, is_latency, spec_of
-from autoprune.errors import AutopruneError, RunError
-from autoprune.io.files import read_bytes
+from autoprune.errors import AutopruneError, PolicyError, RunError
 from autoprune.io.plain_yaml import read_values
+from autoprune.policy import Policy
 from autoprune.report.sections import Shown, sections
 from autoprune.results import SUMMARIES, Result
 
@@ -50,6 +49,11 @@ class Report:
         return self.folder.name
 
     @property
+    def title(self) -> str:
+        """What stands above it; results of older versions have no title of their own."""
+        return self.result.title or self.name
+
+    @property
     def verdict(self) -> str:
         """What became of it, in a sentence: whether the budget is held, the metric is kept, how much less it costs."""
         parts = [*self._limits(), *self._metric(), *self._factors()]
@@ -64,9 +68,8 @@ class Report:
     def command(self) -> str:
         """The command line that does it again."""
         try:
-            policy = json.loads(read_bytes(self.folder / "policy.json"))
-            said = str(policy["provenance"]["command"])
-        except (OSError, ValueError, KeyError, TypeError):
+            said = Policy.load(self.folder / "policy.json").provenance.command
+        except PolicyError:  # there is none, or it is damaged
             said = ""
         if said.startswith(f"autoprune {self.result.command} "):
             return said
