@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from autoprune.formats import FORMATS, ONNX, FormatSpec
 from autoprune.io.files import size_of
 from autoprune.journal import Recorder
 from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
-from autoprune.results import Metrics
+from autoprune.results import Detection, Metrics
 from autoprune.runtimes import SubprocessBackend
 
 
@@ -184,6 +184,11 @@ class Quantization:
 
         found = self._recorded(["deployed", in_float], measure)
         return DeployedResult(Metrics.from_json(found), int(found["size_bytes"]))
+
+    def detector(self, in_float: InFloat) -> Callable[[Batch], Sequence[Sequence[Detection]] | None]:
+        """Return what detects with a network's file, see `Adapter.detections`."""
+        predict = self._predict(self.file(in_float))
+        return partial(self._adapter.detections, self._adapter.module, predict=predict)
 
     @cached_property
     def _source(self) -> Path:

@@ -234,7 +234,13 @@ def _units(folder: Path) -> Sequence[PolicyUnit]:
 
 
 def _bar(unit: PolicyUnit) -> dict[str, Any]:
-    return {"unit": unit.name, "kept": unit.keep, "of": unit.channels, "share": unit.ratio, "why": "decided by the search"}
+    return {
+        "unit": unit.name,
+        "kept": unit.keep,
+        "of": unit.channels,
+        "share": unit.ratio,
+        "why": "decided by the search",
+    }
 
 
 def _with_pinned(bars: Sequence[dict[str, Any]], pinned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

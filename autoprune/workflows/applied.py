@@ -19,6 +19,7 @@ from autoprune.policy import Policy
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import Network, open_network
 
@@ -85,6 +86,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
         check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
         listener=listener,
     )
+    listener.stage(stages.PRUNE)
     allocation = network.space.from_names(policy.keep)
     calibration = calibration_of(
         network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed

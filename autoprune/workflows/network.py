@@ -135,7 +135,8 @@ def open_network(
         listener: hears what was found.
     """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    with listener.progress("Analysing", 0):  # nobody knows how many units have to be looked at more closely
+        graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     check(graph)
     space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
     pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
