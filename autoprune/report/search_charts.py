@@ -39,15 +39,17 @@ def kept_chart(result: Result, folder: Path) -> Chart | None:
         for bar in bars
         for place, (state, count) in enumerate((("kept", bar["kept"]), ("removed", bar["of"] - bar["kept"])))
     ]
-    states = alt.Scale(domain=["kept", "removed"])
+    states = ["kept", "removed"]
     figure = (
         alt.Chart(values(rows))
         .mark_bar()
         .encode(
             x=alt.X("channels:Q", title="channels", stack="zero", axis=alt.Axis(tickCount=8)),
             y=alt.Y("unit:N", title=None, sort=[bar["unit"] for bar in bars], axis=_names_axis()),
-            color=alt.Color("state:N", title=None, scale=states, legend=_top_legend()),
-            opacity=alt.Opacity("state:N", title=None, scale=alt.Scale(domain=states.domain, range=[1.0, 0.25])),
+            color=alt.Color(
+                "state:O", title=None, scale=alt.Scale(domain=states, range="category"), legend=_top_legend()
+            ),
+            opacity=alt.Opacity("state:O", title=None, scale=alt.Scale(domain=states, range=[1.0, 0.25])),
             order=alt.Order("place:O"),
             tooltip=["unit:N", "kept:Q", "of:Q", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("why:N")],
         )

@@ -241,9 +241,11 @@ class LatencyEstimator:
         """
         doubt = self._steadiness.doubt
         timings: list[PairedTiming] = []
-        while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
-            attempt = [] if not timings else ["attempt", len(timings)]
-            timings.append(self._measured(build, [*key, *attempt]))
+        with self._listener.progress("Timing", attempts) as advance:
+            while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
+                attempt = [] if not timings else ["attempt", len(timings)]
+                timings.append(self._measured(build, [*key, *attempt]))
+                advance(len(timings))
         return min(timings, key=doubt)
 
     def _measured(

@@ -247,7 +247,11 @@ def test_data_file_that_is_no_mapping(folder: Path, tmp_path: Path, text: str) -
     [
         ("test", None, "names no 'test' split"),
         ("everything", None, "a split is one of train, val, test"),
-        ("test", "images/absent", "the 'test' split does not exist"),
+        (
+            "test",
+            "images/absent",
+            r"the 'test' split does not exist: .*; say where it is in .*other\.yaml, whose paths",
+        ),
         ("test", "empty", "holds no image"),
     ],
 )

@@ -19,10 +19,12 @@ let folded = [];
 window.addEventListener("beforeprint", () => {
   folded = [...document.querySelectorAll("details:not([open])")];
   for (const part of folded) part.open = true;
+  document.documentElement.toggleAttribute("data-paper", true);
   draw("light");
 });
 window.addEventListener("afterprint", () => {
   for (const part of folded) part.open = false;
+  document.documentElement.toggleAttribute("data-paper", false);
   draw(current());
 });
 
