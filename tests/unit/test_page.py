@@ -198,6 +198,20 @@ def test_the_verdict_tells_budget_metric_and_factors(run: Path) -> None:
     assert "budget" not in Report(run, replace(FOUND, budget=[], stages={})).verdict
 
 
+def test_a_profile_says_between_what_a_budget_may_lie(tmp_path: Path) -> None:
+    narrowest = replace(DENSE, latencies={"latency": {**TIME, "median": 2.5}})
+    profile = replace(FOUND, command="profile", budget=[], figures={}, stages={"dense": DENSE})
+    assert Report(tmp_path, profile).verdict == ""
+    replace(profile, stages={"dense": DENSE, "narrowest": narrowest}).save(tmp_path / "profile.json")
+    (report,) = reports_of(tmp_path)
+    assert report.verdict == (
+        "A latency budget must lie between 2.50 ms, with every unit at its lower bound, and 10.00 ms, as it is now."
+    )
+    text = page([report])
+    assert Reader(text).headings[0] == "Dense and narrowest"
+    assert "<td>10.00\u00a0ms</td>" in text, "a number stays with its unit"
+
+
 def test_commands_can_be_pasted(run: Path) -> None:
     (report,) = reports_of(run)
     lines = dict(report.next_commands)

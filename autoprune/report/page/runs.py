@@ -56,6 +56,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """What became of it, in a sentence: whether the budget is held, the metric is kept, how much less it costs."""
+        if self.result.command == "profile":
+            return self._reachable()
         parts = [*self._limits(), *self._metric(), *self._factors()]
         return "; ".join(parts) + "." if parts else ""
 
@@ -95,6 +97,14 @@ class Report:
             limits = [word for row in self.result.budget for word in ("--budget", row.requested)]
             found.append(("Compare strategies", ["compare", "--model", dense, *data, *limits]))
         return [(title, "autoprune " + " ".join(map(_quoted, words))) for title, words in found]
+
+    def _reachable(self) -> str:
+        """Return between what a latency budget may lie; empty if a profile has no narrowest network."""
+        latencies = {name: stage.cost("latency") for name, stage in self.result.stages.items()}
+        if not latencies.keys() >= {"dense", "narrowest"}:
+            return ""
+        low, high = (format_amount("latency", latencies[name]) for name in ("narrowest", "dense"))
+        return f"A latency budget must lie between {low}, with every unit at its lower bound, and {high}, as it is now."
 
     def _limits(self) -> list[str]:
         found = []
