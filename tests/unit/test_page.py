@@ -246,11 +246,13 @@ def test_a_comparison_has_its_table_first(tmp_path: Path) -> None:
     compared_rows = [
         Compared("ppo", [metrics(0.4)], [metrics(0.5)], {"flops": [0.3]}, scores=[0.1], seeds=[0], seconds=[1.0])
     ]
-    figures = {"histories": {"ppo": [[-0.1, 0.1]]}}
+    figures = {"histories": {"ppo": [[-0.1, 0.1]]}, "agents": "The agent wins by score."}
     compared = replace(FOUND, command="compare", compared={"strategies": compared_rows}, budget=[], figures=figures)
     replace(compared, stages={"dense": DENSE}).save(tmp_path / "compare.json")
-    headings = Reader(page(reports_of(tmp_path))).headings
-    assert headings[0] == "Before and after"
+    reports = reports_of(tmp_path)
+    assert reports[0].verdict == "The agent wins by score."
+    headings = Reader(page(reports)).headings
+    assert headings[0] == "Compared at equal cost"
     assert len(headings) == 4
 
 

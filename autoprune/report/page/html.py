@@ -35,7 +35,12 @@ _HEADINGS = {
 }
 """Of charts that have the title of their whole report, by their names."""
 
-_BEGINNINGS = {"profile": "Dense and narrowest", "export": "In torch and exported", "quantize": "In float and in int8"}
+_BEGINNINGS = {
+    "compare": "Compared at equal cost",
+    "profile": "Dense and narrowest",
+    "export": "In torch and exported",
+    "quantize": "In float and in int8",
+}
 """Of the table of networks, by command; the others' shows what was before and after."""
 
 _CLASSES = 6  # colours of boxes

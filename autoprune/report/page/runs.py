@@ -58,6 +58,8 @@ class Report:
         """What became of it, in a sentence: whether the budget is held, the metric is kept, how much less it costs."""
         if self.result.command == "profile":
             return self._reachable()
+        if self.result.compared:
+            return str(self.result.figures.get("agents", ""))
         parts = [*self._limits(), *self._metric(), *self._factors()]
         return "; ".join(parts) + "." if parts else ""
 
@@ -116,7 +118,7 @@ class Report:
     def _metric(self) -> list[str]:
         stages = self.result.stages
         measured = [(name, one.metrics) for name, one in stages.items() if one.metrics is not None]
-        if len(measured) < 2 or self.result.compared:
+        if len(measured) < 2:
             return []
         (first, before), (_, after) = measured[0], measured[-1]
         name, change = self.result.metric_names[0], after.primary - before.primary
@@ -125,7 +127,7 @@ class Report:
 
     def _factors(self) -> list[str]:
         stages = list(self.result.stages.values())
-        if len(stages) < 2 or self.result.compared:
+        if len(stages) < 2:
             return []
         found = []
         for metric, factor in stages[-1].speed_up(stages[0]).items():
