@@ -20,7 +20,7 @@ from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
-from autoprune.runtimes.settings import image_size_of
+from autoprune.runtimes.settings import image_size_of, threads_in_words
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
@@ -126,7 +126,7 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
     return Result(
         command="export",
         title=f"{adapter.name} at {adapter.image_size} px, {config.format.value} in {settings.precision.value} on "
-        f"{settings.runtime.value}, {settings.device}, {settings.threads} threads",
+        f"{settings.runtime.value}, {settings.device}, {threads_in_words(settings.threads)}",
         metric_names=adapter.metric_names,
         stages={
             "torch": Stage(parity.torch, {"size": adapter.checkpoint_size(adapter.module)}),

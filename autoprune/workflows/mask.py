@@ -188,11 +188,13 @@ def _timed(
     """Time the masked network against the given one, run for run; once in a run."""
 
     def measure() -> dict[str, Any]:
-        with backend.session(), step_bar("Timing", 0):
+        with backend.session(), step_bar("Timing", 1) as advance:
             masked, given = (
                 backend.prepare(adapter.deployable(one, with_nms=config.with_nms), backend.settings.shape)
                 for one in (module, adapter.module)
             )
-            return time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads)).to_json()
+            timing = time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads))
+            advance(1)
+            return timing.to_json()
 
     return PairedTiming.from_json(folder.once("latency", measure))

@@ -25,7 +25,7 @@ from autoprune.quantization import Choice, DeployedResult, InFloat, Quantization
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import SubprocessBackend, fingerprint, open_quantizing_backend, runtime_settings
-from autoprune.runtimes.settings import has_int8_instructions, image_size_of
+from autoprune.runtimes.settings import has_int8_instructions, image_size_of, threads_in_words
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
@@ -70,8 +70,8 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
             target = _keep(networks[-1], choices[own], folder.path / config.runtime.spec.int8_file)
         result = Result(
             command=folder.command,
-            title=f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} "
-            "threads",
+            title=f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, "
+            f"{threads_in_words(torch.get_num_threads())}",
             metric_names=adapter.metric_names,
             stages={one.name: one.stage() for one in variants},
             figures={**_figures(config, choices, samples), "settings": fingerprint(backend.settings)},

@@ -260,6 +260,9 @@ def test_levels_are_reports_of_their_own(run: Path) -> None:
     (run / "levels" / "flops=50%").mkdir(parents=True)
     FOUND.save(run / "levels" / "flops=50%" / "summary.json")
     assert [report.name for report in reports_of(run)] == ["search 1", "flops=50%"]
+    (run / "summary.json").rename(run / "levels" / "summary.json")
+    shutil.copytree(run / "levels" / "flops=50%", run / "levels" / "flops=60%")
+    assert "<h1>2 budgets</h1>" in page(reports_of(run))
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def page(reports: Sequence[Report]) -> str:
         charts |= {f"r{place}-{one.name}": _spec(one) for one in report.sections if isinstance(one, Chart)}
     return template.render(
         reports=reports,
+        title=_title(reports),
         together=together,
         charts=_script(charts),
         themes=_script({"light": _look(THEME), "dark": _look(DARK)}),
@@ -90,6 +91,14 @@ def is_page(path: Path) -> bool:
         return _MADE.encode() in path.read_bytes()
     except OSError:
         return False
+
+
+def _title(reports: Sequence[Report]) -> str:
+    if len(reports) == 1:
+        return reports[0].title
+    places = {report.folder.parent for report in reports}
+    of_one_run = len(places) == 1 and next(iter(places)).name == "levels"
+    return f"{len(reports)} {'budgets' if of_one_run else 'runs'}"
 
 
 def _file(name: str) -> str:
