@@ -93,13 +93,15 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
     )
     for skipped in network.adapter.skipped:
         listener.warn(f"Skipped {skipped}")
-    module = prune(
-        network.pruner,
-        allocation,
-        criterion=policy.criterion,
-        example=network.adapter.example(1),
-        calibration=calibration,
-        reconstructed=config.reconstruct,
-        notify=listener.warn,
-    )
+    with listener.progress("Pruning", 1) as advance:
+        module = prune(
+            network.pruner,
+            allocation,
+            criterion=policy.criterion,
+            example=network.adapter.example(1),
+            calibration=calibration,
+            reconstructed=config.reconstruct,
+            notify=listener.warn,
+        )
+        advance(1)
     return Applied(network, policy, allocation, module)
