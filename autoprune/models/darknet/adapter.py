@@ -187,7 +187,7 @@ class DarknetAdapter(TrainableAdapter):
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
         """Measure the accuracy on held batches, with the thresholds of ``darknet detector valid``."""
         objects = max((int(x["batch_idx"].int().bincount().max()) for x in batches if len(x["cls"])), default=0)
-        return self._measured(self.deployable(module), batches, objects, predict)
+        return self._measured(self.deployable(module), tracked(batches, "Measuring"), objects, predict)
 
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the letterboxed validation split.
