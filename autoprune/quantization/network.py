@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -187,9 +187,9 @@ class Quantization:
         return DeployedResult(Metrics.from_json(found), int(found["size_bytes"]))
 
     def detector(self, in_float: InFloat) -> Callable[[Batch], Sequence[Sequence[Detection]] | None]:
-        """Return what detects with a network's file, see `Adapter.detections`."""
-        predict = self._predict(self.file(in_float))
-        return partial(self._adapter.detections, self._adapter.module, predict=predict)
+        """Return what detects with a network's file, see `Adapter.detections`; it is opened once it is needed."""
+        opened = cache(lambda: self._predict(self.file(in_float)))
+        return lambda batch: self._adapter.detections(self._adapter.module, batch, predict=opened())
 
     @cached_property
     def _source(self) -> Path:
