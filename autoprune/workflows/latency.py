@@ -226,7 +226,8 @@ class LatencyEstimator:
                 config=STAGE_MEASUREMENT,
                 paired_with=lambda: self._built(allocation),
             )
-            advance(repeat + 1)
+            more = "beyond the limit, measured more often" if repeat >= MOST_REPEATS else ""
+            advance(min(repeat + 1, MOST_REPEATS), more)
             return timing.chained(known)
 
         most = limit / self.meter.reference.median if limit is not None else None
