@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprune.budget import format_amount, spec_of
+from autoprune.budget import format_amount, is_latency, spec_of
 from autoprune.errors import PolicyError
 from autoprune.io.files import read_bytes
 from autoprune.policy import Policy, PolicyUnit
@@ -111,8 +111,8 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
         "fronts",
         "Score against cost",
         alt.concat(*panels, columns=2),
-        "The line joins candidates that no other one beats in both; the ring is the one that was chosen. "
-        "Latency is predicted.",
+        "The line joins candidates that no other one beats in both; the ring is the one that was chosen."
+        + (" Latency is predicted." if any(map(is_latency, found["costs"])) else ""),
     )
 
 
