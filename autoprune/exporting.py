@@ -13,6 +13,7 @@ from autoprune.formats import FormatSpec, Tolerance
 from autoprune.io.files import size_of
 from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_alone
+from autoprune.listener import step_bar
 from autoprune.models._base import Adapter, Difference, ExportSettings
 from autoprune.results import Metrics
 from autoprune.runtimes import FileBackend
@@ -96,25 +97,31 @@ def export(
     settings = backend.settings
     half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU the conversion has it
     images = _images(adapter, real=real)
-    with memory_guard(settings):
-        module = adapter.deployable(adapter.module)
-        with torch.no_grad():
-            expected = module(images)
-        accuracy = adapter.validate_deployed(module) if real else None
-        wanted = ExportSettings(spec, half=half, dynamic=dynamic)
-        path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
-    with backend.session():
-        runner = backend.open(path, settings.shape)
-        predict = partial(runner.predict, together=dynamic)
-        parity = Parity(
-            images=len(images),
-            real=real,
-            difference=adapter.difference(expected, predict(images)),
-            torch=accuracy,
-            exported=adapter.validate_deployed(predict) if real else None,
-        )
-        config = replace(REFERENCE_MEASUREMENT, threads=settings.threads)
-        return Exported(path, size_of(path), parity, time_alone(runner, config))
+    with step_bar(f"Exporting {spec.name}", 4) as advance:
+        with memory_guard(settings):
+            module = adapter.deployable(adapter.module)
+            with torch.no_grad():
+                expected = module(images)
+            accuracy = adapter.validate_deployed(module) if real else None
+            advance(1, "run in torch")
+            wanted = ExportSettings(spec, half=half, dynamic=dynamic)
+            path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
+            advance(2, "written")
+        with backend.session():
+            runner = backend.open(path, settings.shape)
+            predict = partial(runner.predict, together=dynamic)
+            parity = Parity(
+                images=len(images),
+                real=real,
+                difference=adapter.difference(expected, predict(images)),
+                torch=accuracy,
+                exported=adapter.validate_deployed(predict) if real else None,
+            )
+            advance(3, "compared with torch")
+            config = replace(REFERENCE_MEASUREMENT, threads=settings.threads)
+            timing = time_alone(runner, config)
+            advance(4, "timed")
+    return Exported(path, size_of(path), parity, timing)
 
 
 def _images(adapter: Adapter, *, real: bool) -> torch.Tensor:

@@ -120,7 +120,7 @@ class MLflowTracker:
         from mlflow import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").absolute().as_uri()
-        if "://" not in uri or uri.startswith("file:"):  # MLflow refuses its own file store unless told otherwise
+        if "://" not in uri or uri.startswith("file:"):  # MLflow refuses its own file store unless it is asked for
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._client.get_experiment_by_name(PROJECT)

@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked := os.environ.get(COMPLETION):
         return shell_complete(build_parser(), {}, "autoprune", COMPLETION, asked)
     with stoppable() as stop:
-        code = _told(argv)
+        code = _run(argv)
     return stop.exit_code if code == INTERRUPTED else code
 
 
-def _told(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     """Run one command, and print its error if there is one."""
     terminal = Terminal()
     try:

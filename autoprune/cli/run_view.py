@@ -126,13 +126,14 @@ class RunView:
         rest = sum(self._work[name] for name in names[names.index(self._name) + 1 :])
         left, share = self.stage_left(), self._part(0)
         computed = {name: took for name, took in self._seconds.items() if took > LEAST_SECONDS / 10}  # others: known
-        seconds = sum(computed.values()) + self.seconds
+        here = self.seconds if share else 0.0  # a stage whose first unit is not done says nothing of the pace
+        seconds = sum(computed.values()) + here
         work = sum(self._work.get(name, 0.0) for name in computed) + share * self._work[self._name]
         if not computed or work <= LEAST_SHARE * sum(self._work.values()) or seconds < LEAST_SECONDS:
             return left if rest == 0 else None
         pace = seconds / work
         if left is None:
-            left = (1 - share) * self._work[self._name] * pace
+            left = max((1 - share) * self._work[self._name] * pace + here - self.seconds, 0.0)
         return left + rest * pace
 
     def _part(self, place: int) -> float:

@@ -68,7 +68,7 @@ def _origin(direct: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _requirement(extra: str) -> str:
-    """Return what the installer is told, quoted for a shell."""
+    """Return what to pass to the installer, quoted for a shell."""
     where, editable = origin()
     if not where:
         return shlex.quote(f"{_NAME}[{extra}]")

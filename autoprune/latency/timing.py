@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.listener import step_bar
 from autoprune.runtimes._base import Runner
 from autoprune.runtimes.load import LoadWatch
 
@@ -169,9 +170,11 @@ def time_all(runners: Sequence[Runner], config: MeasurementConfig) -> list[Timin
     for runner in runners:
         warm_up(runner, config.warm_up)
     whole, watch = replace(config, seconds=config.seconds * len(runners)), LoadWatch()
-    clocks = _clocks(runners, config.least)
-    while more := whole.more(clocks[0], np.inf):
-        clocks = np.concatenate([clocks, _clocks(runners, more)], axis=1)
+    with step_bar("Timing", config.max_runs) as advance:
+        clocks = _clocks(runners, config.least)
+        while more := whole.more(clocks[0], np.inf):
+            clocks = np.concatenate([clocks, _clocks(runners, more)], axis=1)
+            advance(clocks.shape[1])
     under_load = watch.disturbs(config.threads)
     times = _surviving(clocks, runners, under_load=under_load)
     return [Timing.of(column, under_load=under_load) for column in times.T]

@@ -234,8 +234,16 @@ class Adapter(ABC):
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the validation split, as the network's own tool does."""
 
-    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
-        """Return what a network detects in each image of a batch; None if its task has no upright boxes."""
+    def detections(
+        self, module: nn.Module, batch: Batch, *, predict: Predict | None = None
+    ) -> Sequence[Sequence[Detection]] | None:
+        """Return what a network detects in each image of a batch; None if its task has no upright boxes.
+
+        Args:
+            module: the network.
+            batch: of ``batches``.
+            predict: predicts instead of the network, such as its exported file; None for the network.
+        """
         return None
 
     def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -16,8 +16,9 @@ import torch
 from autoprune.formats import FORMATS, ONNX, FormatSpec
 from autoprune.io.files import size_of
 from autoprune.journal import Recorder
+from autoprune.listener import step_bar, tracked
 from autoprune.models._base import Adapter, Batch, ExportSettings, Predict, Predictions
-from autoprune.results import Metrics
+from autoprune.results import Detection, Metrics
 from autoprune.runtimes import SubprocessBackend
 
 
@@ -159,7 +160,7 @@ class Quantization:
         def compare(predict: Predict) -> float:
             apart = [
                 self._adapter.disagreement(expected, predict(self._adapter.inputs(batch)))
-                for batch, expected in zip(self._samples.held_out, self._expected, strict=True)
+                for batch, expected in zip(tracked(self._samples.held_out, "Comparing"), self._expected, strict=True)
             ]
             return float(np.mean(apart))
 
@@ -185,6 +186,11 @@ class Quantization:
         found = self._recorded(["deployed", in_float], measure)
         return DeployedResult(Metrics.from_json(found), int(found["size_bytes"]))
 
+    def detector(self, in_float: InFloat) -> Callable[[Batch], Sequence[Sequence[Detection]] | None]:
+        """Return what detects with a network's file, see `Adapter.detections`; it is opened once it is needed."""
+        opened = cache(lambda: self._predict(self.file(in_float)))
+        return lambda batch: self._adapter.detections(self._adapter.module, batch, predict=opened())
+
     @cached_property
     def _source(self) -> Path:
         """The float network as ONNX, the input of the quantizer."""
@@ -194,7 +200,10 @@ class Quantization:
         folder = self._folder / spec.name
         folder.mkdir()
         adapter = self._adapter
-        return adapter.export(adapter.module, folder, ExportSettings(spec), convert=self._backend.convert)
+        with step_bar(f"Exporting {spec.name}", 1) as advance:
+            written = adapter.export(adapter.module, folder, ExportSettings(spec), convert=self._backend.convert)
+            advance(1)
+        return written
 
     def _plain(self) -> Path:
         """Write the float network in the first of the runtime's formats."""
@@ -217,7 +226,10 @@ class Quantization:
 
     def _quantized(self, in_float: Sequence[str], to: Path) -> Path:
         keep = [name for group in self.groups if group.name in in_float for name in group.operations]
-        return self._backend.quantize(self._source, self._images, to=to, keep=keep)
+        with step_bar("Quantising", 1) as advance:
+            written = self._backend.quantize(self._source, self._images, to=to, keep=keep)
+            advance(1)
+        return written
 
     @cached_property
     def _images(self) -> Path:

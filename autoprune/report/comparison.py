@@ -172,7 +172,8 @@ def correlation_chart(result: Result, folder: Path) -> Chart | None:
         base.transform_filter(f"datum.align == '{align}'")
         .mark_text(align=align, baseline="middle", dx=alt.expr("datum.dx"), dy=alt.expr("datum.dy"))
         .encode(text="label:N")
-        for align in ("left", "right", "center")
+        for align in ("center", "left", "right")
+        if align in {one for *_, one in places}  # an empty layer is a warning of the browser
     ]
     figure = alt.layer(base.mark_point(size=60, fillOpacity=0.85), *texts).properties(width=_SIZE[0], height=_SIZE[1])
     rank = "undefined" if math.isnan(found["spearman"]) else f"{found['spearman']:.2f}".replace("-", "−")

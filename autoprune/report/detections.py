@@ -171,7 +171,8 @@ def detections_gallery(result: Result, folder: Path) -> Gallery | None:
     if not images:
         return None
     caption = (
-        f"The {len(images)} of {LOOKED_AT} validation images on which the two differ most, the most different first; "
+        f"The {len(images)} of up to {LOOKED_AT} validation images on which the two differ most, the most different "
+        "first; "
         "confidence from 0.25."
     )
     return Gallery("detections", "Detections", images, caption)

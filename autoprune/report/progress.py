@@ -60,7 +60,7 @@ def search_progress(histories: Mapping[str, Sequence[Sequence[float | None]]], *
     y, worst = (alt.Y(f"{one}:Q", title="best score so far", scale=scale) for one in ("best", "worst_seed"))
     line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(
         y=y,
-        strokeDash=alt.StrokeDash("strategy:N", scale=alt.Scale(domain=names, range=dashes), legend=None),
+        strokeDash=alt.StrokeDash("strategy:N", scale=alt.Scale(domain=names, range=dashes), legend=legend),
         strokeOpacity=alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12)),
     )
     band = base.mark_area(interpolate="step-after", opacity=1).encode(

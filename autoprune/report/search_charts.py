@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprune.budget import format_amount, spec_of
+from autoprune.budget import format_amount, is_latency, spec_of
+from autoprune.errors import PolicyError
 from autoprune.io.files import read_bytes
+from autoprune.policy import Policy, PolicyUnit
 from autoprune.report.chart import Chart, values
 from autoprune.results import Result
 
@@ -31,35 +33,31 @@ def kept_chart(result: Result, folder: Path) -> Chart | None:
     units = _units(folder)
     if not units:
         return None
+    bars = _with_pinned([_bar(unit) for unit in units], result.figures.get("pinned", ()))
     rows = [
-        {
-            "unit": name,
-            "channels": count,
-            "state": state,
-            "kept": kept,
-            "of": channels,
-            "share": kept / channels,
-            "place": place,
-        }
-        for name, channels, kept in units
-        for place, (state, count) in enumerate((("kept", kept), ("removed", channels - kept)))
+        {**bar, "state": state, "channels": count, "place": place}
+        for bar in bars
+        for place, (state, count) in enumerate((("kept", bar["kept"]), ("removed", bar["of"] - bar["kept"])))
     ]
+    states = ["kept", "removed"]
     figure = (
         alt.Chart(values(rows))
         .mark_bar()
         .encode(
             x=alt.X("channels:Q", title="channels", stack="zero", axis=alt.Axis(tickCount=8)),
-            y=alt.Y("unit:N", title=None, sort=[name for name, *_ in units], axis=_names_axis()),
-            color=alt.Color("state:N", title=None, scale=alt.Scale(domain=["kept", "removed"]), legend=_top_legend()),
-            opacity=alt.condition("datum.state == 'kept'", alt.value(1.0), alt.value(0.25)),
+            y=alt.Y("unit:N", title=None, sort=[bar["unit"] for bar in bars], axis=_names_axis()),
+            color=alt.Color(
+                "state:O", title=None, scale=alt.Scale(domain=states, range="category"), legend=_top_legend()
+            ),
+            opacity=alt.Opacity("state:O", title=None, scale=alt.Scale(domain=states, range=[1.0, 0.25])),
             order=alt.Order("place:O"),
-            tooltip=["unit:N", "kept:Q", "of:Q", alt.Tooltip("share:Q", format=".0%")],
+            tooltip=["unit:N", "kept:Q", "of:Q", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("why:N")],
         )
-        .properties(width=_WIDTH, height=_ROW * len(units))
+        .properties(width=_WIDTH, height=_ROW * len(bars))
     )
     caption = "In the order of the forward pass; a unit is one decision of the search."
     if pinned := result.figures.get("pinned"):
-        caption += f" {len(pinned)} layers keep all their channels, see below."
+        caption += f" {len(pinned)} layers keep all their channels; the table below says why."
     return Chart("kept", "Channels kept", figure, caption)
 
 
@@ -113,8 +111,8 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
         "fronts",
         "Score against cost",
         alt.concat(*panels, columns=2),
-        "The line joins candidates that no other one beats in both; the ring is the one that was chosen. "
-        "Latency is predicted.",
+        "The line joins candidates that no other one beats in both; the ring is the one that was chosen."
+        + (" Latency is predicted." if any(map(is_latency, found["costs"])) else ""),
     )
 
 
@@ -229,13 +227,31 @@ def candidates(result: Result) -> Mapping[str, Any] | None:
     return found if found.get("scores") else None
 
 
-def _units(folder: Path) -> list[tuple[str, int, int]]:
-    """Return name, channels and kept channels of the units in a run's policy."""
+def _units(folder: Path) -> Sequence[PolicyUnit]:
+    """Return the units in a run's policy; none without one."""
     try:
-        policy: Mapping[str, Any] = json.loads(read_bytes(folder / "policy.json"))
-        return [(str(one["name"]), int(one["channels"]), int(one["keep"])) for one in policy["units"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return Policy.load(folder / "policy.json").units
+    except PolicyError:
+        return ()
+
+
+def _bar(unit: PolicyUnit) -> dict[str, Any]:
+    return {
+        "unit": unit.name,
+        "kept": unit.keep,
+        "of": unit.channels,
+        "share": unit.ratio,
+        "why": "decided by the search",
+    }
+
+
+def _with_pinned(bars: Sequence[dict[str, Any]], pinned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the bars of units with those of pinned layers in between, each with its reason."""
+    found = list(bars)
+    for one in reversed([one for one in pinned if "channels" in one]):  # runs of older versions left no widths
+        bar = {"unit": one["layer"], "kept": one["channels"], "of": one["channels"], "share": 1.0, "why": one["why"]}
+        found.insert(one["units_before"], bar)
+    return found
 
 
 def _epochs(folder: Path) -> list[Mapping[str, Any]]:

@@ -46,7 +46,7 @@ def _table(named: Sequence[tuple[str, Result]]) -> Table | None:
     header = ["run", *(["metric"] if len(names) > 1 else []), *stages, *(spec_of(metric).label for metric in costs)]
     rows = [
         [
-            f"{name}: {result.title}",
+            f"{name}: {result.title}".removesuffix(": "),
             *([result.metric_names[0] if result.metric_names else NOTHING] if len(names) > 1 else []),
             *(_primary(result.stages.get(stage)) for stage in stages),
             *(_cost(result, metric) for metric in costs),

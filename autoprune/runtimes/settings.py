@@ -40,6 +40,16 @@ ImageSize: TypeAlias = int | tuple[int, ...]
 """Height and width of a square RGB image, in pixels; or channels, height and width of another input."""
 
 
+def threads_in_words(threads: int) -> str:
+    """Return a number of threads with its noun.
+
+    Example:
+        >>> threads_in_words(1), threads_in_words(2)
+        ('1 thread', '2 threads')
+    """
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def image_size_of(shape: Sequence[int]) -> ImageSize:
     """Return the shape of one input, (channels, height, width), as settings and messages have it."""
     channels, height, width = shape

@@ -19,6 +19,7 @@ from autoprune.policy import Policy
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import Network, open_network
 
@@ -85,19 +86,22 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
         check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
         listener=listener,
     )
+    listener.stage(stages.PRUNE)
     allocation = network.space.from_names(policy.keep)
     calibration = calibration_of(
         network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed
     )
     for skipped in network.adapter.skipped:
         listener.warn(f"Skipped {skipped}")
-    module = prune(
-        network.pruner,
-        allocation,
-        criterion=policy.criterion,
-        example=network.adapter.example(1),
-        calibration=calibration,
-        reconstructed=config.reconstruct,
-        notify=listener.warn,
-    )
+    with listener.progress("Pruning", 1) as advance:
+        module = prune(
+            network.pruner,
+            allocation,
+            criterion=policy.criterion,
+            example=network.adapter.example(1),
+            calibration=calibration,
+            reconstructed=config.reconstruct,
+            notify=listener.warn,
+        )
+        advance(1)
     return Applied(network, policy, allocation, module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autoprune.config import ApplyConfig
 from autoprune.listener import Listener
+from autoprune.workflows import stages
 from autoprune.workflows.applied import apply_policy
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
@@ -13,6 +14,8 @@ from autoprune.workflows.stock_yaml import describe
 
 def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
     """Prune by a policy, recalibrate if there is data, and save the pruned checkpoint."""
+    listener.stages(stages.of_applying())
+    listener.stage(stages.OPEN)
     applied = apply_policy(config, listener, images=config.images)
     adapter, validate = applied.network.adapter, applied.network.adapter.has_images
     with RunFolder.open("apply", config, caller) as folder:
@@ -21,13 +24,14 @@ def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
         adapter.save(module, path, notes=applied.notes)
         applied.policy.save(folder.path / "policy.json")
         dense = applied.network.space.allocation(applied.network.space.dense)
-        stages = {
+        listener.stage(stages.PRUNED)
+        measured = {
             "dense": applied.stage(adapter.module, dense, validate=validate),
             "pruned": applied.stage(module, applied.allocation, path, validate=validate),
         }
         if config.report:
             keep_detections(adapter, {"dense": adapter.module, "pruned": module}, folder.path, listener)
-        applied.publish(stages, folder, listener)
+        applied.publish(measured, folder, listener)
     listener.note(f"The pruned network is {path}.")
     if not validate:
         listener.note(

@@ -27,6 +27,7 @@ from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.references import References
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.shown import keep_best_detections
 from autoprune.workflows.tuning import Tuned, Tuning, Validation, tune
 
 
@@ -69,6 +70,10 @@ class _Comparison:
         points = self._points(contest, outcomes, tuned)
         costs = {metric: dense.cost(metric) for metric in limits}
         compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(references, costs)}
+        if config.report:
+            names = [f"{outcome.entry}-{outcome.seed}" for outcome in outcomes]
+            after = {name: one.after for name, one in zip(names, tuned, strict=True)}
+            keep_best_detections(run.network.adapter, after, self._folder.path, self._listener)
         self._publish(dense, compared, points, outcomes)
 
     # -- fine-tunes --------------------------------------------------------------------------------

@@ -12,16 +12,18 @@ import numpy as np
 
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
-from autoprune.listener import Listener
+from autoprune.listener import Listener, tracked
 from autoprune.report.sections import publish
 from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies._base import Candidate
 from autoprune.structure.space import Allocation
+from autoprune.workflows import stages
 from autoprune.workflows.finalists import choose
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.shown import keep_best_detections
 from autoprune.workflows.tuning import Tuning, tune
 
 
@@ -40,6 +42,7 @@ class CriteriaComparison:
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
         self._config, self._folder, self._listener = with_model(config), folder, listener
         self._budget = config.lowest
+        listener.stages(stages.of_criteria(config))
         self._run = PruningRun(self._config, folder, listener)
         self._evaluator = self._run.evaluator("evaluation", self._config.images)
 
@@ -50,7 +53,11 @@ class CriteriaComparison:
         limits = run.binding_limits(self._budget, dense)
         allocation, costs = self._uniform(limits)
         shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
-        rows = [self._row(name, allocation) for name in self._config.compared_criteria]
+        self._listener.stage(stages.CRITERIA)
+        rows = [self._row(name, allocation) for name in tracked(self._config.compared_criteria, "Criteria")]
+        if self._config.report:
+            after = {row["criterion"]: Metrics.from_json(row["after"]) for row in rows if row["after"] is not None}
+            keep_best_detections(run.network.adapter, after, self._folder.path, self._listener)
         self._publish(rows, dense, shares, allocation)
 
     def _uniform(self, limits: Mapping[str, float]) -> tuple[Allocation, Mapping[str, float]]:

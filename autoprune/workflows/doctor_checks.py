@@ -215,8 +215,8 @@ def _driver() -> str:
         return ""
     command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-        return told[0] if told else ""
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        return output[0] if output else ""
     return ""
 
 

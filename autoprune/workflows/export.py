@@ -20,7 +20,8 @@ from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
-from autoprune.runtimes.settings import image_size_of
+from autoprune.runtimes.settings import image_size_of, threads_in_words
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device
@@ -37,11 +38,14 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    listener.stages(stages.of_exporting())
+    listener.stage(stages.OPEN)
     adapter = open_adapter(
         config.model, data=config.data, image_size=config.imgsz, device=_device(config), trust=config.trust_checkpoint
     )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config, caller) as folder:
+        listener.stage(stages.EXPORT)
         exported = _exported(config, adapter, backend, folder=folder.path)
         publish(_result(config, adapter, backend, exported), folder.path / "export.json", listener)
     for skipped in adapter.skipped:
@@ -122,7 +126,7 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
     return Result(
         command="export",
         title=f"{adapter.name} at {adapter.image_size} px, {config.format.value} in {settings.precision.value} on "
-        f"{settings.runtime.value}, {settings.device}, {settings.threads} threads",
+        f"{settings.runtime.value}, {settings.device}, {threads_in_words(settings.threads)}",
         metric_names=adapter.metric_names,
         stages={
             "torch": Stage(parity.torch, {"size": adapter.checkpoint_size(adapter.module)}),

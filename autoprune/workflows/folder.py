@@ -116,7 +116,7 @@ class RunFolder:
             save(config, path)
             write_atomic(path / INPUTS, inputs.to_json())
             journal = Journal.create(
-                path / JOURNAL, {**_told(command, config), "inputs": inputs.digests, "environment": _versions()}
+                path / JOURNAL, {**_identifying(command, config), "inputs": inputs.digests, "environment": _versions()}
             )
         except BaseException:
             _remove(made)
@@ -130,7 +130,7 @@ class RunFolder:
         journal = Journal.open(path / JOURNAL, check=check_record)
         try:
             began = journal.header if isinstance(journal.header, dict) else {}
-            if any(began.get(key) != value for key, value in _told(command, config).items()):
+            if any(began.get(key) != value for key, value in _identifying(command, config).items()):
                 raise RunError(f"{path / 'config.yaml'} was changed since the run began; start a new run with it")
             _check_inputs(path, began, Inputs.of(config))
             _tell_versions(path, began)
@@ -263,7 +263,7 @@ def _tell_versions(path: Path, began: Mapping[str, Any]) -> None:
         )
 
 
-def _told(command: str, config: RunConfig) -> Mapping[str, str]:
+def _identifying(command: str, config: RunConfig) -> Mapping[str, str]:
     """Return the part of a journal's header that a run cannot go on without."""
     return {"command": command, "config": _identity(command, config)}
 

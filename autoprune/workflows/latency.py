@@ -226,7 +226,8 @@ class LatencyEstimator:
                 config=STAGE_MEASUREMENT,
                 paired_with=lambda: self._built(allocation),
             )
-            advance(repeat + 1)
+            more = "beyond the limit, measured more often" if repeat >= MOST_REPEATS else ""
+            advance(min(repeat + 1, MOST_REPEATS), more)
             return timing.chained(known)
 
         most = limit / self.meter.reference.median if limit is not None else None
@@ -241,9 +242,11 @@ class LatencyEstimator:
         """
         doubt = self._steadiness.doubt
         timings: list[PairedTiming] = []
-        while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
-            attempt = [] if not timings else ["attempt", len(timings)]
-            timings.append(self._measured(build, [*key, *attempt]))
+        with self._listener.progress("Timing", attempts) as advance:
+            while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
+                attempt = [] if not timings else ["attempt", len(timings)]
+                timings.append(self._measured(build, [*key, *attempt]))
+                advance(len(timings))
         return min(timings, key=doubt)
 
     def _measured(

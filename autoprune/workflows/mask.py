@@ -15,7 +15,7 @@ from autoprune.choices import Granularity, Scope
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, time_pair
-from autoprune.listener import Listener
+from autoprune.listener import Listener, step_bar
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
@@ -33,6 +33,7 @@ from autoprune.training.extensions.masking import (
     convolution_weights,
     has_two_of_four,
 )
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads
@@ -55,17 +56,22 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         TrainingError: the training failed, or the checkpoint is not zero where it must be.
     """
     with RunFolder.open("mask", config, caller) as folder:
+        listener.stages(stages.of_masking(config))
+        listener.stage(stages.OPEN)
         pin_threads(config.threads, folder, listener)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
         backend = _backend(config, adapter)  # before the training: what is missing is reported now
         masks = _masks(config, adapter, listener)
         path = adapter.checkpoint(folder.path, "model")
+        listener.stage(stages.FINETUNE)
         if not path.exists():
             adapter.save(_tuned(config, adapter, masks, folder.path, listener), path)
         module = adapter.reopen(path)
         check_masks(module, masks)
+        listener.stage(stages.LATENCY)
         timing = _timed(config, adapter, module, backend, folder)
+        listener.stage(stages.RESULT)
         result = Result(
             command=folder.command,
             title=f"{adapter.name} at {adapter.image_size} px, {config.granularity.value}",
@@ -182,11 +188,13 @@ def _timed(
     """Time the masked network against the given one, run for run; once in a run."""
 
     def measure() -> dict[str, Any]:
-        with backend.session():
+        with backend.session(), step_bar("Timing", 1) as advance:
             masked, given = (
                 backend.prepare(adapter.deployable(one, with_nms=config.with_nms), backend.settings.shape)
                 for one in (module, adapter.module)
             )
-            return time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads)).to_json()
+            timing = time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads))
+            advance(1)
+            return timing.to_json()
 
     return PairedTiming.from_json(folder.once("latency", measure))

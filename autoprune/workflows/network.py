@@ -25,7 +25,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel
 from autoprune.runtimes.load import Load, measure_load
-from autoprune.runtimes.settings import has_int8_instructions
+from autoprune.runtimes.settings import has_int8_instructions, threads_in_words
 from autoprune.strategies.curves import SensitivityCurves
 from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, tie
@@ -135,7 +135,9 @@ def open_network(
         listener: hears what was found.
     """
     adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    with listener.progress("Analysing", 1) as advance:
+        graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+        advance(1)
     check(graph)
     space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
     pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
@@ -187,7 +189,7 @@ def pin_threads(asked: int | None, folder: RunFolder, listener: Listener) -> Non
     def choose() -> int:
         wanted, load = asked or torch.get_num_threads(), _settled_load(listener)
         threads = asked or min(wanted, load.free)
-        counted = "1 thread" if threads == 1 else f"{threads} threads"
+        counted = threads_in_words(threads)
         if load.overloaded:
             listener.warn(
                 f"{load}: this run takes {counted}, and its figures in milliseconds are measured under load and "

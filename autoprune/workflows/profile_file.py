@@ -11,6 +11,7 @@ from autoprune.latency.predictor import Sample
 from autoprune.latency.timing import Timing
 from autoprune.results import Result, Stage
 from autoprune.runtimes import RuntimeSettings
+from autoprune.runtimes.settings import threads_in_words
 from autoprune.structure.space import Allocation
 from autoprune.workflows.latency import Prediction
 
@@ -118,7 +119,7 @@ def _described(settings: RuntimeSettings) -> str:
     """Return how networks ran, as a title says it."""
     words = [f"{settings.runtime.value} on {settings.device}", settings.precision.value, f"batch {settings.batch}"]
     if settings.device == "cpu":
-        words.append(f"{settings.threads} thread{'s' if settings.threads > 1 else ''}")
+        words.append(threads_in_words(settings.threads))
     if settings.with_nms:
         words.append("with NMS")
     return ", ".join(words)

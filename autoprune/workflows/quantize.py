@@ -18,17 +18,19 @@ from autoprune.errors import DataError
 from autoprune.io.files import saying_why, sync_folder
 from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_all
-from autoprune.listener import Listener
+from autoprune.listener import Listener, tracked
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, Batch
 from autoprune.quantization import Choice, DeployedResult, InFloat, Quantization, QuantizationImages, choose_precision
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import SubprocessBackend, fingerprint, open_quantizing_backend, runtime_settings
-from autoprune.runtimes.settings import has_int8_instructions, image_size_of
+from autoprune.runtimes.settings import has_int8_instructions, image_size_of, threads_in_words
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
+from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.tuning import QAT, tune_for_int8
 
 
@@ -40,25 +42,36 @@ def run(config: QuantizeConfig, listener: Listener, caller: Caller) -> Finished:
         DataError: the training split holds too few images.
     """
     with RunFolder.open("quantize", config, caller) as folder:
+        listener.stages(stages.of_quantizing(config))
+        listener.stage(stages.OPEN)
         pin_threads(config.threads, folder, listener)
         adapters = dict(_open(config))
         own, adapter = next(reversed(adapters.items()))
         backend, samples = _backend(config, adapter), _samples(config, adapter)  # what is missing is reported at once
         _warn(adapter, listener)
         if config.qat_epochs:
+            listener.stage(stages.QAT)
             own, adapters[QAT] = QAT, _tuned(config, adapter, folder.path, listener)
         with TemporaryDirectory(dir=folder.path, prefix=".quantize-", suffix=".tmp") as scratch, backend.session():
             networks = [
                 Quantization(one, backend, samples=samples, folder=Path(scratch), recorder=folder.journal, name=name)
                 for name, one in adapters.items()
             ]
+            listener.stage(stages.IN_FLOAT)
             choices = _choices(networks, config, listener)
+            listener.stage(stages.RESULT)
             variants = _variants(networks, choices, backend, folder)
+            if config.report:
+                detectors = {
+                    f"{own} fp32": networks[-1].detector(None),
+                    f"{own} int8": networks[-1].detector(choices[own].in_float),
+                }
+                keep_detections(adapters[own], detectors, folder.path, listener)
             target = _keep(networks[-1], choices[own], folder.path / config.runtime.spec.int8_file)
         result = Result(
             command=folder.command,
-            title=f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, {torch.get_num_threads()} "
-            "threads",
+            title=f"{adapter.name} at {adapter.image_size} px on {config.runtime.value}, "
+            f"{threads_in_words(torch.get_num_threads())}",
             metric_names=adapter.metric_names,
             stages={one.name: one.stage() for one in variants},
             figures={**_figures(config, choices, samples), "settings": fingerprint(backend.settings)},
@@ -194,7 +207,7 @@ def _variants(
         config = replace(REFERENCE_MEASUREMENT, threads=backend.settings.threads)
         return [timing.to_json() for timing in time_all(runners, config)]
 
-    deployed = [one.deployed(in_float) for one, _, in_float in wanted]
+    deployed = [one.deployed(in_float) for one, _, in_float in tracked(wanted, "Networks")]
     timings = [Timing.from_json(values) for values in folder.once("latency", measure)]
     return [
         _Variant(one.name, precision, what, timing)

@@ -35,12 +35,19 @@ Kind = TypeVar("Kind", bound=PruningConfig | SparsifyConfig)
 
 def with_model(config: Kind) -> Kind:
     """Fill in the bundled detector and data set if no model is given, and how long to fine-tune."""
-    if isinstance(config, BudgetedConfig) and config.finetune_epochs is None:
-        config = replace(config, finetune_epochs=DEMO_EPOCHS if config.model is None else DEFAULT_EPOCHS)
+    if isinstance(config, BudgetedConfig):
+        config = replace(config, finetune_epochs=finetune_epochs(config, demo=config.model is None))
     if config.model is not None:
         return config
     model, data, imgsz = demonstration(config.imgsz)
     return replace(config, model=model, data=data, imgsz=imgsz)
+
+
+def finetune_epochs(config: BudgetedConfig, *, demo: bool) -> int:
+    """Return how many epochs to fine-tune: as many as asked, else few of the bundled detector and enough of others."""
+    if config.finetune_epochs is not None:
+        return config.finetune_epochs
+    return DEMO_EPOCHS if demo else DEFAULT_EPOCHS
 
 
 def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:

@@ -119,7 +119,7 @@ class RunListener(Relay):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            with suppress(RunError):  # the error itself is told
+            with suppress(RunError):  # the error itself is reported
                 self._write(f"error: {str(error) or type(error).__name__}")
         if self._tracking is not None:
             self._tracking.close()

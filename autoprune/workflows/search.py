@@ -27,7 +27,7 @@ from autoprune.workflows.finalists import best_of, choose
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.result_writer import ResultWriter
-from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.run import PruningRun, finetune_epochs, with_model
 from autoprune.workflows.shown import search_figures, shown_costs
 from autoprune.workflows.stock_yaml import price
 from autoprune.workflows.strategies import environment, scores_of
@@ -46,20 +46,25 @@ def run(config: SearchConfig, listener: Listener, caller: Caller) -> Finished:
     """Search, prune, fine-tune and measure."""
     with RunFolder.open("search", config, caller) as folder:
         announced = with_defaults(config)
-        listener.stages(
-            stages.of_search(announced, episodes=announced.episodes or 0, epochs=announced.finetune_epochs or 0)
-        )
+        listener.stages(stages.of_search(announced))
         listener.stage(stages.OPEN)
         found = SearchRun(with_defaults(with_demo_size(config, folder, listener)), folder, listener)
         return Finished(folder.path, found.deployment.finish(*found.shipped()))
 
 
 def with_defaults(config: Kind) -> Kind:
-    """Fill in what the bundled detector searches in about three minutes, and others thoroughly."""
-    demo = config.model is None
-    episodes = config.episodes or (DEMO_EPISODES if demo else DEFAULT_EPISODES)
-    finalists = config.finalists or (DEMO_FINALISTS if demo else DEFAULT_FINALISTS)
-    return replace(with_model(config), episodes=episodes, finalists=finalists)
+    """Fill in the bundled detector if no model is given, and how much to try and to train."""
+    return with_model(with_amounts(config, demo=config.model is None))
+
+
+def with_amounts(config: Kind, *, demo: bool) -> Kind:
+    """Fill in how much to try and to train: about three minutes of the bundled detector, others thoroughly."""
+    return replace(
+        config,
+        episodes=config.episodes or (DEMO_EPISODES if demo else DEFAULT_EPISODES),
+        finalists=config.finalists or (DEMO_FINALISTS if demo else DEFAULT_FINALISTS),
+        finetune_epochs=finetune_epochs(config, demo=demo),
+    )
 
 
 class SearchCurves:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.listener import Listener
-from autoprune.models._base import Adapter
+from autoprune.listener import Listener, tracked
+from autoprune.models._base import Adapter, Batch
 from autoprune.report.detections import FILE, LOOKED_AT, SHOWN, Shown, differing, write_detections
-from autoprune.results import Detection
+from autoprune.results import Detection, Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.graph import ChannelGraph
@@ -23,33 +25,73 @@ _FRONTS = ("flops", "params")
 _BATCH, _QUALITY = 16, 85
 
 
-def keep_detections(adapter: Adapter, networks: dict[str, nn.Module], folder: Path, listener: Listener) -> None:
+Detector = Callable[[Batch], Sequence[Sequence[Detection]] | None]
+"""Returns what a network detects in each image of a batch; None if its task has no upright boxes."""
+
+
+def keep_detections(
+    adapter: Adapter, networks: Mapping[str, nn.Module | Detector], folder: Path, listener: Listener
+) -> None:
     """Write what networks detect on the validation images on which the first and the last one differ most.
 
     Nothing is written if the data set has no such images, or the task no boxes; what is there already stays.
 
     Args:
         adapter: has the data.
-        networks: by name.
+        networks: by name; one that is no module of the adapter, such as an exported file, as what detects with it.
         folder: of the run.
         listener: hears why there are none.
     """
-    if (folder / FILE).exists() or not adapter.has_images:
-        return
+    if not (folder / FILE).exists() and adapter.has_images:
+        with _optional(listener):
+            _write(adapter, networks, folder)
+
+
+def keep_best_detections(
+    adapter: Adapter, compared: Mapping[str, Metrics | None], folder: Path, listener: Listener
+) -> None:
+    """Write what the dense network and the best one of a comparison detect, as `keep_detections`.
+
+    A comparison that is extended may have another best network: what is there already is replaced.
+
+    Args:
+        adapter: has the data.
+        compared: the fine-tuned metrics of networks, by the name of their folder in ``networks``; those whose
+            checkpoint lies elsewhere, or that were not fine-tuned, take no part.
+        folder: of the run.
+        listener: hears why there are none.
+    """
+    paths = {name: adapter.checkpoint(folder / "networks" / name, "model") for name in compared}
+    primary = {name: one.primary for name, one in compared.items() if one is not None and paths[name].exists()}
+    if primary and adapter.has_images:
+        best = max(primary, key=lambda name: primary[name])
+        with _optional(listener):
+            _write(adapter, {"dense": adapter.module, best: adapter.reopen(paths[best])}, folder)
+
+
+@contextmanager
+def _optional(listener: Listener) -> Iterator[None]:
+    """Let a run go on without detections, whatever becomes of them."""
     try:
-        images = _images(adapter, networks)
-        if images:
-            write_detections(images, folder)
-    except Exception as error:  # whatever it is, the run goes on without them
+        yield
+    except Exception as error:
         listener.warn(f"The report shows no detections: {str(error) or type(error).__name__}")
 
 
-def _images(adapter: Adapter, networks: dict[str, nn.Module]) -> list[Shown]:
+def _write(adapter: Adapter, networks: Mapping[str, nn.Module | Detector], folder: Path) -> None:
+    if images := _images(adapter, networks):
+        write_detections(images, folder)
+
+
+def _images(adapter: Adapter, networks: Mapping[str, nn.Module | Detector]) -> list[Shown]:
+    detectors: dict[str, Detector] = {
+        name: partial(adapter.detections, one) if isinstance(one, nn.Module) else one for name, one in networks.items()
+    }
     found: list[tuple[float, Shown]] = []
-    for batch in adapter.batches("val", images=LOOKED_AT, batch=_BATCH, seed=0):
+    for batch in tracked(adapter.batches("val", images=LOOKED_AT, batch=_BATCH, seed=0), "Detecting"):
         by_network: dict[str, Sequence[Sequence[Detection]]] = {}
-        for name, module in networks.items():
-            detections = adapter.detections(module, batch)
+        for name, detect in detectors.items():
+            detections = detect(batch)
             if detections is None:
                 return []
             by_network[name] = detections
@@ -97,10 +139,16 @@ def search_figures(
     }
 
 
-def pinned_layers(graph: ChannelGraph) -> list[dict[str, str]]:
-    """Return the layers that keep all their channels, with the reason."""
+def pinned_layers(graph: ChannelGraph) -> list[dict[str, Any]]:
+    """Return the layers that keep all their channels: the reason, their width, and how many units come before each."""
+    firsts = [unit.groups[0] for unit in graph.units]
     return [
-        {"layer": group.name, "why": group.pinned}
-        for group in graph.groups
+        {
+            "layer": group.name,
+            "why": group.pinned,
+            "channels": group.size,
+            "units_before": sum(first < place for first in firsts),
+        }
+        for place, group in enumerate(graph.groups)
         if group.pinned is not None and group.pinned != "network input"
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from autoprune.choices import reopened
 from autoprune.config import SlimConfig
@@ -15,7 +14,8 @@ from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, open_network, pin_threads
-from autoprune.workflows.search import SearchRun, with_defaults
+from autoprune.workflows.run import with_model
+from autoprune.workflows.search import SearchRun, with_amounts
 from autoprune.workflows.sparsity import SPARSE, SparsitySettings, sparsify
 from autoprune.workflows.tuning import Tuning, train_from_nothing
 
@@ -32,11 +32,9 @@ class _Pipeline:
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
         pin_threads(config.threads, folder, listener)
-        # What is trained first becomes the model: the bundled one is not meant.
-        trained = config if config.architecture is None else replace(config, architecture=None, model=Path(SPARSE))
-        defaults = with_defaults(trained)
-        listener.stages(stages.of_slim(config, episodes=defaults.episodes or 0, epochs=defaults.finetune_epochs or 0))
-        self._config = with_defaults(config if config.architecture is None else self._trained(config))
+        config = with_amounts(config, demo=config.model is None and config.architecture is None)
+        listener.stages(stages.of_slim(config))
+        self._config = with_model(config if config.architecture is None else self._trained(config))
 
     def execute(self) -> bool:
         """Run all stages; return whether every limit is held."""

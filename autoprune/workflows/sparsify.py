@@ -10,6 +10,7 @@ from autoprune.listener import Listener
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.training.extensions.sparsity_record import SHARES
+from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.network import open_network, pin_threads
@@ -29,6 +30,8 @@ def run(config: SparsifyConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> None:
     assert config.model is not None
+    listener.stages(stages.of_sparsifying(config))
+    listener.stage(stages.OPEN)
     pin_threads(config.threads, folder, listener)
     network = open_network(
         config.model,
@@ -40,9 +43,11 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
         listener=listener,  # which channels matter is not asked before they are sparse
     )
     settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
+    listener.stage(stages.SPARSITY)
     module, found = sparsify(network, folder.path, settings, listener)
     networks = {"dense": (network.adapter.module, found.dense), "sparse": (module, found.sparse)}
-    stages = {
+    listener.stage(stages.RESULT)
+    measured = {
         name: Stage(
             folder.validated(name, one, network.adapter),
             details={
@@ -57,7 +62,7 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
         command=folder.command,
         title=f"{network.adapter.name}, {config.penalty.value} {config.sparsity:g}",
         metric_names=network.adapter.metric_names,
-        stages=stages,
+        stages=measured,
         figures={
             "zero_below": found.limit,
             "dead_units": list(found.dead),

@@ -1,9 +1,19 @@
-"""The stages that commands announce, each with a guess of its work, from which the time left of a run is told."""
+"""The stages that commands announce, each with a guess of its work, from which the time left of a run is estimated."""
 
 from __future__ import annotations
 
 from autoprune.budget import is_latency
-from autoprune.config import BudgetedConfig, CompareConfig, NetAdaptConfig, SearchConfig, SlimConfig, TrainConfig
+from autoprune.config import (
+    BudgetedConfig,
+    CompareConfig,
+    MaskConfig,
+    NetAdaptConfig,
+    QuantizeConfig,
+    SearchConfig,
+    SlimConfig,
+    SparsifyConfig,
+    TrainConfig,
+)
 
 OPEN = "Open the network"
 DENSE = "Measure the dense network"
@@ -22,19 +32,26 @@ TRAIN = "Train the dense network"
 SOFTEN = "Soften"
 PROBE = "Probe every unit"
 LAYERS = "Measure the layers"
+PRUNE = "Prune"
+EXPORT = "Export, compare and measure"
+QAT = "Fine-tune for int8"
+IN_FLOAT = "Choose what stays in float"
+LATENCY = "Measure the latency"
+CRITERIA = "Try every criterion"
 
 _MEASURING, _EPOCH, _FITTING = 600.0, 1500.0, 2400.0
 """Images that a measurement of one network, an epoch and the fit of a latency predictor take as long as, roughly."""
 
 
-def of_search(config: SearchConfig, *, episodes: int, epochs: int) -> dict[str, float]:
-    """Return the stages of a search, as `Listener.stages` takes them."""
+def of_search(config: SearchConfig) -> dict[str, float]:
+    """Return the stages of a search whose defaults are filled in, as `Listener.stages` takes them."""
+    scoring = float((config.episodes or 0) * config.images)
     return {
         **_beginning(config),
-        **({PRIOR: float(episodes * config.images)} if config.strategy.spec.uses_prior else {}),
-        SEARCH: float(episodes * config.images),
+        **({PRIOR: scoring} if config.strategy.spec.uses_prior else {}),
+        SEARCH: scoring,
         FINALISTS: (config.finalists or 1) * _MEASURING,
-        **_ending(epochs),
+        **_ending(config.finetune_epochs or 0),
     }
 
 
@@ -44,11 +61,10 @@ def of_netadapt(config: NetAdaptConfig, *, labels: list[str]) -> dict[str, float
     return {**_beginning(config), STEPS: 100.0 * config.images, **ending}
 
 
-def of_slim(config: SlimConfig, *, episodes: int, epochs: int) -> dict[str, float]:
-    """Return the stages of a training to sparsity with a search behind it."""
+def of_slim(config: SlimConfig) -> dict[str, float]:
+    """Return the stages of a training to sparsity with a search behind it, defaults filled in."""
     training = {TRAIN: config.train_epochs * _EPOCH} if config.architecture is not None else {}
-    searching = of_search(config, episodes=episodes, epochs=epochs)
-    return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **searching}
+    return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **of_search(config)}
 
 
 def of_training(config: TrainConfig) -> dict[str, float]:
@@ -56,6 +72,7 @@ def of_training(config: TrainConfig) -> dict[str, float]:
     softening = {SOFTEN: config.softening_epochs * _EPOCH} if config.soften else {}
     return {
         OPEN: _MEASURING,
+        PRUNE: _MEASURING,
         PRUNED: 2 * _MEASURING,
         **softening,
         FINETUNE: config.tuning_epochs * _EPOCH,
@@ -72,6 +89,40 @@ def of_compare(config: CompareConfig) -> dict[str, float]:
         WINNERS: max(searches, config.correlated) * (_MEASURING + epochs * _EPOCH),
         **({REFERENCES: 4 * (_MEASURING + epochs * _EPOCH)} if config.references else {}),
     }
+
+
+def of_criteria(config: CompareConfig) -> dict[str, float]:
+    """Return the stages of a comparison of criteria."""
+    training = (config.finetune_epochs or 0) * _EPOCH
+    return {**_beginning(config), CRITERIA: len(config.compared_criteria) * (2 * _MEASURING + training)}
+
+
+def of_applying() -> dict[str, float]:
+    """Return the stages of a pruning by a policy."""
+    return {OPEN: _MEASURING, PRUNE: _MEASURING, PRUNED: 2 * _MEASURING}
+
+
+def of_exporting() -> dict[str, float]:
+    """Return the stages of an export."""
+    return {OPEN: _MEASURING, EXPORT: 3 * _MEASURING}
+
+
+def of_quantizing(config: QuantizeConfig) -> dict[str, float]:
+    """Return the stages of a quantisation; which groups stay in float may take a measurement per group."""
+    networks = 1 + (config.dense is not None)
+    tuning = {QAT: config.qat_epochs * _EPOCH} if config.qat_epochs else {}
+    return {OPEN: _MEASURING, **tuning, IN_FLOAT: 4 * networks * _MEASURING, RESULT: 2 * networks * _MEASURING}
+
+
+def of_masking(config: MaskConfig) -> dict[str, float]:
+    """Return the stages of a masking."""
+    tuning = {FINETUNE: config.epochs * _EPOCH}
+    return {OPEN: _MEASURING, **tuning, LATENCY: _MEASURING, RESULT: 2 * _MEASURING}
+
+
+def of_sparsifying(config: SparsifyConfig) -> dict[str, float]:
+    """Return the stages of a training to sparsity."""
+    return {OPEN: _MEASURING, SPARSITY: config.epochs * _EPOCH, RESULT: 2 * _MEASURING}
 
 
 def _beginning(config: BudgetedConfig) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,11 @@ def open_world(world: Path) -> Network:
         min_keep=0.1,
         listener=SilentListener(),
     )
+
+
+def stages_of(run: Path) -> list[str]:
+    """Return the stages that a run went through, as its log names them."""
+    return re.findall(r"  stage: (.*)", (run / "run.log").read_text())
 
 
 def summary(run: Path) -> Result:

@@ -30,7 +30,7 @@ from autoprune.training.extensions.masking import (
 from autoprune.training.finetune import finetune
 from tests.helpers.detectors import write_detector
 from tests.helpers.training import Stop, stop, write_training
-from tests.helpers.world import cut, one_sentence
+from tests.helpers.world import cut, one_sentence, stages_of
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,10 @@ def finished(adapter: UltralyticsAdapter, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("mask") / "run"
     assert main(words(adapter, out)) == 0
     return out
+
+
+def test_the_log_names_its_stages(finished: Path) -> None:
+    assert stages_of(finished) == ["Open the network", "Fine-tune", "Measure the latency", "Measure the result"]
 
 
 def test_the_checkpoint_has_the_pattern_and_ultralytics_opens_it(finished: Path, adapter: UltralyticsAdapter) -> None:

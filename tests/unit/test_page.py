@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from autoprune.budget import Limit
 from autoprune.errors import RunError
+from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
+from autoprune.report import Chart
 from autoprune.report.detections import (
     FILE,
     Shown,
@@ -58,7 +60,10 @@ FOUND = Result(
     budget=[LimitResult.of(Limit.parse("flops=30%"), DENSE, TUNED)],
     figures={
         "search": {"strategy": "ppo", "candidates": CANDIDATES},
-        "pinned": [{"layer": EVIL, "why": "view in model.22"}],
+        "pinned": [
+            {"layer": EVIL, "why": "view in model.22", "channels": 4, "units_before": 1},
+            {"layer": "head", "why": "network output", "channels": 6, "units_before": 2},
+        ],
     },
     environment={"torch": "2"},
 )
@@ -70,8 +75,10 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "search 1"
     (folder / "finetune").mkdir(parents=True)
     FOUND.save(folder / "summary.json")
-    units = [{"name": "conv1", "channels": 16, "keep": 8}, {"name": EVIL, "channels": 32, "keep": 32}]
-    (folder / "policy.json").write_text(json.dumps({"units": units}))
+    units = (PolicyUnit("conv1", 16, 8), PolicyUnit(f"{EVIL} 2", 32, 32))
+    model = PolicyModel("net", {unit.name: unit.channels for unit in units})
+    made = Provenance("0.1", "autoprune search --budget flops=30%", "ppo", seed=0, evaluations=4, created="2026-01-01")
+    Policy(model, "l1", 8, units, ("flops=30%",), {}, 0.1, made).save(folder / "policy.json")
     epochs = [{"epoch": one, "accuracy": {"metrics": {"mAP50-95": 0.4 + 0.05 * one}}} for one in (1, 2, 3)]
     (folder / "finetune" / "epochs.json").write_text(json.dumps(epochs))
     (folder / "config.yaml").write_text('model: "best.pt"\ndata: "data.yaml"\n')
@@ -149,11 +156,26 @@ def test_every_chart_has_its_specification(run: Path) -> None:
     charts: dict[str, Any] = json.loads(content)
     assert set(re.findall(r'data-chart="([^"]+)"', text)) == set(charts)
     assert [name.partition("-")[2] for name in charts] == ["kept", "scores", "fronts", "epochs"]
-    kept = [row for row in rows(charts["r0-kept"], charts["r0-kept"]) if row["state"] == "kept"]
-    assert [(row["unit"], row["channels"]) for row in kept] == [("conv1", 8), (EVIL, 32)]
     tried = rows(charts["r0-scores"], charts["r0-scores"])
     assert [row["best"] for row in tried] == [-0.5, -0.2, -0.2, 0.1]
     assert [row["chosen"] for row in tried] == [False, False, False, True]
+
+
+def test_bars_of_channels_say_why_a_layer_is_pinned(run: Path) -> None:
+    def bars() -> list[tuple[str, int, int, str]]:
+        (report,) = reports_of(run)
+        chart = next(one for one in report.sections if isinstance(one, Chart) and one.name == "kept").spec()
+        assert "why" in [one["field"] for one in chart["encoding"]["tooltip"]]
+        found = rows(chart, chart)
+        assert all(row["channels"] == row["of"] - row["kept"] for row in found if row["state"] == "removed")
+        return [(row["unit"], row["channels"], row["of"], row["why"]) for row in found if row["state"] == "kept"]
+
+    units = [("conv1", 8, 16, "decided by the search"), (f"{EVIL} 2", 32, 32, "decided by the search")]
+    pinned = [(EVIL, 4, 4, "view in model.22"), ("head", 6, 6, "network output")]
+    assert bars() == [units[0], pinned[0], units[1], pinned[1]]
+    older = [{"layer": EVIL, "why": "view in model.22"}]
+    replace(FOUND, figures={"pinned": older}).save(run / "summary.json")
+    assert bars() == units
 
 
 def test_the_front_holds_what_no_other_candidate_beats(run: Path) -> None:
@@ -176,9 +198,25 @@ def test_the_verdict_tells_budget_metric_and_factors(run: Path) -> None:
     assert "budget" not in Report(run, replace(FOUND, budget=[], stages={})).verdict
 
 
+def test_a_profile_says_between_what_a_budget_may_lie(tmp_path: Path) -> None:
+    narrowest = replace(DENSE, latencies={"latency": {**TIME, "median": 2.5}})
+    profile = replace(FOUND, command="profile", budget=[], figures={}, stages={"dense": DENSE})
+    assert Report(tmp_path, profile).verdict == ""
+    replace(profile, stages={"dense": DENSE, "narrowest": narrowest}).save(tmp_path / "profile.json")
+    (report,) = reports_of(tmp_path)
+    assert report.verdict == (
+        "A latency budget must lie between 2.50 ms, with every unit at its lower bound, and 10.00 ms, as it is now."
+    )
+    text = page([report])
+    assert Reader(text).headings[0] == "Dense and narrowest"
+    assert "<td>10.00\u00a0ms</td>" in text, "a number stays with its unit"
+
+
 def test_commands_can_be_pasted(run: Path) -> None:
     (report,) = reports_of(run)
     lines = dict(report.next_commands)
+    assert report.command == "autoprune search --budget flops=30%"
+    (run / "policy.json").write_text("{}")
     assert report.command == f"autoprune search --config '{run}/config.yaml'"
     assert lines["Train longer"] == (
         f"autoprune train --policy '{run}/policy.json' --model best.pt --data data.yaml --epochs 50"
@@ -208,11 +246,13 @@ def test_a_comparison_has_its_table_first(tmp_path: Path) -> None:
     compared_rows = [
         Compared("ppo", [metrics(0.4)], [metrics(0.5)], {"flops": [0.3]}, scores=[0.1], seeds=[0], seconds=[1.0])
     ]
-    figures = {"histories": {"ppo": [[-0.1, 0.1]]}}
+    figures = {"histories": {"ppo": [[-0.1, 0.1]]}, "agents": "The agent wins by score."}
     compared = replace(FOUND, command="compare", compared={"strategies": compared_rows}, budget=[], figures=figures)
     replace(compared, stages={"dense": DENSE}).save(tmp_path / "compare.json")
-    headings = Reader(page(reports_of(tmp_path))).headings
-    assert headings[0] == "Before and after"
+    reports = reports_of(tmp_path)
+    assert reports[0].verdict == "The agent wins by score."
+    headings = Reader(page(reports)).headings
+    assert headings[0] == "Compared at equal cost"
     assert len(headings) == 4
 
 
@@ -220,6 +260,9 @@ def test_levels_are_reports_of_their_own(run: Path) -> None:
     (run / "levels" / "flops=50%").mkdir(parents=True)
     FOUND.save(run / "levels" / "flops=50%" / "summary.json")
     assert [report.name for report in reports_of(run)] == ["search 1", "flops=50%"]
+    (run / "summary.json").rename(run / "levels" / "summary.json")
+    shutil.copytree(run / "levels" / "flops=50%", run / "levels" / "flops=60%")
+    assert "<h1>2 budgets</h1>" in page(reports_of(run))
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

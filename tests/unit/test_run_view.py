@@ -62,6 +62,21 @@ def test_the_time_left_of_the_run_follows_from_what_its_stages_took() -> None:
     assert view.run_left() == pytest.approx(30.0 + 60.0 * 50 / 25)
 
 
+def test_a_first_unit_that_takes_long_makes_the_run_no_slower() -> None:
+    clock = Clock()
+    view = RunView(clock)
+    view.stages({"open": 10.0, "choose": 30.0, "measure": 20.0})
+    view.stage("open")
+    clock.now = 20.0
+    view.stage("choose")
+    view.bars.append(Bar("int8", 46, clock))
+    assert view.run_left() == pytest.approx(100.0)
+    clock.now = 40.0
+    assert view.run_left() == pytest.approx(80.0)
+    clock.now = 120.0
+    assert view.run_left() == pytest.approx(40.0), "the stage takes longer than was guessed"
+
+
 def test_nothing_is_told_before_there_is_something_to_tell_it_from() -> None:
     view = RunView(Clock())
     view.stages({"open": 10.0, "search": 30.0})

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from autoprune.listener import SilentListener
 from autoprune.report.detections import FILE
+from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
-from autoprune.workflows.shown import keep_detections, search_figures
+from autoprune.workflows.shown import keep_best_detections, keep_detections, search_figures
 
 HISTORY = [Candidate((8, 8), -0.2), Candidate((8, 16), 0.1)]
 COSTS: Any = {"flops": lambda counts: np.asarray(counts).sum(axis=-1).astype(float)}
@@ -44,6 +46,36 @@ def test_detections_that_cannot_be_made_cost_a_warning_only(tmp_path: Path) -> N
     keep_detections(adapter, {}, tmp_path, heard)  # type: ignore[arg-type]
     assert heard.said == "The report shows no detections: no picture today"
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_comparison_shows_its_best_network_that_has_a_checkpoint(tmp_path: Path) -> None:
+    class Opened(RuntimeError):
+        pass
+
+    class Family:
+        has_images, module = True, nn.Identity()
+
+        def checkpoint(self, folder: Path, name: str) -> Path:
+            return folder / f"{name}.pt"
+
+        def reopen(self, path: Path) -> nn.Module:
+            raise Opened(f"{path.parent.name} is the best")
+
+    class Heard(SilentListener):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.said.append(text)
+
+    for name in ("ppo-0", "ppo-1", "untrained-0"):
+        (tmp_path / "networks" / name).mkdir(parents=True)
+        (tmp_path / "networks" / name / "model.pt").touch()
+    found = {"ppo-0": Metrics({"mAP": 0.4}), "ppo-1": Metrics({"mAP": 0.5}), "elsewhere-0": Metrics({"mAP": 0.6})}
+    heard, family = Heard(), Family()
+    keep_best_detections(family, {**found, "untrained-0": None}, tmp_path, heard)  # type: ignore[arg-type]
+    keep_best_detections(family, {"untrained-0": None}, tmp_path, heard)  # type: ignore[arg-type]
+    assert heard.said == ["The report shows no detections: ppo-1 is the best"]
 
 
 @pytest.mark.parametrize("there", [True, False])

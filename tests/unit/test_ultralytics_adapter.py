@@ -21,6 +21,7 @@ from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.models.ultralytics.scoring import find_pairs, scoring_sum
+from autoprune.report.detections import differing
 from tests.contracts.adapters import check_adapter
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector, write_yaml
 
@@ -247,7 +248,11 @@ def test_data_file_that_is_no_mapping(folder: Path, tmp_path: Path, text: str) -
     [
         ("test", None, "names no 'test' split"),
         ("everything", None, "a split is one of train, val, test"),
-        ("test", "images/absent", "the 'test' split does not exist"),
+        (
+            "test",
+            "images/absent",
+            r"the 'test' split does not exist: .*; say where it is in .*other\.yaml, whose paths",
+        ),
         ("test", "empty", "holds no image"),
     ],
 )
@@ -457,6 +462,15 @@ def test_perfect_detections_score_one(adapter: UltralyticsAdapter) -> None:
     assert found.primary == pytest.approx(0.995, abs=1e-3)
     assert set(found.per_class) == set(NAMES.values())
     assert all(one == pytest.approx(found, abs=1e-3) for one in found.per_class.values())
+
+
+def test_what_a_file_predicts_are_its_detections(adapter: UltralyticsAdapter) -> None:
+    (batch,) = adapter.batches("val", images=3, batch=3, seed=0)
+    found = adapter.detections(adapter.module, batch, predict=Oracle([batch]))
+    assert found is not None
+    for ours, labelled in zip(found, adapter.objects(batch), strict=True):
+        assert differing(ours, labelled) == pytest.approx(0.1 * len(labelled)), "0.9 sure of every label"
+    assert adapter.detections(adapter.module, batch) == [[], [], []], "an untrained network"
 
 
 def test_a_class_that_is_not_found_scores_zero_alone(adapter: UltralyticsAdapter) -> None:

@@ -242,7 +242,7 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
         ap.search(resume=tmp_path)
 
 
-def test_a_listener_hears_everything_and_nothing_is_printed(
+def test_a_listener_hears_everything_of_a_policy_in_a_variable_and_nothing_is_printed(
     net: ap.Network, run: ap.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Heard(ap.SilentListener):
@@ -258,6 +258,10 @@ def test_a_listener_hears_everything_and_nothing_is_printed(
 
     heard = Heard()
     applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "run", listener=heard)
+    assert applied.policy == run.policy, "a policy in a variable"
+    assert applied.model.costs()["flops"] == run.summary.stages["pruned"].cost("flops")
+    kept = (applied.folder / "config.yaml").read_text()
+    assert f"policy: {json.dumps(str(applied.folder / 'policy.json'))}" in kept
     assert heard.titles == [table.title for table in applied.tables] == ["best, flops=60%"]
     assert set(heard.notes) <= set(applied.notes)
     assert capfd.readouterr() == ("", "")
@@ -287,14 +291,6 @@ def test_warnings_are_pythons_and_threads_are_put_back(net: ap.Network, run: ap.
     (ours,) = [one for one in caught if issubclass(one.category, ap.AutopruneWarning)]
     assert ours.filename == __file__, "the line of the caller, not one of autoprune's"
     assert torch.get_num_threads() == 1
-
-
-def test_a_policy_in_a_variable_is_applied_by_the_commands(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
-    applied = ap.apply(net, policy=run.policy, images=4, batch=2, out=tmp_path / "applied")
-    assert applied.policy == run.policy
-    assert applied.model.costs()["flops"] == run.summary.stages["pruned"].cost("flops")
-    kept = (applied.folder / "config.yaml").read_text()
-    assert f"policy: {json.dumps(str(applied.folder / 'policy.json'))}" in kept
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ from autoprune.cli.main import main
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
+from autoprune.report.detections import read_detections
 from autoprune.results import Compared, Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.benchmark import BenchmarkResult
 from autoprune.workflows.compare import agents_verdict
 from tests.helpers.networks import build
-from tests.helpers.world import arguments
+from tests.helpers.world import arguments, stages_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -41,7 +42,7 @@ def finished(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) 
 def trained(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a comparison with its fine-tunes."""
     out = tmp_path_factory.mktemp("runs") / "trained"
-    options = ["--strategies", "random", "--evaluations", "4", "--seeds", "1", "--finetune-epochs", "1"]
+    options = ["--strategies", "random", "--evaluations", "4", "--seeds", "1", "--finetune-epochs", "1", "--report"]
     line = [*arguments("compare", tiny, out, *options), "--budget", "flops=60%", "--correlated", "3"]
     assert main(line) == 0
     return out
@@ -109,6 +110,12 @@ def test_score_and_accuracy_are_correlated_over_enough_networks(trained: Path) -
     assert len(set(correlation["names"])) == 3
     assert {one for name in correlation["names"] for one in name.split(", ")} >= folders
     assert -1 <= correlation["spearman"] <= 1
+
+
+def test_the_page_shows_what_the_dense_and_the_best_network_detect(trained: Path) -> None:
+    images = read_detections(trained)
+    assert images
+    assert all(list(image.found) == ["dense", "random-0"] for image in images)
 
 
 def test_pictures_and_networks_are_there(trained: Path) -> None:
@@ -206,6 +213,7 @@ def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path
     assert len({row["scores"][0] for row in first}) == 2, "other channels stay"
     assert all(0 <= row["after"][0]["metrics"]["mAP50"] <= 1 and row["seconds"][0] >= 0 for row in first)
     assert (out / "comparison.png").stat().st_size > 0
+    assert stages_of(out) == ["Open the network", "Measure the dense network", "Try every criterion"]
     assert main(["compare", "--resume", str(out), "--criteria", "l1,random,taylor"]) == 0
     extended = results(out)["compared"]["criteria"]
     assert {row["name"] for row in extended} == {"l1", "random", "taylor"}

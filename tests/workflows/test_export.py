@@ -33,7 +33,7 @@ from autoprune.runtimes import FileRunner, open_file_backend, runtime_settings
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.helpers.packages import need
-from tests.helpers.world import one_sentence
+from tests.helpers.world import one_sentence, stages_of
 
 NOTES = {"autoprune": "0", "budget": ["flops=50%"], "keep": {"model.0": 8, "model.1": 24}}
 FILES = {one: one.spec.file for one in ExportFormat if "cpu" in one.runtime.spec.precisions}
@@ -114,6 +114,7 @@ def test_an_exported_network_is_the_network(
     assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
     assert found["settings"]["runtime"] == file_format.runtime.value
     assert found["settings"]["threads"] == 1
+    assert stages_of(out) == ["Open the network", "Export, compare and measure"]
     parts = list((out / name).glob("*")) or [out / name]
     assert exported["costs"]["size"] == sum(path.stat().st_size for path in parts)
     said = capsys.readouterr()

@@ -15,11 +15,12 @@ from torch import nn
 from autoprune.cli.main import main
 from autoprune.models._base import Batch, Predict
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.report.detections import SHOWN, read_detections
 from autoprune.results import Metrics
 from autoprune.runtimes import settings
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.helpers.packages import need
-from tests.helpers.world import arguments, cut, one_sentence, records
+from tests.helpers.world import arguments, cut, one_sentence, records, stages_of
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         "config.yaml",
+        "detections.json",
         "inputs.json",
         "journal.jsonl",
         "model.int8.onnx",
@@ -93,6 +95,14 @@ def test_the_network_is_quantised_but_for_what_loses_too_much(finished: Path) ->
     assert quantized["costs"]["size"] == (finished / "model.int8.onnx").stat().st_size < whole["costs"]["size"]
     assert quantized["latencies"]["latency"]["runs"] == whole["latencies"]["latency"]["runs"] > 10
     assert quantized["speed_up"]["size"] == whole["costs"]["size"] / quantized["costs"]["size"]
+
+
+def test_its_page_shows_what_both_precisions_detect_and_its_log_the_stages(finished: Path) -> None:
+    images = read_detections(finished)
+    assert len(images) == SHOWN < 17
+    assert all(list(image.found) == ["model fp32", "model int8"] and image.truth for image in images)
+    assert "<h2>Detections</h2>" in (finished / "report.html").read_text()
+    assert stages_of(finished) == ["Open the network", "Choose what stays in float", "Measure the result"]
 
 
 def test_exactly_what_stays_in_float_has_float_weights(finished: Path) -> None:

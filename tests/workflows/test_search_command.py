@@ -19,7 +19,7 @@ from autoprune.models._base import LossSum
 from autoprune.policy import Policy
 from autoprune.results import RESULT_VERSION
 from tests.helpers.detectors import build, write_detector
-from tests.helpers.world import SIZE, arguments, cut, summary
+from tests.helpers.world import SIZE, arguments, cut, stages_of, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -207,6 +207,7 @@ def test_apply_and_train_take_the_policy(finished: Path, tiny: Path, tmp_path: P
     common = ["--policy", str(finished / "policy.json"), "--model", str(tiny / "best.pt"), "--device", "cpu"]
     common += ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
     assert main(["apply", *common, "--out", str(tmp_path / "applied")]) == 0
+    assert stages_of(tmp_path / "applied") == ["Open the network", "Prune", "Measure the pruned network"]
     assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished).stages["pruned"].cost("params")
     assert main(["train", *common, "--epochs", "1", "--out", str(tmp_path / "trained")]) == 0
     trained = summary(tmp_path / "trained")

@@ -55,6 +55,7 @@ def test_validates_as_stock_val_does_on_the_original_data(world: Path, adapter: 
     assert tuple(found.values()) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_search_with_its_finetune_reports_what_stock_val_does(world: Path, tmp_path: Path, quick: None) -> None:
     options = ("--budget", "flops=85%", "--episodes", "2", "--finetune-epochs", "1")
     assert main(arguments("search", world, tmp_path / "run", *options)) == 0

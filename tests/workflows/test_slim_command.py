@@ -70,6 +70,7 @@ def test_the_network_from_before_the_sparsity_teaches(
     assert all((tensor == dense[name]).all() for name, tensor in teacher.state_dict().items())  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow  # `test_kills` kills it everywhere
 def test_a_run_that_was_killed_goes_on(finished: Path, quick: None, tmp_path: Path) -> None:
     copy = cut(finished, tmp_path / "copy", keep=3)
     (copy / "sparse.pt").write_bytes((finished / "sparse.pt").read_bytes())

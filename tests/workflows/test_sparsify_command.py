@@ -28,7 +28,7 @@ from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.training.finetune import EpochReport, finetune
 from tests.helpers.detectors import build, write_detector
-from tests.helpers.world import SIZE, WIDTH, one_sentence, summary
+from tests.helpers.world import SIZE, WIDTH, one_sentence, stages_of, summary
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
 
@@ -64,6 +64,10 @@ def test_the_sparse_network_has_smaller_scales_and_opens_as_it_is(finished: Path
         return float(torch.cat([norm.weight.detach().abs() for norm in norms]).mean())
 
     assert mean_scale(finished / "sparse.pt") < 0.9 * mean_scale(tiny / "best.pt")
+
+
+def test_the_log_names_its_stages(finished: Path) -> None:
+    assert stages_of(finished) == ["Open the network", "Train sparse", "Measure the result"]
 
 
 def test_the_summary_says_how_sparse_and_how_accurate(finished: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
+from autoprune.listener import tracked
 from autoprune.models._base import (
     Batch,
     Convert,
@@ -186,7 +187,7 @@ class DarknetAdapter(TrainableAdapter):
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
         """Measure the accuracy on held batches, with the thresholds of ``darknet detector valid``."""
         objects = max((int(x["batch_idx"].int().bincount().max()) for x in batches if len(x["cls"])), default=0)
-        return self._measured(self.deployable(module), batches, objects, predict)
+        return self._measured(self.deployable(module), tracked(batches, "Measuring"), objects, predict)
 
     def validate(self, module: nn.Module) -> Metrics:
         """Measure the accuracy on the letterboxed validation split.
@@ -199,9 +200,11 @@ class DarknetAdapter(TrainableAdapter):
         """Measure the accuracy of the network on another runtime, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
 
-    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+    def detections(
+        self, module: nn.Module, batch: Batch, *, predict: Predict | None = None
+    ) -> Sequence[Sequence[Detection]] | None:
         """Return what a network detects."""
-        return detected(self.deployable(module), batch, metric=_METRIC, device=self.device)
+        return detected(self.deployable(module), batch, metric=_METRIC, device=self.device, predict=predict)
 
     def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
         """Return the labelled objects."""
@@ -311,13 +314,13 @@ class DarknetAdapter(TrainableAdapter):
             self._sample(label)  # a readable header does not mean readable pixels
             return label
 
-        labels = [dict(label) for label in self._samples(data.files("val"), load)]
+        labels = [dict(label) for label in self._samples(tracked(data.files("val"), "Reading images"), load)]
         check_samples(labels, data, "val", self._skipped)
         return labels
 
     def _validated(self, module: nn.Module, predict: Predict | None = None) -> Metrics:
         labels = self._validation
-        samples = map(self._sample, labels)
+        samples = map(self._sample, tracked(labels, "Validating"))
         objects = max(len(label["cls"]) for label in labels)
         return self._measured(module, self._batched(samples, _VALIDATION_BATCH), objects, predict)
 

@@ -67,8 +67,12 @@ class DataSet:
     def _images_at(self, place: Path, split: str) -> Iterator[str]:
         """Yield the images in a folder and below, or listed in a text file."""
         if not place.exists():
-            hint = "; fetch it with `download`" if self.settings.get("download") else ""
-            raise DataError(f"the {split!r} split does not exist: {place}{hint}")
+            hint = (
+                "fetch it with `download`"
+                if self.settings.get("download")
+                else f"say where it is in {self.file}, whose paths are relative to its entry 'path' or else to the file"
+            )
+            raise DataError(f"the {split!r} split does not exist: {place}; {hint}")
         yield from _images_at(place, split)
 
 

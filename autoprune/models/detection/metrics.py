@@ -106,7 +106,7 @@ def measure(
 
 
 def detected(
-    module: nn.Module, batch: Mapping[str, Any], *, metric: Metric, device: torch.device
+    module: nn.Module, batch: Mapping[str, Any], *, metric: Metric, device: torch.device, predict: Predict | None = None
 ) -> list[list[Detection]]:
     """Return what an eval-mode detector finds in each image of a batch, the surest first.
 
@@ -115,12 +115,13 @@ def detected(
         batch: images as Ultralytics collates them, on the device.
         metric: of its task; boxes must be upright.
         device: of network and batch.
+        predict: predicts instead of the network, as for `measure`.
     """
     shown = replace(metric, confidence=SHOWN_CONFIDENCE)
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, shown, device=device, objects=0, settings={})
         validator.args.imgsz = batch["img"].shape[-1]
-        found = validator.postprocess(module(batch["img"]))
+        found = validator.postprocess((predict or module)(batch["img"]))
     return [_listed(one["bboxes"], one["conf"], one["cls"], validator.names) for one in found]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
+from autoprune.listener import tracked
 from autoprune.models._base import (
     Batch,
     Convert,
@@ -175,7 +176,7 @@ class ModuleAdapter(TrainableAdapter):
         """Measure the metric on the validation data with another runtime's predictions."""
         numbers = self._data.chosen("val", images=None, seed=None)
         batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
-        return self._measured(predict, batches)
+        return self._measured(predict, tracked(batches, "Validating"))
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
         """Return a copy in eval mode without gradients that returns its first output.

@@ -297,11 +297,14 @@ class UltralyticsAdapter(Adapter):
             self.deployable(module), batches, images=self._images, task=self.task, device=self.device, predict=predict
         )
 
-    def detections(self, module: nn.Module, batch: Batch) -> Sequence[Sequence[Detection]] | None:
+    def detections(
+        self, module: nn.Module, batch: Batch, *, predict: Predict | None = None
+    ) -> Sequence[Sequence[Detection]] | None:
         """Return what a network detects; None of classifiers and of oriented boxes."""
         if not self.task.upright:
             return None
-        return detected(self.deployable(module), batch, metric=self.task.metric, device=self.device)
+        network = self.deployable(module)
+        return detected(network, batch, metric=self.task.metric, device=self.device, predict=predict)
 
     def objects(self, batch: Batch) -> Sequence[Sequence[Detection]]:
         """Return the labelled objects."""

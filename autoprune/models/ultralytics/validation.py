@@ -57,8 +57,9 @@ def measure_batches(
     counts = (batch["batch_idx"].int().bincount().max() for batch in batches if len(batch.get("batch_idx", ())))
     objects = max(map(int, counts), default=0)
     settings = images.data.settings
+    shown = tracked(batches, "Measuring")
     return measure(
-        module, batches, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict
+        module, shown, metric=task.metric, device=device, objects=objects, settings=settings, predict=predict
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -34,6 +35,14 @@ _HEADINGS = {
 }
 """Of charts that have the title of their whole report, by their names."""
 
+_BEGINNINGS = {
+    "compare": "Compared at equal cost",
+    "profile": "Dense and narrowest",
+    "export": "In torch and exported",
+    "quantize": "In float and in int8",
+}
+"""Of the table of networks, by command; the others' shows what was before and after."""
+
 _CLASSES = 6  # colours of boxes
 
 
@@ -46,7 +55,8 @@ def page(reports: Sequence[Report]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": _kind, "colour": _colours(reports), "rectangle": _rectangle, "heading": _heading}
+    environment.filters |= {"kind": _kind, "colour": _colours(reports), "rectangle": _rectangle}
+    environment.filters |= {"heading": _heading, "unbroken": _unbroken}
     template = environment.from_string(_file("page.html"))
     together = overview([(report.name, report.result) for report in reports]) if len(reports) > 1 else []
     charts = {f"o-{one.name}": _spec(one) for one in together if isinstance(one, Chart)}
@@ -54,6 +64,7 @@ def page(reports: Sequence[Report]) -> str:
         charts |= {f"r{place}-{one.name}": _spec(one) for one in report.sections if isinstance(one, Chart)}
     return template.render(
         reports=reports,
+        title=_title(reports),
         together=together,
         charts=_script(charts),
         themes=_script({"light": _look(THEME), "dark": _look(DARK)}),
@@ -80,6 +91,14 @@ def is_page(path: Path) -> bool:
         return _MADE.encode() in path.read_bytes()
     except OSError:
         return False
+
+
+def _title(reports: Sequence[Report]) -> str:
+    if len(reports) == 1:
+        return reports[0].title
+    places = {report.folder.parent for report in reports}
+    of_one_run = len(places) == 1 and next(iter(places)).name == "levels"
+    return f"{len(reports)} {'budgets' if of_one_run else 'runs'}"
 
 
 def _file(name: str) -> str:
@@ -130,7 +149,13 @@ def _heading(section: Shown, report: Report) -> str:
     left = section.title.removeprefix(report.result.title).lstrip(": ,")
     if left.partition(" ")[0].islower():  # else its first word is a name, such as mAP50
         left = left[:1].upper() + left[1:]
-    return left or _HEADINGS.get(getattr(section, "name", ""), "Before and after")
+    beginning = _BEGINNINGS.get(report.result.command, "Before and after")
+    return left or _HEADINGS.get(getattr(section, "name", ""), beginning)
+
+
+def _unbroken(cell: str) -> str:
+    """Return the text of a cell with its numbers held together with their units."""
+    return re.sub(r"(?<=\d) (?=[A-Za-zµ])", "\u00a0", cell)
 
 
 def _rectangle(mark: Detection) -> dict[str, float]:

@@ -14,8 +14,19 @@ function draw(look) {
 const current = () => (dark.matches ? "dark" : "light");
 draw(current());
 dark.addEventListener("change", () => draw(current()));
-window.addEventListener("beforeprint", () => draw("light"));
-window.addEventListener("afterprint", () => draw(current()));
+// On paper nothing can be opened: what is folded is printed too, and folded again afterwards.
+let folded = [];
+window.addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of folded) part.open = true;
+  document.documentElement.toggleAttribute("data-paper", true);
+  draw("light");
+});
+window.addEventListener("afterprint", () => {
+  for (const part of folded) part.open = false;
+  document.documentElement.toggleAttribute("data-paper", false);
+  draw(current());
+});
 
 for (const box of document.querySelectorAll(".truths")) {
   const section = box.closest("section");

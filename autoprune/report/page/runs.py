@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.budget import format_amount, is_latency, spec_of
-from autoprune.errors import AutopruneError, RunError
-from autoprune.io.files import read_bytes
+from autoprune.errors import AutopruneError, PolicyError, RunError
 from autoprune.io.plain_yaml import read_values
+from autoprune.policy import Policy
 from autoprune.report.sections import Shown, sections
 from autoprune.results import SUMMARIES, Result
 
@@ -50,8 +49,17 @@ class Report:
         return self.folder.name
 
     @property
+    def title(self) -> str:
+        """What stands above it; results of older versions have no title of their own."""
+        return self.result.title or self.name
+
+    @property
     def verdict(self) -> str:
         """What became of it, in a sentence: whether the budget is held, the metric is kept, how much less it costs."""
+        if self.result.command == "profile":
+            return self._reachable()
+        if self.result.compared:
+            return str(self.result.figures.get("agents", ""))
         parts = [*self._limits(), *self._metric(), *self._factors()]
         return "; ".join(parts) + "." if parts else ""
 
@@ -64,9 +72,8 @@ class Report:
     def command(self) -> str:
         """The command line that does it again."""
         try:
-            policy = json.loads(read_bytes(self.folder / "policy.json"))
-            said = str(policy["provenance"]["command"])
-        except (OSError, ValueError, KeyError, TypeError):
+            said = Policy.load(self.folder / "policy.json").provenance.command
+        except PolicyError:  # there is none, or it is damaged
             said = ""
         if said.startswith(f"autoprune {self.result.command} "):
             return said
@@ -93,6 +100,14 @@ class Report:
             found.append(("Compare strategies", ["compare", "--model", dense, *data, *limits]))
         return [(title, "autoprune " + " ".join(map(_quoted, words))) for title, words in found]
 
+    def _reachable(self) -> str:
+        """Return between what a latency budget may lie; empty if a profile has no narrowest network."""
+        latencies = {name: stage.cost("latency") for name, stage in self.result.stages.items()}
+        if not latencies.keys() >= {"dense", "narrowest"}:
+            return ""
+        low, high = (format_amount("latency", latencies[name]) for name in ("narrowest", "dense"))
+        return f"A latency budget must lie between {low}, with every unit at its lower bound, and {high}, as it is now."
+
     def _limits(self) -> list[str]:
         found = []
         for row in self.result.budget:
@@ -103,7 +118,7 @@ class Report:
     def _metric(self) -> list[str]:
         stages = self.result.stages
         measured = [(name, one.metrics) for name, one in stages.items() if one.metrics is not None]
-        if len(measured) < 2 or self.result.compared:
+        if len(measured) < 2:
             return []
         (first, before), (_, after) = measured[0], measured[-1]
         name, change = self.result.metric_names[0], after.primary - before.primary
@@ -112,7 +127,7 @@ class Report:
 
     def _factors(self) -> list[str]:
         stages = list(self.result.stages.values())
-        if len(stages) < 2 or self.result.compared:
+        if len(stages) < 2:
             return []
         found = []
         for metric, factor in stages[-1].speed_up(stages[0]).items():
