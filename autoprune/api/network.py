@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.api.listening import PythonListener
+from autoprune.benchmark_command import BenchmarkCommand, placed
 from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.config.reading import from_python
@@ -98,6 +99,8 @@ class Network:
         batch: int = 1,
         threads: int | None = None,
         with_nms: bool = False,
+        runtime_command: str = "",
+        runtime_pattern: str = "",
     ) -> Timing:
         """Measure the network as it is deployed.
 
@@ -108,6 +111,9 @@ class Network:
             batch: images per run.
             threads: CPU threads; by default what torch has.
             with_nms: measure it together with its non-maximum suppression.
+            runtime_command: a program that runs the network and prints milliseconds, in place of a runtime, such as
+                ``bench --model {onnx}``.
+            runtime_pattern: a regular expression with one group around the milliseconds; the last number by default.
 
         Returns:
             Median, 10th and 90th percentile in milliseconds.
@@ -115,10 +121,12 @@ class Network:
         Raises:
             DeviceError: the runtime or the device is not here.
         """
+        words = placed(runtime_command, Path.cwd())
+        command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
             self.device,
             image_size=image_size_of(self.adapter.input_shape),
-            runtime=from_python("runtime", Runtime | None, runtime),
+            runtime=command or from_python("runtime", Runtime | None, runtime),
             precision=from_python("precision", Precision, precision),
             batch=batch,
             threads=threads,

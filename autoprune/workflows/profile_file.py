@@ -12,7 +12,7 @@ from autoprune.latency.timing import Timing
 from autoprune.results import Result, Stage
 from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.space import Allocation
-from autoprune.workflows.latency import Prediction
+from autoprune.workflows.prediction import Prediction
 
 
 @dataclass(frozen=True)
