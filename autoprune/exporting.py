@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from autoprune.choices import Precision
-from autoprune.formats import FormatSpec, Tolerance
+from autoprune.formats import Tolerance
 from autoprune.io.files import size_of
 from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_alone
@@ -75,17 +75,15 @@ class Exported:
     latency: Timing
 
 
-def export(
-    adapter: Adapter, folder: Path, *, spec: FormatSpec, backend: FileBackend, dynamic: bool, real: bool
-) -> Exported:
+def export(adapter: Adapter, folder: Path, *, wanted: ExportSettings, backend: FileBackend, real: bool) -> Exported:
     """Write the adapter's network, run it on its runtime, and compare it with torch.
 
     Args:
         adapter: the network, on the device that the backend runs on.
         folder: an empty folder for what is written.
-        spec: a format that the backend runs.
+        wanted: how it is written, in a format that the backend runs; with open sizes the images are compared in one
+            batch. Its ``half`` is set here.
         backend: what runs it.
-        dynamic: leave batch and image size open; the images are then compared in one batch.
         real: compare on validation images, and the accuracy; else on noise.
 
     Raises:
@@ -101,11 +99,10 @@ def export(
         with torch.no_grad():
             expected = module(images)
         accuracy = adapter.validate_deployed(module) if real else None
-        wanted = ExportSettings(spec, half=half, dynamic=dynamic)
-        path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
+        path = adapter.export(adapter.module, folder, replace(wanted, half=half), convert=backend.convert)
     with backend.session():
         runner = backend.open(path, settings.shape)
-        predict = partial(runner.predict, together=dynamic)
+        predict = partial(runner.predict, together=wanted.dynamic, batch=wanted.batch)
         parity = Parity(
             images=len(images),
             real=real,
