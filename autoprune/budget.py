@@ -44,7 +44,7 @@ class MetricSpec:
 
     Example:
         >>> [spec.name for spec in METRICS]
-        ['latency', 'flops', 'params', 'size', 'channels']
+        ['latency', 'flops', 'params', 'size', 'memory', 'channels']
         >>> spec_of("size").units["kib"]
         '1024'
     """
@@ -69,12 +69,15 @@ METRICS = (
         "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
     MetricSpec(
+        "memory", _BYTE_UNITS, "64MB or 50%", "peak memory", "autoprune.costs.memory:MemoryCost", whole=True, suffix="B"
+    ),
+    MetricSpec(
         "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False
     ),
 )
 """What can be limited, in the order in which messages list it.
 
-Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
+Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, bytes of one image in fp32, kept channels.
 """
 
 _BY_NAME = {spec.name: spec for spec in METRICS}

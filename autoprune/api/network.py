@@ -54,7 +54,7 @@ class Network:
         >>> next(iter(net.units))
         {'unit': 'model.0', 'channels': '8'}
         >>> sorted(net.costs())
-        ['channels', 'flops', 'params', 'size']
+        ['channels', 'flops', 'memory', 'params', 'size']
         >>> net.latency("torch").median > 0
         True
     """
@@ -82,7 +82,7 @@ class Network:
         return Table(f"{self.adapter.name} at {self.imgsz} px", ["unit", "channels"], rows)
 
     def costs(self) -> dict[str, float]:
-        """Return FLOPs of one image, parameters, bytes of the checkpoint, and channels of all units."""
+        """Return FLOPs and peak bytes of one image, parameters, bytes of the checkpoint, and channels of all units."""
         space = Space(self._graph, round_to=1, min_keep=1e-6)
         costs = static_costs(self.adapter, self.module, self._graph, space)
         return {metric: float(cost(space.dense)) for metric, cost in costs.items()}

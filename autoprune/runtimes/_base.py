@@ -52,7 +52,7 @@ class FileRunner(Runner):
         """
         missing = 0 if together else -len(images) % batch
         filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-        parts = filled.split(len(images) if together else batch)
+        parts = filled.chunk(1 if together else len(filled) // batch)
         found = zip(*(self.outputs(part) for part in parts), strict=True)
         outputs = tuple(torch.cat([one.float() for one in output])[: len(images)].to(images.device) for output in found)
         return outputs[0] if len(outputs) == 1 else outputs

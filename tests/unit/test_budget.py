@@ -190,6 +190,7 @@ _UNITS = {
     "flops": ["K", "M", "G", "T", "%"],
     "params": ["K", "M", "G", "%"],
     "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
+    "memory": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
     "channels": ["K", "M", "%"],
 }
 texts = st.sampled_from(NAMES).flatmap(
