@@ -69,7 +69,13 @@ METRICS = (
         "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
     MetricSpec(
-        "memory", _BYTE_UNITS, "64MB or 50%", "peak memory", "autoprune.costs.memory:MemoryCost", whole=True, suffix="B"
+        "memory",
+        _BYTE_UNITS,
+        "64MB, 2MiB or 50%",
+        "memory",
+        "autoprune.costs.memory:MemoryCost",
+        whole=True,
+        suffix="B",
     ),
     MetricSpec(
         "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False

@@ -15,9 +15,10 @@ BYTES = 4
 class MemoryCost(Cost):
     """Peak of activations and weights for one image in fp32, in bytes.
 
-    At every operation the tensors are added up that a later one still reads, its own output among them. Batch norm is
-    folded, and activation functions work in place, as in deployed networks. What a runtime needs beyond that (buffers
-    of its convolutions, copies in other layouts, its own code) is not counted.
+    At every operation the tensors are added up that a later one still reads, its own output among them; batch norm is
+    folded, and ReLU works in place. That is the least that a runtime with these operations holds. Buffers of its
+    convolutions, copies in other layouts, tensors that are freed late (as by frames of Python in torch) and its own
+    code come on top.
 
     Args:
         space: the space of allocations; its graph has the activations.

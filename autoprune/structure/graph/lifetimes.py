@@ -15,11 +15,8 @@ _VIEWS = (
     *("getitem", "chunk", "split", "split_with_sizes", "slice", "select", "unbind", "detach", "alias", "expand"),
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t"),
 )
-_IN_PLACE = (
-    *("batch_norm", "dropout", "silu", "relu", "relu6", "leaky_relu", "elu", "prelu", "gelu", "mish"),
-    *("hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "clone", "contiguous"),
-)
-"""Operations that deployed runtimes fold into the layer before, or compute where their input was."""
+_IN_PLACE = ("batch_norm", "dropout", "relu", "relu6", "hardtanh", "clone", "contiguous")
+"""Operations that runtimes fold into the layer before, or compute where their input was."""
 
 
 def activations(nodes: Iterable[fx.Node], value: Callable[[object], Value], batch: int) -> list[RawActivation]:
