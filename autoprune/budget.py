@@ -59,7 +59,7 @@ class MetricSpec:
     prefixed: bool = True
 
 
-_COSTS = "autoprune.costs.static"
+_COSTS = "autoprune.costs"
 
 METRICS = (
     MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", suffix="ms"),
@@ -68,15 +68,7 @@ METRICS = (
     MetricSpec(
         "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
-    MetricSpec(
-        "memory",
-        _BYTE_UNITS,
-        "64MB, 2MiB or 50%",
-        "memory",
-        "autoprune.costs.memory:MemoryCost",
-        whole=True,
-        suffix="B",
-    ),
+    MetricSpec("memory", _BYTE_UNITS, "64MB, 2MiB or 50%", "memory", f"{_COSTS}:MemoryCost", whole=True, suffix="B"),
     MetricSpec(
         "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False
     ),
@@ -368,7 +360,7 @@ def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
 
 def _check_metric(metric: str, requested: str) -> None:
     kind, at, named = metric.partition("@")
-    target, statistic = latency_target(metric)
+    target, _ = latency_target(metric)
     if kind == "energy":
         raise BudgetError(
             "Energy cannot be limited, since no counter of energy (RAPL, tegrastats) is read yet; limit latency or "
@@ -381,9 +373,7 @@ def _check_metric(metric: str, requested: str) -> None:
         raise BudgetError(
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
         )
-    if not target and statistic == _TAIL:
-        return
-    if at and target not in _RUNTIMES and not is_device(target):
+    if target and target not in _RUNTIMES and not is_device(target):
         raise BudgetError(
             f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, and @p95 "
             f"may follow, got {_quoted(requested)}"

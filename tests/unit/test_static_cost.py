@@ -210,7 +210,7 @@ class Held(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}
-        self.peak = 0
+        self.first = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
@@ -218,17 +218,18 @@ class Held(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.alive:
                 self.alive[storage._cdata] = storage.nbytes()
                 weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        self.first = self.first or sum(self.alive.values())
         self.peak = max(self.peak, sum(self.alive.values()))
         return found
 
 
 def held_by_torch(module: nn.Module, image: torch.Tensor) -> int:
-    """Return the most bytes that a forward pass holds next to its input, each tensor freed after its last reader."""
+    """Return the most bytes that a forward pass holds, each tensor freed after its last reader, the input first."""
     traced = torch.export.export(module, (image,), strict=False).module()
     assert isinstance(traced, torch.fx.GraphModule)
     with torch.no_grad(), Held() as held:
         torch.fx.Interpreter(traced).run(image)
-    return held.peak
+    return max(held.peak, image.nbytes + held.first)
 
 
 def test_memory_of_a_detector_is_what_torch_holds(tmp_path: Path) -> None:
@@ -239,4 +240,4 @@ def test_memory_of_a_detector_is_what_torch_holds(tmp_path: Path) -> None:
     for counts in (space.dense, space.round_down(np.full(len(space), 0.5))):
         pruned = adapter.deployable(materialised(adapter.module, space, counts))
         weights = sum(tensor.nbytes for tensor in pruned.state_dict().values())
-        assert float(memory(counts)) == pytest.approx(weights + held_by_torch(pruned, image), rel=0.1)
+        assert float(memory(counts)) == pytest.approx(weights + held_by_torch(pruned, image), rel=0.02)
