@@ -225,6 +225,7 @@ class Held(TorchDispatchMode):
 
 def held_by_torch(module: nn.Module, image: torch.Tensor) -> int:
     """Return the most bytes that a forward pass holds, each tensor freed after its last reader, the input first."""
+    module(image)  # a head keeps its anchors at the first run
     traced = torch.export.export(module, (image,), strict=False).module()
     assert isinstance(traced, torch.fx.GraphModule)
     with torch.no_grad(), Held() as held:
