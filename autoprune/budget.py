@@ -1,6 +1,7 @@
 """Budgets as users write them: ``latency=8ms``, ``flops=50%``, ``params=1.5M``, ``size=3MB``, ``channels=15%``.
 
-A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``.
+A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``; and that 95 of 100
+runs must hold it: ``latency@p95=20ms``, ``latency@openvino@p95=20ms``. ``fps=30`` is a latency, too.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 
@@ -24,6 +25,7 @@ _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
 _BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
 _TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
 _SPACE = "[ \t]"
+_RATE, _TAIL = "fps", "p95"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class MetricSpec:
 
     Example:
         >>> [spec.name for spec in METRICS]
-        ['latency', 'flops', 'params', 'size', 'channels']
+        ['latency', 'flops', 'params', 'size', 'memory', 'channels']
         >>> spec_of("size").units["kib"]
         '1024'
     """
@@ -57,7 +59,7 @@ class MetricSpec:
     prefixed: bool = True
 
 
-_COSTS = "autoprune.costs.static"
+_COSTS = "autoprune.costs"
 
 METRICS = (
     MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", suffix="ms"),
@@ -66,13 +68,14 @@ METRICS = (
     MetricSpec(
         "size", _BYTE_UNITS, "3MB, 900KB, 2MiB or 50%", "checkpoint", f"{_COSTS}:SizeCost", whole=True, suffix="B"
     ),
+    MetricSpec("memory", _BYTE_UNITS, "64MB, 2MiB or 50%", "memory", f"{_COSTS}:MemoryCost", whole=True, suffix="B"),
     MetricSpec(
         "channels", _COUNT_UNITS, "2000, 2K or 15%", "channels", f"{_COSTS}:ChannelsCost", whole=True, prefixed=False
     ),
 )
 """What can be limited, in the order in which messages list it.
 
-Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, kept channels of those that can be pruned.
+Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, bytes of one image in fp32, kept channels.
 """
 
 _BY_NAME = {spec.name: spec for spec in METRICS}
@@ -87,10 +90,12 @@ class Limit:
     """The most that one metric of the pruned network may be.
 
     Attributes:
-        metric: one of ``METRICS``, or ``latency@<target>``: latency on another runtime or device than the run's own.
+        metric: one of ``METRICS``, or ``latency@<target>``: latency on another runtime or device than the run's own,
+            and with ``@p95`` at the end the 95th percentile of the runs instead of their median.
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
         value: in the metric's own unit, or the share of the dense network's value, in (0, 1], if ``relative``.
         relative: whether the value is a share of the dense network's.
+        rate: whether it was written as images per second; the value is then the milliseconds of one image.
 
     Example:
         >>> limit = Limit.parse("latency@openvino=0.008s")
@@ -98,12 +103,15 @@ class Limit:
         ('latency@openvino', 8.0)
         >>> Limit.parse("flops=50%").resolve(4e9)
         2000000000.0
+        >>> Limit.parse("fps=50").metric, Limit.parse("fps=50").for_batch(4).value
+        ('latency', 80.0)
     """
 
     metric: str
     requested: str
     value: float
     relative: bool
+    rate: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Limit:
@@ -124,6 +132,12 @@ class Limit:
         number, unit = Decimal(match["number"]), match["unit"].lower()
         if number <= 0:
             raise _malformed(metric, requested, "the amount must be above zero")
+        if metric_kind(metric) == _RATE:
+            if unit not in ("", _RATE):
+                raise _malformed(metric, requested, f"images per second have no unit {unit!r}")
+            return cls(
+                f"latency{metric[len(_RATE) :]}", requested, _finite(1000 / number, metric, requested), False, True
+            )
         if unit == "%":
             if number > 100:
                 raise _malformed(metric, requested, "a share of the dense network must lie in (0, 100] percent")
@@ -132,6 +146,10 @@ class Limit:
         if not unit and number < 1:
             raise _malformed(metric, requested, f"a share is written in percent: {metric}={_percent(number)}%")
         return cls(metric, requested, value, relative=False)
+
+    def for_batch(self, batch: int) -> Limit:
+        """Return the limit for runs of so many images: at a rate they may take as many times longer."""
+        return replace(self, value=self.value * batch) if self.rate else self
 
     def resolve(self, dense: float) -> float:
         """Return the limit in the metric's unit.
@@ -190,6 +208,10 @@ class Budget:
         """
         return cls(tuple(Limit.parse(text) for text in texts))
 
+    def for_batch(self, batch: int) -> Budget:
+        """Return the budget for runs of so many images, see `Limit.for_batch`."""
+        return Budget(tuple(limit.for_batch(batch) for limit in self.limits))
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts the limits were read from; ``Budget.parse(budget.texts) == budget``."""
@@ -246,6 +268,19 @@ def metric_kind(metric: str) -> str:
         'latency'
     """
     return metric.partition("@")[0]
+
+
+def latency_target(metric: str) -> tuple[str, str]:
+    """Return the runtime or device that a latency names, empty for the run's own, and which statistic of runs counts.
+
+    Example:
+        >>> latency_target("latency@openvino@p95"), latency_target("latency")
+        (('openvino', 'p95'), ('', 'median'))
+    """
+    target = metric.partition("@")[2]
+    if target == _TAIL or target.endswith(f"@{_TAIL}"):
+        return target[: -len(_TAIL)].removesuffix("@"), _TAIL
+    return target, "median"
 
 
 def spec_of(metric: str) -> MetricSpec:
@@ -319,24 +354,29 @@ def _finite(value: Decimal, metric: str, requested: str) -> float:
 
 
 def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
-    return BudgetError(
-        f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with {spec_of(metric).example}"
-    )
+    example = "30 (images per second)" if metric_kind(metric) == _RATE else spec_of(metric).example
+    return BudgetError(f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with {example}")
 
 
 def _check_metric(metric: str, requested: str) -> None:
-    kind, at, target = metric.partition("@")
-    if kind not in _BY_NAME:
-        known = ", ".join(_BY_NAME)
+    kind, at, named = metric.partition("@")
+    target, _ = latency_target(metric)
+    if kind == "energy":
+        raise BudgetError(
+            "Energy cannot be limited, since no counter of energy (RAPL, tegrastats) is read yet; limit latency or "
+            f"flops, got {_quoted(requested)}"
+        )
+    if kind not in _BY_NAME and kind != _RATE:
+        known = ", ".join((*_BY_NAME, _RATE))
         raise BudgetError(f"A budget limits one of {known}, got {_quoted(metric)} in {_quoted(requested)}")
-    if at and (kind != "latency" or not target):
+    if at and (kind not in ("latency", _RATE) or not named):
         raise BudgetError(
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
         )
-    if at and target not in _RUNTIMES and not is_device(target):
+    if target and target not in _RUNTIMES and not is_device(target):
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, got "
-            f"{_quoted(requested)}"
+            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, and @p95 "
+            f"may follow, got {_quoted(requested)}"
         )
 
 

@@ -192,6 +192,7 @@ class RuntimeSpec:
         per_layer: whether it loads a single layer in milliseconds; others would export or compile hundreds of them.
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.
+        external: whether a program of the user's runs networks, see `autoprune.benchmark_command`.
 
     Example:
         >>> spec = Runtime("onnxruntime").spec
@@ -208,6 +209,7 @@ class RuntimeSpec:
     per_layer: bool = False
     with_nms: bool = True
     int8_file: str = ""
+    external: bool = False
 
 
 _RUNTIMES = "autoprune.runtimes"
@@ -251,6 +253,12 @@ RUNTIMES = (
         extra="tensorrt",
         with_nms=False,
     ),
+    RuntimeSpec(
+        "command",
+        f"{_RUNTIMES}.command:CommandBackend",
+        {"cpu": (_FP32,), "cuda": (_FP32,), "mps": (_FP32,)},
+        external=True,
+    ),
 )
 """In the order in which help and messages list them."""
 
@@ -268,6 +276,7 @@ class Runtime(RecordEnum):
 
 
 TORCH, CUDAGRAPH, ONNXRUNTIME = Runtime("torch"), Runtime("cudagraph"), Runtime("onnxruntime")
+COMMAND = Runtime("command")
 
 
 DEVICES = "cpu, cuda, cuda:N, mps, or N for cuda:N"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from autoprune.choices import Precision
-from autoprune.formats import FormatSpec, Tolerance
+from autoprune.formats import Tolerance
 from autoprune.io.files import size_of
 from autoprune.latency.meter import REFERENCE_MEASUREMENT
 from autoprune.latency.timing import Timing, time_alone
@@ -76,17 +76,15 @@ class Exported:
     latency: Timing
 
 
-def export(
-    adapter: Adapter, folder: Path, *, spec: FormatSpec, backend: FileBackend, dynamic: bool, real: bool
-) -> Exported:
+def export(adapter: Adapter, folder: Path, *, wanted: ExportSettings, backend: FileBackend, real: bool) -> Exported:
     """Write the adapter's network, run it on its runtime, and compare it with torch.
 
     Args:
         adapter: the network, on the device that the backend runs on.
         folder: an empty folder for what is written.
-        spec: a format that the backend runs.
+        wanted: how it is written, in a format that the backend runs; with open sizes the images are compared in one
+            batch. Its ``half`` is set here.
         backend: what runs it.
-        dynamic: leave batch and image size open; the images are then compared in one batch.
         real: compare on validation images, and the accuracy; else on noise.
 
     Raises:
@@ -97,19 +95,18 @@ def export(
     settings = backend.settings
     half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU the conversion has it
     images = _images(adapter, real=real)
-    with step_bar(f"Exporting {spec.name}", 4) as advance:
+    with step_bar(f"Exporting {wanted.spec.name}", 4) as advance:
         with memory_guard(settings):
             module = adapter.deployable(adapter.module)
             with torch.no_grad():
                 expected = module(images)
             accuracy = adapter.validate_deployed(module) if real else None
             advance(1, "run in torch")
-            wanted = ExportSettings(spec, half=half, dynamic=dynamic)
-            path = adapter.export(adapter.module, folder, wanted, convert=backend.convert)
+            path = adapter.export(adapter.module, folder, replace(wanted, half=half), convert=backend.convert)
             advance(2, "written")
         with backend.session():
             runner = backend.open(path, settings.shape)
-            predict = partial(runner.predict, together=dynamic)
+            predict = partial(runner.predict, together=wanted.dynamic, batch=wanted.batch)
             parity = Parity(
                 images=len(images),
                 real=real,

@@ -53,6 +53,8 @@ class FormatSpec:
         modules: whether networks of users' own classes are written in it, too.
         stock: whether Ultralytics' ``YOLO`` opens its files and reads the metadata in them.
         tolerance: by each precision that it is written in, how far predictions may lie from torch's.
+        placeholders: what a benchmark command calls its files, each with the file's pattern in the format's folder;
+            empty for the format's one file.
 
     Example:
         >>> spec = ExportFormat("torchscript").spec
@@ -70,6 +72,7 @@ class FormatSpec:
     modules: bool = True
     stock: bool = True
     tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
+    placeholders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -80,7 +83,14 @@ class FormatSpec:
 _RUNTIMES, _WRITERS = "autoprune.runtimes", "autoprune.models.formats"
 
 FORMATS = (
-    FormatSpec("onnx", ".onnx", "onnxruntime", f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend", dynamic=True),
+    FormatSpec(
+        "onnx",
+        ".onnx",
+        "onnxruntime",
+        f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
+        dynamic=True,
+        placeholders={"onnx": ""},
+    ),
     FormatSpec(
         "openvino",
         "_openvino_model",  # Ultralytics knows the format by the end of the folder's name
@@ -88,9 +98,15 @@ FORMATS = (
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         write=f"{_WRITERS}.open_vino:write",
         dynamic=True,
+        placeholders={"openvino_xml": "*.xml"},
     ),
     FormatSpec(
-        "torchscript", ".torchscript", "torch", f"{_RUNTIMES}.torch_script:TorchScriptBackend", traced="torchscript"
+        "torchscript",
+        ".torchscript",
+        "torch",
+        f"{_RUNTIMES}.torch_script:TorchScriptBackend",
+        traced="torchscript",
+        placeholders={"torchscript": ""},
     ),
     FormatSpec(
         "tensorrt",

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoprune.budget import METRICS, Limit, is_latency
+from autoprune.budget import METRICS, Limit, is_latency, latency_target
 from autoprune.errors import RunError
 from autoprune.io.files import read_bytes, write_atomic
 
@@ -112,7 +112,8 @@ class Stage:
     def cost(self, metric: str) -> float:
         """Return what the network costs under a budget's metric, NaN if that was not measured."""
         if is_latency(metric):
-            return float(self.latencies[metric]["median"]) if metric in self.latencies else float("nan")
+            statistic = latency_target(metric)[1]
+            return float(self.latencies[metric][statistic]) if metric in self.latencies else float("nan")
         return float(self.costs.get(metric, float("nan")))
 
     def speed_up(self, dense: Stage) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.api.listening import PythonListener
+from autoprune.benchmark_command import BenchmarkCommand, placed
 from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.config.reading import from_python
@@ -53,7 +54,7 @@ class Network:
         >>> next(iter(net.units))
         {'unit': 'model.0', 'channels': '8'}
         >>> sorted(net.costs())
-        ['channels', 'flops', 'params', 'size']
+        ['channels', 'flops', 'memory', 'params', 'size']
         >>> net.latency("torch").median > 0
         True
     """
@@ -81,7 +82,7 @@ class Network:
         return Table(f"{self.adapter.name} at {self.imgsz} px", ["unit", "channels"], rows)
 
     def costs(self) -> dict[str, float]:
-        """Return FLOPs of one image, parameters, bytes of the checkpoint, and channels of all units."""
+        """Return FLOPs and peak bytes of one image, parameters, bytes of the checkpoint, and channels of all units."""
         space = Space(self._graph, round_to=1, min_keep=1e-6)
         costs = static_costs(self.adapter, self.module, self._graph, space)
         return {metric: float(cost(space.dense)) for metric, cost in costs.items()}
@@ -98,6 +99,8 @@ class Network:
         batch: int = 1,
         threads: int | None = None,
         with_nms: bool = False,
+        runtime_command: str = "",
+        runtime_pattern: str = "",
     ) -> Timing:
         """Measure the network as it is deployed.
 
@@ -108,6 +111,9 @@ class Network:
             batch: images per run.
             threads: CPU threads; by default what torch has.
             with_nms: measure it together with its non-maximum suppression.
+            runtime_command: a program that runs the network and prints milliseconds, in place of a runtime, such as
+                ``bench --model {onnx}``.
+            runtime_pattern: a regular expression with one group around the milliseconds; the last number by default.
 
         Returns:
             Median, 10th and 90th percentile in milliseconds.
@@ -115,10 +121,12 @@ class Network:
         Raises:
             DeviceError: the runtime or the device is not here.
         """
+        words = placed(runtime_command, Path.cwd())
+        command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
             self.device,
             image_size=image_size_of(self.adapter.input_shape),
-            runtime=from_python("runtime", Runtime | None, runtime),
+            runtime=command or from_python("runtime", Runtime | None, runtime),
             precision=from_python("precision", Precision, precision),
             batch=batch,
             threads=threads,

@@ -53,6 +53,9 @@ _METAVARS: Mapping[str, str] = {
     "project": "FOLDER",
     "ratios": "RATIOS",
     "resume": "RUN",
+    "runtime_command": "COMMAND",
+    "runtime_pattern": "REGEX",
+    "runtime_timeout": "SECONDS",
     "sensitivity": "FILE",
     "strategies": "STRATEGIES",
     "train_args": "KEY=VALUE",
@@ -124,7 +127,7 @@ def _offered(name: str, hint: Any, incomplete: str) -> Iterable[str]:
         known = _criteria() if name == "criteria" else [spec.name for spec in STRATEGIES]
         return [f"{done}{comma}{one}" for one in known]
     offers: Mapping[str, Iterable[str]] = {
-        "budget": [f"{metric.name}=" for metric in METRICS],
+        "budget": [*(f"{metric.name}=" for metric in METRICS), "fps="],
         "criterion": _criteria(),
         "device": ["auto", "cpu", "cuda", "mps", "0"],  # no cuda:0: bash completes what follows a colon
     }

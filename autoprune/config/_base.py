@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoprune.benchmark_command import TIMEOUT, BenchmarkCommand, placed
 from autoprune.budget import Budget
-from autoprune.choices import DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
+from autoprune.choices import COMMAND, DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
 from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
@@ -164,12 +165,47 @@ class RuntimeConfig:
         precision: number format that latency is measured in, if runtime and device have it
         runtime_batch: images per run when latency is measured
         with_nms: measure the network together with its non-maximum suppression
+        runtime_command: any program that runs the network and prints milliseconds, in place of `runtime`, such as
+            "bench --model {onnx} --threads {threads}"; it is run without a shell in a temporary folder
+        runtime_pattern: a regular expression with one group, whose last match in what `runtime_command` prints is the
+            milliseconds; by default the last number is
+        runtime_timeout: seconds that one run of `runtime_command` may take
     """
 
     runtime: Runtime | None = None
     precision: Precision = Precision.FP32
     runtime_batch: int = 1
     with_nms: bool = False
+    runtime_command: str = ""
+    runtime_pattern: str = ""
+    runtime_timeout: float = TIMEOUT
+
+    @cached_property
+    def measured_on(self) -> Runtime | BenchmarkCommand | None:
+        """What latency is measured on: the command, the runtime, or None for the device's default."""
+        return self.command if self.runtime is COMMAND or self.runtime_command else self.runtime
+
+    @cached_property
+    def command(self) -> BenchmarkCommand:
+        """The command, parsed."""
+        if not self.runtime_command:
+            raise ConfigError("The runtime command runs a program of yours: say which with `runtime_command`")
+        return BenchmarkCommand.parse(self.runtime_command, self.runtime_pattern, self.runtime_timeout)
+
+    def _check_runtime(self) -> None:
+        """Check the options, and let a command name its files so that they are found from any folder."""
+        check_counts(self, "runtime_batch", least=1)
+        if self.runtime_command:
+            object.__setattr__(self, "runtime_command", placed(self.runtime_command, Path.cwd()))
+            if self.runtime not in (None, COMMAND):
+                raise ConfigError(
+                    f"`runtime_command` is what latency is measured with, and so is `runtime` {self.runtime.value}; "
+                    f"for both, give the budget latency@{self.runtime.value}, too"
+                )
+        elif self.runtime_pattern or self.runtime_timeout != TIMEOUT:
+            given = "runtime_pattern" if self.runtime_pattern else "runtime_timeout"
+            raise ConfigError(f"`{given}` belongs to `runtime_command`, which is not given")
+        self.measured_on  # noqa: B018  (raises if the command is malformed)
 
 
 _CLUSTER = re.compile(r"auto|ray://[^\s/:]+:[0-9]{1,5}|(0|[1-9][0-9]{0,3})", re.ASCII)
@@ -208,8 +244,9 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     """The options of every command that prunes to a budget.
 
     Attributes:
-        budget: a limit that the result holds: latency=8ms, latency=60%, flops=50%, flops=4.2G, params=1.5M, size=3MB or
-            channels=15% (of those that can be pruned); repeat the option to combine limits
+        budget: a limit that the result holds: latency=8ms, latency=60%, latency@p95=20ms (of 95 in 100 runs), fps=30,
+            flops=50%, flops=4.2G, params=1.5M, size=3MB or channels=15% (of those that can be pruned); repeat the
+            option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: first learning rate of the fine-tuning, as a share of the dense training's first one; fewer than 10
             epochs start at 0.3 of that
@@ -233,7 +270,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         super().__post_init__()
         self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
-        check_counts(self, "runtime_batch", least=1)
+        self._check_runtime()
         check_share("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         if self.ultralytics_callbacks:
@@ -251,7 +288,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
     @cached_property
     def levels(self) -> tuple[Budget, ...]:
         """The budget, parsed; one for each level if the command takes several."""
-        return (Budget.parse(self.budget),)
+        return (Budget.parse(self.budget).for_batch(self.runtime_batch),)
 
     @property
     def lowest(self) -> Budget:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Precision
-from autoprune.config._base import RunConfig
+from autoprune.config._base import RunConfig, check_counts, shown
 from autoprune.errors import ConfigError
 from autoprune.formats import ONNX, ExportFormat, formats_where
+
+OPSETS = range(13, 21)
+"""The versions of ONNX's operators that torch writes and Ultralytics' networks can be expressed in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,9 @@ class ExportConfig(RunConfig):
             with torch's on validation images and by accuracy, without it on noise
         dynamic: leave batch and image size open, if the format can
         precision: number format of the exported network: fp32, or fp16 if device and runtime compute in it
+        half: fp16, as Ultralytics has it: the same as `precision` fp16
+        batch: images of an input
+        opset: version of ONNX's operators, 13 to 20; by default 17, the newest that all runtimes support
     """
 
     model: Path
@@ -30,9 +36,19 @@ class ExportConfig(RunConfig):
     data: Path | None = None
     dynamic: bool = False
     precision: Precision = Precision.FP32
+    half: bool = False
+    batch: int = 1
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, "batch", least=1)
+        if self.half:
+            object.__setattr__(self, "precision", Precision.FP16)
+        if self.opset is not None and self.opset not in OPSETS:
+            raise ConfigError(f"`opset` must lie in {OPSETS[0]} to {OPSETS[-1]}, got {shown(self.opset)}")
+        if self.opset is not None and self.format.spec.traced != "onnx":
+            raise ConfigError(f"`opset` is for formats made of ONNX, got `format` {self.format.value}")
         spec = self.format.spec
         if self.precision not in spec.tolerance:
             written = " or ".join(precision.value for precision in spec.tolerance)

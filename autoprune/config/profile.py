@@ -34,5 +34,6 @@ class ProfileConfig(ResumableConfig, RuntimeConfig):
         images = self.model is None or self.data is not None or match_factory(self.model)
         if self.precision is Precision.INT8 and not images:
             raise ConfigError("`precision` int8 needs `data`, whose training images say which ranges the numbers have")
-        check_counts(self, "round_to", "runtime_batch", least=1)
+        check_counts(self, "round_to", least=1)
+        self._check_runtime()
         check_share("min_keep", self.min_keep)

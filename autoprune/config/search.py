@@ -91,7 +91,7 @@ class NetAdaptConfig(BudgetedConfig):
     @cached_property
     def levels(self) -> tuple[Budget, ...]:
         """The budget of each level, in the order given."""
-        return budget_levels(self.budget)
+        return tuple(level.for_batch(self.runtime_batch) for level in budget_levels(self.budget))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
-"""Compute what an allocation costs in closed form: FLOPs, parameters, size, channels."""
+"""Compute what an allocation costs in closed form: FLOPs, parameters, size, memory, channels."""
 
+from autoprune.costs.memory import MemoryCost
 from autoprune.costs.static import (
     ChannelsCost,
     CostSubject,
@@ -18,6 +19,7 @@ __all__ = [
     "Cost",
     "CostSubject",
     "FlopsCost",
+    "MemoryCost",
     "ParamsCost",
     "SizeCost",
     "parameter_shapes",

@@ -130,7 +130,7 @@ class ParamsCost(Cost):
     unit = "parameters"
 
     def __init__(self, space: Space, shapes: Shapes) -> None:
-        self._polynomial = _elements(space, shapes)
+        self._polynomial = elements(space, shapes)
 
     @classmethod
     def of(cls, subject: CostSubject) -> ParamsCost:
@@ -156,7 +156,7 @@ class SizeCost(Cost):
     unit = "bytes"
 
     def __init__(self, space: Space, shapes: Shapes, *, dense_bytes: int, bytes_per_element: int = 2) -> None:
-        self._elements = _elements(space, shapes)
+        self._elements = elements(space, shapes)
         self._bytes = bytes_per_element
         self._overhead = dense_bytes - bytes_per_element * float(self._elements(space.dense))
         if self._overhead < 0:
@@ -265,7 +265,7 @@ def uncounted(graph: ChannelGraph) -> dict[str, int]:
     return dict(counts)
 
 
-def _elements(space: Space, shapes: Shapes) -> WidthPolynomial:
+def elements(space: Space, shapes: Shapes) -> WidthPolynomial:
     """Return the number of elements of all tensors as a function of the allocation."""
     polynomial = WidthPolynomial(space)
     for name, shape in shapes.items():

@@ -33,6 +33,11 @@ KEPT_SPREAD = 0.04
 _FORMAT_MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
 
 
+def calm(timing: PairedTiming) -> bool:
+    """Return whether a measurement is good enough for later searches."""
+    return timing.spread <= KEPT_SPREAD and not timing.under_load
+
+
 class LatencyMeter:
     """Measures networks as they are deployed, paired with the dense one.
 
@@ -106,10 +111,11 @@ class LatencyMeter:
         """Time the dense network, again if other processes disturb it, and return the least time."""
         found: list[Timing] = []
         while len(found) < REFERENCES_UNDER_LOAD and (not found or found[-1].under_load):
-            found.append(time_alone(self._dense_runner, self._with_threads(REFERENCE_MEASUREMENT)))
+            found.append(time_alone(self._dense_runner, self._adapted(REFERENCE_MEASUREMENT)))
         return min(found, key=lambda timing: (timing.under_load, timing.median))
 
-    def _with_threads(self, config: MeasurementConfig) -> MeasurementConfig:
+    def _adapted(self, config: MeasurementConfig) -> MeasurementConfig:
+        config = config.of_commands() if self.settings.runtime.spec.external else config
         return replace(config, threads=self.settings.threads if self.settings.device == "cpu" else 1)
 
     @cached_property
@@ -149,29 +155,31 @@ class LatencyMeter:
                     if paired_with is None
                     else self._backend.prepare(paired_with(), self.settings.shape)
                 )
-                return time_pair(runner, other, self._with_threads(config or self._config)).to_json()
+                return time_pair(runner, other, self._adapted(config or self._config)).to_json()
 
         return PairedTiming.from_json(self._recorded(["network", key], measure))
 
-    def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int]) -> PairedTiming:
+    def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int], *, attempt: int = 0) -> PairedTiming:
         """Time a network that a predictor is fitted to, or take its time from an earlier search on this device.
 
         Args:
             build: as for ``measure``.
             allocation: kept channels of every unit; the key in the cache of this architecture.
+            attempt: number of the measurement, from 0: a later one is measured anew.
         """
+        again = ["attempt", attempt] if attempt else []
 
         def measure() -> Mapping[str, Any]:
             key = "-".join(str(count) for count in allocation)
             known = self._networks.load().get(key)
-            if known is not None and fits(known, PairedTiming):
+            if not attempt and known is not None and fits(known, PairedTiming):
                 return dict(known)
-            timing = self.measure(build, list(allocation), config=SAMPLE_MEASUREMENT)
-            if timing.spread <= KEPT_SPREAD and not timing.under_load:
+            timing = self.measure(build, [*allocation, *again], config=SAMPLE_MEASUREMENT)
+            if calm(timing):
                 self._networks.save({key: timing.to_json()})
             return timing.to_json()
 
-        return PairedTiming.from_json(self._recorded(["sample", list(allocation)], measure))
+        return PairedTiming.from_json(self._recorded(["sample", list(allocation), *again], measure))
 
     @cached_property
     def _networks(self) -> LatencyCache:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from autoprune.budget import latency_target
 from autoprune.costs.static import Floats
 from autoprune.latency.features import LayerFeatures, deployed_layers
 from autoprune.latency.meter import LatencyMeter
@@ -156,7 +157,8 @@ def latency_predictor(space: Space, meter: LatencyMeter, metric: str = "latency"
         grids = plan_grids(space, layers)
         times = meter.layer_times([point for grid in grids for point in grid.points()])
         tables = Interpolation(space, grids, times, block=meter.block)
-    return LatencyCost(LayerFeatures(space, layers, block=meter.block, tables=tables), meter.reference, metric=metric)
+    reference = replace(meter.reference, median=getattr(meter.reference, latency_target(metric)[1]))
+    return LatencyCost(LayerFeatures(space, layers, block=meter.block, tables=tables), reference, metric=metric)
 
 
 def _counts(samples: Sequence[Sample]) -> Counts:

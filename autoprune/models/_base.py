@@ -37,11 +37,15 @@ class ExportSettings:
         spec: the file's format.
         half: trace the network in half precision (GPU only); else in single precision.
         dynamic: leave batch and image size variable.
+        batch: images of an input.
+        opset: version of ONNX's operators; None for the newest one that all runtimes support.
     """
 
     spec: FormatSpec
     half: bool = False
     dynamic: bool = False
+    batch: int = 1
+    opset: int | None = None
 
 
 @dataclass(frozen=True)

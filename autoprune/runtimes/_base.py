@@ -40,16 +40,21 @@ class FileRunner(Runner):
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Run on an input of the network's shape, in any floating-point type, and return the outputs on the CPU."""
 
-    def predict(self, images: torch.Tensor, *, together: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def predict(
+        self, images: torch.Tensor, *, together: bool = False, batch: int = 1
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Return the output for images (a tuple if there are several outputs), float32, on the images' device.
 
         Args:
             images: shape (B, channels, height, width).
-            together: run them as one batch, which needs a file with a dynamic shape; else one by one.
+            together: run them as one batch, which needs a file with a dynamic shape.
+            batch: else run so many at once, as the file takes; the last ones are filled up with the first image.
         """
-        parts = images.chunk(1 if together else len(images))
+        missing = 0 if together else -len(images) % batch
+        filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+        parts = filled.chunk(1 if together else len(filled) // batch)
         found = zip(*(self.outputs(part) for part in parts), strict=True)
-        outputs = tuple(torch.cat([one.float() for one in output]).to(images.device) for output in found)
+        outputs = tuple(torch.cat([one.float() for one in output])[: len(images)].to(images.device) for output in found)
         return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -116,6 +121,18 @@ class Backend(ABC):
         Raises:
             DeviceError: the network does not fit into the device's memory, or the runtime cannot run it.
         """
+
+
+@contextmanager
+def waiting_session(settings: RuntimeSettings) -> Iterator[None]:
+    """Limit torch to one thread in a process that only exports networks and waits, see ``Backend.session``."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for work would take the runtime's cores
+    try:
+        with memory_guard(settings):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")

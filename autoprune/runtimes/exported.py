@@ -32,7 +32,13 @@ class _Exported(nn.Module):
 
 
 def export_onnx(
-    module: nn.Module, shape: tuple[int, ...], path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    module: nn.Module,
+    shape: tuple[int, ...],
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    opset: int = OPSET,
 ) -> None:
     """Write an eval-mode network as ONNX with a fixed input shape; the module is not modified.
 
@@ -42,6 +48,7 @@ def export_onnx(
         path: where to.
         dtype: number format of weights, input and outputs in the file.
         device: where the network runs while it is traced.
+        opset: version of ONNX's operators.
 
     Raises:
         DeviceError: the package onnx is missing, or ONNX has no such operation.
@@ -60,11 +67,30 @@ def export_onnx(
                 (image,),
                 path,
                 input_names=["image"],
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamo=False,  # the newer exporter takes several times as long
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise DeviceError(_refusal(error)) from error
+            raise DeviceError(_refusal(error, opset)) from error
+
+
+def export_script(module: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Write an eval-mode network as TorchScript, in float32 on the CPU; the module is not modified.
+
+    Raises:
+        DeviceError: the network cannot be traced.
+    """
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
+        copied = copy.deepcopy(module).to("cpu", torch.float32).eval()
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        copied(image)
+        try:
+            traced = torch.jit.trace(_Exported(copied), image)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise DeviceError(f"A network must be traceable for a benchmark command, and is not ({reason})") from error
+        torch.jit.save(traced, str(path))
 
 
 def named_operation(error: Exception) -> str | None:
@@ -73,11 +99,11 @@ def named_operation(error: Exception) -> str | None:
     return named[1] if named else None
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception, opset: int) -> str:
     """Return one sentence on the operation that cannot be exported."""
     named = named_operation(error)
     what = f"has no operation for {named}" if named else f"does not take it ({str(error).splitlines()[0]})"
     return (
-        f"A network must be expressible in ONNX (opset {OPSET}) to run outside of torch, and ONNX {what}; "
+        f"A network must be expressible in ONNX (opset {opset}) to run outside of torch, and ONNX {what}; "
         "use `runtime` torch or torch-compile"
     )

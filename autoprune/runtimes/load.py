@@ -119,7 +119,8 @@ class LoadWatch:
         """Return the time, the idle time of the usable cores, and the CPU time of this process and its children."""
         times = psutil.cpu_times(percpu=True)
         idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in self.cores if core < len(times))
-        return time.perf_counter(), idle, sum(map(_cpu_seconds, self._own))
+        own = sum(map(_cpu_seconds, self._own)) + _ended_children()
+        return time.perf_counter(), idle, own
 
 
 def _usable_cores() -> Sequence[int]:
@@ -139,6 +140,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
         return float(times.user + times.system)
     return 0.0
+
+
+def _ended_children() -> float:
+    """Return the CPU seconds of all children of this process that have ended, such as benchmark commands."""
+    times = os.times()
+    return float(times.children_user + times.children_system)
 
 
 def _process_times() -> dict[tuple[int, str], float]:

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from autoprune.choices import CUDAGRAPH, DEVICES, RUNTIMES, TORCH, Precision, Runtime, device_name, is_device
+from autoprune.benchmark_command import BenchmarkCommand
+from autoprune.choices import COMMAND, CUDAGRAPH, DEVICES, RUNTIMES, TORCH, Precision, Runtime, device_name, is_device
 from autoprune.errors import DeviceError
 
 _LISTING = Path("/proc/cpuinfo")
@@ -69,6 +70,7 @@ class RuntimeSettings:
         image_size: of the input.
         memory_format: order of dimensions in memory.
         with_nms: whether non-maximum suppression belongs to the network that is measured.
+        command: what measures, if a program of the user's does.
     """
 
     device: str
@@ -79,6 +81,7 @@ class RuntimeSettings:
     image_size: ImageSize
     memory_format: MemoryFormat = MemoryFormat.AUTO
     with_nms: bool = False
+    command: BenchmarkCommand | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +91,10 @@ class RuntimeSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
+        values = {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
+        if self.command is None:  # as settings were before there were commands: caches stay valid
+            del values["command"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RuntimeSettings:
@@ -102,6 +108,7 @@ class RuntimeSettings:
             image_size=size if isinstance(size := values["image_size"], int) else tuple(size),
             memory_format=MemoryFormat(values["memory_format"]),
             with_nms=bool(values.get("with_nms", False)),
+            command=BenchmarkCommand(**values["command"]) if values.get("command") else None,
         )
 
 
@@ -109,7 +116,7 @@ def runtime_settings(
     device: str,
     *,
     image_size: ImageSize,
-    runtime: Runtime | None = None,
+    runtime: Runtime | BenchmarkCommand | None = None,
     precision: Precision = Precision.FP32,
     threads: int | None = None,
     batch: int = 1,
@@ -120,7 +127,7 @@ def runtime_settings(
     Args:
         device: ``cpu``, ``mps``, ``cuda``, ``cuda:<n>``, or ``<n>`` for ``cuda:<n>``.
         image_size: of the input.
-        runtime: what runs the network; None takes ``cudagraph`` on CUDA, else ``torch``.
+        runtime: what runs the network, or a command that does; None takes ``cudagraph`` on CUDA, else ``torch``.
         precision: number format; the runtime's record says which there are.
         threads: CPU threads; None takes as many as torch uses now.
         batch: images per run.
@@ -131,7 +138,9 @@ def runtime_settings(
     """
     resolved = resolve_device(device)
     device, kind = str(resolved), resolved.type
-    chosen = runtime or (CUDAGRAPH if kind == "cuda" else TORCH)
+    command = runtime if isinstance(runtime, BenchmarkCommand) else None
+    asked = COMMAND if isinstance(runtime, BenchmarkCommand) else runtime
+    chosen = asked or (CUDAGRAPH if kind == "cuda" else TORCH)
     kinds = chosen.spec.precisions
     if kind not in kinds:
         others = ", ".join(spec.name for spec in RUNTIMES if kind in spec.precisions)
@@ -161,6 +170,7 @@ def runtime_settings(
         image_size,
         memory_format=MemoryFormat.AUTO if chosen.spec.layout else MemoryFormat.CONTIGUOUS,
         with_nms=with_nms,
+        command=command,
     )
 
 
@@ -178,6 +188,8 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     """Return the conditions of a layer's time; times with different fingerprints are not comparable."""
     values: dict[str, Any] = settings.to_json()
     del values["image_size"]  # part of each layer's shape
+    if settings.command is not None:
+        del values["command"]["timeout"]  # changes no time
     values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):

@@ -6,8 +6,8 @@ import importlib.util
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,15 @@ from torch import nn
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
 from autoprune.io.installed import install_extra
-from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner, memory_guard
+from autoprune.runtimes._base import (
+    Backend,
+    Calibration,
+    FileBackend,
+    FileRunner,
+    Runner,
+    memory_guard,
+    waiting_session,
+)
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.settings import RuntimeSettings
@@ -114,16 +122,9 @@ class SubprocessBackend(Backend, FileBackend):
             DeviceError: the device lacks the precision.
         """
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> AbstractContextManager[None]:
         """Limit torch to one thread here: this process only traces networks and waits; see ``Backend``."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # threads that wait for work would take the runtime's cores
-        try:
-            with memory_guard(self.settings):
-                yield
-        finally:
-            torch.set_num_threads(threads)
+        return waiting_session(self.settings)
 
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""

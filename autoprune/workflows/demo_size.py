@@ -40,7 +40,7 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
     Raises:
         DeviceError: other processes use the cores so much that the budget is out of reach at any size.
     """
-    if config.model is not None or config.imgsz is not None or config.runtime is not None:
+    if config.model is not None or config.imgsz is not None or config.measured_on is not None:
         return config
     limits = [limit.value for limit in config.lowest if limit.metric == "latency" and not limit.relative]
     if not limits:

@@ -118,6 +118,9 @@ def runtimes() -> Iterator[Check]:
     kinds += ["cuda"] if torch.cuda.is_available() else []
     kinds += ["mps"] if torch.backends.mps.is_available() else []
     for spec in RUNTIMES:
+        if spec.external:
+            yield Check(spec.name, "any program that prints milliseconds", hint="see `runtime_command`")
+            continue
         for kind in kinds:
             if kind in spec.precisions:
                 yield _runtime(spec, kind)

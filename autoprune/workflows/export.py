@@ -16,7 +16,7 @@ from autoprune.exporting import Exported, export
 from autoprune.io.files import saying_why, sync_folder
 from autoprune.listener import Listener
 from autoprune.models import open_adapter
-from autoprune.models._base import Adapter
+from autoprune.models._base import Adapter, ExportSettings
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
@@ -77,6 +77,7 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
         runtime=config.format.runtime,
         precision=config.precision,
         threads=config.threads,
+        batch=config.batch,
     )
     spec = config.format.spec
     backend = open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
@@ -94,9 +95,8 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
         exported = export(
             adapter,
             Path(scratch),
-            spec=config.format.spec,
+            wanted=ExportSettings(config.format.spec, dynamic=config.dynamic, batch=config.batch, opset=config.opset),
             backend=backend,
-            dynamic=config.dynamic,
             real=adapter.has_images,
         )
         name = exported.path.name
@@ -137,6 +137,7 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
             "format": config.format.value,
             "image_size": adapter.image_size,
             "dynamic": config.dynamic,
+            "batch": config.batch,
             "parity": {
                 "passed": not problems,
                 "problems": list(problems),

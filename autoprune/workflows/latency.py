@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.budget import format_amount
-from autoprune.choices import Precision, Runtime, is_device
+from autoprune.budget import format_amount, latency_target
+from autoprune.choices import COMMAND, Precision, Runtime, is_device
 from autoprune.config import BudgetedConfig, ProfileConfig
+from autoprune.errors import ConfigError
 from autoprune.latency.layers import layer_milliseconds
-from autoprune.latency.meter import LatencyMeter
-from autoprune.latency.predictor import LatencyCost, LatencyError, Sample, latency_predictor, spread_allocations
+from autoprune.latency.meter import LatencyMeter, calm
+from autoprune.latency.predictor import LatencyCost, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
 from autoprune.runtimes.load import measure_load
@@ -24,7 +24,8 @@ from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
-from autoprune.workflows.noise import DOUBT, MOST_REPEATS, NoiseModel, typical
+from autoprune.workflows.noise import DOUBT, MOST_REPEATS, NoiseModel, least_disturbed, typical
+from autoprune.workflows.prediction import Prediction
 
 EVEN, NEAR = 16, 8
 """Whole networks that the predictor is fitted to and judged by: spread evenly, and around the budget.
@@ -39,52 +40,11 @@ FOCUS_STEP = 0.05
 STAGE_MEASUREMENT = MeasurementConfig(runs=80, max_runs=240)
 """What ends up in the summary is measured twice as long as a candidate."""
 
+SAMPLE_ATTEMPTS = 3
+"""How often a network for the predictor is measured at most, if other processes disturb it."""
+
 CALIBRATION_IMAGES = 4
 """Training images that an int8 network's ranges are found on: they decide what it computes, not how long that takes."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A predictor with what it was made from.
-
-    Attributes:
-        cost: fitted to all samples.
-        fitted: samples that a first fit was made from …
-        held_out: … and those that its error is known from.
-        error: of that first fit; None if there was nothing to hold out.
-    """
-
-    cost: LatencyCost
-    fitted: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    error: LatencyError | None
-
-    def to_json(self, dense: float, fresh: Sequence[Sample] = ()) -> dict[str, Any]:
-        """Return its errors, and every network that was measured for it, as plain JSON values for reports.
-
-        Networks held out are predicted by the fit that they were held out of, fresh ones by the final one.
-
-        Args:
-            dense: median milliseconds of the dense network.
-            fresh: networks that were measured to check it.
-        """
-        first = self.cost.fit(self.fitted, focus=self.cost.focus)
-        groups = (("fitted", first, self.fitted), ("held_out", first, self.held_out), ("fresh", self.cost, fresh))
-        return {
-            "held_out": self.error.to_json() if self.error is not None else None,
-            "check": self.cost.error(fresh).to_json() if fresh else None,
-            "networks": [
-                {
-                    "role": role,
-                    "keep": list(sample.allocation),
-                    "predicted": float(cost(np.array(sample.allocation))),
-                    "measured": sample.timing.ratio * dense,
-                    "spread": sample.timing.spread,
-                }
-                for role, cost, samples in groups
-                for sample in samples
-            ],
-        }
 
 
 class LatencyEstimator:
@@ -116,6 +76,7 @@ class LatencyEstimator:
     ) -> None:
         adapter = network.adapter
         self.metric = metric
+        self._statistic = latency_target(metric)[1]
         self._network, self._seed, self._listener = network, config.seed, listener
         self._with_nms = config.with_nms
         settings = settings_of(metric, config, adapter.input_shape)
@@ -128,6 +89,13 @@ class LatencyEstimator:
             kind=metric,
             calibration=self._calibration,
         )
+        if settings.command is not None:
+            if self._statistic != "median":
+                raise ConfigError(f"{metric} needs the times of single runs, which `runtime_command` does not print")
+            listener.note(
+                f"Latency is what {settings.command.text} prints: run 3 to 12 times for each network, alternating with "
+                "the dense one."
+            )
         self._predictions: dict[float | None, Prediction] = {}
         self._learnt: list[Sample] = []
         self._confirmed: dict[Allocation, PairedTiming] = {}
@@ -169,13 +137,28 @@ class LatencyEstimator:
         """Return a candidate's median in milliseconds, measured as thoroughly as a stage."""
         timing = self._typical(lambda: self._built(allocation), ["confirm", *allocation])
         self._confirmed[allocation] = timing
-        return timing.ratio * self.meter.reference.median
+        return self._milliseconds(timing)
 
     def measure(self, allocation: Allocation) -> float:
         """Return a candidate's median in milliseconds of the dense reference; the predictor may learn from it."""
         timing = self._surest(lambda: self._built(allocation), [*allocation, 2], attempts=2)
         self._learnt.append(Sample(allocation, timing))
-        return timing.ratio * self.meter.reference.median
+        return self._milliseconds(timing)
+
+    def _milliseconds(self, timing: PairedTiming) -> float:
+        """Return what a limit compares: the ratio of the dense median, or the candidate's own 95th percentile.
+
+        A percentile of a candidate is its own, in the unit of the dense reference. It is predicted as if it were the
+        same multiple of the median as the dense network's, and the difference is then taken out where it is measured.
+        """
+        if self._statistic == "median":
+            return timing.ratio * self.meter.reference.median
+        return float(getattr(self.meter.milliseconds(timing), self._statistic))
+
+    @property
+    def _dense(self) -> float:
+        """The dense network's milliseconds that limits are shares of."""
+        return float(getattr(self.meter.reference, self._statistic))
 
     def environment(self) -> Mapping[str, Any]:
         """Return what the measurements depend on."""
@@ -230,7 +213,7 @@ class LatencyEstimator:
             advance(min(repeat + 1, MOST_REPEATS), more)
             return timing.chained(known)
 
-        most = limit / self.meter.reference.median if limit is not None else None
+        most = limit / self._dense if limit is not None else None
         with self._listener.progress("Timing", MOST_REPEATS) as advance:
             return typical(measure, lambda timing: timing.spread, most)
 
@@ -240,14 +223,14 @@ class LatencyEstimator:
         Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
         off; that shows in the dense network's own time.
         """
-        doubt = self._steadiness.doubt
-        timings: list[PairedTiming] = []
         with self._listener.progress("Timing", attempts) as advance:
-            while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
-                attempt = [] if not timings else ["attempt", len(timings)]
-                timings.append(self._measured(build, [*key, *attempt]))
-                advance(len(timings))
-        return min(timings, key=doubt)
+
+            def measure(attempt: int) -> PairedTiming:
+                timing = self._measured(build, [*key, *(["attempt", attempt] if attempt else [])])
+                advance(attempt + 1)
+                return timing
+
+            return least_disturbed(measure, self._steadiness.doubt, attempts)
 
     def _measured(
         self, build: Callable[[], nn.Module], key: list[Any], *, config: MeasurementConfig | None = None
@@ -272,7 +255,7 @@ class LatencyEstimator:
         """Return a predictor fitted to whole networks, more of them around a latency limit in milliseconds if given."""
         focus = None
         if limit is not None:
-            focus = round(limit / self.meter.reference.median / FOCUS_STEP) * FOCUS_STEP
+            focus = round(limit / self._dense / FOCUS_STEP) * FOCUS_STEP
         if focus not in self._predictions:
             self._predictions[focus] = self._predicted(focus)
         return self._predictions[focus]
@@ -280,7 +263,7 @@ class LatencyEstimator:
     def predictor(self) -> dict[str, Any] | None:
         """Return the last predictor for reports, see `Prediction.to_json`, or None if there is none."""
         found = [prediction for prediction in self._predictions.values() if prediction.error is not None]
-        return found[-1].to_json(self.meter.reference.median) if found else None
+        return found[-1].to_json(self._dense) if found else None
 
     def layers(self, allocation: Allocation) -> list[dict[str, Any]] | None:
         """Return what each layer takes of the dense and of another network's predicted latency, or None if unknown."""
@@ -323,11 +306,13 @@ class LatencyEstimator:
             samples += self._samples(spread_allocations(space, rough, number=NEAR, seed=1, around=focus))
         fitted, held_out = (lowest, *samples[::2]), tuple(samples[1::2])
         error = plain.fit(fitted, focus=focus).error(held_out)
+        disturbed = sum(self._doubt(sample.timing) > DOUBT for sample in held_out)
+        remark = f", {disturbed} of them disturbed while they were measured" if disturbed else ""
         where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
         self._listener.note(
             f"Latency{where} is predicted with a median error of {error.median_abs_rel:.1%} "
             f"(p90 {error.p90_abs_rel:.1%}, Spearman {error.spearman:.2f}, "
-            f"{error.n} networks that it was not fitted to)."
+            f"{error.n} networks that it was not fitted to{remark})."
         )
         return Prediction(plain.fit([lowest, *samples], focus=focus), fitted, held_out, error)
 
@@ -340,7 +325,16 @@ class LatencyEstimator:
         return samples
 
     def _sample(self, allocation: Allocation) -> Sample:
-        return Sample(allocation, self.meter.sample(lambda: self._built(allocation), allocation))
+        """Measure a network for the predictor, again if it was disturbed: its error would be that of the machine."""
+
+        def measure(attempt: int) -> PairedTiming:
+            return self.meter.sample(lambda: self._built(allocation), allocation, attempt=attempt)
+
+        return Sample(allocation, least_disturbed(measure, self._doubt, SAMPLE_ATTEMPTS))
+
+    def _doubt(self, timing: PairedTiming) -> float:
+        """Return by what share a sample may be off; a calm one may be of an earlier run on a faster or slower day."""
+        return timing.spread if calm(timing) else self._steadiness.doubt(timing)
 
     def fresh(self, allocation: Allocation) -> Sample:
         """Return a network measured in this run, whatever earlier ones have kept."""
@@ -358,10 +352,11 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
     Raises:
         DeviceError: the device or the runtime is not here.
     """
-    device, runtime = config.device, config.runtime
-    target = metric.partition("@")[2]
+    device, runtime = config.device, config.measured_on
+    target, _ = latency_target(metric)
     if target:
-        device, runtime = (target, None) if is_device(target) else (device, Runtime(target))
+        named = config.command if target == COMMAND.value else None if is_device(target) else Runtime(target)
+        device, runtime = target if is_device(target) else device, named
     return runtime_settings(
         choose_device(device),
         image_size=image_size_of(input_shape),

@@ -173,7 +173,7 @@ def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
     settings = runtime_settings(
         str(adapter.device),
         image_size=adapter.image_size,
-        runtime=config.runtime,
+        runtime=config.measured_on,
         precision=config.precision,
         threads=torch.get_num_threads(),
         batch=config.runtime_batch,

@@ -53,6 +53,14 @@ class NoiseModel:
         return timing.spread + DRIFT * abs(timing.dense.median / median(self._recent) - 1)
 
 
+def least_disturbed(measure: Measure, doubt: Doubt, attempts: int) -> PairedTiming:
+    """Measure, again while the machine disturbs it, and return the measurement that may be off least."""
+    timings: list[PairedTiming] = []
+    while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
+        timings.append(measure(len(timings)))
+    return min(timings, key=doubt)
+
+
 def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> PairedTiming:
     """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
 

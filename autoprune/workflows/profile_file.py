@@ -13,7 +13,7 @@ from autoprune.results import Result, Stage
 from autoprune.runtimes import RuntimeSettings
 from autoprune.runtimes.settings import threads_in_words
 from autoprune.structure.space import Allocation
-from autoprune.workflows.latency import Prediction
+from autoprune.workflows.prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.budget import is_latency, spec_of
+from autoprune.budget import is_latency, latency_target, spec_of
 from autoprune.config import CompareConfig
 from autoprune.latency.meter import LatencyMeter
 from autoprune.models import open_adapter
@@ -120,13 +120,14 @@ class References:
             known = static_costs(adapter, module, graph, space)
             costs |= {metric: float(known[metric](space.dense)) for metric in self._limits if metric in known}
         for metric in filter(is_latency, self._limits):
+            statistic = latency_target(metric)[1]
             if adapter is self._run.network.adapter:
                 name = f"reference of {costs['params']} parameters"
-                costs[metric] = self._run.estimators[metric].stage(name, module)["median"]
+                costs[metric] = self._run.estimators[metric].stage(name, module)[statistic]
             else:  # another input: it cannot run paired with the dense network
                 settings = settings_of(metric, self._config, adapter.input_shape)
                 deployed = adapter.deployable(module, with_nms=settings.with_nms)
-                costs[metric] = LatencyMeter(deployed, settings).reference.median
+                costs[metric] = getattr(LatencyMeter(deployed, settings).reference, statistic)
         return costs
 
     def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> Metrics | None:

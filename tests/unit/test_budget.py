@@ -190,6 +190,7 @@ _UNITS = {
     "flops": ["K", "M", "G", "T", "%"],
     "params": ["K", "M", "G", "%"],
     "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
+    "memory": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
     "channels": ["K", "M", "%"],
 }
 texts = st.sampled_from(NAMES).flatmap(
@@ -252,3 +253,39 @@ def test_a_record_leads_to_the_cost_of_its_name(spec: MetricSpec) -> None:
     amount = spec.example.partition(",")[0]
     assert Limit.parse(f"{spec.name}={amount}").metric == spec.name
     assert spec_of(spec.name) is spec
+
+
+# -- words of users ------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_the_latency_of_a_batch() -> None:
+    limit = Limit.parse("fps@openvino=25")
+    assert (limit.metric, limit.value, limit.requested) == ("latency@openvino", 40.0, "fps@openvino=25")
+    assert limit.for_batch(4).value == 160.0
+    assert Limit.parse(str(limit)) == limit
+    assert Limit.parse("latency=8ms").for_batch(4).value == 8.0
+    levels = budget_levels(["fps=10,20", "params=1M"])
+    assert [budget.for_batch(2).limits[0].value for budget in levels] == [200.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fps=50%", "images per second have no unit '%'; write fps= with 30 .images per second."),
+        ("fps=30ms", "images per second have no unit 'ms'"),
+        ("fps=0", "above zero"),
+        ("flops@p95=3G", "Only a latency is measured on"),
+        ("latency@p99=3ms", "A latency is measured on a runtime"),
+        ("latency@p95@openvino=3ms", "A latency is measured on a runtime"),
+        ("energy=2J", "no counter of energy .RAPL, tegrastats. is read yet"),
+    ],
+)
+def test_a_rate_and_a_tail_that_mean_nothing_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Limit.parse(text)
+
+
+def test_a_tail_is_a_metric_of_its_own() -> None:
+    budget = Budget.parse(["latency@p95=20ms", "latency=15ms", "latency@openvino@p95=60%"])
+    assert [limit.metric for limit in budget] == ["latency@p95", "latency", "latency@openvino@p95"]
+    assert format_amount("latency@openvino@p95", 8) == "8.00 ms"

@@ -450,3 +450,24 @@ def test_layers_measured_under_load_are_not_kept_for_later_searches(
         cache = LatencyCache(tmp_path, {"device": "fake"})
         assert look_up(cache, FakeBackend(SETTINGS), [ANCHOR])[ANCHOR] > 0
         assert bool(cache.load()) is kept
+
+
+def test_a_tail_is_predicted_as_the_dense_networks_multiple_of_its_median(tmp_path: Path) -> None:
+    meter = make_meter(FakeBackend(SETTINGS, noise=0.2), tmp_path)
+    median, tail = (latency_predictor(SPACE, meter, metric) for metric in ("latency", "latency@p95"))
+    assert tail(SPACE.dense) == meter.reference.p95 > meter.reference.median == median(SPACE.dense)
+    samples = measured(meter, spread_allocations(SPACE, median, number=4, seed=0))
+    ratio = tail.fit(samples)(SPACE.lower) / median.fit(samples)(SPACE.lower)
+    assert ratio == pytest.approx(meter.reference.p95 / meter.reference.median)
+
+
+def test_a_sample_is_measured_anew_at_a_later_attempt(tmp_path: Path) -> None:
+    backend = FakeBackend(SETTINGS)
+    meter = make_meter(backend, tmp_path)
+    allocation = SPACE.allocation(SPACE.lower)
+    first = meter.sample(lambda: Chain(SPACE, SPACE.lower), allocation)
+    prepared = backend.prepared
+    assert meter.sample(lambda: Chain(SPACE, SPACE.lower), allocation) == first
+    assert backend.prepared == prepared, "it is recorded"
+    meter.sample(lambda: Chain(SPACE, SPACE.lower), allocation, attempt=1)
+    assert backend.prepared == prepared + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,3 +75,33 @@ def test_a_target_that_is_none_is_refused_in_one_sentence(
         pytest.skip("there is a GPU here: the target is one, and nothing is refused")
     assert main(arguments("search", tiny, tmp_path / "run", "--budget", budget)) == 2
     assert said in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_tail_is_judged_by_the_candidates_own(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments("search", tiny, out, "--episodes", "4", "--budget", "latency@p95=85%")) in (0, 3)
+    (row,), found = summary(out)["budget"], summary(out)
+    assert row["achieved"] == found.stages["pruned"].latencies["latency@p95"]["p95"]
+    assert row["dense"] == found.stages["dense"].latencies["latency@p95"]["p95"]
+    assert row["satisfied"] == (row["achieved"] <= row["limit"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="wc")
+@pytest.mark.usefixtures("quick")
+def test_a_search_holds_a_budget_by_what_a_command_prints(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command prints the bytes of the network's file, which is known exactly."""
+    out = tmp_path / "run"
+    command = ("--runtime-command", "wc -c {torchscript}", "--runtime-pattern", r"^\s*(\d+)")
+    assert main(arguments("search", tiny, out, "--episodes", "4", "--budget", "latency=80%", *command)) == 0
+    found = summary(out)
+    pruned, dense = (found.stages[name].latencies["latency"] for name in ("pruned", "dense"))
+    assert (dense["runtime"], dense["p10"]) == ("command", dense["p90"]), "a file has one size"
+    assert 0.7 < pruned["median"] / dense["median"] <= 0.8
+    assert found["environment"]["command"]["text"] == "wc -c {torchscript}"
+    capsys.readouterr()
+    assert main(arguments("search", tiny, tmp_path / "tail", "--budget", "latency@p95=80%", *command)) == 2
+    assert "needs the times of single runs" in capsys.readouterr().err

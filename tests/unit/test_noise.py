@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.workflows.noise import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, NoiseModel, typical
+from autoprune.workflows.noise import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, NoiseModel, least_disturbed, typical
 
 
 def timed(ratio: float, spread: float = 0.01, dense: float = 10) -> PairedTiming:
@@ -69,3 +69,11 @@ def test_a_machine_that_is_slower_for_good_is_not_disturbed() -> None:
         steadiness.learn(timed(0.6, dense=14))
     assert steadiness.doubt(timed(0.6, dense=14)) <= DOUBT
     assert steadiness.doubt(timed(0.6, dense=10)) > DOUBT
+
+
+def test_a_disturbed_sample_is_measured_again_and_the_surest_counts() -> None:
+    doubt = NoiseModel(10).doubt
+    series = Series(timed(1.2, 0.4), timed(0.6, 0.02), timed(0.7))
+    assert (least_disturbed(series, doubt, 3).ratio, series.taken) == (0.6, 2)
+    series = Series(timed(1.2, 0.4), timed(0.7, 0.2), timed(0.9, 0.3))
+    assert (least_disturbed(series, doubt, 3).ratio, series.taken) == (0.7, 3)

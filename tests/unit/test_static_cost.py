@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import thop
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.torch_utils import get_flops
 
 from autoprune.costs import (
     ChannelsCost,
     FlopsCost,
+    MemoryCost,
     ParamsCost,
     SizeCost,
     parameter_shapes,
@@ -28,7 +33,7 @@ from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Counts, Space
 from autoprune.structure.validation import analyse
 from tests.contracts.costs import check_cost
-from tests.helpers.detectors import build
+from tests.helpers.detectors import build, write_detector
 from tests.helpers.networks import FREE_OUTPUTS, NETWORKS
 from tests.helpers.toy import LayerFlops, chain_graph
 
@@ -164,3 +169,76 @@ def test_costs_of_a_real_detector(shared: Path, name: str) -> None:
     assert float(flops(counts)) == pytest.approx(get_flops(pruned, 320) * 1e9, rel=0.005)
     assert int(params(counts)) == sum(parameter.numel() for parameter in pruned.parameters())
     assert float(size(counts)) == pytest.approx(adapter.checkpoint_size(pruned), rel=0.01)
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+class Skip(nn.Module):
+    """A stem whose output waits until a wide branch has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.wide, self.narrow = nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        image = self.stem(image)
+        return self.head(image + self.narrow(torch.relu(self.wide(image))))
+
+
+def test_memory_is_what_waits_and_what_is_made() -> None:
+    module = Skip().eval()
+    space = Space(analyse(module, torch.rand(2, 3, 16, 16)), round_to=1)
+    memory = MemoryCost(space, state_shapes(module))
+    check_cost(memory, space)
+    weights = sum(int(np.prod(shape)) for shape in state_shapes(module).values())
+    pixels = 16 * 16
+    assert float(memory(space.dense)) == 4 * (weights + pixels * (8 + 32 + 8)), "stem, wide and narrow; no image"
+    names = [unit.name for unit in space.units]
+    counts = space.dense.copy()
+    counts[names.index("wide")] = 2
+    narrow = materialised(module, space, counts)
+    weights = sum(int(np.prod(shape)) for shape in state_shapes(narrow).values())
+    assert float(memory(counts)) == 4 * (weights + pixels * (8 + 8 + 8)), "now the sum is the peak"
+
+
+class Held(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are alive after each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.first = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.alive:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        self.first = self.first or sum(self.alive.values())
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return found
+
+
+def held_by_torch(module: nn.Module, image: torch.Tensor) -> int:
+    """Return the most bytes that a forward pass holds, each tensor freed after its last reader, the input first."""
+    module(image)  # a head keeps its anchors at the first run
+    traced = torch.export.export(module, (image,), strict=False).module()
+    assert isinstance(traced, torch.fx.GraphModule)
+    with torch.no_grad(), Held() as held:
+        torch.fx.Interpreter(traced).run(image)
+    return max(held.peak, image.nbytes + held.first)
+
+
+def test_memory_of_a_detector_is_what_torch_holds(tmp_path: Path) -> None:
+    adapter = open_adapter(write_detector(tmp_path / "best.pt"), device="cpu")
+    image = adapter.example(1)
+    space = Space(analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs), round_to=1)
+    memory = MemoryCost(space, state_shapes(adapter.module))
+    for counts in (space.dense, space.round_down(np.full(len(space), 0.5))):
+        pruned = adapter.deployable(materialised(adapter.module, space, counts))
+        weights = sum(tensor.nbytes for tensor in pruned.state_dict().values())
+        assert float(memory(counts)) == pytest.approx(weights + held_by_torch(pruned, image), rel=0.02)

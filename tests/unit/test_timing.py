@@ -184,3 +184,17 @@ def test_under_load_a_single_thread_is_timed_by_what_it_computes(monkeypatch: py
     assert 0.2 < time_pair(InThread([1.0]), InThread([2.0]), config).ratio < 0.9
     mixed = time_pair(InThread([1.0]), Scripted([50.0]), config)
     assert (mixed.candidate.median, mixed.dense.median) == (100.0, 50.0), "both by one clock"
+
+
+def test_the_slow_runs_are_kept_as_a_percentile() -> None:
+    timing = Timing.of(np.arange(1.0, 101.0))
+    assert (timing.median, timing.p95) == pytest.approx((50.5, 95.05))
+    assert timing.scaled(2.0).p95 == pytest.approx(190.1)
+    assert Timing.from_json(timing.to_json()) == timing
+    older = {name: value for name, value in timing.to_json().items() if name != "p95"}
+    assert Timing.from_json(older).p95 == 0.0
+
+
+def test_a_command_is_run_a_few_times_only() -> None:
+    assert MeasurementConfig().of_commands() == MeasurementConfig(runs=3, least=3, max_runs=6, warm_up=0)
+    assert MeasurementConfig(runs=80, max_runs=240).of_commands().runs == 4

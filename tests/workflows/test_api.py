@@ -85,7 +85,7 @@ def test_a_command_has_the_options_of_the_command_line(name: str) -> None:
 
 def test_a_network_tells_its_units_costs_and_accuracy(net: ap.Network) -> None:
     assert all(int(row["channels"]) > 0 for row in net.units)
-    assert set(net.costs()) == {"flops", "params", "size", "channels"}
+    assert set(net.costs()) == {"flops", "params", "size", "memory", "channels"}
     assert net.costs()["params"] == sum(parameter.numel() for parameter in net.module.parameters())
     assert set(net.validate()) == {"mAP50", "mAP50-95"}
     assert "units" in repr(net)

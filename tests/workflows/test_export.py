@@ -153,6 +153,33 @@ def test_a_dynamic_network_takes_any_batch_and_size(file_format: ExportFormat, w
     assert output.shape[0] == 3
 
 
+def test_a_network_of_a_batch_and_an_older_opset(world: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    need("onnxruntime")
+    out, data = tmp_path / "run", str(world / "data" / "data.yaml")
+    assert exporting(world, out, "--batch", "4", "--opset", "15", "--data", data, "--threads", "1") == 0
+    found = told(out)
+    assert (found["parity"]["images"], found["batch"]) == (6, 4), "the last batch is filled up"
+    written = onnx.load(out / "model.onnx")
+    assert written.opset_import[0].version == 15
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+    assert metadata(out / "model.onnx")["batch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"opset": 99}, "`opset` must lie in 13 to 20, got 99"),
+        ({"opset": 17, "format": ExportFormat.TORCHSCRIPT}, "`opset` is for formats made of ONNX"),
+        ({"batch": 0}, "`batch` must be a whole number of at least 1"),
+    ],
+)
+def test_a_batch_and_an_opset_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ExportConfig(model=Path("best.pt"), **options)
+    assert ExportConfig(model=Path("best.pt"), half=True).precision is Precision.FP16
+
+
 def test_a_network_that_differs_is_kept_under_a_name_that_says_so(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

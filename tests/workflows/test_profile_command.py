@@ -173,7 +173,7 @@ def test_the_file_says_what_was_measured(finished: Path) -> None:
         "units",
     }
     assert set(found["model"]) == {"name", "image_size"}
-    assert set(found["stages"]["dense"]["costs"]) == {"flops", "params", "size", "channels"}
+    assert set(found["stages"]["dense"]["costs"]) == {"flops", "params", "size", "memory", "channels"}
     assert found["model"]["name"] == "best"
     assert found["model"]["image_size"] == SIZE
     assert (found["runtime"]["runtime"], found["runtime"]["device"], found["runtime"]["threads"]) == ("torch", "cpu", 1)

@@ -71,14 +71,15 @@ def write(
     options: dict[str, Any] = {
         "format": settings.spec.traced,
         "imgsz": image_size,
-        "batch": 1,
+        "batch": settings.batch,
         "device": str(next(network.parameters()).device),
         "dynamic": settings.dynamic,
     }
     if end2end:
         options["nms"] = False  # keeps an end-to-end head that is switched on
     if settings.spec.traced == "onnx":
-        options |= {"opset": OPSET, "simplify": False}  # simplifying takes one more package, and runtimes do it anyway
+        # Simplifying takes one more package, and runtimes do it anyway.
+        options |= {"opset": settings.opset or OPSET, "simplify": False}
     if settings.half:
         options["quantize"] = 16
     return finish(traced, settings.spec, _export(network, options, notes), convert)

@@ -189,7 +189,7 @@ class ModuleAdapter(TrainableAdapter):
 
     def export(self, module: nn.Module, folder: Path, settings: ExportSettings, *, convert: Convert) -> Path:
         """Export the network with a fixed input shape."""
-        return write(self.deployable(module), folder, settings, shape=(1, *self._shape), convert=convert)
+        return write(self.deployable(module), folder, settings, shape=(settings.batch, *self._shape), convert=convert)
 
     def difference(self, expected: Predictions, found: Predictions) -> Difference:
         """Return the largest difference of outputs, as a share of the largest output if that is above 1."""

@@ -14,7 +14,7 @@ from autoprune.formats import formats_where
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
 from autoprune.runtimes._base import FULL
-from autoprune.runtimes.exported import export_onnx
+from autoprune.runtimes.exported import OPSET, export_onnx
 
 
 class FirstOutput(nn.Module):
@@ -62,7 +62,7 @@ def write(
     if spec.traced == "torchscript":
         _write_script(module.to(dtype), traced, torch.zeros(shape, dtype=dtype).to(device))
     else:
-        export_onnx(module, shape, traced, dtype=dtype, device=str(device))
+        export_onnx(module, shape, traced, dtype=dtype, device=str(device), opset=settings.opset or OPSET)
     return finish(traced, spec, {}, convert)
 
 

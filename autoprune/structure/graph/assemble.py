@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from autoprune.structure.graph.types import ChannelGraph, Group, Ids, Layer, Unit, WidthAttribute
-from autoprune.structure.graph.walk import ChannelIds, Findings
+from autoprune.structure.graph.types import Activation, ChannelGraph, Group, Ids, Layer, Unit, WidthAttribute
+from autoprune.structure.graph.walk import ChannelIds, Findings, RawActivation
 
 
 def assemble(found: Findings) -> ChannelGraph:
@@ -46,7 +46,20 @@ def assemble(found: Findings) -> ChannelGraph:
         ),
         uncounted=dict(found.uncounted),
         reads=frozenset(found.reads),
+        activations=tuple(_held(raw, found.ids, group_of, groups) for raw in found.activations),
     )
+
+
+def _held(raw: RawActivation, ids: ChannelIds, group_of: dict[int, int], groups: list[Group]) -> Activation:
+    """Return a tensor with its numbers by group; channels that no layer has are fixed."""
+    if raw.ids is None:
+        return Activation((), raw.numbers, raw.first, raw.last)
+    counts = Counter(group_of.get(int(root)) for root in ids.roots(raw.ids))
+    fixed = raw.numbers * counts.pop(None, 0)
+    shares = tuple(
+        (index, raw.numbers * count / groups[index].size) for index, count in counts.items() if index is not None
+    )
+    return Activation(shares, fixed, raw.first, raw.last)
 
 
 class _Axes:

@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from autoprune.errors import ModelError
 from autoprune.structure.graph.assemble import assemble
+from autoprune.structure.graph.lifetimes import activations
 from autoprune.structure.graph.rules import RULES
 from autoprune.structure.graph.types import ChannelGraph
 from autoprune.structure.graph.walk import Walk
@@ -42,7 +43,11 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
         ModelError: the network cannot be copied or exported.
     """
     network = copied(module).train()
-    return assemble(Walk(network, _exported(network, example), free_outputs=frozenset(free_outputs)).run(RULES))
+    exported = _exported(network, example)
+    walk = Walk(network, exported, free_outputs=frozenset(free_outputs))
+    found = walk.run(RULES)
+    found.activations = activations(exported.graph.nodes, walk.value, len(example))
+    return assemble(found)
 
 
 def _exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:

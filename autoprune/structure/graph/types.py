@@ -92,6 +92,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """A tensor that one forward pass makes and keeps until its last reader has run.
+
+    Attributes:
+        groups: numbers of one image per kept channel of a group, by the group's index.
+        fixed: numbers of one image that no group decides.
+        first: the operation that makes it.
+        last: the last operation that reads it, or a view of it.
+    """
+
+    groups: tuple[tuple[int, float], ...]
+    fixed: float
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class WidthAttribute:
     """A plain number on a module that repeats a channel count, e.g. ``C2f.c``.
 
@@ -121,6 +138,7 @@ class ChannelGraph:
         uncounted: operations whose cost no layer describes, with how often each occurs.
         reads: (state-dict name, dimension) of the weights that read channels: with zeros there the network computes
             what it does without these channels.
+        activations: the tensors of one forward pass, in order.
     """
 
     groups: tuple[Group, ...]
@@ -131,6 +149,7 @@ class ChannelGraph:
     attributes: tuple[WidthAttribute, ...]
     uncounted: Mapping[str, int] = field(default_factory=dict)
     reads: frozenset[tuple[str, int]] = frozenset()
+    activations: tuple[Activation, ...] = ()
 
     @property
     def channels(self) -> int:

@@ -140,6 +140,23 @@ class RawLayer:
     groups: int = 1
 
 
+@dataclass(frozen=True)
+class RawActivation:
+    """A tensor with channel ids; see `autoprune.structure.graph.types.Activation`.
+
+    Attributes:
+        ids: of its channels; None if they are unknown.
+        numbers: of one image, per channel if the ids are known.
+        first: the operation that makes it.
+        last: the last operation that reads it.
+    """
+
+    ids: Ids | None
+    numbers: float
+    first: int
+    last: int
+
+
 @dataclass
 class Findings:
     """What the walk collects.
@@ -152,6 +169,7 @@ class Findings:
         splits: per chunk or split along channels, the ids of its pieces.
         attributes: (module path, attribute name, ids that it counts).
         uncounted: operations that no layer describes.
+        activations: the tensors that are made, in order.
     """
 
     ids: ChannelIds = field(default_factory=ChannelIds)
@@ -161,6 +179,7 @@ class Findings:
     splits: list[tuple[Ids, ...]] = field(default_factory=list)
     attributes: list[tuple[str, str, Ids]] = field(default_factory=list)
     uncounted: Counter[str] = field(default_factory=Counter)
+    activations: list[RawActivation] = field(default_factory=list)
 
 
 class Walk:
