@@ -98,6 +98,7 @@ class Network:
         batch: int = 1,
         threads: int | None = None,
         with_nms: bool = False,
+        device: str | None = None,
     ) -> Timing:
         """Measure the network as it is deployed.
 
@@ -106,17 +107,18 @@ class Network:
                 else torch.
             precision: fp32, fp16, bf16 or int8, if runtime and device have it.
             batch: images per run.
-            threads: CPU threads; by default what torch has.
+            threads: CPU threads; by default what torch has, or as a board has cores.
             with_nms: measure it together with its non-maximum suppression.
+            device: the address of a board, ssh://[USER@]HOST[:PORT]; by default the network's own device.
 
         Returns:
             Median, 10th and 90th percentile in milliseconds.
 
         Raises:
-            DeviceError: the runtime or the device is not here.
+            DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
         settings = runtime_settings(
-            self.device,
+            device or self.device,
             image_size=image_size_of(self.adapter.input_shape),
             runtime=from_python("runtime", Runtime | None, runtime),
             precision=from_python("precision", Precision, precision),

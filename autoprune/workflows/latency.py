@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.budget import format_amount
-from autoprune.choices import Precision, Runtime, is_device
+from autoprune.choices import Precision, Runtime, is_board, split_target
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.latency.layers import layer_milliseconds
 from autoprune.latency.meter import LatencyMeter
@@ -348,23 +348,23 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
     """Return how networks run where a metric is measured.
 
     Args:
-        metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
+        metric: ``latency``, or ``latency@<runtime>``, ``latency@<device>`` or ``latency@<board>/<runtime>``, which say
+            what differs from ``config``.
         config: the options of the run.
         input_shape: of one input.
 
     Raises:
         DeviceError: the device or the runtime is not here.
     """
-    device, runtime = config.device, config.runtime
-    target = metric.partition("@")[2]
-    if target:
-        device, runtime = (target, None) if is_device(target) else (device, Runtime(target))
+    named, name = split_target(metric.partition("@")[2])
+    runtime = Runtime(name) if name else None if named else config.runtime
+    device = named or config.device
     return runtime_settings(
-        choose_device(device),
+        device if is_board(device) else choose_device(device),
         image_size=image_size_of(input_shape),
         runtime=runtime,
         precision=config.precision,
-        threads=config.threads,
+        threads=config.threads if is_board(device) == is_board(config.device) else None,
         batch=config.runtime_batch,
         with_nms=config.with_nms,
     )

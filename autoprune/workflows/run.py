@@ -49,7 +49,7 @@ def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
     assert config.model is not None
-    pin_threads(config.threads, folder, listener)
+    pin_threads(config.threads_here, folder, listener)
     return open_network(
         config.model,
         data=config.data,

@@ -31,7 +31,7 @@ class _Pipeline:
 
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
-        pin_threads(config.threads, folder, listener)
+        pin_threads(config.threads_here, folder, listener)
         # What is trained first becomes the model: the bundled one is not meant.
         trained = config if config.architecture is None else replace(config, architecture=None, model=Path(SPARSE))
         defaults = with_defaults(trained)
