@@ -52,7 +52,7 @@ class Board:
 
     def files(self) -> list[Path]:
         """Return the files that the search has left there, but for the lock."""
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+        return [path for path in self.temporary.rglob("*") if path.is_file() and path.name != "autoprune.lock"]
 
     def cut(self) -> None:
         """Cut all connections, as a network does."""
@@ -138,3 +138,37 @@ def _wait_for(port: int) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+@dataclass(frozen=True)
+class FakeBoard:
+    """A board without a network: an `ssh` that runs the command on this machine.
+
+    Attributes:
+        url: its address.
+        temporary: the temporary folder there.
+        program: the `ssh`, for the test to change.
+    """
+
+    url: str
+    temporary: Path
+    program: Path
+
+
+def make_fake_board(folder: Path) -> FakeBoard:
+    """Make a board in a folder; `FakeBoard.program.parent` belongs at the front of PATH."""
+    home, temporary, client = (folder / name for name in ("home", "tmp", "bin"))
+    for made in (home / ".autoprune" / "bin", temporary, client):
+        made.mkdir(parents=True)
+    python = home / ".autoprune" / "bin" / "python3"  # a link would not know this one's packages
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    program = client / "ssh"
+    answer(program, f'for last; do :; done; HOME="{home}" TMPDIR="{temporary}" sh -c "$last"; exit $?')
+    return FakeBoard(f"ssh://me@{folder.name}", temporary, program)
+
+
+def answer(program: Path, script: str) -> None:
+    """Let a program be a shell script."""
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)

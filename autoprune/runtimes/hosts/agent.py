@@ -428,8 +428,7 @@ def _cores() -> list[int]:
 
 def _open_lock() -> int:
     """Open the lock's file, which all users share."""
-    folder = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
-    path, flags = os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW
+    path, flags = os.path.join(tempfile.gettempdir(), _LOCK), os.O_RDWR | os.O_NOFOLLOW
     try:
         return os.open(path, flags)  # without O_CREAT: Linux forbids that for files of others in a shared folder
     except FileNotFoundError:

@@ -257,6 +257,7 @@ class _Connection:
                 start_new_session=True,  # Ctrl-C is for this process, which ends the connection when it is done
             )
         except OSError as error:
+            self._errors.close()
             raise DeviceError(
                 f"Measuring on {url} needs the OpenSSH client, and `{PROGRAM}` does not start: {error.strerror}"
             ) from error
@@ -422,7 +423,7 @@ def refused(url: str, said: str) -> DeviceError:
 def _listen(stream: IO[bytes] | None, lines: queue.SimpleQueue[bytes], over: threading.Event) -> None:
     """Collect answers until the connection ends; the last line is empty."""
     assert stream is not None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError), stream:
         for line in stream:
             lines.put(line)
     over.set()
