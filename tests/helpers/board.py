@@ -164,7 +164,7 @@ def make_fake_board(folder: Path) -> FakeBoard:
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     program = client / "ssh"
-    answer(program, f'for last; do :; done; HOME="{home}" TMPDIR="{temporary}" sh -c "$last"; exit $?')
+    answer(program, f'for last; do :; done; HOME="{home}" TMPDIR="{temporary}" exec sh -c "$last"')
     return FakeBoard(f"ssh://me@{folder.name}", temporary, program)
 
 

@@ -301,13 +301,13 @@ def test_a_lost_connection_ends_what_ran_there_and_is_opened_again(
 ) -> None:
     worker = WorkerProcess("test", engine, {}, host=host)
     assert host._connection is not None
-    host._connection._process.kill()
+    host._connection._process.terminate()
     with pytest.raises(BoardLostError, match=r"The connection to ssh://.* was lost"):
         worker.call("add", a=1, b=1)
     wait_for(lambda: ended(worker.pid) and not files(board))
     assert WorkerProcess("test", engine, {}, host=host).call("add", a=1, b=1) == 2
     assert any("trying again" in warning for warning in heard)
-    host._connection._process.kill()
+    host._connection._process.terminate()
     host._boot = "another"
     wait_for(lambda: host._connection is not None and not host._connection.alive)
     assert host.round_trip() > 0
@@ -321,7 +321,7 @@ def test_a_board_that_stays_away_is_given_up(
     monkeypatch.setattr(ssh, "PATIENCE", 1.5)
     answer(board.program, "echo 'ssh: connect to host: No route to host' >&2; exit 255")
     assert host._connection is not None
-    host._connection._process.kill()
+    host._connection._process.terminate()
     wait_for(lambda: host._connection is not None and not host._connection.alive)
     with pytest.raises(DeviceError, match=r"must be reachable over SSH and is not .*No route to host"):
         host.round_trip()

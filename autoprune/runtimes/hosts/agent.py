@@ -59,6 +59,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=folder,
+            env=_environment(folder),
             start_new_session=alone,
         )
 
@@ -129,7 +130,13 @@ def run_command(argv: list[str], timeout: float, folder: str | None, watch: Call
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, start_new_session=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=folder,
+            env=_environment(folder),
+            start_new_session=True,
         )
         code, end = None, time.monotonic() + timeout
         try:
@@ -141,6 +148,11 @@ def run_command(argv: list[str], timeout: float, folder: str | None, watch: Call
             _kill_group(process)  # what it left running would disturb the next measurement
             process.wait()
         return {"code": code, "out": _end_of(out), "err": _end_of(err)}
+
+
+def _environment(folder: str | None) -> dict[str, str] | None:
+    """Return an environment whose temporary files lie in a folder, which is removed; None for the present one."""
+    return None if folder is None else {**os.environ, "TMPDIR": folder}
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
