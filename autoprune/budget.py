@@ -344,8 +344,8 @@ def _check_metric(metric: str, requested: str) -> None:
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
         )
     device, runtime = split_target(target)
-    known = runtime in (None, *_RUNTIMES) and (device is None or is_device(device) or is_board(device))
-    if at and not known:
+    placed = runtime in (None, *_RUNTIMES) and (device is None or is_device(device) or is_board(device))
+    if at and not placed:
         raise BudgetError(
             f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}), on cpu, mps, cuda or cuda:N, or on a board "
             f"({BOARDS}[/RUNTIME]), got {_quoted(requested)}"
