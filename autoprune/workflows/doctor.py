@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def doctor(board: str | Sequence[str] = ()) -> Diagnosis:
     if boards:
         from autoprune.workflows.doctor_boards import board_checks
 
-        return Diagnosis({url: _looked(lambda url=url: board_checks(url)) for url in boards})
+        return Diagnosis({url: _looked(partial(board_checks, url)) for url in boards})
 
     from autoprune.workflows import doctor_checks as checks
 

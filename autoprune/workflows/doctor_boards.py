@@ -57,7 +57,7 @@ def _runtime(board: SshHost, spec: RuntimeSpec) -> Check:
     """Start a runtime there, in every number format that it may have."""
     versions = board.fingerprint(spec.packages)
     version = next((str(versions[package]) for package in spec.packages if package in versions), "")
-    works, reason = [], ""
+    works, reason = list[str](), ""
     for precision in spec.precisions["cpu"]:
         if precision is Precision.INT8 and not works:
             break
