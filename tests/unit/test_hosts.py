@@ -280,10 +280,14 @@ def test_a_file_that_does_not_fit_is_told(host: SshHost, board: FakeBoard, tmp_p
     assert files(board) == []
 
 
-def test_a_killed_worker_is_a_loss_that_may_be_measured_again(host: SshHost, engine: Path) -> None:
+def test_a_killed_worker_is_a_loss_that_may_be_measured_again(host: SshHost, board: FakeBoard, engine: Path) -> None:
     worker = WorkerProcess("test", engine, {}, host=host)
     with pytest.raises(BoardLostError, match=r"process of test on ssh://.* ended during the run \(signal SIGKILL"):
         worker.call("die")
+    worker.close()
+    other = SshHost(board.url)
+    assert other.holder(), "the lock is kept until it is started again"
+    other.close()
     assert WorkerProcess("test", engine, {}, host=host).call("add", a=2, b=2) == 4
 
 

@@ -400,11 +400,11 @@ class Agent:
         return self._children[number].exchange(line.encode(), in_time)
 
     def end(self, number: int) -> None:
-        """End a process; the last one releases the lock."""
-        child = self._children.pop(number, None)
-        if child is not None:
-            child.end()
-        if not self._children and self._lock is not None:
+        """End a process; the last one releases the lock, unless it died: then it is started again."""
+        child = self._children.pop(number)
+        died = child.process.poll() is not None
+        child.end()
+        if not died and not self._children and self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
