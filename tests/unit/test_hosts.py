@@ -206,8 +206,10 @@ def test_throttling_is_remarked(states: list[tuple[int | None, bool | None]], sa
         }
         for second, (speed, throttled) in enumerate(states)
     )
-    watch = BoardWatch(lambda: next(answers))
+    told: list[str] = []
+    watch = BoardWatch(lambda: next(answers), told.append)
     assert watch.busy() == 4
+    assert told == ([] if said is None else [watch.remark()])
     assert (watch.remark() is None) if said is None else (said in str(watch.remark()))
 
 

@@ -88,10 +88,11 @@ class BoardWatch(LoadWatch):
 
     Args:
         state: returns the board's state, see `autoprune.runtimes.hosts.agent.Agent.state`.
+        throttles: hears the remark if the board throttles.
     """
 
-    def __init__(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        self._state = state
+    def __init__(self, state: Callable[[], Mapping[str, Any]], throttles: Callable[[str], None]) -> None:
+        self._state, self._throttles = state, throttles
         self._first = self._last = state()
         self.cores = range(self._first["cores"])
         self._began = self._now()
@@ -99,6 +100,8 @@ class BoardWatch(LoadWatch):
     def busy(self) -> float:
         """Return how many cores other processes have used since, on average."""
         self._last = self._state()
+        if (remark := self.remark()) is not None:
+            self._throttles(remark)
         return super().busy()
 
     def _now(self) -> tuple[float, float, float]:

@@ -81,6 +81,7 @@ class SshHost(Host):
         self.name = url
         self._connection: _Connection | None = None
         self._boot = ""
+        self._throttled = False
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -154,7 +155,12 @@ class SshHost(Host):
 
     def watch(self) -> BoardWatch:
         """Return what watches the board from now on."""
-        return BoardWatch(self.state)
+        return BoardWatch(self.state, self._tell_of_throttling)
+
+    def _tell_of_throttling(self, remark: str) -> None:
+        if not self._throttled:
+            warn(f"On {self.name} {remark}: figures in milliseconds change with its heat until then.")
+        self._throttled = True
 
     def install_hint(self, *packages: str) -> str:
         """Return the command, run here, that installs packages there."""
