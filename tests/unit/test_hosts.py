@@ -16,8 +16,8 @@ import pytest
 
 from autoprune.errors import DeviceError
 from autoprune.listener import SilentListener, hearing
-from autoprune.runtimes.hosts import BoardLostError, BoardWatch, LocalHost, SshHost, ssh
-from autoprune.runtimes.hosts.ssh import refused
+from autoprune.runtimes.hosts import BoardLostError, BoardWatch, LocalHost, SshHost, connection, ssh
+from autoprune.runtimes.hosts.connection import refused
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.subprocess_backend import EngineSpec
 from tests.helpers.board import FakeBoard, answer, make_fake_board
@@ -133,9 +133,9 @@ def test_equal_content_is_sent_once_and_the_oldest_is_removed(
     host: SshHost, board: FakeBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
-    put = ssh._Connection.put
+    put = connection.Connection.put
     monkeypatch.setattr(
-        ssh._Connection, "put", lambda self, name, content: (sent.append(name), put(self, name, content))
+        connection.Connection, "put", lambda self, name, content: (sent.append(name), put(self, name, content))
     )
     folder = tmp_path / "model_ncnn_model"
     (folder / "deep").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_a_refused_connection_is_said_in_one_sentence(said: str, told: str, boar
 
 
 def test_without_the_client_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "PROGRAM", "no-such-ssh")
+    monkeypatch.setattr(connection, "PROGRAM", "no-such-ssh")
     with pytest.raises(DeviceError, match="needs the OpenSSH client, and `no-such-ssh` does not start"):
         SshHost("ssh://cam1").round_trip()
 
