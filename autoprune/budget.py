@@ -1,7 +1,8 @@
 """Budgets as users write them: ``latency=8ms``, ``flops=50%``, ``params=1.5M``, ``size=3MB``, ``channels=15%``.
 
-A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``; and that 95 of 100
-runs must hold it: ``latency@p95=20ms``, ``latency@openvino@p95=20ms``. ``fps=30`` is a latency, too.
+A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``,
+``latency@ssh://pi@cam1/openvino=20ms`` (a board, and optionally a runtime there); and that 95 of 100 runs must hold it:
+``latency@p95=20ms``, ``latency@openvino@p95=20ms``. ``fps=30`` is a latency, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 
-from autoprune.choices import Runtime, is_device
+from autoprune.choices import BOARDS, Runtime, device_name, is_board, is_device, split_target
 from autoprune.errors import BudgetError
 from autoprune.io.numerals import DECIMAL
 
@@ -124,7 +125,7 @@ class Limit:
         metric, equals, amount = (part.strip(" \t") for part in requested.partition("="))
         if not equals:
             raise BudgetError(f"A budget reads METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got {_quoted(requested)}")
-        metric = metric.lower()
+        metric = _spelled(metric)
         _check_metric(metric, requested)
         match = _AMOUNT.fullmatch(amount)
         if match is None or len(amount) > _LONGEST or _exponent(match["number"]) > _LARGEST_EXPONENT:
@@ -358,6 +359,15 @@ def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
     return BudgetError(f"The budget {_quoted(requested)} cannot be read: {reason}; write {metric}= with {example}")
 
 
+def _spelled(metric: str) -> str:
+    """Return a metric in one spelling: in lower case, all but the name of a user on a board."""
+    kind, at, target = metric.partition("@")
+    device, runtime = split_target(target)
+    if device is None or not is_board(device_name(device)):
+        return metric.lower()
+    return f"{kind.lower()}{at}{device_name(device)}{f'/{runtime.lower()}' if runtime else ''}"
+
+
 def _check_metric(metric: str, requested: str) -> None:
     kind, at, named = metric.partition("@")
     target, _ = latency_target(metric)
@@ -373,10 +383,12 @@ def _check_metric(metric: str, requested: str) -> None:
         raise BudgetError(
             f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
         )
-    if target and target not in _RUNTIMES and not is_device(target):
+    device, runtime = split_target(target)
+    placed = runtime in (None, *_RUNTIMES) and (device is None or is_device(device) or is_board(device))
+    if target and not placed:
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}) or on cpu, mps, cuda or cuda:N, and @p95 "
-            f"may follow, got {_quoted(requested)}"
+            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}), on cpu, mps, cuda or cuda:N, or on a board "
+            f"({BOARDS}[/RUNTIME]), and @p95 may follow, got {_quoted(requested)}"
         )
 
 

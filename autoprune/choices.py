@@ -193,6 +193,7 @@ class RuntimeSpec:
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.
         external: whether a program of the user's runs networks, see `autoprune.benchmark_command`.
+        on_boards: whether it runs on the CPU of a board over SSH, which has this runtime's package and no torch.
 
     Example:
         >>> spec = Runtime("onnxruntime").spec
@@ -210,6 +211,7 @@ class RuntimeSpec:
     with_nms: bool = True
     int8_file: str = ""
     external: bool = False
+    on_boards: bool = False
 
 
 _RUNTIMES = "autoprune.runtimes"
@@ -235,6 +237,7 @@ RUNTIMES = (
         {"cpu": (_FP32, _INT8), "cuda": (_FP32, _FP16)},
         ("onnxruntime", "onnxruntime-gpu"),
         extra="onnxruntime",
+        on_boards=True,
         int8_file="model.int8.onnx",
     ),
     RuntimeSpec(
@@ -243,6 +246,7 @@ RUNTIMES = (
         {"cpu": (_FP32, _BF16, _FP16, _INT8)},
         ("openvino", "nncf"),
         extra="openvino",
+        on_boards=True,
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
@@ -280,7 +284,39 @@ COMMAND = Runtime("command")
 
 
 DEVICES = "cpu, cuda, cuda:N, mps, or N for cuda:N"
-"""The names of devices, for help and messages."""
+"""The names of this machine's devices, for help and messages."""
+
+_SSH = "ssh://"
+
+BOARDS = "ssh://[USER@]HOST[:PORT]"
+"""The address of a board, for help and messages."""
+
+_BOARD = re.compile(
+    r"ssh://([a-z0-9_][\w.+-]*@)?([a-z0-9_][\w.-]*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE | re.ASCII
+)
+
+
+def is_board(name: str) -> bool:
+    """Return whether a text is the address of a board, which latency is measured on over SSH.
+
+    Example:
+        >>> is_board("ssh://pi@cam1:2222"), is_board("cpu"), is_board("ssh://-oProxyCommand=x")
+        (True, False, False)
+    """
+    return _BOARD.fullmatch(name) is not None
+
+
+def split_target(target: str) -> tuple[str | None, str | None]:
+    """Return the device and the runtime that a latency's target names, each None if it names none.
+
+    Example:
+        >>> split_target("openvino"), split_target("cuda:0"), split_target("ssh://pi@cam1/openvino")
+        ((None, 'openvino'), ('cuda:0', None), ('ssh://pi@cam1', 'openvino'))
+    """
+    if target.lower().startswith(_SSH):
+        address, _, runtime = target[len(_SSH) :].partition("/")
+        return f"{_SSH}{address}", runtime or None
+    return (target, None) if is_device(target) else (None, target)
 
 
 def is_device(name: str) -> bool:
@@ -297,8 +333,11 @@ def device_name(text: str) -> str:
     """Return a device in one spelling: Ultralytics' GPU numbers become cuda:N, other texts stay.
 
     Example:
-        >>> device_name("0"), device_name("0,1"), device_name("mps")
-        ('cuda:0', 'cuda:0,1', 'mps')
+        >>> device_name("0"), device_name("0,1"), device_name("MPS"), device_name("SSH://Ann@cam1/")
+        ('cuda:0', 'cuda:0,1', 'mps', 'ssh://Ann@cam1')
     """
-    name = text.strip().lower()
+    name = text.strip()
+    if name.lower().startswith(_SSH):  # names of users have capital letters
+        return f"{_SSH}{name[len(_SSH) :].rstrip('/')}"
+    name = name.lower()
     return f"cuda:{name}" if re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", name) else name

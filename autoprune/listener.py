@@ -171,6 +171,11 @@ def hearing(listener: Listener) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def warn(text: str) -> None:
+    """Let the listener of the command that is running hear a warning."""
+    _CURRENT.get().warn(text)
+
+
 def step_bar(label: str, total: int) -> AbstractContextManager[Advance]:
     """Return a progress bar of the command that is running, as `Listener.progress`; silent if none is."""
     return _CURRENT.get().progress(label, total)

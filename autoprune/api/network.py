@@ -101,6 +101,7 @@ class Network:
         with_nms: bool = False,
         runtime_command: str = "",
         runtime_pattern: str = "",
+        device: str | None = None,
     ) -> Timing:
         """Measure the network as it is deployed.
 
@@ -109,22 +110,23 @@ class Network:
                 else torch.
             precision: fp32, fp16, bf16 or int8, if runtime and device have it.
             batch: images per run.
-            threads: CPU threads; by default what torch has.
+            threads: CPU threads; by default what torch has, or as a board has cores.
             with_nms: measure it together with its non-maximum suppression.
             runtime_command: a program that runs the network and prints milliseconds, in place of a runtime, such as
                 ``bench --model {onnx}``.
             runtime_pattern: a regular expression with one group around the milliseconds; the last number by default.
+            device: the address of a board, ssh://[USER@]HOST[:PORT]; by default the network's own device.
 
         Returns:
             Median, 10th and 90th percentile in milliseconds.
 
         Raises:
-            DeviceError: the runtime or the device is not here.
+            DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
         words = placed(runtime_command, Path.cwd())
         command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
-            self.device,
+            device or self.device,
             image_size=image_size_of(self.adapter.input_shape),
             runtime=command or from_python("runtime", Runtime | None, runtime),
             precision=from_python("precision", Precision, precision),

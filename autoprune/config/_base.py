@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 
 from autoprune.benchmark_command import TIMEOUT, BenchmarkCommand, placed
 from autoprune.budget import Budget
-from autoprune.choices import COMMAND, DARKNET, DEVICES, Precision, Runtime, device_name, is_device, match_factory
+from autoprune.choices import (
+    COMMAND,
+    DARKNET,
+    DEVICES,
+    Precision,
+    Runtime,
+    device_name,
+    is_board,
+    is_device,
+    match_factory,
+)
 from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
@@ -37,8 +47,10 @@ class RunConfig:
     Attributes:
         imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
         device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
-            first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores
-        threads: CPU threads for computing and measuring; by default as many as there are free cores
+            first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores; with the
+            address of a board, ssh://[USER@]HOST[:PORT], the board measures, and this machine does all else
+        threads: CPU threads for computing and measuring, those of the board if `device` is one; by default as many as
+            there are free cores
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         project: as Ultralytics has it, in place of `out`: the folder that the run folder `name` is made in; runs by
             default
@@ -79,11 +91,19 @@ class RunConfig:
         self._check_device()
         self._check_folder()
         check_counts(self, "threads", least=1)
-        if self.threads is not None and self.threads > (cores := os.cpu_count() or 1):
+        if self.threads_here is not None and self.threads_here > (cores := os.cpu_count() or 1):
             raise ConfigError(f"`threads` must be at most {cores}, the CPU cores of this machine, got {self.threads}")
 
+    @property
+    def threads_here(self) -> int | None:
+        """CPU threads of this machine; None for the default."""
+        return None if is_board(self.device) else self.threads
+
     def _check_device(self) -> None:
-        check_device(self.device)
+        if is_board(self.device):
+            check_measuring(self)
+        else:
+            check_device(self.device)
 
     def _check_folder(self) -> None:
         if self.out is not None and (self.project is not None or self.name is not None):
@@ -161,7 +181,8 @@ class RuntimeConfig:
     """The options of every command that measures latency.
 
     Attributes:
-        runtime: what runs the network when latency is measured; by default cudagraph on a CUDA GPU, else torch
+        runtime: what runs the network when latency is measured; by default cudagraph on a CUDA GPU, onnxruntime on a
+            board, else torch
         precision: number format that latency is measured in, if runtime and device have it
         runtime_batch: images per run when latency is measured
         with_nms: measure the network together with its non-maximum suppression
@@ -393,6 +414,15 @@ def check_positive(name: str, value: float) -> None:
     """Make sure that a number is above 0."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{named(name)} must be above 0, got {value}")
+
+
+def check_measuring(config: RunConfig) -> None:
+    """Refuse a board in a command that measures no latency: nothing else happens there."""
+    if not isinstance(config, RuntimeConfig):
+        raise ConfigError(
+            f"A board is for commands that measure latency with a `runtime`, and this one computes here, got `device` "
+            f"{config.device}"
+        )
 
 
 def check_devices(value: str) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from autoprune.errors import RunError
 from autoprune.io.files import write_atomic
 from autoprune.latency.tables import Point
-from autoprune.latency.timing import Times, time_interleaved
+from autoprune.latency.timing import time_interleaved
 from autoprune.listener import tracked
-from autoprune.runtimes import Backend, Runner
+from autoprune.runtimes import Backend, Runner, Times
 from autoprune.runtimes.load import LoadWatch
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.structure.graph import LayerKind

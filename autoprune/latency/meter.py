@@ -15,7 +15,9 @@ from autoprune.journal import MemoryRecorder, Recorder
 from autoprune.latency.cache import LatencyCache, look_up, paired_shares
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
+from autoprune.listener import warn
 from autoprune.runtimes import Backend, Calibration, Runner, open_backend
+from autoprune.runtimes.hosts import BoardLostError
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, fingerprint_key, lane_width
 
 REFERENCE_MEASUREMENT = MeasurementConfig(max_runs=300, seconds=5.0)
@@ -29,6 +31,9 @@ SAMPLE_MEASUREMENT = MeasurementConfig(max_runs=60)
 
 KEPT_SPREAD = 0.04
 """Measurements with a larger spread are not cached for later searches."""
+
+MOST_LOSSES = 3
+"""How often in a row a board may be lost in one measurement: that often is no accident."""
 
 _FORMAT_MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
 
@@ -105,7 +110,18 @@ class LatencyMeter:
             with self._backend.session():
                 return self._least_disturbed().to_json()
 
-        return Timing.from_json(self._recorded("reference", measure))
+        return Timing.from_json(self._recorded("reference", lambda: self._unbroken(measure)))
+
+    def _unbroken(self, measure: Callable[[], Any]) -> Any:
+        """Measure, and again from its start if a board was lost: what was loaded there is gone."""
+        for _ in range(MOST_LOSSES - 1):
+            try:
+                return measure()
+            except BoardLostError as error:
+                warn(f"{error}; the measurement is repeated.")
+                for name in ("_dense_runner", "_backend"):
+                    self.__dict__.pop(name, None)
+        return measure()
 
     def _least_disturbed(self) -> Timing:
         """Time the dense network, again if other processes disturb it, and return the least time."""
@@ -116,7 +132,7 @@ class LatencyMeter:
 
     def _adapted(self, config: MeasurementConfig) -> MeasurementConfig:
         config = config.of_commands() if self.settings.runtime.spec.external else config
-        return replace(config, threads=self.settings.threads if self.settings.device == "cpu" else 1)
+        return replace(config, threads=self.settings.threads if self.settings.on_cpu else 1)
 
     @cached_property
     def note(self) -> str | None:
@@ -126,7 +142,7 @@ class LatencyMeter:
             with self._backend.session():
                 return self._dense_runner.note or ""
 
-        return self._recorded("note", ask) or None
+        return self._recorded("note", lambda: self._unbroken(ask)) or None
 
     def measure(
         self,
@@ -157,7 +173,7 @@ class LatencyMeter:
                 )
                 return time_pair(runner, other, self._adapted(config or self._config)).to_json()
 
-        return PairedTiming.from_json(self._recorded(["network", key], measure))
+        return PairedTiming.from_json(self._recorded(["network", key], lambda: self._unbroken(measure)))
 
     def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int], *, attempt: int = 0) -> PairedTiming:
         """Time a network that a predictor is fitted to, or take its time from an earlier search on this device.

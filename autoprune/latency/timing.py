@@ -19,11 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.listener import step_bar
-from autoprune.runtimes._base import Runner
+from autoprune.runtimes._base import Runner, Times
 from autoprune.runtimes.load import LoadWatch
-
-Times = npt.NDArray[np.float64]
-"""Milliseconds of single runs, shape (rounds, runners)."""
 
 _WARM_WINDOW = 3
 _WARM_TOLERANCE = 0.05
@@ -186,7 +183,7 @@ def time_all(runners: Sequence[Runner], config: MeasurementConfig) -> list[Timin
     """Time networks with interleaved runs: as many as the configuration allows, whose seconds are for each network."""
     for runner in runners:
         warm_up(runner, config.warm_up)
-    whole, watch = replace(config, seconds=config.seconds * len(runners)), LoadWatch()
+    whole, watch = replace(config, seconds=config.seconds * len(runners)), runners[0].watch() or LoadWatch()
     with step_bar("Timing", config.max_runs) as advance:
         clocks = _clocks(runners, config.least)
         while more := whole.more(clocks[0], np.inf):
@@ -201,7 +198,8 @@ def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> Pa
     """Time two networks with interleaved runs, longer if the spread of their ratio is above the wanted one."""
     for runner in (dense, candidate):
         warm_up(runner, config.warm_up)
-    watch = LoadWatch()
+    board = dense.watch()
+    watch = board or LoadWatch()
     clocks = _clocks([dense, candidate], config.least)
     while more := config.more(clocks[0], ratio_spread(clocks[0])):
         clocks = np.concatenate([clocks, _clocks([dense, candidate], more)], axis=1)
@@ -209,7 +207,7 @@ def time_pair(candidate: Runner, dense: Runner, config: MeasurementConfig) -> Pa
     times = _surviving(clocks, [dense, candidate], under_load=under_load)
     spread = ratio_spread(times, percentile=_UNDER_LOAD if under_load else _MEDIAN)
     dense_timing, timing = (Timing.of(column, under_load=under_load) for column in times.T)
-    notes = [] if candidate.note is None else [candidate.note]
+    notes = [note for note in (candidate.note, board and board.remark()) if note]
     if spread > config.spread:
         outliers = timing.outliers + dense_timing.outliers
         notes.append(
@@ -227,6 +225,9 @@ def time_interleaved(runners: Sequence[Runner], rounds: int) -> Times:
 
 def _clocks(runners: Sequence[Runner], rounds: int) -> Times:
     """Return the times of interleaved runs and the CPU times of this thread meanwhile, shape (2, rounds, runners)."""
+    times = runners[0].rounds(runners, rounds)
+    if times is not None:
+        return np.stack([times, times])  # no thread of this process computed
     clocks = np.empty((2, rounds, len(runners)))
     with _no_collection():
         for number in range(rounds):
@@ -246,7 +247,8 @@ def warm_up(runner: Runner, limit: int) -> int:
     """Run until the median of three runs is within 5% of the three before; return the number of runs."""
     recent: list[float] = []
     while len(recent) < limit:
-        recent.append(runner.elapsed())
+        few = max(1, min(limit, 2 * _WARM_WINDOW) - len(recent))  # the first look is at so many
+        recent += time_interleaved([runner], few)[:, 0].tolist()
         if len(recent) >= 2 * _WARM_WINDOW:
             now = float(np.median(recent[-_WARM_WINDOW:]))
             before = float(np.median(recent[-2 * _WARM_WINDOW : -_WARM_WINDOW]))

@@ -4,7 +4,7 @@ import pkgutil
 
 from autoprune.choices import Precision, Runtime
 from autoprune.formats import FormatSpec
-from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner
+from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner, Times
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.subprocess_backend import BrokenRuntimeError, SubprocessBackend
 
@@ -58,6 +58,7 @@ __all__ = [
     "Runtime",
     "RuntimeSettings",
     "SubprocessBackend",
+    "Times",
     "fingerprint",
     "open_backend",
     "open_file_backend",

@@ -6,12 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
+from autoprune.runtimes.hosts import BoardWatch
 from autoprune.runtimes.settings import RuntimeSettings
+
+Times: TypeAlias = npt.NDArray[np.float64]
+"""Milliseconds of single runs, shape (rounds, runners)."""
 
 Calibration = Callable[[], Sequence[torch.Tensor]]
 """Returns batches of real input images, each of shape (B, channels, height, width)."""
@@ -31,6 +38,22 @@ class Runner(ABC):
     @abstractmethod
     def elapsed(self) -> float:
         """Run once with the device idle before and after, and return the milliseconds."""
+
+    def rounds(self, runners: Sequence[Runner], rounds: int) -> Times | None:
+        """Run networks once per round where they are loaded, in one request.
+
+        Args:
+            runners: this one, and others.
+            rounds: how many.
+
+        Returns:
+            Milliseconds, shape (rounds, runners); None if they must be run one by one from here.
+        """
+        return None
+
+    def watch(self) -> BoardWatch | None:
+        """Return what watches, from now on, the board that the network runs on; None if that is this machine."""
+        return None
 
 
 class FileRunner(Runner):

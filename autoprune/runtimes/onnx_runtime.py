@@ -17,7 +17,7 @@ class OnnxRuntimeBackend(SubprocessBackend):
     @property
     def runtime(self) -> EngineSpec:
         """ONNX Runtime, with torch's setting of TF32, which is in the fingerprint."""
-        device = torch.device(self.settings.device)
+        device = self.settings.computing
         options = {
             "threads": self.settings.threads,
             "device": "cpu" if device.type == "cpu" else str(device.index),
@@ -37,7 +37,7 @@ class OnnxRuntimeBackend(SubprocessBackend):
 
     def check(self, capabilities: Sequence[str]) -> None:
         """Check that the build has the device's execution provider."""
-        if self.settings.device != "cpu" and "CUDAExecutionProvider" not in capabilities:
+        if not self.settings.on_cpu and "CUDAExecutionProvider" not in capabilities:
             raise DeviceError(
                 f"On {self.settings.device} the runtime onnxruntime needs its CUDAExecutionProvider, and the build "
                 f"here has {', '.join(capabilities)}: {install_package('onnxruntime-gpu')} in place of onnxruntime"

@@ -31,7 +31,8 @@ class OpenVinoBackend(SubprocessBackend):
         """Check that the CPU computes in the precision: OpenVINO would fall back to fp32 in silence."""
         wanted = self.settings.precision.value.upper()
         if wanted not in capabilities:
+            where = self.settings.device if self.settings.on_board else "this CPU"
             there = [one.value for one in _COMPUTED if one.value.upper() in capabilities]
             raise DeviceError(
-                f"OpenVINO on this CPU computes in {', '.join(there)}, got `precision` {self.settings.precision.value}"
+                f"OpenVINO on {where} computes in {', '.join(there)}, got `precision` {self.settings.precision.value}"
             )

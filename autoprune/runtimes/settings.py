@@ -17,8 +17,21 @@ from typing import Any, TypeAlias
 import torch
 
 from autoprune.benchmark_command import BenchmarkCommand
-from autoprune.choices import COMMAND, CUDAGRAPH, DEVICES, RUNTIMES, TORCH, Precision, Runtime, device_name, is_device
+from autoprune.choices import (
+    COMMAND,
+    CUDAGRAPH,
+    DEVICES,
+    ONNXRUNTIME,
+    RUNTIMES,
+    TORCH,
+    Precision,
+    Runtime,
+    device_name,
+    is_board,
+    is_device,
+)
 from autoprune.errors import DeviceError
+from autoprune.runtimes.hosts import board_at, host_of
 
 _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
@@ -62,7 +75,7 @@ class RuntimeSettings:
     """How a network runs while it is measured; made by ``runtime_settings``, which checks every value.
 
     Attributes:
-        device: ``cpu`` or ``cuda:<n>``.
+        device: ``cpu``, ``cuda:<n>``, ``mps``, or the address of a board.
         runtime: what runs the network.
         precision: number format.
         threads: CPU threads inside an operation.
@@ -82,6 +95,21 @@ class RuntimeSettings:
     memory_format: MemoryFormat = MemoryFormat.AUTO
     with_nms: bool = False
     command: BenchmarkCommand | None = None
+
+    @property
+    def on_board(self) -> bool:
+        """Whether the device is a board over SSH."""
+        return is_board(self.device)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a CPU runs the network, here or on a board."""
+        return self.device == "cpu" or self.on_board
+
+    @property
+    def computing(self) -> torch.device:
+        """Device of this machine that exports the network: the device itself, or the CPU for a board."""
+        return torch.device("cpu" if self.on_board else self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,23 +153,29 @@ def runtime_settings(
     """Check the user's options, fill in defaults and return the settings.
 
     Args:
-        device: ``cpu``, ``mps``, ``cuda``, ``cuda:<n>``, or ``<n>`` for ``cuda:<n>``.
+        device: ``cpu``, ``mps``, ``cuda``, ``cuda:<n>``, ``<n>`` for ``cuda:<n>``, or the address of a board.
         image_size: of the input.
-        runtime: what runs the network, or a command that does; None takes ``cudagraph`` on CUDA, else ``torch``.
+        runtime: what runs the network, or a command that does; None takes ``cudagraph`` on CUDA, ``onnxruntime`` on a
+            board, else ``torch``.
         precision: number format; the runtime's record says which there are.
-        threads: CPU threads; None takes as many as torch uses now.
+        threads: CPU threads; None takes as many as torch uses now, or as a board has cores.
         batch: images per run.
         with_nms: whether non-maximum suppression is measured too.
 
     Raises:
-        DeviceError: this machine has no such device, or the runtime does not run on it or in that precision.
+        DeviceError: this machine has no such device, or the runtime does not run on it or in that precision; or a
+            board cannot be reached.
     """
-    resolved = resolve_device(device)
-    device, kind = str(resolved), resolved.type
+    board = is_board(name := device_name(device))
+    resolved = resolve_device("cpu" if board else device)
+    device, kind = name if board else str(resolved), resolved.type
     command = runtime if isinstance(runtime, BenchmarkCommand) else None
     asked = COMMAND if isinstance(runtime, BenchmarkCommand) else runtime
-    chosen = asked or (CUDAGRAPH if kind == "cuda" else TORCH)
+    chosen = asked or (ONNXRUNTIME if board else CUDAGRAPH if kind == "cuda" else TORCH)
     kinds = chosen.spec.precisions
+    if board and not chosen.spec.on_boards:
+        others = ", ".join(spec.name for spec in RUNTIMES if spec.on_boards)
+        raise DeviceError(f"The runtime {chosen.value} does not run on a board ({device}), where there are {others}")
     if kind not in kinds:
         others = ", ".join(spec.name for spec in RUNTIMES if kind in spec.precisions)
         raise DeviceError(
@@ -158,14 +192,17 @@ def runtime_settings(
             f"The runtime {chosen.value} takes networks whose shapes are all fixed, and those of `with_nms` are not; "
             "measure without it, or with `runtime` torch"
         )
-    for name, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
+    for what, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
         if isinstance(value, int) and value < 1:
-            raise DeviceError(f"The number of {name} must be at least 1, got {value}")
+            raise DeviceError(f"The number of {what} must be at least 1, got {value}")
+    cores = int(board_at(device).description["cores"]) if board else torch.get_num_threads()
+    if board and threads is not None and threads > cores:
+        raise DeviceError(f"`threads` must be at most {cores}, the CPU cores of {device}, got {threads}")
     return RuntimeSettings(
         device,
         chosen,
         precision,
-        threads or torch.get_num_threads(),
+        threads or cores,
         batch,
         image_size,
         memory_format=MemoryFormat.AUTO if chosen.spec.layout else MemoryFormat.CONTIGUOUS,
@@ -179,6 +216,8 @@ def lane_width(settings: RuntimeSettings) -> int:
 
     Measured on AVX-512: a 3×3 convolution to 24, 40 or 56 channels takes as long as one to 32, 48 or 64, or longer.
     """
+    if settings.on_board:
+        return 16 if board_at(settings.device).description["wide"] else 8
     if settings.device != "cpu":
         return 8 if settings.precision is Precision.FP32 else 16
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
@@ -190,7 +229,11 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     del values["image_size"]  # part of each layer's shape
     if settings.command is not None:
         del values["command"]["timeout"]  # changes no time
-    values |= {"cpu": cpu_model(), "system": platform.machine(), "torch": torch.__version__}
+    values["torch"] = torch.__version__
+    if settings.on_board:  # wherever it is reached
+        del values["device"]
+        return values | dict(host_of(settings.device).fingerprint(settings.runtime.spec.packages))
+    values |= {"cpu": cpu_model(), "system": platform.machine()}
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):
             values[package] = version(package)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
 import weakref
 from abc import abstractmethod
@@ -26,10 +27,12 @@ from autoprune.runtimes._base import (
     FileBackend,
     FileRunner,
     Runner,
+    Times,
     memory_guard,
     waiting_session,
 )
 from autoprune.runtimes.exported import export_onnx
+from autoprune.runtimes.hosts import LOCAL, BoardWatch, Host, SshHost, host_of
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.settings import RuntimeSettings
 
@@ -73,23 +76,33 @@ class EngineSpec:
                     f"{self.name} needs the package {package}, which is not installed: {install_extra(self.extra)}"
                 )
 
-    def start(self) -> WorkerProcess:
+    def start(self, host: Host = LOCAL) -> WorkerProcess:
         """Start the process.
 
         Raises:
+            DeviceError: a board lacks a package.
             BrokenRuntimeError: the engine does not start.
         """
         try:
-            return WorkerProcess(self.name, self.engine, self.options)
+            return WorkerProcess(self.name, self.engine, self.options, host=host)
         except WorkerError as error:
+            missing = re.search(r"No module named '(\w+)", error.text)
+            if isinstance(host, SshHost) and missing is not None:
+                package = missing[1].replace("_", "-")
+                raise DeviceError(
+                    f"{self.name} needs the package {package} on {host.name}, which is not installed there: "
+                    f"{host.install_hint(package)}"
+                ) from error
+            where, install = "", f"{install_extra(self.extra)} --force-reinstall"
+            if isinstance(host, SshHost):
+                where, install = f" on {host.name}", host.install_hint("--force-reinstall", *self.packages)
             raise BrokenRuntimeError(
-                f"{self.name} must start, and does not ({_summary(error)}); install its packages anew: "
-                f"{install_extra(self.extra)} --force-reinstall"
+                f"{self.name} must start{where}, and does not ({_summary(error)}); install its packages anew: {install}"
             ) from error
 
 
 class SubprocessBackend(Backend, FileBackend):
-    """Exports networks to ONNX, which a subprocess loads and runs.
+    """Exports networks to ONNX, which a subprocess loads and runs, here or on a board.
 
     The subprocess ends when the backend and all its runners are garbage collected; a collected runner frees its network
     there. A second subprocess quantises int8 networks. Without calibration images, or for inputs that are no images,
@@ -98,10 +111,12 @@ class SubprocessBackend(Backend, FileBackend):
 
     def __init__(self, settings: RuntimeSettings, calibration: Calibration | None = None) -> None:
         super().__init__(settings, calibration)
-        self.runtime.check()
+        self.host = host_of(settings.device)
+        if self.host.local:  # a board says what it lacks when the engine starts
+            self.runtime.check()
         if settings.precision is Precision.INT8:
             self.quantizer.check()
-        self._process = self.runtime.start()
+        self._process = self.runtime.start(self.host)
         self.check(self._process.call("capabilities"))
 
     @property
@@ -124,25 +139,25 @@ class SubprocessBackend(Backend, FileBackend):
 
     def session(self) -> AbstractContextManager[None]:
         """Limit torch to one thread here: this process only traces networks and waits; see ``Backend``."""
-        return waiting_session(self.settings)
+        return waiting_session(self.settings) if self.host.local else memory_guard(self.settings)
 
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""
         settings = self.settings
-        half = settings.precision is Precision.FP16 and settings.device != "cpu"  # on a CPU the engine does it
+        half = settings.precision is Precision.FP16 and not settings.on_cpu  # on a CPU the engine does it
         with memory_guard(settings), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             dtype = torch.float16 if half else torch.float32
-            export_onnx(module, shape, path, dtype=dtype, device=settings.device)
+            export_onnx(module, shape, path, dtype=dtype, device=str(settings.computing))
             if settings.precision is Precision.INT8:
                 path = self._quantized(path, shape)
-            number = self.call(self._process, "load", path=str(path))
+            number = self.call(self._process, "load", path=path)
         return SubprocessRunner(self, number)
 
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
         """Have the process load a file; see ``FileBackend``."""
         with memory_guard(self.settings):
-            return SubprocessRunner(self, self.ask("load", path=str(path), shape=list(shape)))
+            return SubprocessRunner(self, self.ask("load", path=path, shape=list(shape)))
 
     def convert(self, source: Path, to: Path) -> None:
         """Have the process write a file of its own; see ``FileBackend``. ONNX Runtime has none, it reads ONNX."""
@@ -238,6 +253,19 @@ class SubprocessRunner(FileRunner):
     def elapsed(self) -> float:
         """Run once in the subprocess, which takes the time; see ``Runner``."""
         return float(self._backend.ask("run", number=self._number))
+
+    def rounds(self, runners: Sequence[Runner], rounds: int) -> Times | None:
+        """Have the subprocess run the rounds, if all networks are there; see ``Runner``."""
+        numbers = [
+            one._number for one in runners if isinstance(one, SubprocessRunner) and one._backend is self._backend
+        ]
+        if len(numbers) < len(runners):
+            return None
+        return np.array(self._backend.ask("rounds", numbers=numbers, rounds=rounds)).reshape(rounds, len(runners))
+
+    def watch(self) -> BoardWatch | None:
+        """Return what watches the board from now on; see ``Runner``."""
+        return self._backend.host.watch()
 
     def outputs(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Run in the subprocess on an input; see ``FileRunner``."""

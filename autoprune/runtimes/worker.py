@@ -3,7 +3,8 @@
 It holds one runtime and nothing else: two runtimes alive in one process disturb each other, and so does torch. Requests
 come as lines of JSON on the standard input, ``{"call": name, "arguments": {...}}``, and are answered by one line each,
 ``{"value": ...}`` or ``{"error": {"kind": ..., "text": ...}}``; the first answer, unasked, says whether the engine
-started. The process ends when its input ends, which is when the parent does.
+started. All calls are methods of the engine but ``rounds``. The process ends when its input ends, which is when the
+parent does. It runs on boards, too: Python 3.8 must be able to read it, and the engines.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
     del sys.path[0]  # the folder of this script: none of its files may stand in for an installed package
 
+import gc
 import importlib.util
 import json
 import signal
@@ -38,7 +40,19 @@ def main(engine: str, options: str) -> None:
         return
     for line in sys.stdin:
         request = json.loads(line)
-        _answer(answers, partial(getattr(started, request["call"]), **request["arguments"]))
+        act = partial(_rounds, started) if request["call"] == "rounds" else getattr(started, request["call"])
+        _answer(answers, partial(act, **request["arguments"]))
+
+
+def _rounds(engine: Any, numbers: list[int], rounds: int) -> list[list[float]]:
+    """Run networks once per round, one after another, and return every time: milliseconds, shape (rounds, networks)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return [[engine.run(number) for number in numbers] for _ in range(rounds)]
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _load(path: str) -> Callable[..., Any]:

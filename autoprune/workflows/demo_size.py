@@ -48,7 +48,7 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
     limit = min(limits)
 
     def choose() -> int:
-        pin_threads(config.threads, folder, listener)
+        pin_threads(config.threads_here, folder, listener)
         measure = DenseLatency(config)
         size, taken = suitable_size(measure, limit)
         if measure.under_load and taken > OUT_OF_REACH * limit:

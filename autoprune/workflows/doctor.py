@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -110,18 +111,29 @@ class Diagnosis:
         return str(self)
 
 
-def doctor() -> Diagnosis:
-    """Look at this installation and this machine, without the network; takes some seconds.
+def doctor(board: str | Sequence[str] = ()) -> Diagnosis:
+    """Look at this installation and this machine, without the network, or at boards over SSH; takes some seconds.
+
+    Args:
+        board: the address of a board, ssh://[USER@]HOST[:PORT], or several: they are looked at in place of this
+            machine.
 
     Returns:
         Versions of the packages, the processor, memory, load, devices, runtimes with the number formats that they
-        compute in, caches, and the folders of Ultralytics' settings. What cannot be looked at is broken, not an error.
+        compute in, caches, and the folders of Ultralytics' settings. Of a board: how it is reached, its Python, speed
+            and heat, and its runtimes. What cannot be looked at is broken, not an error.
 
     Example:
         >>> found = ap.doctor()
         >>> found.healthy, [(check.name, check.found) for check in found.broken]
         (True, [])
     """
+    boards = DoctorConfig(board=(board,) if isinstance(board, str) else tuple(board)).board
+    if boards:
+        from autoprune.workflows.doctor_boards import board_checks
+
+        return Diagnosis({url: _looked(partial(board_checks, url)) for url in boards})
+
     from autoprune.workflows import doctor_checks as checks
 
     looks: Mapping[str, Callable[[], Iterable[Check]]] = {
@@ -139,7 +151,7 @@ def doctor() -> Diagnosis:
 
 def run(config: DoctorConfig, listener: Listener, caller: Caller) -> Finished:
     """Tell what was found; broken things make the exit code 1."""
-    found = doctor()
+    found = doctor(config.board)
     listener.note(json.dumps(found.to_json(), indent=1) if config.json else str(found))
     return Finished(Path(), broken=not found.healthy)
 

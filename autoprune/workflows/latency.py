@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.budget import format_amount, latency_target
-from autoprune.choices import COMMAND, Precision, Runtime, is_device
+from autoprune.choices import COMMAND, Precision, Runtime, is_board, split_target
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.errors import ConfigError
 from autoprune.latency.layers import layer_milliseconds
@@ -345,7 +345,8 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
     """Return how networks run where a metric is measured.
 
     Args:
-        metric: ``latency``, or ``latency@<runtime>`` or ``latency@<device>``, which say what differs from ``config``.
+        metric: ``latency``, or ``latency@<runtime>``, ``latency@<device>`` or ``latency@<board>/<runtime>``, which say
+            what differs from ``config``.
         config: the options of the run.
         input_shape: of one input.
 
@@ -353,16 +354,16 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
         DeviceError: the device or the runtime is not here.
     """
     device, runtime = config.device, config.measured_on
-    target, _ = latency_target(metric)
-    if target:
-        named = config.command if target == COMMAND.value else None if is_device(target) else Runtime(target)
-        device, runtime = target if is_device(target) else device, named
+    named, name = split_target(latency_target(metric)[0])
+    if named is not None or name is not None:
+        device = named or device
+        runtime = config.command if name == COMMAND.value else Runtime(name) if name else None
     return runtime_settings(
-        choose_device(device),
+        device if is_board(device) else choose_device(device),
         image_size=image_size_of(input_shape),
         runtime=runtime,
         precision=config.precision,
-        threads=config.threads,
+        threads=config.threads if is_board(device) == is_board(config.device) else None,
         batch=config.runtime_batch,
         with_nms=config.with_nms,
     )

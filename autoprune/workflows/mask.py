@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.choices import Granularity, Scope
+from autoprune.choices import Granularity, Scope, is_board
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, time_pair
@@ -58,7 +58,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
     with RunFolder.open("mask", config, caller) as folder:
         listener.stages(stages.of_masking(config))
         listener.stage(stages.OPEN)
-        pin_threads(config.threads, folder, listener)
+        pin_threads(config.threads_here, folder, listener)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
         backend = _backend(config, adapter)  # before the training: what is missing is reported now
@@ -170,12 +170,13 @@ def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, lis
 
 
 def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
+    board = is_board(config.device)
     settings = runtime_settings(
-        str(adapter.device),
+        config.device if board else str(adapter.device),
         image_size=adapter.image_size,
         runtime=config.measured_on,
         precision=config.precision,
-        threads=torch.get_num_threads(),
+        threads=config.threads if board else torch.get_num_threads(),
         batch=config.runtime_batch,
         with_nms=config.with_nms,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autoprune.budget import METRICS
+from autoprune.choices import is_board
 from autoprune.costs import CostSubject
 from autoprune.criteria._base import Importance, ranking
 from autoprune.criteria.registry import make_criterion
@@ -169,8 +170,8 @@ def _tied(graph: ChannelGraph, adapter: Adapter) -> ChannelGraph:
 
 
 def choose_device(asked: str) -> str:
-    """Return the device to use: the first CUDA GPU if ``auto`` finds one, else the CPU."""
-    if asked != "auto":
+    """Return the device to compute on: a board only measures, and then this is as for ``auto``, a GPU or the CPU."""
+    if asked != "auto" and not is_board(asked):
         return asked
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 

@@ -58,7 +58,7 @@ def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
     assert config.model is not None
-    pin_threads(config.threads, folder, listener)
+    pin_threads(config.threads_here, folder, listener)
     return open_network(
         config.model,
         data=config.data,
@@ -109,7 +109,7 @@ def runner_of(config: PruningConfig, network: Network, folder: RunFolder, listen
     if not isinstance(config, WorkersConfig) or config.workers is None or config.workers == "0":
         return SerialRunner()
     device = str(network.adapter.device)
-    return folder.enter(open_runner(RunnerOptions(config.workers, config.threads or 1, device, listener.note)))
+    return folder.enter(open_runner(RunnerOptions(config.workers, config.threads_here or 1, device, listener.note)))
 
 
 class PruningRun:

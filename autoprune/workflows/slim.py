@@ -31,7 +31,7 @@ class _Pipeline:
 
     def __init__(self, config: SlimConfig, folder: RunFolder, listener: Listener) -> None:
         self._folder, self._listener = folder, listener
-        pin_threads(config.threads, folder, listener)
+        pin_threads(config.threads_here, folder, listener)
         config = with_amounts(config, demo=config.model is None and config.architecture is None)
         listener.stages(stages.of_slim(config))
         self._config = with_model(config if config.architecture is None else self._trained(config))

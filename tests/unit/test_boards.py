@@ -1,0 +1,208 @@
+"""Latency on boards: how they are named and refused, and measuring on a real sshd with a Python of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import autoprune as ap
+from autoprune.budget import Budget, is_latency
+from autoprune.choices import RUNTIMES, Precision, Runtime, is_board, split_target
+from autoprune.cli.main import main
+from autoprune.config import ProfileConfig, SearchConfig, SensitivityConfig
+from autoprune.errors import BudgetError, ConfigError, DeviceError
+from autoprune.latency.meter import MOST_LOSSES, LatencyMeter
+from autoprune.latency.timing import MeasurementConfig
+from autoprune.runtimes import Runner, runtime_settings
+from autoprune.runtimes.hosts import BoardLostError, board_at, host_of
+from autoprune.runtimes.settings import fingerprint
+from autoprune.workflows.latency import settings_of
+from autoprune.workflows.network import choose_device
+from tests.helpers.board import SSHD, Board, running_board
+from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
+
+SHORT = MeasurementConfig(runs=10, max_runs=10, warm_up=6)
+
+
+def network(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 4, 3, 2, 1)).eval()
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ssh://cam1", "ssh://pi@cam1", "ssh://a.b-c@10.0.0.7:2222", "ssh://pi@[fe80::1]:22"])
+def test_addresses_of_boards(name: str) -> None:
+    assert is_board(name)
+    assert SearchConfig(device=f"{name}/", budget=("flops=50%",)).device == name
+    assert choose_device(name) == choose_device("auto"), "the board only measures"
+
+
+@pytest.mark.parametrize(
+    "name", ["ssh://", "ssh://-oProxyCommand=x", "ssh://pi@-h", "ssh://a b", "ssh://h:x", "ssh://a;b", "ssh://h/x/y"]
+)
+def test_other_addresses_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="`device` must be auto"):
+        SearchConfig(device=name, budget=("flops=50%",))
+    with pytest.raises(BudgetError, match=r"or on a board \(ssh://"):
+        Budget.parse([f"latency@{name}=8ms"])
+    with pytest.raises(ConfigError, match=r"`board` must be ssh://"):
+        ap.doctor(name)
+
+
+def test_a_command_that_measures_nothing_refuses_a_board() -> None:
+    with pytest.raises(ConfigError, match="commands that measure latency with a `runtime`"):
+        SensitivityConfig(device="ssh://pi@cam1")
+    with pytest.raises(ConfigError, match="`device` must be auto"):
+        ap.train(model="m.pt", data="d.yaml", policy="p.json", device="ssh://pi@cam1")
+
+
+def test_a_budget_names_boards_and_runtimes_there() -> None:
+    budget = Budget.parse(["LATENCY@SSH://Ann@cam1/OpenVINO=20ms", "latency@ssh://pi@cam2:22=60%", "latency=50%"])
+    assert [limit.metric for limit in budget] == [
+        "latency@ssh://Ann@cam1/openvino",
+        "latency@ssh://pi@cam2:22",
+        "latency",
+    ]
+    assert all(is_latency(limit.metric) for limit in budget)
+    assert Budget.parse(budget.texts) == budget
+    assert split_target("ssh://Ann@cam1/openvino") == ("ssh://Ann@cam1", "openvino")
+
+
+@pytest.mark.parametrize("runtime", [spec.name for spec in RUNTIMES if not spec.on_boards])
+def test_runtimes_that_need_torch_are_refused_before_anything_is_connected(runtime: str) -> None:
+    with pytest.raises(DeviceError, match=rf"runtime {runtime} needs torch .*on a board \(ssh://x\) there are"):
+        runtime_settings("ssh://x", image_size=32, runtime=Runtime(runtime))
+
+
+# -- losses ------------------------------------------------------------------------------------------
+
+
+class Losing(FakeBackend):
+    """Loses the board in the middle of its first runs."""
+
+    losses = 1
+
+    def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+        runner = super().prepare(module, shape)
+        elapsed, runs = runner.elapsed, iter(range(20))
+
+        def lost() -> float:
+            if next(runs, 20) == 12 and self.losses:
+                self.losses -= 1
+                raise BoardLostError("The connection to ssh://x was lost")
+            return elapsed()
+
+        runner.elapsed = lost  # type: ignore[method-assign]
+        return runner
+
+
+def test_a_measurement_is_repeated_from_its_start() -> None:
+    backend = Losing(SETTINGS)
+    meter = LatencyMeter(network(), SETTINGS, opener=opener(backend), config=SHORT)
+    timing = meter.measure(lambda: network(4), "half")
+    assert (timing.candidate.runs, backend.losses) == (10, 0)
+    assert backend.prepared == 4, "both networks are loaded anew"
+
+
+def test_a_board_that_is_lost_again_and_again_ends_the_run() -> None:
+    backend = Losing(SETTINGS)
+    backend.losses = MOST_LOSSES
+    with pytest.raises(BoardLostError):
+        LatencyMeter(network(), SETTINGS, opener=opener(backend), config=SHORT).measure(lambda: network(4), "half")
+
+
+# -- a real sshd -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    if SSHD is None:
+        pytest.skip("needs sshd (Debian: openssh-server)")
+    pytest.importorskip("onnxruntime")
+    with running_board(tmp_path_factory.mktemp("board")) as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{running.client}{os.pathsep}{os.environ['PATH']}")
+        yield running
+        board_at(running.url).close()
+
+
+def test_networks_are_measured_there_and_a_cut_connection_is_survived(board: Board, tmp_path: Path) -> None:
+    settings = runtime_settings(board.url, image_size=32)
+    assert (settings.runtime.value, settings.threads) == ("onnxruntime", board_at(board.url).description["cores"])
+    meter = LatencyMeter(network(32), settings, config=SHORT, cache=tmp_path)
+    assert meter.reference.median > 0
+    assert meter.measure(lambda: network(4), "first").ratio < 1.5
+    there = {process.name() for process in board.processes()}
+    assert there, "the agent and the worker"
+    board.cut()
+    assert meter.measure(lambda: network(4), "second").candidate.runs == 10
+    (worker,) = [process for process in board.processes() if "worker.py" in " ".join(process.cmdline())]
+    worker.kill()
+    assert meter.measure(lambda: network(4), "third").candidate.runs == 10
+    assert meter.sample(lambda: network(4), [4]).ratio > 0
+    host_of(board.url).close()
+    board.wait_until_left()
+
+
+def test_int8_is_quantised_here(board: Board) -> None:
+    settings = runtime_settings(board.url, image_size=32, precision=Precision.INT8)
+    assert LatencyMeter(network(), settings, config=SHORT).measure(lambda: network(4), "half").ratio > 0
+
+
+def test_the_cache_knows_the_board_by_what_it_is(board: Board) -> None:
+    values = fingerprint(runtime_settings(board.url, image_size=32))
+    assert {"board", "cpu", "governor", "kernel", "onnxruntime", "torch"} <= set(values)
+    assert board.url not in json.dumps(values)
+
+
+def test_a_metric_of_a_board_is_measured_there(board: Board) -> None:
+    config = ProfileConfig(device="cpu", threads=1)
+    settings = settings_of(f"latency@{board.url}/onnxruntime", config, (3, 32, 32))
+    assert (settings.device, settings.on_cpu, str(settings.computing)) == (board.url, True, "cpu")
+    with pytest.raises(DeviceError, match=r"`threads` must be at most \d+, the CPU cores of ssh://"):
+        runtime_settings(board.url, image_size=32, threads=5000)
+
+
+def test_an_unknown_and_a_changed_key_are_never_accepted(board: Board, tmp_path: Path) -> None:
+    known, url = board.configuration.parent / "known", board.url
+    kept = known.read_text()
+    board_at(url).close()
+    try:
+        for text, said in (("", "its host key is not known"), (_another_key(kept, tmp_path), "host key has changed")):
+            known.write_text(text)
+            with pytest.raises(DeviceError, match=said):
+                board_at(url).round_trip()
+            assert known.read_text() == text
+    finally:
+        known.write_text(kept)
+
+
+def _another_key(line: str, folder: Path) -> str:
+    import subprocess
+
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "other"], check=True)
+    return f"{line.split()[0]} {(folder / 'other.pub').read_text()}"
+
+
+def test_the_doctor_looks_at_a_board(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", board.url, "--json"]) == 0
+    (checks,) = json.loads(capsys.readouterr().out)["sections"].values()
+    found: Mapping[str, Any] = {check["name"]: check for check in checks}
+    assert found["onnxruntime"]["found"].endswith(": fp32, int8")
+    assert found["openvino"]["state"] == "missing"
+    assert "pip install openvino" in found["openvino"]["hint"]
+    assert found["used by"]["found"] == "nobody"
+    assert {"connection", "Python", "CPU", "governor", "temperature"} <= set(found)
+
+
+def test_the_doctor_says_that_a_board_is_not_there(board: Board) -> None:
+    (broken,) = ap.doctor("ssh://nobody@127.0.0.1:1").broken
+    assert "must be reachable over SSH" in broken.found
