@@ -244,6 +244,18 @@ RUNTIMES = (
         int8_file="model_int8_openvino_model",  # Ultralytics knows the format by the end of the folder's name
     ),
     RuntimeSpec(
+        "ncnn", f"{_RUNTIMES}.ncnn:NcnnBackend", {"cpu": (_FP32, _FP16)}, ("ncnn", "pnnx"), extra="ncnn", with_nms=False
+    ),
+    RuntimeSpec(
+        "litert",
+        f"{_RUNTIMES}.lite_rt:LiteRtBackend",
+        {"cpu": (_FP32, _INT8)},
+        ("ai-edge-litert", "onnxruntime"),
+        extra="litert",
+        with_nms=False,
+        int8_file="model.int8.tflite",
+    ),
+    RuntimeSpec(
         "tensorrt",
         f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
         {"cuda": (_FP32, _FP16, _INT8)},
