@@ -28,7 +28,7 @@ from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, Subproces
 from tests.helpers.packages import need
 
 SHAPE = (1, 3, 32, 32)
-ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
+ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.NCNN, Runtime.LITERT)
 
 ENGINE = """
 import json, os, sys, time

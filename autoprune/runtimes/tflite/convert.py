@@ -20,6 +20,9 @@ from autoprune.runtimes.tflite.tensors import Tensors
 SCALES = "output_scale"
 """Key of the metadata: what the channels of the first output are to be multiplied by."""
 
+_NO_TEXTS = ("stride", "batch", "imgsz", "names", "channels", "args", "kpt_shape", "end2end")
+"""Keys of Ultralytics' metadata whose values are not texts, though its ONNX files have them as such."""
+
 
 def convert(source: Path, to: Path) -> None:
     """Write an ONNX file as a TensorFlow Lite file; one with pairs that quantise, in int8.
@@ -47,7 +50,8 @@ def convert(source: Path, to: Path) -> None:
                 f"{node.name}{error}; use another runtime (`runtime`, of an export `format`)"
             ) from error
     outputs = [tensors.get(name) for name in network.outputs]
-    metadata: dict[str, Any] = {key: _value(text) for key, text in network.metadata.items()}
+    metadata: dict[str, Any] = {**network.metadata}
+    metadata.update((key, ast.literal_eval(network.metadata[key])) for key in _NO_TEXTS if key in metadata)
     scales = _scales(metadata, tensors.shape(network.inputs[0]), tensors.shape(network.outputs[0]))
     if scales is not None:
         metadata[SCALES] = scales.tolist()
@@ -59,14 +63,6 @@ def convert(source: Path, to: Path) -> None:
     if metadata:
         with zipfile.ZipFile(to, "a", zipfile.ZIP_DEFLATED) as archive:  # behind the network, which readers ignore
             archive.writestr("metadata.json", json.dumps(metadata))
-
-
-def _value(text: str) -> Any:
-    """Return the value that Ultralytics wrote into the metadata as text."""
-    try:
-        return ast.literal_eval(text)  # of the file that Ultralytics' exporter has just written
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _scales(metadata: Mapping[str, Any], image: tuple[int, ...], output: tuple[int, ...]) -> Array | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,7 @@ class File:
     """
 
     def __init__(self) -> None:
-        from ai_edge_litert import schema_py_generated as schema  # late: it belongs to an extra
-
-        self.schema: Any = schema
+        self.schema = schema = _schema()
         self._types = {
             np.dtype(np.float32): schema.TensorType.FLOAT32,
             np.dtype(np.int8): schema.TensorType.INT8,
@@ -95,6 +95,21 @@ class File:
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())
+
+
+@cache
+def _schema() -> Any:
+    """Return LiteRT's module of the format's classes, without its package, whose import loads the runtime."""
+    package = importlib.util.find_spec("ai_edge_litert")
+    assert package is not None  # the backend has checked it
+    assert package.origin is not None
+    path = Path(package.origin).with_name("schema_py_generated.py")
+    spec = importlib.util.spec_from_file_location("autoprune_tflite_schema", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache

@@ -32,8 +32,8 @@ class Scale:
     @classmethod
     def covering(cls, ranges: Sequence[Scale]) -> Scale:
         """Return the finest scale of int8 that has all numbers of other scales."""
-        least = min(float(one.scale * (-128 - one.zero)) for one in ranges)
-        most = max(float(one.scale * (127 - one.zero)) for one in ranges)
+        least = min(float(one.scale) * (-128 - int(one.zero)) for one in ranges)
+        most = max(float(one.scale) * (127 - int(one.zero)) for one in ranges)
         scale = np.float32((most - least) / 255)
         return cls(np.array(scale), np.clip(np.round(-128 - least / scale), -128, 127).astype(np.int8))
 

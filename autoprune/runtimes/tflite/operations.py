@@ -45,7 +45,7 @@ def _clip(tensors: Tensors, node: Node) -> None:
 def _concat(tensors: Tensors, node: Node) -> None:
     name = node.outputs[0]
     integer, last = tensors.are_integers(node), tensors.is_last(node.inputs)
-    scale = tensors.network.scales[name] if integer else None
+    scale = tensors.network.scales.get(name)
     inputs = [tensors.get(one, integer=integer, last=last, scale=scale) for one in node.inputs]
     axis = int(node.attributes["axis"]) % len(tensors.shape(name))
     tensors.file.operate(
@@ -87,7 +87,7 @@ def _split(tensors: Tensors, node: Node) -> None:
 def _part(tensors: Tensors, node: Node, name: str, parts: list[slice]) -> None:
     """Add a slice of an operation's first input: by axis, its start, end and step."""
     integer, last = tensors.are_integers(node), tensors.is_last(node.inputs[:1])
-    source = tensors.get(node.inputs[0], integer=integer, last=last)
+    source = tensors.get(node.inputs[0], integer=integer, last=last, scale=tensors.network.scales.get(name))
     parts = [parts[axis] for axis in TO_LAST] if last else parts
     begin = tensors.integers(f"{name}/begin", [one.start for one in parts])
     to = [tensors.add(name, integer=integer, last=last)]
@@ -105,7 +105,7 @@ def _reshape(tensors: Tensors, node: Node) -> None:
     name = node.outputs[0]
     integer = tensors.are_integers(node)
     shape = tensors.integers(f"{name}/shape", tensors.shape(name))
-    source = tensors.get(node.inputs[0], integer=integer)
+    source = tensors.get(node.inputs[0], integer=integer, scale=tensors.network.scales.get(name))
     tensors.file.operate("RESHAPE", [source, shape], [tensors.add(name, integer=integer, last=False)], "Reshape")
 
 
@@ -114,7 +114,7 @@ def _transpose(tensors: Tensors, node: Node) -> None:
     integer, last = tensors.are_integers(node), tensors.is_last(node.inputs)
     order = node.attributes.get("perm") or range(len(tensors.shape(source)))[::-1]
     order = [_LAST[axis] for axis in order] if last else list(order)
-    number = tensors.get(source, integer=integer, last=last)
+    number = tensors.get(source, integer=integer, last=last, scale=tensors.network.scales.get(name))
     tensors.transposed(number, name, order, tensors.add(name, integer=integer, last=False))
 
 
@@ -177,7 +177,7 @@ def _resize(tensors: Tensors, node: Node) -> None:
     single = Node(node.name, node.kind, node.inputs[:1], node.outputs, values)
     integer = tensors.are_integers(single)
     inputs = [
-        tensors.get(node.inputs[0], integer=integer, last=True),
+        tensors.get(node.inputs[0], integer=integer, last=True, scale=tensors.network.scales.get(name)),
         tensors.integers(f"{name}/size", tensors.shape(name)[2:]),
     ]
     kind, options, corners, half = _RESIZES[ways]

@@ -70,7 +70,7 @@ class Tensors:
         return number
 
     def get(self, name: str, *, integer: bool = False, last: bool = False, scale: Scale | None = None) -> int:
-        """Return a tensor in a form; an int8 one in another scale, if that is given."""
+        """Return a tensor in a form; an int8 one in the scale, if one is given."""
         source = self.source(name)
         key = (source, integer, last)
         if key not in self._made:
@@ -78,7 +78,7 @@ class Tensors:
                 self._made[key] = self._constant(source, integer, last)
             else:
                 self._derive(source, integer, last)
-        if scale is None or scale == self.network.scales[source]:
+        if not integer or scale in (None, self.network.scales[source]):
             return self._made[key]
         number = self.file.tensor(f"{source}/rescaled", self.shape(source, last), dtype=np.int8, scale=scale)
         self.file.operate("QUANTIZE", [self._made[key]], [number], "Quantize")

@@ -123,7 +123,8 @@ def _padded(tensors: Tensors, node: Node, kernel: Any, *, integer: bool, fill: f
         )
     if tuple(expected) != tensors.shape(node.outputs[0])[2:]:
         raise Untranslatable(" with windows beyond the image")
-    x = tensors.get(source, integer=integer, last=True)
+    scale = tensors.network.scales.get(node.outputs[0]) if node.kind == "MaxPool" else None
+    x = tensors.get(source, integer=integer, last=True, scale=scale)
     if all(same):
         return x, _SAME
     if not any(pads):
