@@ -161,7 +161,8 @@ def lane_width(settings: RuntimeSettings) -> int:
     """
     if settings.device != "cpu":
         return 8 if settings.precision is Precision.FP32 else 16
-    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+    register = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+    return int(register * settings.runtime.spec.registers) if settings.precision is Precision.FP32 else register
 
 
 def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Scale:
         least = min(float(one.scale) * (-128 - int(one.zero)) for one in ranges)
         most = max(float(one.scale) * (127 - int(one.zero)) for one in ranges)
         scale = np.float32((most - least) / 255)
-        return cls(np.array(scale), np.clip(np.round(-128 - least / scale), -128, 127).astype(np.int8))
+        return cls(np.array(scale), np.array(np.clip(np.round(-128 - least / scale), -128, 127), dtype=np.int8))
 
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, Scale) and np.array_equal(self.scale, other.scale)
@@ -145,7 +145,7 @@ def _compute(model: Any, constants: dict[str, Array], shapes: Mapping[str, tuple
         if all(name in constants for name in node.output):
             continue
         if node.op_type == "Shape" and node.input[0] in shapes:
-            values = [np.array(shapes[node.input[0]], dtype=np.int64)]
+            values: Any = [np.array(shapes[node.input[0]], dtype=np.int64)]
         elif all(name in constants for name in node.input if name):
             values = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input if name})
         else:

@@ -17,8 +17,8 @@ _FROM_LAST = (0, 3, 1, 2)
 _KEEP_SCALE = ("MaxPool", "Concat", "Resize", "Slice", "Split", "Reshape", "Transpose", "Flatten", "Squeeze")
 """Operations whose int8 inputs and outputs must have one scale."""
 
-_FIXED = {"Sigmoid": Scale(np.float32(1 / 256), np.int8(-128)), "Softmax": Scale(np.float32(1 / 256), np.int8(-128))}
-"""Scales of outputs that the runtime demands."""
+_SHARES = Scale(np.array(1 / 256, dtype=np.float32), np.array(-128, dtype=np.int8))
+"""The scale that the runtime demands of a sigmoid's outputs."""
 
 
 class Tensors:
@@ -56,10 +56,9 @@ class Tensors:
     def are_integers(self, node: Node) -> bool:
         """Return whether an operation's inputs and outputs are all quantised."""
         network = self.network
+        rest = [name for name in node.inputs if name and name not in network.constants]
         return all(name in network.scales for name in node.outputs) and all(
-            name in network.integers if name in network.constants else self.source(name) in network.scales != name
-            for name in node.inputs
-            if name and (name in network.integers or name not in network.constants)
+            name in network.restored and network.restored[name] in network.scales for name in rest
         )
 
     def add(self, name: str, *, integer: bool, last: bool) -> int:
@@ -128,5 +127,5 @@ def _unify(network: Network) -> None:
         {name: Scale.covering([network.scales[one] for one in group]) for name, group in groups.items() if group[1:]}
     )
     for node in network.nodes:
-        if node.kind in _FIXED and node.outputs[0] in groups:
-            network.scales[node.outputs[0]] = _FIXED[node.kind]
+        if node.kind == "Sigmoid" and node.outputs[0] in groups:
+            network.scales[node.outputs[0]] = _SHARES
