@@ -38,8 +38,9 @@ class Scale:
         return cls(np.array(scale), np.array(np.clip(np.round(-128 - least / scale), -128, 127), dtype=np.int8))
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Scale) and np.array_equal(self.scale, other.scale)
-        return same and np.array_equal(self.zero, other.zero)  # type: ignore[attr-defined]
+        if not isinstance(other, Scale):
+            return NotImplemented
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero, other.zero)
 
 
 @dataclass(frozen=True)
