@@ -1,7 +1,7 @@
 """Writes ONNX files as TensorFlow Lite files, which LiteRT runs.
 
-Google's converter, litert-torch, needs an older torch, JAX and transformers, and tens of seconds for a detector; a
-latency search converts dozens. This one takes the operations of convolutional networks, in fp32 and, from ONNX files
+Google's converter, litert-torch 0.10, needs a torch before 2.15, JAX and transformers; a latency search converts dozens
+of networks. This one takes the operations of convolutional networks, in fp32 and, from ONNX files
 with pairs of QuantizeLinear and DequantizeLinear, in int8.
 """
 
