@@ -96,9 +96,26 @@ FORMATS = (
         "_openvino_model",  # Ultralytics knows the format by the end of the folder's name
         "openvino",
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
-        write=f"{_WRITERS}.open_vino:write",
+        write=f"{_WRITERS}.folders:write_openvino",
         dynamic=True,
         placeholders={"openvino_xml": "*.xml"},
+    ),
+    FormatSpec(
+        "ncnn",
+        "_ncnn_model",  # as OpenVINO's
+        "ncnn",
+        f"{_RUNTIMES}.ncnn:NcnnBackend",
+        write=f"{_WRITERS}.folders:write_ncnn",
+        placeholders={"ncnn_param": "*.param", "ncnn_bin": "*.bin"},
+    ),
+    FormatSpec(
+        "litert",
+        ".tflite",
+        "litert",
+        f"{_RUNTIMES}.lite_rt:LiteRtBackend",
+        write=f"{_WRITERS}.lite_rt:write",
+        tolerance={Precision.FP32: TOLERANCES[Precision.FP32]},
+        placeholders={"tflite": ""},
     ),
     FormatSpec(
         "torchscript",

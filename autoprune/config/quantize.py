@@ -24,7 +24,7 @@ class QuantizeConfig(ResumableConfig):
     Attributes:
         model: trained weights, a stock Ultralytics checkpoint such as the model.pt of a run, or a Darknet .cfg
         data: the data set the weights were trained on, an Ultralytics YAML or class folders
-        runtime: what runs the result: onnxruntime or openvino
+        runtime: what runs the result: onnxruntime, openvino or litert
         max_drop: how much mAP50-95 (top-1 of a classifier) may be lost against the float network, on the training
             images that decide
         calibration_images: training images that ranges are found on
@@ -54,7 +54,7 @@ class QuantizeConfig(ResumableConfig):
         check_share("qat_lr_scale", self.qat_lr_scale)
         check_counts(self, "calibration_images", "images", least=LEAST_IMAGES)
         if not self.runtime.spec.int8_file:
-            runtimes = " or ".join(one.value for one in Runtime if one.spec.int8_file)
+            runtimes = ", ".join(one.value for one in Runtime if one.spec.int8_file)
             raise ConfigError(f"int8 files are written for `runtime` {runtimes}, got {self.runtime.value}")
         if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 1):
             raise ConfigError(f"`max_drop` must lie in [0, 1), got {self.max_drop}")

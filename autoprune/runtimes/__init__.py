@@ -34,7 +34,7 @@ def open_file_backend(settings: RuntimeSettings, spec: FormatSpec) -> FileBacken
 
 
 def open_quantizing_backend(settings: RuntimeSettings) -> SubprocessBackend:
-    """Return a backend that quantises networks into files and runs them: ``onnxruntime`` or ``openvino``, on a CPU.
+    """Return a backend that quantises networks into files and runs them, on a CPU: the runtime has an ``int8_file``.
 
     Args:
         settings: with the precision int8.

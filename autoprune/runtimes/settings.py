@@ -216,11 +216,11 @@ def lane_width(settings: RuntimeSettings) -> int:
 
     Measured on AVX-512: a 3×3 convolution to 24, 40 or 56 channels takes as long as one to 32, 48 or 64, or longer.
     """
-    if settings.on_board:
-        return 16 if board_at(settings.device).description["wide"] else 8
-    if settings.device != "cpu":
+    if not settings.on_cpu:
         return 8 if settings.precision is Precision.FP32 else 16
-    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+    here = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    register = 16 if (board_at(settings.device).description["wide"] if settings.on_board else here) else 8
+    return int(register * settings.runtime.spec.registers) if settings.precision is Precision.FP32 else register
 
 
 def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:

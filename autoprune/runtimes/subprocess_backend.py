@@ -149,9 +149,8 @@ class SubprocessBackend(Backend, FileBackend):
             path = Path(folder) / "network.onnx"
             dtype = torch.float16 if half else torch.float32
             export_onnx(module, shape, path, dtype=dtype, device=str(settings.computing))
-            if settings.precision is Precision.INT8:
-                path = self._quantized(path, shape)
-            number = self.call(self._process, "load", path=path)
+            path = self._quantized(path, shape) if settings.precision is Precision.INT8 else self.translated(path)
+            number = self.ask("load", path=path, shape=list(shape))
         return SubprocessRunner(self, number)
 
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
@@ -163,6 +162,14 @@ class SubprocessBackend(Backend, FileBackend):
         """Have the process write a file of its own; see ``FileBackend``. ONNX Runtime has none, it reads ONNX."""
         with memory_guard(self.settings):
             self.ask("convert", source=str(source), to=str(to))
+
+    def translated(self, path: Path) -> Path:
+        """Return what the engine loads for an ONNX file: the file itself, unless the runtime needs it in its format.
+
+        Raises:
+            DeviceError: the runtime has no such operation.
+        """
+        return path
 
     def operations(self, source: Path) -> list[tuple[str, bool]]:
         """Return the operations of an ONNX file in order, under the quantizer's names.

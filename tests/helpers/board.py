@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,8 @@ class Board:
 
 
 @contextmanager
-def running_board(folder: Path) -> Iterator[Board]:
-    """Start a board whose files are in a folder; its Python has numpy and onnxruntime and nothing else."""
+def running_board(folder: Path, packages: Sequence[str] = PACKAGES) -> Iterator[Board]:
+    """Start a board whose files are in a folder; its Python has numpy and onnxruntime, or the packages named, only."""
     assert SSHD is not None
     port = _free_port()
     for key in ("host", "user"):
@@ -78,7 +78,7 @@ def running_board(folder: Path) -> Iterator[Board]:
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir()
     temporary.mkdir()
-    _make_python(home / ".autoprune")
+    _make_python(home / ".autoprune", packages)
     public = (folder / "host.pub").read_text()
     (folder / "known").write_text(f"[127.0.0.1]:{port} {public}")
     (folder / "sshd_config").write_text(
@@ -110,14 +110,14 @@ def running_board(folder: Path) -> Iterator[Board]:
         log.close()
 
 
-def _make_python(folder: Path) -> None:
+def _make_python(folder: Path, packages: Sequence[str]) -> None:
     """Make a virtual environment that sees only some of the packages here, without any network."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (there,) = folder.glob("lib/python*/site-packages")
     import numpy
 
     here = Path(numpy.__file__).parents[1]
-    for package in PACKAGES:
+    for package in packages:
         for path in [*here.glob(package), *here.glob(f"{package}.libs"), *here.glob(f"{package}-*.dist-info")]:
             (there / path.name).symlink_to(path)
 

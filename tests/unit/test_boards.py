@@ -27,6 +27,7 @@ from autoprune.workflows.latency import settings_of
 from autoprune.workflows.network import choose_device
 from tests.helpers.board import SSHD, Board, running_board
 from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
+from tests.helpers.packages import need
 
 SHORT = MeasurementConfig(runs=10, max_runs=10, warm_up=6)
 
@@ -79,7 +80,7 @@ def test_a_budget_names_boards_and_runtimes_there() -> None:
 
 @pytest.mark.parametrize("runtime", [spec.name for spec in RUNTIMES if not spec.on_boards])
 def test_runtimes_that_need_torch_are_refused_before_anything_is_connected(runtime: str) -> None:
-    with pytest.raises(DeviceError, match=rf"runtime {runtime} needs torch .*on a board \(ssh://x\) there are"):
+    with pytest.raises(DeviceError, match=rf"runtime {runtime} does not run on a board \(ssh://x\), where there are"):
         runtime_settings("ssh://x", image_size=32, runtime=Runtime(runtime))
 
 
@@ -150,6 +151,23 @@ def test_networks_are_measured_there_and_a_cut_connection_is_survived(board: Boa
     assert meter.sample(lambda: network(4), [4]).ratio > 0
     host_of(board.url).close()
     board.wait_until_left()
+
+
+@pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
+@pytest.mark.parametrize("package", ["ncnn", "ai_edge_litert"])
+def test_a_board_needs_one_runtime_alone(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package)
+    runtime = Runtime("ncnn" if package == "ncnn" else "litert")
+    need("pnnx", "onnxruntime")
+    with running_board(tmp_path, ("numpy", package, "backports")) as board:
+        monkeypatch.setenv("PATH", f"{board.client}{os.pathsep}{os.environ['PATH']}")
+        settings = runtime_settings(board.url, image_size=32, runtime=runtime, threads=1)
+        meter = LatencyMeter(network(32), settings, config=SHORT, cache=tmp_path / "cache")
+        assert 0 < meter.measure(lambda: network(4), "half").ratio < 1.5
+        with pytest.raises(DeviceError, match=r"needs the package onnxruntime on .*not installed there"):
+            LatencyMeter(network(), runtime_settings(board.url, image_size=32), config=SHORT).reference  # noqa: B018
+        board_at(board.url).close()
+        board.wait_until_left()
 
 
 def test_int8_is_quantised_here(board: Board) -> None:

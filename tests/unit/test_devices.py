@@ -58,7 +58,7 @@ def test_an_apple_gpu_is_measured_by_torch_and_by_nothing_else(monkeypatch: pyte
     monkeypatch.setattr(torch.backends.mps, "is_available", cache(lambda: True))
     assert runtime_settings("mps", image_size=64).runtime is Runtime("torch")
     for name in ("cudagraph", "openvino", "onnxruntime", "torch-compile", "tensorrt"):
-        with pytest.raises(DeviceError, match=r"on mps there are torch$"):
+        with pytest.raises(DeviceError, match=r"on mps there are torch, command$"):
             runtime_settings("mps", image_size=64, runtime=Runtime(name))
 
 

@@ -28,7 +28,7 @@ from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, Subproces
 from tests.helpers.packages import need
 
 SHAPE = (1, 3, 32, 32)
-ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
+ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.NCNN, Runtime.LITERT)
 
 ENGINE = """
 import json, os, sys, time
@@ -39,7 +39,7 @@ class Engine:
         self.held, self.images = [], None
     def capabilities(self):
         return []
-    def load(self, path):
+    def load(self, path, shape):
         if os.stat(path).st_size > 50000:
             raise MemoryError("std::bad_alloc")
         self.held.append(len(self.held))
@@ -177,7 +177,7 @@ def test_a_meter_measures_and_asks_for_no_memory_format(backend: SubprocessBacke
 
 
 def test_the_fingerprint_names_the_runtimes_version(backend: SubprocessBackend) -> None:
-    package = backend.settings.runtime.value
+    package = backend.settings.runtime.spec.packages[0]
     assert fingerprint(backend.settings)[package] == importlib.metadata.version(package)
     assert package not in fingerprint(runtime_settings("cpu", image_size=32))
 
@@ -215,7 +215,8 @@ def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "runtime",
-    [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.slow)],  # NNCF takes seconds to import
+    # NNCF takes seconds to import
+    [Runtime.ONNXRUNTIME, Runtime.LITERT, pytest.param(Runtime.OPENVINO, marks=pytest.mark.slow)],
     ids=lambda runtime: runtime.value,
 )
 def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> None:

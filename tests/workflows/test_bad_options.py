@@ -88,7 +88,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("export --model m.pt --format torchscript --dynamic", "--dynamic is for"),
     ("mask --model m.pt --data d --sparsity 0.3", "takes half of every layer's weights"),
     ("mask --model m.pt --data d --granularity 4:8", "--granularity must be one of 2:4"),
-    ("quantize --model m.pt --data d --runtime torch", "onnxruntime or openvino"),
+    ("quantize --model m.pt --data d --runtime torch", "onnxruntime, openvino, litert"),
     ("slim --budget flops=50% --architecture y.yaml --model m.pt --data d", "leave out the other"),
     ("profile --precision int8 --model m.pt", "--precision int8 needs --data"),
     ("data", "data needs NAME and SRC and DST"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,19 @@ def openvino_weights(file: Path) -> dict[str, str]:
         for number, layer in layers.items()
         if layer.get("type") == "Convolution"
     }
+
+
+def test_litert_gets_a_file_that_ultralytics_knows(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("litert")
+    predictions = script(monkeypatch, 0.9)
+    out = tmp_path / "run"
+    assert main(words(world, out, "--runtime", "litert")) == 0
+    whole, quantized = predictions
+    assert 0 < (whole - quantized).abs().max() < 0.2 * whole.abs().max(), "boxes are in pixels"
+    with zipfile.ZipFile(out / "model.int8.tflite") as archive:
+        assert json.loads(archive.read("metadata.json"))["names"] == {str(key): one for key, one in NAMES.items()}
 
 
 @pytest.mark.slow

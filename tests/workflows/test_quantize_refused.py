@@ -34,7 +34,7 @@ def words(world: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"runtime": Runtime.TORCH}, "int8 files are written for `runtime` onnxruntime or openvino, got torch"),
+        ({"runtime": Runtime.TORCH}, "int8 files are written for `runtime` onnxruntime, openvino, litert, got torch"),
         ({"max_drop": -0.1}, r"`max_drop` must lie in \[0, 1\), got -0.1"),
         ({"max_drop": float("nan")}, r"`max_drop` must lie in \[0, 1\), got nan"),
         ({"calibration_images": 7}, "`calibration_images` must be a whole number of at least 8, got 7"),

@@ -14,6 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 _STYLES: Mapping[str, tuple[QuantType, Mapping[str, bool]]] = {
     # Unsigned: with signed activations a CPU with VNNI takes 34 ms instead of 10 (fp32: 21).
     "onnxruntime": (QuantType.QUInt8, {"WeightSymmetric": True}),
+    "litert": (QuantType.QInt8, {"WeightSymmetric": True}),
     # TensorRT's zero is always 0; it takes weights through a pair of operations too, and biases in floating point.
     "tensorrt": (
         QuantType.QInt8,
@@ -26,7 +27,7 @@ class Engine:
     """Quantises ONNX files: weights per output channel, activations per tensor, ranges from images.
 
     Args:
-        runtime: the runtime of the files, ``onnxruntime`` or ``tensorrt``.
+        runtime: the runtime of the files, ``onnxruntime``, ``litert`` or ``tensorrt``.
     """
 
     def __init__(self, runtime: str) -> None:
