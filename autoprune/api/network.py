@@ -233,7 +233,7 @@ def load(
         >>> ap.load("best.pt", data="data.yaml", imgsz=128)
         Network(best at 128 px on cpu: 21 units, ...)
         >>> ap.load()
-        Network(yolov8-demo at 288 px on cpu: 50 units, ...)
+        Network(yolov8-demo at 288 px on cpu: 16 units, ...)
     """
     if model is None:
         if data is not None:

@@ -1,8 +1,8 @@
-"""Train the demo detector: `python -m autoprune.demo.train [--out FILE] [--epochs N] [--start FILE]`.
+"""Train the demo detector: `python -m autoprune.demo.train [--out FILE] [--epochs N]`.
 
-It trains with stock Ultralytics on a CPU, on the data set of `shapes_dataset()`: from scratch at one image size, then
-shortly over many sizes, because the demo picks the size that suits the machine. It made the bundled file; the last
-logged lines are its accuracy by image size.
+It trains with stock Ultralytics on a CPU, from scratch, on more pictures of the kind that `shapes_dataset()` has, over
+many image sizes, because the demo picks the size that suits the machine. It made the bundled file; the last logged
+lines are its accuracy by image size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import random
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,10 +25,9 @@ from autoprune.models import stock
 _LOG = logging.getLogger(__name__)
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
-_EPOCHS = 60
-_IMAGE_SIZE = 320
-_SIZES_EPOCHS = 12
-_SIZES = {"imgsz": 224, "multi_scale": 0.7}  # every batch at a random multiple of 32, from 64 to 384 px
+_EPOCHS = 8
+_PICTURES, _IMAGE_SIZE = 1280, 320  # many pictures, in place of mosaics of few
+_SIZES = range(64, _IMAGE_SIZE + 1, 32)  # of a batch; made smaller only, since larger ones would be blurred
 _THREADS = 1  # the same order of sums on every machine
 
 # Settings in a checkpoint that depend on the machine of the training.
@@ -38,15 +38,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, write the weights, log the accuracy on the validation images by image size."""
     parser = argparse.ArgumentParser(prog="python -m autoprune.demo.train", description="Train the demo detector.")
     parser.add_argument("--out", type=Path, default=demo_weights(), help="where to write the weights (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="passes at one image size (%(default)s)")
-    parser.add_argument("--start", type=Path, help="weights that were trained at one image size; skips that part")
+    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="passes over the pictures (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     stock.data_utils.check_font = lambda font: None  # would download a font for plots, and none are made
     with tempfile.TemporaryDirectory(prefix="autoprune-demo-") as name:
-        folder, data = Path(name), shapes_dataset(size=_IMAGE_SIZE)
-        start = options.start or _train_at_one_size(data, epochs=options.epochs, folder=folder)
-        _write(_clean(_train_over_sizes(start, data, folder=folder)), options.out)
+        folder = Path(name)
+        data = shapes_dataset(train=_PICTURES, size=_IMAGE_SIZE)
+        _write(_clean(_train(data, epochs=options.epochs, folder=folder)), options.out)
         _LOG.info("%s: %.2f MB", options.out, options.out.stat().st_size / 1e6)
         for size, (map50, map50_95) in accuracies(options.out, DEMO_SIZES, folder=folder).items():
             _LOG.info("%d px: mAP50 %.3f, mAP50-95 %.3f", size, map50, map50_95)
@@ -69,54 +68,27 @@ def accuracies(weights: Path, sizes: Iterable[int], *, folder: Path) -> dict[int
     return found
 
 
-def _train_at_one_size(data: Path, *, epochs: int, folder: Path) -> Path:
-    """Train from scratch and return a checkpoint that can be trained on."""
-    trained = _train(
-        _ARCHITECTURE,
-        data,
-        folder / "one",
-        imgsz=_IMAGE_SIZE,
-        epochs=epochs,
-        pretrained=False,
-        lr0=0.003,
-        warmup_epochs=2.0,
-        close_mosaic=max(1, epochs // 4),
-    )
-    _write(_clean(trained), folder / "one.pt")
-    return folder / "one.pt"
-
-
-def _train_over_sizes(start: Path, data: Path, *, folder: Path) -> Path:
-    """Train on at random image sizes and return the last checkpoint."""
-    return _train(
-        start,
-        data,
-        folder / "sizes",
-        epochs=_SIZES_EPOCHS,
-        pretrained=True,
-        lr0=0.001,
-        warmup_epochs=0.5,
-        mosaic=0.0,
-        **_SIZES,
-    )
-
-
-def _train(model_file: Path, data: Path, folder: Path, **settings: Any) -> Path:
-    """Train and return the path of the last checkpoint."""
-    model = stock.YOLO(str(model_file))
+def _train(data: Path, *, epochs: int, folder: Path) -> Path:
+    """Train from scratch and return the path of the last checkpoint."""
+    model = stock.YOLO(str(_ARCHITECTURE))
     # Ultralytics sets the number of threads itself, before this callback.
     model.add_callback("on_pretrain_routine_start", lambda trainer: torch.set_num_threads(_THREADS))
-    model.add_callback("on_pretrain_routine_end", lambda trainer: _halve_the_work(trainer.model))
+    model.add_callback("on_pretrain_routine_end", lambda trainer: _vary_sizes(trainer.model))
     model.train(
         data=str(data),
+        epochs=epochs,
+        pretrained=False,
         batch=8,
         nbs=8,
         optimizer="AdamW",
+        lr0=0.003,
+        warmup_epochs=0.5,
         lrf=0.01,
         cos_lr=True,
         momentum=0.9,
         weight_decay=0.0005,
         flipud=0.5,
+        mosaic=0.0,
         seed=0,
         deterministic=True,
         device="cpu",
@@ -126,22 +98,24 @@ def _train(model_file: Path, data: Path, folder: Path, **settings: Any) -> Path:
         project=str(folder),
         name="train",
         exist_ok=True,
-        **settings,
+        imgsz=_IMAGE_SIZE,
     )
     return folder / "train" / "weights" / "last.pt"
 
 
-def _halve_the_work(model: Any) -> None:
-    """Run convolutions in bfloat16 and channels last, which takes a CPU half the time; the loss stays in float32.
+def _vary_sizes(model: Any) -> None:
+    """Train every batch at a random size, in bfloat16 and channels last, which takes a CPU half the time.
 
-    The saved weights are those of the moving average, which Ultralytics has copied before.
+    The loss stays in float32. The saved weights are those of the moving average, which Ultralytics has copied before.
     """
     model.to(memory_format=torch.channels_last)
     forward = model.forward
 
     def faster(x: Any) -> Any:
         if isinstance(x, dict):  # a batch: the model calls itself with the images, then computes the loss
-            return forward(x)
+            size = random.choice(_SIZES)
+            images = torch.nn.functional.interpolate(x["img"], size=(size, size), mode="bilinear")
+            return forward({**x, "img": images})
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return _to_float(forward(x))
 

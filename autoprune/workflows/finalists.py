@@ -21,7 +21,7 @@ ROUNDS = 4
 """How often a finalist is measured and put onto the corrected budget again."""
 
 CONFIRMATIONS, MOST_CONFIRMATIONS = 3, 10
-"""How often the winner is measured thoroughly, and put right if it is off its budget.
+"""How often the winner is measured thoroughly, by default, and put right if it is off its budget.
 
 The latter while none holds it: on a machine that has become slower since the limit was set, it must become narrower.
 """
@@ -46,6 +46,7 @@ def choose(
     *,
     count: int,
     listener: Listener,
+    confirmations: int = CONFIRMATIONS,
 ) -> Finalist:
     """Return the finalist with the highest accuracy on the scoring images (of equals, the higher score).
 
@@ -56,6 +57,7 @@ def choose(
         latency_constraints: the budget's latency limits.
         count: how many of the best candidates take part.
         listener: hears the progress.
+        confirmations: how often the winner is measured thoroughly, and put right if it is off its budget.
 
     Raises:
         BudgetUnreachableError: no finalist could be measured within the latency budget.
@@ -65,13 +67,13 @@ def choose(
         return finalists[0]
     held: list[Finalist] = []
     for number in range(MOST_CONFIRMATIONS):
-        if held and number >= CONFIRMATIONS:
-            break
         chosen = replace(finalists[0], latencies=latency_constraints.confirm(finalists[0].allocation))
         if latency_constraints.held(chosen.latencies):
             held.append(chosen)
             if latency_constraints.spent(chosen.latencies):
                 break
+        if held and number + 1 >= confirmations:
+            break
         moved = _measured(chosen, evaluator, constraint, latency_constraints, known=chosen.latencies)
         if moved is not None and moved.allocation != chosen.allocation:
             finalists[0] = moved

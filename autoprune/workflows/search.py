@@ -158,13 +158,15 @@ class SearchRun:
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
         run.listener.stage(stages.FINALISTS)
+        finalists = config.finalists or DEFAULT_FINALISTS
         chosen = choose(
             history,
             evaluator,
             constraint,
             latency_constraints,
-            count=config.finalists or DEFAULT_FINALISTS,
+            count=finalists,
             listener=run.listener,
+            confirmations=(finalists + 1) // 2,  # few finalists are for who is in a hurry
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         shipped = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)

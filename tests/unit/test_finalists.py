@@ -38,19 +38,21 @@ COST = Milliseconds(SPACE)
 
 
 class Machine:
-    """Measures latencies, each once; how slow it is depends on how much it has measured."""
+    """Measures latencies, each once; how slow it is depends on how much it has measured, and how thoroughly."""
 
     under_load = False
 
-    def __init__(self, slowness: Callable[[int], float]) -> None:
-        self._slowness, self._measured = slowness, 0
+    def __init__(self, slowness: Callable[[int], float], thoroughly: float = 1.0) -> None:
+        self._slowness, self._measured, self.thoroughly = slowness, 0, thoroughly
         self._known: dict[tuple[str, Allocation], float] = {}
+        self.confirmed = 0
 
     def measure(self, allocation: Allocation) -> float:
         return self._once("measure", allocation)
 
     def confirm(self, allocation: Allocation) -> float:
-        return self._once("confirm", allocation)
+        self.confirmed += 1
+        return self.thoroughly * self._once("confirm", allocation)
 
     def _once(self, how: str, allocation: Allocation) -> float:
         if (how, allocation) not in self._known:
@@ -59,8 +61,9 @@ class Machine:
         return self._known[how, allocation]
 
 
-def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
-    latency_constraints = LatencyConstraints({"latency": Machine(slowness)}, {"latency": limit})  # type: ignore[dict-item]
+def chosen(slowness: Callable[[int], float] | Machine, limit: float = 10.0, **options: int) -> Finalist:
+    machine: Any = slowness if isinstance(slowness, Machine) else Machine(slowness)
+    latency_constraints = LatencyConstraints({"latency": machine}, {"latency": limit})
     constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
     allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
@@ -78,7 +81,7 @@ def chosen(slowness: Callable[[int], float], limit: float = 10.0) -> Finalist:
             return Metrics({"accuracy": sum(allocation) / 1000})
 
     evaluator: Any = Evaluator()
-    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=SilentListener())
+    return choose(history, evaluator, constraint, latency_constraints, count=5, listener=SilentListener(), **options)
 
 
 def test_on_a_steady_machine_the_budget_is_held_and_spent() -> None:
@@ -102,6 +105,21 @@ def test_a_machine_that_gets_slower_all_the_time_is_caught_up_with() -> None:
 def test_a_machine_that_becomes_faster_gets_a_wider_network(after: int, factor: float) -> None:
     found = chosen(lambda measured: factor if measured >= after else 1.0).latencies["latency"]
     assert 10.0 * (1 - MARGIN) * (1 - UNUSED) <= found <= 10.0 * (1 - CLOSE)
+
+
+@pytest.mark.parametrize("confirmations", [1, 2, 3])
+def test_a_winner_that_holds_the_budget_is_confirmed_no_more_often_than_asked(confirmations: int) -> None:
+    machine = Machine(lambda measured: 1.0, thoroughly=0.95)  # the budget is never used up
+    found = chosen(machine, confirmations=confirmations).latencies["latency"]
+    assert machine.confirmed == confirmations
+    assert found <= 10.0 * (1 - CLOSE)
+
+
+@pytest.mark.parametrize("confirmations", [1, 2, 3])
+def test_a_winner_that_misses_the_budget_is_put_right_however_few_confirmations_are_asked(confirmations: int) -> None:
+    machine = Machine(lambda measured: 1.3 if measured >= 5 else 1.0)
+    assert chosen(machine, confirmations=confirmations).latencies["latency"] <= 10.0 * (1 - CLOSE)
+    assert machine.confirmed > 1
 
 
 # -- without a latency to measure, accuracy decides -------------------------------------------------------
