@@ -354,8 +354,8 @@ def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape
         DeviceError: the device or the runtime is not here.
     """
     device, runtime = config.device, config.measured_on
-    named, name = split_target(latency_target(metric)[0])
-    if named is not None or name is not None:
+    if target := latency_target(metric)[0]:
+        named, name = split_target(target)
         device = named or device
         runtime = config.command if name == COMMAND.value else Runtime(name) if name else None
     return runtime_settings(

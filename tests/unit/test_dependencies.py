@@ -27,6 +27,9 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 """What brings a module, where that has another name."""
+PROGRAMS = {"pnnx"}
+"""Packages that bring a program, which is started and not imported."""
+
 TOOLS = {
     "pytest",
     "pytest-benchmark",
@@ -122,7 +125,7 @@ def test_what_tests_import_is_declared(root: Path, project: Mapping[str, Any], e
 
 def test_what_is_declared_is_imported(root: Path, project: Mapping[str, Any], extras: set[str]) -> None:
     used = {package(module) for file in sources(root, "autoprune", "envs") for module, _ in imports(file)}
-    assert named(project["dependencies"]) | extras <= used
+    assert named(project["dependencies"]) | extras - PROGRAMS <= used
     in_tests = {package(module) for file in sources(root, "tests", ".ci") for module, _ in imports(file)}
     assert named(project["optional-dependencies"]["test"]) - TOOLS - {"autoprune"} <= in_tests
 
