@@ -100,7 +100,7 @@ def test_the_size_is_said_with_what_the_dense_network_takes(monkeypatch: pytest.
 
 def test_the_size_of_a_run_stays_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder()
-    assert size_on(monkeypatch, 47.0, folder) == size_on(monkeypatch, 18.0, folder) == 128
+    assert size_on(monkeypatch, 47.0, folder) == size_on(monkeypatch, 18.0, folder) == 160
 
 
 def test_the_dense_network_is_measured_as_a_search_measures_it() -> None:
