@@ -25,7 +25,7 @@ from autoprune.models import stock
 _LOG = logging.getLogger(__name__)
 
 _ARCHITECTURE = Path(__file__).with_name("yolov8-demo.yaml")
-_EPOCHS = 8
+_EPOCHS = 26
 _PICTURES, _IMAGE_SIZE = 1280, 320  # many pictures, in place of mosaics of few
 _SIZES = range(64, _IMAGE_SIZE + 1, 32)  # of a batch; made smaller only, since larger ones would be blurred
 _THREADS = 1  # the same order of sums on every machine

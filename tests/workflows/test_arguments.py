@@ -25,7 +25,7 @@ from autoprune.errors import AutopruneError, ConfigError, RunError
 from autoprune.strategies.registry import StrategyName
 
 NAMES = ", ".join([*COMMANDS, "completion"])
-KNOWN = ", ".join(spec.name for spec in METRICS)
+KNOWN = ", ".join([*(spec.name for spec in METRICS), "fps"])
 STRATEGIES = ", ".join(member.value for member in StrategyName)
 DASH = "one that begins with a dash is written"
 NUMBER = "a finite number (digits 0-9)"

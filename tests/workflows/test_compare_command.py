@@ -158,8 +158,8 @@ def test_a_mistake_is_one_sentence(
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--resume", str(finished), "--images", "8"]) == 2
     assert (
-        "stands alone but for --strategies, --seeds, --criteria, --tracker, --report, --quiet, --verbose and --trust"
-        in capsys.readouterr().err
+        "stands alone but for --strategies, --seeds, --criteria, --tracker, --report, --quiet, --verbose, --workers and "
+        "--trust" in capsys.readouterr().err
     )
 
 

@@ -54,8 +54,8 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     assert list(found.stages) == ["dense", "pruned", "finetuned"]
     for stage in found.stages:
         assert set(found["stages"][stage]["metrics"]) == {"mAP50-95", "mAP50"}
-        assert set(found.stages[stage].costs) == {"params", "channels", "flops", "size"}
-        assert set(found["stages"][stage]["speed_up"]) == {"params", "channels", "flops", "size", "latency"}
+        assert set(found.stages[stage].costs) == {"params", "channels", "flops", "size", "memory"}
+        assert set(found["stages"][stage]["speed_up"]) == {"params", "channels", "flops", "size", "memory", "latency"}
         assert found.stages[stage].cost("latency") > 0
         assert found.stages[stage].latencies["latency"].keys() >= {
             "median",
