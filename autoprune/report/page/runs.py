@@ -131,7 +131,7 @@ class Report:
             return []
         found = []
         for metric, factor in stages[-1].speed_up(stages[0]).items():
-            if metric in ("size", "channels") or abs(factor - 1) < 0.02:
+            if metric in ("size", "memory", "channels") or abs(factor - 1) < 0.02:
                 continue
             label = "faster" if is_latency(metric) else f"fewer {spec_of(metric).label}"
             where = f" on {metric.partition('@')[2]}" if "@" in metric else ""
