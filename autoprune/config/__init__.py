@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 from autoprune.choices import match_factory
 from autoprune.config._base import (
-    PLACE,
     BudgetedConfig,
     PruningConfig,
     ReconstructingConfig,
@@ -22,10 +21,8 @@ from autoprune.config._base import (
     RunConfig,
     RuntimeConfig,
     WorkersConfig,
-    devices_of,
-    named,
-    option,
 )
+from autoprune.config._checks import PLACE, devices_of, named, option
 from autoprune.config.data import DataConfig
 from autoprune.config.doctor import DoctorConfig
 from autoprune.config.export import ExportConfig

@@ -1,43 +1,32 @@
-"""Options that several commands share, and the rules of single options."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoprune.benchmark_command import TIMEOUT, BenchmarkCommand, placed
 from autoprune.budget import Budget
-from autoprune.choices import (
-    COMMAND,
-    DARKNET,
-    DEVICES,
-    Precision,
-    Runtime,
-    device_name,
-    is_board,
-    is_device,
-    match_factory,
+from autoprune.choices import COMMAND, Precision, Runtime, device_name, is_board
+from autoprune.config._checks import (
+    check_counts,
+    check_device,
+    check_share,
+    check_stock,
+    check_together,
+    check_training,
+    named,
+    shown,
 )
-from autoprune.config.train_args import check_train_args
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 from autoprune.tracking import check_tracker
 
-if TYPE_CHECKING:
-    from autoprune.config.training import TrainConfig
-
 LARGEST_IMAGE = 2**15
 """Pixels on a side; a batch of such images takes gigabytes by itself."""
-
-MOST = 2**31 - 1
-"""The largest count or seed: what every library takes, with room for the seeds that are made of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +90,7 @@ class RunConfig:
 
     def _check_device(self) -> None:
         if is_board(self.device):
-            check_measuring(self)
+            _check_measuring(self)
         else:
             check_device(self.device)
 
@@ -329,118 +318,10 @@ class ReconstructingConfig(BudgetedConfig):
     reconstruct: bool = True
 
 
-def named(name: str) -> str:
-    """Return a field's name as messages have it; the command line turns it into its option (`autoprune.cli.words`)."""
-    return f"`{name}`"
-
-
-PLACE = "place"
-"""Key of the metadata of fields that the command line takes by their place."""
-
-
-def by_place(word: str) -> Mapping[str, str]:
-    """Return the metadata of a field that the command line takes by its place, not as an option.
-
-    Args:
-        word: what stands for it in the help and in errors, e.g. ``SRC``.
-    """
-    return {PLACE: word}
-
-
-def option(name: str) -> str:
-    """Return a field's name as the command line spells it: ``min_keep`` → ``--min-keep``."""
-    return "--" + name.replace("_", "-")
-
-
-def check_together(model: Path | None, data: Path | None) -> None:
-    """Make sure that weights and data set are both given, or neither: then there are the bundled ones.
-
-    A function that builds a network brings the data itself.
-    """
-    if match_factory(model):
-        return
-    if (model is None) != (data is None):
-        given, missing = ("model", "data") if data is None else ("data", "model")
-        raise ConfigError(f"`{given}` needs `{missing}`: the weights and the data set they were trained on go together")
-
-
-def check_stock(model: Path | None, what: str) -> None:
-    """Refuse what only networks of Ultralytics have.
-
-    Args:
-        model: as the command line names it.
-        what: the command or the option that is refused.
-    """
-    check_family(model, what)
-    if model is not None and model.suffix in DARKNET:
-        raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, one of Darknet")
-
-
-def check_training(texts: Sequence[str], config: BudgetedConfig | TrainConfig) -> None:
-    """Make sure that ``train_args`` can be passed on to Ultralytics' training, which trains the network."""
-    if texts:
-        check_stock(config.model, named("train_args"))
-        check_train_args(texts, vars(config))
-
-
-def check_family(model: Path | None, what: str) -> None:
-    """Refuse what needs a family's own tool, if a function builds the network; arguments as for `check_stock`."""
-    if match_factory(model):
-        raise ConfigError(f"{what} is for networks of Ultralytics, got `model` {model}, a network of one's own")
-
-
-def check_counts(config: object, *names: str, least: int) -> None:
-    """Make sure that whole numbers, if they are given, are at least ``least``, and that 32 bits hold them."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{named(name)} must be a whole number of at least {least}, got {shown(value)}")
-        if value is not None and value > MOST:
-            raise ConfigError(f"{named(name)} must be a whole number of at most {MOST}, got {shown(value)}")
-
-
-def shown(value: int) -> str:
-    """Return a whole number as a message can have it, however long it is."""
-    return str(value) if abs(value) < 10**20 else f"{Decimal(value):.2e}"
-
-
-def check_share(name: str, value: float) -> None:
-    """Make sure that a share lies in (0, 1]."""
-    if not (math.isfinite(value) and 0 < value <= 1):
-        raise ConfigError(f"{named(name)} must lie in (0, 1], got {value}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Make sure that a number is above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{named(name)} must be above 0, got {value}")
-
-
-def check_measuring(config: RunConfig) -> None:
+def _check_measuring(config: RunConfig) -> None:
     """Refuse a board in a command that measures no latency: nothing else happens there."""
     if not isinstance(config, RuntimeConfig):
         raise ConfigError(
             f"A board is for commands that measure latency with a `runtime`, and this one computes here, got `device` "
             f"{config.device}"
         )
-
-
-def check_devices(value: str) -> None:
-    """Make sure that one device, or several GPUs with commas between them, are named as they are named here."""
-    names = devices_of(value)
-    if len(names) == 1:
-        check_device(value)
-    elif not all(is_device(name) and ":" in name for name in names) or len(set(names)) < len(names):
-        raise ConfigError(f"`device` takes several GPUs as 0,1 or cuda:0,1, each once, got {value!r}")
-
-
-def devices_of(value: str) -> tuple[str, ...]:
-    """Return the single devices of an option: ``cuda:0,1`` → ``cuda:0``, ``cuda:1``."""
-    first, *others = value.split(",")
-    return (first, *(f"cuda:{index}" for index in others))
-
-
-def check_device(value: str) -> None:
-    """Make sure that a device is named as they are named here."""
-    if value != "auto" and not is_device(value):
-        raise ConfigError(f"`device` must be auto, {DEVICES}, got {value!r}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoprune.choices import DataSetName
-from autoprune.config._base import by_place
+from autoprune.config._checks import by_place
 
 
 @dataclass(frozen=True, kw_only=True)

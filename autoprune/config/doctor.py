@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autoprune.choices import BOARDS, device_name, is_board
-from autoprune.config._base import by_place
+from autoprune.config._checks import by_place
 from autoprune.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Precision
-from autoprune.config._base import RunConfig, check_counts, shown
+from autoprune.config._base import RunConfig
+from autoprune.config._checks import check_counts, shown
 from autoprune.errors import ConfigError
 from autoprune.formats import ONNX, ExportFormat, formats_where
 

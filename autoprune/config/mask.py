@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import Granularity, Scope
-from autoprune.config._base import ResumableConfig, RuntimeConfig, check_counts, check_share, check_together
+from autoprune.config._base import ResumableConfig, RuntimeConfig
+from autoprune.config._checks import check_counts, check_share, check_together
 from autoprune.errors import ConfigError
 
 _HALF = 0.5

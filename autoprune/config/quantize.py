@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import ONNXRUNTIME, Runtime
-from autoprune.config._base import ResumableConfig, check_counts, check_family, check_share
+from autoprune.config._base import ResumableConfig
+from autoprune.config._checks import check_counts, check_family, check_share
 from autoprune.errors import ConfigError
 
 LEAST_IMAGES = 8

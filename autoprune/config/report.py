@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoprune.config._base import by_place
+from autoprune.config._checks import by_place
 from autoprune.errors import ConfigError
 
 

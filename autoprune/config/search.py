@@ -8,14 +8,8 @@ from pathlib import Path
 
 from autoprune.budget import Budget, budget_levels
 from autoprune.choices import Rule, Select
-from autoprune.config._base import (
-    BudgetedConfig,
-    PruningConfig,
-    ReconstructingConfig,
-    WorkersConfig,
-    check_counts,
-    check_share,
-)
+from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, WorkersConfig
+from autoprune.config._checks import check_counts, check_share
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.choices import PenaltyName
-from autoprune.config._base import ResumableConfig, check_counts, check_share, check_together
+from autoprune.config._base import ResumableConfig
+from autoprune.config._checks import check_counts, check_share, check_together
 from autoprune.config.search import SearchConfig
 from autoprune.errors import ConfigError
 from autoprune.strategies.registry import GLOBAL, StrategyName

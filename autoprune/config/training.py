@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.config._base import (
-    ResumableConfig,
-    RunConfig,
+from autoprune.config._base import ResumableConfig, RunConfig
+from autoprune.config._checks import (
     check_counts,
     check_devices,
     check_positive,

@@ -21,7 +21,7 @@ from autoprune.config import (
     option,
     to_yaml,
 )
-from autoprune.config._base import MOST
+from autoprune.config._checks import MOST
 from autoprune.config.files import load, save
 from autoprune.criteria.registry import CRITERIA
 from autoprune.errors import BudgetError, ConfigError, RunError
