@@ -36,8 +36,8 @@ class BenchmarkCommand:
 
     Example:
         >>> command = BenchmarkCommand.parse("bench --model {onnx} --threads {threads}")
-        >>> command.argv({"onnx": "/tmp/a file.onnx", "threads": 4})
-        ['bench', '--model', '/tmp/a file.onnx', '--threads', '4']
+        >>> command.argv({"onnx": "a file.onnx", "threads": 4})
+        ['bench', '--model', 'a file.onnx', '--threads', '4']
         >>> command.formats, command.milliseconds("loaded in 3 s\nmean 12.5 ms\n")
         (('onnx',), 12.5)
     """

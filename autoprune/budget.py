@@ -149,7 +149,7 @@ class Limit:
         return cls(metric, requested, value, relative=False)
 
     def for_batch(self, batch: int) -> Limit:
-        """Return the limit for runs of so many images: at a rate they may take as many times longer."""
+        """Return the limit for runs of a batch: at a rate they may take as many times longer."""
         return replace(self, value=self.value * batch) if self.rate else self
 
     def resolve(self, dense: float) -> float:
@@ -210,7 +210,7 @@ class Budget:
         return cls(tuple(Limit.parse(text) for text in texts))
 
     def for_batch(self, batch: int) -> Budget:
-        """Return the budget for runs of so many images, see `Limit.for_batch`."""
+        """Return the budget for runs of a batch, see `Limit.for_batch`."""
         return Budget(tuple(limit.for_batch(batch) for limit in self.limits))
 
     @property

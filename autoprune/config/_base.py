@@ -227,8 +227,8 @@ class WorkersConfig:
     """The options of the commands whose candidates can be computed by several processes.
 
     Attributes:
-        workers: let so many processes of this machine score the candidates, each with `threads` threads, 1 by default;
-            or those of a Ray cluster: auto for one that runs on this machine, ray://head:10001 for another
+        workers: let this number of processes on this machine score the candidates, each with `threads` threads, 1 by
+            default; or those of a Ray cluster: auto for one that runs on this machine, ray://head:10001 for another
     """
 
     workers: str | None = None

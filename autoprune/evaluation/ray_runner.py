@@ -35,7 +35,7 @@ ATTEMPTS = 3
 """How many workers may die of one candidate before it is given up."""
 
 SLOW, SLOW_SECONDS = 3.0, 1.0
-"""A candidate is computed a second time, if workers are idle, after so many times the median, and so many seconds."""
+"""A candidate is computed again, if workers are idle, after this multiple of the median and at least these seconds."""
 
 POLL_SECONDS, LOST_SECONDS = 0.2, 60.0
 """How often a batch looks at its workers; after how long without an answer, at whether any can still run."""

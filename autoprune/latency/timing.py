@@ -247,7 +247,7 @@ def warm_up(runner: Runner, limit: int) -> int:
     """Run until the median of three runs is within 5% of the three before; return the number of runs."""
     recent: list[float] = []
     while len(recent) < limit:
-        few = max(1, min(limit, 2 * _WARM_WINDOW) - len(recent))  # the first look is at so many
+        few = max(1, min(limit, 2 * _WARM_WINDOW) - len(recent))  # the first look is at these
         recent += time_interleaved([runner], few)[:, 0].tolist()
         if len(recent) >= 2 * _WARM_WINDOW:
             now = float(np.median(recent[-_WARM_WINDOW:]))

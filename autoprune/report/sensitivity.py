@@ -23,7 +23,7 @@ SHOWN = 10
 """How many units the table shows: those whose pruning costs most."""
 
 _MOST_COLUMNS = 8
-_PANELS = {4: (240, 170), 12: (190, 130)}  # up to so many units: width and height in pixels
+_PANELS = {4: (240, 170), 12: (190, 130)}  # most units: width and height in pixels
 _PANEL = (140, 76)  # for more units
 _ROW = 17  # pixels of the heat map
 _EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))

@@ -71,7 +71,7 @@ class FileRunner(Runner):
         Args:
             images: shape (B, channels, height, width).
             together: run them as one batch, which needs a file with a dynamic shape.
-            batch: else run so many at once, as the file takes; the last ones are filled up with the first image.
+            batch: else run this number at once, as the file takes; the last ones are filled up with the first image.
         """
         missing = 0 if together else -len(images) % batch
         filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])

@@ -31,7 +31,7 @@ class Execution:
 
 
 Execute: TypeAlias = Callable[[Sequence[str], float], Execution]
-"""Runs a program's words for so many seconds at most; an ``OSError`` says that it does not start."""
+"""Runs a program's words for a number of seconds at most; an ``OSError`` says that it does not start."""
 
 
 def execute(argv: Sequence[str], timeout: float) -> Execution:

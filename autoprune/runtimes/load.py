@@ -112,7 +112,7 @@ class LoadWatch:
         return float(np.clip(len(self.cores) - (idle + own) / seconds, 0, len(self.cores)))
 
     def disturbs(self, threads: int) -> bool:
-        """Return whether so many threads have had to share their cores with other processes."""
+        """Return whether this number of threads has had to share their cores with other processes."""
         return len(self.cores) - self.busy() < min(threads, len(self.cores)) - TOLERANCE
 
     def _now(self) -> tuple[float, float, float]:

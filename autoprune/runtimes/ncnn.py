@@ -29,8 +29,8 @@ class NcnnBackend(SubprocessBackend):
 
     @property
     def quantizer(self) -> EngineSpec:
-        """None is there; the runtime's record has no int8."""
-        raise NotImplementedError
+        """None is there; settings with int8, which the runtime's record has not, are refused before."""
+        raise DeviceError("The runtime ncnn has no int8, got `precision` int8")
 
     def check(self, capabilities: Sequence[str]) -> None:
         """Check the batch, and that the CPU computes in the precision: NCNN would fall back to fp32 in silence."""

@@ -100,7 +100,7 @@ class StrategyBenchmark:
             self._prior = find_prior(
                 self._constraint, self.evaluator.gains, clock, run.listener, evaluations=config.evaluations
             )
-            # Slopes take time, too: as long as so many evaluations. What a resume finds known is counted as it was.
+            # Slopes take time, too: as long as `cost` evaluations. What a resume finds known is counted as it was.
             self._prior_seconds = clock.computed * self._prior.cost / max(len(clock.history), 1)
 
     def seeds(self, entry: BenchmarkEntry) -> range:

@@ -72,7 +72,7 @@ def _slice(tensors: Tensors, node: Node) -> None:
 
 
 def _split(tensors: Tensors, node: Node) -> None:
-    """Translate a division into parts as so many slices."""
+    """Translate a division into parts as one slice per part."""
     shape = tensors.shape(node.inputs[0])
     axis = int(node.attributes.get("axis", 0)) % len(shape)
     start = 0
