@@ -70,7 +70,7 @@ def _device(config: ExportConfig) -> str:
 
 def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     """Return what runs the exported network."""
-    device = str(adapter.device)
+    device, spec = str(adapter.device), config.format.spec
     settings = runtime_settings(
         device,
         image_size=image_size_of(adapter.input_shape),
@@ -79,14 +79,13 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
         threads=config.threads,
         batch=config.batch,
     )
-    spec = config.format.spec
-    backend = open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
+    # Before the runtime is opened: whether this processor computes in fp16 does not matter to the tracer.
     if not spec.write and config.precision is Precision.FP16 and device == "cpu":
         raise ConfigError(
             f"A network is traced in fp16 on a GPU, got `device` cpu with `format` {spec.name}; use `device` cuda or "
             "`precision` fp32"
         )
-    return backend
+    return open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
 
 
 def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, folder: Path) -> Exported:

@@ -52,7 +52,9 @@ class Board:
 
     def files(self) -> list[Path]:
         """Return the files that the search has left there, but for the lock."""
-        return [path for path in self.temporary.rglob("*") if path.is_file() and path.name != "autoprune.lock"]
+        # os.walk, unlike rglob, passes over folders that the board removes meanwhile.
+        found = (Path(folder, name) for folder, _, names in os.walk(self.temporary) for name in names)
+        return [path for path in found if path.name != "autoprune.lock"]
 
     def cut(self) -> None:
         """Cut all connections, as a network does."""

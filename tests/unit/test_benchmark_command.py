@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from autoprune.runtimes.command import CommandBackend
 from autoprune.runtimes.execution import Execution, execute
 from autoprune.runtimes.settings import fingerprint_key
 from tests.helpers.packages import need
+from tests.helpers.processes import ended, wait_for
 
 SHAPE = (1, 3, 32, 48)
 
@@ -171,12 +171,11 @@ def test_a_program_that_is_not_there_is_told() -> None:
 def test_a_hung_command_is_killed_with_its_children() -> None:
     child = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
     start = time.perf_counter()
-    ended = execute([sys.executable, "-c", f"import time; {child}"], 3.0)
-    assert ended.code is None
+    done = execute([sys.executable, "-c", f"import time; {child}"], 3.0)
+    assert done.code is None
     assert time.perf_counter() - start < 30
-    number = int(ended.out)
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
-    late = replace(ended, out="loading")
+    wait_for(lambda: ended(int(done.out)))
+    late = replace(done, out="loading")
     backend = CommandBackend(settings_of("bench {torchscript}"), execute=lambda *_: late)
     with pytest.raises(DeviceError, match=r"must end within 20 s and did not, .*it last said: loading"):
         backend.prepare(network(), SHAPE).elapsed()

@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from autoprune.errors import DeviceError
@@ -21,6 +19,7 @@ from autoprune.runtimes.hosts.connection import refused
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.subprocess_backend import EngineSpec
 from tests.helpers.board import FakeBoard, answer, make_fake_board
+from tests.helpers.processes import ended, wait_for
 
 ENGINE = """
 import os, signal, time
@@ -74,21 +73,9 @@ def engine(tmp_path: Path) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def ended(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
 def files(board: FakeBoard) -> list[str]:
-    found = sorted(path.name for path in board.temporary.rglob("*") if path.is_file())
+    # os.walk, unlike rglob, passes over folders that the board removes meanwhile.
+    found = sorted(name for _, _, names in os.walk(board.temporary) for name in names)
     return [name for name in found if name != "autoprune.lock"]
 
 
