@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoprune.budget import METRICS, Limit, is_latency, latency_target
+from autoprune.budget import Limit
 from autoprune.errors import RunError
 from autoprune.io.files import read_bytes, write_atomic
+from autoprune.metrics import METRICS, is_latency, latency_target
 
 RESULT_VERSION = 2
 """Of the JSON reports; 1 were those that called metrics ``main`` and ``lenient`` and had no version."""

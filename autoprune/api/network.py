@@ -13,7 +13,6 @@ from torch import nn
 from autoprune import __version__
 from autoprune.api.listening import PythonListener
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.budget import format_amount
 from autoprune.choices import Precision, Runtime
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
@@ -21,6 +20,7 @@ from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener
+from autoprune.metrics import format_amount
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.models.finding import find_data, find_weights

@@ -10,7 +10,6 @@ from typing import Any
 
 from click.shell_completion import CompletionItem
 
-from autoprune.budget import METRICS
 from autoprune.config import (
     BudgetedConfig,
     Config,
@@ -22,6 +21,7 @@ from autoprune.config import (
 )
 from autoprune.config.reading import base_of, choices_of, hints_of
 from autoprune.criteria.registry import CRITERIA
+from autoprune.metrics import METRICS
 from autoprune.strategies.registry import STRATEGIES
 
 _MOST_USED = (

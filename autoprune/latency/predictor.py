@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from autoprune.budget import latency_target
 from autoprune.costs.static import Floats
 from autoprune.latency.features import LayerFeatures, deployed_layers
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.tables import Interpolation, plan_grids
 from autoprune.latency.timing import PairedTiming, Timing
+from autoprune.metrics import latency_target
 from autoprune.structure.constraint import Cost
 from autoprune.structure.space import Allocation, Counts, Space
 

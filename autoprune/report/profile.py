@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import format_amount
 from autoprune.latency.layers import ShareSource
+from autoprune.metrics import format_amount
 from autoprune.report.chart import Chart, names_axis, short_labels, values
 from autoprune.report.table import Table
 from autoprune.results import Result

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprune.budget import format_amount, is_latency, spec_of
 from autoprune.errors import PolicyError
 from autoprune.io.files import read_bytes
+from autoprune.metrics import format_amount, is_latency, spec_of
 from autoprune.policy import Policy, PolicyUnit
 from autoprune.report.chart import Chart, values
 from autoprune.results import Result

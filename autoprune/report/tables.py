@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import format_amount, is_latency, spec_of
+from autoprune.metrics import format_amount, is_latency, spec_of
 from autoprune.report.table import Table
 from autoprune.results import Compared, Metrics, Result, Stage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from autoprune.budget import format_amount, spec_of
+from autoprune.metrics import format_amount, spec_of
 from autoprune.report.chart import Chart, values
 from autoprune.report.search_charts import candidates, front, share_domain
 from autoprune.report.table import Table

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.budget import format_amount
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.finite import check_finite
+from autoprune.metrics import format_amount
 from autoprune.structure.space import Counts, Space
 
 _LARGEST = 1e3

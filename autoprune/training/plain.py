@@ -20,7 +20,8 @@ from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, TrainingError
 from autoprune.io.files import saying_why, write_atomic
-from autoprune.models._base import Batch, TrainableAdapter
+from autoprune.models._base import Batch
+from autoprune.models._trainable import TrainableAdapter
 from autoprune.results import Metrics
 from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext

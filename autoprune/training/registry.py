@@ -43,7 +43,7 @@ TRAINERS = (
         "autoprune.models.ultralytics.adapter:UltralyticsAdapter",
         "autoprune.training.ultralytics.launch:UltralyticsTrainer",
     ),
-    TrainerSpec("plain", "autoprune.models._base:TrainableAdapter", "autoprune.training.plain:PlainTrainer"),
+    TrainerSpec("plain", "autoprune.models._trainable:TrainableAdapter", "autoprune.training.plain:PlainTrainer"),
 )
 """The first whose family an adapter is of trains its networks."""
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autoprune import __version__
-from autoprune.budget import is_latency
 from autoprune.config import (
     COMMANDS,
     EXTENDABLE,
@@ -36,6 +35,7 @@ from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
+from autoprune.metrics import is_latency
 from autoprune.models._base import Adapter
 from autoprune.policy import Policy
 from autoprune.results import Metrics

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.budget import format_amount, latency_target
 from autoprune.choices import COMMAND, Precision, Runtime, is_board, split_target
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.errors import ConfigError
@@ -19,6 +18,7 @@ from autoprune.latency.meter import LatencyMeter, calm
 from autoprune.latency.predictor import LatencyCost, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
+from autoprune.metrics import format_amount, latency_target
 from autoprune.runtimes.load import measure_load
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.budget import format_amount, is_latency
 from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.latency.predictor import LatencyCost
+from autoprune.metrics import format_amount, is_latency
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from autoprune.workflows.latency import LatencyEstimator

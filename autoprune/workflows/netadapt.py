@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.budget import Budget, format_amount, is_latency
+from autoprune.budget import Budget
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
+from autoprune.metrics import format_amount, is_latency
 from autoprune.results import Stage
 from autoprune.statistics.layers import recalibrate
 from autoprune.strategies._base import Candidate

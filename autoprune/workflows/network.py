@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.budget import METRICS
 from autoprune.choices import is_board
 from autoprune.costs import CostSubject
 from autoprune.criteria._base import Importance, ranking
@@ -22,6 +21,7 @@ from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.listener import Listener
+from autoprune.metrics import METRICS
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.policy import PolicyModel

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.budget import is_latency, latency_target, spec_of
 from autoprune.config import CompareConfig
 from autoprune.latency.meter import LatencyMeter
+from autoprune.metrics import is_latency, latency_target, spec_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.results import Metrics

@@ -12,8 +12,9 @@ import numpy as np
 from torch import nn
 
 from autoprune import __version__
-from autoprune.budget import Budget, format_amount
+from autoprune.budget import Budget
 from autoprune.costs import uncounted
+from autoprune.metrics import format_amount
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
 from autoprune.report.sections import publish
 from autoprune.results import LimitResult, Result, Stage

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from autoprune.budget import Budget, is_latency
+from autoprune.budget import Budget
 from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig, SparsifyConfig, WorkersConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner
 from autoprune.listener import Listener
+from autoprune.metrics import is_latency
 from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from autoprune.budget import format_amount
 from autoprune.config import SearchConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
+from autoprune.metrics import format_amount
 from autoprune.results import Stage
 from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
 from autoprune.strategies.prior import SearchPrior, find_prior, holding

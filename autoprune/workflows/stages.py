@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autoprune.budget import is_latency
 from autoprune.config import (
     BudgetedConfig,
     CompareConfig,
@@ -14,6 +13,7 @@ from autoprune.config import (
     SparsifyConfig,
     TrainConfig,
 )
+from autoprune.metrics import is_latency
 
 OPEN = "Open the network"
 DENSE = "Measure the dense network"

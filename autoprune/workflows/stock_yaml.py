@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from autoprune.budget import is_latency
 from autoprune.errors import ModelError
 from autoprune.io.files import write_atomic
+from autoprune.metrics import is_latency
 from autoprune.models._base import Adapter
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.workflows.run import PruningRun, make_evaluator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.budget import METRICS
 from autoprune.costs import Cost
+from autoprune.metrics import METRICS
 from autoprune.structure.space import Counts, Space
 
 _TOLERANCE = 1e-9

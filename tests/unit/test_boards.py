@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 import autoprune as ap
-from autoprune.budget import Budget, is_latency
+from autoprune.budget import Budget
 from autoprune.choices import RUNTIMES, Precision, Runtime, is_board, split_target
 from autoprune.cli.main import main
 from autoprune.config import ProfileConfig, SearchConfig, SensitivityConfig
 from autoprune.errors import BudgetError, ConfigError, DeviceError
 from autoprune.latency.meter import MOST_LOSSES, LatencyMeter
 from autoprune.latency.timing import MeasurementConfig
+from autoprune.metrics import is_latency
 from autoprune.runtimes import Runner, runtime_settings
 from autoprune.runtimes.hosts import BoardLostError, board_at, host_of
 from autoprune.runtimes.settings import fingerprint

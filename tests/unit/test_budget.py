@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budget import METRICS, Budget, Limit, MetricSpec, budget_levels, format_amount, spec_of
+from autoprune.budget import Budget, Limit, budget_levels
 from autoprune.errors import BudgetError
+from autoprune.metrics import METRICS, MetricSpec, format_amount, spec_of
 
 NAMES = tuple(spec.name for spec in METRICS)
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from autoprune import __version__
-from autoprune.budget import METRICS
 from autoprune.choices import DataSetName, Select
 from autoprune.cli.arguments import parse
 from autoprune.config import (
@@ -22,6 +21,7 @@ from autoprune.config import (
 )
 from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
+from autoprune.metrics import METRICS
 from autoprune.strategies.registry import StrategyName
 
 NAMES = ", ".join([*COMMANDS, "completion"])

@@ -16,18 +16,9 @@ from torch import nn
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
 from autoprune.listener import tracked
-from autoprune.models._base import (
-    Batch,
-    Convert,
-    Difference,
-    ExportSettings,
-    Predict,
-    Predictions,
-    Sgd,
-    TrainableAdapter,
-    noise,
-)
+from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions, noise
 from autoprune.models._memory import check_memory
+from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.darknet.build import check_classes, choose_image_size, classes_of, input_shape, stride_of
 from autoprune.models.darknet.cfg import scaled_cfg
 from autoprune.models.darknet.files import Header, checkpoint_size, read, weights_of, write

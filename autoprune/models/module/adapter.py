@@ -14,17 +14,8 @@ from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
 from autoprune.listener import tracked
-from autoprune.models._base import (
-    Batch,
-    Convert,
-    Difference,
-    ExportSettings,
-    Predict,
-    Predictions,
-    Sgd,
-    TrainableAdapter,
-    noise,
-)
+from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions, noise
+from autoprune.models._trainable import Sgd, TrainableAdapter
 from autoprune.models.module.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from autoprune.models.module.data import Collate, Data, MapDataset, reason_of
 from autoprune.models.module.exporting import FirstOutput, write

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoprune.budget import format_amount, is_latency, spec_of
 from autoprune.errors import AutopruneError, PolicyError, RunError
 from autoprune.io.plain_yaml import read_values
+from autoprune.metrics import format_amount, is_latency, spec_of
 from autoprune.policy import Policy
 from autoprune.report.sections import Shown, sections
 from autoprune.results import SUMMARIES, Result
