@@ -141,7 +141,7 @@ class PruningConfig(ResumableConfig):
         batch: images per batch, in scoring and in fine-tuning
         compensate: give the kept channels' weights what best predicts the removed channels from them, in every
             candidate and in what ships
-        bf16: score candidates in bfloat16 if the CPU has fast instructions for it (AMX); otherwise in float32
+        bf16: score candidates in bfloat16 if the CPU has fast instructions for it (AMX, AVX-512); otherwise in float32
     """
 
     model: Path | None = None

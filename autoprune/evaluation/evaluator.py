@@ -35,10 +35,11 @@ WORST_SCORE = -10.0
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether scoring in bfloat16 pays on a device: on CPUs with tiles for it (Intel AMX), see ``Evaluator``."""
+    """Return whether scoring in bfloat16 pays on a device: on CPUs with AMX or AVX-512 for it, see ``Evaluator``."""
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11 does not say
         return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _silent(note: str) -> None:

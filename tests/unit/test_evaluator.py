@@ -213,13 +213,14 @@ def test_workers_compute_the_same_and_tell_nobody(evaluators: Evaluators) -> Non
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
-def amx(there: bool) -> Callable[[], dict[str, bool]]:
-    return lambda: {"amx_bf16": there}
+def cpu_with(instructions: str, there: bool = True) -> Callable[[], dict[str, bool]]:
+    return lambda: {instructions: there, "avx512_f": True}
 
 
-def test_bf16_is_fast_on_cpus_with_tiles_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16"])
+def test_bf16_is_fast_on_cpus_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch, instructions: str) -> None:
     for there in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", amx(there), raising=False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", cpu_with(instructions, there), raising=False)
         assert has_fast_bf16(torch.device("cpu")) is there
         assert not has_fast_bf16(torch.device("cuda"))
     monkeypatch.delattr(torch.cpu, "get_capabilities")
@@ -229,7 +230,7 @@ def test_bf16_is_fast_on_cpus_with_tiles_for_it(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[bool]:
     """Hold whether any loss was computed in bf16, and in float32; the CPU is fast in both."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", amx(True), raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", cpu_with("amx_bf16"), raising=False)
     return set()
 
 
@@ -247,7 +248,7 @@ def watching(used: set[bool]) -> Callable[[nn.Module, torch.Tensor, torch.Tensor
 def test_scores_are_computed_in_bf16_where_that_pays(
     evaluators: Evaluators, used: set[bool], monkeypatch: pytest.MonkeyPatch, asked: bool, fast: bool, autocasts: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", amx(fast), raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", cpu_with("amx_bf16", fast), raising=False)
     evaluator = evaluators(Plain, loss=watching(used), bf16=asked, autocasts=autocasts)
     evaluator(candidates(evaluator)[1:2])
     assert used == {asked and fast and autocasts}
