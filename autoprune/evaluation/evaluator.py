@@ -84,9 +84,9 @@ class Evaluator:
     batch norm converges to, and the detection loss of that pass is the score. (Measured against recalibrating first
     and scoring after: within 1%, the same ranking; half the cost.)
 
-    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX, and scores differ by 0.01 at most (three
-    detectors, 320 px, 60 images, one thread: 0.84 → 0.55 s, 0.86 → 0.53, 0.94 → 0.65; Spearman over 30 allocations at
-    flops=50%, 30% and 20% at least 0.998).
+    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX and 0.8 on one with AVX-512 for it, and scores
+    differ by 0.01 at most (three detectors, 320 px, 60 images, one thread; Spearman over 30 allocations at flops=50%,
+    30% and 20% at least 0.998; ``python -m tests.benchmarks.bf16``).
 
     It can be pickled, for the workers of stable-baselines3's ``SubprocVecEnv``: each gets the network, the images and
     the scores known so far, and computes the same scores; what it computes is not journalled, and it notifies nobody.
