@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.formats import FormatSpec
+from autoprune.image_size import ImageSize
 from autoprune.results import Detection, Metrics
 from autoprune.structure.graph import Tie
 
@@ -97,8 +98,8 @@ class Adapter(ABC):
         name: short name for users, e.g. ``yolov8n``.
         module: the dense network; float32, eval mode, on ``device``. It is never modified.
         device: of modules and batches.
-        image_size: height and width of the square input, in pixels; the longer side of one that is not square.
-        resizable: whether the same weights take square images of other sizes, multiples of 32.
+        image_size: height and width of the input.
+        resizable: whether the same weights take images of other sizes, multiples of 32.
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: the format from which the network's own tool builds networks; None if there is none.
@@ -113,7 +114,7 @@ class Adapter(ABC):
     name: str
     module: nn.Module
     device: torch.device
-    image_size: int
+    image_size: ImageSize
     resizable: bool = True
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
@@ -137,7 +138,7 @@ class Adapter(ABC):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: channels, height, width; (3, image_size, image_size) for a detector of colour images."""
+        """Shape of one input: channels, height, width; (3, *image_size) for a detector of colour images."""
         return tuple(self.example(1).shape[1:])
 
     @property

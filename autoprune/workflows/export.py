@@ -134,7 +134,7 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
         figures={
             "file": exported.path.name,
             "format": config.format.value,
-            "image_size": adapter.image_size,
+            "image_size": adapter.image_size.plain,
             "dynamic": config.dynamic,
             "batch": config.batch,
             "parity": {

@@ -99,7 +99,7 @@ def measure(
         validator = _validator(module, metric, device=device, objects=objects, settings=settings)
         run = predict or module
         for batch in batches:
-            validator.args.imgsz = batch["img"].shape[-1]  # RT-DETR's boxes are shares of it
+            validator.args.imgsz = list(batch["img"].shape[-2:])  # RT-DETR's boxes are shares of it
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
     return Metrics({name: float(results[key]) for name, key in metric.keys.items()}, _per_class(validator, metric))
@@ -120,7 +120,7 @@ def detected(
     shown = replace(metric, confidence=SHOWN_CONFIDENCE)
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, shown, device=device, objects=0, settings={})
-        validator.args.imgsz = batch["img"].shape[-1]
+        validator.args.imgsz = list(batch["img"].shape[-2:])
         found = validator.postprocess((predict or module)(batch["img"]))
     return [_listed(one["bboxes"], one["conf"], one["cls"], validator.names) for one in found]
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
+from autoprune.image_size import ImageSize
 from autoprune.listener import tracked
 from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions, noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
@@ -86,7 +87,7 @@ class ModuleAdapter(TrainableAdapter):
         self.name = name or type(module).__name__.lower()
         self.device = compute_device(device)
         self.module = copied(module).to(self.device, torch.float32).eval()
-        self.image_size = max(example.shape[2:])
+        self.image_size = ImageSize(*example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
         self.metric_names = tuple(metric_names)
         self.sgd = sgd or Sgd()
