@@ -20,7 +20,7 @@ from autoprune.criteria._base import Importance, ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
-from autoprune.image_size import ImageSize
+from autoprune.image_size import SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import METRICS
 from autoprune.models import open_adapter
@@ -111,7 +111,7 @@ def open_network(
     weights: Path,
     *,
     data: Path | None,
-    image_size: ImageSize | None,
+    image_size: SizeLike | None,
     device: str,
     trust: bool,
     criterion: str,
