@@ -39,6 +39,7 @@ class ExportSettings:
         half: trace the network in half precision (GPU only); else in single precision.
         dynamic: leave batch and image size variable.
         batch: images of an input.
+        nms: put non-maximum suppression behind the network.
         opset: version of ONNX's operators; None for the newest one that all runtimes support.
     """
 
@@ -46,6 +47,7 @@ class ExportSettings:
     half: bool = False
     dynamic: bool = False
     batch: int = 1
+    nms: bool = False
     opset: int | None = None
 
 
@@ -108,6 +110,7 @@ class Adapter(ABC):
         bytes_per_number: size of a number in a checkpoint.
         metric_names: metrics of `validate`, the primary one first.
         autocasts: whether network and loss also work under ``torch.autocast``.
+        suppresses: whether its files can have non-maximum suppression inside.
         reader: the class that opens an exported file, in addition to its runtime; None if there is none.
     """
 
@@ -122,6 +125,7 @@ class Adapter(ABC):
     bytes_per_number: int = 2
     metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
+    suppresses: bool = False
     reader: str | None = None
     _skipped: Mapping[str, str] = MappingProxyType({})
 
@@ -283,16 +287,26 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy on the validation split with another runtime's predictions.
 
         Every image is letterboxed to ``image_size``, as a file has a fixed input shape, so the result may differ from
         that of `validate`.
+
+        Args:
+            predict: predicts.
+            with_nms: whether the predictions are those of ``deployable(…, with_nms=True)``.
         """
 
     @abstractmethod
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Return how far two deployed networks' predictions for the same images differ; infinite if shapes do."""
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
+        """Return how far two deployed networks' predictions for the same images differ; infinite if shapes do.
+
+        Args:
+            expected: predictions of one network.
+            found: of the other.
+            with_nms: whether they are those of ``deployable(…, with_nms=True)``.
+        """
 
     @abstractmethod
     def disagreement(self, expected: Predictions, found: Predictions) -> float:

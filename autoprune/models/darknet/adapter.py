@@ -200,7 +200,7 @@ class DarknetAdapter(TrainableAdapter):
         """
         return self._validated(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy of the network on another runtime, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
 
@@ -233,7 +233,7 @@ class DarknetAdapter(TrainableAdapter):
             convert=convert,
         )
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
         """Compare predictions."""
         return difference(expected, found, layout=BOXES)
 

@@ -78,6 +78,8 @@ def write(
     }
     if end2end:
         options["nms"] = False  # keeps an end-to-end head that is switched on
+    elif settings.nms:
+        options |= {"nms": True, "conf": CONFIDENCE}
     if settings.spec.traced == "onnx":
         # Simplifying takes one more package, and runtimes do it anyway.
         options |= {"opset": settings.opset or OPSET, "simplify": False}

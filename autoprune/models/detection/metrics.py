@@ -56,6 +56,7 @@ class Metric:
         keys: of its results, by the metric's name; the first one is the primary metric.
         confidence: detections below this score are dropped before suppression.
         overlap: IoU threshold of suppression.
+        suppressed: whether predictions are rows of suppressed detections already.
     """
 
     task: str = "detect"
@@ -65,6 +66,7 @@ class Metric:
     )
     confidence: float = 0.001
     overlap: float = 0.7
+    suppressed: bool = False
 
 
 _FACTS = ("kpt_shape", "kpt_oks_sigmas")
@@ -184,4 +186,6 @@ def _validator(
     validator = metric.validator(save_dir=Path(tempfile.gettempdir()), args=arguments)
     validator.device, validator.data = device, {fact: settings[fact] for fact in _FACTS if fact in settings}
     validator.init_metrics(module)
+    if metric.suppressed:
+        validator.end2end = True  # rows of masks and keypoints are longer than those that it knows by their length
     return validator

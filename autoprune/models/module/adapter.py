@@ -164,7 +164,7 @@ class ModuleAdapter(TrainableAdapter):
         """Measure the metric on the validation data."""
         return self.validate_deployed(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the metric on the validation data with another runtime's predictions."""
         numbers = self._data.chosen("val", images=None, seed=None)
         batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
@@ -183,7 +183,7 @@ class ModuleAdapter(TrainableAdapter):
         """Export the network with a fixed input shape."""
         return write(self.deployable(module), folder, settings, shape=(settings.batch, *self._shape), convert=convert)
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
         """Return the largest difference of outputs, as a share of the largest output if that is above 1."""
         assert isinstance(expected, torch.Tensor)  # see `deployable`
         assert isinstance(found, torch.Tensor)

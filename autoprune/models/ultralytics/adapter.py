@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from autoprune.models._base import (
 )
 from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
-from autoprune.models.detection.data_set import DataSet, Sample
+from autoprune.models.detection.data_set import DataSet
 from autoprune.models.detection.exporting import write
 from autoprune.models.detection.metrics import detected, labelled_objects
 from autoprune.models.ultralytics import data as data_sets
@@ -92,6 +93,7 @@ class UltralyticsAdapter(Adapter):
         self.notes = notes or {}
         self.module = prepared(module, train_args).to(self.device)
         self.task = task_of(module)
+        self.suppresses = self.task.suppresses and not end_to_end(module)
         self.metric_names = tuple(self.task.metric.keys)
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
@@ -243,7 +245,7 @@ class UltralyticsAdapter(Adapter):
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         with stock.quiet(), data_sets.random_state_kept():
             samples = self._images.chosen(split, images=images, seed=seed, rest=not balanced)
-            return [self._batch(chunk) for chunk in _chunks(samples, batch)]
+            return [self._paired(one) for one in self._images.collated(samples, batch=batch, device=self.device)]
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the augmentations of the dense training's last epochs (no mosaic).
@@ -255,7 +257,7 @@ class UltralyticsAdapter(Adapter):
         with stock.quiet(), data_sets.random_state_kept():
             data_sets.seed_all(seed)
             samples = self._images.chosen("train", images=images, seed=seed, rest=False, augmented=True)
-            return [self.inputs(self._images.collate(chunk, self.device)) for chunk in _chunks(samples, batch)]
+            return [self.inputs(one) for one in self._images.collated(samples, batch=batch, device=self.device)]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -320,11 +322,11 @@ class UltralyticsAdapter(Adapter):
             self.deployable(module), images=self._images, task=self.task, device=self.device, rectangular=True
         )
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy of another runtime's predictions as Ultralytics' ``val`` does of an exported file."""
-        network = self.deployable(self.module)
+        network, task = self.deployable(self.module), self.task.suppressed() if with_nms else self.task
         return measure_split(
-            network, images=self._images, task=self.task, device=self.device, rectangular=False, predict=predict
+            network, images=self._images, task=task, device=self.device, rectangular=False, predict=predict
         )
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
@@ -347,9 +349,10 @@ class UltralyticsAdapter(Adapter):
             convert=convert,
         )
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Return the largest differences; rows of an end-to-end head may be in another order."""
-        return difference(expected, found, layout=self.task.layout(self.module, self.image_size))
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
+        """Return the largest differences; rows of an end-to-end head or of suppression may be in another order."""
+        layout = self.task.layout(self.module, self.image_size)
+        return difference(expected, found, layout=replace(layout, rows=layout.rows or with_nms))
 
     def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Return the disagreement; rows of an end-to-end head may be in another order."""
@@ -391,12 +394,5 @@ class UltralyticsAdapter(Adapter):
             raise DataError(f"{self.name} was loaded without a data set; give its YAML file or folder with `data`")
         return self._source
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
-        batch = self._images.collate(samples, self.device)
-        if supports(self._scoring):
-            batch[_PAIRS] = find_pairs(self._scoring, batch)
-        return batch
-
-
-def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    return (samples[start : start + size] for start in range(0, len(samples), size))
+    def _paired(self, batch: Batch) -> Batch:
+        return {**batch, _PAIRS: find_pairs(self._scoring, batch)} if supports(self._scoring) else batch

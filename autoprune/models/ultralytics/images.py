@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -98,6 +98,10 @@ class Images(ABC):
         found = list(islice(samples, images))
         self._check(found, split)
         return found
+
+    def collated(self, samples: Sequence[Sample], *, batch: int, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Yield samples as batches of a size on the device; the last may hold fewer."""
+        return (self.collate(samples[start : start + batch], device) for start in range(0, len(samples), batch))
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ data set takes the task's name) and the training (a trainer per task, in `autopr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,6 +148,10 @@ class TaskSpec:
     def name(self) -> str:
         """Ultralytics' name of the task."""
         return self.metric.task
+
+    def suppressed(self) -> TaskSpec:
+        """Return the record for predictions that are suppressed already."""
+        return replace(self, metric=replace(self.metric, suppressed=True))
 
 
 _MASKS = {"mask mAP50-95": "metrics/mAP50-95(M)", "mask mAP50": "metrics/mAP50(M)"}
