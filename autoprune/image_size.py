@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple, TypeAlias
 
-from autoprune.errors import ModelError
+from autoprune.errors import ConfigError, ModelError
 from autoprune.io.numerals import whole
 
 SizeLike: TypeAlias = int | Sequence[int]
@@ -33,11 +34,17 @@ class ImageSize(NamedTuple):
     def of(cls, size: SizeLike) -> ImageSize:
         """Return the size that one number or a pair stands for.
 
+        Raises:
+            ConfigError: it is neither.
+
         Example:
             >>> ImageSize.of(320), ImageSize.of([384, 640])
             (ImageSize(height=320, width=320), ImageSize(height=384, width=640))
         """
-        return cls(size, size) if isinstance(size, int) else cls(*size)
+        sides = size if isinstance(size, Sequence) else [size]
+        if len(sides) not in (1, 2) or not all(isinstance(side, Integral) for side in sides):
+            raise ConfigError(f"`imgsz` must be one whole number of pixels or a pair (height, width), got {size!r}")
+        return cls(int(sides[0]), int(sides[-1]))
 
     @classmethod
     def read(cls, text: str) -> ImageSize | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.errors import ModelError
+from autoprune.errors import ConfigError, ModelError
 from autoprune.image_size import ImageSize
 
 SIZES = st.builds(ImageSize, st.integers(1, 5000), st.integers(1, 5000))
@@ -31,6 +32,12 @@ def test_a_square_is_one_number_and_another_size_height_and_width() -> None:
 @pytest.mark.parametrize("text", ["", ",", "384,", ",640", "384x640", "384,640,3", "a,640", "1_0", "3.5", "384 640"])
 def test_what_is_no_size_is_not_read(text: str) -> None:
     assert ImageSize.read(text) is None
+
+
+@pytest.mark.parametrize("given", [(64, 96, 3), (), "64", 64.0, (64, 96.0), ("64", "96"), None])
+def test_what_is_neither_a_number_nor_a_pair_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"must be one whole number of pixels or a pair \(height, width\), got "):
+        ImageSize.of(given)
 
 
 @given(size=SIZES, multiple=st.sampled_from([16, 32, 64]))

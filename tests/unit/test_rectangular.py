@@ -176,6 +176,15 @@ def test_a_fine_tune_trains_and_validates_at_the_size(adapter: UltralyticsAdapte
     assert stock.YAML.load(tmp_path / "out" / "args.yaml")["imgsz"] == list(adapter.image_size)
 
 
+@pytest.mark.slow  # starts a process
+def test_a_process_of_its_own_trains_at_the_size_too(wide: UltralyticsAdapter, tmp_path: Path) -> None:
+    here, there = (
+        finetune(wide, build(8), epochs=1, out=tmp_path / name, batch=2, workers=0, devices=devices)
+        for name, devices in (("here", ()), ("there", ("cpu",)))
+    )
+    assert there.losses == pytest.approx(here.losses, rel=0.01), "the process gets the weights in half precision"
+
+
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_labels_follow_the_augmentations(adapter: UltralyticsAdapter, mosaic: float) -> None:
     changes = {"mosaic": mosaic, "translate": 0.1, "scale": 0.3, "fliplr": 0.5, "mixup": 0.0}
