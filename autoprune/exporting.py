@@ -31,7 +31,7 @@ class Parity:
         images: how many images the outputs were compared on.
         real: whether these are of the validation split; noise otherwise.
         difference: the largest difference of the outputs.
-        torch: accuracy of the torch network on the validation split, every image letterboxed to the input's square;
+        torch: accuracy of the torch network on the validation split, every image letterboxed to the input's size;
             None if there are no images.
         exported: the same of the exported network on its runtime.
     """
@@ -97,10 +97,10 @@ def export(adapter: Adapter, folder: Path, *, wanted: ExportSettings, backend: F
     images = _images(adapter, real=real)
     with step_bar(f"Exporting {wanted.spec.name}", 4) as advance:
         with memory_guard(settings):
-            module = adapter.deployable(adapter.module)
+            module = adapter.deployable(adapter.module, with_nms=wanted.nms)
             with torch.no_grad():
                 expected = module(images)
-            accuracy = adapter.validate_deployed(module) if real else None
+            accuracy = adapter.validate_deployed(module, with_nms=wanted.nms) if real else None
             advance(1, "run in torch")
             path = adapter.export(adapter.module, folder, replace(wanted, half=half), convert=backend.convert)
             advance(2, "written")
@@ -110,9 +110,9 @@ def export(adapter: Adapter, folder: Path, *, wanted: ExportSettings, backend: F
             parity = Parity(
                 images=len(images),
                 real=real,
-                difference=adapter.difference(expected, predict(images)),
+                difference=adapter.difference(expected, predict(images), with_nms=wanted.nms),
                 torch=accuracy,
-                exported=adapter.validate_deployed(predict) if real else None,
+                exported=adapter.validate_deployed(predict, with_nms=wanted.nms) if real else None,
             )
             advance(3, "compared with torch")
             config = replace(REFERENCE_MEASUREMENT, threads=settings.threads)

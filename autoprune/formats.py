@@ -50,6 +50,7 @@ class FormatSpec:
         write: ``module:function`` of what makes the format of that, an `autoprune.models.formats.Write`; empty if the
             traced file is the format.
         dynamic: whether its files can leave batch and image size open.
+        nms: whether its files can have non-maximum suppression inside.
         modules: whether networks of users' own classes are written in it, too.
         stock: whether Ultralytics' ``YOLO`` opens its files and reads the metadata in them.
         tolerance: by each precision that it is written in, how far predictions may lie from torch's.
@@ -69,6 +70,7 @@ class FormatSpec:
     traced: Literal["onnx", "torchscript"] = "onnx"
     write: str = ""
     dynamic: bool = False
+    nms: bool = False
     modules: bool = True
     stock: bool = True
     tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
@@ -89,6 +91,7 @@ FORMATS = (
         "onnxruntime",
         f"{_RUNTIMES}.onnx_runtime:OnnxRuntimeBackend",
         dynamic=True,
+        nms=True,
         placeholders={"onnx": ""},
     ),
     FormatSpec(
@@ -98,6 +101,7 @@ FORMATS = (
         f"{_RUNTIMES}.open_vino:OpenVinoBackend",
         write=f"{_WRITERS}.folders:write_openvino",
         dynamic=True,
+        nms=True,
         placeholders={"openvino_xml": "*.xml"},
     ),
     FormatSpec(
@@ -123,6 +127,7 @@ FORMATS = (
         "torch",
         f"{_RUNTIMES}.torch_script:TorchScriptBackend",
         traced="torchscript",
+        nms=True,
         placeholders={"torchscript": ""},
     ),
     FormatSpec(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
+from autoprune.image_size import SizeLike
 from autoprune.io.files import read_bytes, write_atomic
 from autoprune.policy_file import policy_to_json, read_policy
 from autoprune.policy_records import CostKind as CostKind
@@ -140,7 +141,7 @@ class Policy:
         module: Kind,
         *,
         data: Adapter | Path | str | None = None,
-        imgsz: int | None = None,
+        imgsz: SizeLike | None = None,
         compensate: bool = True,
         reconstruct: bool = True,
         example: torch.Tensor | None = None,
@@ -157,7 +158,8 @@ class Policy:
                 `autoprune.Network` brings its data, and one of its kind is returned.
             data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
                 of such a network with its data, for those that are not Ultralytics'.
-            imgsz: with a data set, the image size in pixels; what the weights were trained with if None.
+            imgsz: with a data set, the image size in pixels, one number for squares or (height, width); what the
+                weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
             reconstruct: of what is compensated, also solve every layer for what the dense network gives.
             example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.

@@ -18,6 +18,7 @@ from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
+from autoprune.image_size import SizeLike
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener
 from autoprune.metrics import format_amount
@@ -66,9 +67,9 @@ class Network:
         self.path, self.data, self.trust_checkpoint = path, data, trust_checkpoint
 
     @property
-    def imgsz(self) -> int:
-        """The image size in pixels."""
-        return self.adapter.image_size
+    def imgsz(self) -> int | list[int]:
+        """The image size in pixels, one number for squares, else height and width."""
+        return self.adapter.image_size.plain
 
     @property
     def device(self) -> str:
@@ -79,7 +80,7 @@ class Network:
     def units(self) -> Table:
         """The units that can be pruned, each with its channels: one row per unit."""
         rows = [[unit.name, str(unit.width)] for unit in self._graph.units]
-        return Table(f"{self.adapter.name} at {self.imgsz} px", ["unit", "channels"], rows)
+        return Table(f"{self.adapter.name} at {self.adapter.image_size} px", ["unit", "channels"], rows)
 
     def costs(self) -> dict[str, float]:
         """Return FLOPs and peak bytes of one image, parameters, bytes of the checkpoint, and channels of all units."""
@@ -195,18 +196,16 @@ class Network:
         return analyse(self.module, self.adapter.example(2), free_outputs=self.adapter.free_outputs)
 
     def __repr__(self) -> str:
-        return (
-            f"Network({self.adapter.name} at {self.imgsz} px on {self.device}: {len(self._graph.units)} units, "
-            + ", ".join(f"{metric} {format_amount(metric, value)}" for metric, value in self.costs().items())
-            + ")"
-        )
+        costs = ", ".join(f"{metric} {format_amount(metric, value)}" for metric, value in self.costs().items())
+        where = f"{self.adapter.name} at {self.adapter.image_size} px on {self.device}"
+        return f"Network({where}: {len(self._graph.units)} units, {costs})"
 
 
 def load(
     model: str | Path | None = None,
     *,
     data: str | Path | None = None,
-    imgsz: int | None = None,
+    imgsz: SizeLike | None = None,
     device: str = "auto",
     download: bool = False,
     trust_checkpoint: bool = False,
@@ -219,7 +218,8 @@ def load(
             demonstration detector with its data.
         data: the data set that it was trained on: an Ultralytics YAML file or class folders, by path or by a name such
             as ``coco8.yaml``. Without it the network can be looked at and measured, not searched.
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with.
+        imgsz: image size in pixels, one number for squares or (height, width), multiples of 32; by default what the
+            weights were trained with.
         device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one.
         download: fetch weights or images with Ultralytics' own functions, if they are not here.
         trust_checkpoint: open the checkpoint even if it could run code of its author.

@@ -47,6 +47,7 @@ _METAVARS: Mapping[str, str] = {
     "criteria": "CRITERIA",
     "criterion": "CRITERION",
     "device": "DEVICE",
+    "imgsz": "PIXELS",
     "name": "NAME",
     "out": "FOLDER",
     "page": "FILE",

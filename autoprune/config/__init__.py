@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from autoprune.choices import match_factory
 from autoprune.config._base import (
+    IMAGE_MULTIPLE,
     BudgetedConfig,
     PruningConfig,
     ReconstructingConfig,
@@ -33,10 +34,12 @@ from autoprune.config.report import ReportConfig
 from autoprune.config.search import BenchmarkEntry, CompareConfig, NetAdaptConfig, SearchConfig, SensitivityConfig
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
+from autoprune.image_size import ImageSize
 
 __all__ = [
     "COMMANDS",
     "EXTENDABLE",
+    "IMAGE_MULTIPLE",
     "PLACE",
     "SHOWING",
     "WHERE",
@@ -133,6 +136,8 @@ def yaml_of(values: Mapping[str, object]) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, ImageSize):
+        return value.plain
     return _absolute(value) if isinstance(value, Path) else value
 
 

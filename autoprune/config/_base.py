@@ -23,7 +23,11 @@ from autoprune.config._checks import (
 )
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.tracking import check_tracker
+
+IMAGE_MULTIPLE = 32
+"""Height and width of images are multiples of this, in pixels."""
 
 LARGEST_IMAGE = 2**15
 """Pixels on a side; a batch of such images takes gigabytes by itself."""
@@ -34,7 +38,8 @@ class RunConfig:
     """The options of every command that leaves a run folder.
 
     Attributes:
-        imgsz: image size in pixels, a multiple of 32; by default what the weights were trained with
+        imgsz: image size in pixels, 640 for squares or height and width such as 384,640, multiples of 32; by default
+            what the weights were trained with
         device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
             first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores; with the
             address of a board, ssh://[USER@]HOST[:PORT], the board measures, and this machine does all else
@@ -56,7 +61,7 @@ class RunConfig:
         verbose: show also what is pinned and why, which results were known already, and every candidate
     """
 
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
@@ -74,8 +79,8 @@ class RunConfig:
             check_tracker(name)
         if self.quiet and self.verbose:
             raise ConfigError("`quiet` shows less and `verbose` more; give one of them")
-        if self.imgsz is not None and (not 32 <= self.imgsz <= LARGEST_IMAGE or self.imgsz % 32):
-            raise ConfigError(f"`imgsz` must be a multiple of 32 from 32 to {LARGEST_IMAGE}, got {shown(self.imgsz)}")
+        if self.imgsz is not None:
+            _check_image_size(self.imgsz)
         object.__setattr__(self, "device", device_name(self.device))  # one spelling: 0 and cuda:0 are the same run
         self._check_device()
         self._check_folder()
@@ -316,6 +321,17 @@ class ReconstructingConfig(BudgetedConfig):
     """
 
     reconstruct: bool = True
+
+
+def _check_image_size(size: ImageSize) -> None:
+    if size == size.rounded(IMAGE_MULTIPLE) and size.longest <= LARGEST_IMAGE:
+        return
+    got = ",".join(map(shown, size.sides))
+    nearest = ImageSize(*(min(side, LARGEST_IMAGE) for side in size)).rounded(IMAGE_MULTIPLE)
+    raise ConfigError(
+        f"`imgsz` must be a multiple of {IMAGE_MULTIPLE} from {IMAGE_MULTIPLE} to {LARGEST_IMAGE}, got {got}; the "
+        f"nearest is {nearest.written}"
+    )
 
 
 def _check_measuring(config: RunConfig) -> None:

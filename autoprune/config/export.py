@@ -29,6 +29,8 @@ class ExportConfig(RunConfig):
         precision: number format of the exported network: fp32, or fp16 if device and runtime compute in it
         half: fp16, as Ultralytics has it: the same as `precision` fp16
         batch: images of an input
+        nms: put non-maximum suppression into the file, with Ultralytics' thresholds (scores from 0.25, IoU 0.7), if the
+            format can
         opset: version of ONNX's operators, 13 to 20; by default 17, the newest that all runtimes support
     """
 
@@ -39,6 +41,7 @@ class ExportConfig(RunConfig):
     precision: Precision = Precision.FP32
     half: bool = False
     batch: int = 1
+    nms: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,3 +59,7 @@ class ExportConfig(RunConfig):
             raise ConfigError(f"An exported network is written in {written}, got `precision` {self.precision.value}")
         if self.dynamic and not spec.dynamic:
             raise ConfigError(f"`dynamic` is for `format` {formats_where('dynamic')}, got {spec.name}")
+        if self.nms and not spec.nms:
+            raise ConfigError(f"`nms` is for `format` {formats_where('nms')}, got {spec.name}")
+        if self.nms and self.dynamic:
+            raise ConfigError("A file with `nms` has a fixed batch and image size; leave `dynamic` out")

@@ -18,6 +18,7 @@ from docstring_parser import parse as parse_docstring
 
 from autoprune.config import PLACE, Config, ResumableConfig, named, option
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.io.numerals import decimal, whole
 from autoprune.io.plain_yaml import Plain
 from autoprune.policy import Policy
@@ -28,6 +29,7 @@ _EXPECTED = {
     str: "a text",
     Path: "a path that can be looked up",
     bool: "true or false",
+    ImageSize: "a whole number of pixels such as 640, or height and width such as 384,640",
 }
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 _SHOWN = 60
@@ -147,6 +149,8 @@ def _texts(value: Plain) -> tuple[str, ...] | None:
 
 
 def _one(hint: Any, value: Plain) -> Any:
+    if base_of(hint) is ImageSize and isinstance(value, list):  # as Ultralytics has it: [384, 640]
+        value = ",".join(map(str, value))
     if not isinstance(value, str):
         return None
     if (members := enum_of(hint)) is not None:
@@ -181,6 +185,7 @@ _READERS: Mapping[Any, Callable[[str], Any]] = {
     str: _text,
     Path: _path,
     bool: lambda text: _BOOLEANS.get(text.lower()),
+    ImageSize: ImageSize.read,
 }
 
 

@@ -17,6 +17,7 @@ from autoprune.criteria._base import CalibrationData
 from autoprune.criteria.registry import make_criterion, spec_of
 from autoprune.evaluation.compensation import compensate, fold_constants
 from autoprune.evaluation.reconstruction import reconstruct
+from autoprune.image_size import SizeLike
 from autoprune.models import adapter_of
 from autoprune.models._base import Adapter
 from autoprune.models._memory import living_bytes
@@ -150,7 +151,7 @@ def apply_keep(
     criterion: str,
     check: Callable[[Mapping[str, int]], None],
     data: Adapter | Path | str | None,
-    imgsz: int | None,
+    imgsz: SizeLike | None,
     compensate: bool,
     reconstruct: bool,
     example: torch.Tensor | None,

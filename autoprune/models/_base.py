@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.formats import FormatSpec
+from autoprune.image_size import ImageSize
 from autoprune.results import Detection, Metrics
 from autoprune.structure.graph import Tie
 
@@ -38,6 +39,7 @@ class ExportSettings:
         half: trace the network in half precision (GPU only); else in single precision.
         dynamic: leave batch and image size variable.
         batch: images of an input.
+        nms: put non-maximum suppression behind the network.
         opset: version of ONNX's operators; None for the newest one that all runtimes support.
     """
 
@@ -45,6 +47,7 @@ class ExportSettings:
     half: bool = False
     dynamic: bool = False
     batch: int = 1
+    nms: bool = False
     opset: int | None = None
 
 
@@ -97,8 +100,8 @@ class Adapter(ABC):
         name: short name for users, e.g. ``yolov8n``.
         module: the dense network; float32, eval mode, on ``device``. It is never modified.
         device: of modules and batches.
-        image_size: height and width of the square input, in pixels; the longer side of one that is not square.
-        resizable: whether the same weights take square images of other sizes, multiples of 32.
+        image_size: height and width of the input.
+        resizable: whether the same weights take images of other sizes, multiples of 32.
         free_outputs: keys of a training-mode output dictionary whose tensors may change
             their channel count (e.g. Ultralytics' ``feats``); every other output is pinned.
         description: the format from which the network's own tool builds networks; None if there is none.
@@ -107,13 +110,14 @@ class Adapter(ABC):
         bytes_per_number: size of a number in a checkpoint.
         metric_names: metrics of `validate`, the primary one first.
         autocasts: whether network and loss also work under ``torch.autocast``.
+        suppresses: whether its files can have non-maximum suppression inside.
         reader: the class that opens an exported file, in addition to its runtime; None if there is none.
     """
 
     name: str
     module: nn.Module
     device: torch.device
-    image_size: int
+    image_size: ImageSize
     resizable: bool = True
     free_outputs: frozenset[str] = frozenset()
     description: Description | None = None
@@ -121,6 +125,7 @@ class Adapter(ABC):
     bytes_per_number: int = 2
     metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
+    suppresses: bool = False
     reader: str | None = None
     _skipped: Mapping[str, str] = MappingProxyType({})
 
@@ -137,7 +142,7 @@ class Adapter(ABC):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: channels, height, width; (3, image_size, image_size) for a detector of colour images."""
+        """Shape of one input: channels, height, width; (3, *image_size) for a detector of colour images."""
         return tuple(self.example(1).shape[1:])
 
     @property
@@ -282,16 +287,26 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy on the validation split with another runtime's predictions.
 
         Every image is letterboxed to ``image_size``, as a file has a fixed input shape, so the result may differ from
         that of `validate`.
+
+        Args:
+            predict: predicts.
+            with_nms: whether the predictions are those of ``deployable(…, with_nms=True)``.
         """
 
     @abstractmethod
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Return how far two deployed networks' predictions for the same images differ; infinite if shapes do."""
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
+        """Return how far two deployed networks' predictions for the same images differ; infinite if shapes do.
+
+        Args:
+            expected: predictions of one network.
+            found: of the other.
+            with_nms: whether they are those of ``deployable(…, with_nms=True)``.
+        """
 
     @abstractmethod
     def disagreement(self, expected: Predictions, found: Predictions) -> float:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 
 _UNIT = 32
 """Image sizes are multiples of this, in pixels."""
@@ -40,7 +41,7 @@ _GROUPS = (
 
 
 def check_memory(
-    module: nn.Module, size: int, *, name: str, channels: int, stride: int, images: int, device: torch.device
+    module: nn.Module, size: ImageSize, *, name: str, channels: int, stride: int, images: int, device: torch.device
 ) -> None:
     """Check that a network runs, and that its activations fit into the free memory.
 
@@ -48,7 +49,7 @@ def check_memory(
 
     Args:
         module: the network; it is not changed.
-        size: of a square image, in pixels.
+        size: of an image.
         name: of the network, for the message.
         channels: of an image.
         stride: image sizes are multiples of it.
@@ -70,16 +71,18 @@ def check_memory(
 
     small, large = _SMALL * unit, _LARGE * unit
     first = run(small)
-    if size <= large:
+    if size.height * size.width <= large**2:
         return
     second, free = run(large), free_bytes(device)
 
-    def needed(pixels: int) -> float:
-        return images * _KERNELS * _at(pixels, (small, first), (large, second))
+    def needed(asked: ImageSize) -> float:
+        side = math.sqrt(asked.height * asked.width)  # of a square of the same area
+        return images * _KERNELS * _at(side, (small, first), (large, second))
 
     if needed(size) > free:
-        fits = _largest(lambda pixels: needed(pixels) <= free, size, unit)
-        way = f"the largest image size that fits is {fits}: give `imgsz` {fits} or less" if fits else "free some memory"
+        side = _largest(lambda longest: needed(size.scaled(longest, unit)) <= free, size.longest, unit)
+        fits = size.scaled(side, unit).written
+        way = f"the largest image size that fits is {fits}: give `imgsz` {fits} or less" if side else "free some memory"
         raise ModelError(
             f"{name} at {size} px would take about {needed(size) / 1e9:.1f} GB for {images} images at once, and "
             f"{free / 1e9:.1f} GB are free on {device}; {way}"
@@ -136,8 +139,8 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bytes -= size * (self._tensors[key] == 0)
 
 
-def _at(size: int, first: tuple[int, Series], second: tuple[int, Series]) -> float:
-    """Return the peak bytes at a size, extrapolated from the bytes after each operation at two smaller sizes.
+def _at(size: float, first: tuple[int, Series], second: tuple[int, Series]) -> float:
+    """Return the peak bytes at a square's side, extrapolated from the bytes after each operation at two smaller sizes.
 
     Each operation's bytes are modelled as a constant plus a term in the area, or, if they grow faster, as a term in the
     area plus one in its square.

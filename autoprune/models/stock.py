@@ -13,7 +13,7 @@ from ultralytics import YOLO
 from ultralytics import __version__ as version
 from ultralytics.cfg import get_cfg
 from ultralytics.data import utils as data_utils
-from ultralytics.data.augment import classify_augmentations, classify_transforms
+from ultralytics.data.augment import Compose, Mosaic, RandomPerspective, classify_augmentations, classify_transforms
 from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths, verify_image_label
 from ultralytics.engine.exporter import Exporter, NMSModel
@@ -78,6 +78,7 @@ __all__ = [
     "ClassificationTrainer",
     "ClassificationValidator",
     "Classify",
+    "Compose",
     "Conv",
     "Detect",
     "DetectionModel",
@@ -85,6 +86,7 @@ __all__ = [
     "DetectionValidator",
     "Exporter",
     "IterableSimpleNamespace",
+    "Mosaic",
     "NMSModel",
     "OBBModel",
     "OBBTrainer",
@@ -97,6 +99,7 @@ __all__ = [
     "RTDETRDetectionModel",
     "RTDETRTrainer",
     "RTDETRValidator",
+    "RandomPerspective",
     "SegmentationModel",
     "SegmentationTrainer",
     "SegmentationValidator",

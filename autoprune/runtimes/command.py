@@ -18,6 +18,7 @@ from autoprune.benchmark_command import BenchmarkCommand
 from autoprune.choices import Runtime
 from autoprune.errors import DeviceError
 from autoprune.formats import ExportFormat, FormatSpec
+from autoprune.image_size import ImageSize
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, Runner, memory_guard, waiting_session
 from autoprune.runtimes.execution import Execute, execute
 from autoprune.runtimes.exported import export_onnx, export_script
@@ -105,10 +106,9 @@ class CommandRunner(Runner):
         self.folder = Path(tempfile.mkdtemp(prefix="autoprune-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.files: dict[str, Path] = {}
-        height, width = shape[-2:]
-        size = str(height) if height == width else f"{height},{width}"
+        size = ImageSize(*shape[-2:])
         self._numbers: Mapping[str, object] = {
-            **{"imgsz": size, "height": height, "width": width},
+            **{"imgsz": size.written, **size._asdict()},
             **{"batch": shape[0], "threads": settings.threads},
         }
 

@@ -50,7 +50,7 @@ class MemoryFormat(Enum):
         return torch.channels_last if self is MemoryFormat.CHANNELS_LAST else torch.contiguous_format
 
 
-ImageSize: TypeAlias = int | tuple[int, ...]
+InputSize: TypeAlias = int | tuple[int, ...]
 """Height and width of a square RGB image, in pixels; or channels, height and width of another input."""
 
 
@@ -64,7 +64,7 @@ def threads_in_words(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def image_size_of(shape: Sequence[int]) -> ImageSize:
+def image_size_of(shape: Sequence[int]) -> InputSize:
     """Return the shape of one input, (channels, height, width), as settings and messages have it."""
     channels, height, width = shape
     return height if channels == 3 and height == width else (channels, height, width)
@@ -91,7 +91,7 @@ class RuntimeSettings:
     precision: Precision
     threads: int
     batch: int
-    image_size: ImageSize
+    image_size: InputSize
     memory_format: MemoryFormat = MemoryFormat.AUTO
     with_nms: bool = False
     command: BenchmarkCommand | None = None
@@ -143,7 +143,7 @@ class RuntimeSettings:
 def runtime_settings(
     device: str,
     *,
-    image_size: ImageSize,
+    image_size: InputSize,
     runtime: Runtime | BenchmarkCommand | None = None,
     precision: Precision = Precision.FP32,
     threads: int | None = None,

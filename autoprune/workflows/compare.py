@@ -196,7 +196,7 @@ class _Comparison:
                 "limits": list(self._budget.texts),
                 "evaluations": config.evaluations,
                 "images": config.images,
-                "image_size": adapter.image_size,
+                "image_size": adapter.image_size.plain,
                 "finetune_epochs": config.finetune_epochs,
                 "correlation": {
                     "spearman": correlation,

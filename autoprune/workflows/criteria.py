@@ -129,7 +129,7 @@ class CriteriaComparison:
             figures={
                 "limits": list(self._budget.texts),
                 "images": config.images,
-                "image_size": adapter.image_size,
+                "image_size": adapter.image_size.plain,
                 "finetune_epochs": config.finetune_epochs,
                 "keep": run.network.keep(allocation),
             },

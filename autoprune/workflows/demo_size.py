@@ -9,6 +9,7 @@ from math import log
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_SIZES, demo_weights
 from autoprune.errors import DeviceError
+from autoprune.image_size import ImageSize
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.timing import MeasurementConfig, time_alone
 from autoprune.listener import Listener
@@ -60,7 +61,7 @@ def with_demo_size(config: SearchConfig, folder: RunFolder, listener: Listener) 
         )
         return size
 
-    return replace(config, imgsz=int(folder.once("demo image size", choose)))
+    return replace(config, imgsz=ImageSize.of(int(folder.once("demo image size", choose))))
 
 
 def suitable_size(measure: Measure, limit: float) -> tuple[int, float]:

@@ -43,6 +43,11 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     adapter = open_adapter(
         config.model, data=config.data, image_size=config.imgsz, device=_device(config), trust=config.trust_checkpoint
     )
+    if config.nms and not adapter.suppresses:
+        raise ConfigError(
+            f"`nms` puts suppression behind heads of Ultralytics that need it, and {adapter.name} has no such head; "
+            "leave it out"
+        )
     backend = _backend(config, adapter)  # refuses what it cannot run before anything is written
     with RunFolder.open("export", config, caller) as folder:
         listener.stage(stages.EXPORT)
@@ -51,7 +56,8 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
     for skipped in adapter.skipped:
         listener.warn(f"Skipped {skipped}")
     if not exported.parity.real:
-        listener.note("Compared on noise; with `data` it is compared on validation images and by accuracy.")
+        noise = "noise, in which nothing is detected" if config.nms else "noise"
+        listener.note(f"Compared on {noise}; with `data` it is compared on validation images and by accuracy.")
     if problems := _problems(config, adapter, exported):
         raise ExportError(
             f"The exported network must predict what torch does, and {', '.join(problems)}; it is kept as "
@@ -78,6 +84,7 @@ def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
         precision=config.precision,
         threads=config.threads,
         batch=config.batch,
+        with_nms=config.nms,
     )
     # Before the runtime is opened: whether this processor computes in fp16 does not matter to the tracer.
     if not spec.write and config.precision is Precision.FP16 and device == "cpu":
@@ -94,7 +101,9 @@ def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, f
         exported = export(
             adapter,
             Path(scratch),
-            wanted=ExportSettings(config.format.spec, dynamic=config.dynamic, batch=config.batch, opset=config.opset),
+            wanted=ExportSettings(
+                config.format.spec, dynamic=config.dynamic, batch=config.batch, nms=config.nms, opset=config.opset
+            ),
             backend=backend,
             real=adapter.has_images,
         )
@@ -125,7 +134,9 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
     return Result(
         command="export",
         title=f"{adapter.name} at {adapter.image_size} px, {config.format.value} in {settings.precision.value} on "
-        f"{settings.runtime.value}, {settings.device}, {threads_in_words(settings.threads)}",
+        f"{settings.runtime.value}, {settings.device}, {threads_in_words(settings.threads)}"
+        + ", with NMS"
+        * config.nms,
         metric_names=adapter.metric_names,
         stages={
             "torch": Stage(parity.torch, {"size": adapter.checkpoint_size(adapter.module)}),
@@ -134,9 +145,10 @@ def _result(config: ExportConfig, adapter: Adapter, backend: FileBackend, export
         figures={
             "file": exported.path.name,
             "format": config.format.value,
-            "image_size": adapter.image_size,
+            "image_size": adapter.image_size.plain,
             "dynamic": config.dynamic,
             "batch": config.batch,
+            "nms": config.nms,
             "parity": {
                 "passed": not problems,
                 "problems": list(problems),

@@ -21,6 +21,7 @@ from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
 from autoprune.runtimes import Backend, fingerprint, open_backend, runtime_settings
+from autoprune.runtimes.settings import image_size_of
 from autoprune.training.extensions.masking import (
     Masking,
     Masks,
@@ -173,7 +174,7 @@ def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
     board = is_board(config.device)
     settings = runtime_settings(
         config.device if board else str(adapter.device),
-        image_size=adapter.image_size,
+        image_size=image_size_of(adapter.input_shape),
         runtime=config.measured_on,
         precision=config.precision,
         threads=config.threads if board else torch.get_num_threads(),

@@ -20,6 +20,7 @@ from autoprune.criteria._base import Importance, ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
+from autoprune.image_size import SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import METRICS
 from autoprune.models import open_adapter
@@ -110,7 +111,7 @@ def open_network(
     weights: Path,
     *,
     data: Path | None,
-    image_size: int | None,
+    image_size: SizeLike | None,
     device: str,
     trust: bool,
     criterion: str,
@@ -125,7 +126,7 @@ def open_network(
     Args:
         weights: the checkpoint.
         data: its data set, or None.
-        image_size: in pixels; what it was trained at if None.
+        image_size: of the input; what it was trained at if None.
         device: as the command line names it.
         trust: open a checkpoint even if it could run code of its author.
         criterion: ranks the channels.

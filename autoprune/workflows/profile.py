@@ -9,6 +9,7 @@ from autoprune.config import ProfileConfig
 from autoprune.costs.static import undescribed_flops
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.latency.features import deployed_layers
 from autoprune.latency.layers import (
     WIDTHS,
@@ -77,7 +78,7 @@ def _network(config: ProfileConfig, listener: Listener) -> Network:
     """Load and analyse the network; the bundled detector brings its data if ranges must be found."""
     data, image_size = config.data, config.imgsz
     if config.model is None:
-        image_size = image_size or DEMO_IMAGE_SIZE
+        image_size = image_size or ImageSize.of(DEMO_IMAGE_SIZE)
         data = shapes_dataset() if config.precision is Precision.INT8 else None
     network = open_network(
         config.model or demo_weights(),

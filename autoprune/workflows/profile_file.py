@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoprune.image_size import ImageSize
 from autoprune.latency.layers import LayerShares, LayerWork, Staircase
 from autoprune.latency.predictor import Sample
 from autoprune.latency.timing import Timing
@@ -22,7 +23,7 @@ class Profile:
 
     Attributes:
         name: of the model.
-        image_size: height and width of the square input, in pixels.
+        image_size: of the input.
         costs: of the dense network by metric: FLOPs of one image, parameters, bytes, channels of all units.
         settings: how networks ran.
         environment: what the measurements depend on.
@@ -40,7 +41,7 @@ class Profile:
     """
 
     name: str
-    image_size: int
+    image_size: ImageSize
     costs: Mapping[str, float]
     settings: RuntimeSettings
     environment: Mapping[str, Any]
@@ -74,7 +75,7 @@ def to_result(profile: Profile) -> Result:
 
     ``stages``: ``dense`` and ``narrowest``, which has every unit at its lower bound (``keep``): the reachable minimum.
     Their details are image (milliseconds of one image) and images_per_second.
-    ``model``: name, image_size.
+    ``model``: name, image_size (one number for a square, else height and width).
     ``runtime``: device, runtime, precision, threads, batch, image_size, memory_format, with_nms.
     ``layers``: source (``measured alone`` or ``modelled``), scale (what times of layers alone were multiplied with so
     that they do not exceed the whole), rows, and rest. A row has name, operation, c_in, c_out, height and width of its
@@ -98,7 +99,7 @@ def to_result(profile: Profile) -> Result:
             "narrowest": _stage(profile.narrowest, profile.lowest_costs, profile.settings.batch, keep=keep),
         },
         figures={
-            "model": {"name": profile.name, "image_size": profile.image_size},
+            "model": {"name": profile.name, "image_size": profile.image_size.plain},
             "runtime": profile.settings.to_json(),
             "layers": _layers(profile),
             "staircases": [_staircase(one) for one in profile.staircases],

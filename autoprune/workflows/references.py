@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.config import CompareConfig
+from autoprune.config import IMAGE_MULTIPLE, CompareConfig
 from autoprune.latency.meter import LatencyMeter
 from autoprune.metrics import is_latency, latency_target, spec_of
 from autoprune.models import open_adapter
@@ -93,8 +93,8 @@ class References:
     def _lower(self, name: str) -> Named | None:
         """Use the dense network at the largest lower image size that meets the budget."""
         dense = self._run.network.adapter
-        for size in range(dense.image_size - 32, 0, -32) if dense.resizable else ():
-            config = self._config
+        for longest in range(dense.image_size.longest - IMAGE_MULTIPLE, 0, -IMAGE_MULTIPLE) if dense.resizable else ():
+            config, size = self._config, dense.image_size.scaled(longest, IMAGE_MULTIPLE)
             assert config.model is not None
             adapter = open_adapter(
                 config.model, data=config.data, image_size=size, device=dense.device, trust=config.trust_checkpoint

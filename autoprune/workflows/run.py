@@ -17,6 +17,7 @@ from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import is_latency
 from autoprune.results import Stage
@@ -51,9 +52,9 @@ def finetune_epochs(config: BudgetedConfig, *, demo: bool) -> int:
     return DEMO_EPOCHS if demo else DEFAULT_EPOCHS
 
 
-def demonstration(imgsz: int | None = None) -> tuple[Path, Path, int]:
+def demonstration(imgsz: SizeLike | None = None) -> tuple[Path, Path, ImageSize]:
     """Return the bundled detector, its data set, and the image size, its own if none is given."""
-    return demo_weights(), shapes_dataset(), imgsz or DEMO_IMAGE_SIZE
+    return demo_weights(), shapes_dataset(), ImageSize.of(imgsz or DEMO_IMAGE_SIZE)
 
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:

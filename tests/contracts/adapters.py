@@ -55,7 +55,7 @@ def check_module(adapter: Adapter) -> None:
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     assert {tensor.device for tensor in tensors} == {adapter.device}
     assert adapter.example(3).shape == (3, *adapter.input_shape)
-    assert max(adapter.input_shape[1:]) == adapter.image_size
+    assert adapter.input_shape[1:] == adapter.image_size
     assert adapter.has_images
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.image_size import ImageSize
 from autoprune.models.darknet.loss import Head
 
 Box = Sequence[float]
@@ -21,14 +22,21 @@ def logistic(x: float) -> float:
 
 
 def box_at(
-    head: Head, cell: npt.NDArray[np.float64], *, anchor: int, row: int, column: int, shape: tuple[int, int], size: int
+    head: Head,
+    cell: npt.NDArray[np.float64],
+    *,
+    anchor: int,
+    row: int,
+    column: int,
+    shape: tuple[int, int],
+    size: ImageSize,
 ) -> Box:
     """The box that a cell's numbers tell, as parts of the image."""
     height, width = shape
     scale, (across, down) = head.scale_x_y, head.anchors[head.mask[anchor]].tolist()
     x = (logistic(cell[0]) * scale - (scale - 1) / 2 + column) / width
     y = (logistic(cell[1]) * scale - (scale - 1) / 2 + row) / height
-    return x, y, math.exp(cell[2]) * across / size, math.exp(cell[3]) * down / size
+    return x, y, math.exp(cell[2]) * across / size.width, math.exp(cell[3]) * down / size.height
 
 
 def overlap(one: Box, two: Box) -> float:
@@ -60,11 +68,12 @@ def complete_overlap(one: Box, two: Box) -> float:
     return iou - apart / outer - weight * aspect
 
 
-def places(head: Head, truth: Truth, shape: tuple[int, int], size: int) -> list[tuple[int, int, int]]:
+def places(head: Head, truth: Truth, shape: tuple[int, int], size: ImageSize) -> list[tuple[int, int, int]]:
     """Anchors of the head with row and column that are to find a truth."""
     _, _, (x, y, width, height) = truth
     fits = [
-        overlap((0, 0, width, height), (0, 0, across / size, down / size)) for across, down in head.anchors.tolist()
+        overlap((0, 0, width, height), (0, 0, across / size.width, down / size.height))
+        for across, down in head.anchors.tolist()
     ]
     best = int(np.argmax(fits))
     return [
@@ -74,7 +83,9 @@ def places(head: Head, truth: Truth, shape: tuple[int, int], size: int) -> list[
     ]
 
 
-def deltas(head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], size: int) -> npt.NDArray[np.float64]:
+def deltas(
+    head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], size: ImageSize
+) -> npt.NDArray[np.float64]:
     """What Darknet subtracts from the numbers of a map, shape (B, anchors, H, W, 5 + classes); squared error only."""
     found = np.zeros_like(raw)
     shape = raw.shape[2:4]
@@ -92,8 +103,8 @@ def deltas(head: Head, raw: npt.NDArray[np.float64], truths: Sequence[Truth], si
             wanted = (
                 x * shape[1] - column,
                 y * shape[0] - row,
-                math.log(width * size / across),
-                math.log(height * size / down),
+                math.log(width * size.width / across),
+                math.log(height * size.height / down),
             )
             scale = head.scale_x_y
             given = [logistic(cell[axis]) * scale - (scale - 1) / 2 for axis in (0, 1)] + [cell[2], cell[3]]

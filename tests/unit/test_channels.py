@@ -153,6 +153,7 @@ _COMMANDS = {
     "netadapt": ["--budget", "flops=85%", "--short-term-steps", "1", "--images", "4", "--finetune-epochs", "1"],
     "compare": ["--budget", "flops=80%", "--strategies", "uniform,random", "--evaluations", "6", "--seeds", "1"],
     "quantize": ["--calibration-images", "8", "--images", "8"],
+    "mask": ["--epochs", "1"],
 }
 
 

@@ -65,14 +65,14 @@ def test_what_is_no_checkpoint_is_called_by_its_name(file: Path, what: Any, said
 
 def test_a_bare_network_opens_once_saved_as_the_message_says(file: Path) -> None:
     saved(file, {"model": build(), "train_args": {"imgsz": 640}})
-    assert open_adapter(file).image_size == 640
+    assert open_adapter(file).image_size == (640, 640)
 
 
 def test_an_old_format_is_told_from_a_damaged_file(file: Path) -> None:
     saved(file, content(), _use_new_zipfile_serialization=False)
     with pytest.raises(ModelError, match=r"format that torch wrote before version 1\.6.*`trust_checkpoint`"):
         open_adapter(file)
-    assert open_adapter(file, trust=True).image_size == IMAGE_SIZE
+    assert open_adapter(file, trust=True).image_size.plain == IMAGE_SIZE
 
 
 def test_a_checkpoint_of_the_yolov5_repository_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,7 @@ def test_a_tensor_that_is_larger_than_its_memory(file: Path, size: int) -> None:
         ({"train_args": {"project": nn.ReLU()}}, "must have plain values as its train_args, got a ReLU for project"),
         ({"train_args": {"imgsz": "x"}}, "imgsz"),
         ({"train_args": {"imgsz": [[1]]}}, "imgsz"),
+        ({"train_args": {"imgsz": [64, 64, 64]}}, "imgsz"),
         ({"train_args": {"imgsz": -5}}, "imgsz"),
         ({"epoch": "x"}, "its epoch must be a whole number, got 'x'"),
         ({"epoch": [1]}, "its epoch must be a whole number, got [1]"),
@@ -162,7 +163,7 @@ def test_entries_of_another_type_are_refused(file: Path, changes: dict[str, Any]
 def test_entries_may_be_missing(file: Path, missing: str) -> None:
     what = content()
     del what[missing]
-    assert open_adapter(saved(file, what)).image_size == (640 if missing == "train_args" else IMAGE_SIZE)
+    assert open_adapter(saved(file, what)).image_size.plain == (640 if missing == "train_args" else IMAGE_SIZE)
 
 
 @pytest.mark.parametrize(("name", "value"), [("stopper", {"best_epoch": "x"}), ("autoprune", nn.ReLU()), ("date", 5)])

@@ -25,6 +25,7 @@ from autoprune.config._checks import MOST
 from autoprune.config.files import load, save
 from autoprune.criteria.registry import CRITERIA
 from autoprune.errors import BudgetError, ConfigError, RunError
+from autoprune.image_size import ImageSize
 from autoprune.strategies.registry import StrategyName, names_where
 
 
@@ -68,15 +69,17 @@ def test_every_field_is_documented(kind: type[Config]) -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"imgsz": 0}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 0"),
-    ({"imgsz": 100}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 100"),
+    ({"imgsz": ImageSize(0, 0)}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 0"),
+    ({"imgsz": ImageSize(100, 100)}, "must be a multiple of 32 from 32 to 32768, got 100; the nearest is 96"),
+    ({"imgsz": ImageSize(0, 640)}, "must be a multiple of 32 from 32 to 32768, got 0,640; the nearest is 32,640"),
+    ({"imgsz": ImageSize(640, 40000)}, "got 640,40000; the nearest is 640,32768"),
     ({"device": "tpu"}, "`device` must be auto, cpu, cuda, cuda:N, mps, or N for cuda:N, got 'tpu'"),
     ({"device": "cuda:"}, "`device` must be"),
     ({"batch": 0}, "`batch` must be a whole number of at least 1, got 0"),
     ({"threads": 0}, "`threads` must be a whole number of at least 1, got 0"),
     ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
     ({"seed": 2**31}, "`seed` must be a whole number of at most 2147483647, got 2147483648"),
-    ({"imgsz": 2**16}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 65536"),
+    ({"imgsz": ImageSize(2**16, 2**16)}, "`imgsz` must be a multiple of 32 from 32 to 32768, got 65536"),
     ({"threads": 10**6}, r"`threads` must be at most \d+, the CPU cores of this machine, got 1000000"),
     ({"images": 10**5000}, r"`images` must be a whole number of at most 2147483647, got 1.00e\+5000"),
     ({"images": 0}, "`images` must be"),
@@ -159,10 +162,11 @@ def test_ratios_are_read_in_any_order(ratios: str) -> None:
 
 
 paths = st.sampled_from(["a.pt", "runs/x", "with space/and: colon", "#hash", "123", "true", "null", "1e3", "µ", "~"])
+sides = st.integers(1, 40).map(lambda n: 32 * n)
 plain = st.builds(
     SearchConfig,
     budget=st.sampled_from([("flops=50%",), ("latency=8ms", "size=3MB")]),
-    imgsz=st.none() | st.integers(1, 40).map(lambda n: 32 * n),
+    imgsz=st.none() | st.builds(ImageSize, sides, sides),
     rule=st.sampled_from(Rule),
     criterion=st.sampled_from([*(spec.name for spec in CRITERIA), "l0.5"]),
     precision=st.sampled_from(Precision),

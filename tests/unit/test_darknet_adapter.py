@@ -12,6 +12,7 @@ import torch
 
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import DataError, ModelError
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.models import open_adapter
 from autoprune.models.darknet import DarknetAdapter, DarknetNetwork, prune, read
 from tests.contracts.adapters import check_adapter
@@ -52,11 +53,13 @@ def test_what_is_saved_is_a_darknet_network_with_notes(
     assert "# two levels" in path.read_text()
 
 
-def test_another_image_size_is_kept(tmp_path: Path) -> None:
-    opened = DarknetAdapter.load(write_detector(tmp_path), image_size=96)
-    assert opened.example(1).shape == (1, 3, 96, 96)
+@pytest.mark.parametrize("size", [96, (96, 64)])
+def test_another_image_size_is_kept(tmp_path: Path, size: SizeLike) -> None:
+    opened = DarknetAdapter.load(write_detector(tmp_path), image_size=size)
+    assert opened.image_size == ImageSize.of(size)
+    assert opened.example(1).shape == (1, 3, *ImageSize.of(size))
     opened.save(opened.module, tmp_path / "larger.cfg")
-    assert DarknetAdapter.load(tmp_path / "larger.cfg").image_size == 96
+    assert DarknetAdapter.load(tmp_path / "larger.cfg").image_size == ImageSize.of(size)
 
 
 def test_predictions_are_boxes_in_pixels_with_scores(adapter: DarknetAdapter) -> None:
@@ -141,8 +144,8 @@ def test_the_dense_training_is_that_of_the_cfg(adapter: DarknetAdapter) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "size", "problem"),
     [
-        ("", "", 72, r"positive multiple of the network's stride 16, got 72; try 64"),
-        ("height=64", "height=32", None, r"line 1: images must be squares, got 64×32"),
+        ("", "", 72, r"positive multiple of the network's stride 16, got 72; try 80"),
+        ("", "", (72, 64), r"positive multiple of the network's stride 16, got 72,64; try 80,64"),
         (
             "filters=7\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=2",
             "filters=8\nsize=1\nactivation=linear\n\n[yolo]\nmask=1\nanchors=14,14, 22,22\nclasses=3",
@@ -151,7 +154,7 @@ def test_the_dense_training_is_that_of_the_cfg(adapter: DarknetAdapter) -> None:
         ),
     ],
 )
-def test_a_cfg_that_does_not_suit(tmp_path: Path, old: str, new: str, size: int | None, problem: str) -> None:
+def test_a_cfg_that_does_not_suit(tmp_path: Path, old: str, new: str, size: SizeLike | None, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         open_adapter(write_detector(tmp_path, CFG.replace(old, new, 1)), image_size=size)
 

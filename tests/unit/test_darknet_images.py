@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.image_size import ImageSize
 from autoprune.models.darknet import parse_cfg
 from autoprune.models.darknet.images import Augmentation, letterbox, load_augmented, load_sample
 from autoprune.models.detection.data_set import Label, read_data_set, verified
 from tests.helpers.darknet_detector import CFG
 from tests.helpers.detectors import write_data
 
-SIZE = 64
+SIZE = ImageSize(64, 96)
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +29,28 @@ def label(tmp_path_factory: pytest.TempPathFactory) -> Label:
     return found
 
 
-@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 48))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    size=st.builds(ImageSize, st.integers(1, 48), st.integers(1, 48)),
+)
 @settings(max_examples=40)
-def test_an_image_lies_in_the_middle_of_grey(height: int, width: int, size: int) -> None:
+def test_an_image_lies_in_the_middle_of_grey(height: int, width: int, size: ImageSize) -> None:
     boxed, (left, top, new_width, new_height) = letterbox(torch.ones(3, height, width), size)
-    assert boxed.shape == (3, size, size)
-    assert max(new_width, new_height) == size
-    assert left == (size - new_width) // 2
-    assert top == (size - new_height) // 2
-    inside = torch.full((size, size), 0.5)
+    assert boxed.shape == (3, *size)
+    assert new_width == size.width or new_height == size.height
+    scale = min(size.width / width, size.height / height)
+    assert (new_width, new_height) == pytest.approx((width * scale, height * scale), abs=1)
+    assert left == (size.width - new_width) // 2
+    assert top == (size.height - new_height) // 2
+    inside = torch.full(size, 0.5)
     inside[top : top + new_height, left : left + new_width] = 1
     torch.testing.assert_close(boxed, inside.expand(3, -1, -1))
 
 
 def test_corners_stay_corners() -> None:
     image = torch.arange(12.0).view(1, 3, 4).expand(3, -1, -1) / 12
-    boxed, (left, top, width, height) = letterbox(image, 9)
+    boxed, (left, top, width, height) = letterbox(image, ImageSize(9, 9))
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         inside = boxed[:, top : top + height, left : left + width]
         torch.testing.assert_close(inside[:, row, column], image[:, row, column])
@@ -51,7 +58,7 @@ def test_corners_stay_corners() -> None:
 
 def colours_in(sample: dict[str, torch.Tensor] | object, box: torch.Tensor) -> torch.Tensor:
     """The mean colour of the middle half of a box, RGB in [0, 255]."""
-    x, y, width, height = (box * SIZE).tolist()
+    x, y, width, height = (box * torch.tensor([SIZE.width, SIZE.height] * 2)).tolist()
     rows, columns = (
         slice(int(at - side / 4), max(int(at + side / 4), int(at - side / 4) + 1))
         for at, side in ((y, height), (x, width))
@@ -74,10 +81,10 @@ def test_labels_follow_the_augmentation(label: Label, seed: int) -> None:
     sample = load_augmented(label, SIZE, augmentation, random=np.random.default_rng(seed))
     again = load_augmented(label, SIZE, augmentation, random=np.random.default_rng(seed))
     assert torch.equal(sample["img"], again["img"])
-    assert sample["img"].shape == (3, SIZE, SIZE)
+    assert sample["img"].shape == (3, *SIZE)
     for kind, box in zip(sample["cls"].view(-1).tolist(), sample["bboxes"], strict=True):
         assert ((box >= 0) & (box <= 1)).all()
-        if box[2:].min() * SIZE > 6:
+        if box[2:].min() * min(SIZE) > 6:
             _, green, blue = colours_in(sample, box).tolist()
             assert (green > blue) == (kind == 0)
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 from autoprune.models.darknet import parse_cfg
 from autoprune.models.darknet.loss import Head, Truths, yolo_loss
 from tests.helpers.darknet_loss_reference import Truth, box_at, complete_overlap, deltas, places
 
-SIZE, BATCH = 64, 2
+SIZE, BATCH = ImageSize(64, 96), 2
 PLAIN = Head(
     anchors=torch.tensor([[10.0, 14.0], [30.0, 20.0], [50.0, 60.0]]),
     mask=(1, 2),

@@ -57,7 +57,7 @@ def test_keeps_the_contract_of_adapters(folder: Path, tmp_path: Path, extra: dic
 
 
 def test_loads_float32_eval_with_the_size_it_was_trained_at(adapter: UltralyticsAdapter) -> None:
-    assert adapter.image_size == IMAGE_SIZE
+    assert adapter.image_size.plain == IMAGE_SIZE
     assert adapter.name == "tiny"
     assert adapter.device == torch.device("cpu")
     assert not adapter.module.training
@@ -660,7 +660,7 @@ def test_working_prints_nothing(adapter: UltralyticsAdapter, capfd: pytest.Captu
 def test_validate_agrees_with_stock_val(shared: Path, name: str, map50: float, map50_95: float) -> None:
     """The figures are those that Ultralytics' own ``val`` gave at 320 px, kept in the checkpoints."""
     adapter = UltralyticsAdapter.load(shared / "models" / f"{name}.pt", data=shared / "data/bccd/bccd.yaml")
-    assert adapter.image_size == 320
+    assert adapter.image_size == (320, 320)
     found = adapter.validate(adapter.module)
     assert found["mAP50"] == pytest.approx(map50, abs=0.002)
     assert found.primary == pytest.approx(map50_95, abs=0.002)

@@ -16,7 +16,7 @@ def test_a_stock_architecture_is_built_for_the_classes_of_the_data(tiny: Path, t
     trained = open_adapter(tiny / "best.pt", data=data)
     built = build_adapter("yolov5n.yaml", data=data, image_size=64)
     assert built.name == "yolov5n"
-    assert built.image_size == 64
+    assert built.image_size == (64, 64)
     assert built.module.names == trained.module.names
     built.save(built.module, tmp_path / "fresh.pt")
     again = open_adapter(tmp_path / "fresh.pt", data=data)

@@ -21,6 +21,7 @@ from autoprune.config import (
 )
 from autoprune.config.files import resume_command, save
 from autoprune.errors import AutopruneError, ConfigError, RunError
+from autoprune.image_size import ImageSize
 from autoprune.metrics import METRICS
 from autoprune.strategies.registry import StrategyName
 
@@ -46,12 +47,19 @@ def test_the_main_job_needs_only_a_budget() -> None:
 def test_the_commands_of_the_readme_are_understood() -> None:
     line = "--model best.pt --data d.yaml --imgsz 320 --budget flops=50% --episodes 200 --finetune-epochs 20 --seed 0"
     assert search(*line.split()) == SearchConfig(
-        model=Path("best.pt"), data=Path("d.yaml"), imgsz=320, budget=("flops=50%",), episodes=200, finetune_epochs=20
+        model=Path("best.pt"),
+        data=Path("d.yaml"),
+        imgsz=ImageSize(320, 320),
+        budget=("flops=50%",),
+        episodes=200,
+        finetune_epochs=20,
     )
     line = "train --policy p.json --model m.pt --data d.yaml --imgsz 320 --epochs 3"
     assert parse(line.split()) == (
         "train",
-        TrainConfig(policy=Path("p.json"), model=Path("m.pt"), data=Path("d.yaml"), imgsz=320, epochs=3),
+        TrainConfig(
+            policy=Path("p.json"), model=Path("m.pt"), data=Path("d.yaml"), imgsz=ImageSize(320, 320), epochs=3
+        ),
     )
     line = "apply --policy p.json --model m.pt --out o"
     assert parse(line.split()) == ("apply", ApplyConfig(policy=Path("p.json"), model=Path("m.pt"), out=Path("o")))

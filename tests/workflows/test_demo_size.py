@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoprune.config import SearchConfig
 from autoprune.demo import DEMO_SIZES
 from autoprune.errors import DeviceError
+from autoprune.image_size import ImageSize
 from autoprune.listener import SilentListener
 from autoprune.workflows import demo_size
 from autoprune.workflows.demo_size import WANTED, suitable_size
@@ -51,13 +52,14 @@ class Machine:
 
 def size_on(
     monkeypatch: pytest.MonkeyPatch, machine: float | Machine, folder: Any = None, listener: Any = None, **options: Any
-) -> int | None:
+) -> int | list[int] | None:
     """Return the image size on a machine, or on an idle one that takes so long at 288 px."""
     found = machine if isinstance(machine, Machine) else Machine(machine)
     monkeypatch.setattr(demo_size, "pin_threads", lambda threads, folder, listener: None)
     monkeypatch.setattr(demo_size, "DenseLatency", lambda config: found)
     config = SearchConfig(**{"budget": ("latency=8ms",), "threads": 1, **options})
-    return demo_size.with_demo_size(config, folder or Folder(), listener or SilentListener()).imgsz
+    size = demo_size.with_demo_size(config, folder or Folder(), listener or SilentListener()).imgsz
+    return size and size.plain
 
 
 @given(speed=st.floats(1e-6, 1e6), overhead=st.floats(0, 100), power=st.floats(0.3, 2.5), limit=st.floats(0.1, 1000))
@@ -109,13 +111,16 @@ def test_the_dense_network_is_measured_as_a_search_measures_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "size"),
     [
-        {"imgsz": 320},
-        {"budget": ("flops=50%",)},
-        {"budget": ("latency=60%",)},
-        {"model": Path("a.pt"), "data": Path("b")},
+        ({"imgsz": ImageSize(320, 320)}, 320),
+        ({"imgsz": ImageSize(192, 320)}, [192, 320]),
+        ({"budget": ("flops=50%",)}, None),
+        ({"budget": ("latency=60%",)}, None),
+        ({"model": Path("a.pt"), "data": Path("b")}, None),
     ],
 )
-def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    assert size_on(monkeypatch, 47.0, **options) == options.get("imgsz")
+def test_what_was_asked_for_stays(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], size: int | list[int] | None
+) -> None:
+    assert size_on(monkeypatch, 47.0, **options) == size

@@ -23,6 +23,7 @@ from autoprune.config import ExportConfig
 from autoprune.errors import ConfigError, ModelError
 from autoprune.exporting import Parity
 from autoprune.formats import TOLERANCES, ExportFormat, Tolerance, formats_where
+from autoprune.image_size import ImageSize
 from autoprune.io.installed import install_extra
 from autoprune.models._base import Difference, ExportSettings
 from autoprune.models.detection.comparing import BOXES, Layout, difference
@@ -235,7 +236,7 @@ def test_ultralytics_alone_predicts_with_it(world: Path, tmp_path: Path) -> None
             {"format": ExportFormat.TENSORRT, "dynamic": True},
             f"`dynamic` is for `format` {formats_where('dynamic')}, got tensorrt",
         ),
-        ({"imgsz": 50}, "`imgsz` must be a multiple of 32"),
+        ({"imgsz": ImageSize(50, 50)}, "`imgsz` must be a multiple of 32"),
         ({"threads": 0}, "`threads` must be"),
         ({"device": "tpu"}, "`device` must be"),
     ],

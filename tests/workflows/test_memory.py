@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 from autoprune.models import _memory
 from autoprune.models._memory import check_memory, free_bytes, living_bytes
 
@@ -47,14 +48,17 @@ def test_what_a_larger_image_takes_follows_from_small_ones(network: nn.Module, s
 
 def test_the_message_names_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_memory, "free_bytes", lambda _: 2 * 6 * 1.3 * 4 * 3 * 1024**2)
-    check_memory(Halving(), 1024, name="net", channels=3, stride=32, images=2, device=CPU)
+    check_memory(Halving(), ImageSize(1024, 1024), name="net", channels=3, stride=32, images=2, device=CPU)
     with pytest.raises(ModelError, match=r"net at 1056 px .* for 2 images at once.*give `imgsz` 1024 or less"):
-        check_memory(Halving(), 1056, name="net", channels=3, stride=32, images=2, device=CPU)
+        check_memory(Halving(), ImageSize(1056, 1056), name="net", channels=3, stride=32, images=2, device=CPU)
+    check_memory(Halving(), ImageSize(512, 2048), name="net", channels=3, stride=32, images=2, device=CPU)
+    with pytest.raises(ModelError, match=r"net at 1024x2048 px .* give `imgsz` 704,1408 or less"):
+        check_memory(Halving(), ImageSize(1024, 2048), name="net", channels=3, stride=32, images=2, device=CPU)
 
 
 def test_a_network_that_does_not_run_is_told() -> None:
     with pytest.raises(ModelError, match=r"net does not run on an image of 128×128 pixels: Given groups=1"):
-        check_memory(nn.Conv2d(4, 4, 1), 64, name="net", channels=3, stride=32, images=2, device=CPU)
+        check_memory(nn.Conv2d(4, 4, 1), ImageSize(64, 64), name="net", channels=3, stride=32, images=2, device=CPU)
 
 
 def test_a_container_may_have_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from autoprune.choices import Runtime
 from autoprune.cli.main import main
 from autoprune.config import QuantizeConfig
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.io.installed import install_extra
 from autoprune.runtimes import settings
 from autoprune.runtimes.settings import has_int8_instructions
@@ -39,7 +40,7 @@ def words(world: Path, *more: str) -> list[str]:
         ({"max_drop": float("nan")}, r"`max_drop` must lie in \[0, 1\), got nan"),
         ({"calibration_images": 7}, "`calibration_images` must be a whole number of at least 8, got 7"),
         ({"images": 7}, "`images` must be a whole number of at least 8, got 7"),
-        ({"imgsz": 50}, "`imgsz` must be a multiple of 32"),
+        ({"imgsz": ImageSize(50, 50)}, "`imgsz` must be a multiple of 32"),
         ({"threads": 0}, "`threads` must be"),
         ({"batch": 0}, "`batch` must be"),
         ({"qat_epochs": -1}, "`qat_epochs` must be a whole number of at least 0, got -1"),

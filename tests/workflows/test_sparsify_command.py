@@ -22,6 +22,7 @@ from autoprune.criteria._base import ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError
 from autoprune.evaluation.compensation import fold_constants
+from autoprune.image_size import ImageSize
 from autoprune.models import open_adapter
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
@@ -207,7 +208,7 @@ def test_a_real_detector_becomes_sparse_and_its_dead_channels_go_at_no_cost(shar
     [
         ({"model": Path("best.pt")}, "`model` needs `data`"),
         ({"data": Path("data.yaml")}, "`data` needs `model`"),
-        ({"imgsz": 100}, "`imgsz` must be a multiple of 32"),
+        ({"imgsz": ImageSize(100, 100)}, "`imgsz` must be a multiple of 32"),
         ({"device": "tpu"}, "`device` must be"),
         ({"epochs": 0}, "`epochs` must be"),
         ({"batch": 0}, "`batch` must be"),

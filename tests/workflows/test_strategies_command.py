@@ -13,6 +13,7 @@ import pytest
 from autoprune.cli.main import main
 from autoprune.config import SearchConfig
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.journal import Journal
 from autoprune.policy import Policy, PolicyModel
 from autoprune.strategies._base import Candidate
@@ -215,7 +216,8 @@ def test_candidates_within_the_budget_are_taken_from_all_runs_once(tmp_path: Pat
         {"images": 8},
         {"batch": 4},
         {"seed": 1},
-        {"imgsz": 320},
+        {"imgsz": ImageSize(320, 320)},
+        {"imgsz": ImageSize(320, 640)},
         {"round_to": 16},
         {"model": Path("other.pt")},
         {"data": Path("other.yaml")},

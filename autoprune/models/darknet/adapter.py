@@ -15,6 +15,7 @@ from torch import nn
 
 from autoprune.choices import DARKNET
 from autoprune.errors import DataError
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import tracked
 from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions, noise
 from autoprune.models._memory import check_memory
@@ -68,7 +69,13 @@ class DarknetAdapter(TrainableAdapter):
     reader = "YOLO"
 
     def __init__(
-        self, network: DarknetNetwork, header: Header, *, data: DataSet | None, image_size: int, device: torch.device
+        self,
+        network: DarknetNetwork,
+        header: Header,
+        *,
+        data: DataSet | None,
+        image_size: ImageSize,
+        device: torch.device,
     ) -> None:
         cfg = network.cfg
         self.name = Path(cfg.file).stem
@@ -90,14 +97,19 @@ class DarknetAdapter(TrainableAdapter):
 
     @classmethod
     def load(
-        cls, cfg: Path, *, data: Path | None = None, image_size: int | None = None, device: str | torch.device = "cpu"
+        cls,
+        cfg: Path,
+        *,
+        data: Path | None = None,
+        image_size: SizeLike | None = None,
+        device: str | torch.device = "cpu",
     ) -> DarknetAdapter:
         """Load a trained detector and, if given, its data set.
 
         Args:
             cfg: the ``.cfg`` file; the ``.weights`` file of the same name lies next to it.
             data: the data set's YAML file; without one, every method that needs images raises ``DataError``.
-            image_size: square input size in pixels; the cfg's own if None.
+            image_size: of the input, one number for squares or (height, width); the cfg's own if None.
             device: where to compute, e.g. ``cpu`` or ``cuda:0``.
 
         Raises:
@@ -112,13 +124,14 @@ class DarknetAdapter(TrainableAdapter):
             data_set = read_data_set(data)
             check_channels(cfg, input_shape(network.cfg).channels, data_set.settings)
             check_classes(network.cfg, data_set)
-        size = network.cfg.net.integer("width")
+        shape = input_shape(network.cfg)
+        size = ImageSize(shape.height, shape.width)
         images = _VALIDATION_BATCH if data is not None else _EXAMPLES
         check_memory(
             network,
             size,
             name=str(cfg),
-            channels=input_shape(network.cfg).channels,
+            channels=shape.channels,
             stride=stride_of(network.cfg),
             images=images,
             device=target,
@@ -132,7 +145,7 @@ class DarknetAdapter(TrainableAdapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, *self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return letterboxed images of a split as batches; see `images.letterbox`."""
@@ -187,7 +200,7 @@ class DarknetAdapter(TrainableAdapter):
         """
         return self._validated(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy of the network on another runtime, on the same images as `validate`."""
         return self._validated(self.deployable(self.module), predict)
 
@@ -220,7 +233,7 @@ class DarknetAdapter(TrainableAdapter):
             convert=convert,
         )
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
         """Compare predictions."""
         return difference(expected, found, layout=BOXES)
 

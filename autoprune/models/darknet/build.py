@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprune.errors import DataError, ModelError
+from autoprune.errors import DataError
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.models.darknet.cfg import Cfg, Section
 from autoprune.models.darknet.layers import ACTIVATIONS, Convolutional, MaxPool, Route, Shortcut, Yolo
 from autoprune.models.detection.data_set import DataSet
@@ -226,22 +227,16 @@ def classes_of(cfg: Cfg) -> int:
     return classes
 
 
-def choose_image_size(cfg: Cfg, asked: int | None) -> int:
+def choose_image_size(cfg: Cfg, asked: SizeLike | None) -> ImageSize:
     """Return the input size: the one asked for, or the cfg's own.
 
     Raises:
-        ModelError: it is not a positive multiple of the stride, or the cfg's own is not square.
+        ModelError: it is not a positive multiple of the stride.
     """
     classes_of(cfg)
     shape = input_shape(cfg)
-    if asked is None and shape.width != shape.height:
-        raise cfg.net.error(f"images must be squares, got {shape.width}×{shape.height}; choose a size with `imgsz`")
-    size, stride = asked or shape.width, stride_of(cfg)
-    if size < 1 or size % stride:
-        near = max(1, round(size / stride)) * stride
-        raise ModelError(
-            f"the image size must be a positive multiple of the network's stride {stride}, got {size}; try {near}"
-        )
+    size = ImageSize(shape.height, shape.width) if asked is None else ImageSize.of(asked)
+    size.check_stride(stride_of(cfg))
     return size
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 from autoprune.io.files import read_bytes
 from autoprune.io.numerals import decimal, whole
 
@@ -134,11 +135,11 @@ class Cfg:
             layers[index] = _replaced(lines, layers[index], key, value)
         return replace(self, lines=tuple(lines), layers=tuple(layers))
 
-    def resized(self, size: int) -> Cfg:
-        """Return the cfg for square images of another size, in pixels."""
+    def resized(self, size: ImageSize) -> Cfg:
+        """Return the cfg for images of another size."""
         lines, net = list(self.lines), self.net
-        for key in ("width", "height"):
-            net = _replaced(lines, net, key, size)
+        for key, side in size._asdict().items():
+            net = _replaced(lines, net, key, side)
         return replace(self, lines=tuple(lines), net=net)
 
     @property

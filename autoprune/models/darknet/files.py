@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 from autoprune.io.files import read_bytes, write_atomic
 from autoprune.models.darknet.cfg import Cfg, read_cfg
 from autoprune.models.darknet.network import DarknetNetwork
@@ -123,13 +124,15 @@ def weights_of(cfg: Path) -> Path:
     return weights
 
 
-def read(cfg: Path, weights: Path, *, resize: Callable[[Cfg], int] | None = None) -> tuple[DarknetNetwork, Header]:
+def read(
+    cfg: Path, weights: Path, *, resize: Callable[[Cfg], ImageSize] | None = None
+) -> tuple[DarknetNetwork, Header]:
     """Read a trained network, in eval mode, and the header of its weights file.
 
     Args:
         cfg: its cfg.
         weights: its weights.
-        resize: chooses another image size, in pixels; None for the cfg's own width and height.
+        resize: chooses the image size; None for the cfg's own width and height.
 
     Raises:
         ModelError: a file cannot be read, is malformed or not supported, or the two do not belong together.

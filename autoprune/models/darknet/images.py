@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models.darknet.cfg import Cfg
 from autoprune.models.detection.channels import COLOUR, check_image, reading_flag
@@ -46,8 +47,8 @@ class Augmentation:
         return cls(head.number("jitter", 0.2), *colours)
 
 
-def load_sample(label: Label, size: int, channels: int = COLOUR) -> Sample:
-    """Load an image and its labels, letterboxed to a square of ``size`` pixels.
+def load_sample(label: Label, size: ImageSize, channels: int = COLOUR) -> Sample:
+    """Load an image and its labels, letterboxed to a size.
 
     Raises:
         OSError: the image cannot be decoded.
@@ -57,13 +58,13 @@ def load_sample(label: Label, size: int, channels: int = COLOUR) -> Sample:
     height, width = image.shape[:2]
     boxed, (left, top, new_width, new_height) = letterbox(torch.from_numpy(image).permute(2, 0, 1), size)
     sides = np.array([new_width, new_height, new_width, new_height])
-    boxes = (label["bboxes"] * sides + (left, top, 0, 0)) / size
+    boxes = (label["bboxes"] * sides + (left, top, 0, 0)) / _corner(size)
     ratio_pad = ((new_height / height, new_width / width), (left, top))
     return _sample(label, boxed, boxes, label["cls"], (height, width), ratio_pad)
 
 
 def load_augmented(
-    label: Label, size: int, augmentation: Augmentation, *, random: np.random.Generator, channels: int = COLOUR
+    label: Label, size: ImageSize, augmentation: Augmentation, *, random: np.random.Generator, channels: int = COLOUR
 ) -> Sample:
     """Load an image as Darknet trains on it: stretched, scaled, moved, recoloured if it has colours, mirrored.
 
@@ -71,7 +72,7 @@ def load_augmented(
 
     Args:
         label: the image.
-        size: side of the square in pixels.
+        size: of the result.
         augmentation: strengths.
         random: source of the random numbers.
         channels: of the image.
@@ -83,13 +84,16 @@ def load_augmented(
     image = _read(label, channels)
     height, width = image.shape[:2]
     jitter = 1 + random.uniform(-augmentation.jitter, augmentation.jitter, 2)
-    aspect, scale = width * jitter[0] / (height * jitter[1]), random.uniform(0.25, 2) * size
-    sides = np.array([scale * aspect, scale] if aspect < 1 else [scale, scale / aspect])
-    offset = random.uniform(np.minimum(0, size - sides), np.maximum(0, size - sides))
+    aspect, scale = width * jitter[0] / (height * jitter[1]), random.uniform(0.25, 2)
+    new_width, new_height = (side * scale for side in (size.width, size.height))
+    sides = np.array([new_height * aspect, new_height] if aspect < 1 else [new_width, new_width / aspect])
+    room = (size.width, size.height) - sides
+    offset = random.uniform(np.minimum(0, room), np.maximum(0, room))
     placing = np.array([[sides[0] / width, 0, offset[0]], [0, sides[1] / height, offset[1]]])
-    placed = np.asarray(cv2.warpAffine(image, placing, (size, size), borderValue=(_GREY,) * 4), dtype=np.float32)
-    placed = _recoloured(placed, augmentation, random) if channels == COLOUR else placed.reshape(size, size, channels)
-    boxes = label["bboxes"] * np.tile(sides, 2) / size + np.append(offset, (0, 0)) / size
+    placed = np.asarray(cv2.warpAffine(image, placing, size[::-1], borderValue=(_GREY,) * 4), dtype=np.float32)
+    placed = _recoloured(placed, augmentation, random) if channels == COLOUR else placed.reshape(*size, channels)
+    corner = _corner(size)
+    boxes = label["bboxes"] * np.tile(sides, 2) / corner + np.append(offset, (0, 0)) / corner
     if random.random() < 0.5:
         placed, boxes[:, 0] = placed[:, ::-1], 1 - boxes[:, 0]
     low, high = ((boxes[:, :2] + sign * boxes[:, 2:] / 2).clip(0, 1) for sign in (-1, 1))
@@ -99,27 +103,34 @@ def load_augmented(
     return _sample(label, pixels, boxes, label["cls"][left], (height, width), ((1.0, 1.0), (0, 0)))
 
 
-def letterbox(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
-    """Scale an image into the middle of a grey square, as ``darknet detector valid`` does.
+def letterbox(image: torch.Tensor, size: ImageSize) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
+    """Scale an image into the middle of a grey one, as ``darknet detector valid`` does.
 
     Darknet, ``src/image.c``: ``letterbox_image``, ``resize_image`` (bilinear, corners on corners, sides rounded down).
 
     Args:
         image: shape (C, H, W), values in [0, 1].
-        size: side of the square in pixels.
+        size: of the result.
 
     Returns:
-        The square, shape (C, size, size), and the image's place in it: left, top, width, height in pixels.
+        The result, shape (C, *size), and the image's place in it: left, top, width, height in pixels.
     """
     channels, height, width = image.shape
-    longest = max(height, width)
-    new_height, new_width = (max(1, side * size // longest) for side in (height, width))
-    left, top = (size - new_width) // 2, (size - new_height) // 2
-    boxed = torch.full((channels, size, size), _GREY)
+    if size.width * height < size.height * width:
+        new_width, new_height = size.width, max(1, height * size.width // width)
+    else:
+        new_width, new_height = max(1, width * size.height // height), size.height
+    left, top = (size.width - new_width) // 2, (size.height - new_height) // 2
+    boxed = torch.full((channels, *size), _GREY)
     boxed[:, top : top + new_height, left : left + new_width] = functional.interpolate(
         image[None], size=(new_height, new_width), mode="bilinear", align_corners=True
     )[0]
     return boxed, (left, top, new_width, new_height)
+
+
+def _corner(size: ImageSize) -> npt.NDArray[np.int64]:
+    """Return width, height, width, height: what boxes in pixels are divided by."""
+    return np.array([size.width, size.height] * 2)
 
 
 def _read(label: Label, channels: int) -> Floats:

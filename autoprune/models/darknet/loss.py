@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 from torchvision import ops
 
+from autoprune.image_size import ImageSize
 from autoprune.models.darknet.cfg import Section
 
 _OVERLAP_LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -119,20 +120,20 @@ class _Assigned:
         return _Assigned(place, truths)  # type: ignore[arg-type]
 
 
-def yolo_loss(heads: Sequence[Head], maps: Sequence[torch.Tensor], truths: Truths, size: int) -> torch.Tensor:
+def yolo_loss(heads: Sequence[Head], maps: Sequence[torch.Tensor], truths: Truths, size: ImageSize) -> torch.Tensor:
     """Return the loss of a batch per image, a scalar.
 
     Args:
         heads: of the network, in order.
         maps: output of each head in train mode, shape (B, anchors · (5 + classes), H, W).
         truths: the batch's labels.
-        size: height and width of the network's input in pixels.
+        size: of the network's input.
     """
     total = torch.stack([_head_loss(head, raw, truths, size) for head, raw in zip(heads, maps, strict=True)]).sum()
     return total / len(maps[0])
 
 
-def _head_loss(head: Head, raw: torch.Tensor, truths: Truths, size: int) -> torch.Tensor:
+def _head_loss(head: Head, raw: torch.Tensor, truths: Truths, size: ImageSize) -> torch.Tensor:
     batch, _, height, width = raw.shape
     raw = raw.view(batch, len(head.mask), 5 + head.classes, height, width).permute(0, 1, 3, 4, 2)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def _head_loss(head: Head, raw: torch.Tensor, truths: Truths, size: int) -> torc
     )
 
 
-def _boxes(head: Head, raw: torch.Tensor, size: int) -> torch.Tensor:
+def _boxes(head: Head, raw: torch.Tensor, size: ImageSize) -> torch.Tensor:
     """Return the boxes of a map, shape (B, anchors, H, W, 4), as ``Yolo.decode`` does."""
     height, width = raw.shape[2:4]
     rows, columns = torch.meshgrid(
@@ -162,7 +163,8 @@ def _boxes(head: Head, raw: torch.Tensor, size: int) -> torch.Tensor:
     scale = head.scale_x_y
     centre = raw[..., :2].sigmoid() * scale - (scale - 1) / 2 + torch.stack([columns, rows], -1)
     anchors = head.anchors.to(raw)[list(head.mask)][:, None, None]
-    return torch.cat([centre / raw.new_tensor([width, height]), raw[..., 2:4].exp() * anchors / size], -1)
+    extent = raw[..., 2:4].exp() * anchors / raw.new_tensor([size.width, size.height])
+    return torch.cat([centre / raw.new_tensor([width, height]), extent], -1)
 
 
 def _overlaps(boxes: torch.Tensor, truths: Truths) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,9 +181,9 @@ def _overlaps(boxes: torch.Tensor, truths: Truths) -> tuple[torch.Tensor, torch.
     return best, nearest
 
 
-def _assign(head: Head, truths: Truths, shape: tuple[int, int], size: int) -> _Assigned:
+def _assign(head: Head, truths: Truths, shape: tuple[int, int], size: ImageSize) -> _Assigned:
     """Assign every label to the cell of its centre and the best-fitting anchor, if that belongs to this head."""
-    sides = truths.boxes[:, 2:] * size
+    sides = truths.boxes[:, 2:] * truths.boxes.new_tensor([size.width, size.height])
     anchors = head.anchors.to(sides)
     common = torch.minimum(sides[:, None], anchors).prod(2)
     overlap = common / (sides.prod(1)[:, None] + anchors.prod(1) - common)
@@ -202,7 +204,7 @@ def _class_loss(raw: torch.Tensor, assigned: _Assigned) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(raw[..., 5:][here], wanted[here], reduction="sum")
 
 
-def _box_loss(head: Head, raw: torch.Tensor, assigned: _Assigned, size: int) -> torch.Tensor:
+def _box_loss(head: Head, raw: torch.Tensor, assigned: _Assigned, size: ImageSize) -> torch.Tensor:
     truths = assigned.truths.boxes
     if head.iou_loss != "mse":
         boxes = _boxes(head, raw, size)[assigned.place]
@@ -213,7 +215,8 @@ def _box_loss(head: Head, raw: torch.Tensor, assigned: _Assigned, size: int) -> 
     inside = truths[:, :2] * truths.new_tensor([width, height]) - torch.stack([column, row], 1)
     share = ((inside + (head.scale_x_y - 1) / 2) / head.scale_x_y).clamp(0, 1)
     centre = head.scale_x_y * _relative_entropy(found[:, :2], share)
-    extent = torch.log(truths[:, 2:] * size / head.anchors.to(truths)[list(head.mask)][anchor])
+    sides = truths[:, 2:] * truths.new_tensor([size.width, size.height])
+    extent = torch.log(sides / head.anchors.to(truths)[list(head.mask)][anchor])
     weight = 2 - truths[:, 2:].prod(1)  # small boxes count more
     return (weight[:, None] * (centre + (found[:, 2:4] - extent) ** 2 / 2)).sum()
 

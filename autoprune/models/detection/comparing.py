@@ -25,7 +25,7 @@ class Layout:
     Attributes:
         boxes: whether there are boxes.
         rows: whether every object is one row.
-        pixels: pixels per unit of the coordinates.
+        pixels: pixels per unit of the coordinates, of the longer side.
         extras: number of the task's extras, at the end.
         keypoint: numbers per keypoint, x and y first, if the extras are keypoints; else 0.
     """

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
+from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
@@ -39,7 +40,7 @@ def write(
     folder: Path,
     settings: ExportSettings,
     *,
-    image_size: int,
+    image_size: ImageSize,
     task: str,
     end2end: bool,
     notes: Mapping[str, Any],
@@ -52,7 +53,7 @@ def write(
             stock classes have, on the device where it is traced; it is not modified.
         folder: where to.
         settings: format and precision.
-        image_size: square input size in pixels.
+        image_size: of the input.
         task: Ultralytics' name of it.
         end2end: whether the head is end-to-end (YOLOv10, YOLO26) and switched on.
         notes: plain JSON values for the file's metadata, as JSON under the key ``autoprune``.
@@ -70,13 +71,15 @@ def write(
     network.pt_path = str(traced.with_suffix(_REPLACED))
     options: dict[str, Any] = {
         "format": settings.spec.traced,
-        "imgsz": image_size,
+        "imgsz": image_size.plain,
         "batch": settings.batch,
         "device": str(next(network.parameters()).device),
         "dynamic": settings.dynamic,
     }
     if end2end:
         options["nms"] = False  # keeps an end-to-end head that is switched on
+    elif settings.nms:
+        options |= {"nms": True, "conf": CONFIDENCE}
     if settings.spec.traced == "onnx":
         # Simplifying takes one more package, and runtimes do it anyway.
         options |= {"opset": settings.opset or OPSET, "simplify": False}

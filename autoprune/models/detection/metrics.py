@@ -56,6 +56,7 @@ class Metric:
         keys: of its results, by the metric's name; the first one is the primary metric.
         confidence: detections below this score are dropped before suppression.
         overlap: IoU threshold of suppression.
+        suppressed: whether predictions are rows of suppressed detections already.
     """
 
     task: str = "detect"
@@ -65,6 +66,7 @@ class Metric:
     )
     confidence: float = 0.001
     overlap: float = 0.7
+    suppressed: bool = False
 
 
 _FACTS = ("kpt_shape", "kpt_oks_sigmas")
@@ -99,7 +101,7 @@ def measure(
         validator = _validator(module, metric, device=device, objects=objects, settings=settings)
         run = predict or module
         for batch in batches:
-            validator.args.imgsz = batch["img"].shape[-1]  # RT-DETR's boxes are shares of it
+            validator.args.imgsz = list(batch["img"].shape[-2:])  # RT-DETR's boxes are shares of it
             validator.update_metrics(validator.postprocess(run(batch["img"])), batch)
         results = validator.get_stats()
     return Metrics({name: float(results[key]) for name, key in metric.keys.items()}, _per_class(validator, metric))
@@ -120,7 +122,7 @@ def detected(
     shown = replace(metric, confidence=SHOWN_CONFIDENCE)
     with stock.quiet(), torch.no_grad():
         validator = _validator(module, shown, device=device, objects=0, settings={})
-        validator.args.imgsz = batch["img"].shape[-1]
+        validator.args.imgsz = list(batch["img"].shape[-2:])
         found = validator.postprocess((predict or module)(batch["img"]))
     return [_listed(one["bboxes"], one["conf"], one["cls"], validator.names) for one in found]
 
@@ -184,4 +186,6 @@ def _validator(
     validator = metric.validator(save_dir=Path(tempfile.gettempdir()), args=arguments)
     validator.device, validator.data = device, {fact: settings[fact] for fact in _FACTS if fact in settings}
     validator.init_metrics(module)
+    if metric.suppressed:
+        validator.end2end = True  # rows of masks and keypoints are longer than those that it knows by their length
     return validator

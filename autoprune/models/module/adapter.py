@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from autoprune.errors import DataError, ModelError
+from autoprune.image_size import ImageSize
 from autoprune.listener import tracked
 from autoprune.models._base import Batch, Convert, Difference, ExportSettings, Predict, Predictions, noise
 from autoprune.models._trainable import Sgd, TrainableAdapter
@@ -86,7 +87,7 @@ class ModuleAdapter(TrainableAdapter):
         self.name = name or type(module).__name__.lower()
         self.device = compute_device(device)
         self.module = copied(module).to(self.device, torch.float32).eval()
-        self.image_size = max(example.shape[2:])
+        self.image_size = ImageSize(*example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
         self.metric_names = tuple(metric_names)
         self.sgd = sgd or Sgd()
@@ -163,7 +164,7 @@ class ModuleAdapter(TrainableAdapter):
         """Measure the metric on the validation data."""
         return self.validate_deployed(self.deployable(module))
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the metric on the validation data with another runtime's predictions."""
         numbers = self._data.chosen("val", images=None, seed=None)
         batches = self._data.batches("val", numbers, batch=_VALIDATION_BATCH, seed=0, device=self.device)
@@ -182,7 +183,7 @@ class ModuleAdapter(TrainableAdapter):
         """Export the network with a fixed input shape."""
         return write(self.deployable(module), folder, settings, shape=(settings.batch, *self._shape), convert=convert)
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
         """Return the largest difference of outputs, as a share of the largest output if that is above 1."""
         assert isinstance(expected, torch.Tensor)  # see `deployable`
         assert isinstance(found, torch.Tensor)

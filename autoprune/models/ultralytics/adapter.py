@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError, ModelError
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.models import stock
 from autoprune.models._base import (
     Adapter,
@@ -25,15 +27,15 @@ from autoprune.models._base import (
 )
 from autoprune.models.detection.channels import check_channels, input_channels
 from autoprune.models.detection.comparing import difference, disagreement
-from autoprune.models.detection.data_set import DataSet, Sample
+from autoprune.models.detection.data_set import DataSet
 from autoprune.models.detection.exporting import write
 from autoprune.models.detection.metrics import detected, labelled_objects
 from autoprune.models.ultralytics import data as data_sets
 from autoprune.models.ultralytics.checkpoint import checkpoint_bytes, read_checkpoint, settings_of, write_checkpoint
 from autoprune.models.ultralytics.checks import (
     check_activations,
+    check_network,
     check_task,
-    check_unfused,
     choose_image_size,
     data_for,
     name_of,
@@ -78,7 +80,7 @@ class UltralyticsAdapter(Adapter):
         name: str,
         train_args: Mapping[str, Any],
         data: DataSet | None,
-        image_size: int,
+        image_size: ImageSize,
         device: torch.device,
         notes: Mapping[str, Any] | None = None,
         trust: bool = False,
@@ -91,6 +93,7 @@ class UltralyticsAdapter(Adapter):
         self.notes = notes or {}
         self.module = prepared(module, train_args).to(self.device)
         self.task = task_of(module)
+        self.suppresses = self.task.suppresses and not end_to_end(module)
         self.metric_names = tuple(self.task.metric.keys)
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
@@ -115,7 +118,7 @@ class UltralyticsAdapter(Adapter):
         weights: Path,
         *,
         data: Path | None = None,
-        image_size: int | None = None,
+        image_size: SizeLike | None = None,
         device: str | torch.device = "cpu",
         trust: bool = False,
     ) -> UltralyticsAdapter:
@@ -125,7 +128,7 @@ class UltralyticsAdapter(Adapter):
             weights: a ``.pt`` file of Ultralytics' training.
             data: the data set's YAML file, or a classifier's folder; without it methods that need images raise
                 ``DataError``.
-            image_size: square input size in pixels; the training's if None.
+            image_size: of the input, one number for squares or (height, width); the training's if None.
             device: where to compute, e.g. ``cpu`` or ``cuda:0``.
             trust: allow the checkpoint to name classes outside Ultralytics and torch (runs code from the file).
 
@@ -138,8 +141,7 @@ class UltralyticsAdapter(Adapter):
         target = resolve_device(device)
         checkpoint = read_checkpoint(weights, trust=trust)
         with usable(weights):
-            check_task(weights, checkpoint.module)
-            check_unfused(weights, checkpoint.module)
+            check_network(weights, checkpoint.module)
             size = choose_image_size(checkpoint.module, image_size, checkpoint.train_args)
             check_activations(checkpoint.module, size, name=str(weights), validated=data is not None, device=target)
         data_set = None if data is None else data_for(checkpoint.module, weights, data, checkpoint.train_args)
@@ -156,21 +158,20 @@ class UltralyticsAdapter(Adapter):
             )
 
     @classmethod
-    def of(cls, module: nn.Module, *, data: Path, image_size: int | None = None) -> UltralyticsAdapter:
+    def of(cls, module: nn.Module, *, data: Path, image_size: SizeLike | None = None) -> UltralyticsAdapter:
         """Return the adapter of a network in memory, such as ``YOLO("best.pt").model``, with a data set.
 
         Args:
             module: a trained network, not fused; it is copied.
             data: the data set's YAML file, or a classifier's folder.
-            image_size: square input size in pixels; the training's if None.
+            image_size: of the input, one number for squares or (height, width); the training's if None.
 
         Raises:
             ModelError: it is no supported network, or fused, or the image size does not suit it.
             DataError: the data set is missing or malformed, or its classes are not the network's.
         """
         file = Path(getattr(module, "pt_path", None) or "the network")
-        check_task(file, module)
-        check_unfused(file, module)
+        check_network(file, module)
         train_args = settings_of(module, file)
         return cls(
             deepcopy(module),
@@ -187,7 +188,7 @@ class UltralyticsAdapter(Adapter):
         architecture: str,
         *,
         data: Path,
-        image_size: int | None = None,
+        image_size: SizeLike | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> UltralyticsAdapter:
@@ -196,7 +197,7 @@ class UltralyticsAdapter(Adapter):
         Args:
             architecture: the name of a YAML of Ultralytics, such as ``yolov3-tiny.yaml``, or the path of one.
             data: the data set's YAML file, or a classifier's folder.
-            image_size: square input size in pixels; 640 if None.
+            image_size: as for `load`; 640 if None.
             device: where to compute.
             seed: of the weights.
 
@@ -209,8 +210,8 @@ class UltralyticsAdapter(Adapter):
         data_set = read_data(data, TASKS[kind_of(description)].name)
         module = build_untrained(description, data_set.settings, seed=seed)
         check_channels(Path(architecture), input_channels(module), data_set.settings)
-        settings = {**stock.DEFAULT_CFG_DICT, "imgsz": image_size or stock.DEFAULT_CFG_DICT["imgsz"]}
-        size = choose_image_size(module, image_size, settings)
+        size = choose_image_size(module, image_size, stock.DEFAULT_CFG_DICT)
+        settings = {**stock.DEFAULT_CFG_DICT, "imgsz": size.plain}
         check_activations(module, size, name=architecture, validated=True, device=target)
         return cls(
             module,
@@ -233,7 +234,7 @@ class UltralyticsAdapter(Adapter):
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""
-        return noise(batch, self.channels, self.image_size, self.image_size, device=self.device)
+        return noise(batch, self.channels, *self.image_size, device=self.device)
 
     def batches(self, split: str, *, images: int, batch: int, seed: int, balanced: bool = False) -> Sequence[Batch]:
         """Return letterboxed, unaugmented images of a split as batches held on the device.
@@ -244,7 +245,7 @@ class UltralyticsAdapter(Adapter):
             raise DataError(f"images and batch must be positive, got {images} and {batch}")
         with stock.quiet(), data_sets.random_state_kept():
             samples = self._images.chosen(split, images=images, seed=seed, rest=not balanced)
-            return [self._batch(chunk) for chunk in _chunks(samples, batch)]
+            return [self._paired(one) for one in self._images.collated(samples, batch=batch, device=self.device)]
 
     def calibration(self, *, images: int, batch: int, seed: int) -> Sequence[torch.Tensor]:
         """Return training images with the augmentations of the dense training's last epochs (no mosaic).
@@ -256,7 +257,7 @@ class UltralyticsAdapter(Adapter):
         with stock.quiet(), data_sets.random_state_kept():
             data_sets.seed_all(seed)
             samples = self._images.chosen("train", images=images, seed=seed, rest=False, augmented=True)
-            return [self.inputs(self._images.collate(chunk, self.device)) for chunk in _chunks(samples, batch)]
+            return [self.inputs(one) for one in self._images.collated(samples, batch=batch, device=self.device)]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""
@@ -292,7 +293,7 @@ class UltralyticsAdapter(Adapter):
         return [f"model.{name}" for name, _ in layers.named_children()][:-1]
 
     def accuracy(self, module: nn.Module, batches: Sequence[Batch], *, predict: Predict | None = None) -> Metrics:
-        """Measure the accuracy on held batches: Ultralytics' ``val`` settings on square images."""
+        """Measure the accuracy on held batches with the settings of Ultralytics' ``val``."""
         return measure_batches(
             self.deployable(module), batches, images=self._images, task=self.task, device=self.device, predict=predict
         )
@@ -314,17 +315,18 @@ class UltralyticsAdapter(Adapter):
         """Measure the accuracy on the validation split as Ultralytics' ``val`` does at this image size.
 
         Like the stock command it batches images of similar shape and pads each batch to its own rectangle, so the
-        result is that of ``YOLO(...).val(imgsz=...)``, not that of `accuracy`.
+        result is that of ``YOLO(...).val(imgsz=...)``, not that of `accuracy`. At a size that is no square every image
+        is letterboxed to it, as of an exported file: stock ``val`` takes no such size of a checkpoint.
         """
         return measure_split(
             self.deployable(module), images=self._images, task=self.task, device=self.device, rectangular=True
         )
 
-    def validate_deployed(self, predict: Predict) -> Metrics:
+    def validate_deployed(self, predict: Predict, *, with_nms: bool = False) -> Metrics:
         """Measure the accuracy of another runtime's predictions as Ultralytics' ``val`` does of an exported file."""
-        network = self.deployable(self.module)
+        network, task = self.deployable(self.module), self.task.suppressed() if with_nms else self.task
         return measure_split(
-            network, images=self._images, task=self.task, device=self.device, rectangular=False, predict=predict
+            network, images=self._images, task=task, device=self.device, rectangular=False, predict=predict
         )
 
     def deployable(self, module: nn.Module, *, with_nms: bool = False) -> nn.Module:
@@ -347,9 +349,10 @@ class UltralyticsAdapter(Adapter):
             convert=convert,
         )
 
-    def difference(self, expected: Predictions, found: Predictions) -> Difference:
-        """Return the largest differences; rows of an end-to-end head may be in another order."""
-        return difference(expected, found, layout=self.task.layout(self.module, self.image_size))
+    def difference(self, expected: Predictions, found: Predictions, *, with_nms: bool = False) -> Difference:
+        """Return the largest differences; rows of an end-to-end head or of suppression may be in another order."""
+        layout = self.task.layout(self.module, self.image_size)
+        return difference(expected, found, layout=replace(layout, rows=layout.rows or with_nms))
 
     def disagreement(self, expected: Predictions, found: Predictions) -> float:
         """Return the disagreement; rows of an end-to-end head may be in another order."""
@@ -382,7 +385,7 @@ class UltralyticsAdapter(Adapter):
         return len(checkpoint_bytes(module, train_args=self._recorded_args()))
 
     def _recorded_args(self) -> dict[str, Any]:
-        return {**self.train_args, "task": self.task.name, "imgsz": self.image_size}
+        return {**self.train_args, "task": self.task.name, "imgsz": self.image_size.plain}
 
     @property
     def _images(self) -> Images:
@@ -391,12 +394,5 @@ class UltralyticsAdapter(Adapter):
             raise DataError(f"{self.name} was loaded without a data set; give its YAML file or folder with `data`")
         return self._source
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
-        batch = self._images.collate(samples, self.device)
-        if supports(self._scoring):
-            batch[_PAIRS] = find_pairs(self._scoring, batch)
-        return batch
-
-
-def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    return (samples[start : start + size] for start in range(0, len(samples), size))
+    def _paired(self, batch: Batch) -> Batch:
+        return {**batch, _PAIRS: find_pairs(self._scoring, batch)} if supports(self._scoring) else batch

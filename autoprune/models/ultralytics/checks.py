@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError, ModelError
+from autoprune.image_size import ImageSize, SizeLike
 from autoprune.models import stock
 from autoprune.models._memory import check_memory
 from autoprune.models.detection.channels import check_channels, input_channels
@@ -34,6 +35,12 @@ def stride_of(module: nn.Module) -> int:
     return int(stride.max())
 
 
+def check_network(weights: Path, module: nn.Module) -> None:
+    """Raise ``ModelError`` for a network that is not supported, or can no longer be pruned."""
+    check_task(weights, module)
+    _check_unfused(weights, module)
+
+
 def check_task(weights: Path, module: nn.Module) -> None:
     """Raise ``ModelError`` for a network whose task is not supported."""
     if type(module) in TASKS:
@@ -45,7 +52,7 @@ def check_task(weights: Path, module: nn.Module) -> None:
     )
 
 
-def check_unfused(weights: Path, module: nn.Module) -> None:
+def _check_unfused(weights: Path, module: nn.Module) -> None:
     """Raise ``ModelError`` for a network whose batch norms were folded into its convolutions."""
     network: Any = module
     if network.is_fused():
@@ -55,28 +62,26 @@ def check_unfused(weights: Path, module: nn.Module) -> None:
         )
 
 
-def choose_image_size(module: nn.Module, asked: int | None, train_args: Mapping[str, Any]) -> int:
+def choose_image_size(module: nn.Module, asked: SizeLike | None, train_args: Mapping[str, Any]) -> ImageSize:
     """Return the input size: the one asked for, or the trained one rounded up to the stride.
 
     Raises:
         ModelError: the size asked for is not a positive multiple of the stride, or the trained one is no size.
     """
     stride = stride_of(module)
-    if asked is None:
-        given = train_args.get("imgsz")
-        trained = list(given) if isinstance(given, (list, tuple)) and given else [given or DEFAULT_SIZE]
-        if not all(type(side) is int and side > 0 for side in trained):
-            raise ModelError(f"the checkpoint was trained at imgsz {shown(given)}, no image size; give `imgsz`")
-        return -(-max(LEAST_SIZE, *trained) // stride) * stride  # rounded up, as Ultralytics does itself
-    if asked < 1 or asked % stride:
-        near = max(1, round(asked / stride)) * stride
-        raise ModelError(
-            f"the image size must be a positive multiple of the network's stride {stride}, got {asked}; try {near}"
-        )
-    return asked
+    if asked is not None:
+        size = ImageSize.of(asked)
+        size.check_stride(stride)
+        return size
+    given = train_args.get("imgsz")
+    trained = list(given) if isinstance(given, (list, tuple)) and given else [given or DEFAULT_SIZE]
+    if len(trained) > 2 or not all(type(side) is int and side > 0 for side in trained):
+        raise ModelError(f"the checkpoint was trained at imgsz {shown(given)}, no image size; give `imgsz`")
+    sides = (-(-max(LEAST_SIZE, side) // stride) * stride for side in (trained[0], trained[-1]))
+    return ImageSize(*sides)  # rounded up, as Ultralytics does itself
 
 
-def check_activations(module: nn.Module, size: int, *, name: str, validated: bool, device: torch.device) -> None:
+def check_activations(module: nn.Module, size: ImageSize, *, name: str, validated: bool, device: torch.device) -> None:
     """Check that one batch fits into memory: of the validation if there is data, else of examples."""
     images = VALIDATION_BATCH if validated else _EXAMPLES
     check_memory(

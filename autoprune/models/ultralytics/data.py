@@ -13,23 +13,41 @@ import numpy as np
 import torch
 
 from autoprune.errors import DataError
+from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models.detection.channels import check_image
 from autoprune.models.detection.data_set import DataSet, Label, as_one_class, cut_short, read_data_set, verify
+from autoprune.models.ultralytics.sizing import augment_to, fit
 
 
 class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set with a check of the images' channels."""
+    """Ultralytics' data set with a check of the images' channels, and with training images of any size."""
+
+    imgsz: tuple[int, ...] | int
 
     def load_image(self, i: int, *args: Any, **settings: Any) -> Any:
-        """Return an image and its sizes.
+        """Return an image and its sizes, before and after scaling.
 
         Raises:
             DataError: it has other channels.
         """
-        loaded = super().load_image(i, *args, **settings)
-        check_image(self.im_files[i], loaded[0].shape[-1], self.channels)
-        return loaded
+        image, original, scaled = super().load_image(i, *args, **settings)
+        check_image(self.im_files[i], image.shape[-1], self.channels)
+        if not self.augment:
+            return image, original, scaled
+        image = fit(image, ImageSize.of(self.imgsz))
+        return image, original, image.shape[:2]
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """Return the augmentations, or how an image is letterboxed."""
+        if not self.augment:
+            return super().build_transforms(hyp)
+        size = ImageSize.of(self.imgsz)
+        self.imgsz = size.longest  # Ultralytics augments to squares
+        transforms = super().build_transforms(hyp)
+        self.imgsz = size
+        augment_to(size, transforms)
+        return transforms
 
 
 class LabelledImages(CheckedImages):
@@ -38,10 +56,10 @@ class LabelledImages(CheckedImages):
     Args:
         labels: verified images, in order.
         data: their data set.
-        image_size: longest side after scaling, in pixels.
+        image_size: of the letterboxed images; of rectangular batches the longer side.
         task: Ultralytics' name of the task.
         rectangular: batch size for rectangular batches as Ultralytics' ``val`` makes them (each batch is padded to
-            its own shape, half a stride more than needed); None letterboxes every image to a square.
+            its own shape, half a stride more than needed); None letterboxes every image to the size.
         stride: the network's largest stride.
         augmentation: settings of the training whose augmentations are applied; None applies none.
         masks: settings of the training on the form of masks.
@@ -52,7 +70,7 @@ class LabelledImages(CheckedImages):
         labels: Sequence[Label],
         *,
         data: DataSet,
-        image_size: int,
+        image_size: ImageSize,
         task: str,
         rectangular: int | None = None,
         stride: int = 32,
@@ -84,7 +102,7 @@ class LabelledImages(CheckedImages):
 
 
 class StretchedImages(LabelledImages, stock.RTDETRDataset):  # type: ignore[misc]
-    """Images stretched to a square instead of letterboxed, for RT-DETR; never rectangular."""
+    """Images stretched to the size instead of letterboxed, for RT-DETR; never in rectangular batches."""
 
 
 class TrainingImages(CheckedImages):
@@ -116,7 +134,7 @@ class TrainingImages(CheckedImages):
 
 
 class StretchedTrainingImages(TrainingImages, stock.RTDETRDataset):  # type: ignore[misc]
-    """`TrainingImages` stretched to a square, for RT-DETR."""
+    """`TrainingImages` stretched to the size, for RT-DETR."""
 
 
 @contextmanager
@@ -200,7 +218,16 @@ def class_of(file: str, data: DataSet) -> str:
 
 
 class TrainingFolders(stock.ClassificationDataset):  # type: ignore[misc]
-    """Ultralytics' data set of its trainer, which writes nothing into the user's data."""
+    """Ultralytics' data set of its trainer, for images of a size, which writes nothing into the user's data."""
+
+    torch_transforms: Any
+
+    def __init__(self, *args: Any, image_size: ImageSize, augment: bool, **settings: Any) -> None:
+        super().__init__(*args, augment=augment, **settings)
+        if augment:
+            self.torch_transforms.transforms[0].size = tuple(image_size)
+        else:
+            self.torch_transforms = stock.classify_transforms(size=image_size.plain)
 
     def verify_images(self) -> list[Any]:
         """Return the images that can be opened; Ultralytics would write a list of them next to the split's folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import cv2
 import PIL.Image
 import torch
 
+from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models.detection.data_set import (
     DataSet,
@@ -55,7 +56,7 @@ class Images(ABC):
     Args:
         data: the data set.
         task: Ultralytics' name of the task.
-        image_size: square input size in pixels.
+        image_size: of the network's input.
         stride: the network's largest stride.
         train_args: the settings of the dense network's training.
         skipped: filled with the files that cannot be read and the reasons.
@@ -69,7 +70,7 @@ class Images(ABC):
         data: DataSet,
         *,
         task: str,
-        image_size: int,
+        image_size: ImageSize,
         stride: int,
         train_args: Mapping[str, Any],
         skipped: dict[str, str],
@@ -98,6 +99,10 @@ class Images(ABC):
         self._check(found, split)
         return found
 
+    def collated(self, samples: Sequence[Sample], *, batch: int, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Yield samples as batches of a size on the device; the last may hold fewer."""
+        return (self.collate(samples[start : start + batch], device) for start in range(0, len(samples), batch))
+
     @abstractmethod
     def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
         """Return samples as one batch on the device, pixels in [0, 1]."""
@@ -108,7 +113,8 @@ class Images(ABC):
 
         Args:
             batch: images per batch.
-            rectangular: pad each batch to its own shape if the task supports that; else every image is a square.
+            rectangular: pad each batch to its own shape if the task supports that and the size is a square; else every
+                image has the network's size.
             workers: processes that read images, if the task uses any.
 
         Raises:
@@ -140,7 +146,7 @@ class Images(ABC):
 
 
 class FolderImages(Images):
-    """Images in one folder per class, for classifiers, scaled and cropped to a square."""
+    """Images in one folder per class, for classifiers, scaled and cropped to a square, or stretched to another size."""
 
     def collate(self, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
         """Return samples as one batch; see `Images`."""
@@ -153,7 +159,7 @@ class FolderImages(Images):
         }
 
     def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
-        """Return the validation split; see `Images`. A classifier's images are always squares."""
+        """Return the validation split; see `Images`. A classifier's images all have one size."""
         files = self.data.files("val")
         parts = (map(self._read, files[start : start + batch]) for start in range(0, len(files), batch))
         return filter(None, ([sample for sample in part if sample is not None] for part in parts)), 1
@@ -176,16 +182,18 @@ class FolderImages(Images):
 
     @cached_property
     def _plain(self) -> Any:
-        return stock.classify_transforms(size=self.image_size)
+        return stock.classify_transforms(size=self.image_size.plain)
 
     @cached_property
     def _augmented(self) -> Any:
         settings = {**stock.DEFAULT_CFG_DICT, **self.train_args}
-        return stock.classify_augmentations(
-            size=self.image_size,
+        augmented = stock.classify_augmentations(
+            size=self.image_size.longest,
             scale=(1.0 - settings["scale"], 1.0),
             **{argument: settings[name] for argument, name in _AUGMENTATIONS.items()},
         )
+        augmented.transforms[0].size = tuple(self.image_size)  # Ultralytics itself crops to squares
+        return augmented
 
     def _labelled(self, file: str) -> bool:
         return True
@@ -209,7 +217,8 @@ class LabelledFiles(Images):
     def validation(self, *, batch: int, rectangular: bool, workers: int = 0) -> tuple[Iterable[Sequence[Sample]], int]:
         """Return the validation split; see `Images`. Its labels are verified once."""
         labels = self._verified
-        images = self._images(labels, rectangular=batch if rectangular and self.rectangles else None)
+        padded = rectangular and self.rectangles and self.image_size.square
+        images = self._images(labels, rectangular=batch if padded else None)
         batches: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             images, batch_size=batch, collate_fn=list, num_workers=workers
         )
@@ -260,7 +269,7 @@ class LabelledFiles(Images):
 
 
 class StretchedFiles(LabelledFiles):
-    """Images stretched to a square, as RT-DETR takes them."""
+    """Images stretched to the network's size, as RT-DETR takes them."""
 
     loader = StretchedImages
     rectangles = False

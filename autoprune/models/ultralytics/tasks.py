@@ -7,12 +7,13 @@ data set takes the task's name) and the training (a trainer per task, in `autopr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models._base import LossSum
 from autoprune.models.detection.comparing import Layout
@@ -50,7 +51,7 @@ def end_to_end(module: Any) -> bool:
     return bool(getattr(module.model[-1], "end2end", False))
 
 
-def _boxes_layout(module: Any, _: int) -> Layout:
+def _boxes_layout(module: Any, _: ImageSize) -> Layout:
     head = module.model[-1]
     return Layout(
         rows=end_to_end(module),
@@ -63,8 +64,8 @@ def _scores_layout(*_: Any) -> Layout:
     return Layout(boxes=False)
 
 
-def _queries_layout(_: Any, image_size: int) -> Layout:
-    return Layout(rows=True, pixels=float(image_size))
+def _queries_layout(_: Any, image_size: ImageSize) -> Layout:
+    return Layout(rows=True, pixels=float(image_size.longest))
 
 
 def _summed(criterion: Any, module: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -123,7 +124,7 @@ class TaskSpec:
         loss: computes the loss per image.
         loss_sum: computes the unnormalised loss.
         scoring: makes the criterion of that, see `loss_sums`.
-        layout: (network, image size in pixels) → the layout of its predictions for square inputs.
+        layout: (network, image size) → the layout of its predictions.
         upright: whether objects have upright boxes.
         suppresses: whether predictions need non-maximum suppression, unless the head is end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
@@ -138,7 +139,7 @@ class TaskSpec:
     loss: Loss = _summed
     loss_sum: Sum = boxes_sum
     scoring: Callable[[Any], Any] = boxes_criterion
-    layout: Callable[[Any, int], Layout] = _boxes_layout
+    layout: Callable[[Any, ImageSize], Layout] = _boxes_layout
     upright: bool = True
     suppresses: bool = True
     opener: str = "YOLO"
@@ -147,6 +148,10 @@ class TaskSpec:
     def name(self) -> str:
         """Ultralytics' name of the task."""
         return self.metric.task
+
+    def suppressed(self) -> TaskSpec:
+        """Return the record for predictions that are suppressed already."""
+        return replace(self, metric=replace(self.metric, suppressed=True))
 
 
 _MASKS = {"mask mAP50-95": "metrics/mAP50-95(M)", "mask mAP50": "metrics/mAP50(M)"}

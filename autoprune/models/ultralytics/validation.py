@@ -79,7 +79,7 @@ def measure_split(
         images: read the data set.
         task: of the network.
         device: of the network.
-        rectangular: pad each batch to its own rectangle, as the stock command does; else every image to a square.
+        rectangular: see `Images.validation`.
         predict: predicts instead of the network, such as its exported file; None for the network.
     """
     workers = 0 if device.type == "cpu" else min(4, torch.get_num_threads())

@@ -103,7 +103,7 @@ class _Training:
             "model": f"{adapter.name}.pt",  # a name for args.yaml; the network itself is handed over
             "data": str(data_settings(adapter)["yaml_file"]),
             "single_cls": adapter.data is not None and adapter.data.single_class,
-            "imgsz": adapter.image_size,
+            "imgsz": adapter.image_size.plain,  # `Session` takes both sides
             "device": ",".join(self.around.devices) or str(adapter.training_device or adapter.device),
             # Half precision on GPUs that have bfloat16: for float16 Ultralytics first downloads a network to test it.
             "amp": "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else False,

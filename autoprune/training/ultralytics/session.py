@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
+from autoprune.image_size import ImageSize
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
 from autoprune.training.extensions._base import Event, LossTerms
@@ -59,6 +60,7 @@ class Session(KeepsNetwork):
         self.listen(Event.EPOCH_END, _drop_added)
         threads = torch.get_num_threads()
         super().__init__(cfg, overrides, None)
+        self.image_size = ImageSize.of(self.args.imgsz)  # of which Ultralytics goes on with the longer side alone
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
 
@@ -176,6 +178,12 @@ class Session(KeepsNetwork):
         """Return the data set; Ultralytics' own look-up would ask the network for a font."""
         data = read_data(Path(self.args.data), self.args.task, single_class=self.args.single_cls)
         return dict(data.settings)
+
+    def get_validator(self) -> Any:
+        """Return Ultralytics' validator, for both sides of the images."""
+        validator = super().get_validator()
+        validator.args.imgsz = list(self.image_size)  # RT-DETR's boxes are shares of them
+        return validator
 
     def save_model(self) -> bool:
         """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""

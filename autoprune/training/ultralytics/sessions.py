@@ -13,8 +13,9 @@ class FileSession(Session):
     """Of images with label files."""
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a split as Ultralytics does."""
-        return _images(self, TrainingImages, img_path, mode=mode, batch=batch, rectangular=mode != "train")
+        """Build a split as Ultralytics does; images for a size that is no square all have it."""
+        rectangular = mode != "train" and self.image_size.square
+        return _images(self, TrainingImages, img_path, mode=mode, batch=batch, rectangular=rectangular)
 
 
 class DetectionSession(FileSession, stock.DetectionTrainer):  # type: ignore[misc]
@@ -34,7 +35,7 @@ class OBBSession(FileSession, stock.OBBTrainer):  # type: ignore[misc]
 
 
 class RTDETRSession(Session, stock.RTDETRTrainer):  # type: ignore[misc]
-    """Trains an RT-DETR, whose images are stretched to squares."""
+    """Trains an RT-DETR, whose images are stretched."""
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a split as Ultralytics does."""
@@ -48,7 +49,14 @@ class ClassificationSession(Session, stock.ClassificationTrainer):  # type: igno
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a split as Ultralytics does."""
-        return TrainingFolders(img_path, self.args, augment=mode == "train", prefix=mode, names=self.data["names"])
+        return TrainingFolders(
+            img_path,
+            self.args,
+            image_size=self.image_size,
+            augment=mode == "train",
+            prefix=mode,
+            names=self.data["names"],
+        )
 
 
 def _images(
@@ -57,7 +65,7 @@ def _images(
     training = mode == "train"
     return kind(
         img_path=place,
-        imgsz=session.args.imgsz,
+        imgsz=session.image_size,
         batch_size=batch,
         augment=training,
         hyp=session.args,
