@@ -84,7 +84,7 @@ class Evaluator:
     batch norm converges to, and the detection loss of that pass is the score. (Measured against recalibrating first
     and scoring after: within 1%, the same ranking; half the cost.)
 
-    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX and 0.8 on one with AVX-512 for it, and scores
+    In bfloat16 a candidate takes 0.6 to 0.7 of the time on a CPU with AMX and 0.8 on one with AVX-512 for it; scores
     differ by 0.01 at most (three detectors, 320 px, 60 images, one thread; Spearman over 30 allocations at flops=50%,
     30% and 20% at least 0.998; ``python -m tests.benchmarks.bf16``).
 
