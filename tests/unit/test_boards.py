@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import autoprune as ap
+from autoprune.benchmark_command import BenchmarkCommand
 from autoprune.budget import Budget
 from autoprune.choices import RUNTIMES, Precision, Runtime, is_board, split_target
 from autoprune.cli.main import main
@@ -169,6 +170,22 @@ def test_a_board_needs_one_runtime_alone(package: str, tmp_path: Path, monkeypat
             LatencyMeter(network(), runtime_settings(board.url, image_size=32), config=SHORT).reference  # noqa: B018
         board_at(board.url).close()
         board.wait_until_left()
+
+
+def test_a_command_measures_there_and_a_cut_connection_is_survived(board: Board, tmp_path: Path) -> None:
+    """The board's own Python runs the user's script; the network's file is there until the connection ends."""
+    script, counter = tmp_path / "bench.py", tmp_path / "runs"
+    script.write_text(f"import os, sys\nopen({str(counter)!r}, 'a').write('.')\nprint(os.path.getsize(sys.argv[1]))")
+    command = BenchmarkCommand.parse(f"{board.home}/.autoprune/bin/python3 {script} {{torchscript}}")
+    settings = runtime_settings(board.url, image_size=32, runtime=command)
+    meter = LatencyMeter(network(32), settings, cache=tmp_path / "cache")
+    assert 0 < meter.measure(lambda: network(4), "first").ratio < 1
+    assert {path.suffix for path in board.files()} == {".torchscript"}
+    board.cut()
+    assert 0 < meter.measure(lambda: network(4), "second").ratio < 1
+    assert len(counter.read_text()) == 12, "three pairs each"
+    host_of(board.url).close()
+    board.wait_until_left()
 
 
 def test_int8_is_quantised_here(board: Board) -> None:
