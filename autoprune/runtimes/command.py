@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -59,6 +59,11 @@ class CommandBackend(Backend):
                 written = self._written(spec, module, shape, runner.folder)
                 runner.files.update({name: (written, file) for name, file in spec.placeholders.items()})
         return runner
+
+    def export(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Runner]:
+        """Export the network, which is all there is to do; see ``Backend``."""
+        runner = self.prepare(module, shape)
+        return lambda: runner
 
     def _converter(self, spec: FormatSpec) -> FileBackend:
         settings = replace(
