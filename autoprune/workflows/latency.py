@@ -43,8 +43,11 @@ STAGE_MEASUREMENT = MeasurementConfig(runs=80, max_runs=240)
 SAMPLE_ATTEMPTS = 3
 """How often a network for the predictor is measured at most, if other processes disturb it."""
 
-CALIBRATION_IMAGES = 4
-"""Training images that an int8 network's ranges are found on: they decide what it computes, not how long that takes."""
+CALIBRATION_IMAGES = 1
+"""Training images that an int8 network's ranges are found on: they decide what it computes, not how long that takes.
+
+With 4 of them, quantising yolov8n for ONNX Runtime takes 1.2 s of CPU time in place of 1.0.
+"""
 
 
 MeasureOne: TypeAlias = Callable[[Allocation, Build, Build | None], PairedTiming]
