@@ -193,7 +193,7 @@ class RuntimeSpec:
         with_nms: whether it takes networks whose shapes are not all fixed, as those with suppression.
         int8_file: what a network is called that was quantised for it; empty if no such files are written.
         external: whether a program of the user's runs networks, see `autoprune.benchmark_command`.
-        on_boards: whether it runs on the CPU of a board over SSH, which has this runtime's package and no torch.
+        on_boards: whether it runs on a board over SSH, which has this runtime's package, or the user's program, alone.
         registers: how many vector registers of channels its convolutions compute at once on a CPU in fp32.
 
     Example:
@@ -285,6 +285,7 @@ RUNTIMES = (
         f"{_RUNTIMES}.command:CommandBackend",
         {"cpu": (_FP32,), "cuda": (_FP32,), "mps": (_FP32,)},
         external=True,
+        on_boards=True,
     ),
 )
 """In the order in which help and messages list them."""

@@ -13,7 +13,7 @@ from torch import nn
 from autoprune import __version__
 from autoprune.api.listening import PythonListener
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.choices import Precision, Runtime
+from autoprune.choices import Precision, Runtime, is_board
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
@@ -124,7 +124,7 @@ class Network:
         Raises:
             DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
-        words = placed(runtime_command, Path.cwd())
+        words = runtime_command if is_board(device or self.device) else placed(runtime_command, Path.cwd())
         command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
             device or self.device,

@@ -181,7 +181,8 @@ class RuntimeConfig:
         runtime_batch: images per run when latency is measured
         with_nms: measure the network together with its non-maximum suppression
         runtime_command: any program that runs the network and prints milliseconds, in place of `runtime`, such as
-            "bench --model {onnx} --threads {threads}"; it is run without a shell in a temporary folder
+            "bench --model {onnx} --threads {threads}"; it is run without a shell in a temporary folder, on the board if
+            `device` is one
         runtime_pattern: a regular expression with one group, whose last match in what `runtime_command` prints is the
             milliseconds; by default the last number is
         runtime_timeout: seconds that one run of `runtime_command` may take
@@ -207,11 +208,12 @@ class RuntimeConfig:
             raise ConfigError("The runtime command runs a program of yours: say which with `runtime_command`")
         return BenchmarkCommand.parse(self.runtime_command, self.runtime_pattern, self.runtime_timeout)
 
-    def _check_runtime(self) -> None:
-        """Check the options, and let a command name its files so that they are found from any folder."""
+    def _check_runtime(self, device: str) -> None:
+        """Check the options; a command for this machine names its files so that they are found from any folder."""
         check_counts(self, "runtime_batch", least=1)
         if self.runtime_command:
-            object.__setattr__(self, "runtime_command", placed(self.runtime_command, Path.cwd()))
+            if not is_board(device):
+                object.__setattr__(self, "runtime_command", placed(self.runtime_command, Path.cwd()))
             if self.runtime not in (None, COMMAND):
                 raise ConfigError(
                     f"`runtime_command` is what latency is measured with, and so is `runtime` {self.runtime.value}; "
@@ -285,7 +287,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         super().__post_init__()
         self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
-        self._check_runtime()
+        self._check_runtime(self.device)
         check_share("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         if self.ultralytics_callbacks:

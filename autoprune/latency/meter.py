@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -34,6 +37,9 @@ KEPT_SPREAD = 0.04
 
 MOST_LOSSES = 3
 """How often in a row a board may be lost in one measurement: that often is no accident."""
+
+Build: TypeAlias = Callable[[], nn.Module]
+"""Makes a network as it is deployed."""
 
 _FORMAT_MEASUREMENT = MeasurementConfig(runs=20, max_runs=40, spread=0.05)
 
@@ -83,6 +89,7 @@ class LatencyMeter:
         self._kind = kind
         self._calibration = calibration
         self._opener = opener
+        self._ahead: tuple[Build, Future[Callable[[], Runner]]] | None = None
 
     @cached_property
     def settings(self) -> RuntimeSettings:
@@ -146,11 +153,12 @@ class LatencyMeter:
 
     def measure(
         self,
-        build: Callable[[], nn.Module],
+        build: Build,
         key: Any,
         *,
         config: MeasurementConfig | None = None,
-        paired_with: Callable[[], nn.Module] | None = None,
+        paired_with: Build | None = None,
+        following: Build | None = None,
     ) -> PairedTiming:
         """Time a network paired with the dense one, or with another.
 
@@ -160,28 +168,59 @@ class LatencyMeter:
                 needs another key.
             config: how long; None for the meter's own.
             paired_with: makes the other network; None for the dense one.
+            following: the next measurement's ``build``: while a board measures, this machine exports that network.
         """
 
         def measure() -> Mapping[str, Any]:
-            module = build()
+            load = self._exported(build)
             with self._backend.session():
-                runner = self._backend.prepare(module, self.settings.shape)
+                runner = load()
                 other = (
                     self._dense_runner
                     if paired_with is None
                     else self._backend.prepare(paired_with(), self.settings.shape)
                 )
-                return time_pair(runner, other, self._adapted(config or self._config)).to_json()
+                with self._exporting(following):
+                    return time_pair(runner, other, self._adapted(config or self._config)).to_json()
 
         return PairedTiming.from_json(self._recorded(["network", key], lambda: self._unbroken(measure)))
 
-    def sample(self, build: Callable[[], nn.Module], allocation: Sequence[int], *, attempt: int = 0) -> PairedTiming:
+    def _exported(self, build: Build) -> Callable[[], Runner]:
+        """Return what loads a network that was exported during the last measurement, or is exported now."""
+        if self._ahead is not None and self._ahead[0] is build:
+            exported, self._ahead = self._ahead[1], None
+            return exported.result()
+        return self._export(build)
+
+    def _export(self, build: Build) -> Callable[[], Runner]:
+        module = build()
+        with self._backend.session():
+            return self._backend.export(module, self.settings.shape)
+
+    @contextmanager
+    def _exporting(self, following: Build | None) -> Iterator[None]:
+        """Export the next network in a thread if a board measures: the thread that waits for it does nothing else.
+
+        It is not sent before its turn: receiving it would take the board's time from the measurement. An error is
+        raised when that network is measured.
+        """
+        if following is None or not self._asked.on_board or (self._ahead and self._ahead[0] is following):
+            yield
+            return
+        with ThreadPoolExecutor(1) as pool:
+            self._ahead = following, pool.submit(copy_context().run, self._export, following)
+            yield
+
+    def sample(
+        self, build: Build, allocation: Sequence[int], *, attempt: int = 0, following: Build | None = None
+    ) -> PairedTiming:
         """Time a network that a predictor is fitted to, or take its time from an earlier search on this device.
 
         Args:
             build: as for ``measure``.
             allocation: kept channels of every unit; the key in the cache of this architecture.
             attempt: number of the measurement, from 0: a later one is measured anew.
+            following: as for ``measure``.
         """
         again = ["attempt", attempt] if attempt else []
 
@@ -190,7 +229,7 @@ class LatencyMeter:
             known = self._networks.load().get(key)
             if not attempt and known is not None and fits(known, PairedTiming):
                 return dict(known)
-            timing = self.measure(build, [*allocation, *again], config=SAMPLE_MEASUREMENT)
+            timing = self.measure(build, [*allocation, *again], config=SAMPLE_MEASUREMENT, following=following)
             if calm(timing):
                 self._networks.save({key: timing.to_json()})
             return timing.to_json()

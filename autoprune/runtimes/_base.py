@@ -145,6 +145,13 @@ class Backend(ABC):
             DeviceError: the network does not fit into the device's memory, or the runtime cannot run it.
         """
 
+    def export(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Runner]:
+        """Do what ``prepare`` does without the device, and return what does the rest.
+
+        A board can measure one network while the next one is exported by another thread of this machine.
+        """
+        return lambda: self.prepare(module, shape)
+
 
 @contextmanager
 def waiting_session(settings: RuntimeSettings) -> Iterator[None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,15 +144,19 @@ class SubprocessBackend(Backend, FileBackend):
 
     def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
         """Export the network, quantise it for int8, and have the process load it; see ``Backend``."""
-        settings = self.settings
+        return self.export(module, shape)()
+
+    def export(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Runner]:
+        """Write the network as the process loads it; see ``Backend``."""
+        settings, exported = self.settings, _Exported(self, shape)
         half = settings.precision is Precision.FP16 and not settings.on_cpu  # on a CPU the engine does it
-        with memory_guard(settings), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.onnx"
-            dtype = torch.float16 if half else torch.float32
+        with memory_guard(settings):
+            path, dtype = exported.path, torch.float16 if half else torch.float32
             export_onnx(module, shape, path, dtype=dtype, device=str(settings.computing))
-            path = self._quantized(path, shape) if settings.precision is Precision.INT8 else self.translated(path)
-            number = self.ask("load", path=path, shape=list(shape))
-        return SubprocessRunner(self, number)
+            exported.path = (
+                self._quantized(path, shape) if settings.precision is Precision.INT8 else self.translated(path)
+            )
+        return exported
 
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
         """Have the process load a file; see ``FileBackend``."""
@@ -247,6 +252,19 @@ class SubprocessBackend(Backend, FileBackend):
         if self.calibration is None:
             return None
         return np.concatenate([batch.detach().cpu().float().numpy() for batch in self.calibration()])
+
+
+class _Exported:
+    """A network's file, which is removed when this is collected; a call loads it."""
+
+    def __init__(self, backend: SubprocessBackend, shape: tuple[int, ...]) -> None:
+        self._backend, self._shape = backend, shape
+        folder = tempfile.mkdtemp(prefix="autoprune-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.path = Path(folder) / "network.onnx"
+
+    def __call__(self) -> Runner:
+        return self._backend.open(self.path, self._shape)
 
 
 class SubprocessRunner(FileRunner):

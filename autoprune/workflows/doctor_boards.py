@@ -36,7 +36,7 @@ def board_checks(url: str) -> Iterator[Check]:
     yield Check("used by", holder or "nobody", hint="a search waits for it to end" if holder else "")
     if holder:
         return
-    specs = [spec for spec in RUNTIMES if spec.on_boards]
+    specs = [spec for spec in RUNTIMES if spec.on_boards and not spec.external]
     checks = [_runtime(board, spec) for spec in specs]
     yield from checks
     if not any(check.state is State.OK for check in checks):

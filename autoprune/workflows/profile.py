@@ -22,7 +22,7 @@ from autoprune.latency.layers import (
     predicted_staircases,
     shares_alone,
 )
-from autoprune.latency.predictor import Sample, spread_allocations
+from autoprune.latency.predictor import spread_allocations
 from autoprune.latency.timing import Timing
 from autoprune.listener import Listener
 from autoprune.report.profile import error_lines
@@ -132,7 +132,7 @@ def _measured(network: Network, estimator: LatencyEstimator, config: ProfileConf
         fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),
         staircases=staircases,
         prediction=prediction,
-        fresh=_fresh(estimator, fresh, listener),
+        fresh=estimator.fresh(fresh) if fresh else [],
     )
 
 
@@ -162,13 +162,3 @@ def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) ->
         if len(found) >= FRESH:
             break
     return list(found)[:FRESH]
-
-
-def _fresh(estimator: LatencyEstimator, allocations: Sequence[Allocation], listener: Listener) -> list[Sample]:
-    samples: list[Sample] = []
-    if allocations:
-        with listener.progress("Check", len(allocations)) as advance:
-            for done, allocation in enumerate(allocations, start=1):
-                samples.append(estimator.fresh(allocation))
-                advance(done)
-    return samples

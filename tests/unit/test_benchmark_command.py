@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from torch import nn
 
 from autoprune.benchmark_command import BenchmarkCommand, placed
+from autoprune.budget import Budget
 from autoprune.choices import Runtime
 from autoprune.config import ProfileConfig, SearchConfig
 from autoprune.errors import ConfigError, DeviceError
 from autoprune.latency import LatencyMeter
 from autoprune.runtimes import RuntimeSettings, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.command import CommandBackend
-from autoprune.runtimes.execution import Execution, execute
+from autoprune.runtimes.hosts import BoardLostError, LocalHost, Output, SshHost, board_at
 from autoprune.runtimes.settings import fingerprint_key
+from autoprune.workflows.latency import settings_of as settings_on
+from tests.helpers.board import FakeBoard, make_fake_board
 from tests.helpers.packages import need
 from tests.helpers.processes import ended, wait_for
 
@@ -35,6 +38,16 @@ def network(width: int = 8) -> nn.Module:
 def settings_of(text: str, pattern: str = "", timeout: float = 20.0) -> RuntimeSettings:
     command = BenchmarkCommand.parse(text, pattern, timeout)
     return runtime_settings("cpu", image_size=SHAPE[1:], runtime=command, threads=2)
+
+
+class FakeHost(LocalHost):
+    """This machine, whose programs are a function."""
+
+    def __init__(self, run: Callable[[Sequence[str]], Output]) -> None:
+        self._run = run
+
+    def run(self, argv: Sequence[str], timeout: float) -> Output:
+        return self._run(argv)
 
 
 def script(folder: Path, *lines: str) -> str:
@@ -126,14 +139,9 @@ def test_the_network_is_written_and_the_command_told_of_it(tmp_path: Path) -> No
     need("onnx")
     lines = ("print(sys.argv[1:])", "print(os.path.getsize(sys.argv[1]) + os.path.getsize(sys.argv[2]))")
     numbers = "{imgsz} {height} {width} {batch} {threads}"
-    backend = CommandBackend(settings_of(f"{script(tmp_path, *lines)} {{onnx}} {{torchscript}} {numbers}"))
     seen: list[Sequence[str]] = []
-
-    def noting(argv: Sequence[str], timeout: float) -> Execution:
-        seen.append(argv)
-        return execute(argv, timeout)
-
-    backend.execute = noting
+    settings = settings_of(f"{script(tmp_path, *lines)} {{onnx}} {{torchscript}} {numbers}")
+    backend = CommandBackend(settings, host=FakeHost(lambda argv: (seen.append(argv), LocalHost().run(argv, 20))[1]))
     with backend.session():
         runner = backend.prepare(network(), SHAPE)
         assert runner.elapsed() > 1000, "bytes of both files"
@@ -163,20 +171,13 @@ def test_a_command_that_fails_is_told_in_one_sentence(tmp_path: Path, line: str,
 
 def test_a_program_that_is_not_there_is_told() -> None:
     runner = open_backend(settings_of("/nowhere/bench {torchscript}")).prepare(network(), SHAPE)
-    with pytest.raises(DeviceError, match=r"/nowhere/bench does not .No such file"):
+    with pytest.raises(DeviceError, match=r"/nowhere/bench must start on this machine, and does not .No such file"):
         runner.elapsed()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
-def test_a_hung_command_is_killed_with_its_children() -> None:
-    child = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
-    start = time.perf_counter()
-    done = execute([sys.executable, "-c", f"import time; {child}"], 3.0)
-    assert done.code is None
-    assert time.perf_counter() - start < 30
-    wait_for(lambda: ended(int(done.out)))
-    late = replace(done, out="loading")
-    backend = CommandBackend(settings_of("bench {torchscript}"), execute=lambda *_: late)
+def test_a_command_that_takes_too_long_is_told() -> None:
+    late = FakeHost(lambda _: Output(None, "loading", ""))
+    backend = CommandBackend(settings_of("bench {torchscript}"), host=late)
     with pytest.raises(DeviceError, match=r"must end within 20 s and did not, .*it last said: loading"):
         backend.prepare(network(), SHAPE).elapsed()
 
@@ -185,15 +186,136 @@ def test_candidates_alternate_with_the_dense_network(tmp_path: Path) -> None:
     """The command takes as long as a network's file is large, on a machine that gets slower with every run."""
     order: list[int] = []
 
-    def fake(argv: Sequence[str], _: float) -> Execution:
+    def fake(argv: Sequence[str]) -> Output:
         order.append(Path(argv[1]).stat().st_size)
-        return Execution(0, f"{order[-1] * (1 + 0.001 * len(order))}\n", "")
+        return Output(0, f"{order[-1] * (1 + 0.001 * len(order))}\n", "")
 
     settings = settings_of("bench {torchscript}")
-    backend = CommandBackend(settings, execute=fake)
+    backend = CommandBackend(settings, host=FakeHost(fake))
     meter = LatencyMeter(network(64), settings, cache=tmp_path, opener=lambda *_: backend)
     timing = meter.sample(lambda: network(8), [8])
     dense, candidate = order[0], order[1]
     assert order == [dense, candidate] * 3, "no run is spent on warming up"
     assert timing.ratio == pytest.approx(candidate / dense, rel=0.02)
     assert meter.reference.runs >= 3
+
+
+# -- on a board --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
+    made = make_fake_board(tmp_path / "board")
+    monkeypatch.setenv("PATH", f"{made.program.parent}{os.pathsep}{os.environ['PATH']}")
+    yield made
+    board_at(made.url).close()
+
+
+def on(board: FakeBoard, text: str, timeout: float = 20.0) -> CommandBackend:
+    command = BenchmarkCommand.parse(text, "", timeout)
+    return CommandBackend(runtime_settings(board.url, image_size=32, runtime=command, threads=1))
+
+
+def test_a_command_runs_on_the_board_with_the_networks_files(board: FakeBoard, tmp_path: Path) -> None:
+    """The file is there once, its content is the network's, and no word is read by a shell."""
+    lines = ("print(sys.argv[2], file=sys.stderr)", "print(os.path.getsize(sys.argv[1]), os.getcwd())", "print(3.5)")
+    backend = on(board, f"{script(tmp_path, *lines)} {{torchscript}} '$(touch hacked); `id`' {{imgsz}}")
+    runner = backend.prepare(network(), (1, 3, 32, 32))
+    assert [runner.elapsed() for _ in range(3)] == [3.5] * 3
+    (there,) = board.temporary.rglob("*.torchscript")
+    assert there.read_bytes() == next(runner.folder.glob("*.torchscript")).read_bytes()
+    assert not [*board.temporary.rglob("hacked")]
+    assert "since" in SshHost(board.url).holder()
+    del runner, backend
+    assert SshHost(board.url).holder() == "", "other searches may go on"
+
+
+def test_the_files_of_a_folder_stay_together(board: FakeBoard, tmp_path: Path) -> None:
+    need("onnx", "openvino")
+    lines = ("import glob", "weights = os.path.splitext(sys.argv[1])[0] + '.bin'", "print(os.path.getsize(weights))")
+    runner = on(board, f"{script(tmp_path, *lines)} {{openvino_xml}}").prepare(network(), (1, 3, 32, 32))
+    assert runner.elapsed() > 100
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sys.exit('no such model')", "must succeed on ssh://.* ended with exit code 1 .it last said: no such model."),
+        ("print('done')", "must print on ssh://.* a number, milliseconds above 0, and did not .it last said: done."),
+    ],
+)
+def test_a_command_that_fails_there_is_told(board: FakeBoard, tmp_path: Path, line: str, message: str) -> None:
+    runner = on(board, f"{script(tmp_path, line)} {{torchscript}}").prepare(network(), (1, 3, 32, 32))
+    with pytest.raises(DeviceError, match=message):
+        runner.elapsed()
+
+
+def test_a_program_that_is_not_there_is_told_with_the_board(board: FakeBoard) -> None:
+    runner = on(board, "no-such-bench {torchscript}").prepare(network(), (1, 3, 32, 32))
+    with pytest.raises(DeviceError, match=r"no-such-bench must start on ssh://.*, and does not .*No such file"):
+        runner.elapsed()
+
+
+@pytest.mark.parametrize("how", ["timeout", "lost"])
+def test_a_command_that_hangs_there_is_killed_with_its_children(board: FakeBoard, tmp_path: Path, how: str) -> None:
+    note = tmp_path / "pid"
+    lines = ("import subprocess", f"open({str(note)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid) + ' ')")
+    backend = on(
+        board, f"{script(tmp_path, *lines, 'time.sleep(60)')} {{torchscript}}", 1.0 if how == "timeout" else 60
+    )
+    runner = backend.prepare(network(), (1, 3, 32, 32))
+    if how == "timeout":
+        with pytest.raises(DeviceError, match=r"must end on ssh://.* within 1 s and did not, so it was killed"):
+            runner.elapsed()
+    else:
+        connection = board_at(board.url)._connection
+        assert connection is not None
+
+        def cut() -> None:
+            wait_for(lambda: note.is_file() and note.read_text().endswith(" "))
+            connection._process.terminate()
+
+        cutter = Thread(target=cut)
+        cutter.start()
+        with pytest.raises(BoardLostError, match=r"The connection to ssh://.* was lost"):
+            runner.elapsed()
+        cutter.join()
+    wait_for(lambda: ended(int(note.read_text())))
+
+
+def test_a_lost_board_is_measured_again(board: FakeBoard, tmp_path: Path) -> None:
+    """The connection is lost while the third run goes on; the network is sent anew over the next one."""
+    counter = tmp_path / "runs"
+    lines = (
+        f"counter = {str(counter)!r}",
+        "open(counter, 'a').write('.')",
+        "len(open(counter).read()) == 3 and time.sleep(60)",
+        "print(os.path.getsize(sys.argv[1]))",
+    )
+    settings = on(board, f"{script(tmp_path, *lines)} {{torchscript}}").settings
+    meter = LatencyMeter(network(64), settings, cache=tmp_path / "cache")
+
+    def cut() -> None:
+        wait_for(lambda: counter.is_file() and len(counter.read_text()) == 3)
+        board_at(board.url)._connection._process.terminate()  # type: ignore[union-attr]
+
+    cutter = Thread(target=cut)
+    cutter.start()
+    assert meter.measure(lambda: network(8), "half").ratio < 1
+    cutter.join()
+    assert len(counter.read_text()) == 3 + 6
+
+
+def test_words_of_a_board_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench.py").touch()
+    monkeypatch.chdir(tmp_path)
+    text = "python bench.py {onnx}"
+    assert ProfileConfig(device="ssh://cam1", runtime_command=text).runtime_command == text
+    assert str(tmp_path) in ProfileConfig(runtime_command=text).runtime_command
+
+
+def test_a_budget_names_the_command_on_a_board(board: FakeBoard) -> None:
+    config = ProfileConfig(runtime_command="bench {onnx}", threads=1)
+    settings = settings_on(f"latency@{board.url}/command", config, (3, 32, 32))
+    assert (settings.device, settings.command) == (board.url, config.command)
+    assert Budget.parse([f"latency@{board.url}/command=60%"]).texts

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event, active_count, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 import autoprune as ap
+from autoprune.benchmark_command import BenchmarkCommand
 from autoprune.budget import Budget
 from autoprune.choices import RUNTIMES, Precision, Runtime, is_board, split_target
 from autoprune.cli.main import main
@@ -21,7 +25,7 @@ from autoprune.errors import BudgetError, ConfigError, DeviceError
 from autoprune.latency.meter import MOST_LOSSES, LatencyMeter
 from autoprune.latency.timing import MeasurementConfig
 from autoprune.metrics import is_latency
-from autoprune.runtimes import Runner, runtime_settings
+from autoprune.runtimes import Runner, RuntimeSettings, runtime_settings
 from autoprune.runtimes.hosts import BoardLostError, board_at, host_of
 from autoprune.runtimes.settings import fingerprint
 from autoprune.workflows.latency import settings_of
@@ -122,6 +126,96 @@ def test_a_board_that_is_lost_again_and_again_ends_the_run() -> None:
         LatencyMeter(network(), SETTINGS, opener=opener(backend), config=SHORT).measure(lambda: network(4), "half")
 
 
+# -- the next network is exported while this one is measured ---------------------------------------------
+
+
+class Overlapping(FakeBackend):
+    """Notes what happens; the first run of a network waits for the export that should go on meanwhile."""
+
+    def __init__(self, settings: RuntimeSettings) -> None:
+        super().__init__(settings)
+        self.log: list[str] = []
+        self.exported = Event()
+
+    def export(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Runner]:
+        here = current_thread() is main_thread()
+        self.log.append(f"export {module[0].out_channels} {'now' if here else 'ahead'}")  # type: ignore[index]
+        self.exported.set()
+        return super().export(module, shape)
+
+    def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+        runner, width = super().prepare(module, shape), module[0].out_channels  # type: ignore[index]
+        self.log.append(f"load {width}")
+        elapsed = runner.elapsed
+
+        def run() -> float:
+            if (measured := f"measure {width}") not in self.log:
+                self.log.append(measured)
+            return elapsed()
+
+        runner.elapsed = run  # type: ignore[method-assign]
+        return runner
+
+
+ON_BOARD = replace(SETTINGS, device="ssh://cam1")
+
+
+def steps(device: RuntimeSettings, *, fails: int = 0) -> tuple[list[str], list[float | str]]:
+    """Measure networks of 4, 5 and 6 channels one after the other; return what happened, and the ratios or errors."""
+
+    def build(width: int) -> nn.Module:
+        if width == fails:
+            raise DeviceError(f"no network of {width}")
+        return network(width)
+
+    backend = Overlapping(device)
+    meter = LatencyMeter(network(8), device, opener=opener(backend), config=SHORT)
+    builds = [partial(build, width) for width in (4, 5, 6)]
+    found: list[float | str] = []
+    for one, following in zip(builds, [*builds[1:], None], strict=True):
+        try:
+            found.append(meter.measure(one, one.args, following=following).ratio)
+        except DeviceError as error:
+            found.append(str(error))
+    return [line for line in backend.log if not line.endswith(" 8")], found
+
+
+def test_a_board_measures_while_the_next_network_is_exported() -> None:
+    log, ratios = steps(ON_BOARD)
+    assert [line for line in log if line.startswith("export")] == ["export 4 now", "export 5 ahead", "export 6 ahead"]
+    assert log.index("export 5 ahead") < log.index("load 5"), "it is loaded in its turn"
+    assert log.index("measure 4") < log.index("load 5")
+    assert ratios == steps(SETTINGS)[1], "the same networks in the same order"
+
+
+def test_this_machine_is_not_disturbed_by_an_export_while_it_measures() -> None:
+    log, _ = steps(SETTINGS)
+    assert [line for width in (4, 5, 6) for line in (f"export {width} now", f"load {width}", f"measure {width}")] == log
+
+
+def test_an_export_that_fails_ahead_is_raised_for_its_own_network() -> None:
+    _, found = steps(ON_BOARD, fails=5)
+    assert [isinstance(one, float) for one in found] == [True, False, True]
+    assert found[1] == "no network of 5"
+
+
+def test_an_interrupted_measurement_leaves_no_thread() -> None:
+    backend = Overlapping(ON_BOARD)
+    meter = LatencyMeter(network(8), ON_BOARD, opener=opener(backend), config=SHORT)
+    assert meter.reference
+    started = active_count()
+
+    def interrupt() -> None:
+        backend.exported.wait(10)
+        raise KeyboardInterrupt
+
+    backend.slowness = interrupt  # type: ignore[assignment]
+    backend.exported.clear()
+    with pytest.raises(KeyboardInterrupt):
+        meter.measure(lambda: network(4), "first", following=lambda: network(5))
+    assert active_count() == started
+
+
 # -- a real sshd -------------------------------------------------------------------------------------
 
 
@@ -169,6 +263,22 @@ def test_a_board_needs_one_runtime_alone(package: str, tmp_path: Path, monkeypat
             LatencyMeter(network(), runtime_settings(board.url, image_size=32), config=SHORT).reference  # noqa: B018
         board_at(board.url).close()
         board.wait_until_left()
+
+
+def test_a_command_measures_there_and_a_cut_connection_is_survived(board: Board, tmp_path: Path) -> None:
+    """The board's own Python runs the user's script; the network's file is there until the connection ends."""
+    script, counter = tmp_path / "bench.py", tmp_path / "runs"
+    script.write_text(f"import os, sys\nopen({str(counter)!r}, 'a').write('.')\nprint(os.path.getsize(sys.argv[1]))")
+    command = BenchmarkCommand.parse(f"{board.home}/.autoprune/bin/python3 {script} {{torchscript}}")
+    settings = runtime_settings(board.url, image_size=32, runtime=command)
+    meter = LatencyMeter(network(32), settings, cache=tmp_path / "cache")
+    assert 0 < meter.measure(lambda: network(4), "first").ratio < 1
+    assert {path.suffix for path in board.files()} == {".torchscript"}
+    board.cut()
+    assert 0 < meter.measure(lambda: network(4), "second").ratio < 1
+    assert len(counter.read_text()) == 12, "three pairs each"
+    host_of(board.url).close()
+    board.wait_until_left()
 
 
 def test_int8_is_quantised_here(board: Board) -> None:

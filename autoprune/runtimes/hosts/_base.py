@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-import shlex
 import sys
+import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ class Output:
     """What a command printed.
 
     Attributes:
-        code: its exit code; None if it took too long and was killed.
+        code: its exit code, negative for a signal; None if it took too long and was killed.
         out: the last part of its standard output.
         err: the last part of its error output.
     """
@@ -141,10 +141,14 @@ class Host(ABC):
 
     @abstractmethod
     def run(self, argv: Sequence[str], timeout: float) -> Output:
-        """Run a command in a process group of its own, which is killed after ``timeout`` seconds.
+        """Run a command in an empty folder and a process group of its own, which is killed after ``timeout`` seconds.
+
+        Args:
+            argv: the program and its arguments; no shell sees them.
+            timeout: seconds that it may take.
 
         Raises:
-            DeviceError: the program is not there.
+            DeviceError: the program does not start.
         """
 
     @abstractmethod
@@ -154,6 +158,10 @@ class Host(ABC):
     def watch(self) -> BoardWatch | None:
         """Return what watches the board from now on, or None for this machine."""
         return None
+
+    def leave(self) -> None:
+        """Let others measure there if nothing runs; safe at any moment, so that a garbage collection can call it."""
+        return
 
     @abstractmethod
     def close(self) -> None:
@@ -178,8 +186,9 @@ class LocalHost(Host):
         return str(path)
 
     def run(self, argv: Sequence[str], timeout: float) -> Output:
-        """Run a command in the current folder; see ``Host``."""
-        return command_output(argv, lambda: run_command(list(argv), timeout, None, lambda: None), self.name)
+        """Run a command; see ``Host``."""
+        with tempfile.TemporaryDirectory() as folder:
+            return command_output(argv, lambda: run_command(list(argv), timeout, folder, lambda: None), self.name)
 
     def fingerprint(self, packages: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return nothing: `autoprune.runtimes.settings.fingerprint` knows this machine."""
@@ -225,7 +234,10 @@ def command_output(argv: Sequence[str], run: Callable[[], Mapping[str, Any]], wh
         return Output(**run())
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise DeviceError(f"The command {shlex.join(argv)} must start on {where}, and does not: {reason}") from error
+        raise DeviceError(
+            f"The benchmark command {argv[0]} must start on {where}, and does not ({reason}); "
+            "name a program that is there, by its whole path if need be, in `runtime_command`"
+        ) from error
 
 
 def _readable(stream: Any, timeout: float) -> bool:

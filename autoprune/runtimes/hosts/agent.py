@@ -113,13 +113,13 @@ class Child:
         self._errors.close()
 
 
-def run_command(argv: list[str], timeout: float, folder: str | None, watch: Callable[[], None]) -> dict[str, Any]:
+def run_command(argv: list[str], timeout: float, folder: str, watch: Callable[[], None]) -> dict[str, Any]:
     """Run a command in a process group of its own, and return what it printed.
 
     Args:
         argv: program and arguments.
         timeout: seconds after which the group is killed.
-        folder: where it runs; None for the current one.
+        folder: where it runs.
         watch: called several times a second; the command is killed if it raises.
 
     Returns:
@@ -280,7 +280,8 @@ class Agent:
             parts = line.split()
             if parts and parts[0] in usable:
                 idle += (int(parts[4]) + int(parts[5])) / ticks
-        own = time.process_time()
+        ended = os.times()
+        own = time.process_time() + ended.children_user + ended.children_system  # commands that were run
         for child in self._children.values():
             fields = _read(f"/proc/{child.process.pid}/stat").rpartition(")")[2].split()
             own += sum(map(int, fields[11:13])) / ticks
@@ -338,6 +339,12 @@ class Agent:
         finally:
             os.close(handle)
         return ""
+
+    def unlock(self) -> None:
+        """Leave the board to other searches, unless a process of this one runs."""
+        if not self._children and self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -404,13 +411,13 @@ class Agent:
         child = self._children.pop(number)
         died = child.process.poll() is not None
         child.end()
-        if not died and not self._children and self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if not died:
+            self.unlock()
 
     def run(self, argv: list[str], timeout: float) -> dict[str, Any]:
-        """Run a command, as `run_command` does."""
-        return run_command(argv, timeout, self._folder, self._watch)
+        """Run a command in an empty folder, as `run_command` does."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            return run_command(argv, timeout, folder, self._watch)
 
 
 def _read(path: str) -> str:

@@ -99,7 +99,7 @@ class Connection:
             ) from error
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._writing, self._asking, self._over = threading.Lock(), threading.Lock(), threading.Event()
-        self._ended: deque[int] = deque()
+        self._later: deque[tuple[str, dict[str, Any]]] = deque()
         self.sent: OrderedDict[str, int] = OrderedDict()
         self.close = weakref.finalize(self, _hang_up, self._process, self._over, self._errors)
         for work in (
@@ -131,8 +131,8 @@ class Connection:
             AgentError: the method raised an error.
         """
         with self._asking:
-            while self._ended:
-                self._exchange("end", {"number": self._ended.popleft()}, SLACK)
+            while self._later:
+                self._exchange(*self._later.popleft(), SLACK)
             return self._exchange(call, arguments, seconds, content)
 
     def put(self, name: str, content: bytes) -> None:
@@ -149,15 +149,15 @@ class Connection:
         except AgentError as error:
             raise DeviceError(f"A file of {len(content) / 1e6:.1f} MB must fit on {self._url}: {error}") from error
 
-    def end(self, number: int) -> None:
-        """End a process there; from a garbage collection within a request, before the next one."""
+    def soon(self, call: str, **arguments: Any) -> None:
+        """Call a method whose answer nobody needs; from a garbage collection within a request, before the next one."""
         if not self._asking.acquire(blocking=False):
-            self._ended.append(number)
+            self._later.append((call, arguments))
             return
         try:
             if self.alive:
                 with suppress(BoardLostError, AgentError):
-                    self._exchange("end", {"number": number}, SLACK)
+                    self._exchange(call, arguments, SLACK)
         finally:
             self._asking.release()
 
@@ -221,7 +221,7 @@ class SshPipe(Pipe):
 
     def __init__(self, name: str, connection: Connection, number: int, pid: int) -> None:
         self._name, self._connection, self._number, self.pid = name, connection, number, pid
-        self._finalizer = weakref.finalize(self, connection.end, number)
+        self._finalizer = weakref.finalize(self, connection.soon, "end", number=number)
         self._finalizer.atexit = False  # the connection's own end is enough
 
     def exchange(self, line: bytes, timeout: float) -> Answer:

@@ -79,7 +79,12 @@ class SshHost(Host):
         return f"{connection.folder}/{key}/{path.name}"
 
     def run(self, argv: Sequence[str], timeout: float) -> Output:
-        """Lock the board and run a command in its folder of files; see ``Host``."""
+        """Lock the board and run a command there; see ``Host``.
+
+        Raises:
+            DeviceError: it does not start, the board cannot be reached, or another search does not leave it.
+            BoardLostError: the connection was lost, which ends the command there.
+        """
         self._lock()
 
         def act() -> Mapping[str, Any]:
@@ -130,6 +135,11 @@ class SshHost(Host):
         else:
             there = f"python3 -m venv {ENVIRONMENT} && {ENVIRONMENT}/bin/pip install {names}"
         return f"ssh {self.name} {shlex.quote(there)}"
+
+    def leave(self) -> None:
+        """Release the lock unless a process of this search runs there; see ``Host``."""
+        if self._connection is not None:
+            self._connection.soon("unlock")
 
     def close(self) -> None:
         """End the connection, and with it all that runs there."""
