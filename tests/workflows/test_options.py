@@ -14,6 +14,7 @@ from autoprune.cli.arguments import build_parser, parse
 from autoprune.config import COMMANDS, SearchConfig, option
 from autoprune.config.reading import base_of, enum_of, hints_of, is_list, places_of
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 
 ALL = sorted(COMMANDS)
 TAKING = [command for command in ALL if not places_of(COMMANDS[command])]
@@ -55,6 +56,7 @@ def values_for(hint: Any) -> tuple[list[str], Any]:
         float: ("2.5e-1", 0.25),
         str: ("x", "x"),
         Path: ("/some/file", "/some/file"),
+        ImageSize: ("384,640", [384, 640]),
     }
     text, value = given[base_of(hint)]
     return [text], value
