@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.cli.main import main
-from autoprune.evaluation import ray_runner
+from autoprune.evaluation import ray_cluster
 from autoprune.policy import Policy
 from tests.helpers.world import arguments, one_sentence, records
 
@@ -41,7 +41,7 @@ def test_workers_are_a_number_or_a_cluster(
 def test_without_ray_nothing_is_left_behind(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_runner, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     assert main(arguments("sensitivity", tiny, tmp_path / "run", "--workers", "2")) != 0
     assert "--workers needs the package ray, which is not installed" in one_sentence(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
