@@ -54,7 +54,7 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetAdaptConfig(BudgetedConfig):
+class NetAdaptConfig(BudgetedConfig, WorkersConfig):
     """Prune step by step to one or several budgets, fine-tuning briefly at every step (NetAdapt).
 
     A limit may list several levels, as in latency=12ms,10ms,8ms: one run makes a network for each of them.
@@ -78,6 +78,7 @@ class NetAdaptConfig(BudgetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_workers()
         check_counts(self, "short_term_steps", "shortlist", least=0)
         for name in ("initial_step", "decay"):
             check_share(name, getattr(self, name))

@@ -6,6 +6,7 @@ Source:
 
 from __future__ import annotations
 
+import io
 import statistics
 import time
 from collections import Counter, deque
@@ -14,9 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import cloudpickle  # type: ignore[import-untyped]
+
 from autoprune.errors import DeviceError
 from autoprune.evaluation.ray_worker import CandidateWorker, versions
-from autoprune.evaluation.runners import Large, RunnerOptions, Usage
+from autoprune.evaluation.runners import Large, RunnerOptions, Shared, Usage
 from autoprune.listener import step_bar
 
 Item = TypeVar("Item")
@@ -104,7 +107,9 @@ class RayRunner:
         self._kind = ray.remote(CandidateWorker).options(**resources)
         self._holders: dict[Any, _Worker] = {}
         self._function: Callable[[Any], Any] | None = None
-        self._sent: Any = None
+        self._sent: tuple[Any, Mapping[int, Any]] | None = None
+        self._values: list[Any] = []
+        self._shared: list[Any] = []
         self._heard = time.perf_counter()
         self.usage = Usage(count)
         self._workers = [self._started() for _ in range(count)]
@@ -230,17 +235,21 @@ class RayRunner:
         for reference in done:
             worker = self._holders[reference]
             try:
-                found, error = self._ray.get(reference), None
-            except exceptions.RayError as raised:
-                found, error = None, raised
-            if error is not None and not isinstance(error, (exceptions.RayTaskError, exceptions.TaskCancelledError)):
+                found = self._ray.get(reference)
+            except exceptions.TaskCancelledError:  # another worker has it, or nobody wants it any more
+                self._taken(worker, reference)
+            except exceptions.RayTaskError as error:
+                task = self._taken(worker, reference)
+                if task is None:
+                    raise _unable(error) from error
+                if task.wanted:
+                    task.answered(None, error.cause)
+            except exceptions.RayError as error:
                 self._replace(worker, error)
-                continue
-            task = self._taken(worker, reference)
-            if task is None:
-                _check_loaded(error)
-            elif task.wanted and not isinstance(error, exceptions.TaskCancelledError):
-                self._answered(task, found, error)
+            else:
+                task = self._taken(worker, reference)
+                if task is not None and task.wanted:
+                    self._answered(task, *found)
 
     def _taken(self, worker: _Worker, reference: Any) -> _Task | None:
         """Take a task off its worker, which begins its next one."""
@@ -249,11 +258,7 @@ class RayRunner:
             worker.since = time.perf_counter()
         return worker.tasks.pop(reference)
 
-    def _answered(self, task: _Task, found: tuple[Any, float, Any] | None, error: Any) -> None:
-        if found is None:
-            task.answered(None, error.cause)
-            return
-        answer, seconds, kept = found
+    def _answered(self, task: _Task, answer: Any, seconds: float, kept: Any) -> None:
         task.answered(answer if kept is None else Large(answer, partial(self._ray.get, kept)))
         task.batch.seconds.append(seconds)
         self.usage.busy += seconds
@@ -274,7 +279,7 @@ class RayRunner:
         for reference in dead.tasks:
             del self._holders[reference]
         if tasks[0] is None and dead.deaths + 1 == ATTEMPTS:
-            _check_loaded(error)
+            raise _unable(error) from error
         deaths = dead.deaths + 1 if tasks[0] is None else 0
         self._workers[self._workers.index(dead)] = self._started(deaths)
         for task in reversed(tasks):
@@ -297,24 +302,51 @@ class RayRunner:
 
     def _load(self, worker: _Worker) -> None:
         if self._sent is not None:
-            self._give(worker, worker.actor.load.remote(self._sent), None)
+            self._give(worker, worker.actor.load.remote(*self._sent), None)
 
     def _send(self, function: Callable[[Any], Any]) -> None:
         """Put the function into the object store, from where every worker takes it, unless it is there already."""
         if self._function == function:
             return
-        self._function, self._sent = function, self._ray.put(function)
+        pickled = io.BytesIO()
+        pickler = _Pickler(pickled, self._number)
+        pickler.dump(function)
+        shared = {number: self._shared[number] for number in pickler.numbers}
+        self._function, self._sent = function, (self._ray.put(pickled.getvalue()), shared)
         for worker in self._workers:
             self._load(worker)
         self._heard = time.perf_counter()
 
+    def _number(self, value: Any) -> int:
+        """Return the number of a value that functions share, which is put into the object store the first time."""
+        number = next((number for number, known in enumerate(self._values) if known is value), len(self._values))
+        if number == len(self._values):
+            self._values.append(value)
+            self._shared.append(self._ray.put(value))
+        return number
 
-def _check_loaded(error: BaseException | None) -> None:
-    if error is not None:
-        raise DeviceError(
-            f"Every worker must be able to hold the network and its images, and one is not ({summary(error)}); "
-            "take fewer `workers`, or fewer `images`"
-        ) from error
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Writes a function; in place of what it shares with others there is a number."""
+
+    def __init__(self, file: io.BytesIO, number_of: Callable[[Any], int]) -> None:
+        super().__init__(file)
+        self._number_of = number_of
+        self.numbers: list[int] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Return the number of a shared value; None for others, which are written as they are."""
+        if not isinstance(value, Shared):
+            return None
+        self.numbers.append(self._number_of(value.value))
+        return self.numbers[-1]
+
+
+def _unable(error: BaseException) -> DeviceError:
+    return DeviceError(
+        f"Every worker must be able to hold the network and its images, and one is not ({summary(error)}); "
+        "take fewer `workers`, or fewer `images`"
+    )
 
 
 def _deadly(error: BaseException) -> DeviceError:

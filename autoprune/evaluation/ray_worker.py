@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from autoprune.evaluation.runners import Large
+from autoprune.evaluation.runners import Large, Shared
 
 _PACKAGES = ("autoprune", "torch", "numpy", "ultralytics")
 
@@ -25,14 +27,23 @@ class CandidateWorker:
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._function: Callable[[Any], Any]
+        self._shared: dict[int, Shared[Any]] = {}
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what scores depend on."""
         return versions()
 
-    def load(self, function: Callable[[Any], Any]) -> None:
-        """Take the function that the next items are for."""
-        self._function = function
+    def load(self, function: bytes, shared: Mapping[int, Any]) -> None:
+        """Take the function that the next items are for.
+
+        Args:
+            function: pickled.
+            shared: Ray's references to what it shares with other functions, by number; each is fetched once.
+        """
+        for number, reference in shared.items():
+            if number not in self._shared:
+                self._shared[number] = Shared(_get(reference))
+        self._function = _Unpickler(function, self._shared).load()
 
     def compute(self, item: Any) -> tuple[Any, float, Any]:
         """Return the function's answer, the seconds that it took, and where the large part of a `Large` one lies."""
@@ -44,11 +55,29 @@ class CandidateWorker:
         return answer, seconds, None
 
 
+class _Unpickler(pickle.Unpickler):
+    """Reads a function; what it shares is here already."""
+
+    def __init__(self, data: bytes, shared: Mapping[int, Shared[Any]]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._shared = shared
+
+    def persistent_load(self, number: int) -> Shared[Any]:
+        """Return a shared value by its number."""
+        return self._shared[number]
+
+
 def _put(value: Any) -> Any:
     """Put a value into the object store of this machine; return Ray's reference to it."""
     import ray
 
     return ray.put(value)
+
+
+def _get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,17 @@ class Large(Generic[Summary, Content]):
         return cls(summary, lambda: content)
 
 
+@dataclass(frozen=True, eq=False)
+class Shared(Generic[Content]):
+    """A value that goes to a worker once, in however many functions it is: the images of a run, its dense network.
+
+    Attributes:
+        value: the value; it is not changed any more.
+    """
+
+    value: Content
+
+
 @dataclass
 class Usage:
     """What the workers of a run were used for.

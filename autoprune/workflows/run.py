@@ -232,9 +232,10 @@ class PruningRun:
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on a number of training images."""
         return make_evaluator(
-            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self._runner
+            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self.runner
         )
 
     @cached_property
-    def _runner(self) -> Runner:
+    def runner(self) -> Runner:
+        """What computes the run's candidates: this process or workers."""
         return runner_of(self.config, self.network, self.folder, self.listener)

@@ -139,8 +139,8 @@ class FakeRay:
         }
         return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
 
-    def _load(self, actor: Any, number: int, function: Any) -> Reference:
-        actor.load(function)
+    def _load(self, actor: Any, number: int, function: Any, shared: Any) -> Reference:
+        actor.load(function, shared)
         seconds = self.starts(number)
         error = ActorDiedError("The actor is dead.\nIts process was killed.") if seconds < 0 else None
         return self._queued(number, Reference(self.now, abs(seconds), error=error))

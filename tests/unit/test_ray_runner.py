@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from autoprune.evaluation import ray_cluster, ray_runner, ray_worker
 from autoprune.evaluation.ray_cluster import open_ray
 from autoprune.evaluation.ray_runner import ATTEMPTS, LOST_SECONDS, RayRunner
 from autoprune.evaluation.ray_worker import versions
-from autoprune.evaluation.runners import Large, RunnerOptions
+from autoprune.evaluation.runners import Large, RunnerOptions, Shared
 from tests.helpers.fake_ray import FakeRay, RayError, Reference
 
 
@@ -33,6 +34,11 @@ def squared(item: int) -> int:
 def halves(item: int) -> Large[int, list[int]]:
     """Return an answer with a large part."""
     return Large.of(item, [item // 2, item // 2])
+
+
+def nth(images: Shared[list[int]], place: int, *, number: int) -> int:
+    """Return a value of what is shared."""
+    return images.value[place] + number
 
 
 def runner_on(fake: FakeRay, monkeypatch: pytest.MonkeyPatch, *, workers: int = 2) -> RayRunner:
@@ -101,13 +107,14 @@ def test_a_worker_has_its_next_item_before_it_ends_the_present_one(monkeypatch: 
 
 
 def test_what_is_not_asked_for_any_more_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay(lambda worker, item: 10.0)
-    runner = runner_on(fake, monkeypatch, workers=1)
-    answers = runner.map(squared, [13, 14, 15])
+    fake = FakeRay(lambda worker, item: 1.0 if item == 13 else 10.0)
+    runner = runner_on(fake, monkeypatch)
+    list(runner.map(squared, [1, 2]))
+    answers = runner.map(squared, [13, 14, 15, 16])
     with pytest.raises(ValueError, match="13 is refused"):
         next(answers)
-    assert list(runner.map(squared, [16])) == [256]
-    assert 15 not in [item for _, item in fake.computed]
+    assert list(runner.map(squared, [17, 18])) == [289, 324]
+    assert 16 not in [item for _, item in fake.computed], "it waited behind 14"
 
 
 def test_a_large_answer_is_fetched_and_computed_again_if_its_machine_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +184,19 @@ def test_a_function_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fake.sent == []
     for _ in range(3):
         list(runner.map(squared, [1, 2]))
-    assert fake.sent == [squared]
+    assert len(fake.sent) == 1
     assert list(runner.map(abs, [-3])) == [3]
-    assert fake.sent == [squared, abs]
+    assert len(fake.sent) == 2
+
+
+def test_what_functions_share_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, images = FakeRay(), list(range(1000))
+    monkeypatch.setattr(ray_worker, "_get", lambda value: value)
+    runner = runner_on(fake, monkeypatch)
+    for number in range(3):
+        assert list(runner.map(partial(nth, Shared(images), number=number), [5, 6])) == [5 + number, 6 + number]
+    assert [len(sent) < 200 for sent in fake.sent if sent is not images] == [True] * 3
+    assert [sent for sent in fake.sent if sent is images] == [images]
 
 
 def test_a_cluster_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

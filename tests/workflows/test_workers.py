@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from autoprune.cli.main import main
 from autoprune.evaluation import ray_cluster
+from autoprune.models import open_adapter
 from autoprune.policy import Policy
 from tests.helpers.world import arguments, one_sentence, records
 
@@ -25,6 +28,10 @@ def ray() -> None:
 
 def scores(run: Path) -> dict[tuple[int, ...], float]:
     return {tuple(record["key"]): record["value"]["score"] for record in records(run, "evaluation")}
+
+
+def iterations(run: Path) -> list[Any]:
+    return [record["value"] for record in records(run, "iteration")]
 
 
 @pytest.mark.parametrize("workers", ["two", "-1", "ray://", "ray://head", "10000", "1.5", "http://head:1"])
@@ -66,6 +73,46 @@ def test_probes_are_the_same(tiny: Path, tmp_path: Path) -> None:
     for workers in ("0", "2"):
         assert main(arguments("sensitivity", tiny, tmp_path / workers, "--ratios", "0.5", "--workers", workers)) == 0
     assert scores(tmp_path / "0") == scores(tmp_path / "2")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray")
+def test_netadapt_trains_and_keeps_the_same_proposals(tiny: Path, tmp_path: Path) -> None:
+    """To the last bit of what every iteration leaves, whose next one goes on from there."""
+    found = []
+    for workers in ("0", "1", "2"):
+        run = tmp_path / workers
+        limits = ("--budget", "flops=80%", "--short-term-steps", "2", "--initial-step", "0.1")
+        assert main(arguments("netadapt", tiny, run, *limits, "--workers", workers)) == 0
+        (last,) = sorted((run / "iterations").glob("*.pt"))[-1:]
+        weights = open_adapter(last).module.state_dict()
+        found.append((Policy.load(run / "policy.json").units, iterations(run), weights))
+    assert len(found[0][1]) > 1
+    for units, steps, weights in found[1:]:
+        assert (units, steps) == found[0][:2]
+        assert all(torch.equal(tensor, found[0][2][name]) for name, tensor in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray")
+def test_fine_tunes_of_a_comparison_are_the_same(tiny: Path, tmp_path: Path) -> None:
+    found = []
+    for workers in ("0", "1", "2"):
+        run = tmp_path / workers
+        options = ("--budget", "flops=60%", "--strategies", "uniform,random", "--evaluations", "8", "--seeds", "2")
+        options += ("--finetune-epochs", "1", "--correlated", "4", "--no-references", "--workers", workers)
+        assert main(arguments("compare", tiny, run, *options)) == 0
+        weights = {path.parent.name: open_adapter(path).module.state_dict() for path in run.glob("networks/*/model.pt")}
+        tuned = [(record["key"], record["value"]) for record in records(run, "tuned")]
+        files = {path.relative_to(run) for path in (run / "networks").rglob("*") if path.is_file()}
+        found.append((tuned, files, weights))
+    assert len(found[0][2]) > 2
+    for tuned, files, weights in found[1:]:
+        assert (tuned, files) == found[0][:2]
+        for name, tensors in weights.items():
+            assert all(torch.equal(tensor, found[0][2][name][key]) for key, tensor in tensors.items())
 
 
 @pytest.mark.slow
