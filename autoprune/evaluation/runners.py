@@ -125,6 +125,17 @@ class Runner(Protocol):
         """
 
 
+def usage_figures(runner: Runner | None) -> dict[str, Any]:
+    """Return what a runner's workers were used for as figures of a result; empty if they were not.
+
+    Example:
+        >>> usage_figures(SerialRunner())
+        {}
+    """
+    usage = runner.usage if runner is not None else None
+    return {"workers": usage.to_json()} if usage is not None and usage.candidates else {}
+
+
 class SerialRunner:
     """Computes one after the other, in this process.
 

@@ -271,6 +271,7 @@ class _Comparison:
                 },
                 "histories": {row.name: _histories(row.name, outcomes) for row in compared["strategies"]},
                 "agents": verdict,
+                **run.usage(),
             },
             environment={**environment(), **run.estimator.environment()},
         )

@@ -192,6 +192,7 @@ class ResultWriter:
                 "uncounted_operations": uncounted(run.network.graph),
                 "pinned": pinned_layers(run.network.graph),
                 **self._latency_figures(),
+                **run.usage(),
                 **figures,
             },
             environment={**environment(), **run.estimator.environment()},

@@ -6,6 +6,7 @@ import numpy as np
 
 from autoprune.config import SensitivityConfig
 from autoprune.errors import ConfigError
+from autoprune.evaluation.runners import usage_figures
 from autoprune.listener import Listener
 from autoprune.report.sections import publish
 from autoprune.results import Result
@@ -62,7 +63,8 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
                 }
                 for index, curve in enumerate(curves.curves)
                 if curve.points
-            ]
+            ],
+            **usage_figures(runner),
         },
         environment=environment(),
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from autoprune.evaluation.ray_cluster import open_ray
 from autoprune.evaluation.ray_runner import ATTEMPTS, LOST_SECONDS, RayRunner
 from autoprune.evaluation.ray_worker import versions
 from autoprune.evaluation.runners import Large, RunnerOptions, Shared
+from autoprune.listener import SilentListener, hearing
 from tests.helpers.fake_ray import FakeRay, RayError, Reference
 
 
@@ -79,6 +81,20 @@ def test_workers_compute_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(runner.usage) == (
         "4 workers computed 20 candidates, 4.0 times as fast as one of them would have (100% of their time)"
     )
+
+
+def test_the_progress_shows_what_the_workers_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, str]] = []
+
+    class Bars(SilentListener):
+        def progress(self, label: str, total: int) -> Any:
+            assert (label, total) == ("Workers", 8)
+            return nullcontext(lambda done, detail="": shown.append((done, detail)))
+
+    with hearing(Bars()):
+        list(runner_on(FakeRay(), monkeypatch, workers=4).map(squared, range(20, 28)))
+    assert shown[-1][0] == 8
+    assert "4 workers, 4.0 × one, 100% busy" in {detail for _, detail in shown}
 
 
 def test_a_slow_worker_gets_fewer_items_and_its_last_one_is_computed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from autoprune.cli.main import main
 from autoprune.evaluation import ray_cluster
 from autoprune.models import open_adapter
 from autoprune.policy import Policy
-from tests.helpers.world import arguments, one_sentence, records
+from tests.helpers.world import arguments, one_sentence, records, summary
 
 BUDGET = ("--budget", "flops=60%", "--no-tensorboard", "--episodes", "24")
 
@@ -64,6 +64,8 @@ def test_the_result_is_that_of_one_process(tiny: Path, tmp_path: Path, capsys: p
     found = [(Policy.load(run / "policy.json").units, list(scores(run).items())) for run in runs.values()]
     assert found[0] == found[1] == found[2]
     assert "2 workers computed" in capsys.readouterr().out
+    assert "workers" not in summary(tmp_path / "0")
+    assert summary(tmp_path / "2")["workers"]["candidates"] == len(scores(tmp_path / "2"))
 
 
 @pytest.mark.slow
