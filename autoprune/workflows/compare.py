@@ -140,7 +140,7 @@ class _Comparison:
             )
             for one in missing
         ]
-        tune_together(run.runner, run.network.adapter, jobs, self._listener)
+        tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
 
     def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter

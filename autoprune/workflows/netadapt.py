@@ -181,7 +181,7 @@ class _NetAdaptRun:
         jobs = [
             self._writer(level).tuning_job(partial(self._network, level), level.base.allocation) for level in levels
         ]
-        tune_together(run.runner, run.network.adapter, jobs, self._listener)
+        tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
 
     def _network(self, level: _Level) -> nn.Module:
         """Return a level's network as it is before its fine-tune."""

@@ -99,18 +99,22 @@ def test_netadapt_trains_and_keeps_the_same_proposals(tiny: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("ray")
-def test_fine_tunes_of_a_comparison_are_the_same(tiny: Path, tmp_path: Path) -> None:
+def test_fine_tunes_of_a_comparison_are_the_same(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = []
     for workers in ("0", "1", "2"):
         run = tmp_path / workers
         options = ("--budget", "flops=60%", "--strategies", "uniform,random", "--evaluations", "8", "--seeds", "2")
         options += ("--finetune-epochs", "1", "--correlated", "4", "--no-references", "--workers", workers)
+        options += ("--ship-data",) if workers == "2" else ()
         assert main(arguments("compare", tiny, run, *options)) == 0
         weights = {path.parent.name: open_adapter(path).module.state_dict() for path in run.glob("networks/*/model.pt")}
         tuned = [(record["key"], record["value"]) for record in records(run, "tuned")]
         files = {path.relative_to(run) for path in (run / "networks").rglob("*") if path.is_file()}
         found.append((tuned, files, weights))
     assert len(found[0][2]) > 2
+    assert "The data set goes to the workers once: " in capsys.readouterr().out
     for tuned, files, weights in found[1:]:
         assert (tuned, files) == found[0][:2]
         for name, tensors in weights.items():
