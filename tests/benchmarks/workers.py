@@ -1,9 +1,10 @@
 """How much faster several workers are: a stand-in that sleeps, and real candidates. Needs ``pip install ray``.
 
-Usage: ``python -m tests.benchmarks.workers [asleep] [real]``, on an idle machine.
+Usage: ``python -m tests.benchmarks.workers [asleep] [memory] [real]``, on an idle machine.
 
 ``asleep``: a candidate that takes half a second of sleep, by 1 to 8 workers, eight for each: what the handing out
-itself costs, whatever the number of cores. ``real``: a yolov8n at 320 px (``../shared``), by one and two workers with
+itself costs, whatever the number of cores. ``memory``: what this process holds while two workers answer ten thousand
+candidates that take no time, each journalled. ``real``: a yolov8n at 320 px (``../shared``), by one and two workers of
 one thread each, next to this process with one thread.
 """
 
@@ -13,6 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,12 +24,14 @@ import psutil
 
 import autoprune as ap
 from autoprune.evaluation.runners import RunnerOptions, open_runner
+from autoprune.journal import Journal
 from tests.benchmarks.accuracy import DETECTORS, SHARED
 
 SECONDS, EACH, ROUNDS = 0.5, 8, 3
 COUNTS = (1, 2, 8)
 """More need memory: each worker has torch in it, some 0.3 GB."""
 CANDIDATES = 24
+MANY, TOGETHER, UNITS = 10_000, 100, 60
 
 
 def slept(item: int) -> int:
@@ -59,6 +65,31 @@ def asleep() -> None:
         print(f"| {workers} | {len(items)} | {seconds:.2f} | {EACH * SECONDS / seconds:.2f} | {overhead:.1f} ms |")
 
 
+def memory() -> None:
+    """Print the memory of this process over many candidates."""
+    process = psutil.Process()
+    print("| candidates | memory of this process |")
+    print("|---|---|")
+    with (
+        TemporaryDirectory() as folder,
+        Journal.create(Path(folder) / "journal.jsonl", {}) as journal,
+        open_runner(RunnerOptions("2")) as runner,
+    ):
+        for first in range(0, MANY, TOGETHER):
+            keys = [[place, *range(UNITS)] for place in range(first, first + TOGETHER)]
+            answers = iter(runner.map(at_once, keys))
+            for key in keys:
+                journal.once("evaluation", key, partial(next, answers))
+            done = first + TOGETHER
+            if done == TOGETHER or done % (MANY // 10) == 0:
+                print(f"| {done} | {process.memory_info().rss / 1e6:.1f} MB |", flush=True)
+
+
+def at_once(item: Sequence[int]) -> dict[str, float]:
+    """Stand in for a candidate that takes no time."""
+    return {"score": -1.0 / (1 + item[0]), "seconds": 0.0}
+
+
 def real() -> None:
     """Print how much faster two workers score real candidates than one."""
     checkpoint, data = DETECTORS["yolov8n"]
@@ -78,5 +109,5 @@ def real() -> None:
 
 
 if __name__ == "__main__":
-    for word in sys.argv[1:] or ["asleep", "real"]:
-        {"asleep": asleep, "real": real}[word]()
+    for word in sys.argv[1:] or ["asleep", "memory", "real"]:
+        {"asleep": asleep, "memory": memory, "real": real}[word]()
