@@ -110,7 +110,7 @@ class Evaluator:
         bf16: score in bfloat16 if that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
         runner: computes the candidates of a batch; its workers share the adapter and the images of all evaluators.
-        like: another evaluator of the same images, which are not read again then.
+        like: another evaluator of the same adapter, images and seed, whose images are not read again then.
     """
 
     adapter: Adapter
@@ -344,7 +344,8 @@ class Evaluator:
         if halved:
             self.batch = int(halved[-1].value)
         if self.like is not None and self.like.batch == self.batch:
-            self._batches = self.like._batches
+            held = ("_batches", "_calibration")
+            self.__dict__.update({name: one for name, one in self.like.__dict__.items() if name in held})
             return
         self._batches = self.adapter.batches(
             "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True

@@ -7,6 +7,7 @@ Source:
 from __future__ import annotations
 
 import io
+import itertools
 import statistics
 import time
 from collections import Counter, deque
@@ -108,8 +109,9 @@ class RayRunner:
         self._holders: dict[Any, _Worker] = {}
         self._function: Callable[[Any], Any] | None = None
         self._sent: tuple[Any, Mapping[int, Any]] | None = None
-        self._values: list[Any] = []
-        self._shared: list[Any] = []
+        self._numbers = itertools.count()
+        self._shared: dict[int, tuple[Any, Any]] = {}
+        self._used: set[int] = set()
         self._heard = time.perf_counter()
         self.usage = Usage(count)
         self._workers = [self._started() for _ in range(count)]
@@ -308,21 +310,27 @@ class RayRunner:
         """Put the function into the object store, from where every worker takes it, unless it is there already."""
         if self._function == function:
             return
-        pickled = io.BytesIO()
+        pickled, before = io.BytesIO(), self._used
         pickler = _Pickler(pickled, self._number)
         pickler.dump(function)
-        shared = {number: self._shared[number] for number in pickler.numbers}
-        self._function, self._sent = function, (self._ray.put(pickled.getvalue()), shared)
+        self._used = pickler.numbers
+        self._shared = {number: one for number, one in self._shared.items() if number in self._used | before}
+        references = {number: reference for number, (_, reference) in self._shared.items()}
+        self._function, self._sent = function, (self._ray.put(pickled.getvalue()), references)
         for worker in self._workers:
             self._load(worker)
         self._heard = time.perf_counter()
 
     def _number(self, value: Any) -> int:
-        """Return the number of a value that functions share, which is put into the object store the first time."""
-        number = next((number for number, known in enumerate(self._values) if known is value), len(self._values))
-        if number == len(self._values):
-            self._values.append(value)
-            self._shared.append(self._ray.put(value))
+        """Return the number of a value that functions share, which is put into the object store the first time.
+
+        It stays there until neither of the last two functions has it.
+        """
+        for number, (known, _) in self._shared.items():
+            if known is value:
+                return number
+        number = next(self._numbers)
+        self._shared[number] = value, self._ray.put(value)
         return number
 
 
@@ -332,14 +340,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, number_of: Callable[[Any], int]) -> None:
         super().__init__(file)
         self._number_of = number_of
-        self.numbers: list[int] = []
+        self.numbers: set[int] = set()
 
     def persistent_id(self, value: Any) -> int | None:
         """Return the number of a shared value; None for others, which are written as they are."""
         if not isinstance(value, Shared):
             return None
-        self.numbers.append(self._number_of(value.value))
-        return self.numbers[-1]
+        number = self._number_of(value.value)
+        self.numbers.add(number)
+        return number
 
 
 def _unable(error: BaseException) -> DeviceError:

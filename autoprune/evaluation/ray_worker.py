@@ -38,11 +38,14 @@ class CandidateWorker:
 
         Args:
             function: pickled.
-            shared: Ray's references to what it shares with other functions, by number; each is fetched once.
+            shared: Ray's references to what it shares with other functions, by number; each is fetched once, and what
+                is not among them is forgotten.
         """
-        for number, reference in shared.items():
-            if number not in self._shared:
-                self._shared[number] = Shared(_get(reference))
+        known = self._shared
+        self._shared = {
+            number: known[number] if number in known else Shared(_get(reference))
+            for number, reference in shared.items()
+        }
         self._function = _Unpickler(function, self._shared).load()
 
     def compute(self, item: Any) -> tuple[Any, float, Any]:

@@ -4,8 +4,8 @@ Usage: ``python -m tests.benchmarks.workers [asleep] [memory] [real]``, on an id
 
 ``asleep``: a candidate that takes half a second of sleep, by 1 to 8 workers, eight for each: what the handing out
 itself costs, whatever the number of cores. ``memory``: what this process holds while two workers answer ten thousand
-candidates that take no time, with and without a journal. ``real``: a yolov8n at 320 px (``../shared``), by one and two workers of
-one thread each, next to this process with one thread.
+candidates that take no time, with and without a journal. ``real``: a yolov8n at 320 px (``../shared``), by one and two
+workers of one thread each, next to this process with one thread.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def asleep() -> None:
 
 
 def memory() -> None:
-    """Print the memory of this process over many candidates: of the runner alone, and with a journal that keeps them."""
+    """Print the memory of this process over many candidates, of the runner alone and with a journal."""
     print("| candidates | memory of this process | with a journal |")
     print("|---|---|---|")
     with TemporaryDirectory() as folder, Journal.create(Path(folder) / "journal.jsonl", {}) as journal:

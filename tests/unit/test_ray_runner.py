@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -31,6 +33,10 @@ def squared(item: int) -> int:
     if item == 13:
         raise ValueError("13 is refused")
     return item * item
+
+
+class Images(list[int]):
+    """Something large."""
 
 
 def halves(item: int) -> Large[int, list[int]]:
@@ -213,6 +219,22 @@ def test_what_functions_share_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> N
         assert list(runner.map(partial(nth, Shared(images), number=number), [5, 6])) == [5 + number, 6 + number]
     assert [len(sent) < 200 for sent in fake.sent if sent is not images] == [True] * 3
     assert [sent for sent in fake.sent if sent is images] == [images]
+
+
+def test_what_no_function_shares_any_more_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, images = FakeRay(), Images(range(10))
+    monkeypatch.setattr(ray_worker, "_get", lambda value: value)
+    runner, known = runner_on(fake, monkeypatch), weakref.ref(images)
+    list(runner.map(partial(nth, Shared(images), number=1), [5]))
+    list(runner.map(abs, [5]))
+    del images
+    fake.sent.clear()
+    gc.collect()
+    assert known() is not None, "the next function may have it again"
+    list(runner.map(squared, [5]))
+    list(runner.map(abs, [5]))
+    gc.collect()
+    assert known() is None
 
 
 def test_a_cluster_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
