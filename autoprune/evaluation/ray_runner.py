@@ -220,8 +220,8 @@ class RayRunner:
         return None
 
     def _withdraw(self) -> None:
-        """Take back what waits behind others and is not wanted any more."""
-        for worker in self._workers:
+        """Take back what waits behind others and is not wanted any more, if the cluster is still there."""
+        for worker in self._workers if self._ray.is_initialized() else ():  # or Ray would start anew to cancel
             for reference, task in worker.queued:
                 if not task.wanted:
                     self._ray.cancel(reference)

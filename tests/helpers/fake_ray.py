@@ -62,6 +62,7 @@ class FakeRay:
         versions: what the workers say of their packages; None for the truth.
         cpus: what is left of the cluster.
         now: the clock.
+        ended: whether it was shut down.
         sent: what was put into the object store.
         handed: (worker, item) of every task.
         computed: the same of those that were not taken back before they began.
@@ -74,6 +75,7 @@ class FakeRay:
     versions: dict[str, str] | None = None
     cpus: float = 8.0
     now: float = 0.0
+    ended: bool = False
     sent: list[Any] = field(default_factory=list)
     handed: dict[Reference, tuple[int, Any]] = field(default_factory=dict)
 
@@ -117,12 +119,17 @@ class FakeRay:
         self.now = max(self.now, first.end)
         return [first], [one for one in references if one is not first]
 
+    def is_initialized(self) -> bool:
+        """Return whether it has not been shut down."""
+        return not self.ended
+
     def cluster_resources(self) -> dict[str, float]:
         """Return what nodes that are left have."""
         return {"CPU": self.cpus}
 
     def cancel(self, reference: Reference) -> None:
         """Take a task back that has not begun; those behind it move up."""
+        assert not self.ended
         queue = next(queue for queue in self._queues.values() if reference in queue)
         if self.cancels and reference.begin > self.now and reference.error is None:
             queue.remove(reference)

@@ -139,6 +139,14 @@ def test_what_is_not_asked_for_any_more_is_taken_back(monkeypatch: pytest.Monkey
     assert 16 not in [item for _, item in fake.computed], "it waited behind 14"
 
 
+def test_nothing_is_taken_back_from_a_cluster_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(lambda worker, item: 1.0 + item)
+    answers = runner_on(fake, monkeypatch).map(squared, [1, 2, 3, 4, 5, 6])
+    assert next(answers) == 1
+    fake.ended = True
+    answers.close()
+
+
 def test_a_large_answer_is_fetched_and_computed_again_if_its_machine_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, kept = FakeRay(), []
     monkeypatch.setattr(ray_worker, "_put", lambda value: kept.append(Reference(0.0, answer=value)) or kept[-1])
