@@ -43,7 +43,7 @@ def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
         runner = RayRunner(ray, count, options, resources)
         runner.check_versions()
         yield runner
-        if runner.usage.candidates:
+        if runner.usage.tasks:
             options.notify(f"{runner.usage}.")
 
 

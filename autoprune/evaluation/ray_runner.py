@@ -264,7 +264,7 @@ class RayRunner:
         task.answered(answer if kept is None else Large(answer, partial(self._ray.get, kept)))
         task.batch.seconds.append(seconds)
         self.usage.busy += seconds
-        self.usage.candidates += 1
+        self.usage.tasks += 1
 
     def _check_alive(self, *, answered: bool) -> None:
         """Make sure, if nothing was heard for long, that the cluster still has room for a worker."""

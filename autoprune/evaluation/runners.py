@@ -54,21 +54,21 @@ class Usage:
 
     Attributes:
         workers: how many there are.
-        candidates: answers that they gave.
-        repeated: candidates that were given to a second worker, since the first one died or was far slower than others.
+        tasks: what they gave an answer to: candidates to score, networks to fine-tune.
+        repeated: tasks that were given to a second worker, since the first one died or was far slower than others.
         busy: seconds that all of them computed together, without second copies.
         wall: seconds that the run waited for them.
 
     Example:
-        >>> usage = Usage(workers=4, candidates=20, busy=36.0, wall=10.0)
+        >>> usage = Usage(workers=4, tasks=20, busy=36.0, wall=10.0)
         >>> print(usage)
-        4 workers computed 20 candidates, 3.6 times as fast as one of them would have (90% of their time)
+        4 workers computed 20 tasks, 3.6 times as fast as one of them would have (90% of their time)
         >>> usage.short
         '4 workers, 3.6 × one, 90% busy'
     """
 
     workers: int = 0
-    candidates: int = 0
+    tasks: int = 0
     repeated: int = 0
     busy: float = 0.0
     wall: float = 0.0
@@ -90,7 +90,7 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a result holds them."""
-        figures = {"workers": self.workers, "candidates": self.candidates, "repeated": self.repeated}
+        figures = {"workers": self.workers, "tasks": self.tasks, "repeated": self.repeated}
         return {**figures, "speed_up": self.speed_up, "busy": self.busy_share}
 
     @property
@@ -99,7 +99,7 @@ class Usage:
 
     def __str__(self) -> str:
         return (
-            f"{self._counted} computed {self.candidates} candidates, {self.speed_up:.1f} times as fast as one of them "
+            f"{self._counted} computed {self.tasks} tasks, {self.speed_up:.1f} times as fast as one of them "
             f"would have ({self.busy_share:.0%} of their time)"
         )
 
@@ -133,7 +133,7 @@ def usage_figures(runner: Runner | None) -> dict[str, Any]:
         {}
     """
     usage = runner.usage if runner is not None else None
-    return {"workers": usage.to_json()} if usage is not None and usage.candidates else {}
+    return {"workers": usage.to_json()} if usage is not None and usage.tasks else {}
 
 
 class SerialRunner:

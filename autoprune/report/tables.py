@@ -81,8 +81,8 @@ def workers_table(result: Result, folder: Path) -> Table | None:
     used = result.figures.get("workers")
     if used is None:
         return None
-    header = ["workers", "candidates", "speed-up", "busy", "computed again"]
-    row = [str(used["workers"]), str(used["candidates"]), f"{used['speed_up']:.1f}", f"{used['busy']:.0%}"]
+    header = ["workers", "tasks", "speed-up", "busy", "computed again"]
+    row = [str(used["workers"]), str(used["tasks"]), f"{used['speed_up']:.1f}", f"{used['busy']:.0%}"]
     return Table("Workers", header, [[*row, str(used["repeated"])]])
 
 

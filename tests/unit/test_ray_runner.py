@@ -85,7 +85,7 @@ def test_workers_compute_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(runner.map(squared, range(20, 40))) == [item * item for item in range(20, 40)]
     assert fake.now == pytest.approx(5.0)
     assert str(runner.usage) == (
-        "4 workers computed 20 candidates, 4.0 times as fast as one of them would have (100% of their time)"
+        "4 workers computed 20 tasks, 4.0 times as fast as one of them would have (100% of their time)"
     )
 
 
@@ -290,7 +290,7 @@ def test_workers_of_this_machine_are_processes_that_end_with_the_run(ray: Any) -
         os.kill(min(pids), signal.SIGKILL)
         assert [item for item, _ in runner.map(slept, [0.1] * 6)] == [0.1] * 6, "one was killed, another took its place"
     assert not ray.is_initialized()
-    assert notes[-1].startswith("2 workers computed 14 candidates, ")
+    assert notes[-1].startswith("2 workers computed 14 tasks, ")
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)

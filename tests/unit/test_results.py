@@ -153,7 +153,7 @@ def test_the_table_of_classes_has_their_primary_metric_and_how_it_changed(tmp_pa
 
 def test_a_page_shows_what_workers_were_used_for(tmp_path: Path) -> None:
     assert workers_table(FOUND, tmp_path) is None
-    usage = Usage(workers=4, candidates=20, repeated=1, busy=36.0, wall=10.0)
+    usage = Usage(workers=4, tasks=20, repeated=1, busy=36.0, wall=10.0)
     found = replace(FOUND, figures={"workers": usage.to_json()})
     (row,) = workers_table(found, tmp_path) or []
     assert list(row.values()) == ["4", "20", "3.6", "90%", "1"]

@@ -65,7 +65,7 @@ def test_the_result_is_that_of_one_process(tiny: Path, tmp_path: Path, capsys: p
     assert found[0] == found[1] == found[2]
     assert "2 workers computed" in capsys.readouterr().out
     assert "workers" not in summary(tmp_path / "0")
-    assert summary(tmp_path / "2")["workers"]["candidates"] == len(scores(tmp_path / "2"))
+    assert summary(tmp_path / "2")["workers"]["tasks"] >= len(scores(tmp_path / "2"))
 
 
 @pytest.mark.slow
