@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.budget import format_amount
 from autoprune.errors import DataError
 from autoprune.evaluation.runners import Large, Runner, Shared
 from autoprune.io.files import saying_why, write_atomic
 from autoprune.listener import Listener, SilentListener, tracked
+from autoprune.metrics import format_amount
 from autoprune.models._base import Adapter
 from autoprune.models.detection.shipping import Packed, Shippable, pack, unpack
 from autoprune.training.results import read_epochs
