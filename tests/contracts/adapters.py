@@ -55,6 +55,9 @@ def check_shipped(adapter: Adapter, folder: Path) -> None:
         return
     assert adapter.data is not None
     moved = adapter.with_data(unpack(pack(adapter.data), folder))
+    assert isinstance(moved, Shippable)
+    assert moved.data is not None
+    assert all(file.startswith(str(folder)) for split in ("train", "val") for file in moved.data.files(split))
     here, there = (one.batches("train", images=4, batch=4, seed=0)[0] for one in (adapter, moved))
     assert torch.equal(moved.inputs(there), adapter.inputs(here))
     with torch.no_grad():
