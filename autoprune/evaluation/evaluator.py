@@ -34,7 +34,7 @@ WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
 
 
-_SHARED = ("adapter", "_batches", "_calibration", "_moments")
+_SHARED = ("adapter", "_batches", "_augmented", "_moments")
 """What a worker is sent once, however many of an evaluator's methods it computes."""
 
 
@@ -309,7 +309,7 @@ class Evaluator:
         """Give the recalibrated candidates' accuracies on the scoring images, computed by the runner; journalled."""
         missing = [one for one in allocations if self.journal.lookup("accuracy", list(one)) is None]
         if missing:
-            _ = self._calibration  # so that workers have it, and need not read images
+            _ = self._augmented  # so that workers have them, and need not read images
         found = iter(self.runner.map(self._accuracy, missing))
         for allocation in allocations:
             yield Metrics.from_json(self.journal.once("accuracy", list(allocation), partial(next, found)))
@@ -317,16 +317,23 @@ class Evaluator:
     def _accuracy(self, allocation: Allocation) -> dict[str, Any]:
         return self.adapter.accuracy(self.repaired(allocation), self._batches).to_json()
 
-    @cached_property
+    @property
     def _calibration(self) -> Calibration:
         """What `pruning.calibration_of` gives; the plain images are those that score, and are held already."""
-        plain = [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
-        return Calibration(plain, self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed))
+        return Calibration(self._plain, self._augmented)
+
+    @property
+    def _plain(self) -> Sequence[torch.Tensor]:
+        return [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
+
+    @cached_property
+    def _augmented(self) -> Sequence[torch.Tensor]:
+        return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
 
     @cached_property
     def _moments(self) -> Moments:
         """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
-        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration.plain, notify=self.notify)
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._plain, notify=self.notify)
 
     def _begun_in_bf16(self) -> bool:
         """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
@@ -344,7 +351,7 @@ class Evaluator:
         if halved:
             self.batch = int(halved[-1].value)
         if self.like is not None and self.like.batch == self.batch:
-            held = ("_batches", "_calibration")
+            held = ("_batches", "_augmented")
             self.__dict__.update({name: one for name, one in self.like.__dict__.items() if name in held})
             return
         self._batches = self.adapter.batches(

@@ -193,6 +193,20 @@ def test_a_score_does_not_depend_on_how_a_batch_is_computed(evaluators: Evaluato
     check_runner(runner, lambda one: evaluators(runner=one), candidates(evaluators()))
 
 
+def test_accuracies_are_the_same_on_workers_and_read_no_image_there(
+    evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind(UnorderedWorkers):
+        def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(here.adapter), "calibration", None)
+                return iter(list(super().map(function, items)))
+
+    here = evaluators()
+    chosen = candidates(here)[:3]
+    assert list(evaluators(runner=Blind()).accuracies(chosen)) == list(here.accuracies(chosen))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", RUNNERS, ids=lambda spec: spec.name)
 def test_every_runner_keeps_the_contract(evaluators: Evaluators, spec: RunnerSpec) -> None:
