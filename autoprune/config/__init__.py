@@ -100,7 +100,7 @@ COMMANDS: dict[str, type[Config]] = {
 EXTENDABLE: dict[str, tuple[str, ...]] = {"compare": ("strategies", "seeds", "criteria")}
 """Options that may be changed when a run goes on: it then does more than at first."""
 
-SHOWING = ("tracker", "report", "quiet", "verbose", "workers")
+SHOWING = ("tracker", "report", "quiet", "verbose", "workers", "ship_data")
 """Options that change what is shown of a run, or who computes it, not what it finds: a resumed one may have others."""
 
 

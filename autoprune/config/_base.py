@@ -252,6 +252,27 @@ class WorkersConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingWorkersConfig(WorkersConfig):
+    """The options of the commands that also have several networks fine-tuned by their workers.
+
+    Attributes:
+        ship_data: send the data set to workers on machines that do not see its files, once, through Ray's object store
+    """
+
+    ship_data: bool = False
+
+    def check_workers(self) -> None:
+        """Make sure that workers are a number or a cluster, and that there are some if data is sent to them.
+
+        Raises:
+            ConfigError: they are neither, or there are none.
+        """
+        super().check_workers()
+        if self.ship_data and self.workers in (None, "0"):
+            raise ConfigError("`ship_data` sends the data set to `workers`, which are not given; give both or neither")
+
+
 STOCK_MULTIPLE = 8
 """The widths that a stock YAML can express are multiples of this."""
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from autoprune.budget import Budget, budget_levels
 from autoprune.choices import Rule, Select
-from autoprune.config._base import BudgetedConfig, PruningConfig, ReconstructingConfig, WorkersConfig
+from autoprune.config._base import (
+    BudgetedConfig,
+    PruningConfig,
+    ReconstructingConfig,
+    TrainingWorkersConfig,
+    WorkersConfig,
+)
 from autoprune.config._checks import check_counts, check_share
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
@@ -54,7 +60,7 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetAdaptConfig(BudgetedConfig):
+class NetAdaptConfig(BudgetedConfig, TrainingWorkersConfig):
     """Prune step by step to one or several budgets, fine-tuning briefly at every step (NetAdapt).
 
     A limit may list several levels, as in latency=12ms,10ms,8ms: one run makes a network for each of them.
@@ -78,6 +84,7 @@ class NetAdaptConfig(BudgetedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_workers()
         check_counts(self, "short_term_steps", "shortlist", least=0)
         for name in ("initial_step", "decay"):
             check_share(name, getattr(self, name))
@@ -147,7 +154,7 @@ class BenchmarkEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ReconstructingConfig, WorkersConfig):
+class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
     """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
 
     A finished comparison is extended by `resume` RUN with more `strategies` or `seeds`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from operator import add
@@ -17,7 +17,7 @@ from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.evaluation.pruning import Calibration, prune
-from autoprune.evaluation.runners import Runner, SerialRunner
+from autoprune.evaluation.runners import Runner, SerialRunner, Shared
 from autoprune.evaluation.slopes import Slopes, measure_slopes
 from autoprune.journal import Journal
 from autoprune.listener import step_bar
@@ -32,6 +32,10 @@ Result = TypeVar("Result")
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
+
+
+_SHARED = ("adapter", "_batches", "_augmented", "_moments")
+"""What a worker is sent once, however many of an evaluator's methods it computes."""
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -105,7 +109,8 @@ class Evaluator:
         criterion: what ranked the channels, see `pruning.prune`.
         bf16: score in bfloat16 if that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
-        runner: computes the candidates of a batch.
+        runner: computes the candidates of a batch; its workers share the adapter and the images of all evaluators.
+        like: another evaluator of the same adapter, images and seed, whose images are not read again then.
     """
 
     adapter: Adapter
@@ -122,6 +127,7 @@ class Evaluator:
     bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
     runner: Runner = field(default_factory=SerialRunner)
+    like: Evaluator | None = None
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     def __post_init__(self) -> None:
@@ -134,25 +140,35 @@ class Evaluator:
         self.dense_loss = self._dense_loss()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "notify": _silent, "runner": SerialRunner(), "_base": None, "_prefix": None}
+        usage = self.runner.usage
+        workers = {"_base": None} if usage is None else {"prefix_bytes": self.prefix_bytes // usage.workers}
+        shared = {name: Shared(self.__dict__[name]) for name in _SHARED if name in self.__dict__}
+        here = {"notify": _silent, "runner": SerialRunner(), "like": None, "_prefix": None}
+        return {**self.__dict__, **here, **shared, **workers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: one.value if isinstance(one, Shared) else one for name, one in state.items()})
 
     # -- scores --------------------------------------------------------------------------------
 
     def __call__(self, allocations: Sequence[Allocation]) -> list[Evaluation]:
-        """Return the evaluations of the allocations, in order; those that are not known yet are computed by the runner.
+        """Return the evaluations of the allocations, in order; the runner computes those that are new."""
+        return list(self.each(allocations))
 
-        Each is journalled in that order as soon as the runner gives it.
-        """
-        new = [allocation for allocation in dict.fromkeys(allocations) if allocation not in self._known]
+    def each(self, allocations: Sequence[Allocation]) -> Iterator[Evaluation]:
+        """Give the evaluations of the allocations one by one; each is journalled as soon as the runner gives it."""
+        new = {allocation: None for allocation in allocations if allocation not in self._known}
         missing = [one for one in new if self.journal.lookup(self.kind, list(one)) is None]
         scores = iter(self.runner.map(self._scored, missing))
-        for allocation in new:
-            found = self.journal.once(self.kind, list(allocation), partial(next, scores))
-            self._known[allocation] = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
-            self.counts.seconds += self._known[allocation].seconds
-        self.counts.evaluations += len(allocations)
-        self.counts.cache_hits += len(allocations) - len(new)
-        return [self._known[allocation] for allocation in allocations]
+        for allocation in allocations:
+            self.counts.evaluations += 1
+            if allocation in self._known:
+                self.counts.cache_hits += 1
+            else:
+                found = self.journal.once(self.kind, list(allocation), partial(next, scores))
+                self._known[allocation] = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
+                self.counts.seconds += self._known[allocation].seconds
+            yield self._known[allocation]
 
     def rebase(self, allocation: Allocation) -> None:
         """Expect candidates that differ from this one in few units: what their first layers share is computed once.
@@ -289,24 +305,35 @@ class Evaluator:
             reconstructed=self.reconstruct,
         )
 
-    def accuracy(self, allocation: Allocation) -> Metrics:
-        """Return the recalibrated candidate's accuracy on the scoring images; journalled."""
+    def accuracies(self, allocations: Sequence[Allocation]) -> Iterator[Metrics]:
+        """Give the recalibrated candidates' accuracies on the scoring images, computed by the runner; journalled."""
+        missing = [one for one in allocations if self.journal.lookup("accuracy", list(one)) is None]
+        if missing:
+            _ = self._augmented  # so that workers have them, and need not read images
+        found = iter(self.runner.map(self._accuracy, missing))
+        for allocation in allocations:
+            yield Metrics.from_json(self.journal.once("accuracy", list(allocation), partial(next, found)))
 
-        def measured() -> dict[str, Any]:
-            return self.adapter.accuracy(self.repaired(allocation), self._batches).to_json()
+    def _accuracy(self, allocation: Allocation) -> dict[str, Any]:
+        return self.adapter.accuracy(self.repaired(allocation), self._batches).to_json()
 
-        return Metrics.from_json(self.journal.once("accuracy", list(allocation), measured))
-
-    @cached_property
+    @property
     def _calibration(self) -> Calibration:
         """What `pruning.calibration_of` gives; the plain images are those that score, and are held already."""
-        plain = [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
-        return Calibration(plain, self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed))
+        return Calibration(self._plain, self._augmented)
+
+    @property
+    def _plain(self) -> Sequence[torch.Tensor]:
+        return [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
+
+    @cached_property
+    def _augmented(self) -> Sequence[torch.Tensor]:
+        return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
 
     @cached_property
     def _moments(self) -> Moments:
         """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
-        return collect_moments(self.pruner.module, self.pruner.space.graph, self._calibration.plain, notify=self.notify)
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._plain, notify=self.notify)
 
     def _begun_in_bf16(self) -> bool:
         """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
@@ -323,6 +350,10 @@ class Evaluator:
         halved = self.journal.records("batch")
         if halved:
             self.batch = int(halved[-1].value)
+        if self.like is not None and self.like.batch == self.batch:
+            held = ("_batches", "_augmented")
+            self.__dict__.update({name: one for name, one in self.like.__dict__.items() if name in held})
+            return
         self._batches = self.adapter.batches(
             "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True
         )

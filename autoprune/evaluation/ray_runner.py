@@ -1,4 +1,4 @@
-"""Candidates computed by worker processes on Ray, on this machine or on a cluster.
+"""Batches of candidates spread over worker processes on Ray.
 
 Source:
     Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", OSDI 2018; the actors are Ray's.
@@ -6,27 +6,22 @@ Source:
 
 from __future__ import annotations
 
+import io
 import itertools
-import os
-import platform
-import shutil
 import statistics
-import tempfile
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
+import cloudpickle  # type: ignore[import-untyped]
 
 from autoprune.errors import DeviceError
-from autoprune.evaluation.runners import RunnerOptions
-from autoprune.io.installed import install_extra, install_package
+from autoprune.evaluation.ray_worker import CandidateWorker, versions
+from autoprune.evaluation.runners import Large, RunnerOptions, Shared, Usage
+from autoprune.listener import step_bar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -34,78 +29,14 @@ Answer = TypeVar("Answer")
 ATTEMPTS = 3
 """How many workers may die of one candidate before it is given up."""
 
+AHEAD = 2
+"""How many items a worker has at a time: the next one is there when it ends the present one."""
+
 SLOW, SLOW_SECONDS = 3.0, 1.0
 """A candidate is computed again, if workers are idle, after this multiple of the median and at least these seconds."""
 
 POLL_SECONDS, LOST_SECONDS = 0.2, 60.0
 """How often a batch looks at its workers; after how long without an answer, at whether any can still run."""
-
-STORE_BYTES = 2**30
-"""Memory of a local object store: it holds the network, the images and the covariances once."""
-
-_PACKAGES = ("autoprune", "torch", "numpy", "ultralytics")
-
-
-class CandidateWorker:
-    """The process that computes: it holds the function, and so the network, the images and the covariances.
-
-    Args:
-        threads: CPU threads that it computes with.
-    """
-
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._function: Callable[[Any], Any]
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of what scores depend on."""
-        return versions()
-
-    def load(self, function: Callable[[Any], Any]) -> None:
-        """Take the function that the next items are for."""
-        self._function = function
-
-    def compute(self, item: Any) -> tuple[Any, float]:
-        """Return the function's answer, and the seconds that it took."""
-        start = time.perf_counter()
-        answer = self._function(item)
-        return answer, time.perf_counter() - start
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that scores depend on, in this process."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout that was never installed
-            continue
-    return found
-
-
-@dataclass
-class Usage:
-    """What the workers of a run were used for.
-
-    Attributes:
-        workers: how many there are.
-        candidates: answers that they gave.
-        busy: seconds that all of them computed together, without second copies.
-        wall: seconds that the run waited for them.
-    """
-
-    workers: int = 0
-    candidates: int = 0
-    busy: float = 0.0
-    wall: float = 0.0
-
-    def __str__(self) -> str:
-        factor = self.busy / max(self.wall, 1e-9)
-        counted = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        return (
-            f"{counted} computed {self.candidates} candidates, {factor:.1f} times as fast as one of them would have "
-            f"({factor / max(self.workers, 1):.0%} of their time)"
-        )
 
 
 @dataclass
@@ -122,27 +53,48 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Task:
-    """An item on its way: where it stands in its batch, which worker computes it, and since when."""
+    """An item on its way: where it stands in its batch."""
 
     batch: _Batch
     place: int
-    worker: int
-    since: float
 
-    def answered(self, answer: Any, error: BaseException | None = None) -> bool:
-        """Put down the answer, or the error that it ended in; return whether it is the first."""
-        first = self.place not in self.batch.finished
-        if first:
-            self.batch.finished.add(self.place)
-            self.batch.answers[self.place] = answer, error
-        return first
+    @property
+    def wanted(self) -> bool:
+        """Whether nobody has answered it yet."""
+        return self.place not in self.batch.finished
+
+    def answered(self, answer: Any, error: BaseException | None = None) -> None:
+        """Put down the answer, or the error that it ended in."""
+        self.batch.finished.add(self.place)
+        self.batch.answers[self.place] = answer, error
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker, and what it was handed by Ray's reference: the first task runs, since a time; None takes a function."""
+
+    actor: Any
+    tasks: dict[Any, _Task | None] = field(default_factory=dict)
+    since: float = 0.0
+    deaths: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has the function."""
+        return None not in self.tasks.values()
+
+    @property
+    def queued(self) -> Iterator[tuple[Any, _Task]]:
+        """The tasks that wait behind the first."""
+        return ((reference, task) for reference, task in list(self.tasks.items())[1:] if task is not None)
 
 
 class RayRunner:
     """Computes a batch on Ray's actors; see `Runner`.
 
-    Items are handed out one at a time, so that a slow worker gets fewer of them. One whose worker dies is computed by
-    another; at the end of a batch, workers without an item compute what takes far longer than others a second time.
+    Every worker has the item that it computes and the next one, so that none waits to be handed one. A slow worker gets
+    fewer of them: at the end of a batch, workers without an item take over what waits behind others, and compute what
+    takes far longer than the rest a second time. The items of a worker that dies are computed by others.
 
     Args:
         ray: the package, connected to a cluster.
@@ -154,15 +106,15 @@ class RayRunner:
     def __init__(self, ray: Any, count: int, options: RunnerOptions, resources: Mapping[str, float]) -> None:
         self._ray, self._threads = ray, options.threads
         self._kind = ray.remote(CandidateWorker).options(**resources)
-        self._numbers = itertools.count()
-        self._workers: dict[int, Any] = {}
-        self._running: dict[Any, _Task] = {}
+        self._holders: dict[Any, _Worker] = {}
         self._function: Callable[[Any], Any] | None = None
-        self._sent: Any = None
+        self._sent: tuple[Any, Mapping[int, Any]] | None = None
+        self._numbers = itertools.count()
+        self._shared: dict[int, tuple[Any, Any]] = {}
+        self._used: set[int] = set()
         self._heard = time.perf_counter()
         self.usage = Usage(count)
-        for _ in range(count):
-            self._add_worker()
+        self._workers = [self._started() for _ in range(count)]
 
     def check_versions(self) -> None:
         """Make sure that the workers have the versions of this process.
@@ -172,11 +124,11 @@ class RayRunner:
         """
         here = versions()
         try:
-            found = self._ray.get([worker.versions.remote() for worker in self._workers.values()])
+            found = self._ray.get([worker.actor.versions.remote() for worker in self._workers])
         except self._ray.exceptions.RayError as error:
             raise DeviceError(
                 f"Every worker must start with autoprune {here.get('autoprune', 'of this checkout')} and its packages, "
-                f"and one does not ({_summary(error)}); install the same there"
+                f"and one does not ({summary(error)}); install the same there"
             ) from error
         for there in found:
             for name in here:
@@ -192,63 +144,127 @@ class RayRunner:
         Raises:
             DeviceError: a candidate was the death of several workers, or the cluster is gone.
         """
+        if not items:
+            return
         batch = _Batch(items, deque(range(len(items))))
-        if items:
-            self._send(function)
-        for place in range(len(items)):
-            start = time.perf_counter()
-            while place not in batch.answers:
-                self._hand_out(batch)
-                self._collect(batch)
-            self.usage.wall += time.perf_counter() - start
-            answer, error = batch.answers.pop(place)
-            if error is not None:
-                raise error
-            yield answer
+        self._send(function)
+        try:
+            with step_bar("Workers", len(items)) as advance:
+                for place in range(len(items)):
+                    start = time.perf_counter()
+                    while place not in batch.answers:
+                        self._hand_out(batch)
+                        self._collect()
+                        advance(len(batch.finished), self.usage.short)
+                    self.usage.wall += time.perf_counter() - start
+                    answer, error = batch.answers.pop(place)
+                    if error is not None:
+                        raise error
+                    if isinstance(answer, Large):
+                        answer = Large(answer.summary, partial(self._fetch, answer.fetch, function, items[place]))
+                    yield answer
+        finally:
+            batch.waiting.clear()
+            batch.finished.update(range(len(items)))
+            self._withdraw()
+
+    def _fetch(self, get: Callable[[], Any], function: Callable[[Item], Any], item: Item) -> Any:
+        """Return the large part of an answer; one whose machine has left is computed again."""
+        try:
+            return get()
+        except self._ray.exceptions.RayError:
+            self.usage.repeated += 1
+            return next(self.map(function, [item])).fetch()
 
     # -- one batch ---------------------------------------------------------------------------------
 
     def _hand_out(self, batch: _Batch) -> None:
-        """Give every idle worker an item, or a second copy of a slow one."""
-        busy = {task.worker for task in self._running.values()}
-        for number in [number for number in self._workers if number not in busy]:
-            place = batch.waiting.popleft() if batch.waiting else self._slow(batch)
-            if place is None:
-                return
-            task = _Task(batch, place, number, time.perf_counter())
-            self._running[self._workers[number].compute.remote(batch.items[place])] = task
+        """Give every worker an item, and then the next one; workers without any help others out."""
+        for ahead in range(AHEAD):
+            for worker in self._workers:
+                if len(worker.tasks) != ahead or not worker.ready:
+                    continue
+                place = batch.waiting.popleft() if batch.waiting else self._helped_out(batch) if not ahead else None
+                if place is None:
+                    break
+                self._give(worker, worker.actor.compute.remote(batch.items[place]), _Task(batch, place))
 
-    def _slow(self, batch: _Batch) -> int | None:
-        """Return the place of an item that takes far longer than the others, and that one worker alone computes."""
+    def _give(self, worker: _Worker, reference: Any, task: _Task | None) -> None:
+        if not worker.tasks:
+            worker.since = time.perf_counter()
+        worker.tasks[reference] = task
+        self._holders[reference] = worker
+
+    def _helped_out(self, batch: _Batch) -> int | None:
+        """Return the place of an item that one worker alone has, and has not begun or computes for far too long."""
+        tasks = [task for worker in self._workers for task in worker.tasks.values() if task is not None]
+        copies = Counter(task.place for task in tasks if task.batch is batch)
+
+        def alone(task: _Task | None) -> bool:
+            return task is not None and task.batch is batch and task.wanted and copies[task.place] == 1
+
+        for worker in self._workers:
+            for reference, task in worker.queued:
+                if alone(task):
+                    self._ray.cancel(reference)
+                    return task.place
         if not batch.seconds:
             return None
-        running = [task for task in self._running.values() if task.batch is batch and task.place not in batch.finished]
-        copies = Counter(task.place for task in running)
         limit = max(SLOW * statistics.median(batch.seconds), SLOW_SECONDS)
         now = time.perf_counter()
-        return next((task.place for task in running if copies[task.place] == 1 and now - task.since > limit), None)
+        for worker in self._workers:
+            first = next(iter(worker.tasks.values()), None)
+            if first is not None and alone(first) and now - worker.since > limit:
+                self.usage.repeated += 1
+                return first.place
+        return None
 
-    def _collect(self, batch: _Batch) -> None:
-        """Wait a little for answers, and put down those that came."""
+    def _withdraw(self) -> None:
+        """Take back what waits behind others and is not wanted any more, if the cluster is still there."""
+        for worker in self._workers if self._ray.is_initialized() else ():  # or Ray would start anew to cancel
+            for reference, task in worker.queued:
+                if not task.wanted:
+                    self._ray.cancel(reference)
+
+    def _collect(self) -> None:
+        """Wait a little for an answer, and put down the one that came."""
         exceptions = self._ray.exceptions
         try:
-            done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
+            done, _ = self._ray.wait(list(self._holders), timeout=POLL_SECONDS)
         except (exceptions.RayError, ConnectionError) as error:
-            raise _gone(_summary(error)) from error
+            raise _gone(summary(error)) from error
         self._check_alive(answered=bool(done))
         for reference in done:
-            task = self._running.pop(reference)
+            worker = self._holders[reference]
             try:
-                answer, seconds = self._ray.get(reference)
+                found = self._ray.get(reference)
+            except exceptions.TaskCancelledError:  # another worker has it, or nobody wants it any more
+                self._taken(worker, reference)
             except exceptions.RayTaskError as error:
-                task.answered(None, error.cause)
+                task = self._taken(worker, reference)
+                if task is None:
+                    raise _unable(error) from error
+                if task.wanted:
+                    task.answered(None, error.cause)
             except exceptions.RayError as error:
-                self._replace(task, error)
+                self._replace(worker, error)
             else:
-                if task.answered(answer):
-                    task.batch.seconds.append(seconds)
-                    self.usage.busy += seconds
-                    self.usage.candidates += 1
+                task = self._taken(worker, reference)
+                if task is not None and task.wanted:
+                    self._answered(task, *found)
+
+    def _taken(self, worker: _Worker, reference: Any) -> _Task | None:
+        """Take a task off its worker, which begins its next one."""
+        del self._holders[reference]
+        if reference == next(iter(worker.tasks)):
+            worker.since = time.perf_counter()
+        return worker.tasks.pop(reference)
+
+    def _answered(self, task: _Task, answer: Any, seconds: float, kept: Any) -> None:
+        task.answered(answer if kept is None else Large(answer, partial(self._ray.get, kept)))
+        task.batch.seconds.append(seconds)
+        self.usage.busy += seconds
+        self.usage.tasks += 1
 
     def _check_alive(self, *, answered: bool) -> None:
         """Make sure, if nothing was heard for long, that the cluster still has room for a worker."""
@@ -259,131 +275,101 @@ class RayRunner:
             if self._ray.cluster_resources().get("CPU", 0) < self._threads:
                 raise _gone("none of its nodes has room for a worker")
 
-    def _replace(self, task: _Task, error: Exception) -> None:
-        """Put a new worker in a dead one's place, and its item back into the queue."""
-        del self._workers[task.worker]
-        self._add_worker()
-        batch = task.batch
-        batch.deaths[task.place] += 1
-        if task.place in batch.finished:
-            return
-        if batch.deaths[task.place] < ATTEMPTS:
-            batch.waiting.appendleft(task.place)
-            return
-        reason = (
-            f"A candidate must not end its worker, and {ATTEMPTS} died of the same one, the last with: "
-            f"{_summary(error)}; if memory ran out, take fewer `workers` or a smaller `batch`"
-        )
-        task.answered(None, DeviceError(reason))
+    def _replace(self, dead: _Worker, error: Exception) -> None:
+        """Put a new worker in a dead one's place, and its items back into the queue; it died of the first one."""
+        tasks = list(dead.tasks.values())
+        for reference in dead.tasks:
+            del self._holders[reference]
+        if tasks[0] is None and dead.deaths + 1 == ATTEMPTS:
+            raise _unable(error) from error
+        deaths = dead.deaths + 1 if tasks[0] is None else 0
+        self._workers[self._workers.index(dead)] = self._started(deaths)
+        for task in reversed(tasks):
+            if task is None or not task.wanted:
+                continue
+            if task is tasks[0]:
+                task.batch.deaths[task.place] += 1
+            if task.batch.deaths[task.place] == ATTEMPTS:
+                task.answered(None, _deadly(error))
+            else:
+                self.usage.repeated += 1
+                task.batch.waiting.appendleft(task.place)
 
     # -- workers -----------------------------------------------------------------------------------
 
-    def _add_worker(self) -> None:
-        worker = self._kind.remote(self._threads)
-        self._workers[next(self._numbers)] = worker
+    def _started(self, deaths: int = 0) -> _Worker:
+        worker = _Worker(self._kind.remote(self._threads), deaths=deaths)
+        self._load(worker)
+        return worker
+
+    def _load(self, worker: _Worker) -> None:
         if self._sent is not None:
-            worker.load.remote(self._sent)
+            self._give(worker, worker.actor.load.remote(*self._sent), None)
 
     def _send(self, function: Callable[[Any], Any]) -> None:
         """Put the function into the object store, from where every worker takes it, unless it is there already."""
         if self._function == function:
             return
-        self._function, self._sent = function, self._ray.put(function)
-        try:
-            self._ray.get([worker.load.remote(self._sent) for worker in self._workers.values()])
-        except self._ray.exceptions.RayError as error:
-            raise DeviceError(
-                f"Every worker must be able to hold the network and its images, and one is not ({_summary(error)}); "
-                "take fewer `workers`, or fewer `images`"
-            ) from error
+        pickled, before = io.BytesIO(), self._used
+        pickler = _Pickler(pickled, self._number)
+        pickler.dump(function)
+        self._used = pickler.numbers
+        self._shared = {number: one for number, one in self._shared.items() if number in self._used | before}
+        references = {number: reference for number, (_, reference) in self._shared.items()}
+        self._function, self._sent = function, (self._ray.put(pickled.getvalue()), references)
+        for worker in self._workers:
+            self._load(worker)
         self._heard = time.perf_counter()
+
+    def _number(self, value: Any) -> int:
+        """Return the number of a value that functions share, which is put into the object store the first time.
+
+        It stays there until neither of the last two functions has it.
+        """
+        for number, (known, _) in self._shared.items():
+            if known is value:
+                return number
+        number = next(self._numbers)
+        self._shared[number] = value, self._ray.put(value)
+        return number
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Writes a function; in place of what it shares with others there is a number."""
+
+    def __init__(self, file: io.BytesIO, number_of: Callable[[Any], int]) -> None:
+        super().__init__(file)
+        self._number_of = number_of
+        self.numbers: set[int] = set()
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Return the number of a shared value; None for others, which are written as they are."""
+        if not isinstance(value, Shared):
+            return None
+        number = self._number_of(value.value)
+        self.numbers.add(number)
+        return number
+
+
+def _unable(error: BaseException) -> DeviceError:
+    return DeviceError(
+        f"Every worker must be able to hold the network and its images, and one is not ({summary(error)}); "
+        "take fewer `workers`, or fewer `images`"
+    )
+
+
+def _deadly(error: BaseException) -> DeviceError:
+    return DeviceError(
+        f"A candidate must not end its worker, and {ATTEMPTS} died of the same one, the last with: {summary(error)}; "
+        "if memory ran out, take fewer `workers` or a smaller `batch`"
+    )
 
 
 def _gone(reason: str) -> DeviceError:
     return DeviceError(f"The Ray cluster must stay until the run ends, and is gone ({reason})")
 
 
-def _summary(error: BaseException) -> str:
+def summary(error: BaseException) -> str:
     """Return the last line of a message of Ray's, which has the reason, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")
-
-
-# -- clusters --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
-    """Start workers, on this machine or on a cluster, and end them with the context.
-
-    Ray's usage statistics stay off. A cluster that this process is connected to already is used, and left alone after.
-
-    Raises:
-        DeviceError: Ray is not installed, the cluster is not there, has no room, or has other versions.
-    """
-    if find_spec("ray") is None:
-        raise DeviceError(f"`workers` needs the package ray, which is not installed: {install_extra('ray')}")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own settings
-        if not ray.is_initialized():
-            _connect(ray, options, stack)
-        count, resources = _room(ray, options)
-        runner = RayRunner(ray, count, options, resources)
-        runner.check_versions()
-        yield runner
-        if runner.usage.candidates:
-            options.notify(f"{runner.usage}.")
-
-
-def _connect(ray: Any, options: RunnerOptions, stack: ExitStack) -> None:
-    """Start a cluster of this machine's own, or connect to one that is there."""
-    common = {"logging_level": "error", "log_to_driver": False}
-    if options.workers.isdecimal():
-        folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack.callback(ray.shutdown)
-        try:
-            ray.init(
-                num_cpus=int(options.workers) * options.threads,
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES,
-                _temp_dir=folder,
-                **common,
-            )
-        except Exception as error:  # Ray raises it bare
-            raise DeviceError(f"Ray must start on this machine, and does not ({_summary(error)})") from error
-        return
-    if options.workers.startswith("ray://") and find_spec("grpc") is None:
-        raise DeviceError(f"`workers` ray:// needs the package grpcio, Ray's client: {install_package('grpcio')}")
-    try:
-        ray.init(address=options.workers, **common)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise DeviceError(
-            f"`workers` {options.workers} must be a Ray cluster that runs, and there is none ({_summary(error)}); "
-            "start one with `ray start --head`, or give a number of processes on this machine"
-        ) from error
-    stack.callback(ray.shutdown)
-
-
-def _room(ray: Any, options: RunnerOptions) -> tuple[int, dict[str, float]]:
-    """Return how many workers the cluster has room for, as many as were asked for, and the resources of each."""
-    there = ray.available_resources()
-    cpus = int(there.get("CPU", 0) // options.threads)
-    asked = int(options.workers) if options.workers.isdecimal() else cpus
-    resources: dict[str, float] = {"num_cpus": options.threads}
-    if options.device.startswith("cuda"):
-        gpus = there.get("GPU", 0)
-        asked = asked if options.workers.isdecimal() else int(min(gpus, cpus))
-        resources["num_gpus"] = min(1.0, gpus / max(asked, 1))
-        if not gpus:
-            raise DeviceError(f"The Ray cluster must have a GPU for `device` {options.device}, and has none free")
-    if not 1 <= asked <= cpus:
-        raise DeviceError(
-            f"The Ray cluster must have {options.threads} free CPUs for each worker, and has "
-            f"{there.get('CPU', 0):g} in all; free some, or take fewer `workers` or `threads`"
-        )
-    return asked, resources

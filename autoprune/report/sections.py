@@ -19,7 +19,7 @@ from autoprune.report.search_charts import epochs_chart, fronts_chart, kept_char
 from autoprune.report.sensitivity import curves_chart, heatmap_chart, sensitivity_table
 from autoprune.report.sparsity import channels_chart, histogram_chart, quintiles_chart, watched_chart
 from autoprune.report.table import Table
-from autoprune.report.tables import class_table, comparison_table, stage_table
+from autoprune.report.tables import class_table, comparison_table, stage_table, workers_table
 from autoprune.results import Result
 
 Shown = Table | Chart | Gallery
@@ -53,12 +53,22 @@ SECTIONS: Sequence[Section] = (
     sensitivity_table,
     curves_chart,
     heatmap_chart,
+    workers_table,
 )
 """What a result is shown as, in the order of a page."""
 
 
 DETAILS = frozenset(
-    {detections_gallery, class_table, kept_chart, scores_chart, fronts_chart, layer_latency_chart, epochs_chart}
+    {
+        detections_gallery,
+        class_table,
+        kept_chart,
+        scores_chart,
+        fronts_chart,
+        layer_latency_chart,
+        epochs_chart,
+        workers_table,
+    }
 )
 """Sections that only pages have: a command does not end with them, and writes no file of them."""
 

@@ -76,6 +76,16 @@ def class_table(result: Result, folder: Path) -> Table | None:
     return Table(f"{result.title}: {name} of each class", ["", *stages], rows)
 
 
+def workers_table(result: Result, folder: Path) -> Table | None:
+    """Return the table of what workers were used for; None if this process computed all candidates."""
+    used = result.figures.get("workers")
+    if used is None:
+        return None
+    header = ["workers", "tasks", "speed-up", "busy", "computed again"]
+    row = [str(used["workers"]), str(used["tasks"]), f"{used['speed_up']:.1f}", f"{used['busy']:.0%}"]
+    return Table("Workers", header, [[*row, str(used["repeated"])]])
+
+
 def comparison_table(result: Result, folder: Path) -> Table | None:
     """Return the table of a comparison: mean ± standard deviation over seeds, then the dense network and references."""
     searched, references = compared_rows(result)

@@ -35,6 +35,18 @@ class EpochReport:
     losses: Mapping[str, float]
     accuracy: Metrics | None
 
+    def figures(self, series: str, metric_names: Sequence[str]) -> dict[str, float]:
+        """Return its figures as curves name them.
+
+        Example:
+            >>> EpochReport(1, 20, {"box": 0.5}, Metrics({"mAP50-95": 0.4})).figures("finetune", ["mAP50-95"])
+            {'finetune/loss/box': 0.5, 'finetune/mAP50-95': 0.4}
+        """
+        figures = {f"{series}/loss/{name}": value for name, value in self.losses.items()}
+        if self.accuracy is not None:
+            figures |= {f"{series}/{name}": self.accuracy[name] for name in metric_names}
+        return figures
+
 
 @dataclass(frozen=True)
 class FinetuneResult:

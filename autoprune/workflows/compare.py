@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from autoprune.config import CompareConfig
 from autoprune.io.files import saying_why
@@ -29,6 +32,7 @@ from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.shown import keep_best_detections
 from autoprune.workflows.tuning import Tuned, Tuning, Validation, tune
+from autoprune.workflows.tuning_workers import TuningJob, tune_together
 
 
 def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
@@ -39,6 +43,40 @@ def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
         else:
             _Comparison(with_model(config), folder, listener).execute()
     return Finished(folder.path)
+
+
+@dataclass(frozen=True)
+class _Finetune:
+    """A fine-tune of the comparison.
+
+    Attributes:
+        allocation: of the network, kept channels per unit.
+        score: its proxy score.
+        seed: counted from 0.
+        label: name of its folder.
+    """
+
+    allocation: Allocation
+    score: float
+    seed: int
+    label: str
+
+    @property
+    def key(self) -> list[Any]:
+        """What the journal knows its fine-tune by."""
+        return [list(self.allocation), self.seed]
+
+
+def _winner(outcome: BenchmarkResult) -> _Finetune:
+    return _Finetune(outcome.allocation, outcome.score, outcome.seed, f"{outcome.entry}-{outcome.seed}")
+
+
+def _notes(one: _Finetune) -> dict[str, Any]:
+    return {"strategy": one.label}
+
+
+def _series(one: _Finetune) -> str:
+    return f"finetune {one.label}"
 
 
 class _Comparison:
@@ -63,11 +101,13 @@ class _Comparison:
         entries = [(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
         outcomes = [contest.outcome(entry, seed) for entry, seed in tracked(entries, "Searches")]
         self._listener.stage(stages.WINNERS)
-        tuned = [self._tuned(contest, outcome) for outcome in tracked(outcomes, "Winners")]
+        spread = self._spread(outcomes)
+        self._tune_on_workers(contest, [*map(_winner, outcomes), *spread])
+        tuned = [self._tuned(contest, _winner(outcome)) for outcome in tracked(outcomes, "Winners")]
         if config.references:
             self._listener.stage(stages.REFERENCES)
         references = References(run, config, limits).all() if config.references else {}
-        points = self._points(contest, outcomes, tuned)
+        points = self._points(outcomes, tuned, {one: self._tuned(contest, one) for one in spread})
         costs = {metric: dense.cost(metric) for metric in limits}
         compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(references, costs)}
         if config.report:
@@ -78,71 +118,96 @@ class _Comparison:
 
     # -- fine-tunes --------------------------------------------------------------------------------
 
-    def _tuned(self, contest: StrategyBenchmark, outcome: BenchmarkResult) -> Tuned:
-        """Fine-tune a winner; an allocation that several found with the same seed is trained once."""
-        label = f"{outcome.entry}-{outcome.seed}"
-        return self._trained(contest, outcome.allocation, outcome.score, outcome.seed, label)
+    def _tuned(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
+        """Fine-tune a network; an allocation that several found with the same seed is trained once."""
 
-    def _trained(
-        self, contest: StrategyBenchmark, allocation: Allocation, score: float, seed: int, label: str
-    ) -> Tuned:
         def made() -> dict[str, Any]:
-            return self._train(contest, SelectedCandidate(allocation, score, {}), seed, label).to_json()
+            return self._train(contest, one).to_json()
 
-        return Tuned.from_json(self._folder.once("tuned", made, [list(allocation), seed]))
+        return Tuned.from_json(self._folder.once("tuned", made, one.key))
 
-    def _train(self, contest: StrategyBenchmark, found: SelectedCandidate, seed: int, label: str) -> Tuned:
+    def _tune_on_workers(self, contest: StrategyBenchmark, wanted: Sequence[_Finetune]) -> None:
+        """Let workers, if there are any, fine-tune what the journal does not hold yet."""
+        run = self._run
+        if run.runner.usage is None or not self._config.finetune_epochs:
+            return
+        distinct = {str(one.key): one for one in reversed(wanted)}  # of equal ones the first, which will be asked for
+        missing = [one for one in wanted if distinct[str(one.key)] is one]
+        missing = [one for one in missing if self._folder.journal.lookup("tuned", one.key) is None]
+        jobs = [
+            TuningJob(
+                partial(self._pruned, contest, one), self._place(one), self._tuning(one), _notes(one), _series(one)
+            )
+            for one in missing
+        ]
+        tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
+
+    def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
-        path = self._folder.path / "networks" / label
-        with saying_why(path):
-            path.mkdir(parents=True, exist_ok=True)
-        counts = np.array(found.allocation)
-        costs = {metric: float(cost(counts)) for metric, cost in run.static.items()}
-        costs |= self._latency_constraints.confirm(found.allocation)
-        module = contest.evaluator.repaired(found.allocation)
+        path = self._place(one)
+        costs = {metric: float(cost(np.array(one.allocation))) for metric, cost in run.static.items()}
+        costs |= self._latency_constraints.confirm(one.allocation)
+        found = SelectedCandidate(one.allocation, one.score, {})
         deployment = ResultWriter(run, self._budget, path=path)
-        deployment.save_policy(found, strategy=label.rpartition("-")[0], evaluations=config.evaluations)
+        deployment.save_policy(found, strategy=one.label.rpartition("-")[0], evaluations=config.evaluations)
+        module = self._pruned(contest, one)
         before = adapter.validate(module)
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
-        self._listener.note(f"Fine-tuning {label} (score {found.score:+.4f})")
-        tuning = replace(Tuning.of(config, adapter.module), seed=config.seed + seed)
-        module = deployment.described(module)
+        self._listener.note(f"Fine-tuning {one.label} (score {one.score:+.4f})")
         validation = Validation(adapter)
         trained = tune(
             adapter,
             module,
             path,
-            tuning=tuning,
-            notes={"strategy": label},
+            tuning=self._tuning(one),
+            notes=_notes(one),
             listener=self._listener,
             measure=validation,
-            series=f"finetune {label}",
+            series=_series(one),
         )
         return Tuned(before, validation(trained), costs)
 
+    def _pruned(self, contest: StrategyBenchmark, one: _Finetune) -> nn.Module:
+        """Return a network as its checkpoints hold it before the fine-tune."""
+        module = contest.evaluator.repaired(one.allocation)
+        return ResultWriter(self._run, self._budget, path=self._place(one)).described(module)
+
+    def _tuning(self, one: _Finetune) -> Tuning:
+        tuning = Tuning.of(self._config, self._run.network.adapter.module)
+        return replace(tuning, seed=self._config.seed + one.seed)
+
+    def _place(self, one: _Finetune) -> Path:
+        """Return the folder of a network, which exists then."""
+        path = self._folder.path / "networks" / one.label
+        with saying_why(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _spread(self, outcomes: Sequence[BenchmarkResult]) -> list[_Finetune]:
+        """Return enough other candidates, spread over quality, to correlate score and accuracy."""
+        if not self._config.finetune_epochs:
+            return []
+        winners = {outcome.allocation for outcome in outcomes}
+        others = {item.allocation: item.score for outcome in outcomes for item in outcome.tried}
+        ranked = sorted(set(others) - winners, key=lambda allocation: (others[allocation], allocation))
+        wanted = min(max(self._config.correlated - len(winners), 0), len(ranked))
+        chosen = [ranked[place] for place in np.linspace(0, len(ranked) - 1, wanted).round().astype(int)]
+        return [_Finetune(one, others[one], 0, f"spread-{number}") for number, one in enumerate(chosen)]
+
     def _points(
-        self, contest: StrategyBenchmark, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned]
+        self, outcomes: Sequence[BenchmarkResult], tuned: Sequence[Tuned], spread: Mapping[_Finetune, Tuned]
     ) -> dict[str, tuple[float, float]]:
-        """Return (score, fine-tuned primary metric) of all winners, and of enough others, spread over quality, by name.
+        """Return (score, fine-tuned primary metric) of all winners, and of the others, by name.
 
         A network's name is that of its folder in ``networks``, or of its folders if several found it.
         """
-        if not self._config.finetune_epochs:
-            return {}
         points: dict[Allocation, tuple[float, Metrics | None]] = {}
         names: dict[Allocation, str] = {}
-        for outcome, one in zip(outcomes, tuned, strict=True):
-            points[outcome.allocation], label = (outcome.score, one.after), f"{outcome.entry}-{outcome.seed}"
-            names[outcome.allocation] = ", ".join(filter(None, (names.get(outcome.allocation), label)))
-        others = {item.allocation: item.score for outcome in outcomes for item in outcome.tried}
-        ranked = sorted(set(others) - set(points), key=lambda allocation: (others[allocation], allocation))
-        wanted = min(max(self._config.correlated - len(points), 0), len(ranked))
-        for number, place in enumerate(np.linspace(0, len(ranked) - 1, wanted).round().astype(int)):
-            allocation = ranked[place]
-            names[allocation] = f"spread-{number}"
-            after = self._trained(contest, allocation, others[allocation], 0, names[allocation]).after
-            points[allocation] = (others[allocation], after)
+        found = [*zip(map(_winner, outcomes), tuned, strict=True), *spread.items()]
+        for one, tuned_one in found:
+            points[one.allocation] = one.score, tuned_one.after
+            names[one.allocation] = ", ".join(filter(None, (names.get(one.allocation), one.label)))
         return {
             names[allocation]: (score, after.primary)
             for allocation, (score, after) in points.items()
@@ -206,6 +271,7 @@ class _Comparison:
                 },
                 "histories": {row.name: _histories(row.name, outcomes) for row in compared["strategies"]},
                 "agents": verdict,
+                **run.usage(),
             },
             environment={**environment(), **run.estimator.environment()},
         )

@@ -132,6 +132,7 @@ class CriteriaComparison:
                 "image_size": adapter.image_size.plain,
                 "finetune_epochs": config.finetune_epochs,
                 "keep": run.network.keep(allocation),
+                **run.usage(),
             },
             environment={**environment(), **run.estimator.environment()},
         )

@@ -107,9 +107,8 @@ def _compared(
     with listener.progress("Finalists", len(best)) as advance:
         for done, candidate in enumerate(best, start=1):
             found = _measured(candidate, evaluator, constraint, latency_constraints)
-            if found is not None and found.allocation not in finalists:
-                accuracy = evaluator.accuracy(found.allocation) if len(best) > 1 else None
-                finalists[found.allocation] = replace(found, accuracy=accuracy)
+            if found is not None:
+                finalists.setdefault(found.allocation, found)
             advance(done)
     with latency_constraints.judged():
         if not finalists:
@@ -117,6 +116,9 @@ def _compared(
                 f"None of {len(best)} finalists could be measured within {latency_constraints}; "
                 "ask for a larger latency, or measure on a quieter machine"
             )
+    if len(best) > 1:
+        for allocation, accuracy in zip(list(finalists), evaluator.accuracies(list(finalists)), strict=True):
+            finalists[allocation] = replace(finalists[allocation], accuracy=accuracy)
     return sorted(finalists.values(), key=lambda item: (-(item.accuracy.primary if item.accuracy else 0), -item.score))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from autoprune.budget import Budget
 from autoprune.config import NetAdaptConfig
@@ -29,6 +31,7 @@ from autoprune.workflows.netadapt_steps import Base, NetAdaptSteps
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.shown import search_figures, shown_costs
+from autoprune.workflows.tuning_workers import tune_together
 
 HALVINGS = 12
 """How often a step is halved if no unit alone can save as much."""
@@ -94,6 +97,8 @@ class _NetAdaptRun:
             "seconds": time.perf_counter() - start,
             "latency_prediction_error": self._run.prediction_errors(),
         }
+        if self._config.finetune_epochs:
+            self._tune_on_workers([level for level in levels if level.base is not self._trials.dense])
         held = [self._ship(level, dense, searched) for level in levels]
         return all(held)
 
@@ -170,22 +175,38 @@ class _NetAdaptRun:
 
     # -- what is left behind -----------------------------------------------------------------------
 
-    def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:
-        """Fine-tune a level's network at length, measure it and write its files."""
+    def _tune_on_workers(self, levels: Sequence[_Level]) -> None:
+        """Let workers, if there are any, fine-tune the networks of several levels."""
+        run = self._run
+        jobs = [
+            self._writer(level).tuning_job(partial(self._network, level), level.base.allocation) for level in levels
+        ]
+        tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
+
+    def _network(self, level: _Level) -> nn.Module:
+        """Return a level's network as it is before its fine-tune."""
+        module = self._trials.copy_of(level.base)
+        recalibrate(module, self._trials.calibration)
+        return module
+
+    def _writer(self, level: _Level) -> ResultWriter:
+        """Return what writes a level's files into its folder, which exists then."""
         path, label = self._folder.path, self._label(level.budget)
         if label:
             path = path / "levels" / label
             with saying_why(path):
                 path.mkdir(parents=True, exist_ok=True)
-        deployment = ResultWriter(self._run, level.budget, path=path, label=label)
+        return ResultWriter(self._run, level.budget, path=path, label=label)
+
+    def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:
+        """Fine-tune a level's network at length, measure it and write its files."""
+        deployment = self._writer(level)
         found = SelectedCandidate(level.base.allocation, level.base.score, level.latencies)
         if level.base is self._trials.dense:
             shipped = deployment.keep_everything(dense, strategy="netadapt")
         else:
             deployment.save_policy(found, strategy="netadapt", evaluations=self._trials.evaluations)
-            module = self._trials.copy_of(level.base)
-            recalibrate(module, self._trials.calibration)
-            shipped = deployment.ship(module, level.base.allocation)
+            shipped = deployment.ship(self._network(level), level.base.allocation)
         searched = {**searched, "best_score": level.base.score}
         if level.base is not self._trials.dense:
             last = Candidate(level.base.allocation, level.base.score)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from autoprune.criteria.registry import make_criterion
 from autoprune.errors import TrainingError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.evaluation.pruning import evidence_of
+from autoprune.evaluation.runners import Large, Shared
 from autoprune.models._base import Batch
 from autoprune.statistics.layers import recalibrate
 from autoprune.structure.constraint import Constraint
@@ -45,31 +48,89 @@ class Base:
 
 
 def score_promising(
-    proposals: int, wanted: int, scores: dict[int, float], score: Callable[[int], float], merit: Callable[[int], float]
+    proposals: int,
+    wanted: int,
+    scores: dict[int, float],
+    score: Callable[[Sequence[int]], None],
+    merit: Callable[[int], float],
 ) -> list[int]:
     """Score proposals until the best ones are known, and return their places, the best first.
 
     What a unit lost when it was last tried bounds what pruning it can be worth now, since the loss grows as the network
     becomes narrower (lazy evaluation; Minoux, 1978): one that this keeps off the best is not scored again.
+    Those that must be scored whatever the others turn out to be are scored together.
 
     Args:
         proposals: how many there are.
         wanted: how many of the best are returned, all of them scored.
         scores: by place; filled in.
-        score: scores the proposal at a place.
+        score: scores the proposals at places, and fills in their scores.
         merit: of the proposal at a place, higher is better: by its score, or by the one expected before it is scored.
 
     Example:
         >>> scores, expected, true = {}, [0.3, 0.9, 0.5], [0.2, 0.6, 0.4]
-        >>> score_promising(3, 1, scores, lambda i: true[i], lambda i: scores.get(i, expected[i])), scores
+        >>> def score(places):
+        ...     scores.update({place: true[place] for place in places})
+        >>> score_promising(3, 1, scores, score, lambda place: scores.get(place, expected[place])), scores
         ([1], {1: 0.6})
     """
     while True:
         best = sorted(range(proposals), key=merit, reverse=True)[:wanted]
-        stale = [place for place in best if place not in scores]
+        stale = [
+            place
+            for place in range(proposals)
+            if place not in scores and (place in best or merit(place) == math.inf)  # nothing keeps these off the best
+        ]
         if not stale:
             return best
-        scores[stale[0]] = score(stale[0])
+        score(stale)
+
+
+@dataclass(frozen=True)
+class ShortScore:
+    """What a short fine-tune made of a proposal.
+
+    Attributes:
+        score: against the network that it was pruned from; the worst if the training broke down.
+        failure: why it did, or None.
+    """
+
+    score: float
+    failure: str | None = None
+
+
+ShortTuned: TypeAlias = Large[ShortScore, nn.Module]
+"""A proposal after its short fine-tune: its score, and its network, which stays with the worker unless it is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShortTraining:
+    """Fine-tunes proposals of one network briefly, here or on a worker.
+
+    Attributes:
+        evaluator: builds and scores them.
+        images: as `training_batches` gives them.
+        steps: of the training.
+        lr_scale: learning rate as a share of the dense training's.
+    """
+
+    evaluator: Evaluator
+    images: Shared[Sequence[Batch]]
+    steps: int
+    lr_scale: float
+
+    def __call__(self, allocation: Allocation) -> ShortTuned:
+        """Return a proposal after its short fine-tune; if that breaks down, untrained, with the worst score."""
+        evaluator = self.evaluator
+        module, failure = evaluator.materialise(allocation), None
+        try:
+            train_briefly(evaluator.adapter, module, self.images.value, steps=self.steps, lr_scale=self.lr_scale)
+            score = evaluator.score(module)
+        except TrainingError as error:
+            score, failure = WORST_SCORE, str(error)
+        if score <= WORST_SCORE:  # its weights may be no numbers any more
+            module = evaluator.materialise(allocation)
+        return Large.of(ShortScore(score, failure), module)
 
 
 class NetAdaptSteps:
@@ -84,15 +145,17 @@ class NetAdaptSteps:
     def __init__(self, run: PruningRun, config: NetAdaptConfig) -> None:
         self._run, self._config = run, config
         self._budget = config.lowest
-        self._training: Sequence[Batch] = ()
+        self._training = Shared[Sequence[Batch]](())
         if config.short_term_steps:
-            self._training = training_batches(
+            held = training_batches(
                 run.network.adapter,
                 scoring=config.images,
                 steps=config.short_term_steps,
                 batch=config.batch,
                 seed=config.seed,
             )
+            self._training = Shared(held)
+        self._latest: Evaluator | None = None
         self.dense = Base(run.dense_allocation, run.network.pruner, 0.0)
         self.evaluations = self.fine_tunes = 0
         self._changes: dict[int, float] = {}  # of the score, by unit, when pruning it was last tried
@@ -154,15 +217,20 @@ class NetAdaptSteps:
             best = shortlist[0]
             return (allocations[best], evaluator.materialise(allocations[best])), scores[best], counted
         counted["fine_tunes"] = len(shortlist)
-        kept: tuple[float, int, float, nn.Module] | None = None
-        for place in shortlist:
-            module, score = self._tuned(evaluator, allocations[place])
+        kept: tuple[float, int, float, ShortTuned] | None = None
+        for place, tuned in zip(
+            shortlist, self._tuned(evaluator, [allocations[one] for one in shortlist]), strict=True
+        ):
+            if tuned.summary.failure is not None:
+                self._run.listener.warn(f"A proposal drops out: {tuned.summary.failure}.")
+            failed = tuned.summary.score <= WORST_SCORE
+            score = WORST_SCORE if failed else self._absolute(tuned.summary.score, evaluator)
             merit = self._merit(base, score, proposals[place][1], constraint)
             if kept is None or merit > kept[0]:
-                kept = (merit, place, score, module)
+                kept = (merit, place, score, tuned)
         assert kept is not None
-        _, place, score, module = kept
-        return (allocations[place], module), score, counted
+        _, place, score, tuned = kept
+        return (allocations[place], tuned.fetch()), score, counted
 
     def _scored(
         self,
@@ -178,12 +246,12 @@ class NetAdaptSteps:
         expected = [base.score + self._changes.get(unit, np.inf) for unit, _ in proposals]
         with self._run.listener.progress(f"Step {iteration}", len(proposals)) as advance:
 
-            def score(place: int) -> float:
-                unit, counts = proposals[place]
-                found = self._absolute(evaluator([constraint.space.allocation(counts)])[0].score, evaluator)
-                self._changes[unit] = found - base.score
-                advance(len(scores) + 1)
-                return found
+            def score(places: Sequence[int]) -> None:
+                found = evaluator.each([constraint.space.allocation(proposals[place][1]) for place in places])
+                for place, evaluation in zip(places, found, strict=True):
+                    scores[place] = self._absolute(evaluation.score, evaluator)
+                    self._changes[proposals[place][0]] = scores[place] - base.score
+                    advance(len(scores))
 
             def merit(place: int) -> float:
                 return self._merit(base, scores.get(place, expected[place]), proposals[place][1], constraint)
@@ -192,24 +260,11 @@ class NetAdaptSteps:
             best = score_promising(len(proposals), wanted, scores, score, merit)
         return scores, best
 
-    def _tuned(self, evaluator: Evaluator, allocation: Allocation) -> tuple[nn.Module, float]:
-        """Return a proposal after its short fine-tune, with its score; if that breaks down, untrained, the worst."""
-        config, module = self._config, evaluator.materialise(allocation)
-        try:
-            train_briefly(
-                self._run.network.adapter,
-                module,
-                self._training,
-                steps=config.short_term_steps,
-                lr_scale=config.lr_scale,
-            )
-        except TrainingError as error:
-            self._run.listener.warn(f"A proposal drops out: {error}.")
-            return evaluator.materialise(allocation), WORST_SCORE
-        score = evaluator.score(module)
-        if score <= WORST_SCORE:  # its weights are no numbers any more
-            return evaluator.materialise(allocation), WORST_SCORE
-        return module, self._absolute(score, evaluator)
+    def _tuned(self, evaluator: Evaluator, allocations: Sequence[Allocation]) -> Iterable[ShortTuned]:
+        """Give proposals after their short fine-tune, each as soon as it and those before it are trained."""
+        config = self._config
+        training = ShortTraining(evaluator, self._training, config.short_term_steps, config.lr_scale)
+        return evaluator.runner.map(training, allocations)
 
     def _merit(self, base: Base, score: float, counts: Counts, constraint: Constraint) -> float:
         """Return what the proposals are compared by, higher is better."""
@@ -232,7 +287,10 @@ class NetAdaptSteps:
             notify=self._run.listener.warn,
             compensate=config.compensate,
             bf16=config.bf16,
+            runner=self._run.runner,
+            like=self._latest,
         )
+        evaluator.like, self._latest = None, evaluator
         evaluator.rebase(base.allocation)
         return evaluator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +26,7 @@ from autoprune.workflows.run import PruningRun
 from autoprune.workflows.shown import keep_detections, pinned_layers
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning_workers import TuningJob
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,20 @@ class ResultWriter:
         self._keep_detections("finetuned", tuned)
         return {**found, "finetuned": run.stage(name, tuned, allocation, model, limits)}
 
+    def tuning_job(self, pruned: Callable[[], nn.Module], allocation: Allocation) -> TuningJob:
+        """Return the fine-tune of `ship`, for a worker that does it before.
+
+        Args:
+            pruned: returns the network that `ship` will be given.
+            allocation: its kept channels per unit.
+        """
+
+        def made() -> nn.Module:
+            return self.described(pruned())
+
+        tuning = Tuning.of(self._run.config, self._teacher)
+        return TuningJob(made, self._path, tuning, self._notes(allocation), f"{self._prefix}finetune")
+
     def keep_everything(self, dense: Stage, *, strategy: str) -> dict[str, Stage]:
         """End well if the dense network already holds the budget."""
         run, budget = self._run, self._budget
@@ -177,6 +192,7 @@ class ResultWriter:
                 "uncounted_operations": uncounted(run.network.graph),
                 "pinned": pinned_layers(run.network.graph),
                 **self._latency_figures(),
+                **run.usage(),
                 **figures,
             },
             environment={**environment(), **run.estimator.environment()},

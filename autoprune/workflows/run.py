@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner
+from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner, usage_figures
 from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import is_latency
@@ -141,6 +140,7 @@ class PruningRun:
             for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
         }
         self.estimator = self.estimators["latency"]
+        self._runner: Runner | None = None
 
     @property
     def dense_allocation(self) -> Allocation:
@@ -232,9 +232,16 @@ class PruningRun:
     def evaluator(self, kind: str, images: int) -> Evaluator:
         """Return what scores candidates on a number of training images."""
         return make_evaluator(
-            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self._runner
+            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self.runner
         )
 
-    @cached_property
-    def _runner(self) -> Runner:
-        return runner_of(self.config, self.network, self.folder, self.listener)
+    @property
+    def runner(self) -> Runner:
+        """What computes the run's candidates: this process or workers, which start when they are needed."""
+        if self._runner is None:
+            self._runner = runner_of(self.config, self.network, self.folder, self.listener)
+        return self._runner
+
+    def usage(self) -> dict[str, Any]:
+        """Return what workers were used for, as a result's figures."""
+        return usage_figures(self._runner)

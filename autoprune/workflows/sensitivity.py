@@ -6,7 +6,7 @@ import numpy as np
 
 from autoprune.config import SensitivityConfig
 from autoprune.errors import ConfigError
-from autoprune.evaluation.runners import SerialRunner
+from autoprune.evaluation.runners import usage_figures
 from autoprune.listener import Listener
 from autoprune.report.sections import publish
 from autoprune.results import Result
@@ -15,9 +15,6 @@ from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.run import dense_network, make_evaluator, runner_of, with_model
-
-PROBES_TOGETHER = 32
-"""How many probes workers get at a time."""
 
 
 def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finished:
@@ -43,10 +40,9 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
     evaluator.rebase(network.space.allocation(network.space.dense))
     listener.stage(stages.PROBE)
     scores: list[float] = []
-    together = 1 if isinstance(runner, SerialRunner) else PROBES_TOGETHER
     with listener.progress("Sensitivity", len(plan)) as advance:
-        for first in range(0, len(plan), together):
-            scores += [found.score for found in evaluator(plan[first : first + together])]
+        for found in evaluator.each(plan):
+            scores.append(found.score)
             advance(len(scores))
     curves = curves_from(network.space, plan, scores)
     header = CurvesHeader(network.described, config.criterion, config.images, config.seed)
@@ -67,7 +63,8 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
                 }
                 for index, curve in enumerate(curves.curves)
                 if curve.points
-            ]
+            ],
+            **usage_figures(runner),
         },
         environment=environment(),
     )

@@ -327,10 +327,7 @@ def trained(
 
         def show(report: EpochReport) -> None:
             keep_epoch(report, out)
-            figures = {f"{series}/loss/{name}": value for name, value in report.losses.items()}
-            if report.accuracy is not None:
-                figures |= {f"{series}/{name}": report.accuracy[name] for name in adapter.metric_names}
-            listener.log(report.epoch, figures)
+            listener.log(report.epoch, report.figures(series, adapter.metric_names))
             advance(report.epoch, f"{_shown(adapter, report.accuracy)} while training" if report.accuracy else "")
 
         result = finetune(

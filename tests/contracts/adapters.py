@@ -13,6 +13,7 @@ from torch import nn
 
 from autoprune.evaluation.prefix import Prefix
 from autoprune.models._base import Adapter
+from autoprune.models.detection.shipping import Shippable, pack, unpack
 
 
 def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
@@ -33,6 +34,7 @@ def check_adapter(adapter: Adapter, pruned: nn.Module, folder: Path) -> None:
     check_deployable(adapter, pruned)
     check_save(adapter, pruned, folder)
     check_copy(adapter, pruned)
+    check_shipped(adapter, folder / "shipped")
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.module.state_dict().items()), (
         "nobody modifies the dense network"
     )
@@ -45,6 +47,23 @@ def check_copy(adapter: Adapter, pruned: nn.Module) -> None:
     for one, other in zip(*(each.batches("train", images=2, batch=2, seed=0) for each in (adapter, copy)), strict=True):
         with torch.no_grad():
             assert torch.equal(adapter.loss(pruned.train(), one), copy.loss(module.train(), other))
+
+
+def check_shipped(adapter: Adapter, folder: Path) -> None:
+    """Assert that it reads the same from a data set that was packed and unpacked elsewhere."""
+    if not isinstance(adapter, Shippable):
+        return
+    assert adapter.data is not None
+    moved = adapter.with_data(unpack(pack(adapter.data), folder))
+    assert isinstance(moved, Shippable)
+    assert moved.data is not None
+    assert all(file.startswith(str(folder)) for split in ("train", "val") for file in moved.data.files(split))
+    here, there = (one.batches("train", images=4, batch=4, seed=0)[0] for one in (adapter, moved))
+    assert torch.equal(moved.inputs(there), adapter.inputs(here))
+    with torch.no_grad():
+        module = adapter.module
+        assert torch.equal(moved.loss(deepcopy(module).train(), there), adapter.loss(deepcopy(module).train(), here))
+    assert moved.validate(module) == adapter.validate(module)
 
 
 def check_module(adapter: Adapter) -> None:

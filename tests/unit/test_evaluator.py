@@ -19,7 +19,7 @@ from torch import nn
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator, has_fast_bf16
-from autoprune.evaluation.runners import RUNNERS, Runner, RunnerOptions, RunnerSpec, SerialRunner
+from autoprune.evaluation.runners import RUNNERS, Runner, RunnerOptions, RunnerSpec, SerialRunner, Usage
 from autoprune.journal import Journal
 from autoprune.structure.graph import ChannelGraph, LayerKind
 from autoprune.structure.slicing import Pruner
@@ -169,15 +169,17 @@ def test_the_accuracy_is_measured_once(evaluators: Evaluators, tmp_path: Path) -
     path = tmp_path / "kept.jsonl"
     first = evaluators(path=path)
     half = candidates(first)[1]
-    found = first.accuracy(half)
+    found = next(first.accuracies([half]))
     first.journal.close()
     again = evaluators(path=path)
     again.repaired = None  # type: ignore[assignment,method-assign]
-    assert again.accuracy(half) == found
+    assert next(again.accuracies([half])) == found
 
 
 class UnorderedWorkers:
     """Has copies of the evaluator, as other processes hold them, compute a batch; the first answer comes last."""
+
+    usage = Usage(workers=2)
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         workers = [pickle.loads(pickle.dumps(function)) for _ in range(2)]
@@ -189,6 +191,20 @@ class UnorderedWorkers:
 @pytest.mark.parametrize("runner", [SerialRunner(), UnorderedWorkers()], ids=lambda one: type(one).__name__)
 def test_a_score_does_not_depend_on_how_a_batch_is_computed(evaluators: Evaluators, runner: Runner) -> None:
     check_runner(runner, lambda one: evaluators(runner=one), candidates(evaluators()))
+
+
+def test_accuracies_are_the_same_on_workers_and_read_no_image_there(
+    evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind(UnorderedWorkers):
+        def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(here.adapter), "calibration", None)
+                return iter(list(super().map(function, items)))
+
+    here = evaluators()
+    chosen = candidates(here)[:3]
+    assert list(evaluators(runner=Blind()).accuracies(chosen)) == list(here.accuracies(chosen))
 
 
 @pytest.mark.slow

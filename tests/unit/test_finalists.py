@@ -77,8 +77,8 @@ def chosen(slowness: Callable[[int], float] | Machine, limit: float = 10.0, **op
         def __call__(self, allocations: list[Allocation]) -> list[Any]:
             return [SimpleNamespace(score=score(allocation)) for allocation in allocations]
 
-        def accuracy(self, allocation: Allocation) -> Metrics:
-            return Metrics({"accuracy": sum(allocation) / 1000})
+        def accuracies(self, allocations: list[Allocation]) -> list[Metrics]:
+            return [Metrics({"accuracy": sum(allocation) / 1000}) for allocation in allocations]
 
     evaluator: Any = Evaluator()
     return choose(history, evaluator, constraint, latency_constraints, count=5, listener=SilentListener(), **options)
@@ -134,9 +134,9 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     measured: list[Allocation] = []
 
     class Evaluator:
-        def accuracy(self, allocation: Allocation) -> Metrics:
-            measured.append(allocation)
-            return Metrics({"accuracy": accuracies[allocations.index(allocation)]})
+        def accuracies(self, asked: list[Allocation]) -> list[Metrics]:
+            measured.extend(asked)
+            return [Metrics({"accuracy": accuracies[allocations.index(one)]}) for one in asked]
 
     probe = Candidate(SPACE.allocation(SPACE.dense), 1.0)
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,9 +18,11 @@ def test_the_best_are_found_if_no_proposal_is_worth_more_than_is_expected(
 ) -> None:
     true, expected = [score for score, _ in proposals], [score + slack for score, slack in proposals]
     scores: dict[int, float] = {}
-    found = score_promising(
-        len(true), wanted, scores, true.__getitem__, lambda place: scores.get(place, expected[place])
-    )
+
+    def score(places: Sequence[int]) -> None:
+        scores.update({place: true[place] for place in places})
+
+    found = score_promising(len(true), wanted, scores, score, lambda place: scores.get(place, expected[place]))
     assert [true[place] for place in found] == sorted(true, reverse=True)[:wanted]
     least = true[found[-1]]
     assert all(expected[place] >= least for place in scores)  # nothing is scored that could not be among them
@@ -26,6 +30,13 @@ def test_the_best_are_found_if_no_proposal_is_worth_more_than_is_expected(
 
 def test_what_was_never_tried_is_scored() -> None:
     scores: dict[int, float] = {}
-    expected = [float("inf"), 0.1, float("inf")]
-    score_promising(3, 1, scores, [0.5, 0.0, 0.4].__getitem__, lambda place: scores.get(place, expected[place]))
+    expected, true = [float("inf"), 0.1, float("inf")], [0.5, 0.0, 0.4]
+    asked: list[Sequence[int]] = []
+
+    def score(places: Sequence[int]) -> None:
+        asked.append(places)
+        scores.update({place: true[place] for place in places})
+
+    score_promising(3, 1, scores, score, lambda place: scores.get(place, expected[place]))
+    assert asked == [[0, 2]], "and both at once, for workers"
     assert scores == {0: 0.5, 2: 0.4}

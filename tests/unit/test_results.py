@@ -10,11 +10,12 @@ import pytest
 
 from autoprune.budget import Limit
 from autoprune.errors import RunError
+from autoprune.evaluation.runners import Usage
 from autoprune.listener import SilentListener
 from autoprune.report.chart import Chart
 from autoprune.report.sections import publish, sections
 from autoprune.report.table import Table
-from autoprune.report.tables import class_table, comparison_table, stage_table
+from autoprune.report.tables import class_table, comparison_table, stage_table, workers_table
 from autoprune.results import RESULT_VERSION, Compared, LimitResult, Metrics, Result, Stage
 
 TIME = {"median": 10.0, "p10": 9.0, "p90": 12.0, "runs": 40}
@@ -148,6 +149,15 @@ def test_the_table_of_classes_has_their_primary_metric_and_how_it_changed(tmp_pa
         [["cat", "0.500", "0.450 (-0.050)"], ["dog", "0.400", "–"]],
     )
     assert table in sections(found, tmp_path)
+
+
+def test_a_page_shows_what_workers_were_used_for(tmp_path: Path) -> None:
+    assert workers_table(FOUND, tmp_path) is None
+    usage = Usage(workers=4, tasks=20, repeated=1, busy=36.0, wall=10.0)
+    found = replace(FOUND, figures={"workers": usage.to_json()})
+    (row,) = workers_table(found, tmp_path) or []
+    assert list(row.values()) == ["4", "20", "3.6", "90%", "1"]
+    assert "Workers" in [table.title for table in sections(found, tmp_path)]
 
 
 @pytest.mark.parametrize("classes", [0, 1, 41])

@@ -157,7 +157,9 @@ def test_a_mistake_is_one_sentence(
 
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--resume", str(finished), "--images", "8"]) == 2
-    free = "--strategies, --seeds, --criteria, --tracker, --report, --quiet, --verbose, --workers and --trust"
+    free = (
+        "--strategies, --seeds, --criteria, --tracker, --report, --quiet, --verbose, --workers, --ship-data and --trust"
+    )
     assert f"stands alone but for {free}" in capsys.readouterr().err
 
 

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from autoprune.cli.main import main
-from autoprune.evaluation import ray_runner
+from autoprune.evaluation import ray_cluster
+from autoprune.models import open_adapter
 from autoprune.policy import Policy
-from tests.helpers.world import arguments, one_sentence, records
+from tests.helpers.world import arguments, one_sentence, records, summary
 
 BUDGET = ("--budget", "flops=60%", "--no-tensorboard", "--episodes", "24")
 
@@ -25,6 +28,10 @@ def ray() -> None:
 
 def scores(run: Path) -> dict[tuple[int, ...], float]:
     return {tuple(record["key"]): record["value"]["score"] for record in records(run, "evaluation")}
+
+
+def iterations(run: Path) -> list[Any]:
+    return [record["value"] for record in records(run, "iteration")]
 
 
 @pytest.mark.parametrize("workers", ["two", "-1", "ray://", "ray://head", "10000", "1.5", "http://head:1"])
@@ -41,7 +48,7 @@ def test_workers_are_a_number_or_a_cluster(
 def test_without_ray_nothing_is_left_behind(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_runner, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     assert main(arguments("sensitivity", tiny, tmp_path / "run", "--workers", "2")) != 0
     assert "--workers needs the package ray, which is not installed" in one_sentence(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
@@ -57,6 +64,8 @@ def test_the_result_is_that_of_one_process(tiny: Path, tmp_path: Path, capsys: p
     found = [(Policy.load(run / "policy.json").units, list(scores(run).items())) for run in runs.values()]
     assert found[0] == found[1] == found[2]
     assert "2 workers computed" in capsys.readouterr().out
+    assert "workers" not in summary(tmp_path / "0")
+    assert summary(tmp_path / "2")["workers"]["tasks"] >= len(scores(tmp_path / "2"))
 
 
 @pytest.mark.slow
@@ -66,6 +75,50 @@ def test_probes_are_the_same(tiny: Path, tmp_path: Path) -> None:
     for workers in ("0", "2"):
         assert main(arguments("sensitivity", tiny, tmp_path / workers, "--ratios", "0.5", "--workers", workers)) == 0
     assert scores(tmp_path / "0") == scores(tmp_path / "2")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray")
+def test_netadapt_trains_and_keeps_the_same_proposals(tiny: Path, tmp_path: Path) -> None:
+    """To the last bit of what every iteration leaves, whose next one goes on from there."""
+    found = []
+    for workers in ("0", "1", "2"):
+        run = tmp_path / workers
+        limits = ("--budget", "flops=80%", "--short-term-steps", "2", "--initial-step", "0.1")
+        assert main(arguments("netadapt", tiny, run, *limits, "--workers", workers)) == 0
+        (last,) = sorted((run / "iterations").glob("*.pt"))[-1:]
+        weights = open_adapter(last).module.state_dict()
+        found.append((Policy.load(run / "policy.json").units, iterations(run), weights))
+    assert len(found[0][1]) > 1
+    for units, steps, weights in found[1:]:
+        assert (units, steps) == found[0][:2]
+        assert all(torch.equal(tensor, found[0][2][name]) for name, tensor in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray")
+def test_fine_tunes_of_a_comparison_are_the_same(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for workers in ("0", "1", "2"):
+        run = tmp_path / workers
+        options = ("--budget", "flops=60%", "--strategies", "uniform,random", "--evaluations", "8", "--seeds", "2")
+        options += ("--finetune-epochs", "1", "--correlated", "4", "--no-references", "--workers", workers)
+        options += ("--ship-data",) if workers == "2" else ()
+        assert main(arguments("compare", tiny, run, *options)) == 0
+        weights = {path.parent.name: open_adapter(path).module.state_dict() for path in run.glob("networks/*/model.pt")}
+        tuned = [(record["key"], record["value"]) for record in records(run, "tuned")]
+        files = {path.relative_to(run) for path in (run / "networks").rglob("*") if path.is_file()}
+        found.append((tuned, files, weights))
+    assert len(found[0][2]) > 2
+    assert "The data set goes to the workers once: " in capsys.readouterr().out
+    for tuned, files, weights in found[1:]:
+        assert (tuned, files) == found[0][:2]
+        for name, tensors in weights.items():
+            assert all(torch.equal(tensor, found[0][2][name][key]) for key, tensor in tensors.items())
 
 
 @pytest.mark.slow

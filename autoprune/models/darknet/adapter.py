@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -137,6 +138,13 @@ class DarknetAdapter(TrainableAdapter):
             device=target,
         )
         return cls(network, header, data=data_set, image_size=size, device=target)
+
+    def with_data(self, place: Path) -> DarknetAdapter:
+        """Return a copy that reads the same data set from another file."""
+        moved = copy(self)
+        moved.__dict__.pop("_validation", None)  # where its images lay
+        moved.data = read_data_set(place)
+        return moved
 
     @property
     def has_images(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,12 @@ class UltralyticsAdapter(Adapter):
     def data(self) -> DataSet | None:
         """The data set, or None."""
         return None if self._source is None else self._source.data
+
+    def with_data(self, place: Path) -> UltralyticsAdapter:
+        """Return a copy that reads the same data set from another file or folder."""
+        moved = copy(self)
+        moved._source = self._images.moved(place)
+        return moved
 
     def example(self, batch: int = 2) -> torch.Tensor:
         """Return an input of uniform noise, the same at every call."""

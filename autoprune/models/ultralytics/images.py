@@ -28,7 +28,7 @@ from autoprune.models.detection.data_set import (
     to_batch,
     verified,
 )
-from autoprune.models.ultralytics.data import LabelledImages, StretchedImages, class_of
+from autoprune.models.ultralytics.data import LabelledImages, StretchedImages, class_of, read_data
 
 _AUGMENTATIONS = {
     "hflip": "fliplr",
@@ -78,6 +78,18 @@ class Images(ABC):
         self.data = data
         self.task, self.image_size, self.stride, self.train_args = task, image_size, stride, train_args
         self.skipped = skipped
+
+    def moved(self, place: Path) -> Images:
+        """Return what reads the same data set from another file or folder."""
+        data = read_data(place, self.task, single_class=self.data.single_class)
+        return type(self)(
+            data,
+            task=self.task,
+            image_size=self.image_size,
+            stride=self.stride,
+            train_args=self.train_args,
+            skipped=self.skipped,
+        )
 
     def chosen(self, split: str, *, images: int, seed: int, rest: bool, augmented: bool = False) -> list[Sample]:
         """Return the first readable images of a split in an order drawn from the seed; see `balanced`.

@@ -1,0 +1,97 @@
+"""Ray on this machine or a cluster of it that runs already: started or joined, checked for room, left again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from autoprune.errors import DeviceError
+from autoprune.evaluation.ray_runner import RayRunner, summary
+from autoprune.evaluation.runners import RunnerOptions
+from autoprune.io.installed import install_extra, install_package
+
+STORE_BYTES = 2**30
+"""Memory of a local object store: it holds the network, the images and the covariances once."""
+
+
+@contextmanager
+def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
+    """Start workers, on this machine or on a cluster, and end them with the context.
+
+    Ray's usage statistics stay off. A cluster that this process is connected to already is used, and left alone after.
+
+    Raises:
+        DeviceError: Ray is not installed, the cluster is not there, has no room, or has other versions.
+    """
+    if find_spec("ray") is None:
+        raise DeviceError(f"`workers` needs the package ray, which is not installed: {install_extra('ray')}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own settings
+        if not ray.is_initialized():
+            _connect(ray, options, stack)
+        count, resources = _room(ray, options)
+        runner = RayRunner(ray, count, options, resources)
+        runner.check_versions()
+        yield runner
+        if runner.usage.tasks:
+            options.notify(f"{runner.usage}.")
+
+
+def _connect(ray: Any, options: RunnerOptions, stack: ExitStack) -> None:
+    """Start a cluster of this machine's own, or connect to one that is there."""
+    common = {"logging_level": "error", "log_to_driver": False}
+    if options.workers.isdecimal():
+        folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(
+                num_cpus=int(options.workers) * options.threads,
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES,
+                _temp_dir=folder,
+                **common,
+            )
+        except Exception as error:  # Ray raises it bare
+            raise DeviceError(f"Ray must start on this machine, and does not ({summary(error)})") from error
+        return
+    if options.workers.startswith("ray://") and find_spec("grpc") is None:
+        raise DeviceError(f"`workers` ray:// needs the package grpcio, Ray's client: {install_package('grpcio')}")
+    try:
+        ray.init(address=options.workers, **common)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        raise DeviceError(
+            f"`workers` {options.workers} must be a Ray cluster that runs, and there is none ({summary(error)}); "
+            "start one with `ray start --head`, or give a number of processes on this machine"
+        ) from error
+    stack.callback(ray.shutdown)
+
+
+def _room(ray: Any, options: RunnerOptions) -> tuple[int, dict[str, float]]:
+    """Return how many workers the cluster has room for, as many as were asked for, and the resources of each."""
+    there = ray.available_resources()
+    cpus = int(there.get("CPU", 0) // options.threads)
+    asked = int(options.workers) if options.workers.isdecimal() else cpus
+    resources: dict[str, float] = {"num_cpus": options.threads}
+    if options.device.startswith("cuda"):
+        gpus = there.get("GPU", 0)
+        asked = asked if options.workers.isdecimal() else int(min(gpus, cpus))
+        resources["num_gpus"] = min(1.0, gpus / max(asked, 1))
+        if not gpus:
+            raise DeviceError(f"The Ray cluster must have a GPU for `device` {options.device}, and has none free")
+    if not 1 <= asked <= cpus:
+        raise DeviceError(
+            f"The Ray cluster must have {options.threads} free CPUs for each worker, and has "
+            f"{there.get('CPU', 0):g} in all; free some, or take fewer `workers` or `threads`"
+        )
+    return asked, resources

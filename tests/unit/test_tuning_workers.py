@@ -1,0 +1,116 @@
+"""Fine-tunes on workers: what they leave, and data that is sent to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+import torch
+
+from autoprune.config import CompareConfig, NetAdaptConfig
+from autoprune.errors import ConfigError, DataError
+from autoprune.evaluation.runners import Shared, Usage
+from autoprune.listener import SilentListener
+from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning_workers import TuningJob, WorkerTuning, tune_together
+from tests.helpers.detectors import build
+from tests.helpers.world import SIZE, write_world
+
+TUNING = Tuning(epochs=1, lr_scale=0.5, batch=2, seed=0)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Notes(SilentListener):
+    """Keeps notes and curves."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.curves: set[str] = set()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def log(self, step: int, values: Any) -> None:
+        self.curves |= set(values)
+
+
+class Elsewhere:
+    """Computes with a copy of the function, as a worker holds it; something happens before."""
+
+    def __init__(self, before: Any = lambda: None) -> None:
+        self.usage = Usage(workers=2)
+        self.before = before
+        self.asked: list[Any] = []
+
+    def map(self, function: Any, items: Any) -> Iterator[Any]:
+        copy = cloudpickle.loads(cloudpickle.dumps(function))
+        self.before()
+        self.asked = list(items)
+        return map(copy, self.asked)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> UltralyticsAdapter:
+    torch.set_num_threads(1)
+    (tmp_path / "world").mkdir()
+    world = write_world(tmp_path / "world")
+    return UltralyticsAdapter.load(world / "best.pt", data=world / "data" / "data.yaml", image_size=SIZE)
+
+
+def jobs(folder: Path, *names: str) -> list[TuningJob]:
+    for name in names:
+        (folder / name).mkdir(exist_ok=True)
+    return [TuningJob(lambda: build(16).eval(), folder / name, TUNING, {"name": name}, name) for name in names]
+
+
+def test_a_worker_leaves_what_a_fine_tune_here_leaves(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    """With data that it was sent, since it does not see the files."""
+    heard, runner, data = Notes(), Elsewhere(), tmp_path / "world" / "data"
+    (tmp_path / "here").mkdir()
+    here = tune(adapter, build(16).eval(), tmp_path / "here", tuning=TUNING, notes={}, listener=heard)
+    runner.before = lambda: data.rename(tmp_path / "hidden")
+    tune_together(runner, adapter, jobs(tmp_path, "a", "b"), heard, ship_data=True)
+    for name in ("a", "b"):
+        assert all(
+            torch.equal(tensor, here.state_dict()[key])
+            for key, tensor in adapter.reopen(tmp_path / name / "model.pt").state_dict().items()
+        )
+        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        assert files == {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")}
+        assert f"{name}/mAP50-95" in heard.curves
+    assert any("The data set goes to the workers once: " in note for note in heard.notes)
+    runner.asked = []
+    tune_together(runner, adapter, jobs(tmp_path, "a", "b"), heard, ship_data=False)
+    assert runner.asked == [], "what is there already is left"
+
+
+def test_one_fine_tune_alone_or_one_without_workers_is_left_to_this_process(
+    adapter: UltralyticsAdapter, tmp_path: Path
+) -> None:
+    runner = Elsewhere()
+    tune_together(runner, adapter, jobs(tmp_path, "a"), SilentListener(), ship_data=False)
+    assert runner.asked == []
+
+
+def test_a_worker_without_the_data_says_how_it_gets_them(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    tuning = WorkerTuning(Shared(adapter), Shared(None), Shared(None))
+    (tmp_path / "world" / "data").rename(tmp_path / "hidden")
+    with pytest.raises(DataError, match=r"able to read the data set, and on one .*or send them with `ship_data`"):
+        tuning((build(16), TUNING, {}))
+
+
+def test_data_without_files_are_not_sent(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    bare = UltralyticsAdapter.load(tmp_path / "world" / "best.pt", image_size=SIZE)
+    with pytest.raises(DataError, match="`ship_data` sends the files of a data set, and that of best"):
+        tune_together(Elsewhere(), bare, jobs(tmp_path, "a", "b"), SilentListener(), ship_data=True)
+
+
+@pytest.mark.parametrize("kind", [CompareConfig, NetAdaptConfig])
+@pytest.mark.parametrize("workers", [None, "0"])
+def test_data_are_sent_to_workers_only(kind: Any, workers: str | None) -> None:
+    with pytest.raises(ConfigError, match="`ship_data` sends the data set to `workers`, which are not given"):
+        kind(budget=("flops=50%",), ship_data=True, workers=workers)
