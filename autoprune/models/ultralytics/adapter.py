@@ -98,19 +98,13 @@ class UltralyticsAdapter(Adapter):
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._scoring = self.task.scoring(self.module)
-        self._skipped: dict[str, str] = {}
-        self._source = (
-            None
-            if data is None
-            else self.task.images(
-                data,
-                task=self.task.name,
-                image_size=image_size,
-                stride=stride_of(module),
-                train_args=train_args,
-                skipped=self._skipped,
+        self._skipped = skipped = dict[str, str]()
+        self._source: Images | None = None
+        if data is not None:
+            stride = stride_of(module)
+            self._source = self.task.images(
+                data, task=self.task.name, image_size=image_size, stride=stride, train_args=train_args, skipped=skipped
             )
-        )
 
     @classmethod
     def load(
