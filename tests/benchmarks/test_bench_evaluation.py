@@ -86,7 +86,7 @@ def test_the_gains_of_all_units_beside_a_candidate(seconds: dict[str, float], ca
 
 @pytest.mark.shared
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.xfail(strict=True, reason="the aim is missed at 2.8 to 3.2 ×: most of a candidate is its bare passes")
+@pytest.mark.xfail(strict=True, reason="the aim is missed at 2.4 to 3.2 ×: most of a candidate is its bare passes")
 def test_the_usual_way_beside_a_candidate(seconds: dict[str, float], capsys: Any) -> None:
     usual = seconds["usual"] / seconds["ours"]
     with capsys.disabled():
