@@ -143,7 +143,6 @@ def test_a_meter_measures_on_the_real_cpu() -> None:
     meter = LatencyMeter(network(), settings, config=MeasurementConfig(runs=10, max_runs=10))
     timing = meter.measure(network, "again")
     assert timing.candidate.runs == 10
-    assert 0.2 < timing.ratio < 5
     assert meter.settings.memory_format is not MemoryFormat.AUTO
 
 

@@ -173,7 +173,6 @@ def test_a_meter_measures_and_asks_for_no_memory_format(backend: SubprocessBacke
     timing = meter.measure(network, "again")
     assert meter.settings.memory_format is MemoryFormat.CONTIGUOUS
     assert timing.candidate.runs == 10
-    assert 0.2 < timing.ratio < 5
 
 
 def test_the_fingerprint_names_the_runtimes_version(backend: SubprocessBackend) -> None:

@@ -131,7 +131,6 @@ def test_compiled_networks_run_in_turn() -> None:
     with backend.session():
         dense, candidate = backend.prepare(Block(64), SHAPE), backend.prepare(Block(8), SHAPE)
         timing = time_pair(candidate, dense, MeasurementConfig(runs=10, max_runs=10))
-    assert 0 < timing.ratio < 5
     assert timing.candidate.runs == 10
 
 
