@@ -41,7 +41,9 @@ class _Reading:
         goes: the removed ones, shape (R,).
         coefficients: what predicts the removed from the kept ones, shape (R, K).
         unexplained: covariance of the removed ones that the kept ones leave over, shape (R, R).
-        product: Σ (∂L/∂x̃) (x − mean)ᵀ, shape (C, C).
+        mean: of x, shape (C,).
+        product: Σ (∂L/∂x̃) xᵀ, shape (C, C).
+        total: Σ ∂L/∂x̃, shape (C,).
     """
 
     channels: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -49,7 +51,9 @@ class _Reading:
     goes: torch.Tensor
     coefficients: torch.Tensor
     unexplained: torch.Tensor
+    mean: torch.Tensor
     product: torch.Tensor
+    total: torch.Tensor
 
     def change(self, added: ChannelMask) -> float:
         """Return the change of the loss when some of the removed channels, shape (C,), are read as they are."""
@@ -63,7 +67,8 @@ class _Reading:
             known + ridge * torch.eye(len(places), dtype=known.dtype, device=device), self.unexplained[places]
         ).T.clone()
         spread[places] = torch.eye(len(places), dtype=known.dtype, device=device)
-        weights = spread.T @ self.product[self.goes].double()
+        product = self.product[self.goes].double() - torch.outer(self.total[self.goes], self.mean).double()
+        weights = spread.T @ product
         own = weights[torch.arange(len(places), device=device), joining].sum()
         return float(own - (weights[:, self.stays] * self.coefficients[places]).sum())
 
@@ -110,9 +115,9 @@ def measure_slopes(
             depthwise = layer.groups == len(channels)  # what follows it reads its channels
             if not isinstance(module, Reader) or depthwise:
                 continue
-            reading, mean, shift = _reading(channels, keep[channels], layer.name, moments, module)
+            reading, shift = _reading(channels, keep[channels], layer.name, moments, module)
             readings[layer.name] = reading
-            hooks.enter_context(module.register_forward_pre_hook(_masking(reading, mean, shift)))
+            hooks.enter_context(module.register_forward_pre_hook(_masking(reading, shift)))
         for loss in tracked(losses, "Slopes"):
             loss(network).backward()  # type: ignore[no-untyped-call]
     return Slopes(keep, list(readings.values()))
@@ -124,8 +129,8 @@ def _reading(
     name: str,
     moments: Moments | None,
     module: nn.Module,
-) -> tuple[_Reading, torch.Tensor, torch.Tensor]:
-    """Return what a layer reads, its means, and the constants that replace removed channels next to A·x."""
+) -> tuple[_Reading, torch.Tensor]:
+    """Return what a layer reads, and the constants that replace removed channels next to A·x."""
     device = next(module.parameters()).device
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (kept, ~kept))
     size = len(channels)
@@ -137,18 +142,18 @@ def _reading(
         mean, covariance = moments.mean[name], moments.covariance[name]
         coefficients, shift = regression(mean, covariance, stays, goes)
         unexplained = covariance[goes][:, goes] - coefficients @ covariance[stays][:, goes]
-    product = torch.zeros(size, size, device=device)
-    return _Reading(channels, stays, goes, coefficients, unexplained, product), mean.float(), shift.float()
+    product, total = torch.zeros(size, size, device=device), torch.zeros(size, device=device)
+    return _Reading(channels, stays, goes, coefficients, unexplained, mean.float(), product, total), shift.float()
 
 
 def _masking(
-    reading: _Reading, mean: torch.Tensor, shift: torch.Tensor
+    reading: _Reading, shift: torch.Tensor
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     """Return the hook that gives a layer what the pruned network's would read, and notes how the loss depends on it."""
-    mixing = torch.eye(len(mean), device=mean.device)
+    mixing = torch.eye(len(reading.channels), device=shift.device)
     mixing[reading.goes] = 0
     mixing[reading.goes[:, None], reading.stays] = reading.coefficients.float()
-    constant = torch.zeros_like(mean)
+    constant = torch.zeros_like(reading.total)
     constant[reading.goes] = shift
 
     def mask(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -162,7 +167,8 @@ def _masking(
 
         def note(gradient: torch.Tensor) -> None:
             rows, values = (_rows(tensor, last) for tensor in (gradient, seen))
-            reading.product.add_(rows.T @ (values - mean))
+            reading.product.add_(rows.T @ values.to(rows.dtype))  # in bfloat16, if the network is: four times as fast
+            reading.total.add_(rows.sum(0, dtype=torch.float32))
 
         masked.register_hook(note)  # type: ignore[no-untyped-call]
         return (masked, *others)
@@ -172,4 +178,4 @@ def _masking(
 
 def _rows(tensor: torch.Tensor, last: bool) -> torch.Tensor:
     """Return the channels at all positions, shape (positions, channels)."""
-    return (tensor if last else tensor.movedim(1, -1)).reshape(-1, tensor.shape[-1 if last else 1]).float()
+    return (tensor if last else tensor.movedim(1, -1)).reshape(-1, tensor.shape[-1 if last else 1])

@@ -1,7 +1,8 @@
-"""Ten searches under latency budgets on three runtimes: is each held as measured, and how much of it is used?
+"""Searches under latency budgets: is each held as measured, and how much of it is used?
 
-Usage: ``python -m tests.benchmarks.budgets_kept RUNS`` writes one run folder per search into RUNS; a search that is
-there already is not repeated, one that was interrupted goes on.
+Usage: ``python -m tests.benchmarks.budgets_kept RUNS [edge]`` writes one run folder per search into RUNS: ten on torch,
+OpenVINO and ONNX Runtime, or ten on NCNN and LiteRT. A search that is there already is not repeated, one that was
+interrupted goes on.
 """
 
 from __future__ import annotations
@@ -13,29 +14,44 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from tests.benchmarks.accuracy import DETECTORS, SHARED
+
 EPISODES = 100
 
-SEARCHES = (
-    ("yolov8n", "torch", 70),
-    ("yolov8n", "openvino", 40),
-    ("yolov8n", "openvino", 60),
-    ("yolov8n", "openvino", 90),
-    ("yolov8n", "onnxruntime", 50),
-    ("yolov8n", "onnxruntime", 80),
-    ("yolov5nu", "torch", 55),
-    ("yolov5nu", "openvino", 65),
-    ("yolov5nu", "onnxruntime", 45),
-    ("yolov5nu", "onnxruntime", 75),
-)
+SEARCHES = {
+    "desktop": (
+        ("yolov8n", "torch", 70),
+        ("yolov8n", "openvino", 40),
+        ("yolov8n", "openvino", 60),
+        ("yolov8n", "openvino", 90),
+        ("yolov8n", "onnxruntime", 50),
+        ("yolov8n", "onnxruntime", 80),
+        ("yolov5nu", "torch", 55),
+        ("yolov5nu", "openvino", 65),
+        ("yolov5nu", "onnxruntime", 45),
+        ("yolov5nu", "onnxruntime", 75),
+    ),
+    "edge": (
+        ("yolov8n", "ncnn", 40),
+        ("yolov8n", "ncnn", 60),
+        ("yolov5nu", "ncnn", 50),
+        ("yolov5nu", "ncnn", 80),
+        ("yolo11n", "ncnn", 70),
+        ("yolov8n", "litert", 50),
+        ("yolov8n", "litert", 70),
+        ("yolov5nu", "litert", 60),
+        ("yolo11n", "litert", 40),
+        ("yolo11n", "litert", 80),
+    ),
+}
 """Detector, runtime, percent of the dense latency."""
 
 
-def main(runs: Path) -> None:
+def main(runs: Path, kind: str = "desktop") -> None:
     """Search, and print a table in Markdown."""
     print("| detector | runtime | budget | dense | limit | measured | of the limit | predictor's error | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for model, runtime, percent in SEARCHES:
+    for model, runtime, percent in SEARCHES[kind]:
         found, seconds = _searched(runs / f"{model}-{runtime}-{percent}", model, runtime, percent)
         (row,) = found["budget"]
         error = found["search"]["latency_prediction_error"]
@@ -51,11 +67,12 @@ def _searched(out: Path, model: str, runtime: str, percent: int) -> tuple[dict[s
     """Return a search's summary, and how long it took where it ran now."""
     summary, seconds = out / "summary.json", "–"
     if not summary.exists():
+        checkpoint, data = DETECTORS[model]
         told = [
             "--model",
-            str(SHARED / "models" / f"bccd-{model}-320.pt"),
+            str(SHARED / "models" / f"{checkpoint}.pt"),
             "--data",
-            str(SHARED / "data/bccd/bccd.yaml"),
+            str(SHARED / "data" / data / f"{data}.yaml"),
             "--imgsz",
             "320",
             "--runtime",
@@ -81,4 +98,4 @@ def _searched(out: Path, model: str, runtime: str, percent: int) -> tuple[dict[s
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
