@@ -69,8 +69,9 @@ def main(runs: Path, words: Sequence[str]) -> None:
                     continue
             found = json.loads((out / "profile.json").read_text())
             held_out, fresh = found["predictor"]["held_out"], found["predictor"]["check"]
+            dense = found["stages"]["dense"]["latencies"]["latency"]["median"]
             print(
-                f"| {name} | {found['stages']['dense']['latencies']['latency']['median']:.2f} ms | {held_out['median_abs_rel']:.1%} "
+                f"| {name} | {dense:.2f} ms | {held_out['median_abs_rel']:.1%} "
                 f"| {fresh['median_abs_rel']:.1%} | {fresh['p90_abs_rel']:.1%} | {fresh['spearman']:.3f} "
                 f"| {time.perf_counter() - start:.0f} |",
                 flush=True,
