@@ -29,7 +29,6 @@ ROWS = {
     "yolov8n board onnxruntime": ("yolov8n", "--runtime", "onnxruntime", "--device", BOARD),
     "yolov8n board ncnn": ("yolov8n", "--runtime", "ncnn", "--device", BOARD),
     "yolov8n onnxruntime batch 4": ("yolov8n", "--runtime", "onnxruntime", "--runtime-batch", "4"),
-    "yolov8n onnxruntime batch 8": ("yolov8n", "--runtime", "onnxruntime", "--runtime-batch", "8"),
     "yolov8n onnxruntime batch 32": ("yolov8n", "--runtime", "onnxruntime", "--runtime-batch", "32"),
 }
 """Detector and options by the row's name."""
