@@ -275,7 +275,7 @@ def test_a_rate_is_the_latency_of_a_batch() -> None:
         ("fps=50%", "images per second have no unit '%'; write fps= with 30 .images per second."),
         ("fps=30ms", "images per second have no unit 'ms'"),
         ("fps=0", "above zero"),
-        ("flops@p95=3G", "Only a latency is measured on"),
+        ("flops@p95=3G", "Only latency and energy are measured on"),
         ("latency@p99=3ms", "A latency is measured on a runtime"),
         ("latency@p95@openvino=3ms", "A latency is measured on a runtime"),
         ("energy=2J", "no counter of energy .RAPL, tegrastats. is read yet"),
