@@ -22,6 +22,7 @@ from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.timing import MeasurementConfig, time_interleaved, warm_up
 from autoprune.runtimes import Backend, Runner
 from autoprune.runtimes.energy import counter_of
+from autoprune.runtimes.energy_counter import NoCounterError
 from autoprune.runtimes.hosts import BoardWatch
 
 WINDOW = 0.4
@@ -49,9 +50,15 @@ class EnergyRunner(Runner):
         """Run for a window, and return the millijoules of a run.
 
         Raises:
-            DeviceError: the counter did not rise.
+            DeviceError: the counter did not rise, or can no longer be read.
         """
-        joules = self._network.joules(self._runs)
+        try:
+            joules = self._network.joules(self._runs)
+        except (OSError, NoCounterError) as error:
+            raise DeviceError(
+                f"The counter of energy must be readable until the run is done, and is not ({error}); see that it "
+                "is, then go on with `resume`"
+            ) from error
         if not joules > 0:
             raise DeviceError(
                 f"The counter of energy must rise while a network runs, and did not in {WINDOW:g} s (as in some "

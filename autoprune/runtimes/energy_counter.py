@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 FOLDER = "AUTOPRUNE_SYS_CLASS"
 """Variable of the environment with the folder to look in, e.g. where a container has its host's /sys/class."""
@@ -83,7 +84,8 @@ class PowerRails:
 
         def watch() -> None:
             while not done.wait(PERIOD):
-                samples.append(self._sample())
+                with suppress(OSError):  # a bus that is busy: the next sample stands in
+                    samples.append(self._sample())
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

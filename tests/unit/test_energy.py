@@ -190,6 +190,14 @@ def test_a_counter_that_stands_still_is_refused(sys_class: Path) -> None:
         EnergyRunner(Scripted([2.0])).elapsed()
 
 
+def test_a_counter_that_is_lost_ends_the_run(sys_class: Path) -> None:
+    file = FakeRapl(sys_class).file
+    runner = EnergyRunner(Scripted([2.0]))
+    file.unlink()
+    with pytest.raises(DeviceError, match=r"must be readable until the run is done, and is not .* go on with `resume`"):
+        runner.elapsed()
+
+
 def test_energies_and_times_of_a_network_do_not_mix(sys_class: Path, tmp_path: Path) -> None:
     backend = FakeBackend(SETTINGS)
     backend.rapl = FakeRapl(sys_class)
@@ -277,6 +285,7 @@ def test_the_script_for_boards_says_what_it_finds(sys_class: Path, root: Path) -
 # -- in a search -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_search_holds_an_energy_next_to_a_latency(
     tiny: Path, tmp_path: Path, sys_class: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
