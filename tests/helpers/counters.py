@@ -24,14 +24,25 @@ class FakeRapl:
             (zone / "name").write_text(f"{name}\n")
             (zone / "max_energy_range_uj").write_text(f"{RANGE}\n")
             (zone / "energy_uj").write_text(f"{start}\n")
-        self.file = sys_class / "powercap" / "intel-rapl:0" / "energy_uj"
+        self.files = [zone / "energy_uj" for zone in sorted((sys_class / "powercap").iterdir())]
+
+    @property
+    def file(self) -> Path:
+        """The package's counter."""
+        return self.files[0]
 
     def spend(self, joules: float) -> None:
         """Count energy."""
         self._microjoules += round(1e6 * joules)
-        whole = self.file.with_name("new")
-        whole.write_text(f"{self._microjoules % RANGE}\n")
-        whole.replace(self.file)  # another process may be reading
+        for file in self.files:
+            overwrite(file, f"{self._microjoules % RANGE}\n")
+
+
+def overwrite(file: Path, content: str) -> None:
+    """Change a file at once, since somebody may be reading it."""
+    whole = file.with_name("new")
+    whole.write_text(content)
+    whole.replace(file)
 
 
 def write_rails(sys_class: Path, watts: dict[str, float], *, monitor: str = "ina3221") -> Path:

@@ -29,9 +29,10 @@ from autoprune.policy import Policy
 from autoprune.runtimes import open_backend, runtime_settings
 from autoprune.runtimes.energy import counter_of
 from autoprune.runtimes.energy_counter import FOLDER, NoCounterError, PowerRails, find_counter
+from autoprune.runtimes.load import LoadWatch
 from autoprune.structure.space import Space
 from tests.helpers.board import FakeBoard, make_fake_board
-from tests.helpers.counters import RANGE, FakeRapl, write_rails
+from tests.helpers.counters import RANGE, FakeRapl, overwrite, write_rails
 from tests.helpers.fake_backend import SETTINGS, WATTS, Chain, FakeBackend, Scripted, opener
 from tests.helpers.packages import need
 from tests.helpers.toy import chain_graph
@@ -84,8 +85,9 @@ def test_rapl_counts_its_packages_only(sys_class: Path, start: int) -> None:
 
 def test_all_packages_are_counted(sys_class: Path) -> None:
     first, second = FakeRapl(sys_class), FakeRapl(sys_class / "other")
-    (sys_class / "other" / "powercap" / "intel-rapl:0").rename(sys_class / "powercap" / "intel-rapl:2")
-    second.file = sys_class / "powercap" / "intel-rapl:2" / "energy_uj"
+    moved = sys_class / "powercap" / "intel-rapl:2"
+    second.file.parent.rename(moved)
+    second.files = [moved / "energy_uj"]
     assert find_counter().joules(lambda: (first.spend(1), second.spend(2))) == pytest.approx(3)  # type: ignore[func-returns-value,arg-type]
 
 
@@ -110,9 +112,9 @@ def test_power_is_sampled_meanwhile(sys_class: Path) -> None:
     monitor = write_rails(sys_class, {"VDD_IN": 0.0})
 
     def act() -> None:
-        (monitor / "curr1_input").write_text("2000")
+        overwrite(monitor / "curr1_input", "2000")
         time.sleep(0.1)
-        (monitor / "curr1_input").write_text("0")
+        overwrite(monitor / "curr1_input", "0")
 
     assert find_counter().joules(act) > 0.5 * 10 * 0.1, "it is 0 at both ends"
 
@@ -215,6 +217,26 @@ def test_energies_and_times_of_a_network_do_not_mix(sys_class: Path, tmp_path: P
     assert again.sample(build, narrow) == used, "another search knows it"
 
 
+def test_other_processes_on_free_cores_disturb_a_counter_of_the_whole_machine(
+    sys_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HalfACoreOf64(LoadWatch):
+        cores = range(64)
+
+        def __init__(self) -> None:
+            pass
+
+        def busy(self) -> float:
+            return 0.5
+
+    monkeypatch.setattr("autoprune.latency.timing.LoadWatch", HalfACoreOf64)
+    backend = FakeBackend(SETTINGS)
+    backend.rapl = FakeRapl(sys_class)
+    for meter, under_load in ((LatencyMeter, False), (EnergyMeter, True)):
+        made = meter(Chain(SPACE, SPACE.dense), SETTINGS, cache=tmp_path, opener=opener(backend))
+        assert made.reference.under_load == under_load
+
+
 def network(width: int = 8) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 4, 3, 2, 1)).eval()
@@ -241,9 +263,13 @@ class Burning(threading.Thread):
 
 def test_networks_in_this_process_are_counted(sys_class: Path) -> None:
     rapl = FakeRapl(sys_class)
-    backend = open_backend(replace(SETTINGS, threads=1))
-    with backend.session(), Burning(rapl):
-        assert EnergyRunner(backend.prepare(network(), (1, 3, 64, 64))).elapsed() > 0
+
+    class Spending(Scripted):
+        def elapsed(self) -> float:
+            rapl.spend(0.003)
+            return super().elapsed()
+
+    assert EnergyRunner(Spending([50.0])).elapsed() == pytest.approx(3.0)
 
 
 @pytest.fixture
@@ -255,7 +281,9 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBoard:
 
 def test_a_board_counts_where_the_network_runs(board: FakeBoard, sys_class: Path, tmp_path: Path) -> None:
     need("onnxruntime")
-    rapl = FakeRapl(sys_class)
+    there = tmp_path / "there"
+    rapl = FakeRapl(there)
+    board.program.write_text(board.program.read_text().replace("exec sh", f'{FOLDER}="{there}" exec sh'))
     settings = runtime_settings(board.url, image_size=64, runtime=Runtime("onnxruntime"), threads=1)
     assert counter_of(settings) == "RAPL (whole processor packages)"
     backend = open_backend(settings)
@@ -263,9 +291,9 @@ def test_a_board_counts_where_the_network_runs(board: FakeBoard, sys_class: Path
         runner = EnergyRunner(backend.prepare(network(), (1, 3, 64, 64)))
         assert runner.elapsed() > 0
         assert runner.watch() is not None, "its load is watched there"
-    for zone in sys_class.glob("powercap/*"):
+    for zone in there.glob("powercap/*"):
         (zone / "name").unlink()
-    with pytest.raises(DeviceError, match=f"Energy must be counted by {board.url}, and there is none: neither RAPL"):
+    with pytest.raises(DeviceError, match=f"must be counted by {board.url}, and there is none: neither RAPL .{there}"):
         counter_of(settings)
 
 
