@@ -127,15 +127,15 @@ def find_counter(*, gpu: bool = False, folder: str | None = None) -> Rapl | Powe
             return Rapl(packages)
     except PermissionError as error:
         raise NoCounterError(
-            f"only root may read {error.filename}: let others read it (sudo chmod a+r {_pattern(error.filename)})"
+            f"only root may read {error.filename}; let others read it (sudo chmod a+r {_pattern(error.filename)})"
         ) from error
     except (OSError, ValueError) as error:
-        raise NoCounterError(f"its counter cannot be read ({error}): limit latency or flops") from error
+        raise NoCounterError(f"its counter cannot be read ({error}); limit latency or flops") from error
     if gpu:
-        raise NoCounterError("that of a GPU is read on a Jetson only: limit latency or flops")
+        raise NoCounterError("that of a GPU is read on a Jetson only; limit latency or flops")
     raise NoCounterError(
         f"there is none: neither RAPL ({folder}/powercap/intel-rapl:*) nor the power rails of a Jetson "
-        f"({folder}/hwmon/*, ina3221): limit latency or flops"
+        f"({folder}/hwmon/*, ina3221); limit latency or flops"
     )
 
 
