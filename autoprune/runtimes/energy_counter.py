@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 FOLDER = "AUTOPRUNE_SYS_CLASS"
-"""Variable of the environment with the folder to look in, e.g. where a container has its host's /sys/class."""
+"""Variable of the environment with the folder to look in, if not /sys/class: where a container has its host's."""
 
 PERIOD = 0.01
 """Seconds between two samples of power; the monitors of a Jetson convert within some milliseconds."""
