@@ -2,7 +2,8 @@
 
 A latency can name what it is measured on: ``latency@openvino=8ms``, ``latency@cuda:0=2ms``,
 ``latency@ssh://pi@cam1/openvino=20ms`` (a board, and optionally a runtime there); and that 95 of 100 runs must hold it:
-``latency@p95=20ms``, ``latency@openvino@p95=20ms``. ``fps=30`` is a latency, too.
+``latency@p95=20ms``, ``latency@openvino@p95=20ms``. ``fps=30`` is a latency, too. So can an energy, which has no
+percentiles: ``energy=25mJ``, ``energy@openvino=60%``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from autoprune.io.numerals import DECIMAL
 from autoprune.metrics import METRICS, latency_target, metric_kind, spec_of
 
 _RUNTIMES = tuple(member.value for member in Runtime)
-"""What a latency can name behind its @, next to devices."""
+"""What a latency or an energy can name behind its @, next to devices."""
 
 _SPACE = "[ \t]"
 _RATE = "fps"
@@ -36,8 +37,8 @@ class Limit:
     """The most that one metric of the pruned network may be.
 
     Attributes:
-        metric: one of ``METRICS``, or ``latency@<target>``: latency on another runtime or device than the run's own,
-            and with ``@p95`` at the end the 95th percentile of the runs instead of their median.
+        metric: one of ``METRICS``, or ``latency@<target>`` or ``energy@<target>``: on another runtime or device than
+            the run's own, and with ``@p95`` at the end the 95th percentile of a latency instead of its median.
         requested: the text it was read from, e.g. ``latency=60%``; reading it again gives an equal limit.
         value: in the metric's own unit, or the share of the dense network's value, in (0, 1], if ``relative``.
         relative: whether the value is a share of the dense network's.
@@ -237,26 +238,28 @@ def _spelled(metric: str) -> str:
 
 def _check_metric(metric: str, requested: str) -> None:
     kind, at, named = metric.partition("@")
-    target, _ = latency_target(metric)
-    if kind == "energy":
-        raise BudgetError(
-            "Energy cannot be limited, since no counter of energy (RAPL, tegrastats) is read yet; limit latency or "
-            f"flops, got {_quoted(requested)}"
-        )
+    target, statistic = latency_target(metric)
     names = [spec.name for spec in METRICS]
     if kind not in names and kind != _RATE:
         known = ", ".join((*names, _RATE))
         raise BudgetError(f"A budget limits one of {known}, got {_quoted(metric)} in {_quoted(requested)}")
-    if at and (kind not in ("latency", _RATE) or not named):
+    if at and (kind not in ("latency", "energy", _RATE) or not named):
         raise BudgetError(
-            f"Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got {_quoted(requested)}"
+            "Only latency and energy are measured on a runtime or device, as in latency@openvino=8ms, got "
+            f"{_quoted(requested)}"
+        )
+    if kind == "energy" and statistic != "median":
+        raise BudgetError(
+            "Energy is a mean over many runs, which has no 95th percentile; write energy=60% or latency@p95=20ms, got "
+            f"{_quoted(requested)}"
         )
     device, runtime = split_target(target)
     placed = runtime in (None, *_RUNTIMES) and (device is None or is_device(device) or is_board(device))
     if target and not placed:
         raise BudgetError(
-            f"A latency is measured on a runtime ({', '.join(_RUNTIMES)}), on cpu, mps, cuda or cuda:N, or on a board "
-            f"({BOARDS}[/RUNTIME]), and @p95 may follow, got {_quoted(requested)}"
+            f"{'Energy' if kind == 'energy' else 'A latency'} is measured on a runtime ({', '.join(_RUNTIMES)}), on "
+            f"cpu, mps, cuda or cuda:N, or on a board ({BOARDS}[/RUNTIME])"
+            f"{'' if kind == 'energy' else ', and @p95 may follow'}, got {_quoted(requested)}"
         )
 
 

@@ -12,6 +12,7 @@ _COUNT_UNITS = {"": "1", "k": "1e3", "m": "1e6", "g": "1e9", "t": "1e12"}
 _BYTE_UNITS = {"b": "1", "kb": "1e3", "mb": "1e6", "gb": "1e9", "tb": "1e12"}
 _BYTE_UNITS |= {"kib": "1024", "mib": "1048576", "gib": "1073741824"}
 _TIME_UNITS = {"ms": "1", "s": "1e3", "us": "1e-3", "\u00b5s": "1e-3", "\u03bcs": "1e-3"}
+_ENERGY_UNITS = {"mj": "1", "j": "1e3", "uj": "1e-3", "\u00b5j": "1e-3", "\u03bcj": "1e-3"}
 _TAIL = "p95"
 
 
@@ -31,7 +32,7 @@ class MetricSpec:
 
     Example:
         >>> [spec.name for spec in METRICS]
-        ['latency', 'flops', 'params', 'size', 'memory', 'channels']
+        ['latency', 'energy', 'flops', 'params', 'size', 'memory', 'channels']
         >>> spec_of("size").units["kib"]
         '1024'
     """
@@ -50,6 +51,7 @@ _COSTS = "autoprune.costs"
 
 METRICS = (
     MetricSpec("latency", _TIME_UNITS, "8ms, 0.008s, 8000us or 60%", "latency", suffix="ms"),
+    MetricSpec("energy", _ENERGY_UNITS, "25mJ, 0.025J or 60%", "energy", suffix="mJ"),
     MetricSpec("flops", _COUNT_UNITS, "4.2G, 900M or 50%", "FLOPs", f"{_COSTS}:FlopsCost"),
     MetricSpec("params", _COUNT_UNITS, "1.5M, 900K or 50%", "parameters", f"{_COSTS}:ParamsCost", whole=True),
     MetricSpec(
@@ -62,10 +64,12 @@ METRICS = (
 )
 """What can be limited, in the order in which messages list it.
 
-Values are milliseconds, FLOPs (2 x multiply-accumulates), parameters, bytes, bytes of one image in fp32, kept channels.
+Values are milliseconds, millijoules, FLOPs (2 x multiply-accumulates), parameters, bytes, bytes of one image in fp32,
+kept channels.
 """
 
 _BY_NAME = {spec.name: spec for spec in METRICS}
+_MEASURED = {spec.name for spec in METRICS if not spec.cost}
 
 
 def metric_kind(metric: str) -> str:
@@ -79,7 +83,7 @@ def metric_kind(metric: str) -> str:
 
 
 def latency_target(metric: str) -> tuple[str, str]:
-    """Return the runtime or device that a latency names, empty for the run's own, and which statistic of runs counts.
+    """Return the runtime or device that a metric names, empty for the run's own, and which statistic of runs counts.
 
     Example:
         >>> latency_target("latency@openvino@p95"), latency_target("latency")
@@ -107,14 +111,14 @@ def spec_of(metric: str) -> MetricSpec:
     return spec
 
 
-def is_latency(metric: str) -> bool:
-    """Return whether a limit's metric is a latency, wherever it is measured.
+def is_measured(metric: str) -> bool:
+    """Return whether a limit's metric is measured while networks run, as latency and energy are, wherever that is.
 
     Example:
-        >>> is_latency("latency@cuda:0"), is_latency("flops")
-        (True, False)
+        >>> is_measured("latency@cuda:0"), is_measured("energy"), is_measured("flops")
+        (True, True, False)
     """
-    return metric_kind(metric) == "latency"
+    return metric_kind(metric) in _MEASURED
 
 
 def format_amount(metric: str, value: float) -> str:
@@ -122,7 +126,7 @@ def format_amount(metric: str, value: float) -> str:
 
     Args:
         metric: one of ``METRICS``, or ``latency@<target>``.
-        value: in the metric's unit: milliseconds, FLOPs, parameters, bytes, channels.
+        value: in the metric's unit: milliseconds, millijoules, FLOPs, parameters, bytes, channels.
 
     Raises:
         BudgetError: unknown metric.
@@ -132,8 +136,8 @@ def format_amount(metric: str, value: float) -> str:
         ('8.00 ms', '4.20 G', '2000')
     """
     spec = spec_of(metric)
-    if is_latency(metric):
-        return f"{value:.2f} ms" if not 0 < abs(value) < 1 else f"{value:.3f} ms"
+    if is_measured(metric):
+        return f"{value:.2f} {spec.suffix}" if not 0 < abs(value) < 1 else f"{value:.3f} {spec.suffix}"
     if not spec.prefixed:
         return f"{value:.0f}"
     suffix = spec.suffix

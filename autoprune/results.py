@@ -15,7 +15,7 @@ from typing import Any
 from autoprune.budget import Limit
 from autoprune.errors import RunError
 from autoprune.io.files import read_bytes, write_atomic
-from autoprune.metrics import METRICS, is_latency, latency_target
+from autoprune.metrics import METRICS, is_measured, latency_target
 
 RESULT_VERSION = 2
 """Of the JSON reports; 1 were those that called metrics ``main`` and ``lenient`` and had no version."""
@@ -95,8 +95,8 @@ class Stage:
     Attributes:
         metrics: on the validation split, or None if they were not measured.
         costs: in closed form or of files, by a budget's metric, in its unit; see `autoprune.budget.METRICS`.
-        latencies: by a budget's metric (``latency``, ``latency@openvino``): median, p10, p90 in milliseconds, and runs,
-            with device, runtime, precision and batch if the stages of a run may differ in them.
+        latencies: by a budget's metric (``latency``, ``latency@openvino``, ``energy``): median, p10, p90 in ms or mJ,
+            and runs, with device, runtime, precision and batch if the stages of a run may differ in them.
         details: what only this command tells of a network, by name, in plain JSON values.
     """
 
@@ -112,7 +112,7 @@ class Stage:
 
     def cost(self, metric: str) -> float:
         """Return what the network costs under a budget's metric, NaN if that was not measured."""
-        if is_latency(metric):
+        if is_measured(metric):
             statistic = latency_target(metric)[1]
             return float(self.latencies[metric][statistic]) if metric in self.latencies else float("nan")
         return float(self.costs.get(metric, float("nan")))

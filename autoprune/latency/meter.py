@@ -138,7 +138,7 @@ class LatencyMeter:
         return min(found, key=lambda timing: (timing.under_load, timing.median))
 
     def _adapted(self, config: MeasurementConfig) -> MeasurementConfig:
-        config = config.of_commands() if self.settings.runtime.spec.external else config
+        config = config.of_means() if self.settings.runtime.spec.external else config
         return replace(config, threads=self.settings.threads if self.settings.on_cpu else 1)
 
     @cached_property
@@ -241,9 +241,12 @@ class LatencyMeter:
         """Cache of this architecture's networks; latency does not depend on the weights."""
         shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
         size = self.settings.image_size
-        return LatencyCache(
-            self._cache, {**fingerprint(self.settings), "image_size": size, "network": fingerprint_key(shapes)}
-        )
+        return LatencyCache(self._cache, {**self._conditions, "image_size": size, "network": fingerprint_key(shapes)})
+
+    @property
+    def _conditions(self) -> Mapping[str, Any]:
+        """What the measurements of networks depend on, besides the network."""
+        return fingerprint(self.settings)
 
     def milliseconds(self, timing: PairedTiming) -> Timing:
         """Return a candidate's times in milliseconds: its ratio × the dense network's reference, with either's load."""

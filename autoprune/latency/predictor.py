@@ -12,7 +12,7 @@ from autoprune.latency.features import LayerFeatures, deployed_layers
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.tables import Interpolation, plan_grids
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.metrics import latency_target
+from autoprune.metrics import latency_target, spec_of
 from autoprune.structure.constraint import Cost
 from autoprune.structure.space import Allocation, Counts, Space
 
@@ -67,7 +67,7 @@ class LatencyError:
 
 
 class LatencyCost(Cost):
-    """Predict latency in milliseconds: a mixture of a constant and features, scaled to the dense network.
+    """Predict latency in ms, or energy in mJ: a mixture of a constant and features, scaled to the dense network.
 
     The mixture's weights are at least 0 and sum to 1. So the prediction never falls when a unit keeps more channels,
     equals the reference at the dense network and never exceeds it. A fit returns a new predictor; this one stays.
@@ -77,13 +77,12 @@ class LatencyCost(Cost):
         reference: the dense network's time.
         samples: measured networks to fit the mixture to.
         focus: ratio to the dense network near which it should be best, e.g. budget / reference; None for everywhere.
-        metric: ``latency``, or ``latency@<target>`` if a budget names the device or runtime.
+        metric: ``latency`` or ``energy``, with ``@<target>`` if a budget names the device or runtime.
 
     Attributes:
         weights: the mixture, constant first.
     """
 
-    unit = "ms"
     predicted = True
 
     def __init__(
@@ -95,7 +94,7 @@ class LatencyCost(Cost):
         focus: float | None = None,
         metric: str = "latency",
     ) -> None:
-        self.metric = metric
+        self.metric, self.unit = metric, spec_of(metric).suffix
         self.features = features
         self.reference = reference
         self.samples = tuple(samples)

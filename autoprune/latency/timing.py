@@ -28,7 +28,7 @@ _BATCH = 10
 _RESAMPLES = 200
 _FENCE = 1.5
 _MEDIAN, _UNDER_LOAD = 50, 10
-_COMMAND_RUNS, _COMMAND_SHARE = 3, 20
+_MEANS_LEAST, _MEANS_SHARE = 3, 20
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class MeasurementConfig:
     warm_up: int = 30
     threads: int = 1
 
-    def of_commands(self) -> MeasurementConfig:
-        """Return the configuration for a command whose every run prints a mean or median of many: 3 runs, rarely more.
+    def of_means(self) -> MeasurementConfig:
+        """Return the configuration if every run yields a mean or median of many: 3 runs, rarely more, and no warm-up.
 
-        A command loads the network anew each time, so nothing is warm and no run is spent on that.
+        So does a benchmark command, which loads the network anew each time, and a window in which energy is counted.
 
         Example:
-            >>> MeasurementConfig(runs=80, max_runs=240).of_commands().max_runs
+            >>> MeasurementConfig(runs=80, max_runs=240).of_means().max_runs
             12
         """
-        runs, most = (max(_COMMAND_RUNS, count // _COMMAND_SHARE) for count in (self.runs, self.max_runs))
-        return replace(self, runs=runs, least=_COMMAND_RUNS, max_runs=most, warm_up=0)
+        runs, most = (max(_MEANS_LEAST, count // _MEANS_SHARE) for count in (self.runs, self.max_runs))
+        return replace(self, runs=runs, least=_MEANS_LEAST, max_runs=most, warm_up=0)
 
     def more(self, times: Times, spread: float) -> int:
         """Return how many runs to add to the given ones, shape (rounds, runners), with this spread of their ratio."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import PolicyError
 from autoprune.io.files import read_bytes
-from autoprune.metrics import format_amount, is_latency, spec_of
+from autoprune.metrics import format_amount, is_measured, spec_of
 from autoprune.policy import Policy, PolicyUnit
 from autoprune.report.chart import Chart, values
 from autoprune.results import Result
@@ -104,6 +104,7 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
     found = candidates(result)
     if found is None:
         return None
+    predicted = dict.fromkeys(spec_of(metric).label for metric in found["costs"] if is_measured(metric))
     panels = [
         _front(metric, costs, found["scores"], found["chosen"], result) for metric, costs in found["costs"].items()
     ]
@@ -112,7 +113,7 @@ def fronts_chart(result: Result, folder: Path) -> Chart | None:
         "Score against cost",
         alt.concat(*panels, columns=2),
         "The line joins candidates that no other one beats in both; the ring is the one that was chosen."
-        + (" Latency is predicted." if any(map(is_latency, found["costs"])) else ""),
+        + "".join(f" {label.capitalize()} is predicted." for label in predicted),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.metrics import format_amount, is_latency, spec_of
+from autoprune.metrics import format_amount, is_measured, spec_of
 from autoprune.report.table import Table
 from autoprune.results import Compared, Metrics, Result, Stage
 
@@ -16,7 +16,7 @@ NOTHING = "–"
 """A cell whose value was not measured."""
 
 UNDER_LOAD = " (measured under load)"
-"""Follows the name of a latency that other processes disturbed; its figures are tenth percentiles, not medians."""
+"""Follows the name of a latency or energy that others disturbed; its figures are tenth percentiles, not medians."""
 
 _FINE = ("export", "quantize")
 """Commands whose networks hardly differ: their metrics have four decimals."""
@@ -53,8 +53,8 @@ def stage_table(result: Result, folder: Path) -> Table | None:
         if any(one.latencies.get(metric, {}).get("under_load") for one in stages):
             label += UNDER_LOAD
         rows.append([label, *(_cost(metric, one, stages[0]) for one in stages)])
-        if is_latency(metric):
-            rows.append(["p10 – p90", *(_range(one.latencies.get(metric)) for one in stages)])
+        if is_measured(metric):
+            rows.append(["p10 – p90", *(_range(metric, one.latencies.get(metric)) for one in stages)])
     for name, (label, form) in _DETAILS.items():
         if any(name in one.details for one in stages):
             values = (one.details.get(name) for one in stages)
@@ -148,8 +148,8 @@ def _cost(metric: str, stage: Stage, first: Stage) -> str:
     return text if stage is first or not before > 0 else f"{text} ({value / before:.0%})"
 
 
-def _range(latency: Mapping[str, Any] | None) -> str:
-    if latency is None:
+def _range(metric: str, measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return NOTHING
-    low, high = (format_amount("latency", latency[name]) for name in ("p10", "p90"))
-    return f"{low.removesuffix(' ms')} – {high}"
+    low, high = (format_amount(metric, measured[name]) for name in ("p10", "p90"))
+    return f"{low.removesuffix(f' {spec_of(metric).suffix}')} – {high}"

@@ -39,7 +39,7 @@ def _table(named: Sequence[tuple[str, Result]]) -> Table | None:
     stages = list(dict.fromkeys(stage for _, result in measured for stage in result.stages))
     costs = [
         metric
-        for metric in ("flops", "params", "latency")
+        for metric in ("flops", "params", "latency", "energy")
         if any(list(result.stages.values())[-1].cost(metric) > 0 for _, result in measured)
     ]
     names = list(dict.fromkeys(result.metric_names[0] if result.metric_names else NOTHING for _, result in measured))

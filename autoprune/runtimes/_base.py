@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
+from autoprune.runtimes.energy_counter import find_counter
 from autoprune.runtimes.hosts import BoardWatch
 from autoprune.runtimes.settings import RuntimeSettings
 
@@ -50,6 +51,19 @@ class Runner(ABC):
             Milliseconds, shape (rounds, runners); None if they must be run one by one from here.
         """
         return None
+
+    def joules(self, runs: int) -> float:
+        """Run a number of times where the network is loaded, and return the joules that the machine used meanwhile.
+
+        Raises:
+            NoCounterError: nothing counts them, see `autoprune.runtimes.energy.counter_of`.
+        """
+
+        def act() -> None:
+            for _ in range(runs):
+                self.elapsed()
+
+        return find_counter().joules(act)
 
     def watch(self) -> BoardWatch | None:
         """Return what watches, from now on, the board that the network runs on; None if that is this machine."""

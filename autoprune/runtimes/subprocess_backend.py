@@ -22,6 +22,7 @@ from torch import nn
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
 from autoprune.io.installed import install_extra
+from autoprune.runtimes import energy_counter
 from autoprune.runtimes._base import (
     Backend,
     Calibration,
@@ -38,6 +39,7 @@ from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.settings import RuntimeSettings
 
 ENGINES = Path(__file__).parent / "engines"
+COUNTER = Path(energy_counter.__file__)
 
 _FULL = ("MemoryError", "bad_alloc", "bad allocation", "llocate memory", "out of memory", "OutOfMemory")
 _RANDOM_INPUTS = 4
@@ -287,6 +289,10 @@ class SubprocessRunner(FileRunner):
         if len(numbers) < len(runners):
             return None
         return np.array(self._backend.ask("rounds", numbers=numbers, rounds=rounds)).reshape(rounds, len(runners))
+
+    def joules(self, runs: int) -> float:
+        """Have the subprocess run, and count there; see ``Runner``."""
+        return float(self._backend.ask("joules", number=self._number, runs=runs, counter=COUNTER))
 
     def watch(self) -> BoardWatch | None:
         """Return what watches the board from now on; see ``Runner``."""

@@ -3,8 +3,8 @@
 It holds one runtime and nothing else: two runtimes alive in one process disturb each other, and so does torch. Requests
 come as lines of JSON on the standard input, ``{"call": name, "arguments": {...}}``, and are answered by one line each,
 ``{"value": ...}`` or ``{"error": {"kind": ..., "text": ...}}``; the first answer, unasked, says whether the engine
-started. All calls are methods of the engine but ``rounds``. The process ends when its input ends, which is when the
-parent does. It runs on boards, too: Python 3.8 must be able to read it, and the engines.
+started. All calls are methods of the engine but ``rounds`` and ``joules``. The process ends when its input ends, which
+is when the parent does. It runs on boards, too: Python 3.8 must be able to read it, and the engines.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def main(engine: str, options: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints is no answer
     sys.modules.update(dict.fromkeys(CALLS_HOME))  # type: ignore[arg-type]  # None: cannot be imported
-    started = _answer(answers, lambda: _load(engine)(**json.loads(options)))
+    started = _answer(answers, lambda: _load(engine).Engine(**json.loads(options)))
     if started is None:
         return
     for line in sys.stdin:
         request = json.loads(line)
-        act = partial(_rounds, started) if request["call"] == "rounds" else getattr(started, request["call"])
+        ours = _OURS.get(request["call"])
+        act = partial(ours, started) if ours else getattr(started, request["call"])
         _answer(answers, partial(act, **request["arguments"]))
 
 
@@ -55,15 +56,28 @@ def _rounds(engine: Any, numbers: list[int], rounds: int) -> list[list[float]]:
             gc.enable()
 
 
-def _load(path: str) -> Callable[..., Any]:
-    """Return the class ``Engine`` of a file."""
-    spec = importlib.util.spec_from_file_location("engine", path)
+def _joules(engine: Any, number: int, runs: int, counter: str) -> float:
+    """Run a network a number of times, and return the joules that were used meanwhile, by the counter of a file."""
+
+    def act() -> None:
+        for _ in range(runs):
+            engine.run(number)
+
+    return float(_load(counter).find_counter().joules(act))
+
+
+_OURS: dict[str, Callable[..., Any]] = {"rounds": _rounds, "joules": _joules}
+"""The calls that are no methods of the engine."""
+
+
+def _load(path: str) -> Any:
+    """Return the module of a file."""
+    spec = importlib.util.spec_from_file_location("loaded", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: Callable[..., Any] = module.Engine
-    return found
+    return module
 
 
 def _answer(answers: TextIO, act: Callable[[], Any]) -> Any:

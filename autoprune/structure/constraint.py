@@ -22,8 +22,8 @@ class Cost(ABC):
     """A metric of an allocation that never falls when a unit keeps more channels.
 
     Attributes:
-        metric: ``flops``, ``params``, ``size``, ``channels`` or ``latency``, as in a budget.
-        unit: unit of the values: FLOPs, parameters, bytes, channels, milliseconds.
+        metric: ``flops``, ``params``, ``size``, ``channels``, ``latency`` or ``energy``, as in a budget.
+        unit: unit of the values: FLOPs, parameters, bytes, channels, ms, mJ.
         predicted: whether values are predictions of something that can be measured.
     """
 

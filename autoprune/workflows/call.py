@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import Config, RunConfig
+from autoprune.config import BudgetedConfig, Config, RunConfig
 from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener, hearing
 from autoprune.results import SUMMARIES
@@ -59,7 +59,7 @@ _WEIGHTS = ("model", "distill", "dense")
 def located(config: Config, listener: Listener) -> Config:
     """Return a configuration that says where its weights and data lie, see `autoprune.models.finding`.
 
-    Training arguments are checked, too: hours before they are used.
+    Training arguments, and whether energy is counted, are checked, too: hours before they are used.
 
     Args:
         config: as the user gave it, with names as Ultralytics takes them.
@@ -69,6 +69,7 @@ def located(config: Config, listener: Listener) -> Config:
         ModelError: there are no such weights here.
         DataError: the data set cannot be fetched.
         ConfigError: Ultralytics refuses a training argument.
+        DeviceError: the budget limits an energy that nothing counts.
     """
     if not isinstance(config, RunConfig):
         return config
@@ -87,6 +88,10 @@ def located(config: Config, listener: Listener) -> Config:
     for name, path in found.items():
         if path != given[name]:
             listener.note(f"{given[name]} is {path}.")
+    if isinstance(config, BudgetedConfig):
+        from autoprune.workflows.energy import check_counters
+
+        check_counters(config)
     return replace(config, **found)
 
 

@@ -114,7 +114,7 @@ def _compared(
         if not finalists:
             raise BudgetUnreachableError(
                 f"None of {len(best)} finalists could be measured within {latency_constraints}; "
-                "ask for a larger latency, or measure on a quieter machine"
+                "ask for a larger budget, or measure on a quieter machine"
             )
     if len(best) > 1:
         for allocation, accuracy in zip(list(finalists), evaluator.accuracies(list(finalists)), strict=True):

@@ -35,7 +35,7 @@ from autoprune.config.files import save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
 from autoprune.journal import Journal
-from autoprune.metrics import is_latency
+from autoprune.metrics import is_measured
 from autoprune.models._base import Adapter
 from autoprune.policy import Policy
 from autoprune.results import Metrics
@@ -189,7 +189,7 @@ class RunFolder:
         """Return whether a candidate was scored or an epoch trained, or whatever else the run is for."""
         budgeted = issubclass(COMMANDS[self.command], BudgetedConfig)  # the dense network is measured in any case
         return any(self.path.rglob("last.pt")) or any(
-            not (kind in _PREPARATION or kind.endswith(" dense") or (budgeted and is_latency(kind)))
+            not (kind in _PREPARATION or kind.endswith(" dense") or (budgeted and is_measured(kind)))
             for kind in self.journal.kinds
         )
 

@@ -1,4 +1,4 @@
-"""Latency within a run: the dense reference, the predictor, and the measurements that decide."""
+"""Latency and energy within a run: the dense reference, the predictor, and the measurements that decide."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 from autoprune.choices import COMMAND, Precision, Runtime, is_board, split_target
 from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.errors import ConfigError
+from autoprune.latency.energy import EnergyMeter
 from autoprune.latency.layers import layer_milliseconds
 from autoprune.latency.meter import Build, LatencyMeter, calm
 from autoprune.latency.predictor import LatencyCost, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
-from autoprune.metrics import format_amount, latency_target
+from autoprune.metrics import format_amount, latency_target, metric_kind, spec_of
+from autoprune.runtimes.energy import counter_of
 from autoprune.runtimes.load import measure_load
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation
@@ -55,21 +57,23 @@ MeasureOne: TypeAlias = Callable[[Allocation, Build, Build | None], PairedTiming
 
 
 class LatencyEstimator:
-    """Measures and predicts one latency for one run; everything is journalled by the meter.
+    """Measures and predicts one latency, or one energy, for one run; everything is journalled by the meter.
+
+    Of an energy, every figure is in millijoules in place of milliseconds.
 
     Args:
         network: the dense network.
         config: how it runs.
         folder: the run's.
         listener: hears the progress.
-        metric: ``latency``, or ``latency@<target>`` for another runtime or device than the configuration's.
+        metric: ``latency`` or ``energy``, with ``@<target>`` for another runtime or device than the configuration's.
 
     Attributes:
         metric: the budget's name of what it measures.
         meter: what measures.
 
     Raises:
-        DeviceError: the device or the runtime is not here.
+        DeviceError: the device or the runtime is not here, or nothing counts energy there.
     """
 
     def __init__(
@@ -84,12 +88,16 @@ class LatencyEstimator:
         adapter = network.adapter
         self.metric = metric
         self._statistic = latency_target(metric)[1]
+        self._label = spec_of(metric).label.capitalize()
         self._network, self._seed, self._listener = network, config.seed, listener
         self._with_nms = config.with_nms
         settings = settings_of(metric, config, adapter.input_shape)
         if settings.precision is Precision.INT8 and settings.device == "cpu":
             warn_of_slow_int8(listener)
-        self.meter = LatencyMeter(
+        if metric_kind(metric) == "energy":
+            counter = counter_of(settings)
+            listener.note(f"Energy is what {counter} counts meanwhile; idle power and other processes are in it.")
+        self.meter = meter_of(metric)(
             adapter.deployable(adapter.module, with_nms=config.with_nms),
             settings,
             recorder=folder.journal,
@@ -249,7 +257,8 @@ class LatencyEstimator:
         self._taken, self._disturbed = self._taken + 1, self._disturbed + timing.under_load
         if self.under_load and not before:
             self._listener.warn(
-                f"{measure_load()}: figures in milliseconds that are measured under load are marked so from here on."
+                f"{measure_load()}: figures of {self._label.lower()} that are measured under load are marked so from "
+                "here on."
             )
         return timing
 
@@ -293,8 +302,8 @@ class LatencyEstimator:
         return cost.correct([sample for sample in self._learnt if sample.allocation not in known])
 
     def reachable(self) -> str:
-        """Return the measured latency with every unit at its lower bound, as text."""
-        return format_amount("latency", self.measure(self._lowest))
+        """Return what is measured with every unit at its lower bound, as text."""
+        return format_amount(self.metric, self.measure(self._lowest))
 
     @cached_property
     def _lowest(self) -> Allocation:
@@ -318,14 +327,14 @@ class LatencyEstimator:
         remark = f", {disturbed} of them disturbed while they were measured" if disturbed else ""
         where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
         self._listener.note(
-            f"Latency{where} is predicted with a median error of {error.median_abs_rel:.1%} "
+            f"{self._label}{where} is predicted with a median error of {error.median_abs_rel:.1%} "
             f"(p90 {error.p90_abs_rel:.1%}, Spearman {error.spearman:.2f}, "
             f"{error.n} networks that it was not fitted to{remark})."
         )
         return Prediction(plain.fit([lowest, *samples], focus=focus), fitted, held_out, error)
 
     def _samples(self, allocations: Sequence[Allocation]) -> list[Sample]:
-        return self._each(self._sample, allocations, "Latency")
+        return self._each(self._sample, allocations, self._label)
 
     def fresh(self, allocations: Sequence[Allocation]) -> list[Sample]:
         """Return networks measured in this run, whatever earlier ones have kept."""
@@ -357,12 +366,17 @@ class LatencyEstimator:
         return timing.spread if calm(timing) else self._steadiness.doubt(timing)
 
 
+def meter_of(metric: str) -> type[LatencyMeter]:
+    """Return the class that measures a metric."""
+    return EnergyMeter if metric_kind(metric) == "energy" else LatencyMeter
+
+
 def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape: tuple[int, ...]) -> RuntimeSettings:
     """Return how networks run where a metric is measured.
 
     Args:
         metric: ``latency``, or ``latency@<runtime>``, ``latency@<device>`` or ``latency@<board>/<runtime>``, which say
-            what differs from ``config``.
+            what differs from ``config``; so for ``energy``.
         config: the options of the run.
         input_shape: of one input.
 

@@ -1,4 +1,4 @@
-"""The latency limits of a budget: candidates are predicted, those that decide are measured, and both are reconciled."""
+"""The measured limits of a budget: candidates are predicted, those that decide are measured, and both reconciled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.latency.predictor import LatencyCost
-from autoprune.metrics import format_amount, is_latency
+from autoprune.metrics import format_amount, is_measured
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
 from autoprune.workflows.latency import LatencyEstimator
@@ -28,22 +28,22 @@ CLOSE = 0.01
 _ROUNDING = 0.995  # the projection fills a budget to within a step of one unit; the prediction errs a little there
 
 Latencies = Mapping[str, float]
-"""Milliseconds by metric."""
+"""Milliseconds or millijoules by metric."""
 
 
 class LatencyConstraints:
-    """The latency limits of one budget, each with what measures it; false if latency is not limited.
+    """The latency and energy limits of one budget, each with what measures it; false if neither is limited.
 
     Args:
         benches: what measures, by metric.
-        limits: what each metric may be at most; those that are no latency are left aside.
+        limits: what each metric may be at most; those in closed form are left aside.
 
     Attributes:
-        limits: milliseconds by metric.
+        limits: milliseconds or millijoules by metric.
     """
 
     def __init__(self, estimators: Mapping[str, LatencyEstimator], limits: Latencies) -> None:
-        self.limits = {metric: limit for metric, limit in limits.items() if is_latency(metric)}
+        self.limits = {metric: limit for metric, limit in limits.items() if is_measured(metric)}
         self._estimators = {metric: estimators[metric] for metric in self.limits}
         self._targets = {metric: limit * (1 - MARGIN) for metric, limit in self.limits.items()}
 

@@ -16,7 +16,7 @@ from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener
-from autoprune.metrics import format_amount, is_latency
+from autoprune.metrics import format_amount, is_measured
 from autoprune.results import Stage
 from autoprune.statistics.layers import recalibrate
 from autoprune.strategies._base import Candidate
@@ -132,7 +132,7 @@ class _NetAdaptRun:
     def _holds(self, base: Base, limits: Mapping[str, float]) -> bool:
         """Return whether the network is within the limits already, latency as measured."""
         counts = np.array(base.allocation)
-        static = {metric: most for metric, most in limits.items() if not is_latency(metric)}
+        static = {metric: most for metric, most in limits.items() if not is_measured(metric)}
         latency_constraints = LatencyConstraints(self._run.estimators, limits)
         return all(
             self._run.static[metric](counts) <= most for metric, most in static.items()

@@ -122,13 +122,13 @@ _RECORDS: Sequence[tuple[str, Any]] = (
     (r"quantize", tuple[_Error, float]),
     (r"quantize", tuple[_DeployedKey, _Deployed]),
     (r"latency", tuple[Literal[""], Sequence[_Timing] | _Pair]),
-    (r"latency(@.*)?", tuple[Literal["format"], MemoryFormat]),
-    (r"latency(@.*)?", tuple[Literal["block"], _Count]),
-    (r"latency(@.*)?", tuple[Literal["reference"], _Timing]),
-    (r"latency(@.*)?", tuple[Literal["note"], str]),
-    (r"latency(@.*)?", tuple[Literal["layers"], Mapping[str, _Positive]]),
-    (r"latency(@.*)?", tuple[_Beside, Mapping[str, _Positive]]),
-    (r"latency(@.*)?", tuple[_Measured, _Pair]),
+    (r"(latency|energy)(@.*)?", tuple[Literal["format"], MemoryFormat]),
+    (r"(latency|energy)(@.*)?", tuple[Literal["block"], _Count]),
+    (r"(latency|energy)(@.*)?", tuple[Literal["reference"], _Timing]),
+    (r"(latency|energy)(@.*)?", tuple[Literal["note"], str]),
+    (r"(latency|energy)(@.*)?", tuple[Literal["layers"], Mapping[str, _Positive]]),
+    (r"(latency|energy)(@.*)?", tuple[_Beside, Mapping[str, _Positive]]),
+    (r"(latency|energy)(@.*)?", tuple[_Measured, _Pair]),
 )
 """A pattern of kinds, with the type of such a record's key and value; several for a kind are alternatives."""
 

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from autoprune.config import IMAGE_MULTIPLE, CompareConfig
-from autoprune.latency.meter import LatencyMeter
-from autoprune.metrics import is_latency, latency_target, spec_of
+from autoprune.metrics import is_measured, latency_target, spec_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.results import Metrics
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
-from autoprune.workflows.latency import settings_of
+from autoprune.workflows.latency import meter_of, settings_of
 from autoprune.workflows.network import static_costs
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.tuning import Tuned, Tuning, tune
@@ -112,14 +111,14 @@ class References:
         return all(costs[metric] <= most for metric, most in self._limits.items())
 
     def _costs(self, adapter: Adapter, module: nn.Module) -> dict[str, float]:
-        """Return a network's parameters, and what it costs under every metric that is limited; latency measured."""
+        """Return a network's parameters, and what it costs under every metric that is limited."""
         costs = {"params": float(sum(parameter.numel() for parameter in module.parameters()))}
         if any(spec_of(metric).cost for metric in self._limits):
             graph = analyse(module, adapter.example(2), free_outputs=adapter.free_outputs)
             space = Space(graph)
             known = static_costs(adapter, module, graph, space)
             costs |= {metric: float(known[metric](space.dense)) for metric in self._limits if metric in known}
-        for metric in filter(is_latency, self._limits):
+        for metric in filter(is_measured, self._limits):
             statistic = latency_target(metric)[1]
             if adapter is self._run.network.adapter:
                 name = f"reference of {costs['params']} parameters"
@@ -127,7 +126,7 @@ class References:
             else:  # another input: it cannot run paired with the dense network
                 settings = settings_of(metric, self._config, adapter.input_shape)
                 deployed = adapter.deployable(module, with_nms=settings.with_nms)
-                costs[metric] = getattr(LatencyMeter(deployed, settings).reference, statistic)
+                costs[metric] = getattr(meter_of(metric)(deployed, settings).reference, statistic)
         return costs
 
     def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> Metrics | None:

@@ -14,7 +14,7 @@ from torch import nn
 from autoprune import __version__
 from autoprune.budget import Budget
 from autoprune.costs import uncounted
-from autoprune.metrics import format_amount
+from autoprune.metrics import format_amount, spec_of
 from autoprune.policy import CostKind, Policy, PolicyCost, PolicyUnit, Provenance
 from autoprune.report.sections import publish
 from autoprune.results import LimitResult, Result, Stage
@@ -36,7 +36,7 @@ class SelectedCandidate:
     Attributes:
         allocation: kept channels per unit.
         score: its proxy score.
-        latencies: measured milliseconds by metric; empty if latency is not limited.
+        latencies: measured milliseconds or millijoules by metric; empty if neither is limited.
     """
 
     allocation: Allocation
@@ -74,8 +74,8 @@ class ResultWriter:
             )
             for metric, cost in run.static.items()
         }
-        for metric, latency in found.latencies.items():
-            costs[metric] = PolicyCost(latency, "ms", CostKind.MEASURED)
+        for metric, amount in found.latencies.items():
+            costs[metric] = PolicyCost(amount, spec_of(metric).suffix, CostKind.MEASURED)
         policy = Policy(
             model=run.network.described,
             criterion=run.config.criterion,

@@ -18,7 +18,7 @@ from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner, usage_figures
 from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import Listener
-from autoprune.metrics import is_latency
+from autoprune.metrics import is_measured
 from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.structure.space import Allocation
@@ -123,7 +123,7 @@ class PruningRun:
         network: the dense network.
         static: costs in closed form, by metric.
         bench: measures and predicts latency if the configuration says so.
-        benches: that one as ``latency``, and one for each other runtime or device that the budget names.
+        benches: that one as ``latency``, and one for each other latency or energy that the budget names.
     """
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, listener: Listener) -> None:
@@ -137,7 +137,7 @@ class PruningRun:
         named = {limit.metric for budget in config.levels for limit in budget}
         self.estimators = {
             metric: LatencyEstimator(self.network, config, folder, listener, metric=metric)
-            for metric in ["latency", *sorted(filter(is_latency, named - {"latency"}))]
+            for metric in ["latency", *sorted(filter(is_measured, named - {"latency"}))]
         }
         self.estimator = self.estimators["latency"]
         self._runner: Runner | None = None
@@ -209,7 +209,7 @@ class PruningRun:
         """
         if latency_constraints:
             self.listener.stage(stages.PREDICTOR)
-        ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+        ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
         ceilings += latency_constraints.ceilings()
         requested = {limit.metric: limit.requested for limit in budget}
         ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]

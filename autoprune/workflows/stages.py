@@ -13,7 +13,7 @@ from autoprune.config import (
     SparsifyConfig,
     TrainConfig,
 )
-from autoprune.metrics import is_latency
+from autoprune.metrics import is_measured
 
 OPEN = "Open the network"
 DENSE = "Measure the dense network"
@@ -126,7 +126,7 @@ def of_sparsifying(config: SparsifyConfig) -> dict[str, float]:
 
 
 def _beginning(config: BudgetedConfig) -> dict[str, float]:
-    latency = any(is_latency(limit.metric) for level in config.levels for limit in level)
+    latency = any(is_measured(limit.metric) for level in config.levels for limit in level)
     return {OPEN: _MEASURING, DENSE: _MEASURING, **({PREDICTOR: _FITTING} if latency else {})}
 
 

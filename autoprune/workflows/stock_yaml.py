@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.io.files import write_atomic
-from autoprune.metrics import is_latency
+from autoprune.metrics import is_measured
 from autoprune.models._base import Adapter
 from autoprune.structure.constraint import Constraint, CostLimit
 from autoprune.workflows.run import PruningRun, make_evaluator
@@ -67,7 +67,7 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     tied = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
     expressed = untied.space.from_names(run.network.keep(tied))
     static = untied.static_costs()
-    ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_latency(metric)]
+    ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
     if len(ceilings) < len(limits):
         ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
     free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 
 from autoprune.runtimes import Backend, Calibration, Precision, Runner, Runtime, RuntimeSettings
+from autoprune.runtimes.energy_counter import find_counter
 from autoprune.runtimes.settings import MemoryFormat
 from autoprune.structure.space import Counts, Space
+from tests.helpers.counters import FakeRapl
 
 SETTINGS = RuntimeSettings("cpu", Runtime.TORCH, Precision.FP32, 2, 1, 64, MemoryFormat.CONTIGUOUS)
 OVERHEAD = 0.5
 """Milliseconds of a whole network that no layer accounts for."""
+
+WATTS = 20.0
+"""Power of the device while a network runs."""
 
 
 class Scripted(Runner):
@@ -71,7 +76,12 @@ class FakeBackend(Backend):
         settings: as any backend's.
         noise: standard deviation of each run, relative.
         drift: amplitude of the machine's slow changes, relative.
+
+    Attributes:
+        rapl: counts the energy of every run, ``WATTS`` times its time; nothing does if None.
     """
+
+    rapl: FakeRapl | None = None
 
     def __init__(
         self,
@@ -122,6 +132,11 @@ class _Lawful(Runner):
 
     def elapsed(self) -> float:
         return self.milliseconds * self.backend.slowness()
+
+    def joules(self, runs: int) -> float:
+        rapl = self.backend.rapl
+        assert rapl is not None
+        return find_counter().joules(lambda: rapl.spend(1e-3 * WATTS * sum(self.elapsed() for _ in range(runs))))
 
 
 def opener(backend: Backend) -> Callable[[RuntimeSettings, Calibration | None], Backend]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import autoprune.workflows.latency
 import autoprune.workflows.network
 from autoprune.config.files import resume_command
 from autoprune.latency import LatencyMeter
+from autoprune.latency.energy import EnergyMeter
 from autoprune.listener import SilentListener
 from autoprune.results import Result
-from autoprune.runtimes import RuntimeSettings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from autoprune.workflows.call import Caller
@@ -138,12 +139,9 @@ def analysed(module: nn.Module, example: torch.Tensor, **options: Any) -> Channe
 def quick_commands(cache: Path) -> Iterator[None]:
     """Let commands measure on an idle device in closed form and analyse each architecture once."""
 
-    class Meter(LatencyMeter):
-        def __init__(self, dense: nn.Module, settings: RuntimeSettings, **options: Any) -> None:
-            super().__init__(dense, settings, cache=cache, opener=Device, **options)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoprune.workflows.latency, "LatencyMeter", Meter)
+        for meter in (LatencyMeter, EnergyMeter):
+            patch.setattr(autoprune.workflows.latency, meter.__name__, partial(meter, cache=cache, opener=Device))
         patch.setattr(autoprune.workflows.network, "analyse", analysed)
         set_load(patch, IDLE)
         yield

@@ -24,7 +24,7 @@ from autoprune.config import ProfileConfig, SearchConfig, SensitivityConfig
 from autoprune.errors import BudgetError, ConfigError, DeviceError
 from autoprune.latency.meter import MOST_LOSSES, LatencyMeter
 from autoprune.latency.timing import MeasurementConfig
-from autoprune.metrics import is_latency
+from autoprune.metrics import is_measured
 from autoprune.runtimes import Runner, RuntimeSettings, runtime_settings
 from autoprune.runtimes.hosts import BoardLostError, board_at
 from autoprune.runtimes.settings import fingerprint
@@ -78,7 +78,7 @@ def test_a_budget_names_boards_and_runtimes_there() -> None:
         "latency@ssh://pi@cam2:22",
         "latency",
     ]
-    assert all(is_latency(limit.metric) for limit in budget)
+    assert all(is_measured(limit.metric) for limit in budget)
     assert Budget.parse(budget.texts) == budget
     assert split_target("ssh://Ann@cam1/openvino") == ("ssh://Ann@cam1", "openvino")
 

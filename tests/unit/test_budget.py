@@ -61,8 +61,8 @@ def test_percentages_are_shares_of_the_dense_network(metric: str, percent: str, 
         ("", "METRIC=AMOUNT"),
         ("8ms", "METRIC=AMOUNT"),
         ("latency:8ms", "METRIC=AMOUNT"),
-        ("=8ms", "one of latency, flops, params, size, memory, channels, fps, got ''"),
-        ("speed=8ms", "one of latency, flops, params, size, memory, channels, fps, got 'speed'"),
+        ("=8ms", "one of latency, energy, flops, params, size, memory, channels, fps, got ''"),
+        ("speed=8ms", "one of latency, energy, flops, params, size, memory, channels, fps, got 'speed'"),
         ("latency=8", "the unit is missing"),
         ("size=3", "the unit is missing"),
         ("latency=8min", "unknown unit 'min'"),
@@ -188,6 +188,7 @@ def test_formatting_an_unknown_metric_is_refused() -> None:
 
 _UNITS = {
     "latency": ["ms", "s", "us", "%"],
+    "energy": ["mJ", "J", "uJ", "%"],
     "flops": ["K", "M", "G", "T", "%"],
     "params": ["K", "M", "G", "%"],
     "size": ["B", "KB", "MB", "GB", "KiB", "MiB", "GiB", "%"],
@@ -275,10 +276,9 @@ def test_a_rate_is_the_latency_of_a_batch() -> None:
         ("fps=50%", "images per second have no unit '%'; write fps= with 30 .images per second."),
         ("fps=30ms", "images per second have no unit 'ms'"),
         ("fps=0", "above zero"),
-        ("flops@p95=3G", "Only a latency is measured on"),
+        ("flops@p95=3G", "Only latency and energy are measured on"),
         ("latency@p99=3ms", "A latency is measured on a runtime"),
         ("latency@p95@openvino=3ms", "A latency is measured on a runtime"),
-        ("energy=2J", "no counter of energy .RAPL, tegrastats. is read yet"),
     ],
 )
 def test_a_rate_and_a_tail_that_mean_nothing_are_refused(text: str, message: str) -> None:

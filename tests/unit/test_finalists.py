@@ -185,7 +185,7 @@ def test_the_best_come_first_each_once_and_no_more_than_asked(count: int) -> Non
 
 
 def test_a_machine_on_which_none_holds_the_budget_is_an_error() -> None:
-    with pytest.raises(BudgetUnreachableError, match=r"None of 5 finalists .*; ask for a larger latency, or measure"):
+    with pytest.raises(BudgetUnreachableError, match=r"None of 5 finalists .*; ask for a larger budget, or measure"):
         chosen(lambda _: 30.0)
 
 

@@ -81,8 +81,8 @@ def files(board: FakeBoard) -> list[str]:
 
 @pytest.mark.parametrize(
     "pattern",
-    [AGENT, "autoprune/runtimes/worker.py", "autoprune/runtimes/engines/*.py"],
-    ids=["agent", "worker", "engines"],
+    [AGENT, "autoprune/runtimes/worker.py", "autoprune/runtimes/energy_counter.py", "autoprune/runtimes/engines/*.py"],
+    ids=["agent", "worker", "energy", "engines"],
 )
 def test_boards_need_python_3_8_only(pattern: str, root: Path) -> None:
     for path in root.glob(pattern):

@@ -62,8 +62,8 @@ def test_two_runtimes_at_once_are_both_measured_and_held(tiny: Path, tmp_path: P
     ("budget", "said"),
     [
         ("latency@tensorflow=8ms", "A latency is measured on a runtime (torch, "),
-        ("flops@cpu=50%", "Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got"),
-        ("latency@=8ms", "Only a latency is measured on a runtime or device, as in latency@openvino=8ms, got"),
+        ("flops@cpu=50%", "Only latency and energy are measured on a runtime or device, as in latency@openvino=8ms"),
+        ("latency@=8ms", "Only latency and energy are measured on a runtime or device, as in latency@openvino=8ms"),
         ("latency@cuda=8ms", "The device cuda was asked for, but torch"),
         ("latency@openvino=8h", "latency@openvino= with 8ms, 0.008s, 8000us or 60%"),
     ],

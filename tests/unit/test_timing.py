@@ -196,5 +196,5 @@ def test_the_slow_runs_are_kept_as_a_percentile() -> None:
 
 
 def test_a_command_is_run_a_few_times_only() -> None:
-    assert MeasurementConfig().of_commands() == MeasurementConfig(runs=3, least=3, max_runs=6, warm_up=0)
-    assert MeasurementConfig(runs=80, max_runs=240).of_commands().runs == 4
+    assert MeasurementConfig().of_means() == MeasurementConfig(runs=3, least=3, max_runs=6, warm_up=0)
+    assert MeasurementConfig(runs=80, max_runs=240).of_means().runs == 4

@@ -249,7 +249,7 @@ BUDGETS: list[tuple[tuple[str, ...], str]] = [
     (("latency@abacus=8ms",), "is measured on a runtime"),
     (("latency@cuda:１=8ms",), "is measured on a runtime"),
     (("latency@=8ms",), "as in latency@openvino=8ms"),
-    (("flops@openvino=50%",), "Only a latency is measured"),
+    (("flops@openvino=50%",), "Only latency and energy are measured"),
     (("flops=50%", "flops=50%"), "each metric once"),
     (("flops=50%", "flops=40%"), "each metric once"),
     (('["flops=50%"]',), "A budget limits one of"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune.errors import AutopruneError, PolicyError, RunError
 from autoprune.io.plain_yaml import read_values
-from autoprune.metrics import format_amount, is_latency, spec_of
+from autoprune.metrics import format_amount, metric_kind, spec_of
 from autoprune.policy import Policy
 from autoprune.report.sections import Shown, sections
 from autoprune.results import SUMMARIES, Result
@@ -19,6 +19,7 @@ from autoprune.results import SUMMARIES, Result
 PAGE = "report.html"
 
 _HELD_UP = 0.002
+_LESS = {"latency": "faster", "energy": "less energy"}
 """Metrics that differ by less are level."""
 
 
@@ -133,7 +134,7 @@ class Report:
         for metric, factor in stages[-1].speed_up(stages[0]).items():
             if metric in ("size", "memory", "channels") or abs(factor - 1) < 0.02:
                 continue
-            label = "faster" if is_latency(metric) else f"fewer {spec_of(metric).label}"
+            label = _LESS.get(metric_kind(metric)) or f"fewer {spec_of(metric).label}"
             where = f" on {metric.partition('@')[2]}" if "@" in metric else ""
             found.append(f"{factor:.1f} × {label}{where}")
         return found
