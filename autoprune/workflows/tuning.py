@@ -22,7 +22,7 @@ from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
 from autoprune.training.plan import default_patience, short_scale
-from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, read_epochs, rise_at_end
+from autoprune.training.results import EpochReport, FinetuneResult, read_epochs, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
 from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
@@ -326,7 +326,6 @@ def trained(
     with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
-            keep_epoch(report, out)
             listener.log(report.epoch, report.figures(series, adapter.metric_names))
             advance(report.epoch, f"{_shown(adapter, report.accuracy)} while training" if report.accuracy else "")
 

@@ -30,7 +30,7 @@ from autoprune.training.extensions.penalties import make_penalty
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
 from autoprune.training.extensions.sparsity_record import SparsityRecord
 from autoprune.training.finetune import finetune
-from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.results import EpochReport, FinetuneResult, read_epochs
 from autoprune.training.ultralytics.session import Session
 from tests.helpers.detectors import build
 from tests.helpers.networks import random_keep
@@ -107,10 +107,11 @@ def test_many_stops(adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path
 
 def test_a_stop_after_the_last_epoch(adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        tune(adapter, tmp_path, on_epoch=lambda report: stop(0) if report.epoch == EPOCHS else None)
+        tune(adapter, tmp_path, extensions=[StopAt("on_model_save", epoch=EPOCHS - 1)])
     reports: list[EpochReport] = []
     assert_same(tune(adapter, tmp_path, resume=True, on_epoch=reports.append), whole)
     assert reports == [], "nothing is trained again"
+    assert [report.epoch for report in read_epochs(tmp_path)] == [1, 2, 3], "the curve is whole"
 
 
 @pytest.mark.slow
