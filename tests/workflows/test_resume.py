@@ -25,7 +25,7 @@ from autoprune.training.extensions._base import Event, TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
-from autoprune.training.extensions.masking import Masking, TwoOfFour, convolution_weights
+from autoprune.training.extensions.masking import Masking, convolution_weights, two_of_four
 from autoprune.training.extensions.penalties import make_penalty
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
 from autoprune.training.extensions.sparsity_record import SparsityRecord
@@ -193,7 +193,7 @@ def sparsity(adapter: UltralyticsAdapter, folder: Path) -> Sequence[TrainingExte
 
 
 def masks(adapter: UltralyticsAdapter, _: Path) -> Sequence[TrainingExtension]:
-    return [Masking(TwoOfFour().masks(convolution_weights(adapter.module)))]
+    return [Masking(two_of_four(convolution_weights(adapter.module)))]
 
 
 CASES = {
