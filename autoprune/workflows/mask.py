@@ -160,7 +160,6 @@ def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, lis
         label="Fine-tuning",
         tuning=tuning,
         listener=listener,
-        changes={},
         extensions=[Masking(masks)],
     ).module
 

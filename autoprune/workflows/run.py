@@ -58,14 +58,9 @@ def demonstration(imgsz: SizeLike | None = None) -> tuple[Path, Path, ImageSize]
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
-    assert config.model is not None
     pin_threads(config.threads_here, folder, listener)
     return open_network(
-        config.model,
-        data=config.data,
-        image_size=config.imgsz,
-        device=config.device,
-        trust=config.trust_checkpoint,
+        config,
         criterion=config.criterion,
         round_to=config.round_to,
         min_keep=config.min_keep,

@@ -216,7 +216,6 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, listen
             tuning=tuning,
             listener=listener,
             changes=from_scratch_recipe(epochs=tuning.epochs, batch=tuning.batch),
-            extensions=[],
         )
         adapter.save(result.module, path)
     return path
@@ -288,7 +287,6 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listen
             label="Tuning for int8",
             tuning=tuning,
             listener=listener,
-            changes={},
             extensions=[FakeQuantization()],
         )
         adapter.save(result.module, path)
@@ -303,8 +301,8 @@ def trained(
     label: str,
     tuning: Tuning,
     listener: Listener,
-    changes: Mapping[str, Any],
-    extensions: Sequence[TrainingExtension],
+    changes: Mapping[str, Any] | None = None,
+    extensions: Sequence[TrainingExtension] = (),
     finish: Callable[[FinetuneResult], str] = lambda result: "",
     series: str | None = None,
 ) -> FinetuneResult:

@@ -57,7 +57,7 @@ def largest_of_layer(weights: Weights, share: float) -> Masks:
 
 
 def largest_of_network(weights: Weights, share: float) -> Masks:
-    """Drop a share, in (0, 1), of the smallest weights of all layers together: wide layers lose more than small ones."""
+    """Drop a share, in (0, 1), of the smallest weights of all layers together: wide layers lose more than narrow."""
     kept = _largest(torch.cat([weight.detach().abs().flatten() for weight in weights.values()]), share)
     parts = torch.split(kept, [weight.numel() for weight in weights.values()])
     return {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
