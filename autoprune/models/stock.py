@@ -35,20 +35,9 @@ from ultralytics.nn.tasks import (
     PoseModel,
     RTDETRDetectionModel,
     SegmentationModel,
-    guess_model_scale,
-    guess_model_task,
     torch_safe_load,
 )
-from ultralytics.utils import (
-    DATASETS_DIR,
-    DEFAULT_CFG,
-    DEFAULT_CFG_DICT,
-    ROOT,
-    SETTINGS,
-    YAML,
-    IterableSimpleNamespace,
-    checks,
-)
+from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, ROOT, SETTINGS, YAML, checks
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 from ultralytics.utils.loss import v8DetectionLoss
