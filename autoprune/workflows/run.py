@@ -117,8 +117,8 @@ class PruningRun:
         listener: hears the progress.
         network: the dense network.
         static: costs in closed form, by metric.
-        bench: measures and predicts latency if the configuration says so.
-        benches: that one as ``latency``, and one for each other latency or energy that the budget names.
+        estimator: measures and predicts latency on the run's own runtime.
+        estimators: that one as ``latency``, and one for each other latency or energy that the budget names.
     """
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, listener: Listener) -> None:
