@@ -73,7 +73,7 @@ class Importance(ABC):
             values = member.scores.detach().double().cpu().numpy()
             scale = max(float(values.mean()), 1e-12) if self.normalised else 1.0
             np.add.at(total, member.channels, values / scale)
-        return tuple(total[group.offset : group.offset + group.size] for group in graph.groups)
+        return tuple(total[group.span] for group in graph.groups)
 
     def order(self, module: nn.Module, graph: ChannelGraph) -> tuple[Ids, ...]:
         """Return per group its channels' numbers within the group, most important first (ties by number)."""

@@ -50,7 +50,7 @@ def first_stages(graph: ChannelGraph, module: nn.Module, stages: Sequence[str]) 
     for name, axes in graph.tensors.items():
         for _, axis in axes:
             channels[graph.axes[axis]] = np.minimum(channels[graph.axes[axis]], stage_of[name])
-    groups = [int(channels[group.offset : group.offset + group.size].min()) for group in graph.groups]
+    groups = [int(channels[group.span].min()) for group in graph.groups]
     return tuple(min(groups[index] for index in unit.groups) for unit in graph.units)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ _HOW = {
 }
 
 
-class NetworkRole(Enum):
-    """What a measured network was for."""
-
-    FITTED = "the predictor was fitted to"
-    HELD_OUT = "held out of the fit"
-    FRESH = "fresh, measured afterwards"
+_ROLES = {
+    "fitted": "the predictor was fitted to",
+    "held_out": "held out of the fit",
+    "fresh": "fresh, measured afterwards",
+}
+"""What a measured network was for."""
 
 
 def layers_chart(result: Result, folder: Path) -> Chart | None:
@@ -225,7 +224,7 @@ def prediction_chart(result: Result, folder: Path) -> Chart | None:
     known = [one for one in found if all(map(math.isfinite, (one["predicted"], one["measured"])))]
     if not known:
         return None
-    roles = {one: NetworkRole[one.upper()].value for one in dict.fromkeys(one["role"] for one in known)}
+    roles = {one: _ROLES[one] for one in dict.fromkeys(one["role"] for one in known)}
     legend = {role: f"{words} ({sum(one['role'] == role for one in known)})" for role, words in roles.items()}
     rows = [
         {"network": legend[one["role"]], "measured": one["measured"], "predicted": one["predicted"]}

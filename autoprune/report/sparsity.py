@@ -32,34 +32,6 @@ _SYMBOLS = {PenaltyName.L1.value: "|γ|", PenaltyName.GROUP_LASSO.value: "‖w�
 """How the scale of a channel is written, by the penalty that makes it small."""
 
 
-def quintiles_chart(result: Result, folder: Path) -> Chart | None:
-    """Return how the scales of all channels fall over a sparsity training."""
-    if (found := _record(folder)) is None:
-        return None
-    epochs, symbol = found["epochs"], _SYMBOLS[found["penalty"]]
-    quintiles = [one["quintiles"] for one in epochs]
-    return scale_quintiles([one["epoch"] for one in epochs], quintiles, title=result.title, symbol=symbol)
-
-
-def histogram_chart(result: Result, folder: Path) -> Chart | None:
-    """Return the histogram of the scales over a sparsity training."""
-    if (found := _record(folder)) is None:
-        return None
-    epochs, symbol = found["epochs"], _SYMBOLS[found["penalty"]]
-    counts = [one["counts"] for one in epochs]
-    return scale_histogram([one["epoch"] for one in epochs], counts, found["edges"], title=result.title, symbol=symbol)
-
-
-def watched_chart(result: Result, folder: Path) -> Chart | None:
-    """Return the scales of one layer within the epochs of a sparsity training."""
-    found = _record(folder)
-    if found is None or not found["iterations"]:
-        return None
-    moments, symbol = found["iterations"], _SYMBOLS[found["penalty"]]
-    scales, title = [one["scales"] for one in moments], f"{result.title}: {found['watched']}"
-    return watched_scales([one["iteration"] for one in moments], scales, title=title, symbol=symbol)
-
-
 def _record(folder: Path) -> Mapping[str, Any] | None:
     """Return what `autoprune.training.extensions.sparsity_record` has written in a folder, or None."""
     try:
@@ -69,25 +41,17 @@ def _record(folder: Path) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) and found.get("epochs") and found.get("penalty") in _SYMBOLS else None
 
 
-def scale_quintiles(epochs: Sequence[int], quintiles: Sequence[Sequence[float]], *, title: str, symbol: str) -> Chart:
-    """Return what 20, 40, 60, 80 and 100% of the scales do not exceed, a line each over the epochs.
-
-    Args:
-        epochs: numbers of the epochs, 0 for the dense network; at least one.
-        quintiles: per epoch, the five values.
-        title: stands above the plot.
-        symbol: how a scale is written.
-
-    Raises:
-        ValueError: there are no epochs.
-    """
+def quintiles_chart(result: Result, folder: Path) -> Chart | None:
+    """Return what 20, 40, 60, 80 and 100% of the scales do not exceed, a line each over a training's epochs."""
     import altair as alt
 
-    _refuse_none(epochs)
+    if (record := _record(folder)) is None:
+        return None
+    symbol = _SYMBOLS[record["penalty"]]
     rows = [
-        {"epoch": epoch, "channels": name, "scale": value}
-        for epoch, found in zip(epochs, quintiles, strict=True)
-        for name, value in zip(_QUINTILES, found, strict=True)
+        {"epoch": one["epoch"], "channels": name, "scale": value}
+        for one in record["epochs"]
+        for name, value in zip(_QUINTILES, one["quintiles"], strict=True)
     ]
     order = list(reversed(_QUINTILES))
     legend = alt.Legend(title="of the channels", symbolType="stroke", symbolStrokeWidth=3)
@@ -102,29 +66,24 @@ def scale_quintiles(epochs: Sequence[int], quintiles: Sequence[Sequence[float]],
         )
     )
     caption = f"A line is the {symbol} that this share of all channels does not exceed."
-    return Chart("quintiles", title, figure.properties(**_SIZE), caption)
+    return Chart("quintiles", result.title, figure.properties(**_SIZE), caption)
 
 
-def watched_scales(iterations: Sequence[int], scales: Sequence[Sequence[float]], *, title: str, symbol: str) -> Chart:
-    """Return every channel's scale in one layer over the iterations, a thin line each, and their median.
+def watched_chart(result: Result, folder: Path) -> Chart | None:
+    """Return every channel's scale in one layer over a training's iterations, a thin line each, and their median.
 
     Of more than 64 channels those are drawn that are evenly spread between the smallest and the largest at the end,
     and of more than 120 iterations as many, evenly spread.
-
-    Args:
-        iterations: their numbers; at least one.
-        scales: per iteration, the layer's scales.
-        title: stands above the plot.
-        symbol: how a scale is written.
-
-    Raises:
-        ValueError: there are no iterations.
     """
     import altair as alt
 
-    _refuse_none(iterations)
-    seen = np.unique(np.linspace(0, len(iterations) - 1, _MOMENTS).round().astype(int))
-    table, moments = np.asarray(scales, dtype=np.float64)[seen], np.asarray(iterations)[seen].tolist()
+    record = _record(folder)
+    if record is None or not record["iterations"]:
+        return None
+    noted, symbol = record["iterations"], _SYMBOLS[record["penalty"]]
+    seen = np.unique(np.linspace(0, len(noted) - 1, _MOMENTS).round().astype(int))
+    moments = [noted[place]["iteration"] for place in seen]
+    table = np.array([noted[place]["scales"] for place in seen], dtype=np.float64)
     ranked, number = np.argsort(table[-1], kind="stable"), table.shape[1]
     drawn = ranked[np.linspace(0, number - 1, min(number, _LINES)).round().astype(int)].tolist()
     rows = [
@@ -145,30 +104,20 @@ def watched_scales(iterations: Sequence[int], scales: Sequence[Sequence[float]],
     which = f"each of {number} channels" if number <= _LINES else f"{_LINES} of {number} channels"
     return Chart(
         "watched",
-        title,
+        f"{result.title}: {record['watched']}",
         figure.properties(**_SIZE),
         f"A thin line is one channel ({which}), orange is the median of all.",
     )
 
 
-def scale_histogram(
-    epochs: Sequence[int], counts: Sequence[Sequence[int]], edges: Sequence[float], *, title: str, symbol: str
-) -> Chart:
-    """Return the histogram of all scales as a column of colours per epoch, on a logarithmic colour scale.
-
-    Args:
-        epochs: numbers of the epochs, ascending; at least one.
-        counts: per epoch, the scales in each bin.
-        edges: of the bins, ascending, one more than there are bins.
-        title: stands above the plot.
-        symbol: how a scale is written.
-
-    Raises:
-        ValueError: there are no epochs.
-    """
+def histogram_chart(result: Result, folder: Path) -> Chart | None:
+    """Return the histogram of all scales as a column of colours per epoch, on a logarithmic colour scale."""
     import altair as alt
 
-    _refuse_none(epochs)
+    if (record := _record(folder)) is None:
+        return None
+    epochs, edges, symbol = [one["epoch"] for one in record["epochs"]], record["edges"], _SYMBOLS[record["penalty"]]
+    counts = [one["counts"] for one in record["epochs"]]
     rows = [
         {"left": left, "right": right, "epoch": epoch, "low": low, "high": high, "share": count / max(sum(found), 1)}
         for epoch, left, right, found in zip(epochs, *_columns(epochs), counts, strict=True)
@@ -196,7 +145,7 @@ def scale_histogram(
         )
     )
     caption = "A column is the histogram over all channels after an epoch; empty: none."
-    return Chart("histogram", title, figure.properties(**_SIZE), caption)
+    return Chart("histogram", result.title, figure.properties(**_SIZE), caption)
 
 
 def channels_chart(result: Result, folder: Path) -> Chart | None:
@@ -249,8 +198,3 @@ def _columns(epochs: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
     first = 2 * epochs[0] - middles[0] if middles else epochs[0] - 0.5
     last = 2 * epochs[-1] - middles[-1] if middles else epochs[0] + 0.5
     return [first, *middles], [*middles, last]
-
-
-def _refuse_none(epochs: Sequence[object]) -> None:
-    if not epochs:
-        raise ValueError("a picture of sparsity needs at least one value, got none")

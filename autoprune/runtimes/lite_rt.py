@@ -17,15 +17,6 @@ class LiteRtBackend(SubprocessBackend):
         packages, options = ("onnx", "ai_edge_litert"), {"threads": self.settings.threads}
         return EngineSpec("The runtime litert", ENGINES / "lite_rt.py", packages, "litert", options)
 
-    @property
-    def quantizer(self) -> EngineSpec:
-        """ONNX Runtime's quantizer, whose pairs are translated."""
-        packages, options = ("onnx", "onnxruntime"), {"runtime": "litert"}
-        return EngineSpec("Quantisation for litert", ENGINES / "quantize_onnx.py", packages, "litert", options)
-
-    def check(self, capabilities: Sequence[str]) -> None:
-        """Check nothing: LiteRT computes in all its formats on every CPU."""
-
     def translated(self, path: Path) -> Path:
         """Return the file made of an ONNX file; see ``SubprocessBackend``."""
         to = path.with_suffix(".tflite")

@@ -26,15 +26,6 @@ class OnnxRuntimeBackend(SubprocessBackend):
         packages = ("onnx", "onnxruntime")
         return EngineSpec("The runtime onnxruntime", ENGINES / "onnx_runtime.py", packages, "onnxruntime", options)
 
-    @property
-    def quantizer(self) -> EngineSpec:
-        """ONNX Runtime's own quantizer."""
-        packages = ("onnx", "onnxruntime")
-        options = {"runtime": "onnxruntime"}
-        return EngineSpec(
-            "Quantisation for onnxruntime", ENGINES / "quantize_onnx.py", packages, "onnxruntime", options
-        )
-
     def check(self, capabilities: Sequence[str]) -> None:
         """Check that the build has the device's execution provider."""
         if not self.settings.on_cpu and "CUDAExecutionProvider" not in capabilities:

@@ -128,13 +128,13 @@ class SubprocessBackend(Backend, FileBackend):
         """The engine that runs networks."""
 
     @property
-    @abstractmethod
     def quantizer(self) -> EngineSpec:
-        """The engine that quantises networks for the runtime."""
+        """The engine that quantises networks for the runtime: ONNX Runtime's, in the form that the runtime reads."""
+        packages, name = ("onnx", "onnxruntime"), self.settings.runtime.value
+        return EngineSpec(f"Quantisation for {name}", ENGINES / "quantize_onnx.py", packages, name, {"runtime": name})
 
-    @abstractmethod
     def check(self, capabilities: Sequence[str]) -> None:
-        """Check the capabilities that the engine reports.
+        """Check the capabilities that the engine reports; by default it computes in all its formats on every device.
 
         Raises:
             DeviceError: the device lacks the precision.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 
 class TensorRtBackend(SubprocessBackend):
-    """TensorRT engines, strongly typed: the exported network says which number format each operation has."""
+    """TensorRT engines, strongly typed: the exported network says which number format each operation has.
+
+    There are no capabilities to check: the builder names the operations that a GPU does not support.
+    """
 
     @property
     def runtime(self) -> EngineSpec:
@@ -18,12 +19,3 @@ class TensorRtBackend(SubprocessBackend):
         options = {"device": torch.device(self.settings.device).index, "tf32": torch.backends.cudnn.allow_tf32}
         packages = ("onnx", "tensorrt", "cuda.bindings")
         return EngineSpec("The runtime tensorrt", ENGINES / "tensor_rt.py", packages, "tensorrt", options)
-
-    @property
-    def quantizer(self) -> EngineSpec:
-        """ONNX Runtime's quantizer, in the form that TensorRT reads."""
-        packages, options = ("onnx", "onnxruntime"), {"runtime": "tensorrt"}
-        return EngineSpec("Quantisation for tensorrt", ENGINES / "quantize_onnx.py", packages, "tensorrt", options)
-
-    def check(self, capabilities: Sequence[str]) -> None:
-        """Check nothing: the builder names the operations that a GPU does not support."""

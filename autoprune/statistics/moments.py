@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -109,11 +108,7 @@ def _readers(dense: nn.Module, graph: ChannelGraph) -> list[Layer]:
     not fit the other.
     """
     uses = Counter(id(tensor) for _, tensor in dense.named_parameters(remove_duplicate=False))
-    free = np.zeros(graph.channels, dtype=bool)
-    for unit in graph.units:
-        for index in unit.groups:
-            group = graph.groups[index]
-            free[group.offset : group.offset + group.size] = True
+    free = graph.prunable
     found = {}
     for layer in graph.layers:
         reader = dense.get_submodule(layer.name) if layer.kind in _READERS and layer.groups == 1 else None

@@ -72,7 +72,7 @@ class Slicer:
         if keep.shape != (self.graph.channels,):
             raise ModelError(f"A channel mask must have {self.graph.channels} entries, got {keep.shape}")
         for group in self.graph.groups:
-            kept = np.count_nonzero(keep[group.offset : group.offset + group.size])
+            kept = np.count_nonzero(keep[group.span])
             if kept == 0:
                 raise ModelError(f"A group must keep at least one channel; {group.name} would keep none")
             if group.pinned is not None and kept < group.size:

@@ -113,12 +113,6 @@ class Space:
         index = int(np.searchsorted(choices, counts[unit], side="right"))
         return int(choices[index]) if index < len(choices) else None
 
-    def next_down(self, counts: Counts, unit: int) -> int | None:
-        """Return the next narrower choice of a unit, or None if it is at its lower bound."""
-        choices = self.choices[unit]
-        index = int(np.searchsorted(choices, counts[unit], side="left")) - 1
-        return int(choices[index]) if index >= 0 else None
-
     def check_units(self, what: str, values: npt.NDArray[np.float64]) -> None:
         """Refuse numbers, one per unit, of which one is NaN or infinite.
 

@@ -25,7 +25,7 @@ from autoprune.models._trainable import TrainableAdapter
 from autoprune.results import Metrics
 from autoprune.training.extensions._base import Event, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext
-from autoprune.training.results import EpochReport, FinetuneResult, recalibrated
+from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, recalibrated
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.state_file import read_state, state_bytes, telling_damage
 
@@ -234,9 +234,11 @@ class PlainTrainer(Trainer):
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 self._epoch(training)
             accuracy = self._adapter.validate(training.plain)
+            report = EpochReport(training.epoch, training.epochs, training.losses, accuracy)
+            keep_epoch(report, context.out)
             _keep(training, accuracy, weights)
             if context.on_epoch is not None:
-                context.on_epoch(EpochReport(training.epoch, training.epochs, training.losses, accuracy))
+                context.on_epoch(report)
         training.reach(Event.END)
         if training.patience:
             training.plain.load_state_dict(read_state(weights / "best.pt")["module"])

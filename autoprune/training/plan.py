@@ -84,6 +84,9 @@ class Trainer(ABC):
     def train(self, module: nn.Module, plan: Plan, context: TrainingContext) -> FinetuneResult:
         """Train a copy of a network.
 
+        An epoch is noted with `keep_epoch` before the state is written that a resume goes on from: after a kill between
+        the two it is trained and noted again, and none is missing.
+
         Raises:
             ConfigError: the family's training has no such setting, device or extension.
             TrainingError: the loss is not a number, or there is no data set.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoprune import __version__
-from autoprune.config import ApplyConfig, TrainConfig, devices_of
+from autoprune.config import ApplyConfig, TrainConfig
 from autoprune.evaluation.pruning import calibration_of, prune
 from autoprune.listener import Listener
 from autoprune.policy import Policy
@@ -77,11 +77,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
     policy = config.policy if isinstance(config.policy, Policy) else Policy.load(config.policy)
     policy.check_criterion()  # before the network is loaded
     network = open_network(
-        config.model,
-        data=config.data,
-        image_size=config.imgsz,
-        device=devices_of(config.device)[0],
-        trust=config.trust_checkpoint,
+        config,
         criterion=policy.criterion,
         check=lambda graph: policy.check({unit.name: unit.width for unit in graph.units}),
         listener=listener,

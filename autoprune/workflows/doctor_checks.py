@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from autoprune import __version__
 from autoprune.choices import RUNTIMES, Precision, Runtime, RuntimeSpec
+from autoprune.io.files import size_of
 from autoprune.io.installed import install_extra, install_package, origin
 from autoprune.workflows.doctor import Check, State
 
@@ -136,7 +137,7 @@ def caches() -> Iterator[Check]:
     root = latency.parent
     for name, folder, pattern in (("latencies", latency, "*.json"), ("demo data", root, "shapes-*")):
         entries = list(folder.glob(pattern)) if folder.is_dir() else []
-        used = sum(_bytes_of(entry) for entry in entries)
+        used = sum(map(size_of, entries))
         yield Check(name, f"{len(entries)} entries, {_size(used)}", hint=str(folder))
     there = next(folder for folder in (root, *root.parents) if folder.exists())
     if not os.access(there, os.W_OK):
@@ -230,11 +231,6 @@ def _size(amount: float) -> str:
             return f"{amount:.0f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
-
-
-def _bytes_of(entry: Path) -> int:
-    files = entry.rglob("*") if entry.is_dir() else [entry]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 # -- runtimes ----------------------------------------------------------------------------------------

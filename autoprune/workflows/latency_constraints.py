@@ -35,7 +35,7 @@ class LatencyConstraints:
     """The latency and energy limits of one budget, each with what measures it; false if neither is limited.
 
     Args:
-        benches: what measures, by metric.
+        estimators: what measures, by metric.
         limits: what each metric may be at most; those in closed form are left aside.
 
     Attributes:

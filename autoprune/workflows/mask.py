@@ -25,14 +25,13 @@ from autoprune.runtimes.settings import image_size_of
 from autoprune.training.extensions.masking import (
     Masking,
     Masks,
-    Pattern,
-    SmallestOfLayer,
-    SmallestOfNetwork,
-    TwoOfFour,
     apply_masks,
     check_masks,
     convolution_weights,
     has_two_of_four,
+    largest_of_layer,
+    largest_of_network,
+    two_of_four,
 )
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
@@ -129,16 +128,12 @@ def _content(module: nn.Module) -> bytes:
     return b"".join((one.half() if one.is_floating_point() else one).numpy().tobytes() for one in tensors)
 
 
-def _pattern(config: MaskConfig) -> Pattern:
-    if config.granularity is Granularity.TWO_OF_FOUR:
-        return TwoOfFour()
-    return SmallestOfLayer(config.share) if config.scope is Scope.LAYER else SmallestOfNetwork(config.share)
-
-
 def _masks(config: MaskConfig, adapter: Adapter, listener: Listener) -> Masks:
     """Choose the weights that stay, and tell which layers cannot have the pattern."""
     weights = convolution_weights(adapter.module)
-    masks = _pattern(config).masks(weights)
+    if config.granularity is Granularity.UNSTRUCTURED:
+        return (largest_of_layer if config.scope is Scope.LAYER else largest_of_network)(weights, config.share)
+    masks = two_of_four(weights)
     if not masks:
         raise ModelError(
             f"`granularity` 2:4 needs convolutions whose input channels are a multiple of 4, and {adapter.name} has "
@@ -165,7 +160,6 @@ def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, lis
         label="Fine-tuning",
         tuning=tuning,
         listener=listener,
-        changes={},
         extensions=[Masking(masks)],
     ).module
 

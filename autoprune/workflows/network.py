@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,12 @@ import torch
 from torch import nn
 
 from autoprune.choices import is_board
+from autoprune.config import ApplyConfig, ProfileConfig, PruningConfig, SparsifyConfig, TrainConfig, devices_of
 from autoprune.costs import CostSubject
 from autoprune.criteria._base import Importance, ranking
 from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ConfigError, ModelError
 from autoprune.evaluation.pruning import evidence_of
-from autoprune.image_size import SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import METRICS
 from autoprune.models import open_adapter
@@ -35,6 +36,9 @@ from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
 from autoprune.structure.validation import analyse
 from autoprune.workflows.folder import RunFolder
+
+OpeningConfig: TypeAlias = ApplyConfig | ProfileConfig | PruningConfig | SparsifyConfig | TrainConfig
+"""The options of a command that analyses a network."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,8 @@ def static_costs(adapter: Adapter, module: nn.Module, graph: ChannelGraph, space
 
 
 def open_network(
-    weights: Path,
+    config: OpeningConfig,
     *,
-    data: Path | None,
-    image_size: SizeLike | None,
-    device: str,
-    trust: bool,
     criterion: str,
     round_to: int = 1,
     min_keep: float = 1e-6,
@@ -121,14 +121,10 @@ def open_network(
     check: Callable[[ChannelGraph], None] = lambda graph: None,
     listener: Listener,
 ) -> Network:
-    """Load weights, find their channel groups and rank their channels.
+    """Load the weights that a configuration names, find their channel groups and rank their channels.
 
     Args:
-        weights: the checkpoint.
-        data: its data set, or None.
-        image_size: of the input; what it was trained at if None.
-        device: as the command line names it.
-        trust: open a checkpoint even if it could run code of its author.
+        config: has the model, its data set, its image size and the device; of several devices the first is taken.
         criterion: ranks the channels.
         round_to: as for `Space`.
         min_keep: as for `Space`.
@@ -136,7 +132,11 @@ def open_network(
         check: refuses a network that is not the one expected, before its channels are ranked.
         listener: hears what was found.
     """
-    adapter = open_adapter(weights, data=data, image_size=image_size, device=choose_device(device), trust=trust)
+    assert config.model is not None
+    device = choose_device(devices_of(config.device)[0])
+    adapter = open_adapter(
+        config.model, data=config.data, image_size=config.imgsz, device=device, trust=config.trust_checkpoint
+    )
     with listener.progress("Analysing", 1) as advance:
         graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
         advance(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoprune.choices import Precision
 from autoprune.config import ProfileConfig
@@ -76,20 +77,11 @@ def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> No
 
 def _network(config: ProfileConfig, listener: Listener) -> Network:
     """Load and analyse the network; the bundled detector brings its data if ranges must be found."""
-    data, image_size = config.data, config.imgsz
     if config.model is None:
-        image_size = image_size or ImageSize.of(DEMO_IMAGE_SIZE)
-        data = shapes_dataset() if config.precision is Precision.INT8 else None
+        data, size = shapes_dataset() if config.precision is Precision.INT8 else None, ImageSize.of(DEMO_IMAGE_SIZE)
+        config = replace(config, model=demo_weights(), data=data, imgsz=config.imgsz or size)
     network = open_network(
-        config.model or demo_weights(),
-        data=data,
-        image_size=image_size,
-        device=config.device,
-        trust=config.trust_checkpoint,
-        criterion=_CRITERION,
-        round_to=config.round_to,
-        min_keep=config.min_keep,
-        listener=listener,
+        config, criterion=_CRITERION, round_to=config.round_to, min_keep=config.min_keep, listener=listener
     )
     if not any(len(choices) > 1 for choices in network.space.choices):
         raise ConfigError(

@@ -149,8 +149,3 @@ def recorded_allocation(counts: Sequence[int], space: Space, journal: Journal, k
         return space.allocation(counts)
     except ConfigError as error:
         raise RunError(f"{journal.path}: a record of {kind!r} is not of this network ({error})") from error
-
-
-def is_known(kind: str) -> bool:
-    """Return whether records of a kind are checked."""
-    return any(re.fullmatch(pattern, kind) for pattern, *_ in _RECORDS)

@@ -58,14 +58,9 @@ def demonstration(imgsz: SizeLike | None = None) -> tuple[Path, Path, ImageSize]
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
     """Load and analyse the network that a configuration names; see to the run's threads."""
-    assert config.model is not None
     pin_threads(config.threads_here, folder, listener)
     return open_network(
-        config.model,
-        data=config.data,
-        image_size=config.imgsz,
-        device=config.device,
-        trust=config.trust_checkpoint,
+        config,
         criterion=config.criterion,
         round_to=config.round_to,
         min_keep=config.min_keep,
@@ -122,8 +117,8 @@ class PruningRun:
         listener: hears the progress.
         network: the dense network.
         static: costs in closed form, by metric.
-        bench: measures and predicts latency if the configuration says so.
-        benches: that one as ``latency``, and one for each other latency or energy that the budget names.
+        estimator: measures and predicts latency on the run's own runtime.
+        estimators: that one as ``latency``, and one for each other latency or energy that the budget names.
     """
 
     def __init__(self, config: BudgetedConfig, folder: RunFolder, listener: Listener) -> None:

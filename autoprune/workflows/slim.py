@@ -75,14 +75,4 @@ class _Pipeline:
         return replace(config, model=weights, architecture=None)
 
     def _dense(self) -> Network:
-        config = self._config
-        assert config.model is not None
-        return open_network(
-            config.model,
-            data=config.data,
-            image_size=config.imgsz,
-            device=config.device,
-            trust=config.trust_checkpoint,
-            criterion="l1",
-            listener=self._listener,
-        )
+        return open_network(self._config, criterion="l1", listener=self._listener)

@@ -33,15 +33,7 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
     listener.stages(stages.of_sparsifying(config))
     listener.stage(stages.OPEN)
     pin_threads(config.threads, folder, listener)
-    network = open_network(
-        config.model,
-        data=config.data,
-        image_size=config.imgsz,
-        device=config.device,
-        trust=config.trust_checkpoint,
-        criterion="l1",
-        listener=listener,  # which channels matter is not asked before they are sparse
-    )
+    network = open_network(config, criterion="l1", listener=listener)  # channels are ranked once they are sparse
     settings = SparsitySettings.of(config, epochs=config.epochs, lr=config.lr, batch=config.batch, seed=config.seed)
     listener.stage(stages.SPARSITY)
     module, found = sparsify(network, folder.path, settings, listener)

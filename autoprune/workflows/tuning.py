@@ -22,7 +22,7 @@ from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
 from autoprune.training.finetune import finetune
 from autoprune.training.plan import default_patience, short_scale
-from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, read_epochs, rise_at_end
+from autoprune.training.results import EpochReport, FinetuneResult, read_epochs, rise_at_end
 from autoprune.training.shapes import check_shapes, shapes_of
 from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
 from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
@@ -216,7 +216,6 @@ def train_from_nothing(adapter: Adapter, folder: Path, *, tuning: Tuning, listen
             tuning=tuning,
             listener=listener,
             changes=from_scratch_recipe(epochs=tuning.epochs, batch=tuning.batch),
-            extensions=[],
         )
         adapter.save(result.module, path)
     return path
@@ -288,7 +287,6 @@ def tune_for_int8(config: QuantizeConfig, adapter: Adapter, folder: Path, listen
             label="Tuning for int8",
             tuning=tuning,
             listener=listener,
-            changes={},
             extensions=[FakeQuantization()],
         )
         adapter.save(result.module, path)
@@ -303,8 +301,8 @@ def trained(
     label: str,
     tuning: Tuning,
     listener: Listener,
-    changes: Mapping[str, Any],
-    extensions: Sequence[TrainingExtension],
+    changes: Mapping[str, Any] | None = None,
+    extensions: Sequence[TrainingExtension] = (),
     finish: Callable[[FinetuneResult], str] = lambda result: "",
     series: str | None = None,
 ) -> FinetuneResult:
@@ -326,7 +324,6 @@ def trained(
     with listener.progress(label, tuning.epochs) as advance:
 
         def show(report: EpochReport) -> None:
-            keep_epoch(report, out)
             listener.log(report.epoch, report.figures(series, adapter.metric_names))
             advance(report.epoch, f"{_shown(adapter, report.accuracy)} while training" if report.accuracy else "")
 

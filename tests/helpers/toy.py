@@ -141,7 +141,10 @@ class Toy:
         """One unit a step wider, alone or with another a step narrower, shape (candidates, units)."""
         space = self.space
         ups = {unit: wider for unit in range(len(space)) if (wider := space.next_up(counts, unit)) is not None}
-        downs = {unit: less for unit in range(len(space)) if (less := space.next_down(counts, unit)) is not None}
+        narrower = (
+            [choice for choice in each if choice < count] for each, count in zip(space.choices, counts, strict=True)
+        )
+        downs = {unit: int(less[-1]) for unit, less in enumerate(narrower) if less}
         moves = [{unit: wider} for unit, wider in ups.items()]
         moves += [{a: x, b: y} for (a, x), (b, y) in product(ups.items(), downs.items()) if a != b]
         return self._moved(counts, moves)

@@ -16,7 +16,9 @@ from torch import nn
 
 import autoprune.workflows.latency
 import autoprune.workflows.network
+from autoprune.config import ProfileConfig
 from autoprune.config.files import resume_command
+from autoprune.image_size import ImageSize
 from autoprune.latency import LatencyMeter
 from autoprune.latency.energy import EnergyMeter
 from autoprune.listener import SilentListener
@@ -62,17 +64,10 @@ def arguments(command: str, world: Path, out: Path, *extra: str) -> list[str]:
 
 def open_world(world: Path) -> Network:
     """Open and analyse the detector of the world, with its data."""
-    return open_network(
-        world / "best.pt",
-        data=world / "data" / "data.yaml",
-        image_size=SIZE,
-        device="cpu",
-        trust=False,
-        criterion="l1",
-        round_to=8,
-        min_keep=0.1,
-        listener=SilentListener(),
+    config = ProfileConfig(
+        model=world / "best.pt", data=world / "data" / "data.yaml", imgsz=ImageSize.of(SIZE), device="cpu"
     )
+    return open_network(config, criterion="l1", round_to=8, min_keep=0.1, listener=SilentListener())
 
 
 def stages_of(run: Path) -> list[str]:

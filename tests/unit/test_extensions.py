@@ -26,7 +26,7 @@ from autoprune.training.extensions.distill import Distillation, FrozenTeacher
 from autoprune.training.extensions.distillation_losses import box_term, branches, class_term, output_term
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing, doomed
-from autoprune.training.extensions.masking import Masking, SmallestOfLayer, check_masks, convolution_weights
+from autoprune.training.extensions.masking import Masking, check_masks, convolution_weights, largest_of_layer
 from autoprune.training.extensions.penalties import make_penalty
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
 from autoprune.training.extensions.sparsity_record import SparsityRecord
@@ -101,7 +101,7 @@ def sparsity(case: Case, folder: Path, strength: float = 0.5) -> SparsityTrainin
 
 
 def masking(case: Case) -> Masking:
-    return Masking(SmallestOfLayer(0.5).masks(convolution_weights(case.adapter.module)))
+    return Masking(largest_of_layer(convolution_weights(case.adapter.module), 0.5))
 
 
 EXTENSIONS: dict[str, Callable[[Case, Path], TrainingExtension]] = {
@@ -171,7 +171,7 @@ def test_zeroed_channels_end_at_zero(case: Case, tmp_path: Path) -> None:
 
 
 def test_masked_weights_stay_zero(case: Case, tmp_path: Path) -> None:
-    masks = SmallestOfLayer(0.5).masks(convolution_weights(case.adapter.module))
+    masks = largest_of_layer(convolution_weights(case.adapter.module), 0.5)
     module = case.tune(case.adapter.module, tmp_path, Masking(masks)).module
     check_masks(module, masks)
     name, kept = next(iter(masks.items()))
@@ -241,4 +241,4 @@ def test_a_loss_that_leaves_the_network_out_cannot_be_distilled(tmp_path: Path) 
 def test_extensions_take_part_in_the_order_given(case: Case, tmp_path: Path) -> None:
     both: Sequence[TrainingExtension] = [masking(case), Distillation(case.adapter.module)]
     result = case.tune(case.adapter.module, tmp_path, *both, epochs=1)
-    check_masks(result.module, SmallestOfLayer(0.5).masks(convolution_weights(case.adapter.module)))
+    check_masks(result.module, largest_of_layer(convolution_weights(case.adapter.module), 0.5))

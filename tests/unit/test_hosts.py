@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ class Engine:
     def die(self): os.kill(os.getpid(), signal.SIGKILL)
 """
 AGENT = "autoprune/runtimes/hosts/agent.py"
+CHILDREN = "autoprune.runtimes.hosts.children"
 
 
 class Heard(SilentListener):
@@ -81,8 +83,14 @@ def files(board: FakeBoard) -> list[str]:
 
 @pytest.mark.parametrize(
     "pattern",
-    [AGENT, "autoprune/runtimes/worker.py", "autoprune/runtimes/energy_counter.py", "autoprune/runtimes/engines/*.py"],
-    ids=["agent", "worker", "energy", "engines"],
+    [
+        AGENT,
+        f"{CHILDREN.replace('.', '/')}.py",
+        "autoprune/runtimes/worker.py",
+        "autoprune/runtimes/energy_counter.py",
+        "autoprune/runtimes/engines/*.py",
+    ],
+    ids=["agent", "children", "worker", "energy", "engines"],
 )
 def test_boards_need_python_3_8_only(pattern: str, root: Path) -> None:
     for path in root.glob(pattern):
@@ -92,8 +100,19 @@ def test_boards_need_python_3_8_only(pattern: str, root: Path) -> None:
         )
         later = {"removeprefix", "removesuffix", "bit_count", "pairwise", "aclosing"}
         assert not later & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} - {CHILDREN}
         assert not any(name.startswith(("autoprune", "torch")) for name in imported)
+
+
+def test_the_agent_runs_without_autoprune(tmp_path: Path) -> None:
+    request = json.dumps({"call": "run", "arguments": {"argv": ["echo", "12.5"], "timeout": 20}})
+    alone = [sys.executable, "-I", "-S", "-c", connection.agent_program()]  # sees no installed package
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(alone, cwd=tmp_path, env={"TMPDIR": str(tmp_path)}, text=True, **pipes) as agent:
+        print(request, file=agent.stdin, flush=True)
+        *_, answer = (agent.stdout.readline() for _ in range(3))
+        agent.stdin.close()
+    assert json.loads(answer)["value"] == {"code": 0, "out": "12.5\n", "err": ""}
 
 
 # -- a board that works ------------------------------------------------------------------------------

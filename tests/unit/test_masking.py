@@ -19,13 +19,13 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extensions.masking import (
     Masking,
-    SmallestOfLayer,
-    SmallestOfNetwork,
-    TwoOfFour,
     apply_masks,
     check_masks,
     convolution_weights,
     has_two_of_four,
+    largest_of_layer,
+    largest_of_network,
+    two_of_four,
 )
 from autoprune.training.finetune import finetune
 from tests.helpers.detectors import write_detector
@@ -46,7 +46,7 @@ def drawn(seed: int, *shape: int, equal: bool = False) -> torch.Tensor:
 @given(seed=st.integers(0, 1000), fours=st.integers(1, 4), side=st.sampled_from([1, 3]), equal=st.booleans())
 def test_the_two_largest_of_every_four_inputs_stay(seed: int, fours: int, side: int, equal: bool) -> None:
     weight = drawn(seed, 3, 4 * fours, side, side, equal=equal)
-    kept = TwoOfFour().masks({"w": weight})["w"]
+    kept = two_of_four({"w": weight})["w"]
     for output, row, column in torch.cartesian_prod(torch.arange(3), torch.arange(side), torch.arange(side)):
         for start in range(0, 4 * fours, 4):
             chosen = kept[output, start : start + 4, row, column]
@@ -59,39 +59,39 @@ def test_the_two_largest_of_every_four_inputs_stay(seed: int, fours: int, side: 
 @pytest.mark.parametrize("inputs", [1, 3, 6])
 def test_inputs_that_are_no_multiple_of_four_keep_all(inputs: int) -> None:
     weight = drawn(0, 4, inputs, 1, 1)
-    assert not TwoOfFour().masks({"w": weight})
+    assert not two_of_four({"w": weight})
     assert not has_two_of_four(weight)
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.01, 0.99), equal=st.booleans())
 def test_the_smallest_go_and_exactly_their_share(seed: int, share: float, equal: bool) -> None:
     weights = {"a": drawn(seed, 4, 3, 3, 3, equal=equal), "b": drawn(seed + 1, 5, 4, 1, 1, equal=equal) / 10}
-    for name, kept in SmallestOfLayer(share).masks(weights).items():
+    for name, kept in largest_of_layer(weights, share).items():
         sizes = weights[name].abs()
         assert int((~kept).sum()) == round(share * kept.numel())
         if 0 < kept.sum() < kept.numel():
             assert sizes[kept].min() >= sizes[~kept].max()
-    masks = SmallestOfNetwork(share).masks(weights)
+    masks = largest_of_network(weights, share)
     assert {name: kept.shape for name, kept in masks.items()} == {name: one.shape for name, one in weights.items()}
     everything = sum(one.numel() for one in weights.values())
     assert sum(int((~kept).sum()) for kept in masks.values()) == round(share * everything)
 
 
 def test_what_is_small_everywhere_goes_first_in_the_whole_network() -> None:
-    masks = SmallestOfNetwork(0.5).masks({"large": torch.ones(2, 2, 1, 1), "small": torch.full((2, 2, 1, 1), 0.1)})
+    masks = largest_of_network({"large": torch.ones(2, 2, 1, 1), "small": torch.full((2, 2, 1, 1), 0.1)}, 0.5)
     assert masks["large"].all()
     assert not masks["small"].any()
 
 
 def test_what_was_not_masked_is_found(adapter: UltralyticsAdapter) -> None:
-    masks = SmallestOfLayer(0.5).masks(convolution_weights(adapter.module))
+    masks = largest_of_layer(convolution_weights(adapter.module), 0.5)
     with pytest.raises(TrainingError, match=r"model\.0\.conv\.weight must be zero where it is masked, and 108 of"):
         check_masks(adapter.module, masks)
 
 
 @pytest.mark.slow
 def test_masked_weights_stay_zero_in_every_checkpoint(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    masks = TwoOfFour().masks(convolution_weights(adapter.module))
+    masks = two_of_four(convolution_weights(adapter.module))
     with pytest.raises(Stop):
         finetune(adapter, adapter.module, epochs=2, batch=3, out=tmp_path, on_epoch=stop, extensions=[Masking(masks)])
     check_masks(read_checkpoint(tmp_path / "weights" / "last.pt").module, masks)
@@ -135,7 +135,7 @@ def test_the_checkpoint_has_the_pattern_and_ultralytics_opens_it(finished: Path,
 
     found = told(finished)
     given, masked = (found["stages"][name] for name in ("given", "masked"))
-    assert found["masked_layers"] == len(TwoOfFour().masks(convolution_weights(adapter.module)))
+    assert found["masked_layers"] == len(two_of_four(convolution_weights(adapter.module)))
     assert masked["details"]["two_of_four"] == found["masked_layers"]
     assert given["details"]["two_of_four"] == 0
     assert 0.4 < masked["details"]["zeros"] < 0.5
@@ -195,7 +195,7 @@ def test_a_granularity_that_is_none_is_told_with_those_that_are(
 
 def test_masks_are_applied_in_place() -> None:
     layer = torch.nn.Conv2d(4, 2, 1)
-    masks = TwoOfFour().masks({"weight": layer.weight})
+    masks = two_of_four({"weight": layer.weight})
     apply_masks(layer, masks)
     assert int(layer.weight.count_nonzero()) == 4
     check_masks(layer, masks)

@@ -10,7 +10,7 @@ from torch import nn
 from autoprune.errors import ConfigError, ModelError, TrainingError
 from autoprune.models.module import ModuleAdapter, Sgd
 from autoprune.training.finetune import finetune
-from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.results import EpochReport, FinetuneResult, read_epochs
 from tests.helpers.own_network import SHAPE, Net, Shapes, adapter, loss
 from tests.helpers.training import Stop, stop
 
@@ -59,6 +59,7 @@ def test_a_killed_training_ends_as_one_that_was_not(own: ModuleAdapter, tmp_path
     reports: list[EpochReport] = []
     resumed = tuned(own, tmp_path / "killed", on_epoch=reports.append, resume=True)
     assert [report.epoch for report in reports] == [2, 3]
+    assert read_epochs(tmp_path / "killed") == read_epochs(tmp_path / "whole")
     assert same(resumed.module, whole.module)
     assert (resumed.epochs, resumed.batch, resumed.losses) == (whole.epochs, whole.batch, whole.losses)
     again = tuned(own, tmp_path / "killed", resume=True)  # killed between the last epoch and what follows

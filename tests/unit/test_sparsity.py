@@ -19,7 +19,7 @@ from autoprune.errors import ModelError, RunError
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
-from autoprune.training.extensions.penalties import Penalty, make_penalty, prunable_channels
+from autoprune.training.extensions.penalties import Penalty, make_penalty
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining, dead_units
 from autoprune.training.extensions.sparsity_record import SHARES, SparsityRecord
 from autoprune.training.finetune import EpochReport, finetune
@@ -118,7 +118,7 @@ def test_every_scale_is_of_a_prunable_channel_and_lies_in_one_span(name: Penalty
     penalty = make_penalty(name, module, graph)
     places = np.concatenate([np.arange(len(penalty.channels))[span] for span in penalty.spans.values()])
     np.testing.assert_array_equal(places, np.arange(len(penalty.scales(parameters_of(module)))))
-    assert set(penalty.channels) == set(np.flatnonzero(prunable_channels(graph)))
+    assert set(penalty.channels) == set(np.flatnonzero(graph.prunable))
 
 
 def test_without_batch_norm_l1_says_what_to_use_instead() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 
 from autoprune.report.chart import Chart
-from autoprune.report.sparsity import channels_chart, scale_histogram, scale_quintiles, watched_scales
+from autoprune.report.sparsity import channels_chart, histogram_chart, quintiles_chart, watched_chart
+from autoprune.results import Result
 from tests.unit.test_pictures import layers_of, made, png_size, result, rows_of
 
 EPOCHS, EDGES = list(range(21)), np.linspace(0, 2, 51).tolist()
@@ -30,10 +34,27 @@ def slimmed(before: dict[str, int], after: dict[str, int]) -> Chart:
     return made(channels_chart(result("slim", channels={"before": before, "after": after}), Path()))
 
 
+def drawn(draw: Callable[[Result, Path], Chart | None], **record: Any) -> Chart | None:
+    """Draw a chart of the record that a sparsity training has left in its folder."""
+    epochs = [
+        {"epoch": epoch, "quintiles": quintiles, "counts": counts}
+        for epoch, quintiles, counts in zip(EPOCHS, QUINTILES, COUNTS, strict=True)
+    ]
+    values = {"penalty": "l1", "epochs": epochs, "edges": EDGES, "watched": "model.0", "iterations": [], **record}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "sparsity.json").write_text(json.dumps(values))
+        return draw(result("sparsify"), Path(folder))
+
+
+def watched_layer(count: int, channels: int = 16) -> Chart:
+    scales = enumerate(watched(count, channels))
+    return made(drawn(watched_chart, iterations=[{"iteration": step, "scales": found} for step, found in scales]))
+
+
 CHARTS: dict[str, Callable[[], Chart]] = {
-    "quintiles": lambda: scale_quintiles(EPOCHS, QUINTILES, title="Quintiles", symbol="|γ|"),
-    "watched": lambda: watched_scales(range(100), watched(100), title="Watched", symbol="|γ|"),
-    "histogram": lambda: scale_histogram(EPOCHS, COUNTS, EDGES, title="All", symbol="‖w‖₂ / √n"),
+    "quintiles": lambda: made(drawn(quintiles_chart)),
+    "watched": lambda: watched_layer(100),
+    "histogram": lambda: made(drawn(histogram_chart, penalty="group-lasso")),
     "channels": lambda: slimmed(UNITS, KEPT),
 }
 
@@ -67,7 +88,7 @@ def test_every_channel_of_the_watched_layer_is_a_line() -> None:
 
 
 def test_many_channels_and_iterations_are_thinned_out_evenly_and_the_caption_says_so() -> None:
-    chart = watched_scales(range(1000), watched(1000, 200), title="Watched", symbol="|γ|")
+    chart = watched_layer(1000, 200)
     rows = rows_of(chart.spec())
     assert (len(rows), rows[0]["iteration"], rows[-1]["iteration"]) == (120, 0, 999)
     assert rows[-1]["median"] == np.median(watched(1000, 200)[-1]), "the median is that of all channels"
@@ -88,9 +109,10 @@ def test_the_histogram_has_a_column_per_epoch_and_nothing_where_there_is_none() 
 
 
 def test_one_epoch_alone_and_a_network_that_is_dead_can_be_drawn(tmp_path: Path) -> None:
-    scale_quintiles([0], QUINTILES[:1], title="One", symbol="|γ|").png(tmp_path)
-    scale_histogram([0], [[7, *([0] * 49)]], EDGES, title="Dead", symbol="|γ|").png(tmp_path)
-    watched_scales([0], [[0.0, 0.0]], title="Dead", symbol="|γ|").png(tmp_path)
+    epochs = [{"epoch": 0, "quintiles": QUINTILES[0], "counts": [7, *([0] * 49)]}]
+    for draw in (quintiles_chart, histogram_chart, watched_chart):
+        iterations = [{"iteration": 0, "scales": [0.0, 0.0]}]
+        made(drawn(draw, epochs=epochs, iterations=iterations)).png(tmp_path)
     for name in ("quintiles", "histogram", "watched"):
         assert png_size(tmp_path / f"{name}.png")
 
@@ -108,17 +130,10 @@ def test_many_units_stand_in_panels_side_by_side() -> None:
     assert [name for names in shown for name in names] == [f"model.{index}.cv1" for index in range(137)]
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: scale_quintiles([], [], title="", symbol=""),
-        lambda: watched_scales([], [], title="", symbol=""),
-        lambda: scale_histogram([], [], EDGES, title="", symbol=""),
-    ],
-)
-def test_nothing_to_draw_is_refused(draw: Callable[[], Chart]) -> None:
-    with pytest.raises(ValueError, match="at least one value"):
-        draw()
+@pytest.mark.parametrize("draw", [quintiles_chart, histogram_chart, watched_chart])
+def test_without_what_a_training_noted_there_is_no_chart(draw: Callable[[Result, Path], Chart | None]) -> None:
+    assert drawn(draw, epochs=[]) is None
+    assert draw(result("search"), Path("no such folder")) is None
 
 
 def test_a_result_without_slimming_has_no_channels() -> None:

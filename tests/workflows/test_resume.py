@@ -25,12 +25,12 @@ from autoprune.training.extensions._base import Event, TrainingExtension
 from autoprune.training.extensions.distill import Distillation
 from autoprune.training.extensions.fake_quantization import FakeQuantization
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing
-from autoprune.training.extensions.masking import Masking, TwoOfFour, convolution_weights
+from autoprune.training.extensions.masking import Masking, convolution_weights, two_of_four
 from autoprune.training.extensions.penalties import make_penalty
 from autoprune.training.extensions.sparsity import Schedule, SparsityTraining
 from autoprune.training.extensions.sparsity_record import SparsityRecord
 from autoprune.training.finetune import finetune
-from autoprune.training.results import EpochReport, FinetuneResult
+from autoprune.training.results import EpochReport, FinetuneResult, read_epochs
 from autoprune.training.ultralytics.session import Session
 from tests.helpers.detectors import build
 from tests.helpers.networks import random_keep
@@ -107,10 +107,11 @@ def test_many_stops(adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path
 
 def test_a_stop_after_the_last_epoch(adapter: UltralyticsAdapter, whole: FinetuneResult, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        tune(adapter, tmp_path, on_epoch=lambda report: stop(0) if report.epoch == EPOCHS else None)
+        tune(adapter, tmp_path, extensions=[StopAt("on_model_save", epoch=EPOCHS - 1)])
     reports: list[EpochReport] = []
     assert_same(tune(adapter, tmp_path, resume=True, on_epoch=reports.append), whole)
     assert reports == [], "nothing is trained again"
+    assert [report.epoch for report in read_epochs(tmp_path)] == [1, 2, 3], "the curve is whole"
 
 
 @pytest.mark.slow
@@ -192,7 +193,7 @@ def sparsity(adapter: UltralyticsAdapter, folder: Path) -> Sequence[TrainingExte
 
 
 def masks(adapter: UltralyticsAdapter, _: Path) -> Sequence[TrainingExtension]:
-    return [Masking(TwoOfFour().masks(convolution_weights(adapter.module)))]
+    return [Masking(two_of_four(convolution_weights(adapter.module)))]
 
 
 CASES = {

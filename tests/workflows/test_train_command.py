@@ -11,8 +11,9 @@ import torch
 
 from autoprune.cli.arguments import parse
 from autoprune.cli.main import main
-from autoprune.config import TrainConfig
+from autoprune.config import ProfileConfig, TrainConfig
 from autoprune.errors import ConfigError
+from autoprune.image_size import ImageSize
 from autoprune.listener import SilentListener
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyUnit, Provenance
@@ -28,15 +29,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 @pytest.fixture(scope="module")
 def policy(tiny: Path, quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that keeps half of every unit."""
-    network = open_network(
-        tiny / "best.pt",
-        data=None,
-        image_size=SIZE,
-        device="cpu",
-        trust=False,
-        criterion="l1",
-        listener=SilentListener(),
-    )
+    config = ProfileConfig(model=tiny / "best.pt", imgsz=ImageSize.of(SIZE), device="cpu")
+    network = open_network(config, criterion="l1", listener=SilentListener())
     units = tuple(PolicyUnit(unit.name, unit.width, max(unit.width // 2, 1)) for unit in network.space.units)
     made = Policy(
         model=network.described,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import DeviceError
-from autoprune.runtimes.hosts.agent import Child, run_command
+from autoprune.runtimes.hosts.children import Child, run_command
 from autoprune.runtimes.load import LoadWatch
 
 FALL = 0.9

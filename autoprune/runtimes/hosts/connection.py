@@ -14,12 +14,12 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from inspect import getsource
 from typing import IO, Any
 
 from autoprune.errors import DeviceError
 from autoprune.listener import warn
-from autoprune.runtimes.hosts import agent
+from autoprune.runtimes.hosts import agent, children
 from autoprune.runtimes.hosts._base import Answer, BoardLostError, Pipe
 
 PROGRAM = "ssh"
@@ -107,7 +107,7 @@ class Connection:
             lambda stream=self._process.stdin, lock=self._writing, over=self._over: _beat(stream, lock, over),
         ):
             threading.Thread(target=work, daemon=True).start()
-        source = Path(agent.__file__).read_bytes()
+        source = agent_program().encode()
         self._write(b"%d\n" % len(source) + source)
         self.description = self._greeting()
         self.folder = str(self.description["folder"])
@@ -239,6 +239,15 @@ class SshPipe(Pipe):
     def close(self) -> None:
         """End it."""
         self._finalizer()
+
+
+def agent_program() -> str:
+    """Return a Python program that runs the agent, with the one module of autoprune that it imports."""
+    name = children.__name__
+    return (
+        f"import sys, types\nchildren = sys.modules[{name!r}] = types.ModuleType({name!r})\n"
+        f"exec({getsource(children)!r}, vars(children))\nexec({getsource(agent)!r})\n"
+    )
 
 
 def refused(url: str, said: str) -> DeviceError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -42,6 +42,11 @@ class Group:
     offset: int
     size: int
     pinned: str | None = None
+
+    @property
+    def span(self) -> slice:
+        """Where its channels are among all of the graph."""
+        return slice(self.offset, self.offset + self.size)
 
 
 @dataclass(frozen=True)
@@ -156,13 +161,22 @@ class ChannelGraph:
         """Number of channels over all groups."""
         return sum(group.size for group in self.groups)
 
+    @property
+    def prunable(self) -> npt.NDArray[np.bool_]:
+        """Which channels belong to a unit, shape (channels,)."""
+        found = np.zeros(self.channels, dtype=np.bool_)
+        for unit in self.units:
+            for index in unit.groups:
+                found[self.groups[index].span] = True
+        return found
+
     def restricted(self, keep: npt.NDArray[np.bool_]) -> ChannelGraph:
         """Return the graph of the smaller network that surgery makes of the kept channels.
 
         Args:
             keep: shape (channels,), true where a channel stays; every group keeps some, a unit's the same share.
         """
-        sizes = [int(np.count_nonzero(keep[group.offset : group.offset + group.size])) for group in self.groups]
+        sizes = [int(np.count_nonzero(keep[group.span])) for group in self.groups]
         offsets = np.cumsum([0, *sizes])
         numbers = np.cumsum(keep) - 1
         axes = tuple(numbers[axis[keep[axis]]] for axis in self.axes)
@@ -179,10 +193,6 @@ class ChannelGraph:
                 for layer in self.layers
             ),
         )
-
-    def with_units(self, units: Sequence[Unit]) -> ChannelGraph:
-        """Return the graph with other units over the same groups."""
-        return replace(self, units=tuple(units))
 
     def pin(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """Return the graph with the named units pinned, each for its reason."""
@@ -235,7 +245,7 @@ def tie(graph: ChannelGraph, ties: Iterable[Tie]) -> ChannelGraph:
         merged[leader] = _merged(graph, leader, members, joined.least.get(root, 0.0))
         if root in joined.pins:
             reasons[merged[leader].name] = joined.pins[root]
-    return graph.with_units([merged[index] for index in sorted(merged)]).pin(reasons)
+    return replace(graph, units=tuple(merged[index] for index in sorted(merged))).pin(reasons)
 
 
 class _Joined:

@@ -6,7 +6,6 @@ Networks", NIPS 2015, section 3); what remains then learns to do without them.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -24,33 +23,24 @@ Masks = Mapping[str, torch.Tensor]
 _FOUR, _TWO = 4, 2
 
 
-class Pattern(ABC):
-    """Chooses the weights that stay."""
+def two_of_four(weights: Weights) -> Masks:
+    """Keep the two largest of every four weights that read neighbouring input channels at the same place.
 
-    @abstractmethod
-    def masks(self, weights: Weights) -> Masks:
-        """Return masks for those of the weights that can have the pattern."""
-
-
-class TwoOfFour(Pattern):
-    """Keeps the two largest of every four weights that read neighbouring input channels at the same place.
-
-    Weights whose inputs are no multiple of four cannot have it: a network's first layer, depthwise convolutions.
+    Weights whose inputs are no multiple of four cannot have the pattern and get no mask: a network's first layer,
+    depthwise convolutions.
 
     Source:
         Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, sections 3 (the pattern) and 4 (by magnitude,
         once, then trained on).
     """
+    return {name: _two_of_four(weight) for name, weight in weights.items() if weight.shape[1] % _FOUR == 0}
 
-    def masks(self, weights: Weights) -> Masks:
-        """Return masks for the weights whose number of inputs is a multiple of four."""
-        return {name: self._mask(weight) for name, weight in weights.items() if weight.shape[1] % _FOUR == 0}
 
-    def _mask(self, weight: torch.Tensor) -> torch.Tensor:
-        inputs_last = weight.detach().abs().movedim(1, -1)
-        fours = inputs_last.reshape(*inputs_last.shape[:-1], -1, _FOUR)
-        kept = torch.zeros_like(fours, dtype=torch.bool).scatter(-1, fours.topk(_TWO).indices, True)
-        return kept.flatten(-2).movedim(-1, 1)
+def _two_of_four(weight: torch.Tensor) -> torch.Tensor:
+    inputs_last = weight.detach().abs().movedim(1, -1)
+    fours = inputs_last.reshape(*inputs_last.shape[:-1], -1, _FOUR)
+    kept = torch.zeros_like(fours, dtype=torch.bool).scatter(-1, fours.topk(_TWO).indices, True)
+    return kept.flatten(-2).movedim(-1, 1)
 
 
 def has_two_of_four(weight: torch.Tensor) -> bool:
@@ -61,36 +51,16 @@ def has_two_of_four(weight: torch.Tensor) -> bool:
     return bool((fours.count_nonzero(-1) <= _TWO).all())
 
 
-class SmallestOfLayer(Pattern):
-    """Drops the same share of the smallest weights of every layer.
-
-    Args:
-        share: in (0, 1).
-    """
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-
-    def masks(self, weights: Weights) -> Masks:
-        """Return masks for all weights."""
-        return {name: _largest(weight.detach().abs(), self._share) for name, weight in weights.items()}
+def largest_of_layer(weights: Weights, share: float) -> Masks:
+    """Drop the same share, in (0, 1), of the smallest weights of every layer."""
+    return {name: _largest(weight.detach().abs(), share) for name, weight in weights.items()}
 
 
-class SmallestOfNetwork(Pattern):
-    """Drops a share of the smallest weights of all layers together: wide layers lose more, small ones less.
-
-    Args:
-        share: in (0, 1).
-    """
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-
-    def masks(self, weights: Weights) -> Masks:
-        """Return masks for all weights."""
-        kept = _largest(torch.cat([weight.detach().abs().flatten() for weight in weights.values()]), self._share)
-        parts = torch.split(kept, [weight.numel() for weight in weights.values()])
-        return {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+def largest_of_network(weights: Weights, share: float) -> Masks:
+    """Drop a share, in (0, 1), of the smallest weights of all layers together: wide layers lose more than narrow."""
+    kept = _largest(torch.cat([weight.detach().abs().flatten() for weight in weights.values()]), share)
+    parts = torch.split(kept, [weight.numel() for weight in weights.values()])
+    return {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
 
 
 def _largest(sizes: torch.Tensor, share: float) -> torch.Tensor:

@@ -58,7 +58,7 @@ class ScalePenalty(Penalty):
     """
 
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
-        prunable = prunable_channels(graph)
+        prunable = graph.prunable
         found = list(scaled_channels(module, graph))
         self._masks = {path: torch.from_numpy(prunable[ids]) for path, ids in found if prunable[ids].any()}
         if not self._masks:
@@ -99,7 +99,7 @@ class GroupPenalty(Penalty):
     """
 
     def __init__(self, module: nn.Module, graph: ChannelGraph) -> None:
-        self._prunable = torch.from_numpy(prunable_channels(graph))
+        self._prunable = torch.from_numpy(graph.prunable)
         self._members = _members(module, graph)
         self._sizes = torch.zeros(graph.channels)
         for name, (dimension, ids) in self._members.items():
@@ -157,16 +157,6 @@ def make_penalty(name: PenaltyName, module: nn.Module, graph: ChannelGraph) -> P
     if not graph.units:
         raise ModelError("No channel of this network can be pruned, so there is none that could be made sparse")
     return PENALTIES[name](module, graph)
-
-
-def prunable_channels(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
-    """Return which channels belong to a unit, shape (channels,)."""
-    prunable = np.zeros(graph.channels, dtype=np.bool_)
-    for unit in graph.units:
-        for index in unit.groups:
-            group = graph.groups[index]
-            prunable[group.offset : group.offset + group.size] = True
-    return prunable
 
 
 def _members(module: nn.Module, graph: ChannelGraph) -> dict[str, tuple[int, torch.Tensor]]:

@@ -152,7 +152,7 @@ def dead_units(penalty: Penalty, graph: ChannelGraph, scales: Scales, limit: flo
     dead = []
     for unit in graph.units:
         groups = [graph.groups[index] for index in unit.groups]
-        most = max(float(largest[group.offset : group.offset + group.size].max()) for group in groups)
+        most = max(float(largest[group.span].max()) for group in groups)
         if 0 <= most < limit:
             dead.append(unit.name)
     return tuple(dead)

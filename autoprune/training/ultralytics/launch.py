@@ -23,11 +23,11 @@ from autoprune.io.files import remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.plan import Plan, Trainer, TrainingContext
-from autoprune.training.results import FinetuneResult, recalibrated
+from autoprune.training.results import FinetuneResult, keep_epoch, recalibrated
 from autoprune.training.ultralytics.parallel import train_in_processes
 from autoprune.training.ultralytics.recipe import dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
-from autoprune.training.ultralytics.session import Session, data_settings, process_state_kept
+from autoprune.training.ultralytics.session import VALIDATED, Session, data_settings, process_state_kept
 from autoprune.training.ultralytics.state import averaged_network, read_training, state_file
 
 
@@ -152,6 +152,9 @@ class _Training:
         return session
 
     def _here(self, arguments: dict[str, Any], module: nn.Module) -> None:
+        def keep(trainer: Any) -> None:
+            keep_epoch(report_of(trainer, self.adapter), self.around.out)
+
         def report(trainer: Any) -> None:
             if self.around.on_epoch is not None:
                 self.around.on_epoch(report_of(trainer, self.adapter))
@@ -160,6 +163,7 @@ class _Training:
         session.model = session.get_model(weights=module)
         for extension in self.around.extensions:
             extension.attach(session)
+        session.listen(VALIDATED, keep)
         session.listen("on_fit_epoch_end", report)
         session.train()
 

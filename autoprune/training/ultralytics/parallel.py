@@ -18,7 +18,7 @@ from typing import IO
 
 from autoprune.errors import DeviceError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.training.results import EpochReport
+from autoprune.training.results import EpochReport, keep_epoch
 from autoprune.training.ultralytics.reports import reports_in
 from autoprune.training.ultralytics.session import Session
 
@@ -54,6 +54,7 @@ def train_in_processes(
         nonlocal seen
         for report in reports_in(table, adapter, epochs=session.epochs)[seen:]:
             seen += 1
+            keep_epoch(report, folder)
             if on_epoch is not None:
                 on_epoch(report)
 

@@ -22,6 +22,9 @@ from autoprune.training.state_file import telling_damage
 from autoprune.training.ultralytics.state import begin_epoch, read_training, restore, state_file, write_state
 from autoprune.training.ultralytics.trainer import KeepsNetwork
 
+VALIDATED = "on_validated"
+"""The event at which an epoch is validated, and not saved yet."""
+
 
 class Session(KeepsNetwork):
     """A trainer heard by nobody but autoprune, writing ``state.pt``, ``last.pt``, and ``best.pt`` if it may stop early.
@@ -187,6 +190,7 @@ class Session(KeepsNetwork):
 
     def save_model(self) -> bool:
         """Write each checkpoint whole or not at all, so that a kill while it is written leaves the one before."""
+        self.run_callbacks(VALIDATED)
         weights = Path(self.save_dir) / "weights"
         last, best = weights / "last.pt", weights / "best.pt"
         self.last = last.with_suffix(".tmp")
