@@ -126,6 +126,7 @@ class LatencyMeter:
                 return measure()
             except BoardLostError as error:
                 warn(f"{error}; the measurement is repeated.")
+                self._ahead = None
                 for name in ("_dense_runner", "_backend"):
                     self.__dict__.pop(name, None)
         return measure()

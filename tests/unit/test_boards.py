@@ -193,6 +193,37 @@ def test_this_machine_is_not_disturbed_by_an_export_while_it_measures() -> None:
     assert [line for width in (4, 5, 6) for line in (f"export {width} now", f"load {width}", f"measure {width}")] == log
 
 
+def test_after_a_loss_the_next_network_is_exported_for_the_new_connection() -> None:
+    """What was exported ahead belongs to the connection that is lost."""
+    backends: list[Overlapping] = []
+
+    class Lost(Overlapping):
+        def prepare(self, module: nn.Module, shape: tuple[int, ...]) -> Runner:
+            assert self is backends[-1], "loaded over a connection that is lost"
+            runner = super().prepare(module, shape)
+            elapsed, first = runner.elapsed, self is backends[0]
+
+            def run() -> float:
+                milliseconds = elapsed()
+                if first and "measure 4" in self.log:
+                    self.exported.wait(10)
+                    raise BoardLostError("The connection to ssh://cam1 was lost")
+                return milliseconds
+
+            runner.elapsed = run  # type: ignore[method-assign]
+            return runner
+
+    def opened(settings: RuntimeSettings, _: Any) -> Lost:
+        backends.append(Lost(settings))
+        return backends[-1]
+
+    meter = LatencyMeter(network(8), ON_BOARD, opener=opened, config=SHORT)
+    builds = [partial(network, width) for width in (4, 5)]
+    for build, following in zip(builds, [builds[1], None], strict=True):
+        assert meter.measure(build, build.args, following=following).candidate.runs == 10
+    assert len(backends) == 2
+
+
 def test_an_export_that_fails_ahead_is_raised_for_its_own_network() -> None:
     _, found = steps(ON_BOARD, fails=5)
     assert [isinstance(one, float) for one in found] == [True, False, True]

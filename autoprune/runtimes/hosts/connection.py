@@ -162,6 +162,8 @@ class Connection:
             self._asking.release()
 
     def _exchange(self, call: str, arguments: Mapping[str, Any], seconds: float, content: bytes = b"") -> Any:
+        if not self.alive:  # nothing would say so a second time
+            raise BoardLostError(f"The connection to {self._url} was lost")
         self._write(json.dumps({"call": call, "arguments": arguments}).encode() + b"\n" + content)
         while True:
             try:
