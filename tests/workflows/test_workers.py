@@ -60,7 +60,7 @@ def test_without_ray_nothing_is_left_behind(
 def test_the_result_is_that_of_one_process(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {workers: tmp_path / workers for workers in ("0", "1", "2")}
     for workers, run in runs.items():
-        assert main(arguments("search", tiny, run, *BUDGET, "--workers", workers)) == 0
+        assert main(arguments("search", tiny, run, *BUDGET, "--rollout", "8", "--workers", workers)) == 0
     found = [(Policy.load(run / "policy.json").units, list(scores(run).items())) for run in runs.values()]
     assert found[0] == found[1] == found[2]
     assert "2 workers computed" in capsys.readouterr().out
