@@ -101,7 +101,7 @@ class FakeRay:
         self.sent.append(value)
         return value
 
-    def get(self, asked: Any) -> Any:
+    def get(self, asked: Any, *, timeout: float | None = None) -> Any:
         """Return answers, or raise the error that there is in place of one."""
         if isinstance(asked, list):
             return [self.get(one) for one in asked]
