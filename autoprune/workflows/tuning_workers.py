@@ -76,9 +76,9 @@ def tune_together(
 ) -> None:
     """Let workers fine-tune several networks into their folders, in which `tune` then finds ``model``.
 
-    Without workers, or with one job alone, nothing is done: `tune` does it here. A worker trains in a temporary folder
-    of its machine. If it sees the run's folder, it leaves its state there after every epoch, and the fine-tune of a
-    worker that dies, or of a run that is killed, goes on from there; otherwise it begins anew.
+    Without workers, or with one job alone that none has begun, nothing is done: `tune` does it here. A worker trains in
+    a temporary folder of its machine. If it sees the run's folder, it leaves its state there after every epoch, and the
+    fine-tune of a worker that dies, or of a run that is killed, goes on from there; otherwise it begins anew.
 
     Args:
         runner: of the run.
@@ -91,10 +91,8 @@ def tune_together(
         DataError: a worker cannot read the data set, or it cannot be sent.
         TrainingError: a training failed.
     """
-    if runner.usage is None or len(jobs) < 2:
-        return
     waiting = [job for job in jobs if not adapter.checkpoint(job.folder, "model").exists()]
-    if not waiting:
+    if runner.usage is None or not waiting or (len(jobs) < 2 and _kept_in(waiting[0].folder) is None):
         return
     teacher = waiting[0].tuning.teacher
     packed = _packed(adapter, listener) if ship_data else None
@@ -119,12 +117,17 @@ def _packed(adapter: Adapter, listener: Listener) -> Packed:
     return packed
 
 
+def _kept_in(folder: Path) -> Path | None:
+    """Return the file for the state of a fine-tune that a worker has begun; None if none has."""
+    return next(folder.glob("worker-*.zip"), None)
+
+
 def _state_file(folder: Path) -> Path:
     """Return the file for the state of a fine-tune, which is there then.
 
     Nobody can guess its name: a worker that finds it sees this very folder, and not one of that name on its machine.
     """
-    found = next(folder.glob("worker-*.zip"), None)
+    found = _kept_in(folder)
     if found is None:
         found = folder / f"worker-{secrets.token_hex(16)}.zip"
         write_atomic(found, b"")
@@ -183,7 +186,7 @@ class WorkerTuning:
             _restore(folder, job.state)
             heard = _Notes(partial(_keep, folder, job.state))
             tune(adapter, job.module, folder, tuning=tuning, notes=job.notes, listener=heard)
-            return Large.of(heard.notes, _files(folder))
+            return Large.of(heard.notes, {name: file.read_bytes() for name, file in _files(folder).items()})
 
     @cached_property
     def _data(self) -> Path:
@@ -208,9 +211,9 @@ class WorkerTuning:
         return adapter
 
 
-def _files(folder: Path) -> Files:
-    found = [file for file in folder.rglob("*") if file.is_file()]
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+def _files(folder: Path) -> Mapping[str, Path]:
+    """Return the files of a folder by their path in it."""
+    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
 
 
 def _keep(folder: Path, state: Path) -> None:
@@ -218,8 +221,8 @@ def _keep(folder: Path, state: Path) -> None:
     if state.exists():
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
-            for name, data in _files(folder).items():
-                archive.writestr(name, data)
+            for name, file in _files(folder).items():
+                archive.write(file, name)
         write_atomic(state, content.getvalue())
 
 

@@ -147,6 +147,7 @@ class FakeRay:
         return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
 
     def _load(self, actor: Any, number: int, function: Any, shared: Any) -> Reference:
+        assert not self.ended
         actor.load(function, shared)
         seconds = self.starts(number)
         error = ActorDiedError("The actor is dead.\nIts process was killed.") if seconds < 0 else None

@@ -131,6 +131,7 @@ def test_a_fine_tune_goes_on_where_its_worker_died(
     monkeypatch.setattr(tuning_workers, "_keep", killed_in_the_second_epoch_of_the_first)
     with pytest.raises(KeyboardInterrupt):
         tune_together(runner, adapter, wanted, heard, ship_data=False)
+    tune_together(runner, adapter, wanted[:1], heard, ship_data=False)  # the only one left, but begun by a worker
     tune_together(runner, adapter, wanted, heard, ship_data=False)
     assert [folder.name for folder in ended] == ["a", "a", "b", "b"]
     for name in ("a", "b"):
