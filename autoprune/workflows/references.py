@@ -119,7 +119,9 @@ class References:
                 low, best = width, (module, costs)
             else:
                 high = width
-        return best and _Reference(f"{name} (width × {low:.2f})", "smaller", adapter, *best, learnt=False)
+        if best is None:
+            return None
+        return _Reference(f"{name} (width × {low:.2f})", "smaller", adapter, *best, learnt=False)
 
     def _lower(self, name: str) -> _Reference | None:
         """Return the dense network at the largest lower image size that meets the budget."""

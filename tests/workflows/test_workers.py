@@ -123,7 +123,7 @@ def test_fine_tunes_of_a_comparison_are_the_same(
         tuned = [(one["key"], one["value"]) for kind in ("tuned", "reference") for one in records(run, kind)]
         files = {path.relative_to(run) for path in run.glob("*/*/**/*") if path.is_file()}
         found.append((tuned, files, weights))
-    assert {"dense", "smaller", "uniform-0", "random-1"} <= found[0][2].keys()
+    assert {"dense", "lower-32", "uniform-0", "random-1"} <= found[0][2].keys()
     assert "The data set goes to the workers once: " in capsys.readouterr().out
     for tuned, files, weights in found[1:]:
         assert (tuned, files) == found[0][:2]
