@@ -40,8 +40,8 @@ SLOW, SLOW_SECONDS = 3.0, 1.0
 POLL_SECONDS, LOST_SECONDS = 0.2, 60.0
 """How often a batch looks at its workers; after how long without an answer, at whether any can still run."""
 
-FORGET_SECONDS = 10.0
-"""How long workers have to remove the files that they made, before they are ended."""
+FORGET_SECONDS = 5.0
+"""How long workers have to end what nobody wants any more and to remove the files that they made, at the run's end."""
 
 
 @dataclass
@@ -174,13 +174,12 @@ class RayRunner:
             self._withdraw()
 
     def close(self) -> None:
-        """Let workers that compute nothing forget their function, which then removes the files that it made there."""
+        """Let the workers forget their function, which then removes the files that it made there."""
         if not self._ray.is_initialized():
             return
+        nothing = pickle.dumps(None)
         with suppress(self._ray.exceptions.RayError, ConnectionError):
-            idle = [worker for worker in self._workers if not worker.tasks]
-            nothing = pickle.dumps(None)
-            self._ray.get([worker.actor.load.remote(nothing, {}) for worker in idle], timeout=FORGET_SECONDS)
+            self._ray.get([worker.actor.load.remote(nothing, {}) for worker in self._workers], timeout=FORGET_SECONDS)
 
     def _fetch(self, get: Callable[[], Any], function: Callable[[Item], Any], item: Item) -> Any:
         """Return the large part of an answer; one whose machine has left is computed again."""

@@ -246,7 +246,6 @@ def test_what_no_function_shares_any_more_is_forgotten(monkeypatch: pytest.Monke
 
 
 def test_workers_forget_what_they_hold_when_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those that still compute something, which are not waited for."""
     fake, images = FakeRay(), Images(range(10))
     monkeypatch.setattr(ray_worker, "_get", lambda value: Images(value))
     runner, held = runner_on(fake, monkeypatch), []
