@@ -29,6 +29,8 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
     Attributes:
         strategy: what searches: an agent of reinforcement learning (`agent` says the same), or what it must beat
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
+        rollout: how many candidates ppo tries before it learns from them, which is how many workers have one to score
+            at the same time; by default 5
         rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
             limits each action as it is taken (AMC)
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
@@ -41,6 +43,7 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
 
     strategy: StrategyName = PPO
     episodes: int | None = None
+    rollout: int | None = None
     rule: Rule = Rule.PROJECTED
     sensitivity: Path | None = None
     warm_start: tuple[str, ...] = ()
@@ -50,7 +53,9 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_workers()
-        check_counts(self, "finalists", "episodes", least=1)
+        check_counts(self, "finalists", "episodes", "rollout", least=1)
+        if self.rollout is not None and self.strategy is not PPO:
+            raise ConfigError(f"`rollout` is for the strategy ppo, got {self.strategy.value}; leave it out")
         if self.sensitivity is not None and not self.strategy.spec.uses_curves:
             raise ConfigError(
                 f"`sensitivity` is for the strategies sensitivity and knapsack, got {self.strategy.value}"
@@ -164,6 +169,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
             knapsack, with half of the evaluations each
         evaluations: how many candidates each may score, those of its warm start and of its priors counted
         seeds: how often each strategy with chance in it runs
+        rollout: how many candidates ppo tries before it learns from them, as in search
         rule: how an agent's episode meets the budget, as in search
         criteria: in place of strategies, criteria with commas between them: each says which channels stay of the one
             allocation that the uniform ratio gives
@@ -176,6 +182,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
     strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,regrowth,evolution,ddpg,ppo"
     evaluations: int = 100
     seeds: int = 3
+    rollout: int | None = None
     rule: Rule = Rule.PROJECTED
     criteria: str = ""
     references: bool = True
@@ -184,7 +191,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_workers()
-        check_counts(self, "evaluations", "seeds", least=1)
+        check_counts(self, "evaluations", "seeds", "rollout", least=1)
         check_counts(self, "correlated", least=0)
         self.entries  # noqa: B018  (raises if they are malformed)
         for name in self.compared_criteria:

@@ -42,6 +42,7 @@ def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
         count, resources = _room(ray, options)
         runner = RayRunner(ray, count, options, resources)
         runner.check_versions()
+        stack.callback(runner.close)
         yield runner
         if runner.usage.tasks:
             options.notify(f"{runner.usage}.")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import pickle
 import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -37,6 +39,9 @@ SLOW, SLOW_SECONDS = 3.0, 1.0
 
 POLL_SECONDS, LOST_SECONDS = 0.2, 60.0
 """How often a batch looks at its workers; after how long without an answer, at whether any can still run."""
+
+FORGET_SECONDS = 5.0
+"""How long workers have to end what nobody wants any more and to remove the files that they made, at the run's end."""
 
 
 @dataclass
@@ -167,6 +172,14 @@ class RayRunner:
             batch.waiting.clear()
             batch.finished.update(range(len(items)))
             self._withdraw()
+
+    def close(self) -> None:
+        """Let the workers forget their function, which then removes the files that it made there."""
+        if not self._ray.is_initialized():
+            return
+        nothing = pickle.dumps(None)
+        with suppress(self._ray.exceptions.RayError, ConnectionError):
+            self._ray.get([worker.actor.load.remote(nothing, {}) for worker in self._workers], timeout=FORGET_SECONDS)
 
     def _fetch(self, get: Callable[[], Any], function: Callable[[Item], Any], item: Item) -> Any:
         """Return the large part of an answer; one whose machine has left is computed again."""

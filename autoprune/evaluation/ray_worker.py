@@ -37,7 +37,7 @@ class CandidateWorker:
         """Take the function that the next items are for.
 
         Args:
-            function: pickled.
+            function: pickled; None lets go of the one before.
             shared: Ray's references to what it shares with other functions, by number; each is fetched once, and what
                 is not among them is forgotten.
         """

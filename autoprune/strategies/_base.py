@@ -75,6 +75,7 @@ class SearchTask:
         constraint: the budget.
         evaluations: how many candidates may be scored.
         seed: of everything random.
+        rollout: candidates that PPO has scored together, before it learns from them; None for its own number.
         prior: where to start; for strategies that use one.
         gains: of widening every unit; for strategies that use them.
         curves: sensitivity curves measured before, or None.
@@ -87,6 +88,7 @@ class SearchTask:
     constraint: Constraint
     evaluations: int
     seed: int = 0
+    rollout: int | None = None
     prior: SearchPrior | None = None
     gains: Gains | None = None
     curves: SensitivityCurves | None = None

@@ -163,6 +163,7 @@ class StrategyBenchmark:
             constraint=self._constraint,
             evaluations=evaluations,
             seed=self._config.seed + seed + (SECOND if start else 0),
+            rollout=self._config.rollout,
             prior=self._prior,
             gains=self.evaluator.gains,
             importance=self._run.network.importance,

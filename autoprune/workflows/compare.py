@@ -102,14 +102,15 @@ class _Comparison:
         outcomes = [contest.outcome(entry, seed) for entry, seed in tracked(entries, "Searches")]
         self._listener.stage(stages.WINNERS)
         spread = self._spread(outcomes)
-        self._tune_on_workers(contest, [*map(_winner, outcomes), *spread])
+        references = References(run, config, limits) if config.references else None
+        self._tune_on_workers(contest, [*map(_winner, outcomes), *spread], references)
         tuned = [self._tuned(contest, _winner(outcome)) for outcome in tracked(outcomes, "Winners")]
-        if config.references:
+        if references is not None:
             self._listener.stage(stages.REFERENCES)
-        references = References(run, config, limits).all() if config.references else {}
+        alternatives = references.all() if references is not None else {}
         points = self._points(outcomes, tuned, {one: self._tuned(contest, one) for one in spread})
         costs = {metric: dense.cost(metric) for metric in limits}
-        compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(references, costs)}
+        compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(alternatives, costs)}
         if config.report:
             names = [f"{outcome.entry}-{outcome.seed}" for outcome in outcomes]
             after = {name: one.after for name, one in zip(names, tuned, strict=True)}
@@ -126,7 +127,9 @@ class _Comparison:
 
         return Tuned.from_json(self._folder.once("tuned", made, one.key))
 
-    def _tune_on_workers(self, contest: StrategyBenchmark, wanted: Sequence[_Finetune]) -> None:
+    def _tune_on_workers(
+        self, contest: StrategyBenchmark, wanted: Sequence[_Finetune], references: References | None
+    ) -> None:
         """Let workers, if there are any, fine-tune what the journal does not hold yet."""
         run = self._run
         if run.runner.usage is None or not self._config.finetune_epochs:
@@ -140,6 +143,7 @@ class _Comparison:
             )
             for one in missing
         ]
+        jobs += references.jobs() if references is not None else []
         tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
 
     def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:

@@ -6,11 +6,15 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from autoprune.config import CompareConfig
+from autoprune.evaluation.evaluator import Evaluator
 from autoprune.io.files import saying_why
 from autoprune.listener import Listener, tracked
 from autoprune.report.sections import publish
@@ -21,10 +25,12 @@ from autoprune.workflows import stages
 from autoprune.workflows.finalists import choose
 from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.latency_constraints import LatencyConstraints
+from autoprune.workflows.network import Network
 from autoprune.workflows.result_writer import ResultWriter
 from autoprune.workflows.run import PruningRun, with_model
 from autoprune.workflows.shown import keep_best_detections
 from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning_workers import TuningJob, tune_together
 
 
 class CriteriaComparison:
@@ -54,6 +60,7 @@ class CriteriaComparison:
         allocation, costs = self._uniform(limits)
         shares = {metric: costs[metric] / dense.cost(metric) for metric in limits}
         self._listener.stage(stages.CRITERIA)
+        self._tune_on_workers(allocation)
         rows = [self._row(name, allocation) for name in tracked(self._config.compared_criteria, "Criteria")]
         if self._config.report:
             after = {row["criterion"]: Metrics.from_json(row["after"]) for row in rows if row["after"] is not None}
@@ -74,17 +81,31 @@ class CriteriaComparison:
             **chosen.latencies,
         }
 
+    def _tune_on_workers(self, allocation: Allocation) -> None:
+        """Let workers, if there are any, fine-tune what the journal does not hold yet."""
+        config, run, journal = self._config, self._run, self._folder.journal
+        if run.runner.usage is None or not config.finetune_epochs:
+            return
+        missing = [
+            one for one in config.compared_criteria if journal.lookup("criterion", _key(one, allocation)) is None
+        ]
+        jobs = [
+            TuningJob(partial(self._pruned, one, allocation), self._place(one), self._tuning(), _notes(one))
+            for one in missing
+        ]
+        tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=config.ship_data)
+
     def _row(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
         """Return what a criterion gives: score, metrics before and after the fine-tune, the seconds that it takes."""
-        found = self._folder.once("criterion", lambda: self._made(criterion, allocation), [criterion, list(allocation)])
+        found = self._folder.once("criterion", lambda: self._made(criterion, allocation), _key(criterion, allocation))
         return dict(found)
 
     def _made(self, criterion: str, allocation: Allocation) -> dict[str, Any]:
-        config, folder, listener = self._config, self._folder, self._listener
+        listener = self._listener
         start = time.perf_counter()
         network = self._run.network.scored_by(criterion)
         seconds = time.perf_counter() - start
-        evaluator = replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
+        evaluator = self._evaluator_of(network, criterion)
         module = evaluator.repaired(allocation)
         row = {
             "criterion": criterion,
@@ -93,16 +114,34 @@ class CriteriaComparison:
             "after": None,
             "seconds": seconds,
         }
-        if config.finetune_epochs:
+        if self._config.finetune_epochs:
             listener.note(f"Fine-tuning what {criterion} keeps (score {row['score']:+.4f})")
-            path = folder.path / "networks" / criterion
-            with saying_why(path):
-                path.mkdir(parents=True, exist_ok=True)
-            tuning, notes = Tuning.of(config, network.adapter.module), {"criterion": criterion}
-            module = ResultWriter(self._run, self._budget, path=path).described(module)
-            trained = tune(network.adapter, module, path, tuning=tuning, notes=notes, listener=listener)
+            path, tuning = self._place(criterion), self._tuning()
+            module = self._described(module, criterion)
+            trained = tune(network.adapter, module, path, tuning=tuning, notes=_notes(criterion), listener=listener)
             row["after"] = network.adapter.validate(trained).to_json()
         return row
+
+    def _evaluator_of(self, network: Network, criterion: str) -> Evaluator:
+        return replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
+
+    def _pruned(self, criterion: str, allocation: Allocation) -> nn.Module:
+        """Return what a criterion keeps, as its checkpoints hold it before the fine-tune."""
+        evaluator = self._evaluator_of(self._run.network.scored_by(criterion), criterion)
+        return self._described(evaluator.repaired(allocation), criterion)
+
+    def _described(self, module: nn.Module, criterion: str) -> nn.Module:
+        return ResultWriter(self._run, self._budget, path=self._place(criterion)).described(module)
+
+    def _tuning(self) -> Tuning:
+        return Tuning.of(self._config, self._run.network.adapter.module)
+
+    def _place(self, criterion: str) -> Path:
+        """Return the folder of a criterion's network, which exists then."""
+        path = self._folder.path / "networks" / criterion
+        with saying_why(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _publish(
         self, found: Sequence[Mapping[str, Any]], dense: Stage, shares: Mapping[str, float], allocation: Allocation
@@ -139,3 +178,12 @@ class CriteriaComparison:
         path = self._folder.path / "compare.json"
         publish(result, path, self._listener)
         self._listener.note(f"The comparison is {path}, with comparison.png.")
+
+
+def _key(criterion: str, allocation: Allocation) -> list[Any]:
+    """Return what the journal knows a criterion's row by."""
+    return [criterion, list(allocation)]
+
+
+def _notes(criterion: str) -> dict[str, Any]:
+    return {"criterion": criterion}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +15,37 @@ from autoprune.config import IMAGE_MULTIPLE, CompareConfig
 from autoprune.metrics import is_measured, latency_target, spec_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
-from autoprune.results import Metrics
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.workflows.latency import meter_of, settings_of
 from autoprune.workflows.network import static_costs
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.tuning import Tuned, Tuning, tune
-
-Named = tuple[str, Tuned]
+from autoprune.workflows.tuning_workers import TuningJob
 
 WIDTH_STEPS = 7
 """Bisections of the width multiple: to a hundredth."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """An alternative before it is trained.
+
+    Attributes:
+        row: its name in the table.
+        folder: name of its folder.
+        adapter: its own, or that of the run.
+        module: the network.
+        costs: by metric.
+        learnt: whether it has learnt something, so that its metrics before the training mean something.
+    """
+
+    row: str
+    folder: str
+    adapter: Adapter
+    module: nn.Module
+    costs: Mapping[str, float]
+    learnt: bool = True
 
 
 class References:
@@ -38,19 +60,20 @@ class References:
     def __init__(self, run: PruningRun, config: CompareConfig, limits: Mapping[str, float]) -> None:
         self._run, self._config, self._limits = run, config, limits
 
+    def jobs(self) -> Sequence[TuningJob]:
+        """Return the fine-tunes that are missing, for workers to do before `all` asks for them."""
+        if not self._config.finetune_epochs:
+            return []
+        return [self._job(one) for one in self._missing.values() if one is not None]
+
     def all(self) -> dict[str, Tuned]:
         """Return the references by name; one that cannot meet the budget is left out, which is reported."""
-        makers: dict[str, Callable[[str], Named | None]] = {
-            "dense, trained on": self._dense,
-            "same family, smaller": self._smaller,
-            "dense, lower image size": self._lower,
-        }
         found = {}
-        for name, make in makers.items():
+        for name in self._makers:
 
-            def made(name: str = name, make: Callable[[str], Named | None] = make) -> dict[str, Any] | None:
-                made = make(name)
-                return {"row": None if made is None else {"name": made[0], **made[1].to_json()}}
+            def made(name: str = name) -> dict[str, Any]:
+                one = self._missing[name]
+                return {"row": None if one is None else {"name": one.row, **self._tuned(one).to_json()}}
 
             row = self._run.folder.once("reference", made, name)["row"]
             if row is not None:
@@ -62,14 +85,26 @@ class References:
 
     # -- the alternatives --------------------------------------------------------------------------
 
-    def _dense(self, name: str) -> Named:
-        adapter = self._run.network.adapter
-        costs = self._costs(adapter, adapter.module)
-        before = adapter.validate(adapter.module)
-        return name, Tuned(before, self._trained(adapter, adapter.module, "dense"), costs)
+    @property
+    def _makers(self) -> Mapping[str, Callable[[str], _Reference | None]]:
+        return {
+            "dense, trained on": self._dense,
+            "same family, smaller": self._smaller,
+            "dense, lower image size": self._lower,
+        }
 
-    def _smaller(self, name: str) -> Named | None:
-        """Train the widest network of the family that meets the budget, from nothing."""
+    @cached_property
+    def _missing(self) -> Mapping[str, _Reference | None]:
+        """What the journal does not have, untrained; None for one that cannot meet the budget."""
+        journal = self._run.folder.journal
+        return {name: make(name) for name, make in self._makers.items() if journal.lookup("reference", name) is None}
+
+    def _dense(self, name: str) -> _Reference:
+        adapter = self._run.network.adapter
+        return _Reference(name, "dense", adapter, adapter.module, self._costs(adapter, adapter.module))
+
+    def _smaller(self, name: str) -> _Reference | None:
+        """Return the widest network of the family that meets the budget, which has learnt nothing."""
         adapter = self._run.network.adapter
         low, high = 0.0, 1.0
         best: tuple[nn.Module, dict[str, float]] | None = None
@@ -86,11 +121,10 @@ class References:
                 high = width
         if best is None:
             return None
-        module, costs = best
-        return f"{name} (width × {low:.2f})", Tuned(None, self._trained(adapter, module, "smaller"), costs)
+        return _Reference(f"{name} (width × {low:.2f})", "smaller", adapter, *best, learnt=False)
 
-    def _lower(self, name: str) -> Named | None:
-        """Use the dense network at the largest lower image size that meets the budget."""
+    def _lower(self, name: str) -> _Reference | None:
+        """Return the dense network at the largest lower image size that meets the budget."""
         dense = self._run.network.adapter
         for longest in range(dense.image_size.longest - IMAGE_MULTIPLE, 0, -IMAGE_MULTIPLE) if dense.resizable else ():
             config, size = self._config, dense.image_size.scaled(longest, IMAGE_MULTIPLE)
@@ -100,9 +134,7 @@ class References:
             )
             costs = self._costs(adapter, adapter.module)
             if self._meets(costs):
-                before = adapter.validate(adapter.module)
-                after = self._trained(adapter, adapter.module, f"lower-{size}")
-                return f"{name} ({size} px)", Tuned(before, after, costs)
+                return _Reference(f"{name} ({size} px)", f"lower-{size}", adapter, adapter.module, costs)
         return None
 
     # -- what they share ---------------------------------------------------------------------------
@@ -129,13 +161,24 @@ class References:
                 costs[metric] = getattr(meter_of(metric)(deployed, settings).reference, statistic)
         return costs
 
-    def _trained(self, adapter: Adapter, module: nn.Module, name: str) -> Metrics | None:
-        config = self._config
-        if not config.finetune_epochs:
-            return None
-        path = self._run.folder.path / "references" / name
+    def _tuned(self, one: _Reference) -> Tuned:
+        adapter = one.adapter
+        before = adapter.validate(one.module) if one.learnt else None
+        if not self._config.finetune_epochs:
+            return Tuned(before, None, one.costs)
+        self._run.listener.note(f"Reference: {one.folder}")
+        tuning, path = self._tuning(one), self._place(one)
+        trained = tune(adapter, one.module, path, tuning=tuning, notes={}, listener=self._run.listener)
+        return Tuned(before, adapter.validate(trained), one.costs)
+
+    def _job(self, one: _Reference) -> TuningJob:
+        return TuningJob(lambda: one.module, self._place(one), self._tuning(one), {}, adapter=one.adapter)
+
+    def _tuning(self, one: _Reference) -> Tuning:
+        return Tuning.of(self._config, one.adapter.module)  # alike for all: if there is a teacher, these have it too
+
+    def _place(self, one: _Reference) -> Path:
+        """Return the folder of a reference, which exists then."""
+        path = self._run.folder.path / "references" / one.folder
         path.mkdir(parents=True, exist_ok=True)
-        self._run.listener.note(f"Reference: {name}")
-        tuning = Tuning.of(config, adapter.module)  # alike for all: if there is a teacher, these have it too
-        trained = tune(adapter, module, path, tuning=tuning, notes={}, listener=self._run.listener)
-        return adapter.validate(trained)
+        return path

@@ -227,6 +227,7 @@ class SearchRun:
             constraint=constraint,
             evaluations=episodes,
             seed=config.seed,
+            rollout=config.rollout,
             prior=prior,
             gains=evaluator.gains,
             curves=self._curves,

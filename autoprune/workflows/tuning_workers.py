@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import secrets
+import shutil
 import tempfile
+import weakref
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,7 @@ from autoprune.io.files import saying_why, write_atomic
 from autoprune.listener import Listener, SilentListener, tracked
 from autoprune.metrics import format_amount
 from autoprune.models._base import Adapter
-from autoprune.models.detection.shipping import Packed, Shippable, pack, unpack
+from autoprune.models.detection.shipping import Packed, Shippable, pack, unpack_once
 from autoprune.training.results import read_epochs
 from autoprune.workflows.tuning import FINETUNE, Tuning, tune
 
@@ -34,6 +40,7 @@ class TuningJob:
         tuning: how.
         notes: travel inside the checkpoint.
         series: of the curves.
+        adapter: the network's own; that of the run if None.
     """
 
     pruned: Callable[[], nn.Module]
@@ -41,6 +48,27 @@ class TuningJob:
     tuning: Tuning
     notes: Mapping[str, Any]
     series: str = "finetune"
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """A `TuningJob` as it goes to a worker.
+
+    Attributes:
+        module: the pruned network.
+        tuning: how, without the teacher.
+        notes: travel inside the checkpoint.
+        state: a file of the run's folder that takes the training's files after every epoch, if the worker sees it; a
+            fine-tune whose worker, or whose run, was killed goes on from there.
+        adapter: the network's own, or None.
+    """
+
+    module: nn.Module
+    tuning: Tuning
+    notes: Mapping[str, Any]
+    state: Path
+    adapter: Adapter | None = None
 
 
 def tune_together(
@@ -48,8 +76,9 @@ def tune_together(
 ) -> None:
     """Let workers fine-tune several networks into their folders, in which `tune` then finds ``model``.
 
-    Without workers, or with one job alone, nothing is done: `tune` does it here. A worker trains in a temporary folder
-    of its machine, so that one that dies, or a run that is killed, begins with these networks anew.
+    Without workers, or with one job alone that none has begun, nothing is done: `tune` does it here. A worker trains in
+    a temporary folder of its machine. If it sees the run's folder, it leaves its state there after every epoch, and the
+    fine-tune of a worker that dies, or of a run that is killed, goes on from there; otherwise it begins anew.
 
     Args:
         runner: of the run.
@@ -62,16 +91,15 @@ def tune_together(
         DataError: a worker cannot read the data set, or it cannot be sent.
         TrainingError: a training failed.
     """
-    if runner.usage is None or len(jobs) < 2:
-        return
     waiting = [job for job in jobs if not adapter.checkpoint(job.folder, "model").exists()]
-    if not waiting:
+    if runner.usage is None or not waiting or (len(jobs) < 2 and _kept_in(waiting[0].folder) is None):
         return
     teacher = waiting[0].tuning.teacher
     packed = _packed(adapter, listener) if ship_data else None
     function = WorkerTuning(Shared(adapter), Shared(teacher), Shared(packed))
     for job, answer in zip(tracked(waiting, "Fine-tuning"), runner.map(function, _Items(waiting)), strict=True):
         _write(answer.fetch(), job.folder, last=adapter.checkpoint(job.folder, "model"))
+        _state_file(job.folder).unlink()
         for report in read_epochs(job.folder / FINETUNE):
             listener.log(report.epoch, report.figures(job.series, adapter.metric_names))
         for note in answer.summary:
@@ -89,6 +117,23 @@ def _packed(adapter: Adapter, listener: Listener) -> Packed:
     return packed
 
 
+def _kept_in(folder: Path) -> Path | None:
+    """Return the file for the state of a fine-tune that a worker has begun; None if none has."""
+    return next(folder.glob("worker-*.zip"), None)
+
+
+def _state_file(folder: Path) -> Path:
+    """Return the file for the state of a fine-tune, which is there then.
+
+    Nobody can guess its name: a worker that finds it sees this very folder, and not one of that name on its machine.
+    """
+    found = _kept_in(folder)
+    if found is None:
+        found = folder / f"worker-{secrets.token_hex(16)}.zip"
+        write_atomic(found, b"")
+    return found
+
+
 def _write(files: Files, folder: Path, *, last: Path) -> None:
     """Write the files of a fine-tune; its checkpoint is there only if all others are."""
     for path in sorted(map(folder.joinpath, files), key=lambda path: path == last):
@@ -97,7 +142,7 @@ def _write(files: Files, folder: Path, *, last: Path) -> None:
         write_atomic(path, files[path.relative_to(folder).as_posix()])
 
 
-class _Items(Sequence[tuple[nn.Module, Tuning, Mapping[str, Any]]]):
+class _Items(Sequence[WorkerJob]):
     """What workers get of jobs; each network is made when a worker is there for it."""
 
     def __init__(self, jobs: Sequence[TuningJob]) -> None:
@@ -108,7 +153,8 @@ class _Items(Sequence[tuple[nn.Module, Tuning, Mapping[str, Any]]]):
 
     def __getitem__(self, place: Any) -> Any:
         job = self._jobs[place]
-        return job.pruned(), replace(job.tuning, teacher=None), job.notes
+        tuning = replace(job.tuning, teacher=None)
+        return WorkerJob(job.pruned(), tuning, job.notes, _state_file(job.folder).absolute(), job.adapter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,34 +165,42 @@ class WorkerTuning:
         adapter: has the data.
         teacher: teaches all of them, or None.
         packed: the data set if it is not where the adapter says, or None.
+        name: of the temporary folder that a machine has it in.
     """
 
     adapter: Shared[Adapter]
     teacher: Shared[nn.Module | None]
     packed: Shared[Packed | None]
+    name: str = field(default_factory=lambda: f"autoprune-{secrets.token_hex(16)}")
 
-    def __call__(self, job: tuple[nn.Module, Tuning, Mapping[str, Any]]) -> Large[Sequence[str], Files]:
+    def __call__(self, job: WorkerJob) -> Large[Sequence[str], Files]:
         """Return what `tune` notes and the files that it leaves.
 
         Raises:
             DataError: the data set is not here.
         """
-        module, tuning, notes = job
-        tuning = replace(tuning, teacher=self.teacher.value)
-        heard = _Notes()
+        adapter = self._with_data(job.adapter or self.adapter.value)
+        tuning = replace(job.tuning, teacher=self.teacher.value)
         with tempfile.TemporaryDirectory(prefix="autoprune-") as name:
-            folder = Path(name) / "run"
-            folder.mkdir()
-            tune(self._adapter(Path(name) / "data"), module, folder, tuning=tuning, notes=notes, listener=heard)
-            found = [file for file in folder.rglob("*") if file.is_file()]
-            return Large.of(heard.notes, {file.relative_to(folder).as_posix(): file.read_bytes() for file in found})
+            folder = Path(name)
+            _restore(folder, job.state)
+            heard = _Notes(partial(_keep, folder, job.state))
+            tune(adapter, job.module, folder, tuning=tuning, notes=job.notes, listener=heard)
+            return Large.of(heard.notes, {name: file.read_bytes() for name, file in _files(folder).items()})
 
-    def _adapter(self, folder: Path) -> Adapter:
-        """Return the adapter with data that can be read here; a data set that was sent is written into a folder."""
-        adapter = self.adapter.value
+    @cached_property
+    def _data(self) -> Path:
+        """The data set that was sent, in a folder of all workers of this machine, until they forget this function."""
+        assert self.packed.value is not None
+        folder = Path(tempfile.gettempdir()) / self.name
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return unpack_once(self.packed.value, folder)
+
+    def _with_data(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with data that can be read here."""
         if self.packed.value is not None:
             assert isinstance(adapter, Shippable)
-            return adapter.with_data(unpack(self.packed.value, folder))
+            return adapter.with_data(self._data)
         try:
             adapter.batches("train", images=1, batch=1, seed=0)
         except DataError as error:
@@ -157,11 +211,42 @@ class WorkerTuning:
         return adapter
 
 
-class _Notes(SilentListener):
-    """Keeps the notes."""
+def _files(folder: Path) -> Mapping[str, Path]:
+    """Return the files of a folder by their path in it."""
+    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
 
-    def __init__(self) -> None:
+
+def _keep(folder: Path, state: Path) -> None:
+    """Keep a folder's files in one file, if that is seen here and still wanted."""
+    if state.exists():
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            for name, file in _files(folder).items():
+                archive.write(file, name)
+        write_atomic(state, content.getvalue())
+
+
+def _restore(folder: Path, state: Path) -> None:
+    """Write the files that were kept into a folder, if there are any."""
+    if state.exists() and state.stat().st_size:
+        with zipfile.ZipFile(state) as archive:
+            archive.extractall(folder)
+
+
+class _Notes(SilentListener):
+    """Keeps the notes.
+
+    Args:
+        epoch_ended: called after every epoch.
+    """
+
+    def __init__(self, epoch_ended: Callable[[], None]) -> None:
         self.notes: list[str] = []
+        self._epoch_ended = epoch_ended
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Say that an epoch has ended; the curves are drawn from the files that it leaves."""
+        self._epoch_ended()
 
     def note(self, text: str) -> None:
         """Keep it."""

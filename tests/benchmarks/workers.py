@@ -2,20 +2,23 @@
 
 Usage: ``python -m tests.benchmarks.workers [asleep] [memory] [real] [model]``, on an idle machine.
 
-``asleep``: a candidate that takes half a second of sleep, by 1 to 8 workers, eight for each: what the handing out
-itself costs, whatever the number of cores. ``memory``: what this process holds while two workers answer ten thousand
-candidates that take no time, with and without a journal. ``real``: a yolov8n at 320 px (``../shared``), by one and two
-workers of one thread each, next to this process with one thread. ``model``: what a candidate of a yolov8m at 640 px
-takes of a processor and of the network, and what a search of 400 would take on GPUs if they did what is assumed.
+``asleep``: a candidate that sleeps half a second or two, by 1 to 64 workers, eight for each: what the handing out
+itself costs, whatever the number of cores. Its workers are spared torch, of which 64 would need 20 GB. ``memory``: what
+this process holds while two workers answer ten thousand candidates that take no time, with and without a journal.
+``real``: a yolov8n at 320 px (``../shared``), by one and two workers of one thread each, next to this process with one
+thread. ``model``: what a candidate of a yolov8m at 640 px takes of a processor and of the network, and what a search of
+400 would take on GPUs if they did what is assumed.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,21 +39,16 @@ from autoprune.strategies.registry import StrategyName
 from autoprune.workflows.strategies import environment
 from tests.benchmarks.accuracy import DETECTORS, SHARED
 
-SECONDS, EACH, ROUNDS = 0.5, 8, 3
-COUNTS = (1, 2, 8)
-"""More need memory: each worker has torch in it, some 0.3 GB."""
+SECONDS, EACH, ROUNDS = (0.5, 2.0), 8, 3
+COUNTS = (1, 2, 8, 64)
+STARTING = 600
+"""Seconds that a worker may take to start: 64 of them do at once, here on one core."""
 CANDIDATES = 24
 MANY, TOGETHER, UNITS = 10_000, 100, 60
 ROLLOUT, IMAGES, GFLOPS, OVERHEAD = 5, 60, 40, 0.003
 """Candidates of PPO's rollout; of each its images, what one takes at flops=50%, and seconds to hand it out."""
 GPU_GFLOPS = 10_000
 """Assumed: what a GPU computes in a second, fp32."""
-
-
-def slept(item: int) -> int:
-    """Stand in for a candidate."""
-    time.sleep(SECONDS)
-    return item
 
 
 def measured(workers: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[float]:
@@ -69,13 +67,40 @@ def timed(act: Callable[[], Any]) -> float:
 
 def asleep() -> None:
     """Print the share of linear speed-up that sleeping candidates reach, and what handing out one costs."""
-    print(f"| workers | candidates of {SECONDS} s | seconds (median of {ROUNDS}) | × linear | overhead per candidate |")
-    print("|---|---|---|---|---|")
-    for workers in COUNTS:
-        items = range(EACH * workers)
-        seconds = statistics.median(measured(workers, slept, items))
-        overhead = (seconds - EACH * SECONDS) / len(items) * 1e3
-        print(f"| {workers} | {len(items)} | {seconds:.2f} | {EACH * SECONDS / seconds:.2f} | {overhead:.1f} ms |")
+    print(f"| workers | each candidate sleeps | candidates | median of {ROUNDS} | × linear | overhead per candidate |")
+    print("|---|---|---|---|---|---|")
+    with workers_without_torch():
+        for workers in COUNTS:
+            for seconds, took in zip(SECONDS, slept(workers), strict=True):
+                number, ideal = EACH * workers, EACH * seconds
+                overhead = (took - ideal) / number * 1e3
+                print(f"| {workers} | {seconds} s | {number} | {took:.2f} s | {ideal / took:.2f} | {overhead:.1f} ms |")
+
+
+def slept(workers: int) -> list[float]:
+    """Return the seconds that workers take for a batch of candidates that sleep, per time of sleep."""
+    with open_runner(RunnerOptions(str(workers))) as runner:
+        list(runner.map(time.sleep, [SECONDS[0]] * workers))
+        batches = [[seconds] * EACH * workers for seconds in SECONDS]
+        return [
+            statistics.median(timed(lambda items=items: list(runner.map(time.sleep, items))) for _ in range(ROUNDS))
+            for items in batches
+        ]
+
+
+@contextmanager
+def workers_without_torch() -> Iterator[None]:
+    """Let workers that start meanwhile find, in place of torch, a module that takes their number of threads."""
+    before = dict(os.environ)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "torch.py").write_text("set_num_threads = id\n")
+        path = os.pathsep.join(filter(None, (folder, before.get("PYTHONPATH"))))
+        os.environ |= {"PYTHONPATH": path, "RAY_worker_register_timeout_seconds": str(STARTING)}
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ |= before
 
 
 def memory() -> None:

@@ -101,7 +101,7 @@ class FakeRay:
         self.sent.append(value)
         return value
 
-    def get(self, asked: Any) -> Any:
+    def get(self, asked: Any, *, timeout: float | None = None) -> Any:
         """Return answers, or raise the error that there is in place of one."""
         if isinstance(asked, list):
             return [self.get(one) for one in asked]
@@ -147,6 +147,7 @@ class FakeRay:
         return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
 
     def _load(self, actor: Any, number: int, function: Any, shared: Any) -> Reference:
+        assert not self.ended
         actor.load(function, shared)
         seconds = self.starts(number)
         error = ActorDiedError("The actor is dead.\nIts process was killed.") if seconds < 0 else None

@@ -245,6 +245,20 @@ def test_what_no_function_shares_any_more_is_forgotten(monkeypatch: pytest.Monke
     assert known() is None
 
 
+def test_workers_forget_what_they_hold_when_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, images = FakeRay(), Images(range(10))
+    monkeypatch.setattr(ray_worker, "_get", lambda value: Images(value))
+    runner, held = runner_on(fake, monkeypatch), []
+    monkeypatch.setattr(ray_worker, "Shared", lambda value: held.append(weakref.ref(value)) or Shared(value))
+    list(runner.map(partial(nth, Shared(images), number=1), [5, 6]))
+    assert [one() for one in held] == [images, images]
+    runner.close()
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+    fake.ended = True
+    runner.close()
+
+
 def test_a_cluster_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(lambda worker, item: 1e9, cpus=0.0)
     with pytest.raises(DeviceError, match="is gone"):

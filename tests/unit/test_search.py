@@ -10,7 +10,7 @@ import torch
 
 from autoprune.envs.pruning_env import PruningEnv
 from autoprune.errors import ConfigError
-from autoprune.strategies._base import Candidate, Evaluate, Progress, Strategy, search
+from autoprune.strategies._base import Candidate, Evaluate, Progress, SearchTask, Strategy, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
 from autoprune.strategies.random import RandomStrategy
@@ -93,6 +93,23 @@ def test_a_score_that_is_not_finite_ends_any_search(name: str, score: float) -> 
 
     with pytest.raises(ConfigError, match=r"The score of \(\d.* must be a finite number, got -?(nan|inf);"):
         search(strategy, breaking, constraint=constraint, evaluations=9)
+
+
+@pytest.mark.parametrize(("rollout", "batches"), [(None, [1, 5, 5, 5, 4]), (8, [1, 8, 8, 3]), (64, [1, 19])])
+def test_ppo_has_as_many_candidates_scored_together_as_its_rollout_is_wide(
+    rollout: int | None, batches: list[int]
+) -> None:
+    task = SearchTask(
+        constraint=TOY.constraint, evaluations=20, rollout=rollout, environment=lambda wish, sensitivity: TOY.env
+    )
+    asked: list[int] = []
+
+    def score(allocations: Sequence[Allocation]) -> Sequence[float]:
+        asked.append(len(allocations))
+        return TOY.score(allocations)
+
+    search(AgentKind.PPO.make(task), score, constraint=TOY.constraint, evaluations=20)
+    assert asked == batches
 
 
 # -- random numbers ----------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,12 @@ from autoprune.config import CompareConfig, NetAdaptConfig
 from autoprune.errors import ConfigError, DataError
 from autoprune.evaluation.runners import Shared, Usage
 from autoprune.listener import SilentListener
+from autoprune.models.detection import shipping
+from autoprune.models.detection.shipping import pack, unpack_once
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.workflows import tuning_workers
 from autoprune.workflows.tuning import Tuning, tune
-from autoprune.workflows.tuning_workers import TuningJob, WorkerTuning, tune_together
+from autoprune.workflows.tuning_workers import TuningJob, WorkerJob, WorkerTuning, tune_together
 from tests.helpers.detectors import build
 from tests.helpers.world import SIZE, write_world
 
@@ -98,9 +105,79 @@ def test_one_fine_tune_alone_or_one_without_workers_is_left_to_this_process(
 
 def test_a_worker_without_the_data_says_how_it_gets_them(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
     tuning = WorkerTuning(Shared(adapter), Shared(None), Shared(None))
+    job = WorkerJob(build(16), TUNING, {}, tmp_path / "elsewhere")
     (tmp_path / "world" / "data").rename(tmp_path / "hidden")
     with pytest.raises(DataError, match=r"able to read the data set, and on one .*or send them with `ship_data`"):
-        tuning((build(16), TUNING, {}))
+        tuning(job)
+
+
+def test_a_fine_tune_goes_on_where_its_worker_died(
+    adapter: UltralyticsAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the next one sees the run's folder, and to the last bit; the file for it is gone in the end."""
+    two, heard, runner = replace(TUNING, epochs=2), Notes(), Elsewhere()
+    (tmp_path / "here").mkdir()
+    here = tune(adapter, build(16).eval(), tmp_path / "here", tuning=two, notes={}, listener=heard)
+    wanted = [replace(job, tuning=two) for job in jobs(tmp_path, "a", "b")]
+    ended: list[Path] = []
+    keep = tuning_workers._keep
+
+    def killed_in_the_second_epoch_of_the_first(folder: Path, state: Path) -> None:
+        keep(folder, state)
+        ended.append(state.parent)
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning_workers, "_keep", killed_in_the_second_epoch_of_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        tune_together(runner, adapter, wanted, heard, ship_data=False)
+    tune_together(runner, adapter, wanted[:1], heard, ship_data=False)  # the only one left, but begun by a worker
+    tune_together(runner, adapter, wanted, heard, ship_data=False)
+    assert [folder.name for folder in ended] == ["a", "a", "b", "b"]
+    for name in ("a", "b"):
+        tuned = adapter.reopen(tmp_path / name / "model.pt").state_dict()
+        assert all(torch.equal(tensor, here.state_dict()[key]) for key, tensor in tuned.items())
+        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        assert files == {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")}
+
+
+def test_a_worker_that_does_not_see_the_run_leaves_nothing_there(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.zip"
+    tuned = WorkerTuning(Shared(adapter), Shared(None), Shared(None))(WorkerJob(build(16), TUNING, {}, elsewhere))
+    assert "model.pt" in tuned.fetch()
+    assert not elsewhere.exists()
+
+
+def test_workers_of_a_machine_unpack_the_data_once(
+    adapter: UltralyticsAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert adapter.data is not None
+    packed, unpack, unpacked = pack(adapter.data), shipping.unpack, []
+
+    def slow(packed: shipping.Packed, folder: Path) -> Path:
+        unpacked.append(folder)
+        time.sleep(0.1)
+        return unpack(packed, folder)
+
+    monkeypatch.setattr(shipping, "unpack", slow)
+    with ThreadPoolExecutor(4) as workers:
+        places = set(workers.map(lambda _: unpack_once(packed, tmp_path / "node"), range(4)))
+    assert len(unpacked) == 1
+    assert places == {tmp_path / "node" / "data" / "data.yaml"}
+
+
+def test_the_data_are_removed_when_they_are_forgotten(
+    adapter: UltralyticsAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
+    (tmp_path / "node").mkdir()
+    assert adapter.data is not None
+    tuning = WorkerTuning(Shared(adapter), Shared(None), Shared(pack(adapter.data)))
+    for _ in range(2):
+        tuning(WorkerJob(build(16), TUNING, {}, tmp_path / "elsewhere.zip"))
+        assert [path.name for path in (tmp_path / "node").iterdir()] == [tuning.name], "what is trained in is gone"
+    del tuning
+    assert not list((tmp_path / "node").iterdir())
 
 
 def test_data_without_files_are_not_sent(adapter: UltralyticsAdapter, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("search --budget flops=50% --criterion l１", "A criterion is one of"),
     ("search --budget flops=50% --sensitivity s.json", "--sensitivity is for the strategies"),
     ("search --budget flops=50% --warm-start r --strategy uniform", "--warm-start is for"),
+    ("search --budget flops=50% --rollout 8 --agent ddpg", "--rollout is for the strategy ppo, got ddpg"),
+    ("search --budget flops=50% --rollout 0", "--rollout must be a whole number of at least 1, got 0"),
     ("search --budget flops=50% --stock-yaml --round-to 7", "--round-to, got 7"),
     ("search --budget flops=50% --distill --finetune-epochs 0", "--finetune-epochs 0 leaves that out"),
     ("search --resume", "--resume RUN stands alone"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,13 @@ def iterations(run: Path) -> list[Any]:
     return [record["value"] for record in records(run, "iteration")]
 
 
+def shipped_data() -> set[Path]:
+    """Return the folders of data sets that were sent to this machine."""
+    return {
+        path for path in Path(tempfile.gettempdir()).glob("autoprune-*") if len(path.name) == len("autoprune-") + 32
+    }
+
+
 @pytest.mark.parametrize("workers", ["two", "-1", "ray://", "ray://head", "10000", "1.5", "http://head:1"])
 def test_workers_are_a_number_or_a_cluster(
     tiny: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
@@ -60,7 +69,7 @@ def test_without_ray_nothing_is_left_behind(
 def test_the_result_is_that_of_one_process(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {workers: tmp_path / workers for workers in ("0", "1", "2")}
     for workers, run in runs.items():
-        assert main(arguments("search", tiny, run, *BUDGET, "--workers", workers)) == 0
+        assert main(arguments("search", tiny, run, *BUDGET, "--rollout", "8", "--workers", workers)) == 0
     found = [(Policy.load(run / "policy.json").units, list(scores(run).items())) for run in runs.values()]
     assert found[0] == found[1] == found[2]
     assert "2 workers computed" in capsys.readouterr().out
@@ -103,22 +112,39 @@ def test_fine_tunes_of_a_comparison_are_the_same(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
+    temporary = shipped_data()
     for workers in ("0", "1", "2"):
         run = tmp_path / workers
         options = ("--budget", "flops=60%", "--strategies", "uniform,random", "--evaluations", "8", "--seeds", "2")
-        options += ("--finetune-epochs", "1", "--correlated", "4", "--no-references", "--workers", workers)
+        options += ("--finetune-epochs", "1", "--correlated", "4", "--workers", workers)
         options += ("--ship-data",) if workers == "2" else ()
         assert main(arguments("compare", tiny, run, *options)) == 0
-        weights = {path.parent.name: open_adapter(path).module.state_dict() for path in run.glob("networks/*/model.pt")}
-        tuned = [(record["key"], record["value"]) for record in records(run, "tuned")]
-        files = {path.relative_to(run) for path in (run / "networks").rglob("*") if path.is_file()}
+        weights = {path.parent.name: open_adapter(path).module.state_dict() for path in run.glob("*/*/model.pt")}
+        tuned = [(one["key"], one["value"]) for kind in ("tuned", "reference") for one in records(run, kind)]
+        files = {path.relative_to(run) for path in run.glob("*/*/**/*") if path.is_file()}
         found.append((tuned, files, weights))
-    assert len(found[0][2]) > 2
+    assert {"dense", "lower-32", "uniform-0", "random-1"} <= found[0][2].keys()
     assert "The data set goes to the workers once: " in capsys.readouterr().out
     for tuned, files, weights in found[1:]:
         assert (tuned, files) == found[0][:2]
         for name, tensors in weights.items():
             assert all(torch.equal(tensor, found[0][2][name][key]) for key, tensor in tensors.items())
+    assert shipped_data() <= temporary, "nothing is left behind"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray")
+def test_criteria_are_fine_tuned_the_same(tiny: Path, tmp_path: Path) -> None:
+    found = []
+    for workers in ("0", "2"):
+        run = tmp_path / workers
+        options = ("--budget", "flops=60%", "--criteria", "l1,bn", "--finetune-epochs", "1", "--workers", workers)
+        assert main(arguments("compare", tiny, run, *options)) == 0
+        rows = [(one["key"], {**one["value"], "seconds": 0}) for one in records(run, "criterion")]
+        found.append((rows, {path.relative_to(run) for path in run.glob("networks/**/*") if path.is_file()}))
+        assert ("workers" in json.loads((run / "compare.json").read_text())) == (workers == "2")
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

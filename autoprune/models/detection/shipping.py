@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
+from autoprune.io.files import new_folder
 from autoprune.models import stock
 from autoprune.models._base import Adapter
 from autoprune.models.detection.data_set import SPLITS, DataSet
@@ -61,6 +63,26 @@ def unpack(packed: Packed, folder: Path) -> Path:
     """Write a packed data set into a folder; return what `read_data_set`, or a reader of class folders, takes."""
     with zipfile.ZipFile(io.BytesIO(packed.tobytes())) as archive:
         archive.extractall(folder)
+    return _place(folder)
+
+
+def unpack_once(packed: Packed, folder: Path) -> Path:
+    """Unpack into a folder's ``data``, unless another process of this machine has; one that just does is waited for.
+
+    Args:
+        packed: the data set.
+        folder: of this data set alone; it is made if need be, for this user only.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    data = folder / "data"
+    with FileLock(folder / "lock"):
+        if not data.exists():
+            with new_folder(data) as new:
+                unpack(packed, new)
+    return _place(data)
+
+
+def _place(folder: Path) -> Path:
     description = folder / _DESCRIPTION
     return description if description.exists() else folder
 

@@ -74,17 +74,20 @@ class AgentKind(Enum):
             log_ratios = np.log(space.ratios(np.array(best.allocation)))
         return AgentStrategy(
             task.environment(log_ratios, sensitivity),
-            self._around(log_ratios, space),
+            self._around(log_ratios, space, task.rollout),
             evaluations=task.evaluations,
             seed=task.seed,
             start=task.start,
             track=task.track,
         )
 
-    def _around(self, log_ratios: npt.NDArray[np.float64], space: Space) -> Settings:
-        """Return the settings; around a prior that is not uniform PPO looks closer."""
+    def _around(self, log_ratios: npt.NDArray[np.float64], space: Space, rollout: int | None) -> Settings:
+        """Return the settings; PPO's rollout as asked for, and around a prior that is not uniform it looks closer."""
         settings = self.settings
-        if isinstance(settings, PPOSettings) and np.any(log_ratios):
+        if not isinstance(settings, PPOSettings):
+            return settings
+        settings = replace(settings, episodes=rollout or settings.episodes)
+        if np.any(log_ratios):
             step = float(np.median(space.round_to / space.dense))
             return replace(settings, log_std=float(np.clip(np.log(PRIOR_STEP * step), -4.0, settings.log_std)))
         return settings
