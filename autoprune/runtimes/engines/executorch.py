@@ -74,10 +74,10 @@ class Engine:
         """Check that there is a kernel for every operation that XNNPACK left."""
         known = self._runtime.operator_registry.operator_names
         for node in program.graph.nodes:
-            target: Any = node.target
-            if isinstance(target, torch._ops.OpOverload) and target.name() not in known:
+            if not isinstance(node.target, torch._ops.OpOverload):
+                continue
+            name = node.target.name()  # type: ignore[no-untyped-call]
+            if name not in known:
                 layers = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-                layer = (
-                    f" (layer {layers[-1].removeprefix('module.')})" if layers else ""
-                )  # inside of what was exported
-                raise RuntimeError(f"ExecuTorch has no kernel for {target.name()}{layer}")
+                layer = layers[-1].removeprefix("module").removeprefix(".") if layers else ""  # in what was exported
+                raise RuntimeError(f"ExecuTorch has no kernel for {name}" + f" (layer {layer})" * bool(layer))
