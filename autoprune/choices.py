@@ -279,7 +279,7 @@ RUNTIMES = (
         ("executorch",),
         extra="executorch",
         with_nms=False,
-        registers=2,  # XNNPACK's kernels, as LiteRT's
+        registers=2,  # XNNPACK's kernels, with LiteRT's steps
     ),
     RuntimeSpec(
         "tensorrt",

@@ -127,7 +127,7 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any], 
         if any(sign in str(error) for sign in FULL):
             raise
         if "output model too small" not in str(error):  # written, but below 0.1 MB, as pruned networks may be
-            raise ModelError(_refusal(options["format"], error)) from error
+            raise ModelError(_refusal(traced, error)) from error
     return dict(exporter.metadata)
 
 
