@@ -25,7 +25,7 @@ class Engine:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        _unsafe_reset_threadpool(threads)  # unsafe for networks that are loaded; there is no other way
+        _unsafe_reset_threadpool(threads)  # unsafe for networks that are loaded, and none is; the only way
         self._runtime = Runtime.get()
         self._numbers = itertools.count()
         self._loaded: dict[int, Any] = {}
@@ -48,7 +48,7 @@ class Engine:
         lowered = to_edge_transform_and_lower(
             torch.export.load(source),
             partitioner=[XnnpackPartitioner()],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),  # stricter than what there are kernels for
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),  # `_check` names the layer
         ).to_executorch()
         self._check(lowered.exported_program())
         Path(to).write_bytes(lowered.buffer)
