@@ -273,6 +273,15 @@ RUNTIMES = (
         registers=2,  # XNNPACK's kernels: 32 channels take 0.9 ms, 36 take 1.7, 64 take 2.9
     ),
     RuntimeSpec(
+        "executorch",
+        f"{_RUNTIMES}.executorch:ExecuTorchBackend",
+        {"cpu": (_FP32,)},
+        ("executorch",),
+        extra="executorch",
+        with_nms=False,
+        registers=2,  # XNNPACK's kernels, with LiteRT's steps
+    ),
+    RuntimeSpec(
         "tensorrt",
         f"{_RUNTIMES}.tensor_rt:TensorRtBackend",
         {"cuda": (_FP32, _FP16, _INT8)},

@@ -46,7 +46,7 @@ class FormatSpec:
         suffix: what follows ``model`` in the name of the file or folder that is written.
         runtime: name of the runtime that runs it.
         backend: ``module:class`` of the `autoprune.runtimes.FileBackend` that runs it.
-        traced: what torch writes of the network.
+        traced: what torch writes of the network, by its suffix: a program of ``torch.export`` is ``pt2``.
         write: ``module:function`` of what makes the format of that, an `autoprune.models.formats.Write`; empty if the
             traced file is the format.
         dynamic: whether its files can leave batch and image size open.
@@ -67,7 +67,7 @@ class FormatSpec:
     suffix: str
     runtime: str
     backend: str
-    traced: Literal["onnx", "torchscript"] = "onnx"
+    traced: Literal["onnx", "torchscript", "pt2"] = "onnx"
     write: str = ""
     dynamic: bool = False
     nms: bool = False
@@ -120,6 +120,16 @@ FORMATS = (
         write=f"{_WRITERS}.lite_rt:write",
         tolerance={Precision.FP32: TOLERANCES[Precision.FP32]},
         placeholders={"tflite": ""},
+    ),
+    FormatSpec(
+        "executorch",
+        "_executorch_model",  # as OpenVINO's
+        "executorch",
+        f"{_RUNTIMES}.executorch:ExecuTorchBackend",
+        traced="pt2",
+        write=f"{_WRITERS}.folders:write_executorch",
+        tolerance={Precision.FP32: TOLERANCES[Precision.FP32]},
+        placeholders={"pte": "*.pte"},
     ),
     FormatSpec(
         "torchscript",

@@ -107,8 +107,8 @@ class Network:
         """Measure the network as it is deployed.
 
         Args:
-            runtime: torch, torch-compile, cudagraph, onnxruntime, openvino, ncnn, litert or tensorrt; by default
-                cudagraph on a GPU, else torch.
+            runtime: torch, torch-compile, cudagraph, onnxruntime, openvino, ncnn, litert, executorch or tensorrt; by
+                default cudagraph on a GPU, else torch.
             precision: fp32, fp16, bf16 or int8, if runtime and device have it.
             batch: images per run.
             threads: CPU threads; by default what torch has, or as a board has cores.

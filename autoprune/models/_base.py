@@ -27,7 +27,7 @@ Predict = Callable[[torch.Tensor], Predictions]
 """Maps inputs, shape (B, *input_shape), to their predictions, as a deployable network does."""
 
 Convert = Callable[[Path, Path], None]
-"""Writes an ONNX file, the first path, in a runtime's own format to the second."""
+"""Writes a traced network, the first path, in a runtime's own format to the second."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class FileBackend(ABC):
 
     @abstractmethod
     def convert(self, source: Path, to: Path) -> None:
-        """Write an ONNX file in the runtime's own format.
+        """Write a traced network, ONNX unless the format's record says otherwise, in the runtime's own format.
 
         Raises:
             DeviceError: the runtime refuses the network.

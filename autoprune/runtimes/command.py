@@ -19,7 +19,7 @@ from autoprune.errors import DeviceError
 from autoprune.formats import ExportFormat, FormatSpec
 from autoprune.image_size import ImageSize
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, Runner, memory_guard, waiting_session
-from autoprune.runtimes.exported import export_onnx, export_script
+from autoprune.runtimes.exported import WRITERS
 from autoprune.runtimes.hosts import BoardWatch, Host, host_of
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings
 
@@ -80,10 +80,7 @@ class CommandBackend(Backend):
         """Write a network's file or folder of a format."""
         target = folder / spec.file
         traced = target.with_suffix(f".{spec.traced}") if not spec.write else folder / f"traced.{spec.traced}"
-        if spec.traced == "onnx":
-            export_onnx(module, shape, traced)
-        else:
-            export_script(module, shape, traced)
+        WRITERS[spec.traced](module, shape, traced)
         if spec.write:
             pkgutil.resolve_name(spec.write)(traced, target, {}, self._converters[spec.name].convert)
             traced.unlink()

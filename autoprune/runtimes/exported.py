@@ -1,4 +1,4 @@
-"""Export of a network to ONNX, which the runtimes other than torch read."""
+"""Networks written as other runtimes read or convert them: ONNX, TorchScript, programs of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import copy
 import importlib.util
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils import _pytree
 
-from autoprune.errors import DeviceError
+from autoprune.errors import DeviceError, ModelError
 from autoprune.io.installed import install_extra
+from autoprune.structure.graph.program import export_program
 
 OPSET = 17
 """The newest version of ONNX's operators that all runtimes support."""
@@ -91,6 +93,33 @@ def export_script(module: nn.Module, shape: tuple[int, ...], path: Path) -> None
             reason = str(error).splitlines()[0]
             raise DeviceError(f"A network must be traceable for a benchmark command, and is not ({reason})") from error
         torch.jit.save(traced, str(path))
+
+
+def export_pt2(module: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Write an eval-mode network as a program of ``torch.export``, in float32 on the CPU; the module is not modified.
+
+    Raises:
+        DeviceError: the network cannot be exported.
+    """
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # on saving: of constants that are views
+        copied = copy.deepcopy(module).to("cpu", torch.float32).eval()
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        copied(image)  # caches of a first run must not be exported
+        rule = f"torch.export must be able to export a network for ExecuTorch; {type(module).__name__}"
+        try:
+            program = export_program(_Exported(copied), image, rule)
+        except ModelError as error:
+            raise DeviceError(f"{error}; use another runtime (`runtime`, of an export `format`)") from error
+        torch.export.save(program, path)
+
+
+WRITERS: Mapping[str, Callable[[nn.Module, tuple[int, ...], Path], None]] = {
+    "onnx": export_onnx,
+    "torchscript": export_script,
+    "pt2": export_pt2,
+}
+"""What writes a network for the input shape to a path, by what an `autoprune.formats.FormatSpec` calls it."""
 
 
 def named_operation(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""Backends with a runtime in a subprocess, which runs networks that were exported to ONNX."""
+"""Backends with a runtime in a subprocess, which runs networks that were exported here, mostly to ONNX."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class EngineSpec:
 
 
 class SubprocessBackend(Backend, FileBackend):
-    """Exports networks to ONNX, which a subprocess loads and runs, here or on a board.
+    """Exports networks, mostly to ONNX, which a subprocess loads and runs, here or on a board.
 
     The subprocess ends when the backend and all its runners are garbage collected; a collected runner frees its network
     there. A second subprocess quantises int8 networks. Without calibration images, or for inputs that are no images,
@@ -151,14 +151,24 @@ class SubprocessBackend(Backend, FileBackend):
     def export(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Runner]:
         """Write the network as the process loads it; see ``Backend``."""
         settings, exported = self.settings, _Exported(self, shape)
-        half = settings.precision is Precision.FP16 and not settings.on_cpu  # on a CPU the engine does it
         with memory_guard(settings):
-            path, dtype = exported.path, torch.float16 if half else torch.float32
-            export_onnx(module, shape, path, dtype=dtype, device=str(settings.computing))
+            path = self.trace(module, shape, exported.path)
             exported.path = (
                 self._quantized(path, shape) if settings.precision is Precision.INT8 else self.translated(path)
             )
         return exported
+
+    def trace(self, module: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
+        """Write a network into a folder as what is quantised or translated, and return the file: ONNX.
+
+        Raises:
+            DeviceError: ONNX has no such operation.
+        """
+        settings, path = self.settings, folder / "network.onnx"
+        half = settings.precision is Precision.FP16 and not settings.on_cpu  # on a CPU the engine does it
+        dtype = torch.float16 if half else torch.float32
+        export_onnx(module, shape, path, dtype=dtype, device=str(settings.computing))
+        return path
 
     def open(self, path: Path, shape: tuple[int, ...]) -> FileRunner:
         """Have the process load a file; see ``FileBackend``."""
@@ -171,7 +181,7 @@ class SubprocessBackend(Backend, FileBackend):
             self.ask("convert", source=str(source), to=str(to))
 
     def translated(self, path: Path) -> Path:
-        """Return what the engine loads for an ONNX file: the file itself, unless the runtime needs it in its format.
+        """Return what the engine loads for a traced file: the file itself, unless the runtime needs it in its format.
 
         Raises:
             DeviceError: the runtime has no such operation.
@@ -257,13 +267,12 @@ class SubprocessBackend(Backend, FileBackend):
 
 
 class _Exported:
-    """A network's file, which is removed when this is collected; a call loads it."""
+    """A network's file, in a folder that is removed when this is collected; a call loads it."""
 
     def __init__(self, backend: SubprocessBackend, shape: tuple[int, ...]) -> None:
         self._backend, self._shape = backend, shape
-        folder = tempfile.mkdtemp(prefix="autoprune-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.path = Path(folder) / "network.onnx"
+        self.path = Path(tempfile.mkdtemp(prefix="autoprune-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     def __call__(self) -> Runner:
         return self._backend.open(self.path, self._shape)

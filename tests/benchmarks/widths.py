@@ -27,6 +27,7 @@ RUNTIMES = (
     ("ncnn", Precision.FP32),
     ("litert", Precision.FP32),
     ("litert", Precision.INT8),
+    ("executorch", Precision.FP32),
 )
 
 

@@ -94,7 +94,7 @@ def test_the_fingerprint_tells_apart_what_changes_times() -> None:
 
 def test_lanes_divide_a_multiple_of_sixteen() -> None:
     assert 16 % lane_width(runtime_settings("cpu", image_size=320)) == 0
-    by_register = {"ncnn": 0.5, "openvino": 1, "litert": 2}
+    by_register = {"ncnn": 0.5, "openvino": 1, "litert": 2, "executorch": 2}
     for runtime, registers in by_register.items():
         settings = runtime_settings("cpu", image_size=320, runtime=Runtime(runtime))
         assert lane_width(settings) == registers * lane_width(runtime_settings("cpu", image_size=320))

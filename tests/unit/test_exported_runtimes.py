@@ -28,7 +28,7 @@ from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, Subproces
 from tests.helpers.packages import need
 
 SHAPE = (1, 3, 32, 32)
-ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.NCNN, Runtime.LITERT)
+ON_CPU = (Runtime.ONNXRUNTIME, Runtime.OPENVINO, Runtime.NCNN, Runtime.LITERT, Runtime.EXECUTORCH)
 
 ENGINE = """
 import json, os, sys, time
@@ -99,7 +99,8 @@ def prepared(backend: SubprocessBackend, module: nn.Module) -> SubprocessRunner:
 def test_what_runs_is_the_network_and_it_is_left_alone(
     backend: SubprocessBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("onnxruntime", "openvino"):  # which tests before may have imported
+    outside = ("onnxruntime", "openvino", "executorch")
+    for name in outside:  # which tests before may have imported
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = network()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -111,7 +112,7 @@ def test_what_runs_is_the_network_and_it_is_left_alone(
             torch.testing.assert_close(output, of(image()), rtol=1e-4, atol=1e-4)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert {"onnxruntime", "openvino"}.isdisjoint(sys.modules), "the runtimes stay out of this process"
+    assert set(outside).isdisjoint(sys.modules), "the runtimes stay out of this process"
 
 
 def test_outputs_of_any_structure_are_exported_even_from_inference_mode(backend: SubprocessBackend) -> None:
@@ -153,8 +154,11 @@ def test_an_operation_that_cannot_be_exported_is_named(backend: SubprocessBacken
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return torch.special.bessel_j0(image)
 
-    with pytest.raises(DeviceError, match=r"ONNX has no operation for aten::special_bessel_j0; use `runtime` torch"):
-        backend.prepare(Odd(), SHAPE)
+    message = r"ONNX has no operation for aten::special_bessel_j0; use `runtime` torch"
+    if backend.settings.runtime is Runtime.EXECUTORCH:  # for which nothing becomes ONNX
+        message = r"ExecuTorch has no kernel for aten::special_bessel_j0.out \(layer 1\)\); use another"
+    with pytest.raises(DeviceError, match=message):
+        backend.prepare(nn.Sequential(nn.ReLU(), Odd()), SHAPE)
 
 
 def test_an_operation_that_the_runtime_lacks_is_named() -> None:
@@ -187,6 +191,7 @@ def test_the_fingerprint_names_the_runtimes_version(backend: SubprocessBackend) 
         (Runtime.ONNXRUNTIME, Precision.FP32, "onnxruntime", "onnxruntime"),
         (Runtime.OPENVINO, Precision.FP32, "onnx", "openvino"),
         (Runtime.OPENVINO, Precision.INT8, "nncf", "openvino-int8"),
+        (Runtime.EXECUTORCH, Precision.FP32, "executorch", "executorch"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(

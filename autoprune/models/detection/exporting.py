@@ -1,8 +1,9 @@
 """Deployed detectors: with non-maximum suppression, and exported by Ultralytics' own exporter.
 
-``YOLO(file)`` reads classes, stride and image size from the metadata of exported files. The exporter writes ONNX and
-TorchScript; other formats are converted from these, see `autoprune.models.formats`. The exporter would load their
-runtimes into this process, where OpenVINO sends telemetry, and would build other TensorRT engines than the measured.
+``YOLO(file)`` reads classes, stride and image size from the metadata of exported files. The exporter writes ONNX,
+TorchScript and programs of ``torch.export``; other formats are converted from these, see `autoprune.models.formats`.
+The exporter would load their runtimes into this process, where OpenVINO sends telemetry, and would build other TensorRT
+engines than the measured.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import ModelError
+from autoprune.errors import AutopruneError, ModelError
 from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
 from autoprune.runtimes._base import FULL
-from autoprune.runtimes.exported import OPSET, named_operation
+from autoprune.runtimes.exported import OPSET, export_pt2, named_operation
 
 NOTES_KEY = "autoprune"
 """Key of the notes in a file's metadata."""
@@ -57,20 +58,21 @@ def write(
         task: Ultralytics' name of it.
         end2end: whether the head is end-to-end (YOLOv10, YOLO26) and switched on.
         notes: plain JSON values for the file's metadata, as JSON under the key ``autoprune``.
-        convert: converts an ONNX file to the runtime's own format.
+        convert: converts a traced file to the runtime's own format.
 
     Returns:
         The format's file or folder.
 
     Raises:
         ModelError: the format has no such operation, or the exporter refuses the network.
+        DeviceError: ``torch.export`` refuses it.
     """
     traced = folder / f"model.{settings.spec.traced}"
     network: Any = deepcopy(module)
     network.task = task
     network.pt_path = str(traced.with_suffix(_REPLACED))
     options: dict[str, Any] = {
-        "format": settings.spec.traced,
+        "format": _EXPORTERS[settings.spec.traced][0],
         "imgsz": image_size.plain,
         "batch": settings.batch,
         "device": str(next(network.parameters()).device),
@@ -85,10 +87,28 @@ def write(
         options |= {"opset": settings.opset or OPSET, "simplify": False}
     if settings.half:
         options["quantize"] = 16
-    return finish(traced, settings.spec, _export(network, options, notes), convert)
+    return finish(traced, settings.spec, _export(network, options, notes, settings.spec.traced), convert)
 
 
-def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+class _ProgramExporter(stock.Exporter):  # type: ignore[misc]
+    """Writes a program of ``torch.export`` where it is asked for TorchScript, with the same heads and metadata."""
+
+    def export_torchscript(self, prefix: str = "") -> str:
+        """Write the program and return its path."""
+        path = self.file.with_suffix(".pt2")
+        export_pt2(self.model, tuple(self.im.shape), path)
+        return str(path)
+
+
+_EXPORTERS = {
+    "onnx": ("onnx", stock.Exporter),
+    "torchscript": ("torchscript", stock.Exporter),
+    "pt2": ("torchscript", _ProgramExporter),
+}
+"""Which format an exporter is asked for, and the exporter, by what is written of the network."""
+
+
+def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any], traced: str) -> dict[str, Any]:
     """Export a network and return the file's metadata."""
 
     def add_notes(exporter: Any) -> None:
@@ -98,16 +118,16 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any]) 
     try:
         with stock.quiet(), _left_alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
-            exporter = stock.Exporter(overrides=dict(options))
+            exporter = _EXPORTERS[traced][1](overrides=dict(options))
             exporter.callbacks = {"on_export_start": [add_notes]}  # and no callback that reports the export
             exporter(network)
-    except MemoryError:
+    except (MemoryError, AutopruneError):
         raise
     except Exception as error:  # any error of torch, and the exporter's own assertions
         if any(sign in str(error) for sign in FULL):
             raise
         if "output model too small" not in str(error):  # written, but below 0.1 MB, as pruned networks may be
-            raise ModelError(_refusal(options["format"], error)) from error
+            raise ModelError(_refusal(traced, error)) from error
     return dict(exporter.metadata)
 
 

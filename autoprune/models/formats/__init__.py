@@ -13,8 +13,8 @@ from autoprune.models._base import Convert
 Write: TypeAlias = "Callable[[Path, Path, Mapping[str, Any], Convert], None]"
 """Makes of a traced network, the first path, the file or folder of a format, the second.
 
-It is given the metadata that Ultralytics reads (empty for networks of other classes), and what writes an ONNX file in
-the own format of the runtime.
+It is given the metadata that Ultralytics reads (empty for networks of other classes), and what writes a traced network
+in the own format of the runtime.
 """
 
 

@@ -1,4 +1,4 @@
-"""Formats that are a folder with the metadata as Ultralytics writes it: OpenVINO's and NCNN's."""
+"""Formats that are a folder with the metadata as Ultralytics writes it: OpenVINO's, NCNN's and ExecuTorch's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def write_openvino(traced: Path, to: Path, metadata: Mapping[str, Any], convert:
 def write_ncnn(traced: Path, to: Path, metadata: Mapping[str, Any], convert: Convert) -> None:
     """Write ``model.ncnn.param`` with its ``model.ncnn.bin`` into a folder."""
     _write(traced, to / "model.ncnn.param", metadata, convert)
+
+
+def write_executorch(traced: Path, to: Path, metadata: Mapping[str, Any], convert: Convert) -> None:
+    """Write ``model.pte`` into a folder."""
+    _write(traced, to / "model.pte", metadata, convert)
 
 
 def _write(traced: Path, to: Path, metadata: Mapping[str, Any], convert: Convert) -> None:

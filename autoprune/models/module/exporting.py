@@ -14,7 +14,7 @@ from autoprune.formats import formats_where
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
 from autoprune.runtimes._base import FULL
-from autoprune.runtimes.exported import OPSET, export_onnx
+from autoprune.runtimes.exported import OPSET, export_onnx, export_pt2
 
 
 class FirstOutput(nn.Module):
@@ -41,7 +41,7 @@ def write(
         folder: where to.
         settings: format and precision.
         shape: of its input.
-        convert: converts an ONNX file to the runtime's own format.
+        convert: converts a traced file to the runtime's own format.
 
     Returns:
         The format's file or folder.
@@ -49,7 +49,7 @@ def write(
     Raises:
         ConfigError: the settings ask for dynamic shapes, or for a format for detectors only.
         ModelError: the network cannot be traced.
-        DeviceError: ONNX has no such operation.
+        DeviceError: ONNX has no such operation, or ``torch.export`` refuses the network.
     """
     if settings.dynamic:
         raise ConfigError("A module is exported with the shape of its example; leave `dynamic` out")
@@ -61,6 +61,8 @@ def write(
     traced = folder / f"model.{spec.traced}"
     if spec.traced == "torchscript":
         _write_script(module.to(dtype), traced, torch.zeros(shape, dtype=dtype).to(device))
+    elif spec.traced == "pt2":
+        export_pt2(module, shape, traced)
     else:
         export_onnx(module, shape, traced, dtype=dtype, device=str(device), opset=settings.opset or OPSET)
     return finish(traced, spec, {}, convert)

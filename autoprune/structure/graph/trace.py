@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import os
-import traceback
-import warnings
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -23,12 +15,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from autoprune.errors import ModelError
 from autoprune.structure.graph.assemble import assemble
 from autoprune.structure.graph.lifetimes import activations
+from autoprune.structure.graph.program import export_program
 from autoprune.structure.graph.rules import RULES
 from autoprune.structure.graph.types import ChannelGraph
 from autoprune.structure.graph.walk import Walk
-
-_OTHERS = ("<", *(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__)))
-"""How the names of files begin that are no part of the network."""
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[str] = ()) -> ChannelGraph:
@@ -43,46 +33,12 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
         ModelError: the network cannot be copied or exported.
     """
     network = copied(module).train()
-    exported = _exported(network, example)
+    rule = "torch.export must be able to export a network before its channel groups can be found;"
+    exported = export_program(network, example, f"{rule} {type(network).__name__}")
     walk = Walk(network, exported, free_outputs=frozenset(free_outputs))
     found = walk.run(RULES)
     found.activations = activations(exported.graph.nodes, walk.value, len(example))
     return assemble(found)
-
-
-def _exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
-    try:
-        with _quiet(), torch.no_grad():
-            return torch.export.export(network, (example,), strict=False)
-    except Exception as error:
-        raise ModelError(
-            f"torch.export must be able to export a network before its channel groups can be found; "
-            f"{type(network).__name__} {_reason(error)}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what torch warns, logs and prints; of a network that it refuses it prints all operations."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _reason(error: Exception) -> str:
-    """Return why a network cannot be exported, and where in its source that is."""
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # late: sympy changes warnings
-
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
-    place = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    if isinstance(error, GuardOnDataDependentSymNode):
-        return f"lets the values of a tensor decide{place} what it computes, where torch.where could choose"
-    return f"fails{place} with: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def copied(module: nn.Module) -> nn.Module:
