@@ -112,6 +112,11 @@ class EnergyMeter(LatencyMeter):
         DeviceError: (by every method) nothing counts energy there.
     """
 
+    @cached_property
+    def counter(self) -> str:
+        """The name of what counts, see `counter_of`."""
+        return counter_of(self._asked)
+
     @property
     def layers_alone(self) -> bool:
         """No: a window for each of hundreds of layers would take minutes."""
@@ -123,7 +128,7 @@ class EnergyMeter(LatencyMeter):
 
     @property
     def _conditions(self) -> Mapping[str, Any]:
-        return {**super()._conditions, "energy": counter_of(self._asked)}
+        return {**super()._conditions, "energy": self.counter}
 
     def _adapted(self, config: MeasurementConfig) -> MeasurementConfig:
         """Return a configuration for windows; other processes disturb on every core, since the counter counts all."""

@@ -27,11 +27,6 @@ class NcnnBackend(SubprocessBackend):
         options = {"threads": self.settings.threads, "half": self.settings.precision is Precision.FP16}
         return EngineSpec("The runtime ncnn", ENGINES / "ncnn.py", ("onnx", "ncnn", "pnnx"), "ncnn", options)
 
-    @property
-    def quantizer(self) -> EngineSpec:
-        """None is there; settings with int8, which the runtime's record has not, are refused before."""
-        raise DeviceError("The runtime ncnn has no int8, got `precision` int8")
-
     def check(self, capabilities: Sequence[str]) -> None:
         """Check the batch, and that the CPU computes in the precision: NCNN would fall back to fp32 in silence."""
         if self.settings.batch > 1:

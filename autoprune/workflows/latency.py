@@ -20,7 +20,6 @@ from autoprune.latency.predictor import LatencyCost, Sample, latency_predictor, 
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
 from autoprune.metrics import format_amount, latency_target, metric_kind, spec_of
-from autoprune.runtimes.energy import counter_of
 from autoprune.runtimes.load import measure_load
 from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
 from autoprune.structure.space import Allocation
@@ -94,9 +93,6 @@ class LatencyEstimator:
         settings = settings_of(metric, config, adapter.input_shape)
         if settings.precision is Precision.INT8 and settings.device == "cpu":
             warn_of_slow_int8(listener)
-        if metric_kind(metric) == "energy":
-            counter = counter_of(settings)
-            listener.note(f"Energy is what {counter} counts meanwhile; idle power and other processes are in it.")
         self.meter = meter_of(metric)(
             adapter.deployable(adapter.module, with_nms=config.with_nms),
             settings,
@@ -104,6 +100,8 @@ class LatencyEstimator:
             kind=metric,
             calibration=self._calibration,
         )
+        if counter := self.meter.counter:
+            listener.note(f"Energy is what {counter} counts meanwhile; idle power and other processes are in it.")
         if settings.command is not None:
             if self._statistic != "median":
                 raise ConfigError(f"{metric} needs the times of single runs, which `runtime_command` does not print")

@@ -19,6 +19,7 @@ from autoprune.errors import ConfigError, RunError
 from autoprune.io.records import fits
 from autoprune.journal import Journal, Record
 from autoprune.latency.timing import PairedTiming, Timing
+from autoprune.metrics import METRICS
 from autoprune.runtimes.settings import MemoryFormat
 from autoprune.structure.space import Allocation, Space
 
@@ -102,6 +103,7 @@ _Error = Annotated[list[Any], _led("error", "held out", at=1)]
 _DeployedKey = Annotated[list[Any], _led("deployed", at=1)]
 _Beside = Annotated[list[Any], _led("beside")]
 _Measured = Annotated[list[Any], _led("network", "sample")]
+_METRIC = rf"({'|'.join(spec.name for spec in METRICS if not spec.cost)})(@.*)?"
 
 _RECORDS: Sequence[tuple[str, Any]] = (
     (r"evaluation|untied|netadapt \d+", tuple[_Counts, _Score]),
@@ -122,13 +124,13 @@ _RECORDS: Sequence[tuple[str, Any]] = (
     (r"quantize", tuple[_Error, float]),
     (r"quantize", tuple[_DeployedKey, _Deployed]),
     (r"latency", tuple[Literal[""], Sequence[_Timing] | _Pair]),
-    (r"(latency|energy)(@.*)?", tuple[Literal["format"], MemoryFormat]),
-    (r"(latency|energy)(@.*)?", tuple[Literal["block"], _Count]),
-    (r"(latency|energy)(@.*)?", tuple[Literal["reference"], _Timing]),
-    (r"(latency|energy)(@.*)?", tuple[Literal["note"], str]),
-    (r"(latency|energy)(@.*)?", tuple[Literal["layers"], Mapping[str, _Positive]]),
-    (r"(latency|energy)(@.*)?", tuple[_Beside, Mapping[str, _Positive]]),
-    (r"(latency|energy)(@.*)?", tuple[_Measured, _Pair]),
+    (_METRIC, tuple[Literal["format"], MemoryFormat]),
+    (_METRIC, tuple[Literal["block"], _Count]),
+    (_METRIC, tuple[Literal["reference"], _Timing]),
+    (_METRIC, tuple[Literal["note"], str]),
+    (_METRIC, tuple[Literal["layers"], Mapping[str, _Positive]]),
+    (_METRIC, tuple[_Beside, Mapping[str, _Positive]]),
+    (_METRIC, tuple[_Measured, _Pair]),
 )
 """A pattern of kinds, with the type of such a record's key and value; several for a kind are alternatives."""
 
