@@ -26,6 +26,18 @@ DETECTORS = {
 }
 """The checkpoint and the data set of each."""
 
+
+def model_of(detector: str) -> Path:
+    """Return a detector's checkpoint."""
+    return SHARED / "models" / f"{DETECTORS[detector][0]}.pt"
+
+
+def data_of(detector: str) -> Path:
+    """Return a detector's data set."""
+    name = DETECTORS[detector][1]
+    return SHARED / "data" / name / f"{name}.yaml"
+
+
 BUDGETS = ("flops=30%", "flops=20%", "latency=50%")
 THREE_LIMITS = ("params=20%", "flops=30%", "latency=50%")
 """A fifth of the parameters, 30% of the FLOPs, half of the latency, in one search."""
@@ -75,8 +87,7 @@ class Run:
 
     def command(self, runs: Path) -> list[str]:
         """Return the words of the command line."""
-        checkpoint, data = DETECTORS[self.detector]
-        model = str(SHARED / "models" / f"{checkpoint}.pt")
+        model = str(model_of(self.detector))
         words = [model if word == "TEACHER" else word for word in self.words]
         if self.starts is not None:
             model = str(self.starts.folder(runs) / "model.pt")
@@ -92,7 +103,7 @@ class Run:
             "--model",
             model,
             "--data",
-            str(SHARED / "data" / data / f"{data}.yaml"),
+            str(data_of(self.detector)),
             "--device",
             "cpu",
             "--threads",

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import spearmanr
 
 import autoprune as ap
-from tests.benchmarks.accuracy import DETECTORS, SHARED
+from tests.benchmarks.accuracy import DETECTORS, data_of, model_of
 
 BUDGETS, EACH = ("flops=50%", "flops=30%", "flops=20%"), 10
 IMGSZ, IMAGES, SPREAD = 320, 60, 0.5
@@ -26,9 +26,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| | float32, s | bfloat16, s | share of the time | Spearman | largest difference |")
     print("|---|---|---|---|---|---|")
-    for detector, (checkpoint, name) in DETECTORS.items():
-        data = SHARED / "data" / name / f"{name}.yaml"
-        net = ap.load(SHARED / "models" / f"{checkpoint}.pt", data=data, imgsz=IMGSZ, device="cpu")
+    for detector in DETECTORS:
+        net = ap.load(model_of(detector), data=data_of(detector), imgsz=IMGSZ, device="cpu")
         taken: dict[bool, list[float]] = {False: [], True: []}
         scores: dict[bool, list[float]] = {False: [], True: []}
         for budget in BUDGETS:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.accuracy import DETECTORS, SHARED
+from tests.benchmarks.accuracy import data_of, model_of
 
 EPISODES = 100
 
@@ -67,12 +67,11 @@ def _searched(out: Path, model: str, runtime: str, percent: int) -> tuple[dict[s
     """Return a search's summary, and how long it took where it ran now."""
     summary, seconds = out / "summary.json", "–"
     if not summary.exists():
-        checkpoint, data = DETECTORS[model]
         told = [
             "--model",
-            str(SHARED / "models" / f"{checkpoint}.pt"),
+            str(model_of(model)),
             "--data",
-            str(SHARED / "data" / data / f"{data}.yaml"),
+            str(data_of(model)),
             "--imgsz",
             "320",
             "--runtime",

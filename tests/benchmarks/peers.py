@@ -25,7 +25,7 @@ from torch import nn
 from autoprune.models import open_adapter
 from autoprune.statistics.layers import recalibrate
 from autoprune.training.finetune import finetune
-from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, SHARED
+from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, data_of, model_of
 
 SHARES = (0.3, 0.2)
 
@@ -72,10 +72,7 @@ def at_share(dense: nn.Module, example: torch.Tensor, share: float, *, across: b
 
 def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> dict[str, Any]:
     """Prune, fine-tune and measure."""
-    checkpoint, data = DETECTORS[detector]
-    adapter = open_adapter(
-        SHARED / "models" / f"{checkpoint}.pt", data=SHARED / "data" / data / f"{data}.yaml", image_size=320
-    )
+    adapter = open_adapter(model_of(detector), data=data_of(detector), image_size=320)
     example = adapter.example(1)
     module = at_share(adapter.module, example, share, across=across)
     recalibrate(module, adapter.calibration(images=60, batch=16, seed=0))

@@ -14,9 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.benchmarks.accuracy import DETECTORS, SHARED
+import pytest
+
+from tests.benchmarks.accuracy import DETECTORS, data_of, model_of
 from tests.helpers.board import PACKAGES, running_board
 
 BOARD = "BOARD"
@@ -36,9 +39,8 @@ ROWS = {
 
 def command(out: Path, detector: str, options: Sequence[str]) -> list[str]:
     """Return the words of the command line."""
-    checkpoint, data = DETECTORS[detector]
-    model = ("--model", str(SHARED / "models" / f"{checkpoint}.pt"))
-    images = ("--data", str(SHARED / "data" / data / f"{data}.yaml")) if "int8" in options else ()
+    model = ("--model", str(model_of(detector)))
+    images = ("--data", str(data_of(detector))) if "int8" in options else ()
     fixed = ("--imgsz", "320", "--threads", "1", "--check", "--out", str(out))
     return [sys.executable, "-m", "autoprune", "profile", *model, *images, *options, *fixed]
 
@@ -46,23 +48,19 @@ def command(out: Path, detector: str, options: Sequence[str]) -> list[str]:
 def main(runs: Path, words: Sequence[str]) -> None:
     """Profile what is missing, and print the table."""
     runs.mkdir(parents=True, exist_ok=True)
+    rows = {name: row for name, row in ROWS.items() if not words or any(word in name for word in words)}
     print("| | dense | error, held out | error, fresh | p90 | Spearman | seconds |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, running_board(Path(folder), (*PACKAGES, "ncnn")) as board:
-        for name, (detector, *options) in ROWS.items():
-            if words and not any(word in name for word in words):
-                continue
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        if any(BOARD in row for row in rows.values()):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            board = stack.enter_context(running_board(folder, (*PACKAGES, "ncnn")))
+            patch.setenv("PATH", str(board.client), prepend=os.pathsep)
+            rows = {name: tuple(board.url if word == BOARD else word for word in row) for name, row in rows.items()}
+        for name, (detector, *options) in rows.items():
             out = runs / name.replace(" ", "-")
             start = time.perf_counter()
             if not (out / "profile.json").exists():
-                there = [board.url if word == BOARD else word for word in options]
-                path = f"{board.client}{os.pathsep}{os.environ['PATH']}"
-                done = subprocess.run(
-                    command(out, detector, there),
-                    check=False,
-                    capture_output=True,
-                    text=True,
-                    env={**os.environ, "PATH": path},
-                )
+                done = subprocess.run(command(out, detector, options), check=False, capture_output=True, text=True)
                 if done.returncode:
                     print(f"{name}: {done.stderr[-500:]}", file=sys.stderr, flush=True)
                     continue

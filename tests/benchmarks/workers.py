@@ -37,7 +37,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.strategies._base import SearchTask, search
 from autoprune.strategies.registry import StrategyName
 from autoprune.workflows.strategies import environment
-from tests.benchmarks.accuracy import DETECTORS, SHARED
+from tests.benchmarks.accuracy import data_of, model_of
 
 SECONDS, EACH, ROUNDS = (0.5, 2.0), 8, 3
 COUNTS = (1, 2, 8, 64)
@@ -138,10 +138,7 @@ def at_once(item: Sequence[int]) -> dict[str, float]:
 
 def real() -> None:
     """Print how much faster two workers score real candidates than one."""
-    checkpoint, data = DETECTORS["yolov8n"]
-    net = ap.load(
-        SHARED / "models" / f"{checkpoint}.pt", data=SHARED / "data" / data / f"{data}.yaml", imgsz=320, device="cpu"
-    )
+    net = ap.load(model_of("yolov8n"), data=data_of("yolov8n"), imgsz=320, device="cpu")
     problem = ap.make_env(net, budget="flops=30%", seed=0, threads=1).unwrapped.problem
     score, draw = problem.score.args[0]._scored, np.random.default_rng(0)
     project, units = problem.constraint.project, len(problem.space)
@@ -157,7 +154,7 @@ def real() -> None:
 def model() -> None:
     """Print the measured parts of a yolov8m's candidate (in CPU seconds, one thread), and the model for GPUs."""
     torch.set_num_threads(1)
-    data = SHARED / "data" / "bccd" / "bccd.yaml"
+    data = data_of("yolov8n")
     with TemporaryDirectory() as folder:
         adapter = UltralyticsAdapter.untrained("yolov8m.yaml", data=data, image_size=640)
         adapter.save(adapter.module, Path(folder) / "yolov8m.pt")

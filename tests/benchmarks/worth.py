@@ -20,7 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 import autoprune as ap
-from tests.benchmarks.accuracy import DETECTORS, SHARED
+from tests.benchmarks.accuracy import DETECTORS, data_of, model_of
 
 BUDGET, IMGSZ, IMAGES, EPOCHS = "flops=30%", 224, 32, 20
 ALLOCATIONS, SEEDS = 8, 3
@@ -29,9 +29,7 @@ RESAMPLES = 10_000
 
 def study(detector: str, runs: Path) -> list[dict[str, Any]]:
     """Return one row per allocation: its score, and accuracy before and after training, a value per seed."""
-    checkpoint, name = DETECTORS[detector]
-    data = SHARED / "data" / name / f"{name}.yaml"
-    net = ap.load(SHARED / "models" / f"{checkpoint}.pt", data=data, imgsz=IMGSZ, device="cpu")
+    net = ap.load(model_of(detector), data=data_of(detector), imgsz=IMGSZ, device="cpu")
     folder = runs / f"worth-{detector}"
     plan = folder / "plan.json"
     if not plan.exists():

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
+
+from autoprune.runtimes.hosts import board_at
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 PACKAGES = ("numpy", "onnxruntime", "flatbuffers", "packaging", "google")
@@ -157,8 +160,18 @@ class FakeBoard:
     program: Path
 
 
-def make_fake_board(folder: Path) -> FakeBoard:
-    """Make a board in a folder; `FakeBoard.program.parent` belongs at the front of PATH."""
+@contextmanager
+def fake_board(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
+    """Make a board in a folder, with its `ssh` at the front of PATH."""
+    made = _make_fake_board(folder)
+    patch.setenv("PATH", str(made.program.parent), prepend=os.pathsep)
+    try:
+        yield made
+    finally:
+        board_at(made.url).close()
+
+
+def _make_fake_board(folder: Path) -> FakeBoard:
     home, temporary, client = (folder / name for name in ("home", "tmp", "bin"))
     for made in (home / ".autoprune" / "bin", temporary, client):
         made.mkdir(parents=True)

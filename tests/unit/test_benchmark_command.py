@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from autoprune.runtimes.command import CommandBackend
 from autoprune.runtimes.hosts import BoardLostError, LocalHost, Output, SshHost, board_at
 from autoprune.runtimes.settings import fingerprint_key
 from autoprune.workflows.latency import settings_of as settings_on
-from tests.helpers.board import FakeBoard, make_fake_board
+from tests.helpers.board import FakeBoard, fake_board
 from tests.helpers.packages import need
 from tests.helpers.processes import ended, wait_for
 
@@ -205,10 +204,8 @@ def test_candidates_alternate_with_the_dense_network(tmp_path: Path) -> None:
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
-    made = make_fake_board(tmp_path / "board")
-    monkeypatch.setenv("PATH", f"{made.program.parent}{os.pathsep}{os.environ['PATH']}")
-    yield made
-    board_at(made.url).close()
+    with fake_board(tmp_path / "board", monkeypatch) as made:
+        yield made
 
 
 def on(board: FakeBoard, text: str, timeout: float = 20.0) -> CommandBackend:

@@ -256,7 +256,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         pytest.skip("needs sshd (Debian: openssh-server)")
     pytest.importorskip("onnxruntime")
     with running_board(tmp_path_factory.mktemp("board")) as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{running.client}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("PATH", str(running.client), prepend=os.pathsep)
         yield running
 
 
@@ -291,7 +291,7 @@ def test_a_board_needs_one_runtime_alone(package: str, tmp_path: Path, monkeypat
     runtime = Runtime("ncnn" if package == "ncnn" else "litert")
     need("pnnx", "onnxruntime")
     with running_board(tmp_path, ("numpy", package, "backports")) as board:
-        monkeypatch.setenv("PATH", f"{board.client}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("PATH", str(board.client), prepend=os.pathsep)
         settings = runtime_settings(board.url, image_size=32, runtime=runtime, threads=1)
         meter = LatencyMeter(network(32), settings, config=SHORT, cache=tmp_path / "cache")
         assert meter.measure(lambda: network(4), "half").candidate.runs == 10

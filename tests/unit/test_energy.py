@@ -29,10 +29,9 @@ from autoprune.policy import Policy
 from autoprune.runtimes import open_backend, runtime_settings
 from autoprune.runtimes.energy import counter_of
 from autoprune.runtimes.energy_counter import FOLDER, NoCounterError, PowerRails, find_counter
-from autoprune.runtimes.hosts import board_at
 from autoprune.runtimes.load import LoadWatch
 from autoprune.structure.space import Space
-from tests.helpers.board import FakeBoard, make_fake_board
+from tests.helpers.board import FakeBoard, fake_board
 from tests.helpers.counters import RANGE, FakeRapl, overwrite, write_rails
 from tests.helpers.fake_backend import SETTINGS, WATTS, Chain, FakeBackend, Scripted, opener
 from tests.helpers.packages import need
@@ -275,10 +274,8 @@ def test_networks_in_this_process_are_counted(sys_class: Path) -> None:
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
-    made = make_fake_board(tmp_path / "board")
-    monkeypatch.setenv("PATH", f"{made.program.parent}{os.pathsep}{os.environ['PATH']}")
-    yield made
-    board_at(made.url).close()
+    with fake_board(tmp_path / "board", monkeypatch) as made:
+        yield made
 
 
 def test_a_board_counts_where_the_network_runs(board: FakeBoard, sys_class: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from autoprune.runtimes.hosts import BoardLostError, BoardWatch, LocalHost, SshH
 from autoprune.runtimes.hosts.connection import refused
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.subprocess_backend import EngineSpec
-from tests.helpers.board import FakeBoard, answer, make_fake_board
+from tests.helpers.board import FakeBoard, answer, fake_board
 from tests.helpers.processes import ended, wait_for
 
 ENGINE = """
@@ -55,11 +55,10 @@ def heard() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBoard:
-    made = make_fake_board(tmp_path / "board")
-    monkeypatch.setenv("PATH", f"{made.program.parent}{os.pathsep}{os.environ['PATH']}")
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
     monkeypatch.setattr(ssh, "LOCK_PATIENCE", 0.3)
-    return made
+    with fake_board(tmp_path / "board", monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture
