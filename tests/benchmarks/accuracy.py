@@ -153,11 +153,12 @@ def _trainings() -> Iterator[Run]:
         for detector in DETECTORS:
             needs = searched[detector, BUDGETS[0]]
             yield Run("train", detector, "dense", seed, ("train", "--epochs", str(EPOCHS)), needs=needs)
-    for name, options in RECIPES.items():
-        for detector in DETECTORS:
-            for budget in BUDGETS[:2]:
-                words = ("train", "--epochs", str(EPOCHS), *options.split())
-                yield Run("recipe", detector, f"{budget} {name}", 0, words, needs=searched[detector, budget])
+    for seed in SEEDS:
+        for name, options in RECIPES.items():
+            for detector in DETECTORS:
+                for budget in BUDGETS[:2]:
+                    words = ("train", "--epochs", str(EPOCHS), *options.split())
+                    yield Run("recipe", detector, f"{budget} {name}", seed, words, needs=searched[detector, budget])
 
 
 def _progressive() -> Iterator[Run]:
