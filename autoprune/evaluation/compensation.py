@@ -52,11 +52,11 @@ def _compensate_layer(
     stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept))
     coefficients, shift = regression(mean, covariance, stays, goes)
     outputs = torch.from_numpy(np.flatnonzero(staying)).to(mean.device)
-    removed = outputs_first(source)[outputs][:, goes].to(coefficients.dtype)
+    removed = outputs_first(source).index_select(0, outputs).index_select(1, goes).to(coefficients.dtype)
     added = torch.einsum("or...,rk->ok...", removed, coefficients)
     weight = outputs_first(target)  # a view
     weight.add_(added.to(weight.dtype))
-    constants = summed_over_kernel(source)[outputs][:, goes].to(shift.dtype) @ shift
+    constants = summed_over_kernel(source).index_select(0, outputs).index_select(1, goes).to(shift.dtype) @ shift
     shift_output(module, name, moments.norm.get(name), constants)
 
 

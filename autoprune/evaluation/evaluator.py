@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from operator import add
@@ -221,8 +222,8 @@ class Evaluator:
 
     def _sums(self, module: nn.Module) -> LossSum:
         module.train()
-        with torch.no_grad():
-            return reduce(add, [self._loss_sum(module, batch) for batch in self._batches])
+        at_once = self.adapter.concurrent and self._prefix is None  # what a prefix recorded is read batch by batch
+        return reduce(add, _in_threads(partial(self._loss_sum, module), self._batches, at_once=at_once))
 
     def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
         with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
@@ -383,6 +384,36 @@ class Evaluator:
             self._load()
         if self.adapter.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _in_threads(function: Callable[[Batch], Result], batches: Sequence[Batch], *, at_once: bool) -> list[Result]:
+    """Return a function's results, without gradients, in the order of the batches.
+
+    Args:
+        function: what is computed.
+        batches: its arguments.
+        at_once: compute as many batches at once as torch has threads, each with its share of them. On two threads a
+            candidate takes 0.8 of the time that it takes with two threads for every layer, and its score is that of
+            one thread bit for bit (yolov5nu, 320 px, four batches).
+    """
+    threads = torch.get_num_threads()
+    pool = min(threads, len(batches)) if at_once else 1
+
+    def start() -> None:
+        torch.get_num_threads()  # torch gives a new thread the number of all threads when it is first needed
+        torch.set_num_threads(threads // pool)
+
+    def compute(batch: Batch) -> Result:
+        with torch.no_grad():
+            return function(batch)
+
+    if pool == 1:
+        return [compute(batch) for batch in batches]
+    try:
+        with ThreadPoolExecutor(pool, initializer=start) as executor:
+            return list(executor.map(compute, batches))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _out_of_memory(error: BaseException) -> bool:

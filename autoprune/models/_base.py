@@ -110,6 +110,7 @@ class Adapter(ABC):
         bytes_per_number: size of a number in a checkpoint.
         metric_names: metrics of `validate`, the primary one first.
         autocasts: whether network and loss also work under ``torch.autocast``.
+        concurrent: whether `loss_sum` of one network may compute several batches at once, in threads.
         suppresses: whether its files can have non-maximum suppression inside.
         reader: the class that opens an exported file, in addition to its runtime; None if there is none.
     """
@@ -125,6 +126,7 @@ class Adapter(ABC):
     bytes_per_number: int = 2
     metric_names: tuple[str, ...] = ("mAP50-95", "mAP50")
     autocasts: bool = True
+    concurrent: bool = False
     suppresses: bool = False
     reader: str | None = None
     _skipped: Mapping[str, str] = MappingProxyType({})

@@ -91,10 +91,11 @@ def regression(
     mean: torch.Tensor, covariance: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A, shape (removed, kept), and the removed channels' mean that A leaves over, shape (removed,)."""
-    inner = covariance[stays][:, stays]
+    rows = covariance.index_select(0, stays)
+    inner = rows.index_select(1, stays)
     rounding = _ROUNDING * float(mean.square().mean()) + torch.finfo(inner.dtype).tiny
     inner.diagonal().add_(RIDGE * float(inner.diagonal().mean()) + rounding)
-    coefficients = torch.cholesky_solve(covariance[stays][:, goes], torch.linalg.cholesky(inner)).T
+    coefficients = torch.cholesky_solve(rows.index_select(1, goes), torch.linalg.cholesky(inner)).T
     return coefficients, mean[goes] - coefficients @ mean[stays]
 
 

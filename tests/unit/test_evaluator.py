@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def evaluators(tmp_path: Path) -> Iterator[Evaluators]:
         module, graph = network(kind)
         world = adapter(module, loss=loss)
         world.autocasts = options.pop("autocasts", True)
+        world.concurrent = options.pop("concurrent", False)
         path = path or tmp_path / f"{len(journals)}.jsonl"
         journals.append(Journal.open(path) if path.exists() else Journal.create(path, {}))
         pruner = Pruner(world.module, Space(graph, round_to=1), make_criterion("l1").order(world.module, graph))
@@ -329,6 +331,55 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(evaluators: Evaluators, 
         assert one.score == pytest.approx(other.score, abs=1e-5)
     evaluator.journal.close()
     assert evaluators(Plain, path=path, batch=8, loss=refuses).batch == 2, "what is resumed begins with what fitted"
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set torch's threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("count", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (7, 2, 3)])
+def test_batches_that_may_be_computed_at_once_share_the_threads(
+    evaluators: Evaluators, threads: Callable[[int], None], count: int, each: int, at_once: int
+) -> None:
+    used: set[tuple[int, int]] = set()
+
+    def watched(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        used.add((get_ident(), torch.get_num_threads()))
+        return loss(module, images, kinds)
+
+    threads(1)
+    evaluator = evaluators(loss=watched, concurrent=True)
+    asked = candidates(evaluator)
+    alone = [one.score for one in evaluators()(asked)]
+    used.clear()
+    threads(count)
+    score = evaluator.score(evaluator.materialise(asked[1]))
+    assert {number for _, number in used} == {each}
+    assert len({thread for thread, _ in used}) <= at_once
+    assert torch.get_num_threads() == count
+    if each == 1:
+        assert score == alone[1], "the score of one thread, bit for bit"
+        assert [one.score for one in evaluator(asked)] == alone
+
+
+def test_batches_of_other_networks_are_computed_one_after_another(
+    evaluators: Evaluators, threads: Callable[[int], None]
+) -> None:
+    """A network of one's own may keep something between two passes, and a loss, too."""
+    used: set[int] = set()
+
+    def watched(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        used.add(get_ident())
+        return loss(module, images, kinds)
+
+    threads(2)
+    evaluator = evaluators(loss=watched)
+    evaluator(candidates(evaluator))
+    assert used == {get_ident()}
 
 
 def test_one_image_that_does_not_fit_is_an_error(evaluators: Evaluators) -> None:

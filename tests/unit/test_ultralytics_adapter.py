@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,26 @@ def test_scoring_sum_is_the_stock_loss_before_it_is_divided(
         expected = criterion(predictions, batch)[0].sum() / 2
     found = scoring_sum(criterion, predictions, find_pairs(criterion, batch))
     torch.testing.assert_close(found.totals.sum() / found.weights.clamp(min=1).sum(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [{}, {"end2end": True}], ids=["v8", "end-to-end"])
+def test_a_plain_detector_scores_several_batches_at_once(
+    adapter: UltralyticsAdapter, tmp_path: Path, extra: dict[str, object]
+) -> None:
+    weights = write_detector(tmp_path / "model.pt", build(**extra))
+    adapter = UltralyticsAdapter.load(weights, data=adapter.data.file if adapter.data else None)
+    assert adapter.concurrent == (not extra)
+    batches, network = (
+        adapter.batches("train", images=6, batch=1, seed=0),
+        pruned(**extra).train().requires_grad_(False),
+    )
+    expected = [adapter.loss_sum(network, batch).mean() for batch in batches]
+    assert len(set(expected)) == len(expected)
+    if adapter.concurrent:
+        with ThreadPoolExecutor(len(batches)) as threads:
+            for _ in range(3):
+                found = threads.map(lambda batch: adapter.loss_sum(network, batch).mean(), batches)
+                assert list(found) == expected
 
 
 def test_loss_gives_gradients(adapter: UltralyticsAdapter) -> None:

@@ -98,6 +98,7 @@ class UltralyticsAdapter(Adapter):
         self.description = StockYaml(self.task)
         self._criterion = self.module.init_criterion()  # type: ignore[operator]
         self._scoring = self.task.scoring(self.module)
+        self.concurrent = self.device.type == "cpu" and supports(self._scoring)
         self._skipped = skipped = dict[str, str]()
         self._source: Images | None = None
         if data is not None:
