@@ -34,30 +34,36 @@ def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: C
         moments: of the dense network.
     """
     layers = {layer.name: layer for layer in graph.layers}
+    originals, modules = dict(dense.named_modules()), dict(module.named_modules())
     with torch.no_grad():
         for name in moments.mean:
-            layer = layers[name]
+            layer, source, target = layers[name], originals[name], modules[name]
+            assert isinstance(source, Reader)
+            assert isinstance(target, Reader)
             kept, staying = keep[graph.axes[layer.in_axis]], keep[graph.axes[layer.out_axis]]
+            norm = modules[moments.norm[name]] if name in moments.norm else None
             if not kept.all():
-                _compensate_layer(module, dense, name, kept, staying, moments)
+                constants = _compensate_layer(
+                    target, source, kept, staying, moments.mean[name], moments.covariance[name]
+                )
+                shift_output(target, norm, constants)
 
 
 def _compensate_layer(
-    module: nn.Module, dense: nn.Module, name: str, kept: ChannelMask, staying: ChannelMask, moments: Moments
-) -> None:
-    source, target = dense.get_submodule(name), module.get_submodule(name)
-    assert isinstance(source, Reader)
-    assert isinstance(target, Reader)
-    mean, covariance = moments.mean[name], moments.covariance[name]
-    stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept))
+    target: Reader,
+    source: Reader,
+    kept: ChannelMask,
+    staying: ChannelMask,
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+) -> torch.Tensor:
+    """Compensate a layer's weights; return what the removed channels' means add beyond that, shape (outputs,)."""
+    stays, goes, outputs = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept, staying))
     coefficients, shift = regression(mean, covariance, stays, goes)
-    outputs = torch.from_numpy(np.flatnonzero(staying)).to(mean.device)
     removed = outputs_first(source).index_select(0, outputs).index_select(1, goes).to(coefficients.dtype)
-    added = torch.einsum("or...,rk->ok...", removed, coefficients)
     weight = outputs_first(target)  # a view
-    weight.add_(added.to(weight.dtype))
-    constants = summed_over_kernel(source).index_select(0, outputs).index_select(1, goes).to(shift.dtype) @ shift
-    shift_output(module, name, moments.norm.get(name), constants)
+    weight.add_(torch.einsum("or...,rk->ok...", removed, coefficients).to(weight.dtype))
+    return summed_over_kernel(removed, source) @ shift
 
 
 _SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
@@ -91,7 +97,8 @@ def fold_constants(
     run(dense, example)
     with torch.no_grad():
         for name, shift in run.shifts.items():
-            shift_output(module, name, run.norms.get(name), shift)
+            norm = module.get_submodule(run.norms[name]) if name in run.norms else None
+            shift_output(module.get_submodule(name), norm, shift)
 
 
 class _SilencedRun:
@@ -167,7 +174,7 @@ def _response(layer: Reader, read: torch.Tensor, removed: torch.Tensor) -> torch
         removed: which of the input's channels are the constant ones, shape (C,).
     """
     removed = removed.to(read.device)
-    return summed_over_kernel(layer)[:, removed] @ _constants(read[:, removed])
+    return summed_over_kernel(outputs_first(layer)[:, removed], layer) @ _constants(read[:, removed])
 
 
 def _constants(read: torch.Tensor) -> torch.Tensor:

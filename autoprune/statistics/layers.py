@@ -21,36 +21,34 @@ def outputs_first(layer: Reader) -> torch.Tensor:
     return layer.weight.transpose(0, 1) if transposed else layer.weight
 
 
-def summed_over_kernel(layer: Reader) -> torch.Tensor:
+def summed_over_kernel(weight: torch.Tensor, layer: Reader) -> torch.Tensor:
     """Return what one unit of every input channel adds to the outputs, shape (outputs, inputs).
 
     Behind a transposed convolution it is a pattern as large as its stride, of which this is the mean.
 
     Args:
+        weight: some of a layer's weights, shape (outputs, inputs, kernel …).
         layer: of one group.
     """
-    weight = outputs_first(layer)
     summed = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
     if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
         return summed / math.prod(layer.stride)
     return summed
 
 
-def shift_output(module: nn.Module, name: str, norm: str | None, shift: torch.Tensor) -> None:
+def shift_output(layer: nn.Module, norm: nn.Module | None, shift: torch.Tensor) -> None:
     """Add constants to a layer's outputs; a layer with neither bias nor batch norm behind it gets a bias.
 
     Args:
-        module: the network; changed in place.
-        name: path of the layer.
-        norm: path of the batch norm that reads the layer's output, or None.
+        layer: changed in place, unless the batch norm is.
+        norm: the batch norm that reads the layer's output, or None.
         shift: what is added to each output channel, shape (out channels,).
     """
-    layer = module.get_submodule(name)
     assert isinstance(layer, Reader)
     if layer.bias is not None:
         layer.bias.add_(shift.to(layer.bias.dtype))
     elif norm is not None:
-        mean = module.get_submodule(norm).running_mean
+        mean = norm.running_mean
         assert isinstance(mean, torch.Tensor)
         mean.sub_(shift.to(mean.dtype))
     else:

@@ -143,20 +143,22 @@ def test_what_a_layer_makes_of_constants(make: Any) -> None:
         given = layer(image)
         found = given if given.ndim == 1 else given[0, :, 4:-4, 4:-4].mean((1, 2)) if given.shape[-1] > 9 else None
         found = given[0, :, 1:-1, 1:-1].mean((1, 2)) if found is None else found
-        torch.testing.assert_close(summed_over_kernel(layer) @ constants, found - layer.bias, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            summed_over_kernel(outputs_first(layer), layer) @ constants, found - layer.bias, rtol=1e-4, atol=1e-5
+        )
     assert outputs_first(layer).shape[:2] == (4, 3)
     assert outputs_first(layer).data_ptr() == layer.weight.data_ptr(), "a view"
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("norm", ["1", None])
-def test_shifted_outputs_are_shifted(bias: bool, norm: str | None) -> None:
-    behind: nn.Module = nn.BatchNorm2d(4) if norm else nn.Identity()
-    network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1, bias=bias), behind)).eval()
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), None])
+def test_shifted_outputs_are_shifted(bias: bool, norm: nn.BatchNorm2d | None) -> None:
+    norm = copy.deepcopy(norm)
+    network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1, bias=bias), norm or nn.Identity())).eval()
     with torch.no_grad():
         before = network(IMAGES)
         shift = torch.tensor([1.0, -1.0, 0.0, 2.0], dtype=torch.float64)
-        shift_output(network, "0", norm, shift)
+        shift_output(network[0], norm, shift)
         scale = 1 / np.sqrt(1 + 1e-5) if norm else 1
         torch.testing.assert_close(network(IMAGES), before + scale * shift.float().view(1, 4, 1, 1))
     assert all(tensor.dtype != torch.float64 for tensor in network.state_dict().values())
