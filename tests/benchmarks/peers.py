@@ -1,7 +1,7 @@
 """Torch-Pruning's L1 pruning of the same detectors to the same FLOPs, with the same fine-tune.
 
 Usage: ``python -m tests.benchmarks.peers RUNS [WORD…]``; needs ``pip install torch-pruning``. What is finished is not
-repeated. With words only the rows that have one of them in their name are made: ``yolov5nu``, ``global``, ``seed1``.
+repeated. With words only the rows that have one of them in their name are made: ``yolov5nu``, ``global``, ``seed1-20``.
 
 Torch-Pruning gets what its users would give it: L1 magnitude, widths in multiples of 8, the layers that make the
 network's outputs left out, and the smallest pruning ratio, found by bisection, that holds the FLOPs, counted as
@@ -15,6 +15,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from autoprune.training.finetune import finetune
 from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, data_of, model_of
 
 SHARES = (0.3, 0.2)
+LENGTHS = (EPOCHS, EPOCHS // 2)
 
 
 def pruned(dense: nn.Module, example: torch.Tensor, ratio: float, *, across: bool) -> nn.Module:
@@ -70,14 +72,14 @@ def at_share(dense: nn.Module, example: torch.Tensor, share: float, *, across: b
     return pruned(dense, example, high, across=across)
 
 
-def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> dict[str, Any]:
+def row(detector: str, share: float, *, across: bool, seed: int, epochs: int, out: Path) -> dict[str, Any]:
     """Prune, fine-tune and measure."""
     adapter = open_adapter(model_of(detector), data=data_of(detector), image_size=320)
     example = adapter.example(1)
     module = at_share(adapter.module, example, share, across=across)
     recalibrate(module, adapter.calibration(images=60, batch=16, seed=0))
     before = adapter.validate(module).primary
-    tuned = finetune(adapter, module, epochs=EPOCHS, out=out, batch=16, seed=seed, resume=True).module
+    tuned = finetune(adapter, module, epochs=epochs, out=out, batch=16, seed=seed, resume=True).module
     parameters = sum(one.numel() for one in module.parameters()) / sum(
         one.numel() for one in adapter.module.parameters()
     )
@@ -91,25 +93,23 @@ def row(detector: str, share: float, *, across: bool, seed: int, out: Path) -> d
 
 def main(runs: Path, words: Sequence[str]) -> None:
     """Make what is missing and print a table in Markdown."""
-    print("| detector | Torch-Pruning L1 | budget | seed | FLOPs | parameters | pruned | fine-tuned |")
-    print("|---|---|---|---|---|---|---|---|")
-    for seed in SEEDS:
-        for detector in DETECTORS:
-            for kind in ("uniform", "global"):
-                for share in SHARES:
-                    name = f"peer-{detector}-{kind}-{share}-seed{seed}"
-                    if words and not any(word in name for word in words):
-                        continue
-                    path = runs / name / "row.json"
-                    if not path.exists():
-                        try:
-                            found = row(detector, share, across=kind == "global", seed=seed, out=runs / name)
-                        except Exception as error:  # whatever it is, it is what its user would meet
-                            found = {"failed": f"{type(error).__name__}: {error}"[:200]}
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text(json.dumps(found))
-                    found = json.loads(path.read_text())
-                    print(f"| {detector} | {kind} | flops={share:.0%} | {seed} | {_cells(found)} |", flush=True)
+    print("| detector | Torch-Pruning L1 | budget | seed | epochs | FLOPs | parameters | pruned | fine-tuned |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for epochs, seed, detector, kind, share in product(LENGTHS, SEEDS, DETECTORS, ("uniform", "global"), SHARES):
+        name = f"peer-{detector}-{kind}-{share}-seed{seed}-{epochs}"
+        if words and not any(word in name for word in words):
+            continue
+        path = runs / name / "row.json"
+        if not path.exists():
+            across = kind == "global"
+            try:
+                found = row(detector, share, across=across, seed=seed, epochs=epochs, out=runs / name)
+            except Exception as error:  # whatever it is, it is what its user would meet
+                found = {"failed": f"{type(error).__name__}: {error}"[:200]}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found))
+        found = json.loads(path.read_text())
+        print(f"| {detector} | {kind} | flops={share:.0%} | {seed} | {epochs} | {_cells(found)} |", flush=True)
 
 
 def _cells(found: dict[str, Any]) -> str:
