@@ -26,13 +26,12 @@ class RegressionImportance(Importance):
 
     Args:
         evidence: images.
-        seed: of the feature points.
     """
 
     name = "regression"
 
-    def __init__(self, evidence: CalibrationData, *, seed: int = 0) -> None:
-        self._evidence, self._seed = evidence, seed
+    def __init__(self, evidence: CalibrationData) -> None:
+        self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return per group and channel the share of the group that is removed before it."""
@@ -55,7 +54,7 @@ class RegressionImportance(Importance):
             layer.name: layer.in_axis for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
         }
         inner: dict[str, torch.Tensor] = {}
-        places = SampledPositions(seed=self._seed)
+        places = SampledPositions(seed=0)
 
         def see(name: str, layer: Reader, inputs: torch.Tensor, _: torch.Tensor) -> None:
             rows = places.patches(layer, inputs).double().flatten(1)

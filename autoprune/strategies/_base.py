@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -117,6 +117,11 @@ class Candidate:
         )
 
 
+def holding(candidates: Iterable[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
+    """Return those candidates that hold a constraint."""
+    return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found.
@@ -136,13 +141,11 @@ class Progress:
 
     Attributes:
         done: evaluations so far.
-        total: evaluations allowed.
         latest: the candidate just scored.
         best: the best so far, or None while there are only probes.
     """
 
     done: int
-    total: int
     latest: Candidate
     best: Candidate | None
 
@@ -225,7 +228,7 @@ class _Record:
         if better and self._constraint.holds(np.array(candidate.allocation)):
             self.best = candidate
         if self._on_evaluation is not None:
-            self._on_evaluation(Progress(len(self.history), self._evaluations, candidate, self.best))
+            self._on_evaluation(Progress(len(self.history), candidate, self.best))
 
 
 def lowest_level(constraint: Constraint, levels: int, counts_at: Callable[[int], Counts]) -> int:

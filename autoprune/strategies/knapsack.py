@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.strategies._base import SearchTask
 from autoprune.strategies.curves import Array
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.structure.constraint import Constraint
@@ -61,11 +60,6 @@ class KnapsackStrategy(SurveyStrategy):
     The idea of HALP (Shen et al., "Structural Pruning via Latency-Saliency Knapsack", NeurIPS 2022): a knapsack with
     one item per unit. Costs are not additive, so that the knapsack is solved again and again around its last solution.
     """
-
-    @classmethod
-    def of(cls, task: SearchTask) -> KnapsackStrategy:
-        """Make it for a task."""
-        return cls(task.constraint, evaluations=task.evaluations, curves=task.curves)
 
     def proposals(self, rises: Sequence[Array]) -> Iterator[Counts]:
         """Return one allocation per shape of the summed rise."""

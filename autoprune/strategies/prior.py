@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +59,3 @@ def find_prior(
     sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
     target_log_ratios = np.log(constraint.space.ratios(np.array(found.best.allocation)))
     return SearchPrior(sensitivity, target_log_ratios, found.history, most + spent)
-
-
-def holding(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
-    """Return those candidates that hold a constraint."""
-    return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))

@@ -125,11 +125,11 @@ PPO, GLOBAL = StrategyName("ppo"), StrategyName("global")
 """The defaults of ``search`` and of ``slim``."""
 
 
-def names_where(*properties: str) -> tuple[str, ...]:
-    """Return the names of the strategies with any of these properties, e.g. ``uses_prior``.
+def names_where(flag: str) -> tuple[str, ...]:
+    """Return the names of the strategies whose record has a flag set, e.g. ``uses_prior``.
 
     Example:
         >>> names_where("uses_curves")
         ('sensitivity', 'knapsack')
     """
-    return tuple(spec.name for spec in STRATEGIES if any(getattr(spec, name) for name in properties))
+    return tuple(spec.name for spec in STRATEGIES if getattr(spec, flag))

@@ -13,8 +13,8 @@ import numpy as np
 from autoprune.config import BenchmarkEntry, CompareConfig
 from autoprune.errors import ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
-from autoprune.strategies.prior import SearchPrior, find_prior, holding
+from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, holding, search
+from autoprune.strategies.prior import SearchPrior, find_prior
 from autoprune.strategies.registry import StrategyName
 from autoprune.strategies.regrowth import affordable
 from autoprune.structure.constraint import Constraint

@@ -64,6 +64,19 @@ class Network:
         """The network as a policy names it."""
         return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.graph.units})
 
+    def check_prunable(self) -> None:
+        """Make sure that a unit can be narrower than it is.
+
+        Raises:
+            ConfigError: none can with this ``min_keep`` and ``round_to``.
+        """
+        space = self.space
+        if all(len(choices) == 1 for choices in space.choices):
+            raise ConfigError(
+                f"No unit can be pruned with `min_keep` {space.min_keep} and `round_to` {space.round_to}; lower one of "
+                "them"
+            )
+
     def keep(self, allocation: Allocation) -> dict[str, int]:
         """Return the kept channels of all units of the graph, tied or not, by name."""
         counts = self.space.group_counts(allocation)

@@ -13,16 +13,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from autoprune.strategies._base import (
-    Candidate,
-    Evaluate,
-    EvaluationsSpent,
-    Score,
-    SearchTask,
-    Strategy,
-    Track,
-    untracked,
-)
+from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, untracked
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, agent_logger, spread_of
@@ -132,15 +123,11 @@ class AgentStrategy(Strategy):
         exploration = exploration_of(self._settings, evaluations=self._evaluations, seed=self._seed)
 
         def score(allocations: Sequence[Allocation]) -> Sequence[float]:
-            allowed = allocations[: evaluate.left]
-            spread = self._spread()
-            if allowed:
+            if evaluate.left:
+                spread = self._spread()
                 self._track({"noise": exploration.noise if spread is None else spread})
             with torch_threads(threads):
-                scores = evaluate(allowed)
-            if len(allowed) < len(allocations):
-                raise EvaluationsSpent
-            return scores
+                return evaluate(allocations)
 
         with preserved_random_state(), torch_threads(1):
             self._learn(score, exploration)
