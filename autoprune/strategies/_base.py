@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
 
 if TYPE_CHECKING:
     from autoprune.strategies.curves import SensitivityCurves
@@ -92,8 +92,8 @@ class SearchTask:
     prior: SearchPrior | None = None
     gains: Gains | None = None
     curves: SensitivityCurves | None = None
-    importance: Sequence[npt.NDArray[np.float64]] = ()
-    environment: Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], MakeEnv] | None = None
+    importance: Sequence[Array] = ()
+    environment: Callable[[Array, Array], MakeEnv] | None = None
     start: tuple[Candidate, ...] = ()
     track: Track = untracked
 

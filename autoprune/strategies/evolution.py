@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.errors import ConfigError
 from autoprune.io.installed import install_extra
 from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy, holding
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
-
-Array = npt.NDArray[np.float64]
 
 POPULATION = 8
 """Candidates per generation: few, for there are only some hundred evaluations (6 to 15 differ little)."""

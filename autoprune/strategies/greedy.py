@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
 
 DECAY = 0.96
 """What a step saves relative to the one before it."""
@@ -93,7 +93,7 @@ class Estimates:
         lowest = np.repeat(space.dense[None, :], len(space), axis=0)
         np.fill_diagonal(lowest, space.lower)
         lone = np.maximum(float(constraint.utilization(space.dense)) - constraint.utilization(lowest), 1e-9)
-        self.lone: npt.NDArray[np.float64] = lone
+        self.lone: Array = lone
         self._unit = lone / np.maximum(1 - space.lower / space.dense, 1e-9) ** 2
         self._rates = np.full(len(space), np.nan)
 
@@ -105,13 +105,13 @@ class Estimates:
         """Return the loss of score to expect."""
         return float(self.slopes()[step.unit] * step.pruned)
 
-    def slopes(self) -> npt.NDArray[np.float64]:
+    def slopes(self) -> Array:
         """Return a per unit, shape (units,)."""
         known = self._rates[~np.isnan(self._rates)]
         typical = float(np.median(known)) if len(known) else 1.0
         return np.asarray(np.where(np.isnan(self._rates), typical, self._rates) * self._unit)
 
-    def target_log_ratios(self, constraint: Constraint, counts: Counts) -> npt.NDArray[np.float64]:
+    def target_log_ratios(self, constraint: Constraint, counts: Counts) -> Array:
         """Return log keep ratios as they are, with a little more for units whose widening should gain most."""
         ratios = constraint.space.ratios(counts)
         gains = self.slopes() * (1 - ratios) / self.lone

@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from autoprune.strategies.curves import Array
+from autoprune.arrays import Array, Counts, Ids
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Counts
 
 ROUNDS = 10
 """The most times that the costs are linearised anew."""
@@ -143,7 +141,7 @@ def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, rad
     return solved
 
 
-def _trusted(choices: Counts, count: int, radius: float) -> npt.NDArray[np.int64]:
+def _trusted(choices: Counts, count: int, radius: float) -> Ids:
     """Return which choices lie within a factor exp(±radius) of the present count, itself among them, thinned out."""
     distance = np.abs(np.log(choices / count))
     places = np.flatnonzero((distance <= radius) | (np.abs(np.arange(len(choices)) - np.argmin(distance)) <= 1))

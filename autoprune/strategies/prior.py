@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.listener import Listener
 from autoprune.strategies._base import Candidate, Progress, Score, search
 from autoprune.strategies.regrowth import Gains, RegrowthStrategy, affordable
 from autoprune.structure.constraint import Constraint
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

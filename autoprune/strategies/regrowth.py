@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts, Mask
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
-
-Array = npt.NDArray[np.float64]
+from autoprune.structure.space import Allocation
 
 Gains = Callable[[Allocation, Sequence[Sequence[int]]], Sequence[Sequence[float]]]
 """(allocation, wider counts per unit) → what each of them alone adds to the score, up to a common factor."""
@@ -139,7 +137,7 @@ class _Growth:
         np.minimum.at(nearest, self._unit, self._width)
         return np.asarray(nearest[self._unit])
 
-    def _at(self, price: float, allowed: npt.NDArray[np.bool_]) -> Counts:
+    def _at(self, price: float, allowed: Mask) -> Counts:
         """Return per unit the width whose gain less its price is highest."""
         profit = np.where(allowed, self._gain - price * self._rise, -np.inf)
         counts, highest = self._base.copy(), np.zeros(len(self._base))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import lowest_level
-from autoprune.strategies.curves import Array
 from autoprune.strategies.survey import SurveyStrategy, saved
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 EXPONENTS = (0.0, 0.5, 1.0, 0.75, 0.25, 1.25, 1.5)
 """Damage is rise / saved cost to these powers, in the order of trying; 0 is the rise itself."""

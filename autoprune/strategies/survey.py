@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy
-from autoprune.strategies.curves import Array, SensitivityCurves, curves_from, probe_plan
+from autoprune.strategies.curves import SensitivityCurves, curves_from, probe_plan
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in Python's own from 3.11 on

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Array
 from autoprune.choices import is_board
 from autoprune.config import ApplyConfig, ProfileConfig, PruningConfig, SparsifyConfig, TrainConfig, devices_of
 from autoprune.costs import CostSubject
@@ -57,7 +56,7 @@ class Network:
     graph: ChannelGraph
     space: Space
     pruner: Pruner
-    importance: Sequence[npt.NDArray[np.float64]]
+    importance: Sequence[Array]
 
     @property
     def described(self) -> PolicyModel:
@@ -170,9 +169,7 @@ def _scored(adapter: Adapter, graph: ChannelGraph, space: Space, scorer: Importa
     return _ranked(adapter, graph, space, scorer(adapter.module, graph))
 
 
-def _ranked(
-    adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[npt.NDArray[np.float64]]
-) -> Network:
+def _ranked(adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[Array]) -> Network:
     return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
 
 
