@@ -140,7 +140,7 @@ class Scope(Enum):
 
 
 class Select(Enum):
-    """What NetAdapt and the greedy search keep of a step's proposals.
+    """What NetAdapt keeps of a step's proposals.
 
     Example:
         >>> Select("accuracy-per-resource").name

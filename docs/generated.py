@@ -1,11 +1,11 @@
-"""Pages and entries of the documentation that are made of the code: the commands, on the command line and in Python.
+"""Pages and entries of the documentation that are made of the code: commands, functions, strategies and criteria.
 
 MkDocs runs the functions ``on_…`` when it builds the site, and mkdocstrings uses the extension of griffe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,10 @@ from mkdocs.structure.files import File, Files
 
 import autoprune
 from autoprune.cli.arguments import build_parser
+from autoprune.criteria.registry import CRITERIA, spec_of
+from autoprune.strategies.registry import STRATEGIES
 
-FOLDER = "reference/commands"
+FOLDER, CHOICES = "reference/commands", "reference/choices.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -29,10 +31,26 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page of every command."""
-    for name, command in build_parser().commands.items():
-        files.append(File.generated(config, f"{FOLDER}/{name}.md", content="\n".join(_page(name, command))))
+    """Add the page of every command, and that of strategies and criteria."""
+    pages = {f"{FOLDER}/{name}.md": _page(name, command) for name, command in build_parser().commands.items()}
+    for path, lines in {**pages, CHOICES: choices()}.items():
+        files.append(File.generated(config, path, content="\n".join(lines)))
     return files
+
+
+def choices() -> Iterator[str]:
+    """Yield the lines of the page of strategies and criteria: what their records say."""
+    yield "# Strategies and criteria\n\nWhat each does is in the [guide](../guides/strategies.md)."
+    yield from _table("strategy", STRATEGIES, {"starts from the prior": "uses_prior", "draws nothing": "deterministic"})
+    yield from _table("criterion", (spec_of("l1"), *CRITERIA), {"looks at images": "needs_images"})
+
+
+def _table(kind: str, specs: Iterable[Any], flags: Mapping[str, str]) -> Iterator[str]:
+    """Yield a table of records: their names, which flags are set, and where they come from."""
+    yield f"\n| {kind} | {' | '.join(flags)} | source |\n|---|{'---|' * len(flags)}---|"
+    for spec in specs:
+        words = ("yes" if getattr(spec, flag) else "" for flag in flags.values())
+        yield f"| `{spec.name}` | {' | '.join(words)} | {spec.source} |"
 
 
 def _page(name: str, command: click.Command) -> Iterator[str]:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autoprune.envs.problem import Array, PruningProblem
+from autoprune.arrays import Array, Counts
+from autoprune.envs.problem import PruningProblem
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind, Unit
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 WALK_COLUMNS = ("reduced", "rest", "last_action")
 """Columns that change along the walk."""

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.structure.constraint import Constraint, Cost
 from autoprune.structure.space import Allocation, Space
-
-Array = npt.NDArray[np.float64]
 
 Score = Callable[[Sequence[Allocation]], Sequence[float]]
 """Scores allocations, higher is better; all candidates of one call may be computed together."""

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from autoprune.arrays import Array, Counts
 from autoprune.envs.observations import Observer
-from autoprune.envs.problem import Array, PruningProblem
+from autoprune.envs.problem import PruningProblem
 from autoprune.envs.rules import RULES, Projected, Rule
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
 
 Row = npt.NDArray[np.float32]
 

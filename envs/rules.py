@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from autoprune.envs.problem import Array, PruningProblem
-from autoprune.structure.space import Counts
+from autoprune.arrays import Array, Counts
+from autoprune.envs.problem import PruningProblem
 
 _SLACK = 1e-6
 """Added to a keep ratio before rounding down: actions are float32, and 24 / 40 must not become 23.99."""

@@ -15,11 +15,11 @@ from autoprune.config._base import (
     TrainingWorkersConfig,
     WorkersConfig,
 )
-from autoprune.config._checks import check_counts, check_share
+from autoprune.config._checks import check_counts, check_share, named
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
 from autoprune.io.numerals import decimal
-from autoprune.strategies.registry import PPO, StrategyName, StrategySpec
+from autoprune.strategies.registry import PPO, StrategyName, StrategySpec, names_where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
         check_counts(self, "finalists", "episodes", "rollout", least=1)
         if self.rollout is not None and self.strategy is not PPO:
             raise ConfigError(f"`rollout` is for the strategy ppo, got {self.strategy.value}; leave it out")
-        if self.sensitivity is not None and not self.strategy.spec.uses_curves:
-            raise ConfigError(
-                f"`sensitivity` is for the strategies sensitivity and knapsack, got {self.strategy.value}"
-            )
-        if self.warm_start and not self.strategy.spec.uses_prior:
-            raise ConfigError(f"`warm_start` is for the agents and evolution, got {self.strategy.value}")
+        for name, flag in (("sensitivity", "uses_curves"), ("warm_start", "uses_prior")):
+            if getattr(self, name) and not getattr(self.strategy.spec, flag):
+                fitting = ", ".join(names_where(flag))
+                raise ConfigError(
+                    f"{named(name)} is for the strategies {fitting}, got {self.strategy.value}; leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

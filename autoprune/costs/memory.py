@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.costs.static import CostSubject, Floats, Shapes, elements, state_shapes
+from autoprune.arrays import Array, Counts
+from autoprune.costs.static import CostSubject, Shapes, elements, state_shapes
 from autoprune.structure.constraint import Cost
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 BYTES = 4
 """Of one number: fp32."""
@@ -32,7 +33,7 @@ class MemoryCost(Cost):
         graph = space.graph
         self._weights = elements(space, shapes)
         slopes = np.zeros((len(graph.groups), len(space)))
-        fixed: Floats = np.array([group.size for group in graph.groups], dtype=np.float64)
+        fixed: Array = np.array([group.size for group in graph.groups], dtype=np.float64)
         for number, unit in enumerate(space.units):
             for index in unit.groups:
                 slopes[index, number] = graph.groups[index].size / unit.width
@@ -51,7 +52,7 @@ class MemoryCost(Cost):
         """Make it for a network."""
         return cls(subject.space, state_shapes(subject.module))
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return bytes; see ``Cost``."""
         held = (counts @ self._slopes.T + self._constants).max(axis=-1)
         return np.asarray(BYTES * (self._weights(counts) + held))

@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoprune.arrays import Array, Counts
 from autoprune.errors import ModelError
 from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
-from autoprune.structure.space import Counts, Space
-
-Floats = npt.NDArray[np.float64]
+from autoprune.structure.space import Space
 
 
 class WidthPolynomial:
@@ -34,8 +32,8 @@ class WidthPolynomial:
     def __init__(self, space: Space) -> None:
         self._constants = space.axis_widths(np.zeros_like(space.dense))
         self._slopes = space.axis_widths(np.eye(len(space), dtype=np.int64)).T - self._constants[:, None]
-        self._quadratic: Floats = np.zeros((len(space), len(space)))
-        self._linear: Floats = np.zeros(len(space))
+        self._quadratic: Array = np.zeros((len(space), len(space)))
+        self._linear: Array = np.zeros(len(space))
         self._constant = 0.0
 
     def add(self, coefficient: float, *axes: int) -> None:
@@ -51,7 +49,7 @@ class WidthPolynomial:
             self._linear += coefficient * (base * two + other * one)
             self._constant += coefficient * base * other
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return the value: shape (units,) → (), (candidates, units) → (candidates,)."""
         values = counts.astype(np.float64)
         return np.asarray(((values @ self._quadratic + self._linear) * values).sum(axis=-1) + self._constant)
@@ -113,7 +111,7 @@ class FlopsCost(Cost):
         fixed = undescribed_flops(subject.module, subject.graph, subject.example)
         return cls(subject.space, fixed=fixed)
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return FLOPs; see ``Cost``."""
         return self._polynomial(counts)
 
@@ -137,7 +135,7 @@ class ParamsCost(Cost):
         """Make it for a network."""
         return cls(subject.space, parameter_shapes(subject.module))
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return parameters; see ``Cost``."""
         return self._polynomial(counts)
 
@@ -175,7 +173,7 @@ class SizeCost(Cost):
             bytes_per_element=subject.bytes_per_number,
         )
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return bytes; see ``Cost``."""
         return np.asarray(self._elements(counts) * self._bytes + self._overhead)
 
@@ -195,7 +193,7 @@ class ChannelsCost(Cost):
 
     def __init__(self, space: Space) -> None:
         groups = space.graph.groups
-        self._groups: Floats = np.array(
+        self._groups: Array = np.array(
             [sum(groups[index].size for index in unit.groups) / unit.width for unit in space.units], dtype=np.float64
         )
 
@@ -204,7 +202,7 @@ class ChannelsCost(Cost):
         """Make it for a network."""
         return cls(subject.space)
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return channels; see ``Cost``."""
         return np.asarray(counts @ self._groups)
 

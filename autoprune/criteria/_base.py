@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Array, Ids
 from autoprune.statistics.layers import evaluating
 from autoprune.structure.graph import ChannelGraph
-
-Scores = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Importance(ABC):
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return what every tensor or layer that has a say says; the network is not changed."""
 
-    def __call__(self, module: nn.Module, graph: ChannelGraph) -> tuple[Scores, ...]:
+    def __call__(self, module: nn.Module, graph: ChannelGraph) -> tuple[Array, ...]:
         """Return per group the score of each of its channels, shape (size,), higher is more important."""
         total = np.zeros(graph.channels)
         for member in self.members(module, graph):
@@ -80,7 +77,7 @@ class Importance(ABC):
         return ranking(self(module, graph))
 
 
-def ranking(importance: Sequence[Scores]) -> tuple[Ids, ...]:
+def ranking(importance: Sequence[Array]) -> tuple[Ids, ...]:
     """Return per group its channels' numbers, those with the highest scores first (ties by number)."""
     return tuple(np.argsort(-scores, kind="stable") for scores in importance)
 

@@ -26,13 +26,12 @@ class ApozImportance(Importance):
 
     Args:
         evidence: images.
-        near: what counts as zero if the activation has no exact zeros, as a share of the layer's root mean square.
     """
 
     name = "apoz"
 
-    def __init__(self, evidence: CalibrationData, *, near: float = NEAR) -> None:
-        self._evidence, self._near = evidence, near
+    def __init__(self, evidence: CalibrationData) -> None:
+        self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the share per channel for every layer."""
@@ -42,23 +41,22 @@ class ApozImportance(Importance):
         alive = {name: torch.zeros(len(graph.axes[axis]), dtype=torch.float64) for name, axis in axes.items()}
         with ExitStack() as hooks:
             for name, total in alive.items():
-                count = self._counting(activation_after(module, name), total)
+                count = _counting(activation_after(module, name), total)
                 hooks.enter_context(module.get_submodule(name).register_forward_hook(count))
             observe(module, self._evidence)
         return [ChannelScores(graph.axes[axis], alive[name]) for name, axis in axes.items()]
 
-    def _counting(
-        self, activation: nn.Module, total: torch.Tensor
-    ) -> Callable[[nn.Module, object, torch.Tensor], None]:
-        """Return a hook that adds a batch's share of values that are not zero, per channel."""
-        exact = isinstance(activation, _WITH_ZEROS)
 
-        def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
-            values = activation(output.clone()).transpose(0, 1).flatten(1)
-            least = 0.0 if exact else self._near * float(values.square().mean().sqrt())
-            total.add_((values.abs() > least).double().mean(1).cpu())
+def _counting(activation: nn.Module, total: torch.Tensor) -> Callable[[nn.Module, object, torch.Tensor], None]:
+    """Return a hook that adds a batch's share of values that are not zero, per channel."""
+    exact = isinstance(activation, _WITH_ZEROS)
 
-        return count
+    def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        values = activation(output.clone()).transpose(0, 1).flatten(1)
+        least = 0.0 if exact else NEAR * float(values.square().mean().sqrt())
+        total.add_((values.abs() > least).double().mean(1).cpu())
+
+    return count
 
 
 def activation_after(module: nn.Module, name: str) -> nn.Module:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.criteria._base import ChannelScores, Ids, Importance
+from autoprune.arrays import Ids
+from autoprune.criteria._base import ChannelScores, Importance
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph
 

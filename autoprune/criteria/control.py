@@ -13,20 +13,13 @@ from autoprune.structure.graph import ChannelGraph
 
 
 class RandomImportance(Importance):
-    """Random scores: what every criterion must beat (Mittal et al., "Recovering from Random Pruning", WACV 2018).
-
-    Args:
-        seed: of the scores.
-    """
+    """Random scores: what every criterion must beat (Mittal et al., "Recovering from Random Pruning", WACV 2018)."""
 
     name = "random"
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self._seed = seed
-
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return one random score per channel of every group."""
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(0)
         return [
             ChannelScores(
                 np.arange(group.offset, group.offset + group.size), torch.rand(group.size, generator=generator)

@@ -7,17 +7,15 @@ from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.criteria._base import CalibrationData, ChannelScores, Ids, Importance, trainable_copy
+from autoprune.arrays import Array, Ids
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
 from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader, outputs_first
 from autoprune.statistics.moments import RIDGE, Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
-
-Matrix = npt.NDArray[np.float64]
 
 
 class CovarianceImportance(Importance):
@@ -85,7 +83,7 @@ def _reader(module: nn.Module, name: str) -> Reader:
     return layer
 
 
-def _inner(module: nn.Module, name: str, moments: Moments, outputs: torch.Tensor) -> tuple[Matrix, Matrix]:
+def _inner(module: nn.Module, name: str, moments: Moments, outputs: torch.Tensor) -> tuple[Array, Array]:
     """Return the inverse covariance of what a layer reads, and its weights' inner products, each shape (n, n)."""
     covariance = moments.covariance[name].clone()
     covariance.diagonal().add_(RIDGE * float(covariance.diagonal().mean()) + torch.finfo(covariance.dtype).tiny)
@@ -111,13 +109,13 @@ class _Reading:
         products: its weights' inner products.
     """
 
-    def __init__(self, places: Ids, precision: Matrix, products: Matrix) -> None:
+    def __init__(self, places: Ids, precision: Array, products: Array) -> None:
         self._times = places.shape[1]
         flat = places.ravel()
         self._precision = precision[np.ix_(flat, flat)]
         self._products = products[np.ix_(flat, flat)]  # of what each channel contributes, itself or through others
 
-    def losses(self) -> Matrix:
+    def losses(self) -> Array:
         """Return what is lost with each of the channels that are left, shape (left,)."""
         own = np.arange(len(self._precision)).reshape(-1, self._times)
         blocks = (own[:, :, None], own[:, None, :])
@@ -136,7 +134,7 @@ class _Reading:
         self._products = self._products[others] + products + products.T + contributed
 
 
-def _eliminated(size: int, readings: Sequence[_Reading]) -> Matrix:
+def _eliminated(size: int, readings: Sequence[_Reading]) -> Array:
     """Return per channel the share of channels that greedy elimination removes before it, in (0, 1]."""
     scores, left = np.zeros(size), np.arange(size)
     for number in range(1, size + 1):

@@ -20,19 +20,18 @@ class HutchinsonImportance(Importance):
 
     Args:
         evidence: images that the Hessian is computed on; each batch is one probe.
-        seed: of the signs.
     """
 
     name = "hutchinson"
 
-    def __init__(self, evidence: CalibrationData, *, seed: int = 0) -> None:
-        self._evidence, self._seed = evidence, seed
+    def __init__(self, evidence: CalibrationData) -> None:
+        self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the saliency per channel for every weight of a convolution or linear layer."""
         copied, parameters = trainable_copy(module)
         weighty = {name: parameters[name] for name in graph.tensors if name in parameters and parameters[name].ndim > 1}
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(0)
         diagonal = {name: torch.zeros_like(weight) for name, weight in weighty.items()}
         for batch in tracked(self._evidence.batches, "Ranking channels"):
             loss = self._evidence.loss(copied, batch)

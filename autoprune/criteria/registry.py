@@ -56,13 +56,22 @@ CRITERIA = (
         f"{_HERE}.lamp:LampImportance",
         source="Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021",
     ),
-    CriterionSpec("random", f"{_HERE}.control:RandomImportance"),
-    CriterionSpec("covariance", f"{_HERE}.covariance:CovarianceImportance", needs_images=True),
+    CriterionSpec(
+        "random", f"{_HERE}.control:RandomImportance", source="Mittal et al., Recovering from Random Pruning, WACV 2018"
+    ),
+    CriterionSpec(
+        "covariance",
+        f"{_HERE}.covariance:CovarianceImportance",
+        needs_images=True,
+        source="Luo et al., ThiNet, ICCV 2017; Kim et al., Neuron Merging, NeurIPS 2020; Theis et al., Faster Gaze "
+        "Prediction with Dense Networks and Fisher Pruning, arXiv:1801.05787, 2018",
+    ),
     CriterionSpec(
         "regression",
         f"{_HERE}.regression:RegressionImportance",
         needs_images=True,
-        source="He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017",
+        source="Luo et al., ThiNet, ICCV 2017; He et al., Channel Pruning for Accelerating Very Deep Neural Networks, "
+        "ICCV 2017",
     ),
     CriterionSpec(
         "taylor",
@@ -70,8 +79,19 @@ CRITERIA = (
         needs_images=True,
         source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
     ),
-    CriterionSpec("fisher", f"{_HERE}.fisher:FisherImportance", needs_images=True),
-    CriterionSpec("hutchinson", f"{_HERE}.hutchinson:HutchinsonImportance", needs_images=True),
+    CriterionSpec(
+        "fisher",
+        f"{_HERE}.fisher:FisherImportance",
+        needs_images=True,
+        source="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Theis et al., Faster Gaze Prediction with Dense "
+        "Networks and Fisher Pruning, arXiv:1801.05787, 2018",
+    ),
+    CriterionSpec(
+        "hutchinson",
+        f"{_HERE}.hutchinson:HutchinsonImportance",
+        needs_images=True,
+        source="Yu et al., Hessian-Aware Pruning, WACV 2022",
+    ),
     CriterionSpec(
         "apoz", f"{_HERE}.apoz:ApozImportance", needs_images=True, source="Hu et al., Network Trimming, 2016"
     ),
@@ -98,7 +118,11 @@ def spec_of(name: str) -> CriterionSpec:
             f"{LARGEST_EXPONENT}, got {name!r}"
         )
     if exponent is not None:
-        return CriterionSpec(name, f"{_HERE}.magnitude:MagnitudeImportance")
+        return CriterionSpec(
+            name,
+            f"{_HERE}.magnitude:MagnitudeImportance",
+            source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017",
+        )
     found = next((spec for spec in CRITERIA if spec.name == name), None)
     if found is None:
         known = sorted(CRITERIA, key=lambda spec: spec.needs_images)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Array, Ids
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
 from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
 from autoprune.structure.graph import ChannelGraph, LayerKind
-
-Matrix = npt.NDArray[np.float64]
 
 
 class RegressionImportance(Importance):
@@ -26,13 +24,12 @@ class RegressionImportance(Importance):
 
     Args:
         evidence: images.
-        seed: of the feature points.
     """
 
     name = "regression"
 
-    def __init__(self, evidence: CalibrationData, *, seed: int = 0) -> None:
-        self._evidence, self._seed = evidence, seed
+    def __init__(self, evidence: CalibrationData) -> None:
+        self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return per group and channel the share of the group that is removed before it."""
@@ -49,13 +46,13 @@ class RegressionImportance(Importance):
             for group, product in zip(graph.groups, products, strict=True)
         ]
 
-    def _contributions(self, module: nn.Module, graph: ChannelGraph) -> list[tuple[npt.NDArray[np.int64], Matrix]]:
+    def _contributions(self, module: nn.Module, graph: ChannelGraph) -> list[tuple[Ids, Array]]:
         """Return per reading layer its input channels and their contributions' inner products, shape (n, n)."""
         readers = {
             layer.name: layer.in_axis for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
         }
         inner: dict[str, torch.Tensor] = {}
-        places = SampledPositions(seed=self._seed)
+        places = SampledPositions(seed=0)
 
         def see(name: str, layer: Reader, inputs: torch.Tensor, _: torch.Tensor) -> None:
             rows = places.patches(layer, inputs).double().flatten(1)
@@ -71,7 +68,7 @@ class RegressionImportance(Importance):
         ]
 
 
-def contributions(layer: nn.Module, inner: torch.Tensor) -> Matrix:
+def contributions(layer: nn.Module, inner: torch.Tensor) -> Array:
     """Return the inner products of what the input channels contribute to a layer's sampled outputs, shape (n, n).
 
     Args:
@@ -93,7 +90,7 @@ def contributions(layer: nn.Module, inner: torch.Tensor) -> Matrix:
     return total
 
 
-def eliminated(products: Matrix) -> npt.NDArray[np.float64]:
+def eliminated(products: Array) -> Array:
     """Return per channel the share of channels that greedy elimination removes before it, in (0, 1].
 
     Args:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.data._base import Box, Published
 from autoprune.errors import DataError
 from autoprune.io.files import saying_why
@@ -58,7 +58,7 @@ def oxford_hand(source: Path) -> Published:
     )
 
 
-def hull(corners: npt.NDArray[np.float64]) -> Box:
+def hull(corners: Array) -> Box:
     """Return the axis-aligned box around corners.
 
     Args:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.statistics.layers import Norm, Reader, evaluating, outputs_first, shift_output, summed_over_kernel
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph, LayerKind
-from autoprune.structure.slicing import ChannelMask
 
 
-def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, moments: Moments) -> None:
+def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Mask, moments: Moments) -> None:
     """Add to the weights of every layer what best predicts, from the kept channels, what the removed ones gave it.
 
     ``W ← W_K + W_R · A`` with ``A = Σ_RK (Σ_KK + λI)⁻¹``, the same A at every kernel position; the means that are left
@@ -50,12 +50,7 @@ def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: C
 
 
 def _compensate_layer(
-    target: Reader,
-    source: Reader,
-    kept: ChannelMask,
-    staying: ChannelMask,
-    mean: torch.Tensor,
-    covariance: torch.Tensor,
+    target: Reader, source: Reader, kept: Mask, staying: Mask, mean: torch.Tensor, covariance: torch.Tensor
 ) -> torch.Tensor:
     """Compensate a layer's weights; return what the removed channels' means add beyond that, shape (outputs,)."""
     stays, goes, outputs = (torch.from_numpy(np.flatnonzero(mask)).to(mean.device) for mask in (kept, ~kept, staying))
@@ -70,9 +65,7 @@ _SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 """Layers that make channels out of others; of grouped convolutions only depthwise ones are pruned, which do not."""
 
 
-def fold_constants(
-    module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, example: torch.Tensor
-) -> None:
+def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Mask, example: torch.Tensor) -> None:
     """Add to every layer what it would have read from the constants of removed channels.
 
     A channel whose batch norm scale γ is 0 gives the constant act(β) whatever it reads. To a following layer it adds
@@ -114,7 +107,7 @@ class _SilencedRun:
         norms: per layer, the batch norm that reads the very tensor which the layer gives.
     """
 
-    def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
+    def __init__(self, graph: ChannelGraph, keep: Mask) -> None:
         self.shifts: dict[str, torch.Tensor] = {}
         self.norms: dict[str, str] = {}
         self._axes = {

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.statistics.layers import evaluating, norms_behind
 from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
-from autoprune.structure.slicing import ChannelMask
 
 POINTS = 128
 """Feature points per image: a 3×3 convolution of 64 channels has 576 weights per output."""
@@ -29,7 +29,7 @@ def reconstruct(
     module: nn.Module,
     dense: nn.Module,
     graph: ChannelGraph,
-    keep: ChannelMask,
+    keep: Mask,
     inputs: torch.Tensor,
     *,
     trained: nn.Module | None = None,
@@ -100,7 +100,7 @@ def _set_mean(norm: nn.Module, dense: nn.Module, channels: torch.Tensor, bias: t
     mean.copy_(before[channels.to(mean.device)] - bias)
 
 
-def _kept(graph: ChannelGraph, layer: Layer, keep: ChannelMask) -> torch.Tensor:
+def _kept(graph: ChannelGraph, layer: Layer, keep: Mask) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(keep[graph.axes[layer.out_axis]]))
 
 

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Reading:
     product: torch.Tensor
     total: torch.Tensor
 
-    def change(self, added: ChannelMask) -> float:
+    def change(self, added: Mask) -> float:
         """Return the change of the loss when some of the removed channels, shape (C,), are read as they are."""
         device = self.goes.device
         places = torch.from_numpy(np.flatnonzero(added[self.goes.cpu().numpy()])).to(device)
@@ -76,11 +76,11 @@ class _Reading:
 class Slopes:
     """How the loss of one pruned network changes with its width; made by `measure_slopes`."""
 
-    def __init__(self, keep: ChannelMask, readings: Sequence[_Reading]) -> None:
+    def __init__(self, keep: Mask, readings: Sequence[_Reading]) -> None:
         self._keep = keep
         self._readings = readings
 
-    def change(self, wider: ChannelMask) -> float:
+    def change(self, wider: Mask) -> float:
         """Return the change of the loss, to first order, when more channels are kept, shape (channels,)."""
         added = wider & ~self._keep
         return sum(
@@ -91,7 +91,7 @@ class Slopes:
 def measure_slopes(
     dense: nn.Module,
     graph: ChannelGraph,
-    keep: ChannelMask,
+    keep: Mask,
     moments: Moments | None,
     losses: Sequence[Callable[[nn.Module], torch.Tensor]],
 ) -> Slopes:
@@ -125,7 +125,7 @@ def measure_slopes(
 
 def _reading(
     channels: np.ndarray[tuple[int], np.dtype[np.int64]],
-    kept: ChannelMask,
+    kept: Mask,
     name: str,
     moments: Moments | None,
     module: nn.Module,

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.costs.static import Floats, WidthPolynomial, layer_macs
+from autoprune.arrays import Array, Counts
+from autoprune.costs.static import WidthPolynomial, layer_macs
 from autoprune.latency.tables import TIMED, Interpolation, LayerWidths
 from autoprune.structure.graph import Layer, LayerKind
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 _MOVING = (LayerKind.ELEMENTWISE, LayerKind.POOL, LayerKind.UPSAMPLE)
 
@@ -71,11 +72,11 @@ class LayerFeatures:
         self.prior[0] = 0.1  # about a tenth of a detector's time does not depend on widths
         self.prior[1 if tables is not None else -2] = 0.9
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return the features: shape (units,) → (features,), (candidates, units) → (candidates, features)."""
         return self._raw(counts) / self._dense + self._offset
 
-    def per_layer(self, counts: Counts | None = None) -> Floats:
+    def per_layer(self, counts: Counts | None = None) -> Array:
         """Return the contribution of each layer to each feature, shape (features, layers).
 
         Rows of the dense network sum to 1 at most; the rest belongs to operations without weights.
@@ -85,12 +86,12 @@ class LayerFeatures:
         """
         return np.asarray(self._terms(self._space.dense if counts is None else counts) / self._dense[:, None])
 
-    def _raw(self, counts: Counts) -> Floats:
+    def _raw(self, counts: Counts) -> Array:
         sums = np.asarray(self._terms(counts).sum(axis=-1))
         sums[..., _MOVED] += self._moved(counts)
         return sums
 
-    def _terms(self, counts: Counts) -> Floats:
+    def _terms(self, counts: Counts) -> Array:
         """Return each layer's contribution to each sum, shape (…, features, layers)."""
         c_in, c_out = self._widths(counts)
         product = np.where(self._depthwise, c_out, c_in * c_out)

@@ -12,13 +12,14 @@ from enum import Enum
 
 import numpy as np
 
-from autoprune.costs.static import Floats, layer_macs
+from autoprune.arrays import Array, Counts
+from autoprune.costs.static import layer_macs
 from autoprune.latency.predictor import LatencyCost
 from autoprune.latency.tables import LayerGrid, Point, monotone
 from autoprune.runtimes import Precision
 from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import Layer, LayerKind
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 WIDTHS = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2, Precision.INT8: 1}
 """Bytes of one number."""
@@ -91,7 +92,7 @@ class LayerShares:
     """
 
     source: ShareSource
-    layers: Floats
+    layers: Array
     rest: Mapping[str, float]
     scale: float = 1.0
 
@@ -246,7 +247,7 @@ class MeasuredStaircases:
     def _one(self, known: Staircase, times: Mapping[Point, float], scale: float, reference: float) -> Staircase:
         if known.unit not in self._works:
             return known
-        sums: Floats = np.array([sum(times[work.point] for work in works) for works in self._works[known.unit]])
+        sums: Array = np.array([sum(times[work.point] for work in works) for works in self._works[known.unit]])
         smooth = monotone(sums[None])[0]
         measured = tuple(float(time) for time in reference - scale * (smooth[-1] - smooth))
         return Staircase(known.unit, known.widths, known.predicted, measured)

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from autoprune.costs.static import Floats
+from autoprune.arrays import Array, Counts
 from autoprune.latency.features import LayerFeatures, deployed_layers
 from autoprune.latency.meter import LatencyMeter
 from autoprune.latency.tables import Interpolation, plan_grids
 from autoprune.latency.timing import PairedTiming, Timing
 from autoprune.metrics import latency_target, spec_of
 from autoprune.structure.constraint import Cost
-from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.structure.space import Allocation, Space
 
 RIDGE = 1e-3
 """How much the prior weighs: as much as a tenth of a sample's share would with a feature spread of 0.1."""
@@ -101,7 +101,7 @@ class LatencyCost(Cost):
         self.focus = focus
         self.weights = self._fitted()
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return predicted milliseconds; see ``Cost``."""
         saved = (1 - self.features(counts)) @ self.weights[1:]
         return np.asarray(np.minimum(1 - saved, 1.0) * self.reference.median)
@@ -122,7 +122,7 @@ class LatencyCost(Cost):
         median, p90 = (float(value) for value in np.percentile(off, (50, 90)))
         return LatencyError(median, p90, spearman(predicted, measured), len(samples))
 
-    def _fitted(self) -> Floats:
+    def _fitted(self) -> Array:
         if not self.samples:
             return self.features.prior
         features = self.features(_counts(self.samples))
@@ -136,7 +136,7 @@ class LatencyCost(Cost):
         return simplex_fit(design, ratios, trust=trust, prior=self.features.prior)
 
 
-def uncertainty(timings: Sequence[PairedTiming]) -> Floats:
+def uncertainty(timings: Sequence[PairedTiming]) -> Array:
     """Return the relative uncertainty of each measured ratio, shape (timings,).
 
     It joins the ratio's own spread with a share of the deviation of the dense network's time from its usual time: if
@@ -164,7 +164,7 @@ def _counts(samples: Sequence[Sample]) -> Counts:
     return np.array([sample.allocation for sample in samples], dtype=np.int64)
 
 
-def simplex_fit(design: Floats, target: Floats, *, trust: Floats, prior: Floats) -> Floats:
+def simplex_fit(design: Array, target: Array, *, trust: Array, prior: Array) -> Array:
     """Return the mixture weights w ≥ 0, Σw = 1 with the least robust weighted error, shape (features,).
 
     Minimises Σ trust · ρ(design·w − target) + RIDGE · ‖w − prior‖². ρ is Huber's loss by reweighting, so that an
@@ -187,7 +187,7 @@ def simplex_fit(design: Floats, target: Floats, *, trust: Floats, prior: Floats)
     return weights
 
 
-def _constrained(design: Floats, target: Floats, trust: Floats, prior: Floats) -> Floats:
+def _constrained(design: Array, target: Array, trust: Array, prior: Array) -> Array:
     """Solve the weighted problem exactly, as one of non-negative least squares.
 
     With Σw = 1 the error design·w − target is (design − target)·w and w − prior is (I − prior)·w, without constants.
@@ -203,7 +203,7 @@ def _constrained(design: Floats, target: Floats, trust: Floats, prior: Floats) -
     return np.asarray(scaled / scaled.sum(), dtype=np.float64)
 
 
-def spearman(one: Floats, other: Floats) -> float:
+def spearman(one: Array, other: Array) -> float:
     """Return the rank correlation of two vectors; ties share their mean rank, a constant vector gives 0."""
     from scipy.stats import spearmanr
 
@@ -232,7 +232,7 @@ def spread_allocations(
     return found
 
 
-def _scale_to(space: Space, cost: Cost, log_ratios: Floats, level: float) -> Counts:
+def _scale_to(space: Space, cost: Cost, log_ratios: Array, level: float) -> Counts:
     """Scale keep ratios by one common factor until the cost is at most ``level`` of the dense one, and round down."""
     most = level * float(cost(space.dense))
     low, high = float(np.log(1e-4) - log_ratios.max()), float(-log_ratios.min())
@@ -243,7 +243,7 @@ def _scale_to(space: Space, cost: Cost, log_ratios: Floats, level: float) -> Cou
     return space.round_down(np.exp(np.minimum(log_ratios + low, 0.0)))
 
 
-def _levels(least: float, number: int, around: float | None) -> Floats:
+def _levels(least: float, number: int, around: float | None) -> Array:
     """Return cost levels over (least, 1), shape (number,); every second one near ``around``."""
     even = least + (np.arange(number) + 0.5) / number * (1 - least)
     if around is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from autoprune.costs.static import Floats
+from autoprune.arrays import Array, Counts
 from autoprune.structure.graph import Layer, LayerKind
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Keep ratios at which a layer is measured, along each axis that can vary."""
@@ -169,7 +169,7 @@ class Interpolation:
         self._inverse = (1 / np.where(np.isfinite(steps), steps, np.inf)).reshape(-1)
         self._starts = np.arange(2 * count) * size
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Array:
         """Return every layer's milliseconds: shape (units,) → (layers,), (candidates, units) → (candidates, layers)."""
         if counts.ndim == 2 and len(counts) > _BATCH:  # a batch fits into the processor's cache
             return np.concatenate([self(counts[start : start + _BATCH]) for start in range(0, len(counts), _BATCH)])
@@ -186,7 +186,7 @@ class Interpolation:
         return np.asarray(upper + (low + (high - low) * along_out - upper) * along_in)
 
 
-def monotone(table: Floats) -> Floats:
+def monotone(table: Array) -> Array:
     """Return a table that never falls along either axis: the mean of the running maximum and the running minimum.
 
     The running maximum alone would turn noise into a bias upwards.
@@ -213,10 +213,10 @@ class LayerWidths:
         self._block, self._count = block, len(layers)
         self._dense = self._exact(space.dense)
 
-    def __call__(self, counts: Counts) -> tuple[Floats, Floats]:
+    def __call__(self, counts: Counts) -> tuple[Array, Array]:
         """Return input and output widths: shape (units,) → (layers,), (candidates, units) → (candidates, layers)."""
         widths = np.minimum(np.ceil(self._exact(counts) / self._block) * self._block, self._dense)
         return widths[..., : self._count], widths[..., self._count :]
 
-    def _exact(self, counts: Counts) -> Floats:
+    def _exact(self, counts: Counts) -> Array:
         return np.asarray(counts.astype(np.float64) @ self._slope + self._constant)

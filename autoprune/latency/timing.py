@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.listener import step_bar
 from autoprune.runtimes._base import Runner, Times
 from autoprune.runtimes.load import LoadWatch
@@ -101,7 +101,7 @@ class Timing:
     p95: float = 0.0
 
     @classmethod
-    def of(cls, times: npt.NDArray[np.float64], *, under_load: bool = False) -> Timing:
+    def of(cls, times: Array, *, under_load: bool = False) -> Timing:
         """Summarise milliseconds of single runs, shape (runs,)."""
         p10, low, median, high, p90, p95 = (float(one) for one in np.percentile(times, (10, 25, 50, 75, 90, 95)))
         fence = _FENCE * (high - low)

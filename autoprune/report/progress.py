@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoprune.arrays import Array
 from autoprune.report.chart import Chart, values
 from autoprune.results import Result
-
-Floats = NDArray[np.float64]
 
 _COLOURS = 7  # of the theme; the strategies after them have dashes
 _DASHES: Sequence[list[int]] = ([], [6, 3], [2, 2])
@@ -83,7 +81,7 @@ def search_progress(histories: Mapping[str, Sequence[Sequence[float | None]]], *
 _FIELDS = ("best", "worst_seed", "best_seed")
 
 
-def _best_so_far(seeds: Sequence[Sequence[float | None]]) -> Floats:
+def _best_so_far(seeds: Sequence[Sequence[float | None]]) -> Array:
     """Return best scores so far, seeds × evaluations; without the seeds that never have a score."""
     table = np.full((len(seeds), max(map(len, seeds), default=0)), np.nan)
     for row, seed in zip(table, seeds, strict=True):
@@ -93,17 +91,17 @@ def _best_so_far(seeds: Sequence[Sequence[float | None]]) -> Floats:
     return np.asarray(np.fmax.accumulate(table, axis=1)) if table.size else np.empty((0, 0))
 
 
-def _final(best: Floats) -> float:
+def _final(best: Array) -> float:
     return float(best[:, -1].mean()) if best.size else -math.inf
 
 
-def _legend(name: str, best: Floats, seeds: int) -> str:
+def _legend(name: str, best: Array, seeds: int) -> str:
     if len(best) == seeds:
         return name
     return f"{name} ({len(best)} of {seeds} seeds)" if len(best) else f"{name} (no score)"
 
 
-def _steps(label: str, best: Floats, lowest: float) -> list[Mapping[str, object]]:
+def _steps(label: str, best: Array, lowest: float) -> list[Mapping[str, object]]:
     """Return the evaluations at which anything changes, and the last one, as rows; without what lies below an end.
 
     Cut here, for a clipped mark takes vl-convert half a second.
@@ -122,7 +120,7 @@ def _steps(label: str, best: Floats, lowest: float) -> list[Mapping[str, object]
     ]
 
 
-def _focus(bests: Iterable[Floats]) -> tuple[float, float] | None:
+def _focus(bests: Iterable[Array]) -> tuple[float, float] | None:
     """Return ends of the y axis that cut off bad first scores if these would press the rest flat."""
     tables = [best for best in bests if best.size]
     if not tables:

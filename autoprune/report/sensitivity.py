@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoprune.arrays import Array
 from autoprune.report.chart import SKY, Chart, names_axis, short_labels, values
 from autoprune.report.table import Table
 from autoprune.results import Result
@@ -17,7 +17,6 @@ from autoprune.results import Result
 if TYPE_CHECKING:
     import altair as alt
 
-Floats = NDArray[np.float64]
 
 SHOWN = 10
 """How many units the table shows: those whose pruning costs most."""
@@ -128,7 +127,7 @@ def _name(curve: Mapping[str, Any]) -> str:
     return f"{curve['unit']} ({curve['channels']})"
 
 
-def _measured(curve: Mapping[str, Any]) -> tuple[Floats, Floats]:
+def _measured(curve: Mapping[str, Any]) -> tuple[Array, Array]:
     """Return keep ratios, ascending and with the dense network's 1, and their scores; what failed is left out."""
     known = {kept / curve["channels"]: score for kept, score in curve["scores"] if _finite(score)}
     ratios, scores = zip(*sorted({1.0: 0.0, **known}.items()), strict=True)
@@ -139,7 +138,7 @@ def _finite(score: float | None) -> bool:
     return score is not None and math.isfinite(score)
 
 
-def _grid(ratios: Sequence[Floats]) -> tuple[float, ...]:
+def _grid(ratios: Sequence[Array]) -> tuple[float, ...]:
     """Return the measured ratios if they are few, else those eighths that lie within what was measured."""
     known = [ratio for one in ratios for ratio in one.tolist() if ratio < 1]
     found = tuple(sorted({round(ratio, 3) for ratio in known}))
@@ -148,14 +147,14 @@ def _grid(ratios: Sequence[Floats]) -> tuple[float, ...]:
     return tuple(eighth for eighth in _EIGHTHS if eighth >= min(known, default=0.0) - 1e-9) or _EIGHTHS[-1:]
 
 
-def _drops_at(grid: Sequence[float], ratios: Floats, scores: Floats) -> Floats:
+def _drops_at(grid: Sequence[float], ratios: Array, scores: Array) -> Array:
     """Return the score drop at every ratio of the grid; NaN below the lowest measured one."""
     tolerance = 1e-3  # the grid is rounded
     found = np.interp(grid, ratios, -scores)
     return np.where(np.asarray(grid) >= ratios[0] - tolerance, found, np.nan) if len(ratios) > 1 else found * np.nan
 
 
-def _score_axis(scores: Sequence[Floats]) -> tuple[alt.Scale, alt.Axis, str]:
+def _score_axis(scores: Sequence[Array]) -> tuple[alt.Scale, alt.Axis, str]:
     """Return scale and axis of all units' scores, and what the scale is in words."""
     import altair as alt
 
@@ -172,7 +171,7 @@ def _score_axis(scores: Sequence[Floats]) -> tuple[alt.Scale, alt.Axis, str]:
     return scale, alt.Axis(values=ticks, format="~r", tickCount=len(ticks)), f"logarithmic beyond ±{linear:g}"
 
 
-def linear_until(scores: Sequence[Floats]) -> float | None:
+def linear_until(scores: Sequence[Array]) -> float | None:
     """Return the score drop up to which an axis of several units' scores is linear; None if all of it can be.
 
     All of it cannot if a few units would press the curves of the others flat.
@@ -198,7 +197,7 @@ def log_ticks(linear: float, worst: float) -> list[float]:
     return [0.0, *(float(f"{linear * factor:.3g}") for factor in factors)]
 
 
-def _colour_scale(scores: Sequence[Floats], drops: Floats) -> tuple[alt.Scale, alt.Legend, float]:
+def _colour_scale(scores: Sequence[Array], drops: Array) -> tuple[alt.Scale, alt.Legend, float]:
     """Return the mapping of drops to colours, its key, and the drop above which a colour is dark."""
     import altair as alt
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
 
 if TYPE_CHECKING:
     from autoprune.strategies.curves import SensitivityCurves
@@ -92,8 +92,8 @@ class SearchTask:
     prior: SearchPrior | None = None
     gains: Gains | None = None
     curves: SensitivityCurves | None = None
-    importance: Sequence[npt.NDArray[np.float64]] = ()
-    environment: Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], MakeEnv] | None = None
+    importance: Sequence[Array] = ()
+    environment: Callable[[Array, Array], MakeEnv] | None = None
     start: tuple[Candidate, ...] = ()
     track: Track = untracked
 
@@ -117,6 +117,11 @@ class Candidate:
         )
 
 
+def holding(candidates: Iterable[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
+    """Return those candidates that hold a constraint."""
+    return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found.
@@ -136,13 +141,11 @@ class Progress:
 
     Attributes:
         done: evaluations so far.
-        total: evaluations allowed.
         latest: the candidate just scored.
         best: the best so far, or None while there are only probes.
     """
 
     done: int
-    total: int
     latest: Candidate
     best: Candidate | None
 
@@ -225,7 +228,7 @@ class _Record:
         if better and self._constraint.holds(np.array(candidate.allocation)):
             self.best = candidate
         if self._on_evaluation is not None:
-            self._on_evaluation(Progress(len(self.history), self._evaluations, candidate, self.best))
+            self._on_evaluation(Progress(len(self.history), candidate, self.best))
 
 
 def lowest_level(constraint: Constraint, levels: int, counts_at: Callable[[int], Counts]) -> int:

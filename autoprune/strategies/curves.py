@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.io.fields import pretty
 from autoprune.io.files import read_bytes, write_atomic
@@ -18,8 +18,6 @@ from autoprune.io.records import FiniteRecord, read_record
 from autoprune.policy import PolicyModel
 from autoprune.policy_file import ModelEntries, model_to_json
 from autoprune.structure.space import Allocation, Space
-
-Array = npt.NDArray[np.float64]
 
 SCHEMA_VERSION = 1
 
@@ -62,7 +60,7 @@ class Curve:
                 raise ConfigError(f"A curve's scores must be finite, got {score} for {self.unit} at keep {keep}")
             before = keep
 
-    def rises(self, choices: npt.NDArray[np.int64]) -> Array:
+    def rises(self, choices: Counts) -> Array:
         """Return the estimated rise of the loss at kept channels, ≥ 0, shape as ``choices``, never rising with them.
 
         A power law in the pruned share joins the measured points, and goes on beyond them with the exponent 2. At

@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.errors import ConfigError
 from autoprune.io.installed import install_extra
-from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy
+from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy, holding
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
-
-Array = npt.NDArray[np.float64]
 
 POPULATION = 8
 """Candidates per generation: few, for there are only some hundred evaluations (6 to 15 differ little)."""
@@ -42,35 +40,24 @@ class EvolutionStrategy(Strategy):
         constraint: the limits.
         seed: of the samples.
         prior: log keep ratios, shape (units,); only differences matter.
-        spread: standard deviation of the first samples; by default 0.5, or 0.2 if there is a start or a prior that
-            is not the uniform ratio.
         start: candidates of other strategies; the best that holds the constraint becomes the mean, the next best are
             part of the first generation. Only the best is asked for again.
 
     Raises:
-        ConfigError: the package ``cma`` is missing, or the spread is not above 0.
+        ConfigError: the package ``cma`` is missing.
     """
 
     def __init__(
-        self,
-        constraint: Constraint,
-        *,
-        seed: int,
-        prior: Array | None = None,
-        spread: float | None = None,
-        start: Sequence[Candidate] = (),
+        self, constraint: Constraint, *, seed: int, prior: Array | None = None, start: Sequence[Candidate] = ()
     ) -> None:
-        if spread is not None and not spread > 0:
-            raise ConfigError(f"The spread of an evolution must be above 0, got {spread}")
         _cma()
         self._constraint = constraint
         self._rng = np.random.default_rng(seed)
         space = constraint.space
         self._free = np.array([len(choices) > 1 for choices in space.choices])
-        holding = [candidate for candidate in start if constraint.holds(np.array(candidate.allocation))]
-        self._start = sorted(holding, key=lambda candidate: -candidate.score)
+        self._start = sorted(holding(start, constraint), key=lambda candidate: -candidate.score)
         informed = bool(self._start) or (prior is not None and float(np.ptp(prior)) > 0)
-        self._spread = spread if spread is not None else SPREAD_AROUND if informed else SPREAD
+        self._spread = SPREAD_AROUND if informed else SPREAD
         log_ratios = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
         self._mean = self._log_ratios(self._start[0].allocation) if self._start else log_ratios
         self._known = {candidate.allocation: candidate.score for candidate in self._start}

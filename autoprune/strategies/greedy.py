@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from autoprune.choices import Select
-from autoprune.errors import ConfigError
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
+
+DECAY = 0.96
+"""What a step saves relative to the one before it."""
 
 ITERATIONS = 40
-"""Steps to the budget when there is time for all: with a decay of 0.96 and half of the cost to be saved, the first one
-saves 2.5% of the dense network's cost, as in the paper."""
+"""Steps to the budget when there is time for all: with half of the cost to be saved, the first one saves 2.5% of the
+dense network's cost, as in the paper."""
 
 
 def proposals(constraint: Constraint, counts: Counts, saving: float) -> list[tuple[int, Counts]]:
@@ -45,9 +46,9 @@ def proposals(constraint: Constraint, counts: Counts, saving: float) -> list[tup
     return list(largest.items())
 
 
-def savings(total: float, *, decay: float, iterations: int) -> list[float]:
+def savings(total: float, iterations: int) -> list[float]:
     """Return what each step saves, ΔR₀ · decay^i (NetAdapt, section 4.1), so that together they save ``total``."""
-    shares = decay ** np.arange(iterations)
+    shares = DECAY ** np.arange(iterations)
     return [float(share) for share in total * shares / shares.sum()]
 
 
@@ -92,7 +93,7 @@ class Estimates:
         lowest = np.repeat(space.dense[None, :], len(space), axis=0)
         np.fill_diagonal(lowest, space.lower)
         lone = np.maximum(float(constraint.utilization(space.dense)) - constraint.utilization(lowest), 1e-9)
-        self.lone: npt.NDArray[np.float64] = lone
+        self.lone: Array = lone
         self._unit = lone / np.maximum(1 - space.lower / space.dense, 1e-9) ** 2
         self._rates = np.full(len(space), np.nan)
 
@@ -104,13 +105,13 @@ class Estimates:
         """Return the loss of score to expect."""
         return float(self.slopes()[step.unit] * step.pruned)
 
-    def slopes(self) -> npt.NDArray[np.float64]:
+    def slopes(self) -> Array:
         """Return a per unit, shape (units,)."""
         known = self._rates[~np.isnan(self._rates)]
         typical = float(np.median(known)) if len(known) else 1.0
         return np.asarray(np.where(np.isnan(self._rates), typical, self._rates) * self._unit)
 
-    def target_log_ratios(self, constraint: Constraint, counts: Counts) -> npt.NDArray[np.float64]:
+    def target_log_ratios(self, constraint: Constraint, counts: Counts) -> Array:
         """Return log keep ratios as they are, with a little more for units whose widening should gain most."""
         ratios = constraint.space.ratios(counts)
         gains = self.slopes() * (1 - ratios) / self.lone
@@ -134,27 +135,11 @@ class GreedyStrategy(Strategy):
     Args:
         constraint: the limits.
         evaluations: how many allocations may be scored.
-        decay: what a step saves relative to the one before it, in (0, 1].
-        select: which allocation of a step is kept.
-
-    Raises:
-        ConfigError: the decay is out of range.
     """
 
-    def __init__(
-        self,
-        constraint: Constraint,
-        *,
-        evaluations: int,
-        decay: float = 0.96,
-        select: Select = Select.ACCURACY_PER_RESOURCE,
-    ) -> None:
-        if not 0 < decay <= 1:
-            raise ConfigError(f"The decay of a greedy search must lie in (0, 1], got {decay}")
+    def __init__(self, constraint: Constraint, *, evaluations: int) -> None:
         self._constraint = constraint
         self._evaluations = evaluations
-        self._decay = decay
-        self._select = select
         self._known = Estimates(constraint)
 
     @classmethod
@@ -185,7 +170,7 @@ class GreedyStrategy(Strategy):
         """Return the savings of all steps: as many as in the paper, or as leave some trials to each."""
         total = max(float(self._constraint.utilization(self._constraint.space.dense)) - 1, 0.0)
         steps = 1 + int((self._evaluations - self._first_trials) / TRIALS)
-        return savings(total, decay=self._decay, iterations=min(max(steps, 1), ITERATIONS))
+        return savings(total, min(max(steps, 1), ITERATIONS))
 
     @property
     def _first_trials(self) -> int:
@@ -222,14 +207,14 @@ class GreedyStrategy(Strategy):
         scores = evaluate([self._allocation(step.counts) for step in tried])
         for step, reached in zip(tried, scores, strict=True):
             self._known.learn(step, score - reached)
-        best = min(range(len(tried)), key=lambda place: self._price(tried[place], score - scores[place]))
+        best = min(range(len(tried)), key=lambda place: (score - scores[place]) / tried[place].saving)
         return tried[best], scores[best], len(tried)
 
     def _try(self, evaluate: Evaluate, steps: Sequence[Step], score: float, quota: int) -> Trial:
         """Score steps one by one, the most promising first, until no other promises more than the best has shown."""
         if quota >= len(steps):
             return self._try_all(evaluate, steps, score, quota)
-        promised = {step.unit: self._price(step, self._known.drop(step)) for step in steps}
+        promised = {step.unit: self._known.drop(step) / step.saving for step in steps}
         best, reached, least, spent = steps[0], score, np.inf, 0
         for step in sorted(steps, key=lambda step: promised[step.unit])[:quota]:
             if promised[step.unit] >= least:
@@ -237,13 +222,10 @@ class GreedyStrategy(Strategy):
             (scored,) = evaluate([self._allocation(step.counts)])
             spent += 1
             self._known.learn(step, score - scored)
-            price = self._price(step, score - scored)
+            price = (score - scored) / step.saving
             if price < least:
                 best, reached, least = step, scored, price
         return best, reached, spent
-
-    def _price(self, step: Step, drop: float) -> float:
-        return drop if self._select is Select.ACCURACY else drop / step.saving
 
     def _finish(self, counts: Counts) -> Counts:
         """Return counts that hold the constraint, reached from the given ones by the estimates alone."""

@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from autoprune.strategies._base import SearchTask
-from autoprune.strategies.curves import Array
+from autoprune.arrays import Array, Counts, Ids
 from autoprune.strategies.survey import SurveyStrategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Counts
 
 ROUNDS = 10
 """The most times that the costs are linearised anew."""
@@ -61,11 +58,6 @@ class KnapsackStrategy(SurveyStrategy):
     The idea of HALP (Shen et al., "Structural Pruning via Latency-Saliency Knapsack", NeurIPS 2022): a knapsack with
     one item per unit. Costs are not additive, so that the knapsack is solved again and again around its last solution.
     """
-
-    @classmethod
-    def of(cls, task: SearchTask) -> KnapsackStrategy:
-        """Make it for a task."""
-        return cls(task.constraint, evaluations=task.evaluations, curves=task.curves)
 
     def proposals(self, rises: Sequence[Array]) -> Iterator[Counts]:
         """Return one allocation per shape of the summed rise."""
@@ -149,7 +141,7 @@ def _solve(constraint: Constraint, damages: Sequence[Array], counts: Counts, rad
     return solved
 
 
-def _trusted(choices: Counts, count: int, radius: float) -> npt.NDArray[np.int64]:
+def _trusted(choices: Counts, count: int, radius: float) -> Ids:
     """Return which choices lie within a factor exp(±radius) of the present count, itself among them, thinned out."""
     distance = np.abs(np.log(choices / count))
     places = np.flatnonzero((distance <= radius) | (np.abs(np.arange(len(choices)) - np.argmin(distance)) <= 1))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.listener import Listener
 from autoprune.strategies._base import Candidate, Progress, Score, search
 from autoprune.strategies.regrowth import Gains, RegrowthStrategy, affordable
 from autoprune.structure.constraint import Constraint
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,3 @@ def find_prior(
     sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
     target_log_ratios = np.log(constraint.space.ratios(np.array(found.best.allocation)))
     return SearchPrior(sensitivity, target_log_ratios, found.history, most + spent)
-
-
-def holding(candidates: Sequence[Candidate], constraint: Constraint) -> tuple[Candidate, ...]:
-    """Return those candidates that hold a constraint."""
-    return tuple(one for one in candidates if constraint.holds(np.array(one.allocation)))

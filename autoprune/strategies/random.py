@@ -9,17 +9,15 @@ from autoprune.structure.constraint import Constraint
 
 
 class RandomStrategy(Strategy):
-    """Log keep ratios drawn uniformly, projected onto the budget (as Li et al., "EagleEye", ECCV 2020, section 3.1).
+    """Log keep ratios drawn from [−1, 1], projected onto the budget (Li et al., "EagleEye", ECCV 2020, section 3.1).
 
     Args:
         constraint: the limits.
         seed: of the draws.
-        spread: log-ratios are drawn from [−spread, spread].
     """
 
-    def __init__(self, constraint: Constraint, *, seed: int, spread: float = 1.0) -> None:
+    def __init__(self, constraint: Constraint, *, seed: int) -> None:
         self._constraint = constraint
-        self._spread = spread
         self._rng = np.random.default_rng(seed)
 
     @classmethod
@@ -31,5 +29,5 @@ class RandomStrategy(Strategy):
         """Draw one allocation after the other, without end."""
         space = self._constraint.space
         while True:
-            log_ratios = self._rng.uniform(-self._spread, self._spread, size=len(space))
+            log_ratios = self._rng.uniform(-1, 1, size=len(space))
             evaluate([space.allocation(self._constraint.project(log_ratios))])

@@ -82,7 +82,10 @@ STRATEGIES = (
     ),
     StrategySpec("random", f"{_HERE}.random:RandomStrategy.of", source="Li et al., EagleEye, ECCV 2020"),
     StrategySpec(
-        "greedy", f"{_HERE}.greedy:GreedyStrategy.of", deterministic=True, source="Yang et al., NetAdapt, ECCV 2018"
+        "greedy",
+        f"{_HERE}.greedy:GreedyStrategy.of",
+        deterministic=True,
+        source="Yang et al., NetAdapt, ECCV 2018; Minoux, Accelerated Greedy Algorithms, 1978",
     ),
     StrategySpec(
         "sensitivity",
@@ -104,7 +107,13 @@ STRATEGIES = (
         uses_prior=True,
         source="Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772",
     ),
-    StrategySpec("regrowth", f"{_HERE}.regrowth:RegrowthStrategy.of", uses_gains=True, deterministic=True),
+    StrategySpec(
+        "regrowth",
+        f"{_HERE}.regrowth:RegrowthStrategy.of",
+        uses_gains=True,
+        deterministic=True,
+        source="gradients as in Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
+    ),
 )
 """In the order in which help and messages list them."""
 
@@ -125,11 +134,11 @@ PPO, GLOBAL = StrategyName("ppo"), StrategyName("global")
 """The defaults of ``search`` and of ``slim``."""
 
 
-def names_where(*properties: str) -> tuple[str, ...]:
-    """Return the names of the strategies with any of these properties, e.g. ``uses_prior``.
+def names_where(flag: str) -> tuple[str, ...]:
+    """Return the names of the strategies whose record has a flag set, e.g. ``uses_prior``.
 
     Example:
         >>> names_where("uses_curves")
         ('sensitivity', 'knapsack')
     """
-    return tuple(spec.name for spec in STRATEGIES if any(getattr(spec, name) for name in properties))
+    return tuple(spec.name for spec in STRATEGIES if getattr(spec, flag))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts, Mask
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
-
-Array = npt.NDArray[np.float64]
+from autoprune.structure.space import Allocation
 
 Gains = Callable[[Allocation, Sequence[Sequence[int]]], Sequence[Sequence[float]]]
 """(allocation, wider counts per unit) → what each of them alone adds to the score, up to a common factor."""
@@ -43,7 +41,7 @@ _TILT, _FURTHEST = 0.3, 1.0
 
 
 class RegrowthStrategy(Strategy):
-    """Shrinks the best allocation so far, and widens it again by what the gains of all units say.
+    """Shrinks the best allocation so far, uniform at first, and widens it again by what the gains of all units say.
 
     Of a network below the budget it is known what every unit would gain from being wider (`evaluation.slopes`; what it
     would lose from being narrower is not, to first order). A common price of cost decides which widths are worth it:
@@ -54,15 +52,13 @@ class RegrowthStrategy(Strategy):
         constraint: the limits.
         gains: of widening.
         evaluations: how many allocations may be scored; fewer are, if all ``SHARES`` were taken.
-        start: log keep ratios to begin with, shape (units,); uniform by default.
     """
 
-    def __init__(self, constraint: Constraint, gains: Gains, *, evaluations: int, start: Array | None = None) -> None:
+    def __init__(self, constraint: Constraint, gains: Gains, *, evaluations: int) -> None:
         rounds = min(-(-(evaluations - 1) // len(GROWTHS)), len(SHARES))
         self._constraint = constraint
         self._gains = gains
         self._shares = [SHARES[place] for place in np.linspace(0, len(SHARES) - 1, rounds).round().astype(int)]
-        self._start = np.zeros(len(constraint.space)) if start is None else start
         self.worth: Array = np.ones(len(constraint.space))
         """Per unit, what its best widening gained per cost in the last round, as a multiple of the price."""
 
@@ -73,9 +69,9 @@ class RegrowthStrategy(Strategy):
         return cls(task.constraint, task.gains, evaluations=task.evaluations)
 
     def run(self, evaluate: Evaluate) -> None:
-        """Propose the start, and a few candidates per round."""
+        """Propose the uniform ratio, and a few candidates per round."""
         constraint, space = self._constraint, self._constraint.space
-        best = space.allocation(constraint.project(self._start))
+        best = space.allocation(constraint.project(np.zeros(len(space))))
         (highest,) = evaluate([best])
         known = {best}
         for share in self._shares:
@@ -141,7 +137,7 @@ class _Growth:
         np.minimum.at(nearest, self._unit, self._width)
         return np.asarray(nearest[self._unit])
 
-    def _at(self, price: float, allowed: npt.NDArray[np.bool_]) -> Counts:
+    def _at(self, price: float, allowed: Mask) -> Counts:
         """Return per unit the width whose gain less its price is highest."""
         profit = np.where(allowed, self._gain - price * self._rise, -np.inf)
         counts, highest = self._base.copy(), np.zeros(len(self._base))

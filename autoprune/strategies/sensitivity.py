@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autoprune.strategies._base import SearchTask, lowest_level
-from autoprune.strategies.curves import Array
+from autoprune.arrays import Array, Counts
+from autoprune.strategies._base import lowest_level
 from autoprune.strategies.survey import SurveyStrategy, saved
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 EXPONENTS = (0.0, 0.5, 1.0, 0.75, 0.25, 1.25, 1.5)
 """Damage is rise / saved cost to these powers, in the order of trying; 0 is the rise itself."""
@@ -22,11 +22,6 @@ class SensitivityStrategy(SurveyStrategy):
     Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.2, read the ratios off such curves by eye.
     The first proposal takes the rise of the loss for the damage, later ones the rise per saved cost.
     """
-
-    @classmethod
-    def of(cls, task: SearchTask) -> SensitivityStrategy:
-        """Make it for a task."""
-        return cls(task.constraint, evaluations=task.evaluations, curves=task.curves)
 
     def proposals(self, rises: Sequence[Array]) -> Iterator[Counts]:
         """Return one allocation per definition of the damage."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoprune.strategies._base import Evaluate, Strategy
-from autoprune.strategies.curves import Array, SensitivityCurves, curves_from, probe_plan
+from autoprune.arrays import Array, Counts
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy
+from autoprune.strategies.curves import SensitivityCurves, curves_from, probe_plan
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Allocation, Counts
+from autoprune.structure.space import Allocation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in Python's own from 3.11 on
 
 PROBE_SHARE = 0.6
 """Share of the evaluations that measuring curves may take."""
@@ -38,6 +43,11 @@ class SurveyStrategy(Strategy):
         self._curves = curves
         if curves is not None:
             curves.check(constraint.space)
+
+    @classmethod
+    def of(cls, task: SearchTask) -> Self:
+        """Make it for a task."""
+        return cls(task.constraint, evaluations=task.evaluations, curves=task.curves)
 
     @abstractmethod
     def proposals(self, rises: Sequence[Array]) -> Iterable[Counts]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import Evaluate, SearchTask, Strategy, lowest_level
 from autoprune.structure.constraint import Constraint
-from autoprune.structure.space import Counts, Space
-
-Scores = npt.NDArray[np.float64]
+from autoprune.structure.space import Space
 
 
 class ThresholdStrategy(Strategy):
@@ -28,7 +26,7 @@ class ThresholdStrategy(Strategy):
             what ``Importance.__call__`` returns.
     """
 
-    def __init__(self, constraint: Constraint, importance: Sequence[Scores]) -> None:
+    def __init__(self, constraint: Constraint, importance: Sequence[Array]) -> None:
         self._constraint = constraint
         self._importance = unit_scores(constraint.space, importance)
 
@@ -56,14 +54,14 @@ class ThresholdStrategy(Strategy):
         evaluate([space.allocation(self._constraint.greedy_fill(rounded(level), log_ratios))])
 
 
-def unit_scores(space: Space, importance: Sequence[Scores]) -> list[Scores]:
+def unit_scores(space: Space, importance: Sequence[Array]) -> list[Array]:
     """Return per unit the scores of its channels, descending, shape (width,).
 
     The groups of a unit keep equal shares, each its own best channels: what is kept with one more channel is the mean
     of the groups' scores of that rank. A narrower group gives each of its ranks to several.
     """
 
-    def ranked(group: int, width: int) -> Scores:
+    def ranked(group: int, width: int) -> Array:
         scores = np.sort(np.asarray(importance[group], dtype=np.float64))[::-1]
         return scores[np.arange(width) * len(scores) // width]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.finite import check_finite
 from autoprune.metrics import format_amount
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 _LARGEST = 1e3
 """Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
@@ -32,7 +32,7 @@ class Cost(ABC):
     predicted: bool = False
 
     @abstractmethod
-    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+    def __call__(self, counts: Counts) -> Array:
         """Return the cost of allocations: shape (units,) → (), shape (candidates, units) → (candidates,)."""
 
 
@@ -81,7 +81,7 @@ class Constraint:
         """Return every limited cost of one allocation, by metric."""
         return {limited.cost.metric: float(limited.cost(counts)) for limited in self.limits}
 
-    def utilization(self, counts: Counts) -> npt.NDArray[np.float64]:
+    def utilization(self, counts: Counts) -> Array:
         """Return the largest share cost / limit over all limits, shape () or (candidates,); at most 1 holds."""
         shares = [np.asarray(limited.cost(counts)) / limited.limit for limited in self.limits]
         return np.asarray(np.max(shares, axis=0)) if shares else np.zeros(np.shape(counts)[:-1])
@@ -98,7 +98,7 @@ class Constraint:
         """Return whether one allocation holds every limit."""
         return bool(self.utilization(counts) <= 1)
 
-    def project(self, log_ratios: npt.NDArray[np.float64]) -> Counts:
+    def project(self, log_ratios: Array) -> Counts:
         """Scale keep ratios by one common factor onto the budget, round, and give back what rounding left.
 
         Args:
@@ -128,7 +128,7 @@ class Constraint:
             low, high = (middle, high) if self.holds(scaled(middle)) else (low, middle)
         return self.greedy_fill(scaled(low), target_log_ratios + low)
 
-    def greedy_fill(self, counts: Counts, log_ratios: npt.NDArray[np.float64]) -> Counts:
+    def greedy_fill(self, counts: Counts, log_ratios: Array) -> Counts:
         """Widen units step by step while every limit holds, those furthest below their target first.
 
         Raises:

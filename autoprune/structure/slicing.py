@@ -11,16 +11,13 @@ import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Ids, Mask
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Allocation, Space
-
-ChannelMask = npt.NDArray[np.bool_]
-"""Which channels stay, shape (channels of the graph,), in the graph's global numbering."""
 
 
 class Slicer:
@@ -44,7 +41,7 @@ class Slicer:
     def __reduce__(self) -> tuple[type[Slicer], tuple[nn.Module, ChannelGraph]]:
         return Slicer, (self.module, self.graph)  # what it keeps by a tensor's identity is found again in the copy
 
-    def materialise(self, keep: ChannelMask) -> nn.Module:
+    def materialise(self, keep: Mask) -> nn.Module:
         """Return a new network with only the kept channels, in the mode and on the device of the dense one.
 
         Args:
@@ -68,7 +65,7 @@ class Slicer:
             setattr(modules[attribute.module], attribute.attribute, width)
         return smaller
 
-    def _check(self, keep: ChannelMask) -> None:
+    def _check(self, keep: Mask) -> None:
         if keep.shape != (self.graph.channels,):
             raise ModelError(f"A channel mask must have {self.graph.channels} entries, got {keep.shape}")
         for group in self.graph.groups:
@@ -78,7 +75,7 @@ class Slicer:
             if group.pinned is not None and kept < group.size:
                 raise ModelError(f"{group.name} must keep all its channels ({group.pinned})")
 
-    def _selections(self, keep: ChannelMask) -> list[torch.Tensor | None]:
+    def _selections(self, keep: Mask) -> list[torch.Tensor | None]:
         """Return per axis the positions that stay, or None if all do."""
         device = next(iter(self._tensors.values())).device
         kept = [keep[axis] for axis in self.graph.axes]
@@ -94,7 +91,7 @@ class Pruner:
         order: per group, channels by importance, most important first.
     """
 
-    def __init__(self, module: nn.Module, space: Space, order: Sequence[npt.NDArray[np.int64]]) -> None:
+    def __init__(self, module: nn.Module, space: Space, order: Sequence[Ids]) -> None:
         self.module, self.space = module, space
         self._order = order
         self._surgeon = Slicer(module, space.graph)
@@ -103,7 +100,7 @@ class Pruner:
         """Return a new network as wide as the allocation says, batch norm not recalibrated."""
         return self._surgeon.materialise(self.kept(allocation))
 
-    def kept(self, allocation: Allocation) -> ChannelMask:
+    def kept(self, allocation: Allocation) -> Mask:
         """Return which channels of the network stay, shape (channels of the graph,)."""
         return self.space.kept_channels(allocation, self._order)
 

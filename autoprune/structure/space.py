@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array, Counts, Ids, Mask
 from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.structure.graph import ChannelGraph, Unit
-
-Counts = npt.NDArray[np.int64]
-"""Kept channels per unit, shape (units,) or (candidates, units)."""
 
 Allocation = tuple[int, ...]
 """Kept channels per unit, in the order of ``Space.units``: one candidate."""
@@ -63,7 +60,7 @@ class Space:
         return np.array(allowed, dtype=np.int64)
 
     @cached_property
-    def _width_model(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _width_model(self) -> tuple[Array, Array]:
         """Axis widths are affine in the counts: (axes, units) multiplicities and (axes,) constants."""
         graph = self.graph
         group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
@@ -79,7 +76,7 @@ class Space:
             slope[index, found] = positions / self.dense[found]
         return slope, constant
 
-    def axis_widths(self, counts: Counts) -> npt.NDArray[np.float64]:
+    def axis_widths(self, counts: Counts) -> Array:
         """Return how many positions every axis of the graph keeps.
 
         Args:
@@ -91,7 +88,7 @@ class Space:
         slope, constant = self._width_model
         return np.asarray(counts @ slope.T + constant)
 
-    def round_down(self, ratios: npt.NDArray[np.float64]) -> Counts:
+    def round_down(self, ratios: Array) -> Counts:
         """Return the widest allowed counts not above the given keep ratios (or the lower bound), shape (units,).
 
         Raises:
@@ -113,7 +110,7 @@ class Space:
         index = int(np.searchsorted(choices, counts[unit], side="right"))
         return int(choices[index]) if index < len(choices) else None
 
-    def check_units(self, what: str, values: npt.NDArray[np.float64]) -> None:
+    def check_units(self, what: str, values: Array) -> None:
         """Refuse numbers, one per unit, of which one is NaN or infinite.
 
         Raises:
@@ -125,7 +122,7 @@ class Space:
             way_out="look for a logarithm of 0 or a division by 0 where it was computed",
         )
 
-    def ratios(self, counts: Counts) -> npt.NDArray[np.float64]:
+    def ratios(self, counts: Counts) -> Array:
         """Return keep ratios, shape as ``counts``."""
         return np.asarray(counts / self.dense)
 
@@ -163,9 +160,7 @@ class Space:
                 kept[index] = int(count) * kept[index] // unit.width
         return kept
 
-    def kept_channels(
-        self, counts: Sequence[int] | Counts, order: Sequence[npt.NDArray[np.int64]]
-    ) -> npt.NDArray[np.bool_]:
+    def kept_channels(self, counts: Sequence[int] | Counts, order: Sequence[Ids]) -> Mask:
         """Return which channels of the network stay.
 
         Args:

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from autoprune.arrays import Mask
 from autoprune.errors import ModelError
 from autoprune.structure.graph import ChannelGraph, Unit, copied, trace
-from autoprune.structure.slicing import ChannelMask, Slicer, state_tensors
+from autoprune.structure.slicing import Slicer, state_tensors
 
 PROOF_SIZE = 64
 """Height and width of the crop on which networks are compared, if the network takes one that small."""
@@ -72,7 +73,7 @@ class DenseNetwork:
         if _difference(self._run(self.module, seed=1), outputs, self._tolerance) is not None:
             self._tolerance = math.inf  # it draws random numbers, so that no two passes are equal
 
-    def fault(self, surgeon: Slicer, keep: ChannelMask) -> str | None:
+    def fault(self, surgeon: Slicer, keep: Mask) -> str | None:
         """Return why the network cannot do without some of its channels, or None.
 
         Args:
@@ -105,7 +106,7 @@ class DenseNetwork:
 
 
 @contextmanager
-def unread(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> Iterator[None]:
+def unread(module: nn.Module, graph: ChannelGraph, keep: Mask) -> Iterator[None]:
     """Put zeros, for the time of a ``with``, into every weight that reads a channel that does not stay."""
     state = state_tensors(module)
     with ExitStack() as undo:
@@ -203,7 +204,7 @@ def _check(dense: DenseNetwork, graph: ChannelGraph, *, half: bool) -> Check:
     return lambda units: dense.fault(surgeon, _without_some(graph, units, half=half))
 
 
-def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> ChannelMask:
+def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> Mask:
     """Remove channels of every group of these units: one or two, which divisors show, or half, which steps show."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     for position, unit in enumerate(units):

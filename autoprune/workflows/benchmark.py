@@ -13,8 +13,8 @@ import numpy as np
 from autoprune.config import BenchmarkEntry, CompareConfig
 from autoprune.errors import ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
-from autoprune.strategies.prior import SearchPrior, find_prior, holding
+from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, holding, search
+from autoprune.strategies.prior import SearchPrior, find_prior
 from autoprune.strategies.registry import StrategyName
 from autoprune.strategies.regrowth import affordable
 from autoprune.structure.constraint import Constraint
@@ -67,6 +67,24 @@ class BenchmarkResult:
         return cls(**{**values, "allocation": allocation, "history": history, "tried": tried})
 
 
+def check_evaluations(config: CompareConfig) -> None:
+    """Make sure that every search of every entry has at least one evaluation, next to what its prior takes.
+
+    Raises:
+        ConfigError: there are too few for an entry.
+    """
+    regrowth = sum(affordable(0))
+    for entry in config.entries:
+        grown = any(spec.uses_prior or spec.uses_gains for spec in entry.specs)
+        least = len(entry.specs) + (regrowth if grown else 0)
+        if config.evaluations < least:
+            taken = f"{regrowth} for a round of regrowth and " if grown else ""
+            raise ConfigError(
+                f"`evaluations` must be at least {least} for {entry}, {taken}1 for each of its strategies, got "
+                f"{config.evaluations}; raise it, or leave {entry} out of `strategies`"
+            )
+
+
 class StrategyBenchmark:
     """Lets strategies search, each with the same evaluations on the same images.
 
@@ -84,17 +102,11 @@ class StrategyBenchmark:
         self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
         self._prior: SearchPrior | None = None
         self._prior_seconds = 0.0
-        specs = [spec for entry in config.entries for spec in entry.specs]
-        informed = any(spec.uses_prior for spec in specs)
-        least = sum(affordable(0))
-        if (informed or any(spec.uses_gains for spec in specs)) and config.evaluations <= least:
-            raise ConfigError(
-                f"`evaluations` must be more than {least}, which one round of regrowth takes, got {config.evaluations}"
-            )
         self._constraint = latency_constraints.settled(
             constraint, np.zeros(len(constraint.space))
         )  # at uniform, the same for all
-        if informed:  # for the corrected limits: priors that were tried for others say little of these
+        if any(spec.uses_prior for entry in config.entries for spec in entry.specs):
+            # For the corrected limits: priors that were tried for others say little of these.
             clock = _Clock(self.evaluator)
             run.listener.stage(stages.PRIOR)
             self._prior = find_prior(

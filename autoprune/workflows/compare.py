@@ -22,7 +22,7 @@ from autoprune.results import Compared, Metrics, Result, Stage
 from autoprune.strategies.registry import names_where
 from autoprune.structure.space import Allocation
 from autoprune.workflows import stages
-from autoprune.workflows.benchmark import BenchmarkResult, StrategyBenchmark
+from autoprune.workflows.benchmark import BenchmarkResult, StrategyBenchmark, check_evaluations
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.criteria import CriteriaComparison
 from autoprune.workflows.folder import RunFolder, environment
@@ -37,11 +37,11 @@ from autoprune.workflows.tuning_workers import TuningJob, tune_together
 
 def run(config: CompareConfig, listener: Listener, caller: Caller) -> Finished:
     """Let every strategy search, fine-tune every winner alike, and put them side by side."""
+    if not config.compared_criteria:
+        check_evaluations(config)
     with RunFolder.open("compare", config, caller) as folder:
-        if config.compared_criteria:
-            CriteriaComparison(config, folder, listener).execute()
-        else:
-            _Comparison(with_model(config), folder, listener).execute()
+        comparison = CriteriaComparison if config.compared_criteria else _Comparison
+        comparison(with_model(config), folder, listener).execute()
     return Finished(folder.path)
 
 

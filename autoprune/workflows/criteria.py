@@ -27,7 +27,7 @@ from autoprune.workflows.folder import RunFolder, environment
 from autoprune.workflows.latency_constraints import LatencyConstraints
 from autoprune.workflows.network import Network
 from autoprune.workflows.result_writer import ResultWriter
-from autoprune.workflows.run import PruningRun, with_model
+from autoprune.workflows.run import PruningRun
 from autoprune.workflows.shown import keep_best_detections
 from autoprune.workflows.tuning import Tuning, tune
 from autoprune.workflows.tuning_workers import TuningJob, tune_together
@@ -40,17 +40,17 @@ class CriteriaComparison:
     that a comparison can be extended.
 
     Args:
-        config: the comparison.
+        config: the comparison, defaults filled in.
         folder: where it leaves its results.
         listener: hears the progress.
     """
 
     def __init__(self, config: CompareConfig, folder: RunFolder, listener: Listener) -> None:
-        self._config, self._folder, self._listener = with_model(config), folder, listener
+        self._config, self._folder, self._listener = config, folder, listener
         self._budget = config.lowest
         listener.stages(stages.of_criteria(config))
-        self._run = PruningRun(self._config, folder, listener)
-        self._evaluator = self._run.evaluator("evaluation", self._config.images)
+        self._run = PruningRun(config, folder, listener)
+        self._evaluator = self._run.evaluator("evaluation", config.images)
 
     def execute(self) -> None:
         """Score, fine-tune, and write the results."""

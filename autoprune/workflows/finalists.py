@@ -11,7 +11,7 @@ from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
 from autoprune.results import Metrics
-from autoprune.strategies._base import Candidate
+from autoprune.strategies._base import Candidate, holding
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 from autoprune.workflows.latency_constraints import Latencies, LatencyConstraints
@@ -86,9 +86,7 @@ def choose(
 
 def best_of(history: Sequence[Candidate], constraint: Constraint, count: int) -> list[Candidate]:
     """Return the best candidates, each allocation once, best first; no probes, which are not within the budget."""
-    distinct = {
-        candidate.allocation: candidate for candidate in history if constraint.holds(np.array(candidate.allocation))
-    }
+    distinct = {candidate.allocation: candidate for candidate in holding(history, constraint)}
     return sorted(distinct.values(), key=lambda candidate: -candidate.score)[:count]
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.latency.predictor import LatencyCost
 from autoprune.metrics import format_amount, is_measured
@@ -124,7 +124,7 @@ class LatencyConstraints:
         with self.judged():
             return self.rescaled(constraint, allocation, self.measure(allocation))
 
-    def settled(self, constraint: Constraint, log_ratios: npt.NDArray[np.float64]) -> Constraint:
+    def settled(self, constraint: Constraint, log_ratios: Array) -> Constraint:
         """Return the constraint calibrated where log keep ratios, shape (units,), lie on it; they move with it."""
         for _ in range(2 if self else 0):
             constraint = self.calibrated(constraint, constraint.space.allocation(constraint.project(log_ratios)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from autoprune.arrays import Counts
 from autoprune.budget import Budget
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
@@ -22,7 +23,6 @@ from autoprune.statistics.layers import recalibrate
 from autoprune.strategies._base import Candidate
 from autoprune.strategies.greedy import proposals
 from autoprune.structure.constraint import Constraint, Cost
-from autoprune.structure.space import Counts
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder

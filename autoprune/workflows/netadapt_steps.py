@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.arrays import Counts
 from autoprune.choices import Select
 from autoprune.config import NetAdaptConfig
 from autoprune.criteria.registry import make_criterion
@@ -25,7 +26,7 @@ from autoprune.models._base import Batch
 from autoprune.statistics.layers import recalibrate
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.slicing import Pruner
-from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.structure.space import Allocation, Space
 from autoprune.training.shortterm import train_briefly, training_batches
 from autoprune.workflows.records import recorded_allocation
 from autoprune.workflows.result_writer import ResultWriter, SelectedCandidate

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Array
 from autoprune.choices import is_board
 from autoprune.config import ApplyConfig, ProfileConfig, PruningConfig, SparsifyConfig, TrainConfig, devices_of
 from autoprune.costs import CostSubject
@@ -57,12 +56,25 @@ class Network:
     graph: ChannelGraph
     space: Space
     pruner: Pruner
-    importance: Sequence[npt.NDArray[np.float64]]
+    importance: Sequence[Array]
 
     @property
     def described(self) -> PolicyModel:
         """The network as a policy names it."""
         return PolicyModel(self.adapter.name, {unit.name: unit.width for unit in self.graph.units})
+
+    def check_prunable(self) -> None:
+        """Make sure that a unit can be narrower than it is.
+
+        Raises:
+            ConfigError: none can with this ``min_keep`` and ``round_to``.
+        """
+        space = self.space
+        if all(len(choices) == 1 for choices in space.choices):
+            raise ConfigError(
+                f"No unit can be pruned with `min_keep` {space.min_keep} and `round_to` {space.round_to}; lower one of "
+                "them"
+            )
 
     def keep(self, allocation: Allocation) -> dict[str, int]:
         """Return the kept channels of all units of the graph, tied or not, by name."""
@@ -157,9 +169,7 @@ def _scored(adapter: Adapter, graph: ChannelGraph, space: Space, scorer: Importa
     return _ranked(adapter, graph, space, scorer(adapter.module, graph))
 
 
-def _ranked(
-    adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[npt.NDArray[np.float64]]
-) -> Network:
+def _ranked(adapter: Adapter, graph: ChannelGraph, space: Space, importance: Sequence[Array]) -> Network:
     return Network(adapter, graph, space, Pruner(adapter.module, space, ranking(importance)), importance)
 
 

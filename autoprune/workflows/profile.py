@@ -8,9 +8,6 @@ from dataclasses import replace
 from autoprune.choices import Precision
 from autoprune.config import ProfileConfig
 from autoprune.costs.static import undescribed_flops
-from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
-from autoprune.errors import ConfigError
-from autoprune.image_size import ImageSize
 from autoprune.latency.features import deployed_layers
 from autoprune.latency.layers import (
     WIDTHS,
@@ -35,6 +32,7 @@ from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.network import Network, open_network, pin_threads
 from autoprune.workflows.profile_file import Profile, to_result
+from autoprune.workflows.run import demonstration
 
 FRESH = 30
 """Allocations that ``check`` measures."""
@@ -78,16 +76,12 @@ def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> No
 def _network(config: ProfileConfig, listener: Listener) -> Network:
     """Load and analyse the network; the bundled detector brings its data if ranges must be found."""
     if config.model is None:
-        data, size = shapes_dataset() if config.precision is Precision.INT8 else None, ImageSize.of(DEMO_IMAGE_SIZE)
-        config = replace(config, model=demo_weights(), data=data, imgsz=config.imgsz or size)
+        model, data, imgsz = demonstration(config.imgsz, images=config.precision is Precision.INT8)
+        config = replace(config, model=model, data=data, imgsz=imgsz)
     network = open_network(
         config, criterion=_CRITERION, round_to=config.round_to, min_keep=config.min_keep, listener=listener
     )
-    if not any(len(choices) > 1 for choices in network.space.choices):
-        raise ConfigError(
-            f"No unit can be pruned with `min_keep` {config.min_keep} and `round_to` {config.round_to}; lower one of "
-            "them"
-        )
+    network.check_prunable()
     return network
 
 

@@ -51,9 +51,9 @@ def finetune_epochs(config: BudgetedConfig, *, demo: bool) -> int:
     return DEMO_EPOCHS if demo else DEFAULT_EPOCHS
 
 
-def demonstration(imgsz: SizeLike | None = None) -> tuple[Path, Path, ImageSize]:
-    """Return the bundled detector, its data set, and the image size, its own if none is given."""
-    return demo_weights(), shapes_dataset(), ImageSize.of(imgsz or DEMO_IMAGE_SIZE)
+def demonstration(imgsz: SizeLike | None = None, *, images: bool = True) -> tuple[Path, Path | None, ImageSize]:
+    """Return the bundled detector, its data set if images are needed, and the image size, its own if none is given."""
+    return demo_weights(), shapes_dataset() if images else None, ImageSize.of(imgsz or DEMO_IMAGE_SIZE)
 
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:

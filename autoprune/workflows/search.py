@@ -17,8 +17,8 @@ from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
 from autoprune.metrics import format_amount
 from autoprune.results import Stage
-from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, search
-from autoprune.strategies.prior import SearchPrior, find_prior, holding
+from autoprune.strategies._base import Candidate, Progress, SearchResult, SearchTask, holding, search
+from autoprune.strategies.prior import SearchPrior, find_prior
 from autoprune.structure.constraint import Constraint
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
@@ -115,9 +115,11 @@ class SearchRun:
     def __init__(
         self, config: SearchConfig, folder: RunFolder, listener: Listener, *, teacher: nn.Module | None = None
     ) -> None:
-        self._config = config
+        assert config.episodes is not None
+        assert config.finalists is not None
+        self._config, self._episodes, self._finalists = config, config.episodes, config.finalists
         self._budget = config.lowest
-        check_runs(config.warm_start, config)  # before anything is measured
+        self._warm_start = check_runs(config.warm_start, config)  # before anything is measured
         self.run = PruningRun(config, folder, listener)
         self._curves = self.run.network.curves(config.sensitivity, config.criterion) if config.sensitivity else None
         self._curves_of_search = SearchCurves(listener)
@@ -137,18 +139,17 @@ class SearchRun:
         evaluator = run.evaluator("evaluation", config.images)
         priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()
-        assert config.episodes is not None
         prior = None
         constraint = latency_constraints.settled(constraint, np.zeros(len(constraint.space)))
         if config.strategy.spec.uses_prior:
             run.listener.stage(stages.PRIOR)
             prior = find_prior(
-                constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * config.episodes
+                constraint, evaluator.gains, scores_of(evaluator), run.listener, evaluations=2 * self._episodes
             )
             constraint = latency_constraints.settled(constraint, prior.target_log_ratios)
         run.listener.stage(stages.SEARCH)
-        warm = candidates_of_runs(config.warm_start, config, constraint)
-        first = self._search(constraint, evaluator, prior, warm, config.episodes)
+        warm = candidates_of_runs(self._warm_start, constraint)
+        first = self._search(constraint, evaluator, prior, warm, self._episodes)
         known = holding(prior.tried, constraint) if prior is not None else ()
         history, constraint = self._continued(
             [*known, *first.history], constraint, evaluator, prior, latency_constraints
@@ -158,15 +159,14 @@ class SearchRun:
         best = best_of(history, constraint, 1)[0]
         searched = self._summary(best, evaluator, prior, time.perf_counter() - start)
         run.listener.stage(stages.FINALISTS)
-        finalists = config.finalists or DEFAULT_FINALISTS
         chosen = choose(
             history,
             evaluator,
             constraint,
             latency_constraints,
-            count=finalists,
+            count=self._finalists,
             listener=run.listener,
-            confirmations=(finalists + 1) // 2,  # few finalists are for who is in a hurry
+            confirmations=(self._finalists + 1) // 2,  # few finalists are for who is in a hurry
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)
         shipped = deployment.ship(evaluator.repaired(chosen.allocation), chosen.allocation)
@@ -187,8 +187,7 @@ class SearchRun:
         Returns:
             All candidates, and the constraint that the last of them were made for.
         """
-        config, listener, space = self._config, self.run.listener, constraint.space
-        assert config.episodes is not None
+        listener, space = self.run.listener, constraint.space
         for _ in range(CONTINUATIONS if latency_constraints else 0):
             best = best_of(history, constraint, 1)[0]
             measured = latency_constraints.measure(best.allocation)
@@ -198,7 +197,7 @@ class SearchRun:
             listener.note(
                 f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected."
             )
-            leading = best_of(history, constraint, config.finalists or DEFAULT_FINALISTS)
+            leading = best_of(history, constraint, self._finalists)
             try:
                 constraint = latency_constraints.rescaled(
                     latency_constraints.corrected(constraint), best.allocation, measured
@@ -209,7 +208,7 @@ class SearchRun:
             moved = [space.allocation(constraint.project(wish)) for wish in wishes]
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)
-            more = max(config.episodes // 4, 1)
+            more = max(self._episodes // 4, 1)
             history = [*history, *start, *self._search(constraint, evaluator, prior, start, more).history]
         return history, constraint
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from autoprune.config import SensitivityConfig
-from autoprune.errors import ConfigError
 from autoprune.evaluation.runners import usage_figures
 from autoprune.listener import Listener
 from autoprune.report.sections import publish
@@ -27,12 +26,8 @@ def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finish
 def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -> None:
     listener.stage(stages.OPEN)
     network = dense_network(config, folder, listener)
+    network.check_prunable()
     plan = probe_plan(network.space, config.keep_ratios)
-    if not plan:
-        raise ConfigError(
-            f"No unit can be pruned with `min_keep` {config.min_keep} and `round_to` {config.round_to}; lower one of "
-            "them"
-        )
     runner = runner_of(config, network, folder, listener)
     evaluator = make_evaluator(
         network, config, folder, listener, kind="evaluation", images=config.images, runner=runner

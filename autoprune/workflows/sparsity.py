@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from autoprune.arrays import Array
 from autoprune.choices import PenaltyName
 from autoprune.config import SparsityConfig
 from autoprune.errors import ConfigError, RunError
@@ -17,7 +18,7 @@ from autoprune.listener import Listener
 from autoprune.models._base import Adapter
 from autoprune.training.extensions.penalties import Penalty, make_penalty
 from autoprune.training.extensions.sparsity import NEAR_ZERO, Schedule, SparsityTraining, dead_units
-from autoprune.training.extensions.sparsity_record import Scales, SparsityRecord
+from autoprune.training.extensions.sparsity_record import SparsityRecord
 from autoprune.workflows.network import Network
 from autoprune.workflows.tuning import Tuning, trained
 
@@ -70,12 +71,12 @@ class Sparsity:
         dead: units all of whose scales are near zero.
     """
 
-    dense: Scales
-    sparse: Scales
+    dense: Array
+    sparse: Array
     limit: float
     dead: tuple[str, ...]
 
-    def near_zero(self, scales: Scales) -> float:
+    def near_zero(self, scales: Array) -> float:
         """Return the share of scales near zero."""
         return float(np.mean(scales < self.limit))
 
@@ -119,11 +120,11 @@ def sparsify(
     return module, found
 
 
-def _scales(penalty: Penalty, module: nn.Module) -> Scales:
+def _scales(penalty: Penalty, module: nn.Module) -> Array:
     return penalty.scales(dict(module.named_parameters(remove_duplicate=False)))
 
 
-def _record(penalty: Penalty, settings: SparsitySettings, dense: Scales, path: Path) -> SparsityRecord:
+def _record(penalty: Penalty, settings: SparsitySettings, dense: Array, path: Path) -> SparsityRecord:
     """Return what an earlier process recorded, or a new record."""
     watched = settings.watch if settings.watch is not None else next(iter(penalty.spans))
     if watched not in penalty.spans:

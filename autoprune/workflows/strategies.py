@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import gymnasium
-import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.choices import Rule
 from autoprune.envs import CHANNEL_PRUNING
 from autoprune.envs.problem import PruningProblem
@@ -17,8 +16,6 @@ from autoprune.strategies._base import Score
 from autoprune.strategies.rl.view import MakeEnv
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
-
-Array = npt.NDArray[np.float64]
 
 
 def scores_of(evaluator: Evaluator) -> Score:

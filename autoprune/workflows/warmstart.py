@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-
 from autoprune.config import PruningConfig, SearchConfig, named
 from autoprune.config.files import CONFIG_FILE, load
 from autoprune.errors import ConfigError
 from autoprune.journal import Journal
-from autoprune.strategies._base import Candidate
+from autoprune.strategies._base import Candidate, holding
 from autoprune.structure.constraint import Constraint
 from autoprune.workflows.folder import JOURNAL
 from autoprune.workflows.inputs import Inputs, noted_in
@@ -28,38 +26,28 @@ READ = ("--model", "--data", "--data (train)")
 """The files that must be the same, too."""
 
 
-def candidates_of_runs(runs: Sequence[str], config: SearchConfig, constraint: Constraint) -> tuple[Candidate, ...]:
-    """Return the candidates of finished searches that hold the constraint, each allocation once.
+def check_runs(runs: Sequence[str], config: SearchConfig) -> list[Journal]:
+    """Return the journals of finished searches that scored candidates as this one does.
 
     Args:
         runs: their folders.
         config: of the search that starts from them, with the bundled detector filled in if it is meant.
-        constraint: what it must hold.
 
     Raises:
-        ConfigError: a folder is not a search that scored candidates as this one does.
+        ConfigError: a folder is not such a search.
         RunError: its journal cannot be read.
     """
-    check_runs(runs, config)
-    found: dict[tuple[int, ...], Candidate] = {}
-    for name in runs:
-        for candidate in scored_candidates(Path(name)):
-            if len(candidate.allocation) == len(constraint.space) and constraint.holds(np.array(candidate.allocation)):
-                found[candidate.allocation] = candidate
-    return tuple(found.values())
-
-
-def check_runs(runs: Sequence[str], config: SearchConfig) -> None:
-    """Make sure that ``candidates_of_runs`` can take these runs; nothing is measured yet when this is asked.
-
-    Raises:
-        ConfigError: a folder is not a search that scored candidates as this one does.
-        RunError: its journal cannot be read.
-    """
-    digests = Inputs.of(config).digests if runs else {}
     for name in runs:
         _check(Path(name), config)
-        _check_files(Path(name), digests)
+    digests = Inputs.of(config).digests if runs else {}  # of a large data set, minutes
+    return [_journal(Path(name), digests) for name in runs]
+
+
+def candidates_of_runs(journals: Sequence[Journal], constraint: Constraint) -> tuple[Candidate, ...]:
+    """Return the candidates in the journals of searches that hold the constraint, each allocation once."""
+    units = len(constraint.space)
+    candidates = (one for journal in journals for one in _candidates(journal) if len(one.allocation) == units)
+    return tuple({one.allocation: one for one in holding(candidates, constraint)}.values())
 
 
 def _check(run: Path, config: SearchConfig) -> None:
@@ -77,14 +65,17 @@ def _check(run: Path, config: SearchConfig) -> None:
             )
 
 
-def _check_files(run: Path, digests: Mapping[str, str]) -> None:
-    theirs = noted_in(Journal.read(run / JOURNAL, check=check_record).header) or {}
+def _journal(run: Path, digests: Mapping[str, str]) -> Journal:
+    """Return a run's journal; the files that its scores depend on must have the given digests."""
+    journal = Journal.read(run / JOURNAL, check=check_record)
+    theirs = noted_in(journal.header) or {}
     for name in READ:
         if theirs.get(name) != digests.get(name):
             raise ConfigError(
                 f"`warm_start` needs scores of the same network on the same images, and {run} was made with another "
                 f"{name} than is there now; make that search again"
             )
+    return journal
 
 
 def scored_candidates(run: Path) -> list[Candidate]:
@@ -93,8 +84,11 @@ def scored_candidates(run: Path) -> list[Candidate]:
     Raises:
         RunError: its journal cannot be read.
     """
-    records = Journal.read(run / JOURNAL, check=check_record).records("evaluation")
-    return [Candidate(tuple(record.key), float(record.value["score"])) for record in records]
+    return _candidates(Journal.read(run / JOURNAL, check=check_record))
+
+
+def _candidates(journal: Journal) -> list[Candidate]:
+    return [Candidate(tuple(record.key), float(record.value["score"])) for record in journal.records("evaluation")]
 
 
 def _plain(value: object) -> object:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoprune.arrays import Counts
 from autoprune.costs import Cost
 from autoprune.metrics import METRICS
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 
 _TOLERANCE = 1e-9
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.arrays import Counts
 from autoprune.runtimes import Backend, Calibration, Precision, Runner, Runtime, RuntimeSettings
 from autoprune.runtimes.energy_counter import find_counter
 from autoprune.runtimes.settings import MemoryFormat
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 from tests.helpers.counters import FakeRapl
 
 SETTINGS = RuntimeSettings("cpu", Runtime.TORCH, Precision.FP32, 2, 1, 64, MemoryFormat.CONTIGUOUS)

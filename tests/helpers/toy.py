@@ -13,11 +13,12 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.arrays import Counts
 from autoprune.envs.problem import PruningProblem
 from autoprune.envs.pruning_env import PruningEnv, RuleFactory
 from autoprune.structure.constraint import Constraint, Cost, CostLimit
 from autoprune.structure.graph import ChannelGraph, Group, Layer, LayerKind, Unit
-from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.structure.space import Allocation, Space
 
 
 class LayerFlops(Cost):

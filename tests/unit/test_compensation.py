@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.errors import ModelError
 from autoprune.evaluation.compensation import compensate
 from autoprune.statistics.moments import RIDGE, collect_moments
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask, Slicer
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.validation import analyse
 from tests.unit.test_folding import chosen, randomised
 
@@ -48,7 +49,7 @@ def analysed() -> tuple[nn.Module, ChannelGraph]:
     return module, analyse(module, torch.zeros(2, 3, 12, 12))
 
 
-def removing(graph: ChannelGraph, **removed: tuple[int, ...]) -> ChannelMask:
+def removing(graph: ChannelGraph, **removed: tuple[int, ...]) -> Mask:
     """Return the mask that removes channels of the groups that are named after their layers."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     for group in graph.groups:
@@ -62,7 +63,7 @@ def outputs(module: nn.Module) -> torch.Tensor:
         return module.eval()(IMAGES)
 
 
-def errors(dense: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> tuple[float, float]:
+def errors(dense: nn.Module, graph: ChannelGraph, keep: Mask) -> tuple[float, float]:
     """Return the squared error of the pruned network without and with compensation."""
     found = []
     for repaired in (False, True):

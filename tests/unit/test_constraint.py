@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from autoprune.arrays import Counts
 from autoprune.structure.constraint import Constraint, Cost, CostLimit
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 from tests.helpers.toy import LayerFlops, chain_graph
 
 WIDTHS = (3000, 5000, 2000, 4000, 6000, 1000)

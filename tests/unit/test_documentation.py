@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ import pytest
 
 import autoprune
 from autoprune.cli.arguments import build_parser, parse
+from autoprune.criteria.registry import CRITERIA, spec_of
+from autoprune.strategies.registry import STRATEGIES, StrategyName
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +97,16 @@ def test_the_cpu_build_of_torch_has_the_tested_version() -> None:
     named = {found for page in PAGES for found in re.findall(r"\btorch(?:vision)?==[\d.]+", page.read_text())}
     assert len(named) == 2
     assert all(re.search(rf"^{re.escape(found)}\b", text, re.MULTILINE) for found in named)
+
+
+def test_the_reference_says_where_strategies_and_criteria_come_from() -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("griffe")
+    choices = runpy.run_path(str(ROOT / "docs" / "generated.py"))["choices"]
+    rows = {cells[0].strip("`"): cells[1:] for line in choices() if len(cells := line.strip("| ").split(" | ")) > 2}
+    assert rows["evolution"] == ["yes", "", StrategyName("evolution").spec.source]
+    assert rows["taylor"] == ["yes", spec_of("taylor").source]
+    assert {spec.name for spec in (*STRATEGIES, *CRITERIA)} <= rows.keys()
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -82,11 +82,6 @@ def test_a_search_that_brings_nothing_new_ends() -> None:
     assert len(result.history) <= 4
 
 
-def test_a_spread_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"must be above 0, got 0\.0"):
-        EvolutionStrategy(TOY.constraint, seed=0, spread=0.0)
-
-
 def test_without_cma_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(ConfigError, match=r"pip install .*\[strategies\]'$"):

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.choices import PenaltyName
 from autoprune.errors import TrainingError
 from autoprune.models._base import Adapter
 from autoprune.models.darknet import DarknetAdapter
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask, Slicer
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
@@ -52,7 +53,7 @@ class Case:
     graph: ChannelGraph
 
     @property
-    def keep(self) -> ChannelMask:
+    def keep(self) -> Mask:
         space = Space(self.graph, round_to=1)
         counts = [max(1, unit.width // 2) for unit in space.units]
         return space.kept_channels(counts, [np.arange(group.size) for group in self.graph.groups])

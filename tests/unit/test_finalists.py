@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoprune.arrays import Counts
 from autoprune.errors import BudgetUnreachableError, DeviceError
 from autoprune.listener import SilentListener
 from autoprune.results import Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.space import Allocation, Counts, Space
+from autoprune.structure.space import Allocation, Space
 from autoprune.workflows.finalists import Finalist, best_of, choose
 from autoprune.workflows.latency_constraints import CLOSE, MARGIN, UNUSED, LatencyConstraints
 from tests.helpers.toy import LayerFlops, chain_graph

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.cli.main import main
 from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.compensation import fold_constants
@@ -22,7 +23,7 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask, Pruner, Slicer
+from autoprune.structure.slicing import Pruner, Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.helpers.detectors import build, write_detector
@@ -49,7 +50,7 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
-def chosen(graph: ChannelGraph, seed: int) -> ChannelMask:
+def chosen(graph: ChannelGraph, seed: int) -> Mask:
     """Return a mask that removes some channels of every unit."""
     random, keep = np.random.default_rng(seed), np.ones(graph.channels, dtype=np.bool_)
     for unit in graph.units:
@@ -60,7 +61,7 @@ def chosen(graph: ChannelGraph, seed: int) -> ChannelMask:
     return keep
 
 
-def kill(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> None:
+def kill(module: nn.Module, graph: ChannelGraph, keep: Mask) -> None:
     """Set γ of the removed channels to 0 wherever they are made; a depthwise convolution only passes them on."""
     for path, block in module.named_modules():
         if isinstance(getattr(block, "bn", None), nn.BatchNorm2d) and block.conv.groups == 1:  # type: ignore[union-attr]

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask, Slicer
+from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 from autoprune.training.extensions.gradual_zeroing import GradualZeroing, doomed, remaining
 from autoprune.training.finetune import finetune
@@ -49,7 +50,7 @@ def example(size: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def keeping(graph: ChannelGraph, *, share: float, seed: int) -> ChannelMask:
+def keeping(graph: ChannelGraph, *, share: float, seed: int) -> Mask:
     """Keep a share of every unit's channels, drawn by a seed."""
     random = np.random.default_rng(seed)
     space = Space(graph)
@@ -102,7 +103,7 @@ def test_the_schedule_falls_from_one_to_exactly_zero(one: float, other: float) -
     assert remaining(min(one, other)) >= remaining(max(one, other)) >= 0
 
 
-def assert_gone(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> None:
+def assert_gone(module: nn.Module, graph: ChannelGraph, keep: Mask) -> None:
     """Make sure that the doomed channels are zero, that others are not, and that surgery changes nothing."""
     assert all((part.rows[part.positions] == 0).all() for part in doomed(module, graph, keep))
     kept: Any = module.get_submodule("model.1.bn")

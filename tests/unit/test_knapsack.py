@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from autoprune.arrays import Counts
 from autoprune.strategies._base import search
 from autoprune.strategies.curves import curves_from, probe_plan
 from autoprune.strategies.knapsack import GAP, KnapsackStrategy, _silent, least_damage
@@ -17,7 +18,7 @@ from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.sensitivity import SensitivityStrategy, limit_damage
 from autoprune.strategies.survey import choose_probes, complete, saved
 from autoprune.structure.constraint import Constraint, Cost, CostLimit
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 from tests.contracts.strategies import first_of
 from tests.helpers.toy import Toy, chain_graph, make_toy
 

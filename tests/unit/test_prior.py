@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from autoprune.strategies.prior import SearchPrior, find_prior, holding
+from autoprune.strategies._base import holding
+from autoprune.strategies.prior import SearchPrior, find_prior
 from autoprune.strategies.regrowth import Gains, affordable
 from tests.helpers.toy import Toy, make_toy
 from tests.unit.test_regrowth import gains_of

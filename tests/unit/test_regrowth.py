@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoprune.strategies._base import search
 from autoprune.strategies.regrowth import GROWTHS, SHARES, RegrowthStrategy, _Growth, _wider, affordable
 from autoprune.structure.space import Allocation
-from tests.contracts.strategies import check_strategy, first_of
+from tests.contracts.strategies import check_strategy
 from tests.helpers.toy import OPTIMA, Toy, make_toy
 
 TOY = make_toy(8)
@@ -27,13 +27,8 @@ def gains_of(toy: Toy, allocation: Allocation, widths: Sequence[Sequence[int]]) 
     return [[score(unit, count) for count in wider] for unit, wider in enumerate(widths)]
 
 
-def regrowth(toy: Toy, evaluations: int = 19, **options: object) -> RegrowthStrategy:
-    return RegrowthStrategy(
-        toy.constraint,
-        lambda *asked: gains_of(toy, *asked),
-        evaluations=evaluations,
-        **options,  # type: ignore[arg-type]
-    )
+def regrowth(toy: Toy, evaluations: int = 19) -> RegrowthStrategy:
+    return RegrowthStrategy(toy.constraint, lambda *asked: gains_of(toy, *asked), evaluations=evaluations)
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 7, 19, 60])
@@ -49,11 +44,6 @@ def test_with_true_gains_it_comes_near_the_optimum(seed: int) -> None:
     toy = make_toy(40, seed=seed)
     found = search(regrowth(toy), toy.score, constraint=toy.constraint, evaluations=19)
     assert -found.best.score <= 1.35 * OPTIMA[seed]
-
-
-def test_it_begins_where_it_is_told() -> None:
-    wish = np.linspace(-1, 0, 8)
-    assert first_of(regrowth(TOY, start=wish), TOY) == TOY.space.allocation(TOY.constraint.project(wish))
 
 
 def test_a_unit_that_gains_nothing_ends_narrow_and_is_worth_nothing() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.criteria.registry import make_criterion
 from autoprune.evaluation.compensation import compensate
 from autoprune.evaluation.evaluator import Evaluator
@@ -19,7 +20,7 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import ChannelMask, Pruner, Slicer
+from autoprune.structure.slicing import Pruner, Slicer
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.helpers import world
@@ -61,7 +62,7 @@ def analysed(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelGraph]:
     return dense, analyse(dense, torch.zeros(2, 3, 12, 12))
 
 
-def last_unit_pruned(graph: ChannelGraph, kept: int) -> ChannelMask:
+def last_unit_pruned(graph: ChannelGraph, kept: int) -> Mask:
     """Return the mask that keeps the first channels of the last unit's groups, and all others."""
     keep = np.ones(graph.channels, dtype=np.bool_)
     unit = graph.units[-1]
@@ -71,7 +72,7 @@ def last_unit_pruned(graph: ChannelGraph, kept: int) -> ChannelMask:
     return keep
 
 
-def true_loss(dense: nn.Module, graph: ChannelGraph, keep: ChannelMask, moments: Moments | None) -> float:
+def true_loss(dense: nn.Module, graph: ChannelGraph, keep: Mask, moments: Moments | None) -> float:
     smaller = Slicer(dense, graph).materialise(keep)
     if moments is not None:
         compensate(smaller, dense, graph, keep, moments)

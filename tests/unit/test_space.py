@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.arrays import Counts
 from autoprune.criteria._base import ranking
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 from tests.helpers.toy import LayerFlops, chain_graph
 
 WIDTHS = (16, 24, 32, 8, 64, 20)

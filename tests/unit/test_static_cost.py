@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.torch_utils import get_flops
 
+from autoprune.arrays import Counts
 from autoprune.costs import (
     ChannelsCost,
     FlopsCost,
@@ -30,7 +31,7 @@ from autoprune.costs import (
 from autoprune.errors import ModelError
 from autoprune.models import open_adapter
 from autoprune.structure.slicing import Slicer
-from autoprune.structure.space import Counts, Space
+from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.contracts.costs import check_cost
 from tests.helpers.detectors import build, write_detector

@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from autoprune.choices import Select
 from autoprune.envs.rules import RULES
 from autoprune.strategies._base import SearchTask, search
 from autoprune.strategies.evolution import EvolutionStrategy
@@ -71,11 +70,10 @@ def test_evolution_keeps_the_contract() -> None:
     check_strategy(lambda evaluations: EvolutionStrategy(TOY.constraint, seed=0), TOY, evaluations=40)
 
 
-@pytest.mark.parametrize("select", Select)
 @pytest.mark.parametrize("evaluations", [1, 2, 7, 13, 60, 1000])
-def test_greedy_keeps_the_contract(evaluations: int, select: Select) -> None:
+def test_greedy_keeps_the_contract(evaluations: int) -> None:
     def make(evaluations: int) -> GreedyStrategy:
-        return GreedyStrategy(TOY.constraint, evaluations=evaluations, select=select)
+        return GreedyStrategy(TOY.constraint, evaluations=evaluations)
 
     check_strategy(make, TOY, evaluations=evaluations, exact=False, probes=True)
 

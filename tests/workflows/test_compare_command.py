@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoprune.cli.main import main
+from autoprune.config import CompareConfig
+from autoprune.errors import ConfigError
 from autoprune.journal import Journal
+from autoprune.listener import SilentListener
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics.scaling import scaled
 from autoprune.report.detections import read_detections
 from autoprune.results import Compared, Metrics
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.benchmark import BenchmarkResult
-from autoprune.workflows.compare import agents_verdict
+from autoprune.workflows.compare import agents_verdict, run
+from autoprune.workflows.run import DEFAULT_EPOCHS
 from tests.helpers.networks import build
-from tests.helpers.world import arguments, stages_of
+from tests.helpers.world import CALLER, arguments, stages_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -142,7 +147,16 @@ def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> 
     [
         (["--strategies", "unifrom"], "got 'unifrom'"),
         (["--strategies", "a+b+c"], "got 'a+b+c'"),
-        (["--strategies", "ppo", "--evaluations", "3"], "--evaluations must be more than"),
+        (
+            ["--strategies", "random,uniform+ppo", "--evaluations", "10"],
+            "--evaluations must be at least 11 for uniform+ppo, 9 for a round of regrowth and 1 for each of its "
+            "strategies, got 10; raise it, or leave uniform+ppo out of --strategies",
+        ),
+        (["--strategies", "regrowth", "--evaluations", "9"], "--evaluations must be at least 10 for regrowth"),
+        (
+            ["--strategies", "random+greedy", "--evaluations", "1"],
+            "--evaluations must be at least 2 for random+greedy, 1 for each",
+        ),
         (["--strategies", "uniform", "--budget", "flops=100%", "--budget", "params=100%"], "already holds"),
     ],
 )
@@ -153,6 +167,14 @@ def test_a_mistake_is_one_sentence(
     line = [*arguments("compare", tiny, out), *extra] if "--budget" in extra else compare(tiny, out, *extra)
     assert main(line) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("strategies", "least"), [("uniform+ppo", "11"), ("random+greedy", "2")])
+def test_the_least_evaluations_suffice(tiny: Path, quick: None, tmp_path: Path, strategies: str, least: str) -> None:
+    out = tmp_path / "run"
+    assert main([*compare(tiny, out, "--strategies", strategies, "--seeds", "1"), "--evaluations", least]) == 0
+    (row,) = results(out)["compared"]["strategies"]
+    assert row["evaluations"] == [int(least)]
 
 
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +241,28 @@ def test_criteria_differ_in_the_channels_alone(tiny: Path, quick: None, tmp_path
     assert {row["name"] for row in extended} == {"l1", "random", "taylor"}
     known = {row["name"]: row for row in extended}
     assert [known[row["name"]] for row in first] == first, "nothing is repeated"
+
+
+def test_the_time_left_of_criteria_includes_their_fine_tunes(tiny: Path, tmp_path: Path) -> None:
+    class Planning(SilentListener):
+        work: Mapping[str, float]
+
+        def stages(self, work: Mapping[str, float]) -> None:
+            self.work = work
+
+        def stage(self, name: str) -> None:
+            raise ConfigError("enough heard")
+
+    def planned(**options: int) -> Mapping[str, float]:
+        heard, data = Planning(), tiny / "data" / "data.yaml"
+        config = CompareConfig(
+            model=tiny / "best.pt", data=data, budget=("flops=60%",), criteria="l1", out=tmp_path / "run", **options
+        )
+        with pytest.raises(ConfigError, match="enough heard"):
+            run(config, heard, CALLER)
+        return heard.work
+
+    assert planned() == planned(finetune_epochs=DEFAULT_EPOCHS) != planned(finetune_epochs=0)
 
 
 def test_a_criterion_that_there_is_none_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -237,12 +237,21 @@ def test_bad_input_is_one_sentence(
     assert said in one_sentence(capsys.readouterr().err)
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_bundled_detector_is_profiled_without_drawing_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoprune.workflows.run.shapes_dataset", lambda: pytest.fail("images are drawn"))
+    monkeypatch.setattr("autoprune.workflows.latency.LatencyEstimator.stage", interrupted)
+    assert main(["profile", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run")]) == 130
+
+
 def test_ctrl_c_prints_the_command_that_resumes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("autoprune.workflows.latency.LatencyEstimator.stage", interrupted)
     assert main(words(tiny, tmp_path / "run")) == 130
     assert f"autoprune profile --resume {tmp_path / 'run'}" in capsys.readouterr().err

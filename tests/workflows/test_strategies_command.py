@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -204,10 +205,13 @@ def test_candidates_within_the_budget_are_taken_from_all_runs_once(tmp_path: Pat
         finished_search(tmp_path / "one", config, {(8, 8): -0.5, (16, 8): -0.1}),
         finished_search(tmp_path / "two", replace(config, strategy=StrategyName.RANDOM, episodes=9), {(8, 8): -0.5}),
     ]
+    journals = check_runs(runs, config)
+    for run in runs:
+        shutil.rmtree(run)  # each was read once
     constraint: Any = Holding(8)
-    assert candidates_of_runs(runs, config, constraint) == (Candidate((8, 8), -0.5),)
+    assert candidates_of_runs(journals, constraint) == (Candidate((8, 8), -0.5),)
     strangers: Any = Holding(8, units=3)
-    assert candidates_of_runs(runs, config, strangers) == ()
+    assert candidates_of_runs(journals, strangers) == ()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from autoprune.arrays import Ids
 from autoprune.errors import ConfigError
 from autoprune.models.darknet.build import IMAGES, build_layers, input_shape
 from autoprune.models.darknet.cfg import Cfg
@@ -21,7 +21,7 @@ from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 
-Order = Callable[[nn.Module, ChannelGraph], Sequence[npt.NDArray[np.int64]]]
+Order = Callable[[nn.Module, ChannelGraph], Sequence[Ids]]
 """(network, its channel groups) → per group its channels, most important first, as ``Importance.order``."""
 
 _UNBOUNDED = 1e-6

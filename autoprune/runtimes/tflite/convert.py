@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.arrays import AnyArray
 from autoprune.errors import DeviceError
 from autoprune.runtimes.tflite.file import File
-from autoprune.runtimes.tflite.network import Array, read
+from autoprune.runtimes.tflite.network import read
 from autoprune.runtimes.tflite.operations import OPERATIONS, Untranslatable
 from autoprune.runtimes.tflite.tensors import Tensors
 
@@ -65,7 +66,7 @@ def convert(source: Path, to: Path) -> None:
             archive.writestr("metadata.json", json.dumps(metadata))
 
 
-def _scales(metadata: Mapping[str, Any], image: tuple[int, ...], output: tuple[int, ...]) -> Array | None:
+def _scales(metadata: Mapping[str, Any], image: tuple[int, ...], output: tuple[int, ...]) -> AnyArray | None:
     """Return what Ultralytics multiplies the channels of the predictions by, or None."""
     if metadata.get("task") not in ("detect", "segment", "pose", "obb") or len(output) != 3 or metadata.get("end2end"):
         return None

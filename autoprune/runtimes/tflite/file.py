@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.runtimes.tflite.network import Array, Scale
+from autoprune.arrays import AnyArray
+from autoprune.runtimes.tflite.network import Scale
 
 _ALIGNMENT = 16
 
@@ -49,7 +50,7 @@ class File:
         self._tensors.append(one)
         return len(self._tensors) - 1
 
-    def constant(self, name: str, values: Array, *, scale: Scale | None = None, axis: int = 0) -> int:
+    def constant(self, name: str, values: AnyArray, *, scale: Scale | None = None, axis: int = 0) -> int:
         """Add a tensor with values, scaled along an axis if there are several scales, and return its number."""
         number = self.tensor(name, values.shape, dtype=values.dtype, scale=scale)
         if scale is not None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import AnyArray
 from autoprune.errors import DeviceError
-
-Array = npt.NDArray[Any]
 
 _ROUNDS = 20
 
@@ -26,8 +24,8 @@ class Scale:
         zero: as many.
     """
 
-    scale: Array
-    zero: Array
+    scale: AnyArray
+    zero: AnyArray
 
     @classmethod
     def covering(cls, ranges: Sequence[Scale]) -> Scale:
@@ -83,9 +81,9 @@ class Network:
     outputs: list[str]
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    constants: dict[str, Array] = field(default_factory=dict)
+    constants: dict[str, AnyArray] = field(default_factory=dict)
     scales: dict[str, Scale] = field(default_factory=dict)
-    integers: dict[str, Array] = field(default_factory=dict)
+    integers: dict[str, AnyArray] = field(default_factory=dict)
     restored: dict[str, str] = field(default_factory=dict)
 
 
@@ -136,7 +134,7 @@ def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _compute(model: Any, constants: dict[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _compute(model: Any, constants: dict[str, AnyArray], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Add the outputs of operations on constants, and shapes, to the constants; and to the model, as initializers."""
     import onnx
     from onnx.reference import ReferenceEvaluator

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoprune.arrays import AnyArray
 from autoprune.runtimes.tflite.file import File
-from autoprune.runtimes.tflite.network import Array, Network, Node, Scale
+from autoprune.runtimes.tflite.network import Network, Node, Scale
 
 TO_LAST = (0, 2, 3, 1)
 """Order of dimensions with the channels last, in terms of ONNX's, which has them second."""
@@ -87,7 +88,7 @@ class Tensors:
         """Add a transposition of a tensor."""
         self.file.operate("TRANSPOSE", [number, self.integers(f"{name}/order", order)], [to], "Transpose")
 
-    def integers(self, name: str, values: Sequence[int] | Array) -> int:
+    def integers(self, name: str, values: Sequence[int] | AnyArray) -> int:
         """Add a constant of 32-bit integers, as arguments of operations are."""
         return self.file.constant(name, np.asarray(values, dtype=np.int32))
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.runtimes.tflite.network import Array, Node, Scale
+from autoprune.arrays import AnyArray
+from autoprune.runtimes.tflite.network import Node, Scale
 from autoprune.runtimes.tflite.tensors import Tensors
 
 _SAME, _VALID = 0, 1
@@ -91,7 +92,7 @@ def _weights(tensors: Tensors, node: Node, *, integer: bool, order: tuple[int, .
             tensors.file.constant(weight, values),
             tensors.file.constant(f"{node.name}/bias", bias.astype(np.float32)),
         )
-    each: Array = np.broadcast_to(network.scales[weight].scale, outputs)
+    each: AnyArray = np.broadcast_to(network.scales[weight].scale, outputs)
     of_bias = each.astype(np.float64) * float(network.scales[tensors.source(source)].scale)
     zeros = np.zeros(outputs, dtype=np.int64)
     rounded = np.clip(np.round(bias / of_bias), -(2**31), 2**31 - 1).astype(np.int32)
@@ -142,7 +143,7 @@ def _surrounded(tensors: Tensors, node: Node, x: int, pads: list[int], *, intege
     to = tensors.file.tensor(name, shape, dtype=np.int8 if integer else np.float32, scale=scale)
     inputs = [x, tensors.integers(f"{name}/by", np.array(around))]
     if fill:
-        least: Array = np.array([-128], np.int8) if integer else np.array([np.finfo(np.float32).min], np.float32)
+        least: AnyArray = np.array([-128], np.int8) if integer else np.array([np.finfo(np.float32).min], np.float32)
         inputs.append(tensors.file.constant(f"{name}/fill", least, scale=scale))
     tensors.file.operate("PADV2" if fill else "PAD", inputs, [to], "PadV2" if fill else "Pad")
     return to

@@ -9,20 +9,11 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from autoprune.strategies._base import (
-    Candidate,
-    Evaluate,
-    EvaluationsSpent,
-    Score,
-    SearchTask,
-    Strategy,
-    Track,
-    untracked,
-)
+from autoprune.arrays import AnyArray, Array
+from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, untracked
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, agent_logger, spread_of
@@ -81,7 +72,7 @@ class AgentKind(Enum):
             track=task.track,
         )
 
-    def _around(self, log_ratios: npt.NDArray[np.float64], space: Space, rollout: int | None) -> Settings:
+    def _around(self, log_ratios: Array, space: Space, rollout: int | None) -> Settings:
         """Return the settings; PPO's rollout as asked for, and around a prior that is not uniform it looks closer."""
         settings = self.settings
         if not isinstance(settings, PPOSettings):
@@ -132,15 +123,11 @@ class AgentStrategy(Strategy):
         exploration = exploration_of(self._settings, evaluations=self._evaluations, seed=self._seed)
 
         def score(allocations: Sequence[Allocation]) -> Sequence[float]:
-            allowed = allocations[: evaluate.left]
-            spread = self._spread()
-            if allowed:
+            if evaluate.left:
+                spread = self._spread()
                 self._track({"noise": exploration.noise if spread is None else spread})
             with torch_threads(threads):
-                scores = evaluate(allowed)
-            if len(allowed) < len(allocations):
-                raise EvaluationsSpent
-            return scores
+                return evaluate(allocations)
 
         with preserved_random_state(), torch_threads(1):
             self._learn(score, exploration)
@@ -191,6 +178,6 @@ def walk_prior(env: AgentView) -> list[dict[str, Any]]:
     return _walk_along(env, env.get_attr("prior_actions")[0])
 
 
-def _walk_along(env: AgentView, actions: npt.NDArray[Any]) -> list[dict[str, Any]]:
+def _walk_along(env: AgentView, actions: AnyArray) -> list[dict[str, Any]]:
     following = iter(env.normalised(actions))
     return walk_episode(env, lambda _: np.full((1, 1), next(following), dtype=np.float32))

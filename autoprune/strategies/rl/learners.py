@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -16,8 +15,9 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecNormalize
 
+from autoprune.arrays import AnyArray
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
-from autoprune.strategies.rl.view import AgentView, Array, Exploration, NoExploration, TruncatedNoise
+from autoprune.strategies.rl.view import AgentView, Exploration, NoExploration, TruncatedNoise
 
 
 class EpisodeReplayBuffer(ReplayBuffer):
@@ -51,18 +51,18 @@ class EpisodeReplayBuffer(ReplayBuffer):
 
     def add(
         self,
-        obs: npt.NDArray[Any],
-        next_obs: npt.NDArray[Any],
-        action: npt.NDArray[Any],
-        reward: npt.NDArray[Any],
-        done: npt.NDArray[Any],
+        obs: AnyArray,
+        next_obs: AnyArray,
+        action: AnyArray,
+        reward: AnyArray,
+        done: AnyArray,
         infos: list[dict[str, Any]],
     ) -> None:
         """Remember a transition with ``info["executed_action"]`` instead of the agent's own action."""
         executed = np.stack([info["executed_action"] for info in infos]).reshape(action.shape)
         super().add(obs, next_obs, executed, reward, done, infos)
 
-    def _get_samples(self, batch_inds: npt.NDArray[Any], env: VecNormalize | None = None) -> ReplayBufferSamples:
+    def _get_samples(self, batch_inds: AnyArray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         samples = super()._get_samples(batch_inds, env)
         last_steps = batch_inds // self._steps * self._steps + self._steps - 1
         spread = float(self.rewards[self.dones > 0].std())
@@ -93,7 +93,7 @@ def build(settings: Settings, env: AgentView, *, evaluations: int, seed: int) ->
     return _off_policy(settings, env, evaluations, seed)
 
 
-def walk_episode(env: AgentView, act: Callable[[Array], Array]) -> list[dict[str, Any]]:
+def walk_episode(env: AgentView, act: Callable[[AnyArray], AnyArray]) -> list[dict[str, Any]]:
     """Walk one episode of a view with a single one.
 
     Args:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import Env, spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
+from autoprune.arrays import AnyArray
 from autoprune.io.finite import check_finite
 from autoprune.strategies._base import Score
-
-Array = npt.NDArray[Any]
 
 
 class Exploration(ABC):
@@ -27,7 +25,7 @@ class Exploration(ABC):
     noise: float
 
     @abstractmethod
-    def __call__(self, actions: Array) -> Array:
+    def __call__(self, actions: AnyArray) -> AnyArray:
         """Return the actions to try, shape as given."""
 
     @abstractmethod
@@ -40,7 +38,7 @@ class NoExploration(Exploration):
 
     noise = 0.0
 
-    def __call__(self, actions: Array) -> Array:
+    def __call__(self, actions: AnyArray) -> AnyArray:
         """Return the actions."""
         return actions
 
@@ -67,7 +65,7 @@ class TruncatedNoise(Exploration):
         """Standard deviation of what is added now, NaN in random episodes."""
         return float("nan") if self._random_left > 0 else self._sigma
 
-    def __call__(self, actions: Array) -> Array:
+    def __call__(self, actions: AnyArray) -> AnyArray:
         """Return uniform actions, or draws from a normal distribution around the given ones, cut at ±1.
 
         Raises:
@@ -90,7 +88,7 @@ class TruncatedNoise(Exploration):
             self._sigma *= self._decay
 
 
-def truncated_normal(rng: np.random.Generator, mean: Array, sigma: float) -> Array:
+def truncated_normal(rng: np.random.Generator, mean: AnyArray, sigma: float) -> AnyArray:
     """Draw from normal distributions cut to [−1, 1], by rejection; every mean lies within, so half of all draws do."""
     drawn = np.full(mean.shape, np.nan)
     while (missing := np.isnan(drawn)).any():
@@ -114,7 +112,7 @@ class RunningScale:
     def __init__(self) -> None:
         self._seen: list[float] = []
 
-    def __call__(self, scores: Array) -> Array:
+    def __call__(self, scores: AnyArray) -> AnyArray:
         """Return the rewards of new scores, shape as given."""
         self._seen.extend(float(score) for score in scores)
         spread = float(np.std(self._seen))
@@ -137,7 +135,7 @@ class AgentView(VecEnvWrapper):
         score: Score,
         exploration: Exploration,
         marks: bool,
-        scale: Callable[[Array], Array] | None,
+        scale: Callable[[AnyArray], AnyArray] | None,
     ) -> None:
         """Make the environments.
 
@@ -165,16 +163,16 @@ class AgentView(VecEnvWrapper):
             action_space=spaces.Box(-1.0, 1.0, shape=actions.shape, dtype=np.float32),
         )
 
-    def normalised(self, actions: Array) -> Array:
+    def normalised(self, actions: AnyArray) -> AnyArray:
         """Return actions of the environment's box as the agent knows them, shape as given."""
         return np.asarray(2 * (actions - self._low) / (self._high - self._low) - 1, dtype=np.float32)
 
-    def reset(self) -> Array:
+    def reset(self) -> AnyArray:
         """Start all episodes."""
         self._step = 0
         return self._marked(np.asarray(self.venv.reset()))
 
-    def step_async(self, actions: Array) -> None:
+    def step_async(self, actions: AnyArray) -> None:
         """Take explored actions, scaled to the environment's box."""
         tried = self.exploration(actions)
         self.venv.step_async((self._low + (tried + 1) / 2 * (self._high - self._low)).astype(np.float32))
@@ -196,7 +194,7 @@ class AgentView(VecEnvWrapper):
                 rewards = self._scale(rewards).astype(np.float32)
         return self._marked(np.asarray(states)), rewards, dones, infos
 
-    def _marked(self, states: Array) -> Array:
+    def _marked(self, states: AnyArray) -> AnyArray:
         """Append the columns that mark the step, shape (episodes, columns) → (episodes, columns + steps)."""
         if not len(self._marks):
             return states

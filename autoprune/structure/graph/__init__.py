@@ -7,18 +7,6 @@ groups that must keep equal counts form a unit (``assemble.py``). Units can be j
 """
 
 from autoprune.structure.graph.trace import copied, trace
-from autoprune.structure.graph.types import ChannelGraph, Group, Ids, Layer, LayerKind, Tie, Unit, WidthAttribute, tie
+from autoprune.structure.graph.types import ChannelGraph, Group, Layer, LayerKind, Tie, Unit, WidthAttribute, tie
 
-__all__ = [
-    "ChannelGraph",
-    "Group",
-    "Ids",
-    "Layer",
-    "LayerKind",
-    "Tie",
-    "Unit",
-    "WidthAttribute",
-    "copied",
-    "tie",
-    "trace",
-]
+__all__ = ["ChannelGraph", "Group", "Layer", "LayerKind", "Tie", "Unit", "WidthAttribute", "copied", "tie", "trace"]

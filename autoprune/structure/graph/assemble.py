@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from autoprune.structure.graph.types import Activation, ChannelGraph, Group, Ids, Layer, Unit, WidthAttribute
+from autoprune.arrays import Ids
+from autoprune.structure.graph.types import Activation, ChannelGraph, Group, Layer, Unit, WidthAttribute
 from autoprune.structure.graph.walk import ChannelIds, Findings, RawActivation
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import fx
 
-from autoprune.structure.graph.types import Ids, LayerKind
+from autoprune.arrays import Ids
+from autoprune.structure.graph.types import LayerKind
 from autoprune.structure.graph.walk import Value, Walk, argument, operation, pair, shape
 
 WIDTH_ATTRIBUTES = ("c", "c_", "hidden_channels")

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
-import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
+from autoprune.arrays import Ids, Mask
 
 
 class LayerKind(Enum):
@@ -162,7 +161,7 @@ class ChannelGraph:
         return sum(group.size for group in self.groups)
 
     @property
-    def prunable(self) -> npt.NDArray[np.bool_]:
+    def prunable(self) -> Mask:
         """Which channels belong to a unit, shape (channels,)."""
         found = np.zeros(self.channels, dtype=np.bool_)
         for unit in self.units:
@@ -170,7 +169,7 @@ class ChannelGraph:
                 found[self.groups[index].span] = True
         return found
 
-    def restricted(self, keep: npt.NDArray[np.bool_]) -> ChannelGraph:
+    def restricted(self, keep: Mask) -> ChannelGraph:
         """Return the graph of the smaller network that surgery makes of the kept channels.
 
         Args:

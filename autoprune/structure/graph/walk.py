@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from autoprune.structure.graph.types import Ids, LayerKind
+from autoprune.arrays import Ids
+from autoprune.structure.graph.types import LayerKind
 
 _SLICE = re.compile(r"slice\(None, [^)]*\)\.")
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.arrays import Mask
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
-from autoprune.structure.slicing import ChannelMask
 from autoprune.training.extensions._base import Event, Training, TrainingExtension, networks_of
 
 
@@ -48,7 +48,7 @@ class Doomed:
         self.rows[self.positions] *= factor
 
 
-def doomed(module: nn.Module, graph: ChannelGraph, keep: ChannelMask) -> Sequence[Doomed]:
+def doomed(module: nn.Module, graph: ChannelGraph, keep: Mask) -> Sequence[Doomed]:
     """Return the numbers that make the channels which are to go: all zero, and these channels are zero.
 
     They are every vector that has a number per channel (γ and β of batch norms, biases, learnt scales), and the rows
@@ -95,7 +95,7 @@ class GradualZeroing(TrainingExtension):
         keep: which channels stay, shape (channels of the graph,).
     """
 
-    def __init__(self, graph: ChannelGraph, keep: ChannelMask) -> None:
+    def __init__(self, graph: ChannelGraph, keep: Mask) -> None:
         self._graph, self._keep = graph, keep
 
     def attach(self, training: Training) -> None:

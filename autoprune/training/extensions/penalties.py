@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.arrays import Array, Ids
 from autoprune.choices import PenaltyName
 from autoprune.criteria._base import rows_of
 from autoprune.criteria.batchnorm import scaled_channels
 from autoprune.errors import ModelError
-from autoprune.structure.graph import ChannelGraph, Ids
+from autoprune.structure.graph import ChannelGraph
 
 Parameters = Mapping[str, nn.Parameter]
 """A network's parameters by every name that they have."""
@@ -35,7 +35,7 @@ class Penalty(ABC):
     channels: Ids
 
     @abstractmethod
-    def scales(self, parameters: Parameters) -> npt.NDArray[np.float64]:
+    def scales(self, parameters: Parameters) -> Array:
         """Return all scales, shape (scales,)."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class ScalePenalty(Penalty):
         self.spans = _spans(channels)
         self.channels = np.concatenate(list(channels.values()))
 
-    def scales(self, parameters: Parameters) -> npt.NDArray[np.float64]:
+    def scales(self, parameters: Parameters) -> Array:
         """Return |γ|, one batch norm after the other."""
         found = [parameters[f"{path}.weight"].detach().abs()[mask] for path, mask in self._masks.items()]
         return np.asarray(torch.cat(found).cpu().double().numpy())
@@ -115,7 +115,7 @@ class GroupPenalty(Penalty):
         self.spans = _spans(channels)
         self.channels = np.concatenate(list(channels.values()))
 
-    def scales(self, parameters: Parameters) -> npt.NDArray[np.float64]:
+    def scales(self, parameters: Parameters) -> Array:
         """Return root mean squares, one unit after the other."""
         norms = self._norms(parameters).cpu().double() / self._sizes.sqrt()
         return np.asarray(norms.numpy()[self.channels])

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoprune.arrays import Array
 from autoprune.structure.graph import ChannelGraph
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.penalties import Parameters, Penalty
-from autoprune.training.extensions.sparsity_record import SHARES, Scales, SparsityRecord
+from autoprune.training.extensions.sparsity_record import SHARES, SparsityRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -138,7 +139,7 @@ class SparsityTraining(TrainingExtension):
         return self._writer
 
 
-def dead_units(penalty: Penalty, graph: ChannelGraph, scales: Scales, limit: float) -> tuple[str, ...]:
+def dead_units(penalty: Penalty, graph: ChannelGraph, scales: Array, limit: float) -> tuple[str, ...]:
     """Return the units all of whose scales are below a limit: layers that sparsity has switched off.
 
     Args:

@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from autoprune.arrays import Array
 from autoprune.errors import RunError
 from autoprune.io.files import saying_why, write_atomic
 from autoprune.io.records import read_record
 
 SCHEMA_VERSION = 1
-
-Scales = npt.NDArray[np.float64]
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Quintiles: so much of the scales is no larger; the last is the maximum."""
@@ -78,20 +76,20 @@ class SparsityRecord:
     iterations: list[WatchedScales] = field(default_factory=list)
 
     @classmethod
-    def start(cls, scales: Scales, *, penalty: str, watched: str) -> SparsityRecord:
+    def start(cls, scales: Array, *, penalty: str, watched: str) -> SparsityRecord:
         """Return a record that begins with the dense network's scales."""
         highest = _HEADROOM * float(scales.max()) or 1.0
         record = cls(SCHEMA_VERSION, penalty, watched, _rounded(np.linspace(0.0, highest, BINS + 1)))
         record.add_epoch(0, scales)
         return record
 
-    def add_epoch(self, epoch: int, scales: Scales) -> None:
+    def add_epoch(self, epoch: int, scales: Array) -> None:
         """Note all scales after an epoch."""
         edges = np.asarray(self.edges)
         counts, _ = np.histogram(np.clip(scales, edges[0], edges[-1]), bins=edges)
         self.epochs.append(EpochScales(epoch, _rounded(np.quantile(scales, SHARES)), tuple(counts.tolist())))
 
-    def add_iteration(self, epoch: int, iteration: int, scales: Scales) -> None:
+    def add_iteration(self, epoch: int, iteration: int, scales: Array) -> None:
         """Note the watched layer's scales."""
         self.iterations.append(WatchedScales(epoch, iteration, _rounded(scales)))
 
@@ -126,6 +124,6 @@ class SparsityRecord:
             ) from error
 
 
-def _rounded(values: Scales | Sequence[float]) -> tuple[float, ...]:
+def _rounded(values: Array | Sequence[float]) -> tuple[float, ...]:
     """Return numbers to four digits: a file that is written after every epoch should be short."""
     return tuple(float(f"{value:.4g}") for value in values)
