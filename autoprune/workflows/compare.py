@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from autoprune.config import CompareConfig
-from autoprune.io.files import saying_why
+from autoprune.io.files import make_folder
 from autoprune.latency.predictor import spearman
 from autoprune.listener import Listener, tracked
 from autoprune.report.comparison import LEAST_POINTS
@@ -183,10 +183,7 @@ class _Comparison:
 
     def _place(self, one: _Finetune) -> Path:
         """Return the folder of a network, which exists then."""
-        path = self._folder.path / "networks" / one.label
-        with saying_why(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+        return make_folder(self._folder.path / "networks" / one.label)
 
     def _spread(self, outcomes: Sequence[BenchmarkResult]) -> list[_Finetune]:
         """Return enough other candidates, spread over quality, to correlate score and accuracy."""

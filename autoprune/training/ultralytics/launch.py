@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError
-from autoprune.io.files import remove_leftovers, saying_why
+from autoprune.io.files import make_folder, remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.plan import Plan, Trainer, TrainingContext
@@ -168,8 +168,7 @@ class _Training:
         session.train()
 
     def _in_processes(self, arguments: dict[str, Any], module: nn.Module) -> None:
-        self.around.out.mkdir(parents=True, exist_ok=True)
-        start = self.around.out / "start.pt"  # the processes get the network as a file
+        start = make_folder(self.around.out) / "start.pt"  # the processes get the network as a file
         self.adapter.save(module, start)
         session = self._session({**arguments, "model": str(start)})
         train_in_processes(session, self.adapter, self.around.on_epoch)
