@@ -24,7 +24,7 @@ from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import FinetuneResult, keep_epoch, recalibrated
-from autoprune.training.ultralytics.parallel import train_in_processes
+from autoprune.training.ultralytics.parallel import epoch_reporter, train_in_processes
 from autoprune.training.ultralytics.recipe import dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
 from autoprune.training.ultralytics.session import VALIDATED, Session, data_settings, process_state_kept
@@ -57,8 +57,9 @@ class UltralyticsTrainer(Trainer):
         if not file.is_file():
             return self.train(module, plan, context)
         training, state = _Training(self._adapter, context), read_training(file)
+        cut_reports(context.out / "results.csv", epochs=state["epoch"])
+        epoch_reporter(context.out, self._adapter, epochs=plan.epochs, on_epoch=context.on_epoch)()
         if not state["over"]:
-            cut_reports(context.out / "results.csv", epochs=state["epoch"])
             training.run({**self._arguments(training, plan), "batch": state["batch"], "resume": True}, module)
         return training.result(module)
 
