@@ -149,8 +149,7 @@ class _Comparison:
     def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
         path = self._place(one)
-        costs = {metric: float(cost(np.array(one.allocation))) for metric, cost in run.static.items()}
-        costs |= self._latency_constraints.confirm(one.allocation)
+        costs = {**run.network.costs(one.allocation), **self._latency_constraints.confirm(one.allocation)}
         found = SelectedCandidate(one.allocation, one.score, {})
         deployment = ResultWriter(run, self._budget, path=path)
         deployment.save_policy(found, strategy=one.label.rpartition("-")[0], evaluations=config.evaluations)

@@ -75,11 +75,7 @@ class CriteriaComparison:
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
         chosen = choose([first], self._evaluator, constraint, latency_constraints, count=1, listener=self._listener)
-        counts = np.array(chosen.allocation)
-        return chosen.allocation, {
-            **{metric: float(cost(counts)) for metric, cost in run.static.items()},
-            **chosen.latencies,
-        }
+        return chosen.allocation, {**run.network.costs(chosen.allocation), **chosen.latencies}
 
     def _tune_on_workers(self, allocation: Allocation) -> None:
         """Let workers, if there are any, fine-tune what the journal does not hold yet."""
