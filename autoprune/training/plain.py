@@ -256,7 +256,12 @@ class PlainTrainer(Trainer):
 
 
 def backward(
-    loss: Callable[[], Mapping[str, torch.Tensor]], module: nn.Module, optimizer: torch.optim.Optimizer, *, place: str
+    loss: Callable[[], Mapping[str, torch.Tensor]],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    place: str,
+    lower: str = "the learning rate",
 ) -> dict[str, float]:
     """Give a network the clipped gradients of a step, and return the terms of its loss.
 
@@ -265,6 +270,7 @@ def backward(
         module: the network.
         optimizer: makes the step afterwards.
         place: in the training, for messages.
+        lower: what users lower if a term is not a number.
 
     Raises:
         TrainingError: a term is not a number.
@@ -276,8 +282,8 @@ def backward(
         if broken := next((value for value in values.values() if not math.isfinite(value)), None):
             rate = optimizer.param_groups[0]["lr"]
             raise TrainingError(
-                f"the training loss is not a number in {place} ({broken:g}); lower the learning rate, it is {rate:g} "
-                "there"
+                f"the training loss is not a number in {place} ({broken:g}, at a learning rate of {rate:g}); "
+                f"lower {lower}"
             )
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

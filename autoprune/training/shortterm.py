@@ -69,5 +69,5 @@ def train_briefly(
 
     for step in range(steps):
         loss = partial(terms, batches[step % len(batches)])
-        backward(loss, module, optimizer, place=f"step {step + 1} of a short fine-tune")
+        backward(loss, module, optimizer, place=f"step {step + 1} of a short fine-tune", lower="`lr_scale`")
         optimizer.step()
