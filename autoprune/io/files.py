@@ -49,6 +49,17 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
         raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents, unless they are there; return it.
+
+    Raises:
+        RunError: it cannot be made, or is a file.
+    """
+    with saying_why(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def why_no_file(path: Path) -> str | None:
     """Return why nothing can be read from a path, as the end of a sentence; None if it is a regular file.
 
@@ -114,8 +125,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise RunError(f"{path} exists already; choose another place")
+    make_folder(path.parent)
     with saying_why(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as scratch:
             folder = Path(scratch) / path.name  # others may read this one, as they may not the temporary one
             folder.mkdir()

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, TrainingError
-from autoprune.io.files import saying_why, write_atomic
+from autoprune.io.files import make_folder, write_atomic
 from autoprune.models._base import Batch
 from autoprune.models._trainable import TrainableAdapter
 from autoprune.results import Metrics
-from autoprune.training.extensions._base import Event, LossTerms
+from autoprune.training.extensions._base import Event, ExtensibleTraining, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, recalibrated
 from autoprune.training.shapes import check_shapes, shapes_of
@@ -41,7 +41,7 @@ SETTINGS = ("patience", "optimizer", "lr0", "lrf")
 _COUNTERS = ("epochs", "batch", "seed", "patience", "last_share", "epoch", "best_epoch", "best", "losses")
 
 
-class PlainTraining:
+class PlainTraining(ExtensibleTraining):
     """A running training, as extensions see it (`extensions._base.Training`), and all that ``last.pt`` holds.
 
     Attributes:
@@ -67,6 +67,7 @@ class PlainTraining:
     best = -1.0
 
     def __init__(self, module: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer], plan: Plan) -> None:
+        super().__init__()
         self.model: Any = deepcopy(module)
         self.plain = deepcopy(module).eval()
         self.optimizer = optimizer(self.model)
@@ -78,34 +79,11 @@ class PlainTraining:
         self.losses: Mapping[str, float] = {}
         self.terms: list[LossTerms] = []
         self.call: tuple[torch.Tensor, Any] | None = None
-        self._listeners: dict[Event, list[Callable[[Any], None]]] = defaultdict(list)
-        self._kept: dict[str, Callable[[], Mapping[str, Any]]] = {}
-        self._found: Mapping[str, Any] = {}
-        self._file = Path()
 
     @property
     def over(self) -> bool:
         """Whether all epochs are done, or the last ones brought nothing."""
         return self.epoch >= self.epochs or 0 < self.patience <= self.epoch - self.best_epoch
-
-    def listen(self, event: Event, listener: Callable[[Any], None], /) -> None:
-        """Call ``listener(training)`` at an event."""
-        self._listeners[event].append(listener)
-
-    def reach(self, event: Event) -> None:
-        """Call those that listen to an event."""
-        for listener in self._listeners[event]:
-            listener(self)
-
-    def keep(self, name: str, state: Callable[[], Mapping[str, Any]], /) -> None:
-        """Keep what an extension needs to go on after a resume."""
-        self._kept[name] = state
-
-    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None], /) -> None:
-        """Call ``put`` with what an extension kept before the training was interrupted, if it was."""
-        if name in self._found:
-            with telling_damage(self._file):
-                put(self._found[name])
 
     def add_loss(self, terms: LossTerms, /) -> None:
         """Add terms to the loss of every batch."""
@@ -146,7 +124,7 @@ class PlainTraining:
             **{name: getattr(self, name) for name in _COUNTERS},
             "module": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "extensions": {name: state() for name, state in self._kept.items()},
+            "extensions": self.extension_states(),
         }
         return state_bytes(content)
 
@@ -157,7 +135,7 @@ class PlainTraining:
             TrainingError: it is of another network.
             ModelError: it is damaged.
         """
-        content, self._file = read_state(file), file
+        content = read_state(file)
         with telling_damage(file):
             check_shapes(
                 {name: tuple(one.shape) for name, one in content["module"].items()}, shapes_of(self.plain), file
@@ -166,7 +144,8 @@ class PlainTraining:
                 network.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             vars(self).update({name: content[name] for name in _COUNTERS})
-            self._found, self.start_epoch = dict(content["extensions"]), int(content["epoch"])
+            self.restore_extensions(content["extensions"], file)
+            self.start_epoch = int(content["epoch"])
 
 
 class PlainTrainer(Trainer):
@@ -225,11 +204,9 @@ class PlainTrainer(Trainer):
         return training
 
     def _run(self, training: PlainTraining, context: TrainingContext) -> FinetuneResult:
-        weights, device = context.out / "weights", self._adapter.device
-        with saying_why(weights):
-            weights.mkdir(parents=True, exist_ok=True)
+        weights, device = make_folder(context.out / "weights"), self._adapter.device
         if not training.over:
-            training.reach(Event.START)
+            training.run_callbacks(Event.START)
         while not training.over:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 self._epoch(training)
@@ -239,7 +216,7 @@ class PlainTrainer(Trainer):
             _keep(training, accuracy, weights)
             if context.on_epoch is not None:
                 context.on_epoch(report)
-        training.reach(Event.END)
+        training.run_callbacks(Event.END)
         if training.patience:
             training.plain.load_state_dict(read_state(weights / "best.pt")["module"])
         module = recalibrated(training.plain, self._adapter, training.batch)
@@ -252,42 +229,69 @@ class PlainTrainer(Trainer):
             share = _fallen(training.epoch / training.epochs, training.last_share)
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * share
         training.model.train()
-        training.reach(Event.EPOCH_START)
+        training.run_callbacks(Event.EPOCH_START)
         totals, images = defaultdict[str, float](float), 0
         for batch in self._adapter.epoch(batch=training.batch, seed=training.seed + training.epoch):
             size = len(self._adapter.inputs(batch))
-            training.reach(Event.BATCH_START)
+            training.run_callbacks(Event.BATCH_START)
             for name, value in self._step(training, batch).items():
                 totals[name] += value * size
-            training.reach(Event.BATCH_END)
+            training.run_callbacks(Event.BATCH_END)
             images += size
         training.losses = {name: total / max(images, 1) for name, total in totals.items()}
-        training.reach(Event.EPOCH_END)
+        training.run_callbacks(Event.EPOCH_END)
         training.finish_epoch()
 
     def _step(self, training: PlainTraining, batch: Batch) -> Mapping[str, float]:
         """Make a step, and return the terms of its loss."""
-        try:
-            terms = {"loss": self.loss(training.model, batch)}
-            terms.update(training.added())
-            values = {name: float(term.detach()) for name, term in terms.items()}
-            if broken := next((value for value in values.values() if not math.isfinite(value)), None):
-                rate = training.optimizer.param_groups[0]["lr"]
-                raise TrainingError(
-                    f"the training loss is not a number in epoch {training.epoch + 1} ({broken:g}); lower the learning "
-                    f"rate, it is {rate:g} there"
-                )
-            training.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"out of memory while fine-tuning on {self._adapter.device}; give a smaller batch"
-            ) from error
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), CLIP)
-        training.reach(Event.GRADIENTS)
+
+        def loss() -> Mapping[str, torch.Tensor]:
+            return {"loss": self.loss(training.model, batch), **training.added()}
+
+        values = backward(loss, training.model, training.optimizer, place=f"epoch {training.epoch + 1}")
+        training.run_callbacks(Event.GRADIENTS)
         training.optimizer.step()
-        training.reach(Event.STEPPED)
+        training.run_callbacks(Event.STEPPED)
         return values
+
+
+def backward(
+    loss: Callable[[], Mapping[str, torch.Tensor]],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    place: str,
+    lower: str = "the learning rate",
+) -> dict[str, float]:
+    """Give a network the clipped gradients of a step, and return the terms of its loss.
+
+    Args:
+        loss: returns its terms by name.
+        module: the network.
+        optimizer: makes the step afterwards.
+        place: in the training, for messages.
+        lower: what users lower if a term is not a number.
+
+    Raises:
+        TrainingError: a term is not a number.
+        DeviceError: memory runs out.
+    """
+    try:
+        terms = loss()
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        if broken := next((value for value in values.values() if not math.isfinite(value)), None):
+            rate = optimizer.param_groups[0]["lr"]
+            raise TrainingError(
+                f"the training loss is not a number in {place} ({broken:g}, at a learning rate of {rate:g}); "
+                f"lower {lower}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError as error:
+        device = next(module.parameters()).device
+        raise DeviceError(f"out of memory on {device} in {place}; give a smaller `batch`") from error
+    torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+    return values
 
 
 def _keep(training: PlainTraining, accuracy: Metrics, weights: Path) -> None:

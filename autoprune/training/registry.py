@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 from autoprune.errors import TrainingError
 from autoprune.models._base import Adapter
@@ -31,9 +30,7 @@ class TrainerSpec:
 
     def make(self, adapter: Adapter) -> Trainer:
         """Return the trainer of an adapter's networks."""
-        module, _, name = self.factory.partition(":")
-        factory: Any = getattr(import_module(module), name)
-        trainer: Trainer = factory(adapter)
+        trainer: Trainer = pkgutil.resolve_name(self.factory)(adapter)
         return trainer
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
-from autoprune.errors import DeviceError, TrainingError
+from autoprune.errors import TrainingError
 from autoprune.models._base import Adapter, Batch
-from autoprune.training.plain import CLIP
+from autoprune.training.plain import backward
 from autoprune.training.registry import trainer_of
 
 HELD_IMAGES = 128
@@ -60,20 +61,13 @@ def train_briefly(
         DeviceError: memory runs out.
     """
     trainer = trainer_of(adapter)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = trainer.optimizer(parameters, batch=len(adapter.inputs(batches[0])), lr_scale=lr_scale)
+    optimizer = trainer.optimizer(module.parameters(), batch=len(adapter.inputs(batches[0])), lr_scale=lr_scale)
     module.train()
+
+    def terms(batch: Batch) -> Mapping[str, torch.Tensor]:
+        return {"loss": trainer.loss(module, batch)}
+
     for step in range(steps):
-        batch = batches[step % len(batches)]
-        try:
-            loss = trainer.loss(module, batch)
-            if not math.isfinite(float(loss.detach())):
-                raise TrainingError(f"the training loss is not a number in step {step + 1}; lower `lr_scale`")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"out of memory in a short fine-tune on {adapter.device}; give a smaller `batch`"
-            ) from error
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        loss = partial(terms, batches[step % len(batches)])
+        backward(loss, module, optimizer, place=f"step {step + 1} of a short fine-tune", lower="`lr_scale`")
         optimizer.step()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -45,13 +44,22 @@ class Applied:
         """What travels inside the checkpoints."""
         return {"autoprune": __version__, "budget": list(self.policy.budget), "keep": dict(self.policy.keep)}
 
-    def stage(self, module: nn.Module, allocation: Allocation, file: Path | None = None, *, validate: bool) -> Stage:
-        """Return accuracy (on the validation split, if asked), costs and checkpoint size; latency is not measured."""
-        metrics = self.network.adapter.validate(module) if validate else None
-        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.network.static_costs().items()}
-        adapter = self.network.adapter
-        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
-        return Stage(metrics, costs)
+    def stage(
+        self, folder: RunFolder, name: str, module: nn.Module, file: Path | None = None, *, validate: bool = True
+    ) -> Stage:
+        """Measure a network: accuracy on the validation split, once in a run, costs and checkpoint size, no latency.
+
+        Args:
+            folder: of the run.
+            name: of the stage.
+            module: the network.
+            file: its checkpoint; None for the dense network.
+            validate: whether the accuracy is measured.
+        """
+        network = self.network
+        allocation = self.allocation if file is not None else network.space.allocation(network.space.dense)
+        metrics = folder.validated(name, module, network.adapter) if validate else None
+        return Stage(metrics, network.costs(allocation, module, file))
 
     def publish(self, stages: Mapping[str, Stage], folder: RunFolder, listener: Listener) -> None:
         """Write ``summary.json``, and show the stages next to each other."""

@@ -23,11 +23,10 @@ def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
         module = describe(applied.module, adapter, folder.path, required=False)
         adapter.save(module, path, notes=applied.notes)
         applied.policy.save(folder.path / "policy.json")
-        dense = applied.network.space.allocation(applied.network.space.dense)
         listener.stage(stages.PRUNED)
         measured = {
-            "dense": applied.stage(adapter.module, dense, validate=validate),
-            "pruned": applied.stage(module, applied.allocation, path, validate=validate),
+            "dense": applied.stage(folder, "dense", adapter.module, validate=validate),
+            "pruned": applied.stage(folder, "pruned", module, path, validate=validate),
         }
         if config.report:
             keep_detections(adapter, {"dense": adapter.module, "pruned": module}, folder.path, listener)

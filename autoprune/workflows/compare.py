@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from autoprune.config import CompareConfig
-from autoprune.io.files import saying_why
+from autoprune.io.files import make_folder
 from autoprune.latency.predictor import spearman
 from autoprune.listener import Listener, tracked
 from autoprune.report.comparison import LEAST_POINTS
@@ -149,8 +149,7 @@ class _Comparison:
     def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
         path = self._place(one)
-        costs = {metric: float(cost(np.array(one.allocation))) for metric, cost in run.static.items()}
-        costs |= self._latency_constraints.confirm(one.allocation)
+        costs = {**run.network.costs(one.allocation), **self._latency_constraints.confirm(one.allocation)}
         found = SelectedCandidate(one.allocation, one.score, {})
         deployment = ResultWriter(run, self._budget, path=path)
         deployment.save_policy(found, strategy=one.label.rpartition("-")[0], evaluations=config.evaluations)
@@ -183,10 +182,7 @@ class _Comparison:
 
     def _place(self, one: _Finetune) -> Path:
         """Return the folder of a network, which exists then."""
-        path = self._folder.path / "networks" / one.label
-        with saying_why(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+        return make_folder(self._folder.path / "networks" / one.label)
 
     def _spread(self, outcomes: Sequence[BenchmarkResult]) -> list[_Finetune]:
         """Return enough other candidates, spread over quality, to correlate score and accuracy."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.config import CompareConfig
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.io.files import saying_why
+from autoprune.io.files import make_folder
 from autoprune.listener import Listener, tracked
 from autoprune.report.sections import publish
 from autoprune.results import Compared, Metrics, Result, Stage
@@ -75,11 +75,7 @@ class CriteriaComparison:
         uniform = space.allocation(constraint.project(np.zeros(len(space))))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
         chosen = choose([first], self._evaluator, constraint, latency_constraints, count=1, listener=self._listener)
-        counts = np.array(chosen.allocation)
-        return chosen.allocation, {
-            **{metric: float(cost(counts)) for metric, cost in run.static.items()},
-            **chosen.latencies,
-        }
+        return chosen.allocation, {**run.network.costs(chosen.allocation), **chosen.latencies}
 
     def _tune_on_workers(self, allocation: Allocation) -> None:
         """Let workers, if there are any, fine-tune what the journal does not hold yet."""
@@ -138,10 +134,7 @@ class CriteriaComparison:
 
     def _place(self, criterion: str) -> Path:
         """Return the folder of a criterion's network, which exists then."""
-        path = self._folder.path / "networks" / criterion
-        with saying_why(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+        return make_folder(self._folder.path / "networks" / criterion)
 
     def _publish(
         self, found: Sequence[Mapping[str, Any]], dense: Stage, shares: Mapping[str, float], allocation: Allocation

@@ -313,7 +313,7 @@ class LatencyEstimator:
         if self.meter.layers_alone:
             self._listener.note("Measuring single layers (kept for the next search on this device) …")
         plain = latency_predictor(space, self.meter, self.metric)
-        flops = self._network.static_costs()["flops"]
+        flops = self._network.static_costs["flops"]
         (lowest,) = self._samples([self._lowest])
         samples = self._samples(spread_allocations(space, flops, number=EVEN, seed=0))
         if focus is not None:

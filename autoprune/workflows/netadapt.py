@@ -15,7 +15,7 @@ from autoprune.arrays import Counts
 from autoprune.budget import Budget
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
-from autoprune.io.files import saying_why
+from autoprune.io.files import make_folder
 from autoprune.listener import Listener
 from autoprune.metrics import format_amount, is_measured
 from autoprune.results import Stage
@@ -70,8 +70,7 @@ class _NetAdaptRun:
         self._iteration = 0
         self._chosen: list[Candidate] = []
         self._costs: Mapping[str, Cost] = {}
-        with saying_why(folder.path):
-            (folder.path / "iterations").mkdir(exist_ok=True)
+        make_folder(folder.path / "iterations")
 
     def execute(self) -> bool:
         """Run all levels; return whether all limits are held."""
@@ -193,9 +192,7 @@ class _NetAdaptRun:
         """Return what writes a level's files into its folder, which exists then."""
         path, label = self._folder.path, self._label(level.budget)
         if label:
-            path = path / "levels" / label
-            with saying_why(path):
-                path.mkdir(parents=True, exist_ok=True)
+            path = make_folder(path / "levels" / label)
         return ResultWriter(self._run, level.budget, path=path, label=label)
 
     def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:

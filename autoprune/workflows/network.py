@@ -6,10 +6,11 @@ import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -103,9 +104,25 @@ class Network:
         curves.check(self.space)
         return curves
 
+    @cached_property
     def static_costs(self) -> Mapping[str, Cost]:
-        """Return the costs in closed form, by metric."""
+        """The costs in closed form, by metric."""
         return static_costs(self.adapter, self.adapter.module, self.graph, self.space)
+
+    def costs(
+        self, allocation: Allocation, module: nn.Module | None = None, file: Path | None = None
+    ) -> dict[str, float]:
+        """Return what an allocation costs in closed form, by metric.
+
+        Args:
+            allocation: kept channels per unit.
+            module: its network, if the size is to be that of its checkpoint.
+            file: the checkpoint, if it is written.
+        """
+        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static_costs.items()}
+        if module is not None:
+            costs["size"] = self.adapter.checkpoint_size(module) if file is None else self.adapter.saved_size(file)
+        return costs
 
 
 def static_costs(adapter: Adapter, module: nn.Module, graph: ChannelGraph, space: Space) -> Mapping[str, Cost]:

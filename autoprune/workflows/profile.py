@@ -101,18 +101,17 @@ def _measured(network: Network, estimator: LatencyEstimator, config: ProfileConf
         shares = layer_shares(prediction.cost)
     known = {sample.allocation for sample in (*prediction.fitted, *prediction.held_out)}
     fresh = fresh_allocations(network, known, seed=config.seed) if config.check else []
-    static = network.static_costs()
     return Profile(
         name=network.adapter.name,
         image_size=network.adapter.image_size,
-        costs={metric: float(cost(space.dense)) for metric, cost in static.items()},
+        costs=network.costs(space.allocation(space.dense)),
         settings=settings,
         environment=estimator.environment(),
         units=tuple(unit.name for unit in space.units),
         dense=dense,
         narrowest=narrowest,
         lowest=lowest,
-        lowest_costs={metric: float(cost(space.lower)) for metric, cost in static.items()},
+        lowest_costs=network.costs(lowest),
         works=works,
         shares=shares,
         fixed_flops=settings.batch * undescribed_flops(network.adapter.module, space.graph, network.adapter.example(1)),
@@ -140,7 +139,7 @@ def _alone(
 def fresh_allocations(network: Network, known: set[Allocation], *, seed: int) -> list[Allocation]:
     """Return random aligned allocations over all that can be reached and that are not known; fewer if there are few."""
     found: dict[Allocation, None] = {}
-    flops = network.static_costs()["flops"]
+    flops = network.static_costs["flops"]
     for attempt in range(_TRIES):
         chosen = _FRESH_SEED + _TRIES * seed + attempt
         drawn = spread_allocations(network.space, flops, number=FRESH, seed=chosen)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.config import IMAGE_MULTIPLE, CompareConfig
+from autoprune.io.files import make_folder
 from autoprune.metrics import is_measured, latency_target, spec_of
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
@@ -179,6 +180,4 @@ class References:
 
     def _place(self, one: _Reference) -> Path:
         """Return the folder of a reference, which exists then."""
-        path = self._run.folder.path / "references" / one.folder
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        return make_folder(self._run.folder.path / "references" / one.folder)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from torch import nn
 
 from autoprune.budget import Budget
@@ -128,7 +127,7 @@ class PruningRun:
         if config.distill:
             adapter = self.network.adapter
             check_teacher(adapter.module, adapter.module, adapter.example(1))
-        self.static = self.network.static_costs()
+        self.static = self.network.static_costs
         named = {limit.metric for budget in config.levels for limit in budget}
         self.estimators = {
             metric: LatencyEstimator(self.network, config, folder, listener, metric=metric)
@@ -169,14 +168,11 @@ class PruningRun:
             validate: whether the accuracy is measured.
         """
         metrics = self.folder.validated(name, module, self.network.adapter) if validate else None
-        costs = {metric: float(cost(np.array(allocation))) for metric, cost in self.static.items()}
-        adapter = self.network.adapter
-        costs["size"] = adapter.saved_size(file) if file is not None else adapter.checkpoint_size(module)
         latencies = {
             metric: estimator.stage(name, module, allocation, (limits or {}).get(metric))
             for metric, estimator in self.estimators.items()
         }
-        return Stage(metrics, costs, latencies)
+        return Stage(metrics, self.network.costs(allocation, module, file), latencies)
 
     def limits(self, budget: Budget, dense: Stage) -> Mapping[str, float]:
         """Return what each metric may be at most, in its unit."""

@@ -66,7 +66,7 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     untied = run.network.untied()
     tied = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
     expressed = untied.space.from_names(run.network.keep(tied))
-    static = untied.static_costs()
+    static = untied.static_costs
     ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
     if len(ceilings) < len(limits):
         ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 from torch import nn
 
 from autoprune.config import TrainConfig, devices_of
@@ -19,7 +16,7 @@ from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
-from autoprune.workflows.tuning import Tuning, Validation, arguments_of, soften, tune
+from autoprune.workflows.tuning import Tuning, arguments_of, soften, tune
 
 RECALIBRATION_IMAGES = 60
 
@@ -46,7 +43,7 @@ def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
         callbacks=config.ultralytics_callbacks,
     )
     with RunFolder.open("train", config, caller) as folder:
-        measured = _train(config, applied, folder.path, tuning=tuning, listener=listener)
+        measured = _train(config, applied, folder, tuning=tuning, listener=listener)
         applied.publish(measured, folder, listener)
         listener.note(f"The trained network is {applied.network.adapter.checkpoint(folder.path, 'model')}.")
     return Finished(folder.path)
@@ -69,37 +66,37 @@ def _teacher(config: TrainConfig, applied: Applied) -> nn.Module | None:
 
 
 def _train(
-    config: TrainConfig, applied: Applied, folder: Path, *, tuning: Tuning, listener: Listener
+    config: TrainConfig, applied: Applied, folder: RunFolder, *, tuning: Tuning, listener: Listener
 ) -> dict[str, Stage]:
     """Save, train and measure; returns the stages, the trained network's last."""
-    network, adapter = applied.network, applied.network.adapter
-    module = describe(applied.module, adapter, folder, required=False)
-    pruned = adapter.checkpoint(folder, "pruned")
+    network, adapter, path = applied.network, applied.network.adapter, folder.path
+    module = describe(applied.module, adapter, path, required=False)
+    pruned, softened, model = (adapter.checkpoint(path, name) for name in ("pruned", "softened", "model"))
     adapter.save(module, pruned, notes=applied.notes)
-    applied.policy.save(folder / "policy.json")
-    dense = network.space.allocation(network.space.dense)
+    applied.policy.save(path / "policy.json")
     listener.stage(stages.PRUNED)
     measured = {
-        "dense": applied.stage(adapter.module, dense, validate=True),
-        "pruned": applied.stage(module, applied.allocation, pruned, validate=True),
+        "dense": applied.stage(folder, "dense", adapter.module),
+        "pruned": applied.stage(folder, "pruned", module, pruned),
     }
     if config.soften:
         listener.stage(stages.SOFTEN)
         softening = Tuning(
             epochs=config.softening_epochs, lr_scale=config.lr_scale, batch=config.batch, seed=config.seed
         )
-        module = soften(network, applied.allocation, folder, tuning=softening, notes=applied.notes, listener=listener)
-        measured["softened"] = applied.stage(
-            module, applied.allocation, adapter.checkpoint(folder, "softened"), validate=True
-        )
+        module = soften(network, applied.allocation, path, tuning=softening, notes=applied.notes, listener=listener)
+        measured["softened"] = applied.stage(folder, "softened", module, softened)
     listener.stage(stages.FINETUNE)
-    validation = Validation(adapter)
-    tuned = tune(adapter, module, folder, tuning=tuning, notes=applied.notes, listener=listener, measure=validation)
+    tuned = tune(
+        adapter,
+        module,
+        path,
+        tuning=tuning,
+        notes=applied.notes,
+        listener=listener,
+        measure=lambda result: folder.validated("finetuned", result, adapter),
+    )
     listener.stage(stages.RESULT)
     if config.report:
-        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, folder, listener)
-    measured["finetuned"] = replace(
-        applied.stage(tuned, applied.allocation, adapter.checkpoint(folder, "model"), validate=False),
-        metrics=validation(tuned),
-    )
-    return measured
+        keep_detections(adapter, {"dense": adapter.module, "finetuned": tuned}, path, listener)
+    return {**measured, "finetuned": applied.stage(folder, "finetuned", tuned, model)}

@@ -28,6 +28,7 @@ from autoprune.training.ultralytics.callbacks import UltralyticsCallbacks
 from autoprune.training.ultralytics.recipe import from_scratch_recipe, train_arguments
 from autoprune.workflows.network import Network
 from autoprune.workflows.stock_yaml import describe
+from autoprune.workflows.tuning_state import FINETUNE, take_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def tune(
     measure: Callable[[nn.Module], Metrics] | None = None,
     series: str = "finetune",
 ) -> nn.Module:
-    """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process stopped.
+    """Fine-tune a pruned network and write ``model`` into a folder; go on where an earlier process or worker stopped.
 
     Args:
         adapter: has the data.
@@ -167,6 +168,7 @@ def tune(
         TrainingError: the training failed, or ``model`` holds another network.
     """
     path = adapter.checkpoint(folder, "model")
+    take_over(folder, wanted=not path.exists())
     if not path.exists():
 
         def finished(result: FinetuneResult) -> str:
@@ -263,9 +265,6 @@ def soften(
         adapter.save(describe(pruned, adapter, folder, required=False), path, notes=notes)
     return _opened(adapter, path, network.pruner.materialise(allocation))
 
-
-FINETUNE = "finetune"
-"""Folder of a fine-tune in that of its run."""
 
 QAT = "qat"
 """What a network is called that was tuned for int8."""

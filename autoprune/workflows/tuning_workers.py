@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import secrets
 import shutil
 import tempfile
 import weakref
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,13 +16,14 @@ from torch import nn
 
 from autoprune.errors import DataError
 from autoprune.evaluation.runners import Large, Runner, Shared
-from autoprune.io.files import saying_why, write_atomic
+from autoprune.io.files import make_folder, write_atomic
 from autoprune.listener import Listener, SilentListener, tracked
 from autoprune.metrics import format_amount
 from autoprune.models._base import Adapter
 from autoprune.models.detection.shipping import Packed, Shippable, pack, unpack_once
 from autoprune.training.results import read_epochs
-from autoprune.workflows.tuning import FINETUNE, Tuning, tune
+from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning_state import FINETUNE, keep, kept_in, restore, state_file, take_over
 
 Files = Mapping[str, bytes]
 """Contents of a folder's files, by their path in it."""
@@ -78,7 +77,8 @@ def tune_together(
 
     Without workers, or with one job alone that none has begun, nothing is done: `tune` does it here. A worker trains in
     a temporary folder of its machine. If it sees the run's folder, it leaves its state there after every epoch, and the
-    fine-tune of a worker that dies, or of a run that is killed, goes on from there; otherwise it begins anew.
+    fine-tune of a worker that dies, or of a run that is killed, goes on from there, with workers or without; otherwise
+    it begins anew.
 
     Args:
         runner: of the run.
@@ -92,14 +92,14 @@ def tune_together(
         TrainingError: a training failed.
     """
     waiting = [job for job in jobs if not adapter.checkpoint(job.folder, "model").exists()]
-    if runner.usage is None or not waiting or (len(jobs) < 2 and _kept_in(waiting[0].folder) is None):
+    if runner.usage is None or not waiting or (len(jobs) < 2 and kept_in(waiting[0].folder) is None):
         return
     teacher = waiting[0].tuning.teacher
     packed = _packed(adapter, listener) if ship_data else None
     function = WorkerTuning(Shared(adapter), Shared(teacher), Shared(packed))
     for job, answer in zip(tracked(waiting, "Fine-tuning"), runner.map(function, _Items(waiting)), strict=True):
         _write(answer.fetch(), job.folder, last=adapter.checkpoint(job.folder, "model"))
-        _state_file(job.folder).unlink()
+        take_over(job.folder, wanted=False)
         for report in read_epochs(job.folder / FINETUNE):
             listener.log(report.epoch, report.figures(job.series, adapter.metric_names))
         for note in answer.summary:
@@ -117,28 +117,10 @@ def _packed(adapter: Adapter, listener: Listener) -> Packed:
     return packed
 
 
-def _kept_in(folder: Path) -> Path | None:
-    """Return the file for the state of a fine-tune that a worker has begun; None if none has."""
-    return next(folder.glob("worker-*.zip"), None)
-
-
-def _state_file(folder: Path) -> Path:
-    """Return the file for the state of a fine-tune, which is there then.
-
-    Nobody can guess its name: a worker that finds it sees this very folder, and not one of that name on its machine.
-    """
-    found = _kept_in(folder)
-    if found is None:
-        found = folder / f"worker-{secrets.token_hex(16)}.zip"
-        write_atomic(found, b"")
-    return found
-
-
 def _write(files: Files, folder: Path, *, last: Path) -> None:
     """Write the files of a fine-tune; its checkpoint is there only if all others are."""
     for path in sorted(map(folder.joinpath, files), key=lambda path: path == last):
-        with saying_why(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomic(path, files[path.relative_to(folder).as_posix()])
 
 
@@ -154,7 +136,7 @@ class _Items(Sequence[WorkerJob]):
     def __getitem__(self, place: Any) -> Any:
         job = self._jobs[place]
         tuning = replace(job.tuning, teacher=None)
-        return WorkerJob(job.pruned(), tuning, job.notes, _state_file(job.folder).absolute(), job.adapter)
+        return WorkerJob(job.pruned(), tuning, job.notes, state_file(job.folder).absolute(), job.adapter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,10 +165,11 @@ class WorkerTuning:
         tuning = replace(job.tuning, teacher=self.teacher.value)
         with tempfile.TemporaryDirectory(prefix="autoprune-") as name:
             folder = Path(name)
-            _restore(folder, job.state)
-            heard = _Notes(partial(_keep, folder, job.state))
+            restore(folder, job.state)
+            heard = _Notes(partial(keep, folder, job.state))
             tune(adapter, job.module, folder, tuning=tuning, notes=job.notes, listener=heard)
-            return Large.of(heard.notes, {name: file.read_bytes() for name, file in _files(folder).items()})
+            files = (file for file in folder.rglob("*") if file.is_file())
+            return Large.of(heard.notes, {file.relative_to(folder).as_posix(): file.read_bytes() for file in files})
 
     @cached_property
     def _data(self) -> Path:
@@ -209,28 +192,6 @@ class WorkerTuning:
                 "where all machines see them, or send them with `ship_data`"
             ) from error
         return adapter
-
-
-def _files(folder: Path) -> Mapping[str, Path]:
-    """Return the files of a folder by their path in it."""
-    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-
-
-def _keep(folder: Path, state: Path) -> None:
-    """Keep a folder's files in one file, if that is seen here and still wanted."""
-    if state.exists():
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w") as archive:
-            for name, file in _files(folder).items():
-                archive.write(file, name)
-        write_atomic(state, content.getvalue())
-
-
-def _restore(folder: Path, state: Path) -> None:
-    """Write the files that were kept into a folder, if there are any."""
-    if state.exists() and state.stat().st_size:
-        with zipfile.ZipFile(state) as archive:
-            archive.extractall(folder)
 
 
 class _Notes(SilentListener):

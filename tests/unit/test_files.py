@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunError
-from autoprune.io.files import first_link, new_folder, remove_leftovers, write_atomic
+from autoprune.io.files import first_link, make_folder, new_folder, remove_leftovers, write_atomic
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -48,6 +48,22 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nowhere/a\.txt cannot be written: .*; its folder does not exist"):
         write_atomic(tmp_path / "nowhere" / "a.txt", "x")
+
+
+def test_a_folder_is_made_once_or_why_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+        assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=r"file cannot be written: File exists"):
+        make_folder(tmp_path / "file")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(RunError, match=r"c cannot be written: No space left on device; free some space"):
+        make_folder(tmp_path / "c")
 
 
 def test_the_mode_of_a_new_file_follows_the_umask(tmp_path: Path) -> None:

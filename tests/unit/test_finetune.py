@@ -300,46 +300,6 @@ def assert_same_weights(one: Any, other: Any) -> None:
         assert torch.equal(mine.half(), theirs.half()), name
 
 
-# -- several devices -------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own_trains_the_pruned_network_and_goes_on(
-    adapter: UltralyticsAdapter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What Ultralytics starts on each of several GPUs, here once and on the CPU."""
-    reports: list[EpochReport] = []
-    settings: dict[str, Any] = {"out": tmp_path, "devices": ["cpu"], "on_epoch": reports.append}
-    result = finetune(adapter, pruned(), epochs=2, batch=3, **settings)
-    assert capfd.readouterr() == ("", "")
-    assert parameters(result.module) == PRUNED
-    assert result.epochs == 2
-    assert [(report.epoch, report.epochs) for report in reports] == [(1, 2), (2, 2)]
-    assert reports[0].accuracy is not None
-    assert result.losses == pytest.approx(reports[1].losses, abs=5e-6), "what Ultralytics logs is rounded"
-    assert set(result.losses) == {"box_loss", "cls_loss", "dfl_loss"}
-
-    unfinished = {**torch.load(tmp_path / "weights" / "state.pt", weights_only=True), "epoch": 1, "over": False}
-    torch.save(unfinished, tmp_path / "weights" / "state.pt")
-    again = finetune(adapter, pruned(), epochs=2, batch=3, resume=True, **settings)
-    assert parameters(again.module) == PRUNED
-    assert [report.epoch for report in reports[2:]] == [2]
-
-
-@pytest.mark.slow
-def test_what_a_process_fails_of_is_told(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    network = pruned()
-    with torch.no_grad():
-        network.model[0].conv.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"^the training loss is not a number in epoch 1"):
-        finetune(adapter, network, epochs=1, batch=3, out=tmp_path, devices=["cpu"])
-
-
-def test_what_takes_part_needs_one_device(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one device, got cuda:0, cuda:1"):
-        finetune(adapter, pruned(), epochs=1, out=tmp_path, devices=["cuda:0", "cuda:1"], extensions=[Swap()])
-
-
 # -- recipe ----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, ModelError, TrainingError
+from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
 from autoprune.models.module import ModuleAdapter, Sgd
 from autoprune.training.finetune import finetune
 from autoprune.training.results import EpochReport, FinetuneResult, read_epochs
@@ -117,8 +117,16 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
         return loss(module, images, kinds) * (float("nan") if len(calls) == 5 else 1.0)
 
     broken = adapter(Net(8), loss=breaking)
-    with pytest.raises(TrainingError, match=r"not a number in epoch 2 \(nan\); lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"not a number in epoch 2 \(nan, .*\); lower the learning rate"):
         tuned(broken, tmp_path)
+
+
+def test_memory_that_runs_out_is_told(tmp_path: Path) -> None:
+    def large(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(DeviceError, match="out of memory on cpu in epoch 1; give a smaller `batch`"):
+        tuned(adapter(Net(8), loss=large), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from tests.contracts.costs import check_cost
 from tests.helpers.detectors import build, write_detector
 from tests.helpers.networks import FREE_OUTPUTS, NETWORKS
 from tests.helpers.toy import LayerFlops, chain_graph
+from tests.helpers.world import open_world
 
 SIZE = 128
 QUICK = ("yolov8n", "mobilenet_v2")
@@ -243,3 +244,19 @@ def test_memory_of_a_detector_is_what_torch_holds(tmp_path: Path) -> None:
         pruned = adapter.deployable(materialised(adapter.module, space, counts))
         weights = sum(tensor.nbytes for tensor in pruned.state_dict().values())
         assert float(memory(counts)) == pytest.approx(weights + held_by_torch(pruned, image), rel=0.02)
+
+
+def test_the_size_of_a_stage_is_that_of_its_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file = open_world(tiny), tmp_path / "small.pt"
+    lowest = network.space.allocation(network.space.lower)
+    module = network.pruner.materialise(lowest)
+    network.adapter.save(module, file)
+    closed, alone, written = network.costs(lowest), network.costs(lowest, module), network.costs(lowest, module, file)
+    assert alone["size"] == network.adapter.checkpoint_size(module)
+    assert written["size"] == file.stat().st_size
+    assert closed["params"] == sum(parameter.numel() for parameter in module.parameters())
+    assert {**alone, "size": closed["size"]} == {**written, "size": closed["size"]} == closed
+    monkeypatch.setattr(type(network.adapter), "checkpoint_size", None)
+    assert network.costs(lowest) == closed, "what they are made from is computed once"

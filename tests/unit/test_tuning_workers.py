@@ -23,11 +23,13 @@ from autoprune.models.detection.shipping import pack, unpack_once
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.workflows import tuning_workers
 from autoprune.workflows.tuning import Tuning, tune
+from autoprune.workflows.tuning_state import state_file, take_over
 from autoprune.workflows.tuning_workers import TuningJob, WorkerJob, WorkerTuning, tune_together
 from tests.helpers.detectors import build
 from tests.helpers.world import SIZE, write_world
 
 TUNING = Tuning(epochs=1, lr_scale=0.5, batch=2, seed=0)
+TWO = replace(TUNING, epochs=2)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -37,12 +39,14 @@ class Notes(SilentListener):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.curves: set[str] = set()
+        self.epochs: list[int] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def log(self, step: int, values: Any) -> None:
         self.curves |= set(values)
+        self.epochs.append(step)
 
 
 class Elsewhere:
@@ -120,7 +124,7 @@ def test_a_fine_tune_goes_on_where_its_worker_died(
     here = tune(adapter, build(16).eval(), tmp_path / "here", tuning=two, notes={}, listener=heard)
     wanted = [replace(job, tuning=two) for job in jobs(tmp_path, "a", "b")]
     ended: list[Path] = []
-    keep = tuning_workers._keep
+    keep = tuning_workers.keep
 
     def killed_in_the_second_epoch_of_the_first(folder: Path, state: Path) -> None:
         keep(folder, state)
@@ -128,7 +132,7 @@ def test_a_fine_tune_goes_on_where_its_worker_died(
         if len(ended) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning_workers, "_keep", killed_in_the_second_epoch_of_the_first)
+    monkeypatch.setattr(tuning_workers, "keep", killed_in_the_second_epoch_of_the_first)
     with pytest.raises(KeyboardInterrupt):
         tune_together(runner, adapter, wanted, heard, ship_data=False)
     tune_together(runner, adapter, wanted[:1], heard, ship_data=False)  # the only one left, but begun by a worker
@@ -139,6 +143,79 @@ def test_a_fine_tune_goes_on_where_its_worker_died(
         assert all(torch.equal(tensor, here.state_dict()[key]) for key, tensor in tuned.items())
         files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
         assert files == {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")}
+
+
+@pytest.fixture
+def whole(adapter: UltralyticsAdapter, tmp_path: Path) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The weights and the files of a fine-tune of `TWO` epochs that nothing interrupted."""
+    (tmp_path / "whole").mkdir()
+    tuned = tune(adapter, build(16).eval(), tmp_path / "whole", tuning=TWO, notes={}, listener=SilentListener())
+    return tuned.state_dict(), files(tmp_path / "whole")
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def finished(adapter: UltralyticsAdapter, folder: Path, whole: tuple[dict[str, torch.Tensor], set[str]]) -> bool:
+    weights = adapter.reopen(folder / "model.pt").state_dict()
+    return files(folder) == whole[1] and all(torch.equal(tensor, whole[0][key]) for key, tensor in weights.items())
+
+
+class Killed(Notes):
+    """Ends a fine-tune after its first epoch."""
+
+    def log(self, step: int, values: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_what_workers_have_begun_goes_on_without_them(
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [replace(job, tuning=TWO) for job in jobs(tmp_path, "a", "b")]
+    keep = tuning_workers.keep
+
+    def killed(folder: Path, state: Path) -> None:
+        keep(folder, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning_workers, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune_together(Elsewhere(), adapter, wanted, SilentListener(), ship_data=False)
+    heard = Notes()
+    tune(adapter, build(16).eval(), tmp_path / "a", tuning=TWO, notes={}, listener=heard)
+    assert heard.epochs == [2]
+    assert finished(adapter, tmp_path / "a", whole)
+
+
+def test_what_was_begun_here_goes_on_with_workers(
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, ended = [replace(job, tuning=TWO) for job in jobs(tmp_path, "a", "b")], []
+    with pytest.raises(KeyboardInterrupt):
+        tune(adapter, build(16).eval(), tmp_path / "a", tuning=TWO, notes={}, listener=Killed())
+    monkeypatch.setattr(tuning_workers, "keep", lambda folder, state: ended.append(state.parent.name))
+    tune_together(Elsewhere(), adapter, wanted, SilentListener(), ship_data=False)
+    assert ended == ["a", "b", "b"]
+    assert finished(adapter, tmp_path / "a", whole)
+
+
+def test_a_kill_before_a_worker_s_file_was_removed_leaves_it_to_the_resume(
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any
+) -> None:
+    (job,) = jobs(tmp_path, "whole")
+    state = state_file(job.folder)
+    (job.folder / "finetune" / "results.csv").write_text("newer")
+    tune(adapter, job.pruned(), job.folder, tuning=TWO, notes={}, listener=SilentListener())
+    assert not state.exists()
+    assert (job.folder / "finetune" / "results.csv").read_text() == "newer"
+    assert finished(adapter, job.folder, whole)
+
+
+def test_only_a_worker_s_file_is_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "worker-data.zip").write_bytes(b"of the user")
+    take_over(tmp_path, wanted=True)
+    assert (tmp_path / "worker-data.zip").exists()
 
 
 def test_a_worker_that_does_not_see_the_run_leaves_nothing_there(adapter: UltralyticsAdapter, tmp_path: Path) -> None:

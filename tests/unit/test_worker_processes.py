@@ -41,7 +41,7 @@ def problem(network: Network, journal: Journal) -> PruningProblem:
     evaluator = Evaluator(
         network.adapter, network.pruner, images=4, batch=2, seed=0, journal=journal, notify=lambda _: lock.release()
     )
-    space, costs = network.space, network.static_costs()
+    space, costs = network.space, network.static_costs
     return PruningProblem(
         space=space,
         constraint=Constraint(space, [CostLimit(costs[m], 0.6 * float(costs[m](space.dense))) for m in METRICS]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from autoprune.cli.arguments import parse
 from autoprune.cli.main import main
@@ -16,7 +17,9 @@ from autoprune.errors import ConfigError
 from autoprune.image_size import ImageSize
 from autoprune.listener import SilentListener
 from autoprune.models import open_adapter
+from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy, PolicyUnit, Provenance
+from autoprune.results import Metrics
 from autoprune.training.ultralytics.session import Session
 from autoprune.workflows.network import open_network
 from tests.helpers.detectors import build, write_detector
@@ -94,9 +97,20 @@ class Killed:
     "after", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["after softening", "in the fine-tuning"]
 )
 def test_a_killed_run_goes_on_from_anywhere(
-    tiny: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], after: int
+    tiny: Path,
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    after: int,
 ) -> None:
-    out = tmp_path / "run"
+    out, validate, validated = tmp_path / "run", UltralyticsAdapter.validate, []
+
+    def counting(adapter: UltralyticsAdapter, module: nn.Module) -> Metrics:
+        validated.append(module)
+        return validate(adapter, module)
+
+    monkeypatch.setattr(UltralyticsAdapter, "validate", counting)
     options = ("--epochs", "3", "--soften", "--soften-epochs", "1", "--distill", str(tiny / "best.pt"))
     with pytest.MonkeyPatch.context() as patch:
         Killed(patch, after=after)
@@ -109,6 +123,10 @@ def test_a_killed_run_goes_on_from_anywhere(
     found = summary(out)
     assert list(found) == ["version", "command", "title", "metric_names", "stages", "budget", "compared", "environment"]
     assert list(found["stages"]) == ["dense", "pruned", "softened", "finetuned"]
+    assert len(validated) == 4, "each once, however often the run goes on"
+    assert main(["train", "--resume", str(out)]) == 0
+    assert len(validated) == 4
+    assert summary(out)["stages"] == found["stages"]
     counts = {name: parameters(open_adapter(out / f"{name}.pt").module) for name in ("pruned", "softened", "model")}
     assert set(counts.values()) == {found.stages["pruned"].cost("params")} == {found.stages["finetuned"].cost("params")}
     assert (

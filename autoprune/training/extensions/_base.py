@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from autoprune.training.state_file import telling_damage
 
 LossTerms = Callable[[Any, torch.Tensor], Mapping[str, torch.Tensor]]
 """Maps the network's output in train mode and its input, shape (B, …), to scalars by name, each a mean over images."""
@@ -83,6 +87,43 @@ class Training(Protocol):
 
         What validation reports does not have them.
         """
+
+
+class ExtensibleTraining:
+    """The part of a `Training` that is the same in all trainers: who listens to it, and what extensions keep in it."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
+        self._states: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self._kept: Mapping[str, Mapping[str, Any]] = {}
+        self._kept_in = Path()
+
+    def listen(self, event: str, listener: Callable[[Any], None], /) -> None:
+        """Call ``listener(training)`` at an event, an `Event` or one that only this trainer has."""
+        self._listeners[event].append(listener)
+
+    def run_callbacks(self, event: str) -> None:
+        """Call those that listen to an event, and nobody else."""
+        for listener in self._listeners[event]:
+            listener(self)
+
+    def keep(self, name: str, state: Callable[[], Mapping[str, Any]], /) -> None:
+        """Keep what an extension needs to go on after a resume."""
+        self._states[name] = state
+
+    def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what all extensions want to keep."""
+        return {name: state() for name, state in self._states.items()}
+
+    def restore_extensions(self, states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+        """Have what ``extension_states`` returned, as it was read from a file, for `put_back`."""
+        self._kept, self._kept_in = dict(states), file
+
+    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None], /) -> None:
+        """Call ``put`` with what an extension kept before the training was interrupted, if it was."""
+        if name in self._kept:
+            with telling_damage(self._kept_in):
+                put(self._kept[name])
 
 
 def networks_of(training: Training) -> Sequence[nn.Module]:

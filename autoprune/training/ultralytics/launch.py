@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError
-from autoprune.io.files import remove_leftovers, saying_why
+from autoprune.io.files import make_folder, remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import FinetuneResult, keep_epoch, recalibrated
-from autoprune.training.ultralytics.parallel import train_in_processes
+from autoprune.training.ultralytics.parallel import epoch_reporter, train_in_processes
 from autoprune.training.ultralytics.recipe import dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
 from autoprune.training.ultralytics.session import VALIDATED, Session, data_settings, process_state_kept
@@ -57,8 +57,9 @@ class UltralyticsTrainer(Trainer):
         if not file.is_file():
             return self.train(module, plan, context)
         training, state = _Training(self._adapter, context), read_training(file)
+        cut_reports(context.out / "results.csv", epochs=state["epoch"])
+        epoch_reporter(context.out, self._adapter, epochs=plan.epochs, on_epoch=context.on_epoch)()
         if not state["over"]:
-            cut_reports(context.out / "results.csv", epochs=state["epoch"])
             training.run({**self._arguments(training, plan), "batch": state["batch"], "resume": True}, module)
         return training.result(module)
 
@@ -168,8 +169,7 @@ class _Training:
         session.train()
 
     def _in_processes(self, arguments: dict[str, Any], module: nn.Module) -> None:
-        self.around.out.mkdir(parents=True, exist_ok=True)
-        start = self.around.out / "start.pt"  # the processes get the network as a file
+        start = make_folder(self.around.out) / "start.pt"  # the processes get the network as a file
         self.adapter.save(module, start)
         session = self._session({**arguments, "model": str(start)})
         train_in_processes(session, self.adapter, self.around.on_epoch)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from autoprune.errors import DeviceError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
-from autoprune.training.results import EpochReport, keep_epoch
+from autoprune.training.results import EpochReport, keep_epoch, read_epochs
 from autoprune.training.ultralytics.reports import reports_in
 from autoprune.training.ultralytics.session import Session
 
@@ -29,6 +29,20 @@ STOP_SECONDS = 20.0
 """How long the processes may take to stop when they are asked to."""
 
 LOG_FILE = "processes.log"
+
+_ENDS_WITH_PARENT = """\
+import os, threading
+
+def end_with_parent():
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+"""
+"""What a process begins with: its input, which all have from this process, ends however this process does."""
 
 
 def train_in_processes(
@@ -47,56 +61,71 @@ def train_in_processes(
         DeviceError: memory ran out in a process.
     """
     folder = Path(session.save_dir)
-    table = folder / "results.csv"
-    seen = len(reports_in(table, adapter, epochs=session.epochs))
-
-    def tell() -> None:
-        nonlocal seen
-        for report in reports_in(table, adapter, epochs=session.epochs)[seen:]:
-            seen += 1
-            keep_epoch(report, folder)
-            if on_epoch is not None:
-                on_epoch(report)
-
+    report = epoch_reporter(folder, adapter, epochs=session.epochs, on_epoch=on_epoch)
     with (folder / LOG_FILE).open("wb") as log, _script(session) as script, _started(session, script, log) as process:
         while True:
             try:
                 code = process.wait(POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                tell()
-    tell()
+                report()
+    report()
     if code:
         _explain(folder / LOG_FILE, session)
+
+
+def epoch_reporter(
+    folder: Path, adapter: UltralyticsAdapter, *, epochs: int, on_epoch: Callable[[EpochReport], None] | None
+) -> Callable[[], None]:
+    """Return what keeps and reports the epochs that a training has written into ``results.csv`` since its last call.
+
+    It begins behind those that are kept: one that was written in the moment before a kill is not.
+    """
+
+    def written() -> Sequence[EpochReport]:
+        return reports_in(folder / "results.csv", adapter, epochs=epochs)
+
+    seen = min(len(read_epochs(folder)), len(written()))
+
+    def report_new() -> None:
+        nonlocal seen
+        for report in written()[seen:]:
+            seen += 1
+            keep_epoch(report, folder)
+            if on_epoch is not None:
+                on_epoch(report)
+
+    return report_new
 
 
 @contextmanager
 def _script(session: Session) -> Iterator[str]:
     """Write what the processes run, and what they make the session from; both are gone afterwards."""
-    script = stock.generate_ddp_file(session)
+    script = Path(stock.generate_ddp_file(session))
     try:
-        yield script
+        script.write_text(_ENDS_WITH_PARENT + script.read_text("utf-8"), "utf-8")
+        yield str(script)
     finally:
-        stock.ddp_cleanup(session, script)
+        stock.ddp_cleanup(session, str(script))
 
 
 @contextmanager
 def _started(session: Session, script: str, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the processes; they do not outlive the block."""
+    """Start the processes; they outlive neither the block nor this process."""
     command = [sys.executable]
     if session.world_size > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={session.world_size}"]
-    process = subprocess.Popen([*command, script], stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([*command, script], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()  # torch's launcher passes it on
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        assert process.stdin is not None
+        process.stdin.close()  # which ends them, and torch's launcher with the last
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _explain(log: Path, session: Session) -> None:

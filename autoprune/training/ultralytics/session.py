@@ -17,7 +17,7 @@ from autoprune.errors import TrainingError
 from autoprune.image_size import ImageSize
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
-from autoprune.training.extensions._base import Event, LossTerms
+from autoprune.training.extensions._base import Event, ExtensibleTraining, LossTerms
 from autoprune.training.state_file import telling_damage
 from autoprune.training.ultralytics.state import begin_epoch, read_training, restore, state_file, write_state
 from autoprune.training.ultralytics.trainer import KeepsNetwork
@@ -26,7 +26,7 @@ VALIDATED = "on_validated"
 """The event at which an epoch is validated, and not saved yet."""
 
 
-class Session(KeepsNetwork):
+class Session(ExtensibleTraining, KeepsNetwork):
     """A trainer heard by nobody but autoprune, writing ``state.pt``, ``last.pt``, and ``best.pt`` if it may stop early.
 
     With ``resume`` it goes on from ``state.pt`` (see `state`), with the network and the arguments that it was given the
@@ -50,9 +50,7 @@ class Session(KeepsNetwork):
     def __init__(
         self, cfg: Any = stock.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
-        self._listeners: dict[str, list[Callable[[Any], None]]] = defaultdict(list)
-        self._kept: dict[str, Callable[[], Mapping[str, Any]]] = {}
-        self._found: Mapping[str, Any] = {}
+        ExtensibleTraining.__init__(self)
         self._best: Mapping[str, torch.Tensor] = {}
         self._gradients: Mapping[str, torch.Tensor] = {}
         self.last_step = self._batch = -1
@@ -62,7 +60,7 @@ class Session(KeepsNetwork):
         self.listen(Event.EPOCH_END, _refuse_nan)  # first: nothing is made of what is no number
         self.listen(Event.EPOCH_END, _drop_added)
         threads = torch.get_num_threads()
-        super().__init__(cfg, overrides, None)
+        KeepsNetwork.__init__(self, cfg, overrides, None)
         self.image_size = ImageSize.of(self.args.imgsz)  # of which Ultralytics goes on with the longer side alone
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
@@ -87,41 +85,11 @@ class Session(KeepsNetwork):
     def _state_file(self) -> Path:
         return state_file(Path(self.save_dir))
 
-    def listen(self, event: str, listener: Callable[[Any], None]) -> None:
-        """Call ``listener(trainer)`` at an `Event`, or at another event of Ultralytics' training loop.
-
-        Listeners to the same event are called in the order in which they came.
-        """
-        self._listeners[event].append(listener)
-
-    def keep(self, name: str, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep what an extension needs to go on after a resume.
-
-        Args:
-            name: of the extension.
-            state: called at the end of every epoch; returns tensors and plain values.
-        """
-        self._kept[name] = state
-
-    def put_back(self, name: str, put: Callable[[Mapping[str, Any]], None]) -> None:
-        """Call ``put`` with what an extension kept before the training was interrupted, if it was.
-
-        Raises:
-            ModelError: that is damaged.
-        """
-        if name in self._found:
-            with telling_damage(self._state_file):
-                put(self._found[name])
-
     def add_loss(self, terms: LossTerms) -> None:
         """Hang terms onto the loss of the network in training; its averaged weights keep their own loss."""
         network: Any = stock.unwrap_model(self.model)
         own = network.criterion if network.criterion is not None else network.init_criterion()
         network.criterion = CriterionWithTerms(own, terms, self.added, summed=self.summed)
-
-    def extension_states(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return what all extensions want to keep."""
-        return {name: state() for name, state in self._kept.items()}
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Take the arguments as they are; Ultralytics would take those in ``last.pt``, and its network."""
@@ -135,7 +103,8 @@ class Session(KeepsNetwork):
         restore(self, state, self._state_file)
         with telling_damage(self._state_file):
             self.last_step, self._gradients = int(state["last_step"]), dict(state["gradients"])
-            self._found, self._best = dict(state["extensions"]), dict(state["best"])
+            self.restore_extensions(state["extensions"], self._state_file)
+            self._best = dict(state["best"])
 
     def optimizer_step(self) -> None:
         """Leave the step to `_step_in_time`: how many batches the loop has counted, no resume could tell it."""
@@ -148,8 +117,7 @@ class Session(KeepsNetwork):
         return {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
 
     def _begin_epoch(self) -> None:
-        batches = len(self.train_loader)
-        self._batch = batches * self.epoch - 1
+        self._batch = self.batches * self.epoch - 1
         self.last_step = min(self.last_step, self._batch)  # an epoch may be repeated
         with telling_damage(self._state_file):
             for name, gradient in self._gradients.items():
@@ -164,11 +132,6 @@ class Session(KeepsNetwork):
         if self._batch - self.last_step >= self.accumulate:
             super().optimizer_step()
             self.last_step = self._batch
-
-    def run_callbacks(self, event: str) -> None:
-        """Call this run's listeners and nobody else."""
-        for listener in self._listeners[event]:
-            listener(self)
 
     def build_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
         """Return Ultralytics' optimizer, whose steps are events."""
