@@ -30,6 +30,9 @@ from autoprune.statistics.layers import Reader
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
 
+_NARROW = 4096
+"""Channels of a layer up to which a matrix of them is small: 64 MB."""
+
 
 class _Reading(Protocol):
     """What a layer reads, and how the loss depends on it."""
@@ -48,7 +51,7 @@ class _Reading(Protocol):
 
 
 class _Zeroed:
-    """Reading of a layer that is not compensated: removed channels are zero, and none tells of another.
+    """Reading of a wide layer that is not compensated: removed channels are zero, and no matrix is needed.
 
     Args:
         channels: their numbers in the graph, shape (C,).
@@ -165,6 +168,8 @@ def measure_slopes(
                 continue
             if moments is not None and name in moments.mean:
                 reading: _Reading = _Predicted(channels, keep[channels], moments.mean[name], moments.covariance[name])
+            elif len(channels) <= _NARROW:
+                reading = _Predicted(channels, keep[channels], *_unrelated(len(channels), module.weight.device))
             else:
                 reading = _Zeroed(channels, keep[channels], module.weight.device)
             readings.append(reading)
@@ -172,6 +177,11 @@ def measure_slopes(
         for loss in tracked(losses, "Slopes"):
             loss(network).backward()  # type: ignore[no-untyped-call]
     return Slopes(keep, readings)
+
+
+def _unrelated(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and covariance of channels that say nothing of each other, so that removed ones count as zero."""
+    return torch.zeros(size, dtype=torch.float64, device=device), torch.eye(size, dtype=torch.float64, device=device)
 
 
 def _masking(reading: _Reading) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
