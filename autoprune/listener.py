@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from operator import length_hint
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from autoprune.errors import AutopruneWarning
+
 Item = TypeVar("Item")
+
+_HOME = str(Path(__file__).parent)
 
 
 class Advance(Protocol):
@@ -110,6 +118,21 @@ class SilentListener:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
+
+
+class PythonListener(SilentListener):
+    """The default in Python: warns by Python's warnings, and is silent otherwise."""
+
+    def warn(self, text: str) -> None:
+        """Issue an ``AutopruneWarning`` of the line that called autoprune."""
+        warnings.warn(text, AutopruneWarning, stacklevel=_caller_level())
+
+
+def _caller_level() -> int:
+    """Return the ``stacklevel``, counted by the function that calls this one, of what called autoprune."""
+    frames = traceback.walk_stack(sys._getframe(1))
+    inside = [level for level, (frame, _) in enumerate(frames, start=1) if frame.f_code.co_filename.startswith(_HOME)]
+    return max(inside) + 1
 
 
 class Relay(SilentListener):

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from autoprune.criteria.registry import spec_of
 from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
 from autoprune.image_size import SizeLike
 from autoprune.io.files import read_bytes, write_atomic
+from autoprune.listener import PythonListener, hearing
 from autoprune.policy_file import policy_to_json, read_policy
 from autoprune.policy_records import CostKind as CostKind
 from autoprune.policy_records import PolicyCost as PolicyCost
@@ -157,7 +157,7 @@ class Policy:
             module: a network of the architecture that the policy is for, with any weights; it is not modified. An
                 `autoprune.Network` brings its data, and one of its kind is returned.
             data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
-                of such a network with its data, for those that are not Ultralytics'.
+                of such a network with its data, for those that are not Ultralytics', on whose device the new one is.
             imgsz: with a data set, the image size in pixels, one number for squares or (height, width); what the
                 weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
@@ -175,32 +175,35 @@ class Policy:
 
         Warns:
             PolicyWarning: there is no ``data``, and so nothing is compensated and batch norm is not recalibrated.
+            AutopruneWarning: layers cannot be compensated, or are solved for some of the images only.
         """
         from torch import nn
 
         from autoprune.evaluation.pruning import apply_keep
+        from autoprune.models._base import Adapter
 
         self.check_criterion()
-        apply = partial(
-            apply_keep,
-            keep=self.keep,
-            criterion=self.criterion,
-            check=self.check,
-            imgsz=imgsz,
-            compensate=compensate,
-            reconstruct=reconstruct,
-            example=example,
-            free_outputs=free_outputs,
-            evidence=evidence,
-        )
-        found: Any
-        if isinstance(module, nn.Module):
-            found = apply(module, data=data)
-            if data is None:
-                _warn_of_batch_norm(module)
-        else:
-            found = module.with_module(apply(module.module, data=module.adapter if module.adapter.has_images else None))
-        kept: Kind = found
+        holder: Any = None if isinstance(module, nn.Module) else module
+        network: Any = holder.module if holder else module
+        if holder and (data is None or holder.adapter.has_images):
+            data = holder.adapter
+        with hearing(PythonListener()):
+            found: Any = apply_keep(
+                network,
+                self.keep,
+                criterion=self.criterion,
+                check=self.check,
+                data=data,
+                imgsz=imgsz,
+                compensate=compensate,
+                reconstruct=reconstruct,
+                example=example,
+                free_outputs=free_outputs,
+                evidence=evidence,
+            )
+        if data is None or (isinstance(data, Adapter) and not data.has_images):
+            _warn_without_data(found, compensate=compensate)
+        kept: Kind = holder.with_module(found) if holder else found
         return kept
 
     def to_json(self) -> str:
@@ -247,14 +250,17 @@ class Policy:
             raise PolicyError(f"{path}: {error}") from error
 
 
-def _warn_of_batch_norm(module: nn.Module) -> None:
-    """Say what a network lacks that is pruned without images."""
-    from torch import nn
+def _warn_without_data(module: nn.Module, *, compensate: bool) -> None:
+    """Say what a network lacks that was pruned without images."""
+    from autoprune.statistics.layers import Norm
 
-    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+    lost = ["compensated"] if compensate else []
+    if any(isinstance(child, Norm) for child in module.modules()):
+        lost.append("recalibrated in its batch norm")
+    if lost:
         warnings.warn(
-            "Without data a pruned network is neither compensated nor its batch norm recalibrated, and its accuracy "
-            "may be next to nothing until it is trained; give the data set that it was trained on, "
+            f"Without data a pruned network is {'neither ' if len(lost) > 1 else 'not '}{' nor '.join(lost)}, and its "
+            "accuracy may be next to nothing until it is trained; give the data set that it was trained on, "
             'apply(model, data="data.yaml")',
             PolicyWarning,
             stacklevel=3,

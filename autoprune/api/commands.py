@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from autoprune.api.listening import PythonListener, Recording
+from autoprune.api.listening import Recording
 from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
 from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, named, option
 from autoprune.config.files import built, check_trust, from_file, going_on, kept_config, unknown
 from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
-from autoprune.listener import Listener
+from autoprune.listener import Listener, PythonListener
 from autoprune.strategies.isolation import torch_threads
 from autoprune.workflows.call import Caller, located, run_workflow
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from autoprune.api.commands import make_config
-from autoprune.api.listening import PythonListener
 from autoprune.api.network import Network, options_of
 from autoprune.config import SearchConfig
 from autoprune.envs import CHANNEL_PRUNING
 from autoprune.envs.problem import PruningProblem
+from autoprune.listener import PythonListener, hearing
 from autoprune.strategies.prior import find_prior
 from autoprune.workflows.call import Caller, located
 from autoprune.workflows.folder import RunFolder
@@ -80,7 +80,8 @@ def make_env(
         caller = Caller("autoprune.make_env(…)", lambda *_: "autoprune.make_env(…)")
         run_folder = RunFolder.open("search", config, caller)
         kept.callback(run_folder.journal.close)
-        problem = _problem(with_model(config), run_folder, prior=prior)
+        with hearing(PythonListener()):
+            problem = _problem(with_model(config), run_folder, prior=prior)
         env = gymnasium.make(
             CHANNEL_PRUNING, problem=problem, rule=config.rule.value, render_mode=render_mode, disable_env_checker=True
         )

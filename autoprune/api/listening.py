@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-from autoprune.errors import AutopruneWarning
-from autoprune.listener import Listener, Relay, SilentListener
+from autoprune.listener import Listener, Relay
 from autoprune.report import Table
-
-_HOME = str(Path(__file__).parent.parent)
-
-
-class PythonListener(SilentListener):
-    """The default in Python: warns by Python's warnings, and is silent otherwise."""
-
-    def warn(self, text: str) -> None:
-        """Issue an ``AutopruneWarning`` of the line that called autoprune."""
-        warnings.warn(text, AutopruneWarning, stacklevel=_caller_level())
-
-
-def _caller_level() -> int:
-    """Return the ``stacklevel``, counted by the function that calls this one, of what called autoprune."""
-    frames = traceback.walk_stack(sys._getframe(1))
-    inside = [level for level, (frame, _) in enumerate(frames, start=1) if frame.f_code.co_filename.startswith(_HOME)]
-    return max(inside) + 1
 
 
 class Recording(Relay):

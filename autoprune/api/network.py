@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from autoprune import __version__
-from autoprune.api.listening import PythonListener
 from autoprune.benchmark_command import BenchmarkCommand, placed
 from autoprune.choices import Precision, Runtime, is_board
 from autoprune.config.reading import from_python
@@ -20,7 +19,7 @@ from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.image_size import SizeLike
 from autoprune.latency import LatencyMeter, Timing
-from autoprune.listener import Listener
+from autoprune.listener import Listener, PythonListener
 from autoprune.metrics import format_amount
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter

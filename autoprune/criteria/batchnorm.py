@@ -11,6 +11,7 @@ from torch import nn
 from autoprune.arrays import Ids
 from autoprune.criteria._base import ChannelScores, Importance
 from autoprune.errors import ModelError
+from autoprune.statistics.layers import Norm
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -43,6 +44,6 @@ class BatchNormImportance(Importance):
 def scaled_channels(module: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Ids]]:
     """Yield every affine batch norm on channels of the graph: its path, and the number of the channel of each γ."""
     for path, child in module.named_modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine:
+        if isinstance(child, Norm) and child.affine:
             for _, axis in graph.tensors.get(f"{path}.weight", ()):
                 yield path, graph.axes[axis]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -11,10 +10,11 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Array, Ids
-from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
-from autoprune.listener import tracked
-from autoprune.statistics.layers import Reader, outputs_first
-from autoprune.statistics.moments import RIDGE, Moments, collect_moments
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, ranking, trainable_copy
+from autoprune.criteria.magnitude import MagnitudeImportance
+from autoprune.listener import tracked, warn
+from autoprune.statistics.layers import Reader, activation_hooks, outputs_first
+from autoprune.statistics.moments import Moments, add_ridge, collect_moments, named
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -28,6 +28,8 @@ class CovarianceImportance(Importance):
     goes next for which the sum over all layers that read the group is least, as ThiNet's elimination does (Luo et al.,
     ICCV 2017, Algorithm 1), but with the others' weights compensated (Kim et al., "Neuron Merging", NeurIPS 2020).
 
+    A group that only layers read which cannot be compensated is in the order of l1.
+
     Args:
         evidence: images and loss.
     """
@@ -40,19 +42,31 @@ class CovarianceImportance(Importance):
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return per group and channel the share of the group that is removed before it."""
         evidence = self._evidence
-        moments = collect_moments(module, graph, [evidence.inputs(batch) for batch in evidence.batches])
+        images = [evidence.inputs(batch) for batch in evidence.batches]
+        moments = collect_moments(module, graph, images, criterion=self.name)
         weights = self._output_weights(module, list(moments.mean))
         axes = {layer.name: graph.axes[layer.in_axis] for layer in graph.layers if layer.name in moments.mean}
         readers = {name: _inner(module, name, moments, weights[name]) for name in axes}
-        found = []
-        for group in graph.groups:
+        weakest_last = ranking(MagnitudeImportance(1)(module, graph))
+        found, unread = [], []
+        for group, by_weights in zip(graph.groups, weakest_last, strict=True):
             channels = np.arange(group.offset, group.offset + group.size)
             readings = [
                 _Reading(places, *readers[name])
                 for name, axis in axes.items()
                 if (places := _places(axis, channels)).size
             ]
-            found.append(ChannelScores(channels, torch.from_numpy(_eliminated(group.size, readings))))
+            order = _eliminated(group.size, readings) if readings else by_weights[::-1]
+            if not readings and not group.pinned:
+                unread.append(group.name)
+            scores = np.empty(group.size)
+            scores[order] = np.arange(1, group.size + 1) / group.size
+            found.append(ChannelScores(channels, torch.from_numpy(scores)))
+        if unread:
+            warn(
+                f"The criterion {self.name} ranks {len(unread)} channel groups ({named(unread)}) by l1: no layer "
+                "that reads them can be compensated."
+            )
         return found
 
     def _output_weights(self, module: nn.Module, names: Sequence[str]) -> Mapping[str, torch.Tensor]:
@@ -65,12 +79,10 @@ class CovarianceImportance(Importance):
             squares = gradient.double().square().sum([place for place in range(gradient.ndim) if place != kept])
             sums[name] = sums[name] + squares if name in sums else squares
 
-        def watch(name: str, layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        def watch(name: str, layer: Reader, _: torch.Tensor, output: torch.Tensor) -> None:
             output.register_hook(partial(add, name, isinstance(layer, nn.Linear)))  # type: ignore[no-untyped-call]
 
-        with ExitStack() as hooks:
-            for name in names:
-                hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(watch, name)))
+        with activation_hooks(network, names, watch):
             for batch in tracked(self._evidence.batches, "Ranking channels"):
                 self._evidence.loss(network, batch).backward()  # type: ignore[no-untyped-call]
         zero = {name: torch.zeros(len(outputs_first(_reader(module, name)))).double() for name in names}
@@ -86,7 +98,7 @@ def _reader(module: nn.Module, name: str) -> Reader:
 def _inner(module: nn.Module, name: str, moments: Moments, outputs: torch.Tensor) -> tuple[Array, Array]:
     """Return the inverse covariance of what a layer reads, and its weights' inner products, each shape (n, n)."""
     covariance = moments.covariance[name].clone()
-    covariance.diagonal().add_(RIDGE * float(covariance.diagonal().mean()) + torch.finfo(covariance.dtype).tiny)
+    add_ridge(covariance, moments.mean[name])
     weight = outputs_first(_reader(module, name)).detach().double()
     weight = weight.reshape(*weight.shape[:2], -1)  # kernel positions count alike
     weighted = weight * outputs.to(weight.device)[:, None, None]
@@ -134,14 +146,12 @@ class _Reading:
         self._products = self._products[others] + products + products.T + contributed
 
 
-def _eliminated(size: int, readings: Sequence[_Reading]) -> Array:
-    """Return per channel the share of channels that greedy elimination removes before it, in (0, 1]."""
-    scores, left = np.zeros(size), np.arange(size)
-    for number in range(1, size + 1):
-        place = int(np.argmin(sum((reading.losses() for reading in readings), np.zeros(len(left)))))
-        scores[left[place]] = number / size
-        left = np.delete(left, place)
-        if len(left):
-            for reading in readings:
-                reading.remove(place)
-    return scores
+def _eliminated(size: int, readings: Sequence[_Reading]) -> list[int]:
+    """Return the channels in the order in which greedy elimination removes them."""
+    order, left = [], list(range(size))
+    while left:
+        place = int(np.argmin(sum(reading.losses() for reading in readings)))
+        order.append(left.pop(place))
+        for reading in readings if left else ():
+            reading.remove(place)
+    return order

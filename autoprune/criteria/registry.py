@@ -164,10 +164,7 @@ def make_criterion(name: str, evidence: Callable[[], CalibrationData] | None = N
     """
     spec = spec_of(name)
     if spec.needs_images and evidence is None:
-        raise ConfigError(
-            f"The criterion {name} looks at training images, and there are none; give `data`, or choose one that reads "
-            "weights alone, such as l1"
-        )
+        raise ConfigError(f"The criterion {name} looks at training images, and there are none; give `data`")
     exponent, kind = exponent_of(name), pkgutil.resolve_name(spec.factory)
     arguments = (exponent,) if exponent is not None else (evidence(),) if spec.needs_images and evidence else ()
     criterion: Importance = kind(*arguments)

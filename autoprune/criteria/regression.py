@@ -10,7 +10,8 @@ from torch import nn
 
 from autoprune.arrays import Array, Ids
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
-from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
+from autoprune.statistics.layers import Reader, activation_hooks
+from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph, LayerKind
 
 
@@ -76,7 +77,7 @@ def contributions(layer: nn.Module, inner: torch.Tensor) -> Array:
         inner: inner products of what it reads, shape (n·k, n·k) for k kernel positions.
     """
     assert isinstance(layer, Reader)
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     weight = layer.weight.detach().double()
     kernel = weight[0, 0].numel()
     each = weight.shape[1]

@@ -15,16 +15,25 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Mask
-from autoprune.statistics.layers import Norm, Reader, evaluating, outputs_first, shift_output, summed_over_kernel
+from autoprune.statistics.layers import (
+    Norm,
+    Reader,
+    activation_hooks,
+    evaluating,
+    norms_behind,
+    outputs_first,
+    shift_output,
+    summed_over_kernel,
+)
 from autoprune.statistics.moments import Moments, regression
-from autoprune.structure.graph import ChannelGraph, LayerKind
+from autoprune.structure.graph import MIXING, ChannelGraph
 
 
 def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Mask, moments: Moments) -> None:
     """Add to the weights of every layer what best predicts, from the kept channels, what the removed ones gave it.
 
     ``W ← W_K + W_R · A`` with ``A = Σ_RK (Σ_KK + λI)⁻¹``, the same A at every kernel position; the means that are left
-    go to the bias, or off the running mean of the batch norm behind the layer.
+    go to the bias, or off the running means of the batch norms behind the layer.
 
     Args:
         module: what surgery made of the dense network; changed in place.
@@ -41,12 +50,11 @@ def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: M
             assert isinstance(source, Reader)
             assert isinstance(target, Reader)
             kept, staying = keep[graph.axes[layer.in_axis]], keep[graph.axes[layer.out_axis]]
-            norm = modules[moments.norm[name]] if name in moments.norm else None
             if not kept.all():
                 constants = _compensate_layer(
                     target, source, kept, staying, moments.mean[name], moments.covariance[name]
                 )
-                shift_output(target, norm, constants)
+                shift_output(target, [modules[path] for path in moments.norms.get(name, ())], constants)
 
 
 def _compensate_layer(
@@ -61,16 +69,12 @@ def _compensate_layer(
     return summed_over_kernel(removed, source) @ shift
 
 
-_SOURCES = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
-"""Layers that make channels out of others; of grouped convolutions only depthwise ones are pruned, which do not."""
-
-
 def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Mask, example: torch.Tensor) -> None:
     """Add to every layer what it would have read from the constants of removed channels.
 
     A channel whose batch norm scale γ is 0 gives the constant act(β) whatever it reads. To a following layer it adds
     that constant times the weights that read it, summed over the kernel; this goes to the layer's bias or, where it has
-    none, off the running mean of the batch norm behind it (as in network slimming of YOLOv3, Lam1360/
+    none, off the running means of the batch norms behind it (as in network slimming of YOLOv3, Lam1360/
     YOLOv3-model-pruning, after Liu et al., "Network Slimming", ICCV 2017). For γ = 0 the network then computes what the
     dense one does, but near borders where zeros are padded around the constant. If γ is not 0, β is the channel's
     mean before its activation, and so the best that is known without data.
@@ -86,69 +90,37 @@ def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, kee
         keep: which of its channels stay, shape (channels,).
         example: an input, shape (B, C, H, W); one image is enough, and what it shows does not matter.
     """
-    run = _SilencedRun(graph, keep)
-    run(dense, example)
+    masks = {
+        layer.name: tuple(torch.from_numpy(keep[graph.axes[axis]]) for axis in (layer.in_axis, layer.out_axis))
+        for layer in graph.layers
+        if layer.kind in MIXING and isinstance(dense.get_submodule(layer.name), Reader)
+    }
+    with evaluating(dense), norms_behind(dense, list(masks)) as norms:
+        dense(example)
+    shifts: dict[str, torch.Tensor] = {}
+
+    def at_source(name: str, layer: Reader, read: torch.Tensor, given: torch.Tensor) -> None:
+        kept_in, kept_out = masks[name]
+        if not kept_in.all() and name not in shifts:  # a layer that runs twice counts as it runs first
+            shifts[name] = _response(layer, read, ~kept_in)[kept_out.to(given.device)]
+        _silence(given, kept_out, layer.bias)
+
+    def at_norm(kept: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def note(norm: nn.Module, _: tuple[torch.Tensor, ...], given: torch.Tensor) -> None:
+            assert isinstance(norm, Norm)
+            _silence(given, kept, norm.bias)
+
+        return note
+
+    with evaluating(dense), activation_hooks(dense, list(masks), at_source), ExitStack() as hooks:
+        for name, paths in norms.items():
+            for path in paths:
+                hooks.enter_context(dense.get_submodule(path).register_forward_hook(at_norm(masks[name][1])))
+        dense(example)
     with torch.no_grad():
-        for name, shift in run.shifts.items():
-            norm = module.get_submodule(run.norms[name]) if name in run.norms else None
-            shift_output(module.get_submodule(name), norm, shift)
-
-
-class _SilencedRun:
-    """One pass of the dense network with its removed channels silenced where they are made: β, or else the bias.
-
-    Args:
-        graph: the network's channel groups.
-        keep: which channels stay, shape (channels,).
-
-    Attributes:
-        shifts: per layer that reads removed channels, what they add to the channels of its output that stay, shape
-            (kept out channels,). A layer that runs twice counts as it runs first.
-        norms: per layer, the batch norm that reads the very tensor which the layer gives.
-    """
-
-    def __init__(self, graph: ChannelGraph, keep: Mask) -> None:
-        self.shifts: dict[str, torch.Tensor] = {}
-        self.norms: dict[str, str] = {}
-        self._axes = {
-            layer.name: tuple(torch.from_numpy(keep[graph.axes[axis]]) for axis in (layer.in_axis, layer.out_axis))
-            for layer in graph.layers
-            if layer.kind in _SOURCES
-        }
-        self._last: tuple[str, torch.Tensor] | None = None
-
-    def __call__(self, dense: nn.Module, example: torch.Tensor) -> None:
-        """Run the example through the network, whose mode is put back."""
-        with evaluating(dense), ExitStack() as hooks:
-            for name, child in dense.named_modules():
-                if isinstance(child, Reader) and name in self._axes:
-                    hooks.enter_context(child.register_forward_hook(self._at_source(name)))
-                elif isinstance(child, Norm) and child.running_mean is not None:
-                    hooks.enter_context(child.register_forward_hook(self._at_norm(name)))
-            dense(example)
-        self._last = None
-
-    def _at_source(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        kept_in, kept_out = self._axes[name]
-
-        def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            assert isinstance(layer, Reader)
-            if not kept_in.all() and name not in self.shifts:
-                self.shifts[name] = _response(layer, inputs[0], ~kept_in)[kept_out.to(output.device)]
-            _silence(output, kept_out, layer.bias)
-            self._last = name, output
-
-        return note
-
-    def _at_norm(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def note(norm: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if self._last is not None and inputs[0] is self._last[1]:
-                name = self._last[0]
-                self.norms.setdefault(name, path)
-                assert isinstance(norm, Norm)
-                _silence(output, self._axes[name][1], norm.bias)
-
-        return note
+        for name, shift in shifts.items():
+            behind = [module.get_submodule(path) for path in norms.get(name, ())]
+            shift_output(module.get_submodule(name), behind, shift)
 
 
 def _silence(output: torch.Tensor, kept: torch.Tensor, constants: torch.Tensor | None) -> None:

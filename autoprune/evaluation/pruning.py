@@ -18,12 +18,14 @@ from autoprune.criteria.registry import make_criterion, spec_of
 from autoprune.evaluation.compensation import compensate, fold_constants
 from autoprune.evaluation.reconstruction import reconstruct
 from autoprune.image_size import SizeLike
+from autoprune.listener import warn
 from autoprune.models import adapter_of
 from autoprune.models._base import Adapter
 from autoprune.models._memory import living_bytes
 from autoprune.models.detection.channels import input_channels
 from autoprune.statistics.layers import evaluating, recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
+from autoprune.structure.graph import copied
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
 from autoprune.structure.validation import analyse
@@ -95,7 +97,6 @@ def prune(
     moments: Moments | None = None,
     reconstructed: bool = True,
     trained: nn.Module | None = None,
-    notify: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Return the network that an allocation gives, as close to the dense one as it gets without training.
 
@@ -111,7 +112,6 @@ def prune(
             network's statistics, which the layers were solved for.
         trained: the network whose ``requires_grad`` says which layers are trained, and so may be solved; the pruner's
             if None.
-        notify: called with a sentence if layers cannot be compensated.
 
     Returns:
         A new network in eval mode.
@@ -119,9 +119,7 @@ def prune(
     module, dense, graph = pruner.materialise(allocation).eval(), pruner.module, pruner.space.graph
     kept = pruner.kept(allocation)
     if calibration.plain:
-        compensate(
-            module, dense, graph, kept, moments or collect_moments(dense, graph, calibration.plain, notify=notify)
-        )
+        compensate(module, dense, graph, kept, moments or collect_moments(dense, graph, calibration.plain))
         if reconstructed:
             reconstruct(module, dense, graph, kept, _at_once(dense, calibration.plain), trained=trained)
             return module
@@ -133,11 +131,18 @@ def prune(
 
 
 def _at_once(dense: nn.Module, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return as many of the images as may go through the dense network at once."""
+    """Return as many of the images as may go through the dense network at once; say so if these are not all."""
     every = torch.cat(list(images))
     with evaluating(dense):
         each = float(living_bytes(dense, every[:1]).max())
-    return every[: max(1, int(RECONSTRUCTION_BYTES / each))]
+    chosen = every[: max(1, int(RECONSTRUCTION_BYTES / each))]
+    if len(chosen) < len(every):
+        warn(
+            f"Layers are solved for the dense network's outputs on {len(chosen)} of {len(every)} images: all of them "
+            f"would take {len(every) * each / 1e9:.1f} GB, more than the limit of {RECONSTRUCTION_BYTES / 1e9:.1f} GB; "
+            "a smaller `imgsz` makes room for more."
+        )
+    return chosen
 
 
 EXAMPLE_SIZE = 128
@@ -176,6 +181,7 @@ def apply_keep(
     dense, adapter = module, None
     if isinstance(data, Adapter):
         adapter = data
+        module = dense = copied(module).to(adapter.device, torch.float32)  # where the images are
     elif data is not None:
         adapter = adapter_of(module, data=Path(data), image_size=imgsz)
         dense = adapter.module  # the same weights, ready for gradients
@@ -188,7 +194,9 @@ def apply_keep(
     graph = analyse(dense, example, free_outputs=free_outputs)
     space = Space(graph, round_to=1, min_keep=1e-6)
     check({unit.name: unit.width for unit in space.units})
-    images = partial(evidence_of, adapter) if adapter is not None else (lambda: evidence) if evidence else None
+    images: Callable[[], CalibrationData] | None = (lambda: evidence) if evidence else None
+    if adapter is not None and adapter.has_images:
+        images = partial(evidence_of, adapter)
     order = make_criterion(criterion, images).order(dense, graph)
     return prune(
         Pruner(module, space, order),

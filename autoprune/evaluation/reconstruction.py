@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Mask
-from autoprune.statistics.layers import evaluating, norms_behind
-from autoprune.statistics.sampling import Reader, SampledPositions, activation_hooks
+from autoprune.statistics.layers import Reader, activation_hooks, evaluating, mixing_layers, norms_behind, shift_output
+from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 
 POINTS = 128
@@ -22,7 +23,9 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """Pulls towards the weights as they are that are tried, as shares of the mean variance of what the layer reads."""
 
 HELD_BACK = 1 / 3
-"""Share of the images on which a layer's ridge is chosen."""
+"""Share of the images on which a layer's ridge is chosen; of one image, of its positions."""
+
+_SOLVED = (LayerKind.CONV, LayerKind.LINEAR)
 
 
 def reconstruct(
@@ -33,7 +36,6 @@ def reconstruct(
     inputs: torch.Tensor,
     *,
     trained: nn.Module | None = None,
-    seed: int = 0,
 ) -> None:
     """Solve every convolution and linear layer for the dense network's outputs, one after the other in forward order.
 
@@ -43,45 +45,57 @@ def reconstruct(
     the running mean of the batch norm behind the layer, whose statistics otherwise stay the dense network's.
 
     A ridge pulls towards the weights as they are, compensated ones for example. It is as strong as predicts the outputs
-    on held-back images best, up to leaving the weights alone; fewer than two images are both solved for and predicted.
+    on held-back images best, or at held-back positions if there is one image, up to leaving the weights alone.
 
-    A layer whose weights are not trained (``requires_grad``) stays as it is.
+    A layer that runs several times is solved for all that it reads, and what reads it in a pass of its own. A layer
+    stays as it is if another module shares its weight, if its weights are not trained (``requires_grad``), or if it
+    reads at one position only, as behind a mean over a single image.
 
     Args:
         module: what surgery made of the dense network, with the dense network's batch norm statistics; changed in
-            place, left in eval mode.
+            place, left in eval mode. A layer with neither bias nor batch norm behind it gets a bias.
         dense: the dense network; not modified.
         graph: its channel groups.
         keep: which of its channels stay, shape (channels,).
         inputs: images, shape (B, C, H, W).
         trained: the same network, whose weights tell by ``requires_grad`` which are trained; the dense one if None.
-        seed: of the feature points.
     """
-    layers = {layer.name: layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)}
+    layers = {name: layer for name, layer in mixing_layers(dense, graph).items() if layer.kind in _SOLVED}
     trained = trained or dense
     names = [name for name in layers if next(trained.get_submodule(name).parameters()).requires_grad]
-    places = SampledPositions(seed=seed, points=POINTS)
-    wanted: dict[str, torch.Tensor] = {}
+    places = SampledPositions(seed=0, points=POINTS)
+    wanted: dict[str, list[torch.Tensor]] = {}
+    reads: dict[str, list[torch.Tensor]] = {}
 
     def note(name: str, layer: Reader, read: torch.Tensor, given: torch.Tensor) -> None:
-        if name not in wanted:  # a layer that runs twice is solved for what it reads first
-            wanted[name] = places.values(layer, read, given)[:, _kept(graph, layers[name], keep)]
+        values = places.values(layer, read, given)[:, _kept(graph, layers[name], keep)]
+        wanted.setdefault(name, []).append(values)
 
     with evaluating(dense), activation_hooks(dense, names, note), norms_behind(dense, names) as norms:
         dense(inputs)
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
         def solved(layer: nn.Module, read: tuple[torch.Tensor, ...]) -> None:
-            if name not in wanted:
+            if name not in wanted or (reads and name not in reads):  # while one is read, no other is solved
                 return
             assert isinstance(layer, Reader)
-            points = _Points(places.patches(layer, read[0]), wanted.pop(name), images=len(inputs))
+            reads.setdefault(name, []).append(places.patches(layer, read[0]))
+            if len(reads[name]) < len(wanted[name]):
+                return
+            points = _Points.of(reads[name], wanted.pop(name), images=len(inputs))
+            if len(reads[name]) == 1:  # else what it gave before reached others already
+                reads.clear()
+            if points.solved_for == len(points.read):  # a single one
+                return
             bias = _solve(layer, points)
             if layer.bias is not None:
                 layer.bias.copy_(bias)
-            elif name in norms:
+                return
+            for path in norms.get(name, ()):
                 channels = _kept(graph, layers[name], keep)
-                _set_mean(module.get_submodule(norms[name]), dense.get_submodule(norms[name]), channels, bias)
+                _set_mean(module.get_submodule(path), dense.get_submodule(path), channels, bias)
+            if name not in norms:
+                shift_output(layer, (), bias)
 
         return module.get_submodule(name).register_forward_pre_hook(solved)
 
@@ -89,7 +103,11 @@ def reconstruct(
     with torch.no_grad(), ExitStack() as hooks:
         for name in names:
             hooks.enter_context(hook(name))
-        module(inputs)
+        left = -1
+        while wanted and len(wanted) != left:
+            left = len(wanted)
+            module(inputs)
+            reads.clear()
 
 
 def _set_mean(norm: nn.Module, dense: nn.Module, channels: torch.Tensor, bias: torch.Tensor) -> None:
@@ -109,31 +127,38 @@ class _Points:
     """What a layer reads at sampled points and should give there.
 
     Attributes:
-        read: shape (images × points, channels, kernel positions).
-        wanted: shape (images × points, out channels).
-        images: how many; the points of one image follow each other.
+        read: shape (points, channels, kernel positions).
+        wanted: shape (points, out channels).
+        solved_for: the weights are solved for this number of points, and the ridge is chosen on those behind them.
     """
 
     read: torch.Tensor
     wanted: torch.Tensor
-    images: int
+    solved_for: int
 
-    def split(self) -> tuple[slice, slice] | None:
-        """Return the points to solve for, and those of held-back images; None if the images are too few for that."""
-        each = len(self.read) // self.images
-        held = round(self.images * HELD_BACK)
-        cut = each * (self.images - held)
-        return (slice(0, cut), slice(cut, None)) if held else None
+    @classmethod
+    def of(cls, reads: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], *, images: int) -> _Points:
+        """Return the points of all runs of a layer; in each run those of one image follow each other."""
+        share = round(images * HELD_BACK) / images or HELD_BACK
+        (read, cut), (given, _) = (_parted(runs, share) for runs in (reads, wanted))
+        return cls(read, given, cut)
+
+
+def _parted(runs: Sequence[torch.Tensor], share: float) -> tuple[torch.Tensor, int]:
+    """Return all points with those of all runs to hold back last, and the number of the others."""
+    parts = [run.tensor_split([len(run) - round(share * len(run))]) for run in runs]
+    first, last = (torch.cat(part) for part in zip(*parts, strict=True))
+    return torch.cat([first, last]), len(first)
 
 
 def _solve(layer: Reader, points: _Points) -> torch.Tensor:
     """Move a layer's weights to the ridge solution; return the bias that goes with them, shape (out channels,)."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     weights = layer.weight.flatten(1).double().chunk(groups)
     reads = points.read.double().chunk(groups, dim=1)
     aims = points.wanted.double().chunk(groups, dim=1)
     problems = [
-        _Problem.of(weight, read.flatten(1), aim, points.split())
+        _Problem.of(weight, read.flatten(1), aim, points.solved_for)
         for weight, read, aim in zip(weights, reads, aims, strict=True)
     ]
     errors = [sum(problem.error(ridge) for problem in problems) for ridge in RIDGES]
@@ -206,15 +231,10 @@ class _Problem:
     every: _Sums
 
     @classmethod
-    def of(
-        cls, weight: torch.Tensor, read: torch.Tensor, wanted: torch.Tensor, parts: tuple[slice, slice] | None
-    ) -> _Problem:
+    def of(cls, weight: torch.Tensor, read: torch.Tensor, wanted: torch.Tensor, cut: int) -> _Problem:
         centre, middle = read.mean(0), wanted.mean(0)
         read, wanted = read - centre, wanted - middle
-        if parts is None:
-            every = _Sums.of(read, wanted)
-            return cls(weight, centre, middle, every, every, every)
-        solved_for, held_back = (_Sums.of(read[part], wanted[part]) for part in parts)
+        solved_for, held_back = _Sums.of(read[:cut], wanted[:cut]), _Sums.of(read[cut:], wanted[cut:])
         return cls(weight, centre, middle, solved_for, held_back, solved_for + held_back)
 
     def error(self, ridge: float) -> float:

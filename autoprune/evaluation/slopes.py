@@ -17,60 +17,111 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoprune.arrays import Mask
+from autoprune.arrays import Ids, Mask
 from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader
 from autoprune.statistics.moments import Moments, regression
 from autoprune.structure.graph import ChannelGraph
 
+_NARROW = 4096
+"""Channels of a layer up to which a matrix of them is small: 64 MB."""
 
-@dataclass(frozen=True)
-class _Reading:
-    """What a layer reads, and how the loss depends on it.
 
-    Attributes:
-        channels: their numbers in the graph, shape (C,).
-        stays: the kept ones, as indices into ``channels``, shape (K,).
-        goes: the removed ones, shape (R,).
-        coefficients: what predicts the removed from the kept ones, shape (R, K).
-        unexplained: covariance of the removed ones that the kept ones leave over, shape (R, R).
-        mean: of x, shape (C,).
-        product: Σ (∂L/∂x̃) xᵀ, shape (C, C).
-        total: Σ ∂L/∂x̃, shape (C,).
-    """
+class _Reading(Protocol):
+    """What a layer reads, and how the loss depends on it."""
 
-    channels: np.ndarray[tuple[int], np.dtype[np.int64]]
-    stays: torch.Tensor
-    goes: torch.Tensor
-    coefficients: torch.Tensor
-    unexplained: torch.Tensor
-    mean: torch.Tensor
-    product: torch.Tensor
-    total: torch.Tensor
+    channels: Ids
+    """Their numbers in the graph, shape (C,)."""
+
+    def masked(self, read: torch.Tensor, last: bool) -> torch.Tensor:
+        """Return what the pruned network's layer would read; channels are the last dimension or the second."""
+
+    def note(self, gradient: torch.Tensor, read: torch.Tensor) -> None:
+        """Add the loss's gradient by what is read, and that itself, both of shape (positions, C)."""
 
     def change(self, added: Mask) -> float:
         """Return the change of the loss when some of the removed channels, shape (C,), are read as they are."""
-        device = self.goes.device
-        places = torch.from_numpy(np.flatnonzero(added[self.goes.cpu().numpy()])).to(device)
-        joining = self.goes[places]
-        known = self.unexplained[places][:, places]
-        ridge = 1e-2 * known.diagonal().mean() + torch.finfo(known.dtype).tiny
+
+
+class _Zeroed:
+    """Reading of a wide layer that is not compensated: removed channels are zero, and no matrix is needed.
+
+    Args:
+        channels: their numbers in the graph, shape (C,).
+        kept: which of them stay, shape (C,).
+        device: of the network.
+    """
+
+    def __init__(self, channels: Ids, kept: Mask, device: torch.device) -> None:
+        self.channels, self._kept = channels, torch.from_numpy(kept).to(device)
+        self._slopes = torch.zeros(len(channels), device=device)  # Σ (∂L/∂x̃) x
+
+    def masked(self, read: torch.Tensor, last: bool) -> torch.Tensor:
+        return read * (self._kept if last else self._kept[:, None, None])
+
+    def note(self, gradient: torch.Tensor, read: torch.Tensor) -> None:
+        self._slopes.add_((gradient * read).sum(0, dtype=torch.float32))
+
+    def change(self, added: Mask) -> float:
+        return float(self._slopes[torch.from_numpy(added).to(self._slopes.device)].sum())
+
+
+class _Predicted:
+    """Reading of a compensated layer: removed channels are what the kept ones predict of them.
+
+    Args:
+        channels: their numbers in the graph, shape (C,).
+        kept: which of them stay, shape (C,).
+        mean: of x, shape (C,).
+        covariance: of x, shape (C, C).
+    """
+
+    def __init__(self, channels: Ids, kept: Mask, mean: torch.Tensor, covariance: torch.Tensor) -> None:
+        device, size = mean.device, len(channels)
+        stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (kept, ~kept))
+        coefficients, shift = regression(mean, covariance, stays, goes)
+        self.channels, self._stays, self._goes, self._coefficients = channels, stays, goes, coefficients
+        # What the kept ones leave over of the covariance of the removed ones.
+        self._unexplained = covariance[goes][:, goes] - coefficients @ covariance[stays][:, goes]
+        self._mean = mean.float()
+        self._mixing = torch.eye(size, device=device)
+        self._mixing[goes] = 0
+        self._mixing[goes[:, None], stays] = coefficients.float()
+        self._constant = torch.zeros(size, device=device)
+        self._constant[goes] = shift.float()
+        self._product = torch.zeros(size, size, device=device)  # Σ (∂L/∂x̃) xᵀ
+        self._total = torch.zeros(size, device=device)  # Σ ∂L/∂x̃
+
+    def masked(self, read: torch.Tensor, last: bool) -> torch.Tensor:
+        matrix, offset = self._mixing.to(read.dtype), self._constant.to(read.dtype)
+        return F.linear(read, matrix, offset) if last else F.conv2d(read, matrix[:, :, None, None], offset)
+
+    def note(self, gradient: torch.Tensor, read: torch.Tensor) -> None:
+        self._product.add_(gradient.T @ read)  # in bfloat16, if the network is: four times as fast
+        self._total.add_(gradient.sum(0, dtype=torch.float32))
+
+    def change(self, added: Mask) -> float:
+        device, dtype = self._goes.device, self._unexplained.dtype
+        places = torch.from_numpy(np.flatnonzero(added[self._goes.cpu().numpy()])).to(device)
+        joining = self._goes[places]
+        known = self._unexplained[places][:, places]
+        ridge = 1e-2 * known.diagonal().mean() + torch.finfo(dtype).tiny
         # What is new in the added channels also informs about those that stay removed.
         spread = torch.linalg.solve(
-            known + ridge * torch.eye(len(places), dtype=known.dtype, device=device), self.unexplained[places]
+            known + ridge * torch.eye(len(places), dtype=dtype, device=device), self._unexplained[places]
         ).T.clone()
-        spread[places] = torch.eye(len(places), dtype=known.dtype, device=device)
-        product = self.product[self.goes].double() - torch.outer(self.total[self.goes], self.mean).double()
+        spread[places] = torch.eye(len(places), dtype=dtype, device=device)
+        product = self._product[self._goes].double() - torch.outer(self._total[self._goes], self._mean).double()
         weights = spread.T @ product
         own = weights[torch.arange(len(places), device=device), joining].sum()
-        return float(own - (weights[:, self.stays] * self.coefficients[places]).sum())
+        return float(own - (weights[:, self._stays] * self._coefficients[places]).sum())
 
 
 class Slopes:
@@ -107,68 +158,46 @@ def measure_slopes(
     network = copy.deepcopy(dense).train().requires_grad_(False)
     if next(network.parameters()).device.type == "cpu":
         network = network.to(memory_format=torch.channels_last)
-    readings: dict[str, _Reading] = {}
+    readings: list[_Reading] = []
     with ExitStack() as hooks:
-        for layer in graph.layers:
+        for name, layer in {layer.name: layer for layer in graph.layers}.items():  # one that runs twice is there twice
             channels = graph.axes[layer.in_axis]
-            module = network.get_submodule(layer.name)
+            module = network.get_submodule(name)
             depthwise = layer.groups == len(channels)  # what follows it reads its channels
             if not isinstance(module, Reader) or depthwise:
                 continue
-            reading, shift = _reading(channels, keep[channels], layer.name, moments, module)
-            readings[layer.name] = reading
-            hooks.enter_context(module.register_forward_pre_hook(_masking(reading, shift)))
+            if moments is not None and name in moments.mean:
+                reading: _Reading = _Predicted(channels, keep[channels], moments.mean[name], moments.covariance[name])
+            elif len(channels) <= _NARROW:
+                reading = _Predicted(channels, keep[channels], *_unrelated(len(channels), module.weight.device))
+            else:
+                reading = _Zeroed(channels, keep[channels], module.weight.device)
+            readings.append(reading)
+            hooks.enter_context(module.register_forward_pre_hook(_masking(reading)))
         for loss in tracked(losses, "Slopes"):
             loss(network).backward()  # type: ignore[no-untyped-call]
-    return Slopes(keep, list(readings.values()))
+    return Slopes(keep, readings)
 
 
-def _reading(
-    channels: np.ndarray[tuple[int], np.dtype[np.int64]],
-    kept: Mask,
-    name: str,
-    moments: Moments | None,
-    module: nn.Module,
-) -> tuple[_Reading, torch.Tensor]:
-    """Return what a layer reads, and the constants that replace removed channels next to A·x."""
-    device = next(module.parameters()).device
-    stays, goes = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (kept, ~kept))
-    size = len(channels)
-    if moments is None or name not in moments.mean:
-        mean, shift = torch.zeros(size, device=device), torch.zeros(len(goes), device=device)
-        coefficients = torch.zeros(len(goes), len(stays), device=device, dtype=torch.float64)
-        unexplained = torch.eye(len(goes), device=device, dtype=torch.float64)
-    else:
-        mean, covariance = moments.mean[name], moments.covariance[name]
-        coefficients, shift = regression(mean, covariance, stays, goes)
-        unexplained = covariance[goes][:, goes] - coefficients @ covariance[stays][:, goes]
-    product, total = torch.zeros(size, size, device=device), torch.zeros(size, device=device)
-    return _Reading(channels, stays, goes, coefficients, unexplained, mean.float(), product, total), shift.float()
+def _unrelated(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and covariance of channels that say nothing of each other, so that removed ones count as zero."""
+    return torch.zeros(size, dtype=torch.float64, device=device), torch.eye(size, dtype=torch.float64, device=device)
 
 
-def _masking(
-    reading: _Reading, shift: torch.Tensor
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+def _masking(reading: _Reading) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     """Return the hook that gives a layer what the pruned network's would read, and notes how the loss depends on it."""
-    mixing = torch.eye(len(reading.channels), device=shift.device)
-    mixing[reading.goes] = 0
-    mixing[reading.goes[:, None], reading.stays] = reading.coefficients.float()
-    constant = torch.zeros_like(reading.total)
-    constant[reading.goes] = shift
 
     def mask(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         read, *others = arguments
         last = isinstance(layer, nn.Linear)
-        matrix, offset = mixing.to(read.dtype), constant.to(read.dtype)
-        masked = F.linear(read, matrix, offset) if last else F.conv2d(read, matrix[:, :, None, None], offset)
+        masked = reading.masked(read, last)
         if not masked.requires_grad:
             masked.requires_grad_()
         seen = read.detach()
 
         def note(gradient: torch.Tensor) -> None:
             rows, values = (_rows(tensor, last) for tensor in (gradient, seen))
-            reading.product.add_(rows.T @ values.to(rows.dtype))  # in bfloat16, if the network is: four times as fast
-            reading.total.add_(rows.sum(0, dtype=torch.float32))
+            reading.note(rows, values.to(rows.dtype))
 
         masked.register_hook(note)  # type: ignore[no-untyped-call]
         return (masked, *others)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autoprune.statistics.layers import Reader
+
 POINTS = 10
 """Places per image (Luo et al., "ThiNet", ICCV 2017, section 4; He et al., "Channel Pruning", ICCV 2017, section 4)."""
-
-Reader = nn.Conv2d | nn.Linear
 
 
 class SampledPositions:
@@ -32,7 +29,8 @@ class SampledPositions:
             return inputs.reshape(-1, inputs.shape[-1], 1)
         rows, columns = self._drawn(layer, inputs)
         stride, dilation = layer.stride, layer.dilation
-        padded = F.pad(inputs, layer._reversed_padding_repeated_twice)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
         found = [
             padded[..., rows * stride[0] + y * dilation[0], columns * stride[1] + x * dilation[1]]
             for y in range(layer.kernel_size[0])
@@ -48,7 +46,7 @@ class SampledPositions:
         rows, columns = self._drawn(layer, inputs)
         return output[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
 
-    def _drawn(self, layer: nn.Conv2d, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _drawn(self, layer: nn.modules.conv._ConvNd, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         left, right, top, bottom = layer._reversed_padding_repeated_twice
         height, width = inputs.shape[-2] + top + bottom, inputs.shape[-1] + left + right
         tall = (height - layer.dilation[0] * (layer.kernel_size[0] - 1) - 1) // layer.stride[0] + 1
@@ -56,22 +54,3 @@ class SampledPositions:
         generator = torch.Generator().manual_seed(self._seed)
         drawn = torch.randint(0, tall * wide, (self._points,), generator=generator).to(inputs.device)
         return drawn // wide, drawn % wide
-
-
-@contextmanager
-def activation_hooks(
-    module: nn.Module, layers: Sequence[str], see: Callable[[str, Reader, torch.Tensor, torch.Tensor], None]
-) -> Iterator[None]:
-    """Call ``see`` with name, layer, input and output whenever one of the layers runs."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def seen(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            assert isinstance(layer, Reader)
-            see(name, layer, inputs[0], output)
-
-        return seen
-
-    with ExitStack() as hooks:
-        for name in layers:
-            hooks.enter_context(module.get_submodule(name).register_forward_hook(hook(name)))
-        yield

@@ -105,7 +105,6 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
             example=network.adapter.example(1),
             calibration=calibration,
             reconstructed=config.reconstruct,
-            notify=listener.warn,
         )
         advance(1)
     return Applied(network, policy, allocation, module)

@@ -38,6 +38,7 @@ class RunListener(Relay):
         self._file: TextIO | None = None
         self._stage = ""
         self._waiting: list[str] = []
+        self._warned: set[str] = set()
         self._tracking: RunTracking | None = None
 
     def opened(self, folder: Path, config: RunConfig) -> None:
@@ -62,9 +63,11 @@ class RunListener(Relay):
         super().note(text)
 
     def warn(self, text: str) -> None:
-        """Keep it and hand it on."""
-        self._write(f"warning: {text}")
-        super().warn(text)
+        """Keep it and hand it on, once: what holds for every iteration needs no repeating."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._write(f"warning: {text}")
+            super().warn(text)
 
     def debug(self, text: str) -> None:
         """Keep it and hand it on."""

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 
-from autoprune.structure.graph import ChannelGraph, LayerKind
+from autoprune.structure.graph import MIXING, ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
 
@@ -100,7 +100,7 @@ def reading_only(module: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> It
     axes = {
         layer.name: torch.from_numpy(np.flatnonzero(~keep[graph.axes[layer.in_axis]]))
         for layer in graph.layers
-        if layer.kind in (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+        if layer.kind in MIXING
     }
     with ExitStack() as hooks:
         for name, removed in axes.items():

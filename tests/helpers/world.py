@@ -96,9 +96,16 @@ def cut(run: Path, copy: Path, *, keep: int) -> Path:
 
 
 def one_sentence(said: str) -> str:
-    """Return what a command printed on standard error, which must be one line."""
-    (line,) = said.strip().splitlines()
+    """Return what a command printed on standard error, which must be one line but for what tiny data always give."""
+    (line,) = unexpected(said).strip().splitlines()
     return line
+
+
+def unexpected(said: str) -> str:
+    """Return what a command printed but for what tiny data always give."""
+    return "".join(
+        line for line in said.splitlines(keepends=True) if "are read at fewer positions than they have" not in line
+    )
 
 
 class Device(FakeBackend):

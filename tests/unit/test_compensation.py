@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from torch import nn
 
 from autoprune.arrays import Mask
 from autoprune.errors import ModelError
-from autoprune.evaluation.compensation import compensate
+from autoprune.evaluation.compensation import compensate, fold_constants
 from autoprune.statistics.moments import RIDGE, collect_moments
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.validation import analyse
+from tests.helpers import darknet_networks
+from tests.helpers.networks import compared
 from tests.unit.test_folding import chosen, randomised
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(3))
@@ -173,11 +177,52 @@ def test_a_layer_that_runs_twice_is_solved_for_both_runs() -> None:
     torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-6)
 
 
+class Levels(nn.Module):
+    """One convolution with a batch norm for each of two levels, or for the first only."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.make, self.bn, self.shared = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1, bias=False)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) if place < norms else nn.Identity() for place in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.make(x)))
+        return sum(norm(self.shared(level)) for norm, level in zip(self.norms, (x, self.pool(x)), strict=True))
+
+
+@pytest.mark.parametrize("norms", [0, 1, 2])
+@pytest.mark.parametrize("way", ["compensated", "folded"])
+def test_every_run_of_a_layer_gets_its_constants(norms: int, way: str) -> None:
+    """Several channels are constant, γ = 0, so that nothing is lost with them."""
+    torch.manual_seed(0)
+    dense: Any = randomised(Levels(norms), 0)
+    constant = (1, 3, 4, 6)
+    dense.bn.weight.data[list(constant)], dense.bn.bias.data[list(constant)] = 0.0, 1.5
+    graph = analyse(dense.float(), torch.zeros(2, 3, 12, 12))
+    keep = removing(graph, make=constant)
+    smaller = Slicer(dense, graph).materialise(keep)
+    before = float((outputs(smaller) - outputs(dense)).abs().max())
+    if way == "folded":
+        fold_constants(smaller, dense, graph, keep, IMAGES[:1])
+    else:
+        compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    assert float((outputs(smaller) - outputs(dense)).abs().max()) < 1e-4 < 0.1 < before
+
+
 def test_fewer_positions_than_channels_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
     keep = removing(graph, make=(0,))
     smaller = Slicer(dense, graph).materialise(keep)
-    compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [torch.zeros(1, 3, 12, 12)]))
+    told: list[str] = []
+    moments = collect_moments(dense, graph, [torch.zeros(1, 3, 12, 12)], notify=told.append)
+    compensate(smaller, dense, graph, keep, moments)
+    assert told == [
+        "1 of 3 layers (head) are read at fewer positions than they have channels, so that the ridge decides how they "
+        "are compensated; with more images these decide."
+    ]
+    collect_moments(dense, graph, [IMAGES[:6]], notify=told.append)  # as many as channels
+    assert len(told) == 1
     assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
 
 
@@ -191,16 +236,84 @@ def test_channels_that_are_always_zero_have_an_answer(analysed: tuple[nn.Module,
 
 def test_covariances_that_do_not_fit_are_left_out_widest_first(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
-    moments = collect_moments(dense, graph, [IMAGES], limit=8 * 6 * 6)
-    assert moments.size <= 8 * 6 * 6
-    assert set(moments.mean) == {"head"}
-    assert set(moments.skipped) == {"plain", "up"}
+    told: list[str] = []
+    moments = collect_moments(dense, graph, [IMAGES], limit=8 * 6 * 6, notify=told.append)
+    assert set(moments.mean) == set(moments.covariance) == {"head"}
+    assert told == [
+        "Compensation leaves out 2 of 3 layers (plain, up): all channel covariances would take 0.0 GB, more than the "
+        "limit of 0.0 GB."
+    ]
 
 
 def test_numbers_that_are_not_finite_name_their_layer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
     with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*`compensate=False`"):
         collect_moments(dense, graph, [IMAGES.where(IMAGES < 0.99, torch.nan)])
+    with pytest.raises(ModelError, match=r"^plain reads numbers that are not finite.*another `criterion`$"):
+        collect_moments(dense, graph, [IMAGES.where(IMAGES < 0.99, torch.nan)], criterion="covariance")
+
+
+# -- architectures ---------------------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """As in RT-DETR: positions become tokens, which attend to each other and pass a feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.bn = nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16)
+        self.proj, self.attention = nn.Conv2d(16, 8, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.proj(torch.relu(self.bn(self.make(x)))).flatten(2).transpose(1, 2)
+        tokens = self.norm(tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0])
+        return self.head(tokens + self.narrow(nn.functional.gelu(self.wide(tokens))))
+
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "encoder": Encoder,
+    "darknet": darknet_networks.build,
+    "transposed": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 4, 3)
+    ),
+    "flattened": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(72, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_compensation_brings_every_architecture_nearer(name: str) -> None:
+    """On images that it was not computed from, with some channels of every unit removed."""
+    torch.manual_seed(0)
+    dense = randomised(ARCHITECTURES[name](), 0).float()
+    size = 64 if name == "darknet" else 12
+    seen, fresh = torch.rand(2, 16, 3, size, size, generator=torch.Generator().manual_seed(1))
+    graph = analyse(dense, seen[:2])
+    moments = collect_moments(dense, graph, [seen], notify=lambda _: None)
+
+    def given(module: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([tensor.flatten(1) for tensor in compared(module.eval()(fresh))], dim=1)
+
+    shares = []
+    for seed in range(4):
+        keep = chosen(graph, seed)
+        bare, small = (Slicer(dense, graph).materialise(keep) for _ in range(2))
+        compensate(small, dense, graph, keep, moments)
+        # The median: a box is an exponential of what Darknet's last layer gives.
+        gaps = [float((given(one) - given(dense)).abs().median()) for one in (bare, small)]
+        shares.append(gaps[1] / gaps[0])
+    assert max(shares) < 0.9, shares
+    assert np.mean(shares) < 0.6, shares
 
 
 # -- properties ------------------------------------------------------------------------------------------------

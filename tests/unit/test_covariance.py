@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData
-from autoprune.criteria.covariance import CovarianceImportance, _Reading
+from autoprune.criteria.covariance import CovarianceImportance, _inner, _Reading
 from autoprune.criteria.registry import make_criterion
+from autoprune.errors import ModelError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.evaluation.pruning import evidence_of
 from autoprune.journal import Journal
+from autoprune.listener import SilentListener, hearing
 from autoprune.models import open_adapter
+from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
@@ -27,6 +31,7 @@ from tests.unit.test_compensation import Reader
 from tests.unit.test_folding import randomised
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+EVIDENCE = CalibrationData([IMAGES], lambda batch: batch, lambda net, batch: net(batch).square().mean())
 
 
 def lost(covariance: npt.NDArray[np.float64], products: npt.NDArray[np.float64], removed: list[int]) -> float:
@@ -61,10 +66,7 @@ def test_losses_are_those_of_the_least_squares_solution(seed: int, times: int) -
 def ranked(module: nn.Module, group: str) -> list[int]:
     """Return a group's channels, the first to go last."""
     graph = analyse(module, torch.zeros(2, 3, 12, 12))
-    evidence = CalibrationData(
-        batches=[IMAGES], inputs=lambda batch: batch, loss=lambda net, batch: net(batch).square().mean()
-    )
-    order = CovarianceImportance(evidence).order(module, graph)
+    order = CovarianceImportance(EVIDENCE).order(module, graph)
     return list(order[[one.name for one in graph.groups].index(group)])
 
 
@@ -100,6 +102,54 @@ def test_a_channel_that_the_loss_does_not_depend_on_goes_first(reader: Any) -> N
         reader.head.weight[:, 3] = 0.0
         reader.up.weight[:, 3] *= 10.0
     assert ranked(reader, "up")[-1] == 3
+
+
+class Warnings(SilentListener):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def test_a_group_that_no_layer_compensates_is_in_the_order_of_l1(reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = analyse(reader, torch.zeros(2, 3, 12, 12))
+    expected = make_criterion("l1").order(reader, graph)
+    whole = CovarianceImportance(EVIDENCE).order(reader, graph)
+    monkeypatch.setattr("autoprune.criteria.covariance.collect_moments", partial(collect_moments, limit=8 * 6 * 6))
+    with hearing(listener := Warnings()):
+        found = CovarianceImportance(EVIDENCE).order(reader, graph)
+    names = [group.name for group in graph.groups]
+    for group in ("make", "plain"):
+        assert found[names.index(group)].tolist() == expected[names.index(group)].tolist() != list(range(8))
+    assert found[names.index("up")].tolist() == whole[names.index("up")].tolist()
+    assert listener.heard == [
+        "The criterion covariance leaves out 2 of 3 layers (plain, up): all channel covariances would take 0.0 GB, "
+        "more than the limit of 0.0 GB.",
+        "The criterion covariance ranks 2 channel groups (make, plain) by l1: no layer that reads them can be "
+        "compensated.",
+    ]
+
+
+def test_all_is_said_that_is_left_out_and_nothing_else(reader: Any) -> None:
+    with hearing(listener := Warnings()):
+        CovarianceImportance(EVIDENCE).order(reader, analyse(reader, torch.zeros(2, 3, 12, 12)))
+    assert listener.heard == []
+
+
+def test_the_rounding_of_constants_is_no_information(reader: Any) -> None:
+    """Of channels that are constant, the covariance is what float32 leaves of their squares, of any sign."""
+    noise = 1e-9 * torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean = torch.full((8,), 1e3, dtype=torch.float64)
+    moments = Moments({"plain": mean}, {"plain": noise + noise.T}, {})
+    precision, _ = _inner(reader, "plain", moments, torch.ones(8))
+    assert (np.linalg.eigvalsh(precision) > 0).all()
+
+
+def test_numbers_that_are_not_finite_advise_another_criterion(reader: Any) -> None:
+    evidence = CalibrationData([IMAGES * torch.nan], EVIDENCE.inputs, EVIDENCE.loss)
+    with pytest.raises(ModelError, match=r"are not finite.*or take another `criterion`$"):
+        CovarianceImportance(evidence).order(reader, analyse(reader, torch.zeros(2, 3, 12, 12)))
 
 
 @pytest.mark.slow

@@ -46,6 +46,20 @@ class Plain(nn.Module):
         return logits
 
 
+class Twice(Plain):
+    """Runs a layer on two levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(16, 16, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.second(torch.tanh(self.first(image))))
+        levels = (torch.tanh(self.shared(level)).mean((2, 3)) for level in (x, 2 * nn.functional.max_pool2d(x, 2)))
+        logits: torch.Tensor = self.head(sum(levels))
+        return logits
+
+
 @cache
 def network(kind: type[nn.Module]) -> tuple[nn.Module, ChannelGraph]:
     with torch.random.fork_rng(devices=[]):
@@ -398,7 +412,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(evaluators: Evaluators)
 # -- first order ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Plain, Net])
+@pytest.mark.parametrize("kind", [Plain, Net, Twice])
 def test_gains_are_the_slopes_of_the_score(evaluators: Evaluators, kind: type[nn.Module]) -> None:
     """Against differences: every layer that reads the added channels reads a hundredth of them."""
     evaluator = evaluators(kind)
@@ -415,10 +429,10 @@ def test_gains_are_the_slopes_of_the_score(evaluators: Evaluators, kind: type[nn
         """Return the score of the dense network whose layers read this share of the added channels."""
         module, read = evaluator.adapter.module, (kept + share * added).float()
         with ExitStack() as hooks:
-            for layer in graph.layers:
+            for name, layer in {layer.name: layer for layer in graph.layers}.items():
                 if layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
                     hook = given(read[graph.axes[layer.in_axis]])
-                    hooks.enter_context(module.get_submodule(layer.name).register_forward_pre_hook(hook))
+                    hooks.enter_context(module.get_submodule(name).register_forward_pre_hook(hook))
             return evaluator.score(module)
 
     for unit, wider in enumerate(widths):

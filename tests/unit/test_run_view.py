@@ -128,6 +128,19 @@ def test_the_log_has_everything_with_times_and_goes_on_where_it_ended(tmp_path: 
     assert all(line[:4].isdigit() for line in text.splitlines() if "detail" in line)
 
 
+def test_a_warning_that_holds_for_every_iteration_is_heard_once() -> None:
+    class Warnings(SilentListener):
+        heard: list[str] = []  # noqa: RUF012 (one run)
+
+        def warn(self, text: str) -> None:
+            self.heard.append(text)
+
+    with RunListener(Warnings(), "autoprune netadapt") as heard:
+        for text in ("a layer is left out", "the machine is noisy", "a layer is left out"):
+            heard.warn(text)
+    assert Warnings.heard == ["a layer is left out", "the machine is noisy"]
+
+
 def test_listeners_without_the_later_methods_still_hear_the_others() -> None:
     class Old:
         heard: list[str]

@@ -112,6 +112,24 @@ def test_where_the_loss_is_linear_the_change_is_exact(analysed: tuple[nn.Module,
     assert slopes.change(keep) == 0
 
 
+def test_a_layer_that_is_not_compensated_takes_no_matrix_of_its_inputs() -> None:
+    """A classifier like VGG's reads 25088 channels; of layers whose channels predict nothing a diagonal is enough."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(64), nn.Flatten(), nn.Linear(32768, 2))
+    graph = analyse(dense.eval(), torch.zeros(2, 3, 12, 12))
+    keep, wider = last_unit_pruned(graph, 2), last_unit_pruned(graph, 4)
+    moments = collect_moments(dense, graph, [IMAGES], limit=1000, notify=lambda _: None)
+    assert not moments.mean
+
+    def loss(module: nn.Module) -> torch.Tensor:
+        return module(IMAGES).sum()
+
+    found = measure_slopes(dense, graph, keep, moments, [loss]).change(wider)  # 4 GB for each matrix
+    with torch.no_grad():
+        expected = [loss(Slicer(dense, graph).materialise(mask)) for mask in (keep, wider)]
+    assert found == pytest.approx(float(expected[1] - expected[0]), rel=1e-3)
+
+
 def test_what_becomes_predictable_counts_too() -> None:
     """With compensation, added channels also say something of those that stay removed."""
     torch.manual_seed(0)

@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.statistics.layers import (
+    activation_hooks,
     evaluating,
+    mixing_layers,
     norms_behind,
     outputs_first,
     recalibrate,
     shift_output,
     summed_over_kernel,
 )
-from autoprune.statistics.moments import RIDGE, collect_moments, regression
-from autoprune.statistics.sampling import SampledPositions, activation_hooks
+from autoprune.statistics.moments import RIDGE, _Sums, collect_moments, regression
+from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 
@@ -76,6 +78,7 @@ GEOMETRY = st.fixed_dictionaries(
         "stride": st.tuples(st.integers(1, 2), st.integers(1, 3)),
         "padding": st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.just("valid")),
         "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "padding_mode": st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
     }
 )
 
@@ -158,7 +161,7 @@ def test_shifted_outputs_are_shifted(bias: bool, norm: nn.BatchNorm2d | None) ->
     with torch.no_grad():
         before = network(IMAGES)
         shift = torch.tensor([1.0, -1.0, 0.0, 2.0], dtype=torch.float64)
-        shift_output(network[0], norm, shift)
+        shift_output(network[0], [norm] if norm else [], shift)
         scale = 1 / np.sqrt(1 + 1e-5) if norm else 1
         torch.testing.assert_close(network(IMAGES), before + scale * shift.float().view(1, 4, 1, 1))
     assert all(tensor.dtype != torch.float64 for tensor in network.state_dict().values())
@@ -186,8 +189,42 @@ def test_a_batch_norm_is_a_layers_own_if_it_reads_just_what_the_layer_gives() ->
     network = seeded(Branches).eval()
     with norms_behind(network, ["direct", "activated", "summed", "last"]) as found, torch.no_grad():
         network(IMAGES)
-    assert found == {"direct": "direct_norm"}
+    assert found == {"direct": ["direct_norm"]}
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in network.modules())
+
+
+class Several(nn.Module):
+    """Layers that run on two levels: with a norm for each, with one norm, with a norm on one level only; and a norm
+    that reads two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.norms = nn.Conv2d(3, 4, 1), nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+        self.one, self.one_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.some, self.some_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.left, self.right, self.both = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = [norm(self.each(level)) for norm, level in zip(self.norms, (x, 2 * x), strict=True)]
+        levels = [self.one_norm(self.one(level)) for level in levels]
+        first, second = self.some_norm(self.some(levels[0])), self.some(levels[1])
+        return self.both(self.left(first)) + self.both(self.right(second))
+
+
+def test_a_layer_has_a_batch_norm_for_each_of_its_runs_or_none() -> None:
+    network = seeded(Several).eval()
+    layers = ["each", "one", "some", "left", "right"]
+    with norms_behind(network, layers) as found, torch.no_grad():
+        network(IMAGES)
+        network(IMAGES)
+    assert found == {"each": ["norms.0", "norms.1"], "one": ["one_norm"]}
+
+
+def test_layers_that_share_a_weight_or_a_bias_are_left_out() -> None:
+    network = seeded(lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(6))))
+    network[1].weight, network[3].bias, network[4] = network[0].weight, network[2].bias, network[5]
+    graph = analyse(network.eval(), torch.zeros(2, 3, 6, 6))
+    assert set(mixing_layers(network, graph)) == {"4"}, "a module with two names is one"
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -235,8 +272,6 @@ def test_moments_are_those_of_what_layers_read(wide: tuple[Wide, ChannelGraph]) 
     for name, values in rows.items():
         np.testing.assert_allclose(moments.mean[name], values.mean(1), rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(moments.covariance[name], np.cov(values, bias=True), rtol=1e-3, atol=1e-7)
-    assert moments.size == 2 * 8 * 6 * 6
-    assert moments.skipped == ()
 
 
 def test_moments_do_not_depend_on_how_images_fall_into_batches(wide: tuple[Wide, ChannelGraph]) -> None:
@@ -245,6 +280,16 @@ def test_moments_do_not_depend_on_how_images_fall_into_batches(wide: tuple[Wide,
     for name in whole.mean:
         torch.testing.assert_close(whole.mean[name], split.mean[name], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(whole.covariance[name], split.covariance[name], rtol=1e-3, atol=1e-7)
+
+
+def test_fewer_bytes_than_all_covariances_twice_are_held() -> None:
+    """The sums become the covariances, and are not kept next to them."""
+    network = seeded(lambda: nn.Sequential(*(nn.Conv2d(3 if not place else 64, 64, 1) for place in range(9)))).eval()
+    sums = _Sums()
+    with activation_hooks(network, [str(place) for place in range(1, 9)], sums.add), torch.no_grad():
+        network(IMAGES)
+    before = {matrix.data_ptr() for matrix in sums._product.values()}
+    assert {matrix.data_ptr() for matrix in sums.moments()[1].values()} == before
 
 
 def test_a_large_mean_costs_the_covariance_no_digits(wide: tuple[Wide, ChannelGraph]) -> None:

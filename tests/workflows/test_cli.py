@@ -14,7 +14,7 @@ from autoprune.cli.main import COMPLETION, main
 from autoprune.config import Config
 from autoprune.errors import BudgetUnreachableError, DataError
 from autoprune.workflows.call import Finished
-from tests.helpers.world import arguments
+from tests.helpers.world import arguments, unexpected
 
 Answer = Callable[[Config], bool]
 
@@ -175,7 +175,7 @@ def test_a_run_whose_output_fails_is_kept_and_goes_on(
             with pytest.raises(SystemExit) as caught:
                 main(words)
             assert caught.value.code == code
-    said = capsys.readouterr().err
+    said = unexpected(capsys.readouterr().err)
     assert said.startswith(NO_SPACE) if code == 2 else said == ""
     assert main(["sensitivity", "--resume", str(tmp_path / "run")]) == 0
 

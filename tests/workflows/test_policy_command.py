@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 from ultralytics import YOLO
 
+import autoprune as ap
 from autoprune.cli.main import main
-from autoprune.errors import DataError, ModelError, PolicyError
+from autoprune.errors import ConfigError, DataError, ModelError, PolicyError
+from autoprune.evaluation import pruning
 from autoprune.models import open_adapter
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, PolicyWarning, Provenance
 from tests.helpers.detectors import build, write_data, write_detector
@@ -169,7 +172,7 @@ def test_settings_that_yolo_forgets_are_read_again_or_else_ultralytics_own(world
 def test_without_data_it_warns_and_batch_norm_stays(world: Path) -> None:
     module, policy = open_adapter(world / "best.pt").module, policy_of(world, "l1")
     with pytest.warns(
-        PolicyWarning, match=r"neither compensated nor .* recalibrated.*give the data set .*data=\"data\.yaml\""
+        PolicyWarning, match=r"neither compensated nor recalibrated .*give the data set .*data=\"data\.yaml\""
     ) as told:
         pruned = policy.apply(module)
     assert told[0].filename == __file__
@@ -178,6 +181,47 @@ def test_without_data_it_warns_and_batch_norm_stays(world: Path) -> None:
     assert all(value in dense for value in mean)
 
 
+def test_without_data_a_network_without_batch_norm_is_not_compensated_and_it_warns() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    policy = half(module, torch.zeros(2, 3, SIZE, SIZE), "l1", free=frozenset())
+    with pytest.warns(PolicyWarning, match=r"network is not compensated, .*give the data set"):
+        policy.apply(module)
+    policy.apply(module, compensate=False)  # nothing is missing
+
+
+def test_a_network_that_was_loaded_without_data_warns_and_takes_data(world: Path) -> None:
+    net, policy = ap.load(world / "best.pt", device="cpu"), policy_of(world, "taylor")
+    with pytest.raises(ConfigError, match=r"taylor looks at training images, and there are none; give `data`$"):
+        policy.apply(net)
+    plain = policy_of(world, "l1")
+    with pytest.warns(PolicyWarning, match="neither compensated nor recalibrated"):
+        assert isinstance(plain.apply(net), ap.Network)
+    data = world / "data" / "data.yaml"
+    state, expected = policy.apply(net, data=data).module.state_dict(), policy.apply(net.module, data=data).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer positions than they have channels")
+def test_a_network_is_computed_as_its_adapters_images_are() -> None:
+    """A caller's network can lie elsewhere, or have another precision."""
+    adapter = make()
+    policy = half(adapter.module, adapter.example(2), "taylor", free=adapter.free_outputs)
+    doubled = copy.deepcopy(adapter.module).double()
+    found, expected = (policy.apply(module, data=adapter) for module in (doubled, adapter.module))
+    assert next(doubled.parameters()).dtype == torch.float64
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name])
+
+
+def test_layers_that_are_left_out_are_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "RECONSTRUCTION_BYTES", 1.0)
+    policy, module = policy_of(world, "l1"), YOLO(world / "best.pt").model
+    with pytest.warns(ap.AutopruneWarning, match=r"solved .* on \d+ of \d+ images: all .* limit") as told:
+        policy.apply(module, data=world / "data" / "data.yaml")
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer positions than they have channels")
 def test_a_network_of_ones_own_takes_the_adapter_with_its_data() -> None:
     adapter = make()
     policy = half(adapter.module, adapter.example(2), "taylor", free=adapter.free_outputs)

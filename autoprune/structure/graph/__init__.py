@@ -7,6 +7,28 @@ groups that must keep equal counts form a unit (``assemble.py``). Units can be j
 """
 
 from autoprune.structure.graph.trace import copied, trace
-from autoprune.structure.graph.types import ChannelGraph, Group, Layer, LayerKind, Tie, Unit, WidthAttribute, tie
+from autoprune.structure.graph.types import (
+    MIXING,
+    ChannelGraph,
+    Group,
+    Layer,
+    LayerKind,
+    Tie,
+    Unit,
+    WidthAttribute,
+    tie,
+)
 
-__all__ = ["ChannelGraph", "Group", "Layer", "LayerKind", "Tie", "Unit", "WidthAttribute", "copied", "tie", "trace"]
+__all__ = [
+    "MIXING",
+    "ChannelGraph",
+    "Group",
+    "Layer",
+    "LayerKind",
+    "Tie",
+    "Unit",
+    "WidthAttribute",
+    "copied",
+    "tie",
+    "trace",
+]

@@ -26,6 +26,10 @@ class LayerKind(Enum):
     ELEMENTWISE = "elementwise"
 
 
+MIXING = (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+"""Layers that make channels out of others; a depthwise one only passes them on."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Channels that can only be removed together, index by index.

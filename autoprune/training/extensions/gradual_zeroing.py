@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Mask
-from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
+from autoprune.structure.graph import MIXING, ChannelGraph, Layer, LayerKind
 from autoprune.training.extensions._base import Event, Training, TrainingExtension, networks_of
 
 
@@ -76,7 +76,7 @@ def _unnormalised_rows(graph: ChannelGraph) -> set[tuple[str, int]]:
     return {
         (f"{layer.name}.weight", 1 if layer.kind is LayerKind.TRANSPOSED else 0)
         for layer, follower in zip(graph.layers, [*graph.layers[1:], None], strict=True)
-        if layer.kind in (LayerKind.CONV, LayerKind.TRANSPOSED, LayerKind.LINEAR)
+        if layer.kind in MIXING
         if follower is None or not _normalises(graph, layer, follower)
     }
 
