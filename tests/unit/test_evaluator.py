@@ -199,8 +199,14 @@ class UnorderedWorkers:
 
     usage = Usage(workers=2)
 
+    def __init__(self) -> None:
+        self._function: Any = None
+        self._workers: list[Callable[[Any], Any]] = []
+
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        workers = [pickle.loads(pickle.dumps(function)) for _ in range(2)]
+        if function != self._function:  # as runners do, which send a function once
+            self._function, self._workers = function, [pickle.loads(pickle.dumps(function)) for _ in range(2)]
+        workers = self._workers
         with ThreadPoolExecutor(1) as pool:  # one thread: torch's gradient mode and rounding do not change
             later = {item: pool.submit(workers[n % 2], item) for n, item in reversed(list(enumerate(items)))}
         return (later[item].result() for item in items)
@@ -350,12 +356,15 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(evaluators: Evaluators, 
 
 
 class Scarce:
-    """The loss of a machine whose memory may get less: ``most`` is how many images it holds."""
+    """The loss of a machine whose memory may get less: ``most`` is how many images it holds, after some losses 4."""
 
     def __init__(self) -> None:
-        self.most = 8
+        self.most, self.after = 8, 10**9
 
     def __call__(self, module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        self.after -= 1
+        if self.after < 0:
+            self.most = 4
         return hungry(self.most)(module, images, kinds)
 
 
@@ -397,6 +406,15 @@ def test_a_resumed_run_that_halved_ends_like_one_that_was_not_interrupted(
     assert next(again.accuracies(asked[1:2])) == next(whole.accuracies(asked[1:2]))
     other = Evaluator(again.adapter, again.pruner, images=8, batch=8, seed=0, journal=again.journal, kind="other")
     assert other(asked[1:2])[0].score == others(asked[1:2])[0].score, "all evaluators of a run halve together"
+
+
+def test_memory_may_run_out_between_two_candidates(evaluators: Evaluators) -> None:
+    scarce = Scarce()
+    run, large, small = evaluators(batch=8, loss=scarce), evaluators(batch=8), evaluators(batch=4)
+    asked = candidates(run)
+    scarce.after = 2 * len(run._batches)
+    expected = [*large(asked[:2]), *small(asked[2:])]
+    assert [(one.allocation, one.score) for one in run(asked)] == [(one.allocation, one.score) for one in expected]
 
 
 def test_only_the_run_halves_and_no_worker_alone(evaluators: Evaluators) -> None:

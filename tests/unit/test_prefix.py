@@ -232,6 +232,17 @@ def test_memory_is_saved_at_the_prefix_before_the_batch(
     assert reusing._prefix is None
 
 
+def test_another_evaluator_of_the_run_may_halve_the_batch(evaluators: Evaluators) -> None:
+    small, reusing = evaluators(batch=1), evaluators()
+    dense = dense_of(small.pruner)
+    candidates = list(neighbours(small.pruner, dense))
+    for one in (small, reusing):
+        one.rebase(dense)
+        one._score(candidates[0])
+    reusing.journal.append("batch", 0, 1)
+    assert reusing(candidates[-1:])[0].score == small(candidates[-1:])[0].score
+
+
 # -- any network -----------------------------------------------------------------------------------
 
 
