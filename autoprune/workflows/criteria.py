@@ -50,7 +50,7 @@ class CriteriaComparison:
         self._budget = config.lowest
         listener.stages(stages.of_criteria(config))
         self._run = PruningRun(config, folder, listener)
-        self._evaluator = self._run.evaluator("evaluation")
+        self._evaluator = self._run.evaluator()
 
     def execute(self) -> None:
         """Score, fine-tune, and write the results."""

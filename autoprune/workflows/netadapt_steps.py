@@ -168,7 +168,7 @@ class NetAdaptSteps:
 
     @cached_property
     def _dense(self) -> Evaluator:
-        return self._run.evaluator("evaluation")
+        return self._run.evaluator()
 
     def copy_of(self, base: Base) -> nn.Module:
         """Return a base's network, free to be changed."""

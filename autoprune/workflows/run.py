@@ -75,29 +75,27 @@ def make_evaluator(
     folder: RunFolder,
     listener: Listener,
     *,
-    kind: str,
-    images: int,
     runner: Runner,
+    kind: str = "evaluation",
     pruner: Pruner | None = None,
     like: Evaluator | None = None,
 ) -> Evaluator:
-    """Return what scores candidates on a number of training images.
+    """Return what scores candidates on training images.
 
     Args:
         network: the dense network.
-        config: how its candidates are scored.
+        config: on how many images, and how.
         folder: has the journal.
         listener: hears warnings.
-        kind: as for `Evaluator`.
-        images: how many.
         runner: computes the candidates.
+        kind: the journal's name for their evaluations.
         pruner: makes them; the network's own if None.
         like: an evaluator that holds these images already.
     """
     evaluator = Evaluator(
         network.adapter,
         pruner or network.pruner,
-        images=images,
+        images=config.images,
         batch=config.batch,
         seed=config.seed,
         journal=folder.journal,
@@ -236,7 +234,7 @@ class PruningRun:
         found = {metric: error for metric, error in errors.items() if error is not None}
         return found.get("latency") if set(found) <= {"latency"} else found
 
-    def evaluator(self, kind: str, pruner: Pruner | None = None) -> Evaluator:
+    def evaluator(self, kind: str = "evaluation", pruner: Pruner | None = None) -> Evaluator:
         """Return what scores the candidates of a pruner, by default the network's own, on the run's images.
 
         All evaluators of a run share the images, and what one of them warned of the others do not.
@@ -246,9 +244,8 @@ class PruningRun:
             self.config,
             self.folder,
             self.listener,
-            kind=kind,
-            images=self.config.images,
             runner=self.runner,
+            kind=kind,
             pruner=pruner,
             like=self._latest,
         )
