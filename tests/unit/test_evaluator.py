@@ -240,6 +240,11 @@ def test_every_runner_keeps_the_contract(evaluators: Evaluators, spec: RunnerSpe
         check_runner(runner, lambda one: evaluators(runner=one), candidates(evaluators()))
 
 
+def test_workers_share_what_may_be_held_of_a_base(evaluators: Evaluators) -> None:
+    evaluator = evaluators(runner=UnorderedWorkers(), prefix_bytes=100)
+    assert pickle.loads(pickle.dumps(evaluator)).prefix_bytes == 50
+
+
 def test_workers_compute_the_same_and_tell_nobody(evaluators: Evaluators) -> None:
     told: list[str] = []
     evaluator = evaluators(notify=told.append)
@@ -405,6 +410,7 @@ def test_a_resumed_run_that_halved_ends_like_one_that_was_not_interrupted(
     assert [one.score for one in again(asked)] == [one.score for one in whole(asked)]
     assert next(again.accuracies(asked[1:2])) == next(whole.accuracies(asked[1:2]))
     other = Evaluator(again.adapter, again.pruner, images=8, batch=8, seed=0, journal=again.journal, kind="other")
+    assert others.dense_loss == other.dense_loss
     assert other(asked[1:2])[0].score == others(asked[1:2])[0].score, "all evaluators of a run halve together"
 
 
