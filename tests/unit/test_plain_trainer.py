@@ -136,7 +136,7 @@ def test_a_lack_of_memory_is_told(tmp_path: Path, error: Exception) -> None:
     def scarce(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         raise error
 
-    with pytest.raises(DeviceError, match="out of memory while fine-tuning on cpu; give a smaller batch"):
+    with pytest.raises(DeviceError, match="out of memory on cpu in epoch 1; give a smaller `batch`"):
         tuned(adapter(Net(8), loss=scarce), tmp_path)
 
 
