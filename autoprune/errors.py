@@ -126,6 +126,31 @@ class ExportError(AutopruneError):
     exit_code = 3
 
 
+_OUT_OF_MEMORY = (
+    "memoryerror",
+    "outofmemory",
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+    "allocation_failed",
+)
+"""Names and texts of errors of Python, C++, torch, CUDA, cuBLAS, cuDNN and runtimes, in lower case."""
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Return whether an error, or what a process said at its end, means that memory ran out.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("no kernel"))
+        (True, False)
+    """
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+
+
 class AutopruneWarning(UserWarning):
     """Root of all warnings: one sentence that a user should read, though nothing failed.
 

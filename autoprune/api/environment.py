@@ -118,7 +118,7 @@ def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> Pruning
     constraint = run.constrain(parsed, limits, latency_constraints)
     uniform = np.zeros(len(constraint.space))
     constraint = latency_constraints.settled(constraint, uniform)
-    evaluator = run.evaluator("evaluation", config.images)
+    evaluator = run.evaluator()
     score = scores_of(evaluator)
     if not prior:
         return problem_of(constraint, score, uniform, uniform)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from autoprune.config._checks import (
 )
 from autoprune.criteria.registry import spec_of
 from autoprune.errors import ConfigError
+from autoprune.evaluation.runners import runner_spec
 from autoprune.image_size import ImageSize
 from autoprune.tracking import check_tracker
 
@@ -225,10 +225,6 @@ class RuntimeConfig:
         self.measured_on  # noqa: B018  (raises if the command is malformed)
 
 
-_CLUSTER = re.compile(r"auto|ray://[^\s/:]+:[0-9]{1,5}|(0|[1-9][0-9]{0,3})", re.ASCII)
-"""What `workers` may be."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
     """The options of the commands whose candidates can be computed by several processes.
@@ -246,10 +242,8 @@ class WorkersConfig:
         Raises:
             ConfigError: they are neither.
         """
-        if self.workers is not None and not _CLUSTER.fullmatch(self.workers):
-            raise ConfigError(
-                f"`workers` must be a number of processes up to 9999, auto, or ray://HOST:PORT, got {self.workers!r}"
-            )
+        if self.workers is not None:
+            runner_spec(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property, partial, reduce
 from operator import add
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.errors import DeviceError, ModelError
+from autoprune.errors import ModelError
 from autoprune.evaluation.compensation import compensate
+from autoprune.evaluation.halving import HalvingBatches
 from autoprune.evaluation.prefix import PREFIX_BYTES, Prefix, first_stages
 from autoprune.evaluation.pruning import Calibration, prune
 from autoprune.evaluation.runners import Runner, SerialRunner, Shared
 from autoprune.evaluation.slopes import Slopes, measure_slopes
+from autoprune.evaluation.threads import in_threads
 from autoprune.journal import Journal
 from autoprune.listener import step_bar
 from autoprune.models._base import Adapter, Batch, LossSum
 from autoprune.results import Metrics
-from autoprune.statistics.layers import recalibrate as recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
-
-Result = TypeVar("Result")
 
 WORST_SCORE = -10.0
 """Score of a candidate whose loss is not a number: far below any network that still computes."""
@@ -82,7 +80,7 @@ class EvaluationCounts:
 
 
 @dataclass
-class Evaluator:
+class Evaluator(HalvingBatches):
     """Scores allocations on held images of the training split.
 
     One pass does both: in train mode every batch is normalised with its own statistics, which is what recalibrated
@@ -93,25 +91,31 @@ class Evaluator:
     differ by 0.01 at most (three detectors, 320 px, 60 images, one thread; Spearman over 30 allocations at flops=50%,
     30% and 20% at least 0.998; ``python -m tests.benchmarks.bf16``).
 
+    A loss in train mode depends on the batch, and so does the dense loss that it is divided by: both are always of the
+    same one. When memory runs out, all evaluators of the run go on with half of it, and with a dense loss of its own;
+    what is scored already stays, for the search has gone by it, and a resumed run goes by the same.
+
     It can be pickled, for the workers of stable-baselines3's ``SubprocVecEnv``: each gets the network, the images and
     the scores known so far, and computes the same scores; what it computes is not journalled, and it notifies nobody.
+    Memory that runs out there is an error, for scores must not depend on the worker: only the run halves the batch.
 
     Attributes:
         adapter: the dense network with its data and loss.
         pruner: makes the candidates.
         images: how many scoring images; fewer if there are not half as many with labels.
-        batch: images per batch; halved when the device runs out of memory.
+        batch: images per batch; halved, for all evaluators of the journal, when the device runs out of memory.
         seed: chooses the images.
         journal: where every evaluation is durable before it is returned.
         kind: the journal's name for these evaluations; others, e.g. on fewer images, have their own.
-        notify: called with a sentence that users should read.
+        notify: called with a sentence that users should read, each once.
         compensate: add to the weights of all candidates what best predicts the removed channels from the kept ones.
         reconstruct: if candidates are compensated, solve the layers of what ships for what the dense network gives.
         criterion: what ranked the channels, see `pruning.prune`.
         bf16: score in bfloat16 if that pays; a journal that was begun stays with what it was begun in.
         prefix_bytes: how much may be held of what a base network computes, see `rebase`.
         runner: computes the candidates of a batch; its workers share the adapter and the images of all evaluators.
-        like: another evaluator of the same adapter, images and seed, whose images are not read again then.
+        like: another evaluator of the same adapter, images and seed: its images are not read again, and what it
+            notified of is not said again.
     """
 
     adapter: Adapter
@@ -128,23 +132,20 @@ class Evaluator:
     bf16: bool = False
     prefix_bytes: int = PREFIX_BYTES
     runner: Runner = field(default_factory=SerialRunner)
-    like: Evaluator | None = None
+    like: InitVar[Evaluator | None] = None
     counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
-    def __post_init__(self) -> None:
-        self._batches: Sequence[Batch] = ()
+    def __post_init__(self, like: Evaluator | None) -> None:
         self._known: dict[Allocation, Evaluation] = {}
-        self._base: Allocation | None = None
-        self._prefix: Prefix | None = None
-        self._load()
+        self._begin(like)
         self._in_bf16 = self._begun_in_bf16()
-        self.dense_loss = self._dense_loss()
+        _ = self._dense  # refuses a network without a loss
 
     def __getstate__(self) -> dict[str, Any]:
         usage = self.runner.usage
         workers = {"_base": None} if usage is None else {"prefix_bytes": self.prefix_bytes // usage.workers}
         shared = {name: Shared(self.__dict__[name]) for name in _SHARED if name in self.__dict__}
-        here = {"notify": _silent, "runner": SerialRunner(), "like": None, "_prefix": None}
+        here = {"notify": _silent, "runner": SerialRunner(), "_prefix": None, "_copied": True}
         return {**self.__dict__, **here, **shared, **workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -160,7 +161,7 @@ class Evaluator:
         """Give the evaluations of the allocations one by one; each is journalled as soon as the runner gives it."""
         new = {allocation: None for allocation in allocations if allocation not in self._known}
         missing = [one for one in new if self.journal.lookup(self.kind, list(one)) is None]
-        scores = iter(self.runner.map(self._scored, missing))
+        scores = self.computed(lambda: self._work(self._scored, "_dense"), missing)
         for allocation in allocations:
             self.counts.evaluations += 1
             if allocation in self._known:
@@ -180,20 +181,22 @@ class Evaluator:
         if allocation != self._base:
             self._base, self._prefix = allocation, None
 
+    def score(self, module: nn.Module) -> float:
+        """Return the score of a network that is no candidate of the pruner's, e.g. a fine-tuned one; not journalled."""
+        return self._retrying(lambda: self._relative(lambda: module))
+
     def _scored(self, allocation: Allocation) -> dict[str, float]:
         start = time.perf_counter()
         score = self._score(allocation)
         return {"score": score, "seconds": time.perf_counter() - start}
 
-    def score(self, module: nn.Module) -> float:
-        """Return the score of a network that is no candidate of the pruner's, e.g. a fine-tuned one; not journalled."""
-        return self._relative(self._retrying(lambda: self._loss(module)))
-
     def _score(self, allocation: Allocation) -> float:
-        return self._relative(self._retrying(lambda: self._loss(self._shortened(allocation))))
+        return self._relative(lambda: self._shortened(allocation))
 
-    def _relative(self, loss: float) -> float:
-        return max(1.0 - loss / self.dense_loss, WORST_SCORE) if math.isfinite(loss) else WORST_SCORE
+    def _relative(self, made: Callable[[], nn.Module]) -> float:
+        dense = self.dense_loss  # first: computing it may halve the batch
+        loss = self._loss(made())
+        return max(1.0 - loss / dense, WORST_SCORE) if math.isfinite(loss) else WORST_SCORE
 
     def _shortened(self, allocation: Allocation) -> nn.Module:
         """Return the candidate for one scoring: it starts where it differs from the base network, if there is one."""
@@ -223,13 +226,21 @@ class Evaluator:
     def _sums(self, module: nn.Module) -> LossSum:
         module.train()
         at_once = self.adapter.concurrent and self._prefix is None  # what a prefix recorded is read batch by batch
-        return reduce(add, _in_threads(partial(self._loss_sum, module), self._batches, at_once=at_once))
+        return reduce(add, in_threads(partial(self._loss_sum, module), self._batches, at_once=at_once))
 
     def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
         with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
             return self.adapter.loss_sum(module, batch)
 
-    def _dense_loss(self) -> float:
+    @property
+    def dense_loss(self) -> float:
+        """The dense network's loss with the run's present batch."""
+        self._load()
+        return float(self._dense["loss"])
+
+    @cached_property
+    def _dense(self) -> Mapping[str, Any]:
+        """The dense network's ``loss``, and the ``weights`` that it is a mean by; journalled by batch."""
         found = self.journal.lookup(f"{self.kind} dense", self.batch)
         if found is None:
             dense = tuple(unit.width for unit in self.pruner.space.units)
@@ -238,14 +249,13 @@ class Evaluator:
                 advance(1)
             found = {"loss": sums.mean(), "weights": sums.weights.tolist()}
             self.journal.append(f"{self.kind} dense", self.batch, found)
-        self._dense_weights = torch.tensor(found["weights"], device=self.adapter.device)
         loss = float(found["loss"])
         if not math.isfinite(loss) or loss <= 0:
             raise ModelError(
                 f"The dense network's loss on its training images must be a positive number, got {loss}; "
                 "check that the weights and the labels belong together"
             )
-        return loss
+        return dict(found)
 
     # -- first order ---------------------------------------------------------------------------
 
@@ -272,8 +282,10 @@ class Evaluator:
         return [list(map(float, gains)) for gains in self.journal.once("gains", key, computed)]
 
     def _slopes(self, allocation: Allocation) -> Slopes:
+        weights = torch.tensor(self._dense["weights"], device=self.adapter.device)
+
         def loss(batch: Batch) -> Callable[[nn.Module], torch.Tensor]:
-            return lambda module: (self._loss_sum(module, batch).totals / self._dense_weights).sum()
+            return lambda module: (self._loss_sum(module, batch).totals / weights).sum()
 
         return measure_slopes(
             self.pruner.module,
@@ -296,22 +308,22 @@ class Evaluator:
 
     def repaired(self, allocation: Allocation) -> nn.Module:
         """Return the candidate in eval mode, as it ships before training: see `pruning.prune`."""
-        return prune(
-            self.pruner,
-            allocation,
-            criterion=self.criterion,
-            example=self.adapter.example(1),
-            calibration=self._calibration,
-            moments=self._moments if self.compensate else None,
-            reconstructed=self.reconstruct,
+        return self._retrying(
+            lambda: prune(
+                self.pruner,
+                allocation,
+                criterion=self.criterion,
+                example=self.adapter.example(1),
+                calibration=self._calibration,
+                moments=self._moments if self.compensate else None,
+                reconstructed=self.reconstruct,
+            )
         )
 
     def accuracies(self, allocations: Sequence[Allocation]) -> Iterator[Metrics]:
         """Give the recalibrated candidates' accuracies on the scoring images, computed by the runner; journalled."""
         missing = [one for one in allocations if self.journal.lookup("accuracy", list(one)) is None]
-        if missing:
-            _ = self._augmented  # so that workers have them, and need not read images
-        found = iter(self.runner.map(self._accuracy, missing))
+        found = self.computed(lambda: self._work(self._accuracy, "_augmented"), missing)
         for allocation in allocations:
             yield Metrics.from_json(self.journal.once("accuracy", list(allocation), partial(next, found)))
 
@@ -328,13 +340,9 @@ class Evaluator:
         return [self.adapter.inputs(batch) for batch in self._batches] if self.compensate else []
 
     @cached_property
-    def _augmented(self) -> Sequence[torch.Tensor]:
-        return self.adapter.calibration(images=self.images, batch=self.batch, seed=self.seed)
-
-    @cached_property
     def _moments(self) -> Moments:
         """What compensation knows of the dense network. (From other images than it is scored on, mAP is the same.)."""
-        return collect_moments(self.pruner.module, self.pruner.space.graph, self._plain, notify=self.notify)
+        return collect_moments(self.pruner.module, self.pruner.space.graph, self._plain, notify=self._say)
 
     def _begun_in_bf16(self) -> bool:
         """Return what scores are computed in; a run that is resumed on another machine goes on in the same."""
@@ -345,76 +353,19 @@ class Evaluator:
 
         return bool(self.journal.once("scored in", "", chosen) == "bf16")
 
-    # -- memory --------------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        halved = self.journal.records("batch")
-        if halved:
-            self.batch = int(halved[-1].value)
-        if self.like is not None and self.like.batch == self.batch:
-            held = ("_batches", "_augmented")
-            self.__dict__.update({name: one for name, one in self.like.__dict__.items() if name in held})
-            return
-        self._batches = self.adapter.batches(
-            "train", images=self.images, batch=self.batch, seed=self.seed, balanced=True
-        )
-
-    def _retrying(self, compute: Callable[[], Result]) -> Result:
-        """Compute; when memory runs out, forget the base network or else halve the batch, say so, and go on."""
-        while True:
-            try:
-                return compute()
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                if self._base is None and self.batch == 1:
-                    raise DeviceError(
-                        "Out of memory even with one image per batch; use a smaller `imgsz` or another `device`"
-                    ) from error
-            self._save_memory()
-
-    def _save_memory(self) -> None:
-        if self._base is not None:
-            self._base = self._prefix = None
-            self.notify("Out of memory; going on without what the base network's layers computed, more slowly.")
-        else:
-            self.notify(f"Out of memory with {self.batch} images per batch; going on with {self.batch // 2}.")
-            self.batch //= 2
-            self.journal.append("batch", len(self.journal.records("batch")), self.batch)
-            self._load()
-        if self.adapter.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _work(self, method: Callable[[Allocation], Any], needed: str) -> _Work:
+        """Return a method for the runner; what it needs is made here, so that workers need not read images."""
+        getattr(self, needed)
+        return _Work(method, self.batch, self._base)
 
 
-def _in_threads(function: Callable[[Batch], Result], batches: Sequence[Batch], *, at_once: bool) -> list[Result]:
-    """Return a function's results, without gradients, in the order of the batches.
+@dataclass(frozen=True)
+class _Work:
+    """A method of an evaluator for its runner, which takes it anew if the batch or the base network is another."""
 
-    Args:
-        function: what is computed.
-        batches: its arguments.
-        at_once: compute as many batches at once as torch has threads, each with its share of them. On two threads a
-            candidate takes 0.8 of the time that it takes with two threads for every layer, and its score is that of
-            one thread bit for bit (yolov5nu, 320 px, four batches).
-    """
-    threads = torch.get_num_threads()
-    pool = min(threads, len(batches)) if at_once else 1
+    method: Callable[[Allocation], Any]
+    batch: int
+    base: Allocation | None
 
-    def start() -> None:
-        torch.get_num_threads()  # torch gives a new thread the number of all threads when it is first needed
-        torch.set_num_threads(threads // pool)
-
-    def compute(batch: Batch) -> Result:
-        with torch.no_grad():
-            return function(batch)
-
-    if pool == 1:
-        return [compute(batch) for batch in batches]
-    try:
-        with ThreadPoolExecutor(pool, initializer=start) as executor:
-            return list(executor.map(compute, batches))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+    def __call__(self, allocation: Allocation) -> Any:
+        return self.method(allocation)

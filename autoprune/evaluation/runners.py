@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from autoprune.errors import ConfigError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -180,17 +183,21 @@ class RunnerSpec:
 
     Attributes:
         name: what computes.
+        workers: a pattern of the values of `workers` that it is for.
+        meaning: these values in words.
         opener: ``module:name`` of what opens it: a function of `RunnerOptions` that gives a context manager.
 
     Example:
         >>> [spec.name for spec in RUNNERS]
         ['serial', 'ray']
-        >>> with RUNNERS[0].open(RunnerOptions()) as runner:
+        >>> with RUNNERS[0].open(RunnerOptions("0")) as runner:
         ...     list(runner.map(abs, [-2, 1]))
         [2, 1]
     """
 
     name: str
+    workers: str
+    meaning: str
     opener: str
 
     def open(self, options: RunnerOptions) -> AbstractContextManager[Runner]:
@@ -200,12 +207,29 @@ class RunnerSpec:
 
 
 RUNNERS = (
-    RunnerSpec("serial", "autoprune.evaluation.runners:open_serial"),
-    RunnerSpec("ray", "autoprune.evaluation.ray_cluster:open_ray"),
+    RunnerSpec("serial", "0", "0", "autoprune.evaluation.runners:open_serial"),
+    RunnerSpec(
+        "ray",
+        r"auto|ray://[^\s/:]+:[0-9]{1,5}|[1-9][0-9]{0,3}",
+        "a number of processes up to 9999, auto, or ray://HOST:PORT",
+        "autoprune.evaluation.ray_cluster:open_ray",
+    ),
 )
-"""The first computes if no workers are asked for, the second if they are."""
+"""All of them; a value of `workers` belongs to the first that it fits."""
+
+
+def runner_spec(workers: str) -> RunnerSpec:
+    """Return the record of the runner that `workers` asks for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for spec in RUNNERS:
+        if re.fullmatch(spec.workers, workers, re.ASCII):
+            return spec
+    raise ConfigError(f"`workers` must be {', or '.join(spec.meaning for spec in RUNNERS)}, got {workers!r}")
 
 
 def open_runner(options: RunnerOptions) -> AbstractContextManager[Runner]:
-    """Return the runner of workers; its processes end with the context."""
-    return RUNNERS[1].open(options)
+    """Return the runner that `workers` asks for; its processes end with the context."""
+    return runner_spec(options.workers).open(options)

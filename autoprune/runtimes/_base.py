@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.errors import DeviceError
+from autoprune.errors import DeviceError, is_out_of_memory
 from autoprune.runtimes.energy_counter import find_counter
 from autoprune.runtimes.hosts import BoardWatch
 from autoprune.runtimes.settings import RuntimeSettings
@@ -179,19 +179,13 @@ def waiting_session(settings: RuntimeSettings) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-FULL = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""Texts in errors of torch, CUDA, cuBLAS and cuDNN that mean that memory ran out."""
-
-
 @contextmanager
 def memory_guard(settings: RuntimeSettings) -> Iterator[None]:
     """Turn running out of memory inside into a ``DeviceError``."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not full and not any(sign in text for sign in FULL):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"The network must fit into the memory of {settings.device}; at batch {settings.batch} and image size "

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from autoprune.choices import Precision
-from autoprune.errors import DeviceError
-from autoprune.runtimes._base import FULL, Runner, memory_guard
+from autoprune.errors import DeviceError, is_out_of_memory
+from autoprune.runtimes._base import Runner, memory_guard
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, cpu_model
 
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -196,7 +196,7 @@ def loss_guard(named: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not any(sign in text for sign in _LOST) or any(sign in text for sign in FULL):
+        if not any(sign in text for sign in _LOST) or is_out_of_memory(error):
             raise
         raise DeviceError(
             f"The {named} must work until the run is done, and failed ({text.splitlines()[0]}); "
@@ -209,8 +209,11 @@ def with_room(load: Callable[[], T]) -> T:
 
     Fused networks are reference cycles, so only the garbage collector frees them.
     """
-    with suppress(torch.cuda.OutOfMemoryError):
+    try:
         return load()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
     gc.collect()
     torch.cuda.empty_cache()
     return load()
@@ -241,10 +244,10 @@ class Graphs:
             self._warm_up(module, image)
             try:
                 return self._captured(module, image), None
-            except torch.cuda.OutOfMemoryError:
-                raise
-            # Data-dependent shapes, a call that synchronises: such a network is deployed eagerly.
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                # Data-dependent shapes, a call that synchronises: such a network is deployed eagerly.
                 self._refused = str(error).splitlines()[0]
                 self._clean_up()
         note = f"the network cannot be captured as a CUDA graph ({self._refused}) and runs eagerly"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import Precision
-from autoprune.errors import DeviceError
+from autoprune.errors import DeviceError, is_out_of_memory
 from autoprune.io.installed import install_extra
 from autoprune.runtimes import energy_counter
 from autoprune.runtimes._base import (
@@ -41,7 +41,6 @@ from autoprune.runtimes.settings import RuntimeSettings
 ENGINES = Path(__file__).parent / "engines"
 COUNTER = Path(energy_counter.__file__)
 
-_FULL = ("MemoryError", "bad_alloc", "bad allocation", "llocate memory", "out of memory", "OutOfMemory")
 _RANDOM_INPUTS = 4
 
 
@@ -229,7 +228,7 @@ class SubprocessBackend(Backend, FileBackend):
         try:
             return process.call(name, **arguments)
         except WorkerError as error:
-            if any(sign in str(error) for sign in _FULL):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise DeviceError(
                 f"{process.name} must be able to run the network, and refuses it ({_summary(error)}); "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import DeviceError
+from autoprune.errors import DeviceError, is_out_of_memory
 from autoprune.io.installed import install_package
 from autoprune.runtimes._base import Backend, Calibration, Runner
 from autoprune.runtimes._torch import Run, check_precision, loaded, make_runner, torch_session
@@ -73,7 +73,7 @@ def _compiled(module: nn.Module, image: torch.Tensor) -> Any:
             compiled(image)
     except torch._dynamo.exc.TorchDynamoException as error:
         inner = getattr(error, "inner_exception", None)
-        if isinstance(inner, (MemoryError, torch.cuda.OutOfMemoryError)):
+        if isinstance(inner, Exception) and is_out_of_memory(inner):
             raise inner from error
         raise DeviceError(_refusal(error)) from error
     return compiled

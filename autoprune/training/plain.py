@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, DeviceError, TrainingError
+from autoprune.errors import ConfigError, DeviceError, TrainingError, is_out_of_memory
 from autoprune.io.files import make_folder, write_atomic
 from autoprune.models._base import Batch
 from autoprune.models._trainable import TrainableAdapter
@@ -287,7 +287,9 @@ def backward(
             )
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         device = next(module.parameters()).device
         raise DeviceError(f"out of memory on {device} in {place}; give a smaller `batch`") from error
     torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)

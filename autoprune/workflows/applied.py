@@ -20,7 +20,7 @@ from autoprune.results import Result, Stage
 from autoprune.structure.space import Allocation
 from autoprune.workflows import stages
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.network import Network, open_network
+from autoprune.workflows.network import Network, open_network, warn_of_skipped
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def apply_policy(config: ApplyConfig | TrainConfig, listener: Listener, *, image
     calibration = calibration_of(
         network.adapter, compensate=config.compensate, images=images, batch=config.batch, seed=config.seed
     )
-    for skipped in network.adapter.skipped:
-        listener.warn(f"Skipped {skipped}")
+    warn_of_skipped(network.adapter, listener)
     with listener.progress("Pruning", 1) as advance:
         module = prune(
             network.pruner,

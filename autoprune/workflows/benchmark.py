@@ -99,7 +99,7 @@ class StrategyBenchmark:
         self, run: PruningRun, config: CompareConfig, constraint: Constraint, latency_constraints: LatencyConstraints
     ) -> None:
         self._run, self._config, self._latency_constraints = run, config, latency_constraints
-        self.evaluator: Evaluator = run.evaluator("evaluation", config.images)
+        self.evaluator: Evaluator = run.evaluator()
         self._prior: SearchPrior | None = None
         self._prior_seconds = 0.0
         self._constraint = latency_constraints.settled(

@@ -50,7 +50,7 @@ class CriteriaComparison:
         self._budget = config.lowest
         listener.stages(stages.of_criteria(config))
         self._run = PruningRun(config, folder, listener)
-        self._evaluator = self._run.evaluator("evaluation", config.images)
+        self._evaluator = self._run.evaluator()
 
     def execute(self) -> None:
         """Score, fine-tune, and write the results."""
@@ -119,7 +119,8 @@ class CriteriaComparison:
         return row
 
     def _evaluator_of(self, network: Network, criterion: str) -> Evaluator:
-        return replace(self._evaluator, pruner=network.pruner, criterion=criterion)  # its dense loss is journalled
+        """Return what scores a criterion's candidates; its images are there, and its dense loss is journalled."""
+        return replace(self._evaluator, pruner=network.pruner, criterion=criterion, like=self._evaluator)
 
     def _pruned(self, criterion: str, allocation: Allocation) -> nn.Module:
         """Return what a criterion keeps, as its checkpoints hold it before the fine-tune."""

@@ -24,7 +24,7 @@ from autoprune.runtimes.settings import image_size_of, threads_in_words
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.network import choose_device
+from autoprune.workflows.network import choose_device, warn_of_skipped
 
 DIFFERS = "differs"
 """How the name of an exported network begins that is beyond the tolerance, in place of ``model``."""
@@ -53,8 +53,7 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
         listener.stage(stages.EXPORT)
         exported = _exported(config, adapter, backend, folder=folder.path)
         publish(_result(config, adapter, backend, exported), folder.path / "export.json", listener)
-    for skipped in adapter.skipped:
-        listener.warn(f"Skipped {skipped}")
+    warn_of_skipped(adapter, listener)
     if not exported.parity.real:
         noise = "noise, in which nothing is detected" if config.nms else "noise"
         listener.note(f"Compared on {noise}; with `data` it is compared on validation images and by accuracy.")

@@ -49,7 +49,7 @@ Opened = TypeVar("Opened")
 
 JOURNAL, INPUTS = "journal.jsonl", "inputs.json"
 
-_PREPARATION = {"demo image size", "threads", "validation", "created", "batch"}
+_PREPARATION = {"demo image size", "threads", "validation", "created", "batch", "scored in"}
 """Kinds of records that are there before anything is found."""
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "ultralytics")

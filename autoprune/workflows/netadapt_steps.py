@@ -156,7 +156,6 @@ class NetAdaptSteps:
                 seed=config.seed,
             )
             self._training = Shared(held)
-        self._latest: Evaluator | None = None
         self.dense = Base(run.dense_allocation, run.network.pruner, 0.0)
         self.evaluations = self.fine_tunes = 0
         self._changes: dict[int, float] = {}  # of the score, by unit, when pruning it was last tried
@@ -168,8 +167,8 @@ class NetAdaptSteps:
         return self._run.network.adapter.calibration(images=config.images, batch=config.batch, seed=config.seed)
 
     @cached_property
-    def _dense_loss(self) -> float:
-        return self._run.evaluator("evaluation", self._config.images).dense_loss
+    def _dense(self) -> Evaluator:
+        return self._run.evaluator()
 
     def copy_of(self, base: Base) -> nn.Module:
         """Return a base's network, free to be changed."""
@@ -264,8 +263,9 @@ class NetAdaptSteps:
     def _tuned(self, evaluator: Evaluator, allocations: Sequence[Allocation]) -> Iterable[ShortTuned]:
         """Give proposals after their short fine-tune, each as soon as it and those before it are trained."""
         config = self._config
-        training = ShortTraining(evaluator, self._training, config.short_term_steps, config.lr_scale)
-        return evaluator.runner.map(training, allocations)
+        return evaluator.computed(
+            lambda: ShortTraining(evaluator, self._training, config.short_term_steps, config.lr_scale), allocations
+        )
 
     def _merit(self, base: Base, score: float, counts: Counts, constraint: Constraint) -> float:
         """Return what the proposals are compared by, higher is better."""
@@ -276,28 +276,13 @@ class NetAdaptSteps:
 
     def _evaluator(self, base: Base, kind: str) -> Evaluator:
         """Return what scores networks pruned from a base."""
-        config = self._config
-        evaluator = Evaluator(
-            self._run.network.adapter,
-            base.pruner,
-            images=config.images,
-            batch=config.batch,
-            seed=config.seed,
-            journal=self._run.folder.journal,
-            kind=kind,
-            notify=self._run.listener.warn,
-            compensate=config.compensate,
-            bf16=config.bf16,
-            runner=self._run.runner,
-            like=self._latest,
-        )
-        evaluator.like, self._latest = None, evaluator
+        evaluator = self._run.evaluator(kind, base.pruner)
         evaluator.rebase(base.allocation)
         return evaluator
 
     def _absolute(self, score: float, evaluator: Evaluator) -> float:
         """Return a score against the dense network; the evaluator's is against the iteration's base."""
-        return max(1 - (1 - score) * evaluator.dense_loss / self._dense_loss, WORST_SCORE)
+        return max(1 - (1 - score) * evaluator.dense_loss / self._dense.dense_loss, WORST_SCORE)
 
     # -- between iterations ------------------------------------------------------------------------
 

@@ -245,6 +245,12 @@ def _settled_load(listener: Listener) -> Load:
     return load
 
 
+def warn_of_skipped(adapter: Adapter, listener: Listener) -> None:
+    """Name the images that were left out since they cannot be used, and why."""
+    for skipped in adapter.skipped:
+        listener.warn(f"Skipped {skipped}")
+
+
 def warn_of_slow_int8(listener: Listener) -> None:
     """Say so if the processor has no instructions for int8."""
     if has_int8_instructions() is False:

@@ -29,7 +29,7 @@ from autoprune.runtimes.settings import has_int8_instructions, image_size_of, th
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.network import choose_device, pin_threads, warn_of_slow_int8
+from autoprune.workflows.network import choose_device, pin_threads, warn_of_skipped, warn_of_slow_int8
 from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.tuning import QAT, tune_for_int8
 
@@ -169,8 +169,7 @@ def shared_out(
 
 def _warn(adapter: Adapter, listener: Listener) -> None:
     """Tell what was found before anything is quantised."""
-    for skipped in adapter.skipped:
-        listener.warn(f"Skipped {skipped}")
+    warn_of_skipped(adapter, listener)
     warn_of_slow_int8(listener)
 
 

@@ -14,19 +14,20 @@ from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.evaluation.runners import Runner, RunnerOptions, SerialRunner, open_runner, usage_figures
+from autoprune.evaluation.runners import Runner, RunnerOptions, open_runner, usage_figures
 from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import is_measured
 from autoprune.results import Stage
 from autoprune.structure.constraint import Constraint, CostLimit
+from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows import stages
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.latency import LatencyEstimator
 from autoprune.workflows.latency_constraints import LatencyConstraints
-from autoprune.workflows.network import Network, open_network, pin_threads
+from autoprune.workflows.network import Network, open_network, pin_threads, warn_of_skipped
 
 DEFAULT_EPOCHS, DEMO_EPOCHS = 20, 3
 
@@ -74,15 +75,27 @@ def make_evaluator(
     folder: RunFolder,
     listener: Listener,
     *,
-    kind: str,
-    images: int,
-    runner: Runner | None = None,
+    runner: Runner,
+    kind: str = "evaluation",
+    pruner: Pruner | None = None,
+    like: Evaluator | None = None,
 ) -> Evaluator:
-    """Return what scores a network's candidates on a number of training images; in this process without a runner."""
+    """Return what scores candidates on training images.
+
+    Args:
+        network: the dense network.
+        config: on how many images, and how.
+        folder: has the journal.
+        listener: hears warnings.
+        runner: computes the candidates.
+        kind: the journal's name for their evaluations.
+        pruner: makes them; the network's own if None.
+        like: an evaluator that holds these images already.
+    """
     evaluator = Evaluator(
         network.adapter,
-        network.pruner,
-        images=images,
+        pruner or network.pruner,
+        images=config.images,
         batch=config.batch,
         seed=config.seed,
         journal=folder.journal,
@@ -92,19 +105,19 @@ def make_evaluator(
         bf16=config.bf16,
         reconstruct=isinstance(config, ReconstructingConfig) and config.reconstruct,
         criterion=config.criterion,
-        runner=runner or SerialRunner(),
+        runner=runner,
+        like=like,
     )
-    for skipped in network.adapter.skipped:
-        listener.warn(f"Skipped {skipped}")
+    if like is None:  # the images were read now
+        warn_of_skipped(network.adapter, listener)
     return evaluator
 
 
 def runner_of(config: PruningConfig, network: Network, folder: RunFolder, listener: Listener) -> Runner:
     """Return what computes a run's candidates; its processes end when the folder is closed."""
-    if not isinstance(config, WorkersConfig) or config.workers is None or config.workers == "0":
-        return SerialRunner()
+    workers = config.workers if isinstance(config, WorkersConfig) else None
     device = str(network.adapter.device)
-    return folder.enter(open_runner(RunnerOptions(config.workers, config.threads_here or 1, device, listener.note)))
+    return folder.enter(open_runner(RunnerOptions(workers or "0", config.threads_here or 1, device, listener.note)))
 
 
 class PruningRun:
@@ -135,6 +148,7 @@ class PruningRun:
         }
         self.estimator = self.estimators["latency"]
         self._runner: Runner | None = None
+        self._latest: Evaluator | None = None
 
     @property
     def dense_allocation(self) -> Allocation:
@@ -220,11 +234,22 @@ class PruningRun:
         found = {metric: error for metric, error in errors.items() if error is not None}
         return found.get("latency") if set(found) <= {"latency"} else found
 
-    def evaluator(self, kind: str, images: int) -> Evaluator:
-        """Return what scores candidates on a number of training images."""
-        return make_evaluator(
-            self.network, self.config, self.folder, self.listener, kind=kind, images=images, runner=self.runner
+    def evaluator(self, kind: str = "evaluation", pruner: Pruner | None = None) -> Evaluator:
+        """Return what scores the candidates of a pruner, by default the network's own, on the run's images.
+
+        All evaluators of a run share the images, and what one of them warned of the others do not.
+        """
+        self._latest = make_evaluator(
+            self.network,
+            self.config,
+            self.folder,
+            self.listener,
+            runner=self.runner,
+            kind=kind,
+            pruner=pruner,
+            like=self._latest,
         )
+        return self._latest
 
     @property
     def runner(self) -> Runner:

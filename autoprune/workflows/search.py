@@ -136,7 +136,7 @@ class SearchRun:
             return {"dense": dense, **kept}, nothing
         latency_constraints = LatencyConstraints(run.estimators, limits)
         constraint = run.constrain(self._budget, limits, latency_constraints)
-        evaluator = run.evaluator("evaluation", config.images)
+        evaluator = run.evaluator()
         priced = {"stock_yaml": price(run, constraint, limits)} if config.stock_yaml else {}
         start = time.perf_counter()
         prior = None

@@ -29,9 +29,7 @@ def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -
     network.check_prunable()
     plan = probe_plan(network.space, config.keep_ratios)
     runner = runner_of(config, network, folder, listener)
-    evaluator = make_evaluator(
-        network, config, folder, listener, kind="evaluation", images=config.images, runner=runner
-    )
+    evaluator = make_evaluator(network, config, folder, listener, runner=runner)
     evaluator.rebase(network.space.allocation(network.space.dense))
     listener.stage(stages.PROBE)
     scores: list[float] = []

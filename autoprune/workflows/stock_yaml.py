@@ -13,7 +13,7 @@ from autoprune.io.files import write_atomic
 from autoprune.metrics import is_measured
 from autoprune.models._base import Adapter
 from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.workflows.run import PruningRun, make_evaluator
+from autoprune.workflows.run import PruningRun
 
 Price = Mapping[str, float]
 
@@ -71,7 +71,7 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     if len(ceilings) < len(limits):
         ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
     free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))
-    evaluator = make_evaluator(untied, run.config, run.folder, run.listener, kind="untied", images=run.config.images)
+    evaluator = run.evaluator("untied", untied.pruner)
     with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))
     run.listener.note(
         f"Of networks that a stock YAML can express the uniform ratio scores {with_ties:+.4f}, of all {without:+.4f}."

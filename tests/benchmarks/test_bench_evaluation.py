@@ -20,9 +20,10 @@ import yaml
 from torch import nn
 
 from autoprune.criteria.registry import make_criterion
-from autoprune.evaluation.evaluator import Evaluator, recalibrate
+from autoprune.evaluation.evaluator import Evaluator
 from autoprune.journal import Journal
 from autoprune.models import open_adapter
+from autoprune.statistics.layers import recalibrate
 from autoprune.statistics.moments import collect_moments
 from autoprune.strategies.regrowth import GAINS_COST
 from autoprune.structure.slicing import Pruner

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.evaluation.evaluator import recalibrate
 from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.statistics.layers import recalibrate
 from tests.helpers.detectors import build, write_data, write_detector
 
 

@@ -210,6 +210,8 @@ def test_a_device_that_disappears_is_said_in_one_sentence() -> None:
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory",
+        "[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+        "std::bad_alloc",
     ],
 )
 def test_whatever_says_that_memory_is_full_is_understood(said: str) -> None:

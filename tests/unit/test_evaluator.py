@@ -6,7 +6,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -22,6 +23,7 @@ from autoprune.errors import DeviceError, ModelError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator, has_fast_bf16
 from autoprune.evaluation.runners import RUNNERS, Runner, RunnerOptions, RunnerSpec, SerialRunner, Usage
 from autoprune.journal import Journal
+from autoprune.statistics.moments import collect_moments
 from autoprune.structure.graph import ChannelGraph, LayerKind
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
@@ -197,8 +199,14 @@ class UnorderedWorkers:
 
     usage = Usage(workers=2)
 
+    def __init__(self) -> None:
+        self._function: Any = None
+        self._workers: list[Callable[[Any], Any]] = []
+
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        workers = [pickle.loads(pickle.dumps(function)) for _ in range(2)]
+        if function != self._function:  # as runners do, which send a function once
+            self._function, self._workers = function, [pickle.loads(pickle.dumps(function)) for _ in range(2)]
+        workers = self._workers
         with ThreadPoolExecutor(1) as pool:  # one thread: torch's gradient mode and rounding do not change
             later = {item: pool.submit(workers[n % 2], item) for n, item in reversed(list(enumerate(items)))}
         return (later[item].result() for item in items)
@@ -230,6 +238,11 @@ def test_every_runner_keeps_the_contract(evaluators: Evaluators, spec: RunnerSpe
         pytest.importorskip("ray", reason="pip install ray")
     with spec.open(RunnerOptions()) as runner:
         check_runner(runner, lambda one: evaluators(runner=one), candidates(evaluators()))
+
+
+def test_workers_share_what_may_be_held_of_a_base(evaluators: Evaluators) -> None:
+    evaluator = evaluators(runner=UnorderedWorkers(), prefix_bytes=100)
+    assert pickle.loads(pickle.dumps(evaluator)).prefix_bytes == 50
 
 
 def test_workers_compute_the_same_and_tell_nobody(evaluators: Evaluators) -> None:
@@ -345,6 +358,128 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(evaluators: Evaluators, 
         assert one.score == pytest.approx(other.score, abs=1e-5)
     evaluator.journal.close()
     assert evaluators(Plain, path=path, batch=8, loss=refuses).batch == 2, "what is resumed begins with what fitted"
+
+
+class Scarce:
+    """The loss of a machine whose memory may get less: ``most`` is how many images it holds, after some losses 4."""
+
+    def __init__(self) -> None:
+        self.most, self.after = 8, 10**9
+
+    def __call__(self, module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        self.after -= 1
+        if self.after < 0:
+            self.most = 4
+        return hungry(self.most)(module, images, kinds)
+
+
+def test_scores_after_halving_are_those_of_a_run_with_half_the_batch(evaluators: Evaluators) -> None:
+    """Batch norm takes each batch's own statistics, so the dense loss, too, must be that of the smaller batch."""
+    scarce = Scarce()
+    halved, small = evaluators(batch=8, loss=scarce, compensate=True), evaluators(batch=4, compensate=True)
+    asked = candidates(halved)
+    before = halved(asked[1:3])
+    scarce.most = 4
+    assert halved([asked[0]])[0].score == pytest.approx(0, abs=1e-6)
+    assert halved.dense_loss == small.dense_loss
+    assert [one.score for one in halved(asked[3:])] == [one.score for one in small(asked[3:])]
+    widths = [[int(width)] for width in halved.pruner.space.dense]
+    assert halved.gains(asked[3], widths) == small.gains(asked[3], widths)
+    for one, other in zip(halved.repaired(asked[1]).parameters(), small.repaired(asked[1]).parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert halved(asked[1:3]) == before, "what the search has gone by stays"
+
+
+def test_a_resumed_run_that_halved_ends_like_one_that_was_not_interrupted(
+    evaluators: Evaluators, tmp_path: Path
+) -> None:
+    def begun(path: Path) -> tuple[Evaluator, Evaluator]:
+        scarce = Scarce()
+        run = evaluators(path=path, batch=8, loss=scarce)
+        other = Evaluator(run.adapter, run.pruner, images=8, batch=8, seed=0, journal=run.journal, kind="other")
+        run(asked[:3])
+        scarce.most = 4
+        run(asked[3:5])
+        return run, other
+
+    asked = candidates(evaluators())
+    whole, others = begun(tmp_path / "whole.jsonl")
+    killed, _ = begun(tmp_path / "killed.jsonl")
+    killed.journal.close()
+    again = evaluators(path=tmp_path / "killed.jsonl", batch=8)
+    assert [one.score for one in again(asked)] == [one.score for one in whole(asked)]
+    assert next(again.accuracies(asked[1:2])) == next(whole.accuracies(asked[1:2]))
+    other = Evaluator(again.adapter, again.pruner, images=8, batch=8, seed=0, journal=again.journal, kind="other")
+    assert others.dense_loss == other.dense_loss
+    assert other(asked[1:2])[0].score == others(asked[1:2])[0].score, "all evaluators of a run halve together"
+
+
+def test_memory_may_run_out_between_two_candidates(evaluators: Evaluators) -> None:
+    scarce = Scarce()
+    run, large, small = evaluators(batch=8, loss=scarce), evaluators(batch=8), evaluators(batch=4)
+    asked = candidates(run)
+    scarce.after = 2 * len(run._batches)
+    expected = [*large(asked[:2]), *small(asked[2:])]
+    assert [(one.allocation, one.score) for one in run(asked)] == [(one.allocation, one.score) for one in expected]
+
+
+def test_only_the_run_halves_and_no_worker_alone(evaluators: Evaluators) -> None:
+    scarce = Scarce()
+    run, alone = evaluators(batch=8, loss=scarce, runner=UnorderedWorkers()), evaluators(batch=4)
+    scarce.most = 4
+    asked = candidates(run)
+    assert [one.score for one in run(asked)] == [one.score for one in alone(asked)]
+    assert list(run.accuracies(asked[:2])) == list(alone.accuracies(asked[:2]))
+    scarce.most = 3
+    copy = pickle.loads(pickle.dumps(run))
+    with pytest.raises(torch.OutOfMemoryError):
+        copy.score(copy.materialise(asked[0]))
+    assert copy.batch == run.batch == 4
+
+
+def test_finalists_halve_the_batch_too(evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, small = evaluators(batch=8), evaluators(batch=4)
+    asked = candidates(run)[:2]
+    accuracy = type(run.adapter).accuracy
+
+    def scarce(self: Any, module: nn.Module, batches: Sequence[Any]) -> Any:
+        if len(self.inputs(batches[0])) > 4:
+            raise RuntimeError("CUDA error: out of memory")
+        return accuracy(self, module, batches)
+
+    monkeypatch.setattr(type(run.adapter), "accuracy", scarce)
+    assert list(run.accuracies(asked)) == list(small.accuracies(asked))
+    assert run.batch == 4
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_what_ships_halves_the_batch_too(
+    evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch, compensate: bool
+) -> None:
+    run, small = evaluators(batch=8, compensate=compensate), evaluators(batch=4, compensate=compensate)
+    half = candidates(run)[1]
+    expected = small.repaired(half).state_dict()
+    forward = Net.forward
+
+    def scarce(self: Net, image: torch.Tensor) -> torch.Tensor:
+        if len(image) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return forward(self, image)
+
+    monkeypatch.setattr(Net, "forward", scarce)
+    found = run.repaired(half).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_images_are_read_once_and_notes_said_once(evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("autoprune.evaluation.evaluator.collect_moments", partial(collect_moments, limit=0))
+    first = evaluators(compensate=True, notify=said.append)
+    monkeypatch.setattr(type(first.adapter), "batches", None)
+    second = replace(first, kind="second", like=first)
+    half = candidates(first)[1:2]
+    assert [one.score for one in second(half)] == [one.score for one in first(half)]
+    assert [note.split()[:3] for note in said] == [["Compensation", "leaves", "out"]]
 
 
 @pytest.fixture

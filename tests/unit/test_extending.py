@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from autoprune.config import SearchConfig
+from autoprune.errors import ConfigError
+from autoprune.evaluation.runners import RUNNERS, RunnerOptions, open_runner, runner_spec
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -18,6 +23,18 @@ ROWS = [
 
 def test_there_is_a_row_for_every_kind() -> None:
     assert len(ROWS) >= 10
+
+
+def test_a_runner_is_found_by_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = replace(RUNNERS[0], name="mine", workers=r"mine://\w+", meaning="mine://HOST")
+    monkeypatch.setattr("autoprune.evaluation.runners.RUNNERS", (*RUNNERS, mine))
+    for workers, name in (("0", "serial"), ("2", "ray"), ("auto", "ray"), ("mine://here", "mine")):
+        assert runner_spec(workers).name == name
+    with open_runner(RunnerOptions("mine://here")) as runner:
+        assert list(runner.map(abs, [-2, 1])) == [2, 1]
+    SearchConfig(budget=("flops=50%",), workers="mine://here")
+    with pytest.raises(ConfigError, match=r"must be 0, or a number .*, or mine://HOST, got 'mine'"):
+        SearchConfig(budget=("flops=50%",), workers="mine")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())

@@ -130,6 +130,17 @@ def test_memory_that_runs_out_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryError()]
+)
+def test_a_lack_of_memory_is_told(tmp_path: Path, error: Exception) -> None:
+    def scarce(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(DeviceError, match="out of memory on cpu in epoch 1; give a smaller `batch`"):
+        tuned(adapter(Net(8), loss=scarce), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"changes": {"mosaic": 1.0}}, "no setting mosaic"),

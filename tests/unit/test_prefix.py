@@ -66,7 +66,7 @@ def evaluators(world: tuple[Adapter, Pruner], tmp_path: Path) -> Evaluators:
 
     def make(journal: Journal | None = None, **options: Any) -> Evaluator:
         journal = journal or Journal.create(next(paths), {})
-        return Evaluator(*world, images=3, batch=2, seed=0, journal=journal, **options)
+        return Evaluator(*world, **{"images": 3, "batch": 2, "seed": 0, "journal": journal, **options})
 
     return make
 
@@ -205,7 +205,7 @@ def test_out_of_memory_while_recording(evaluators: Evaluators, monkeypatch: pyte
 
     monkeypatch.setattr(Prefix, "record", fail)
     reusing.rebase(dense)
-    assert reusing._score(candidate) == plain._score(candidate)
+    assert reusing([candidate])[0].score == plain._score(candidate)
     assert reusing.batch == plain.batch
     assert not reusing.journal.records("batch")
     assert len(told) == 1
@@ -214,7 +214,7 @@ def test_out_of_memory_while_recording(evaluators: Evaluators, monkeypatch: pyte
 def test_memory_is_saved_at_the_prefix_before_the_batch(
     evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, reusing = evaluators(), evaluators()
+    plain, reusing = evaluators(batch=1), evaluators()
     dense = dense_of(plain.pruner)
     candidates = list(neighbours(plain.pruner, dense))
     reusing.rebase(dense)
@@ -227,11 +227,20 @@ def test_memory_is_saved_at_the_prefix_before_the_batch(
         return loss(self, module)
 
     monkeypatch.setattr(Evaluator, "_loss", failing)
-    plain.batch = 1
-    plain._load()
-    assert reusing._score(candidates[-1]) == plain._score(candidates[-1])
+    assert reusing([candidates[-1]])[0].score == plain._score(candidates[-1])
     assert [record.value for record in reusing.journal.records("batch")] == [1]
     assert reusing._prefix is None
+
+
+def test_another_evaluator_of_the_run_may_halve_the_batch(evaluators: Evaluators) -> None:
+    small, reusing = evaluators(batch=1), evaluators()
+    dense = dense_of(small.pruner)
+    candidates = list(neighbours(small.pruner, dense))
+    for one in (small, reusing):
+        one.rebase(dense)
+        one._score(candidates[0])
+    reusing.journal.append("batch", 0, 1)
+    assert reusing(candidates[-1:])[0].score == small(candidates[-1:])[0].score
 
 
 # -- any network -----------------------------------------------------------------------------------

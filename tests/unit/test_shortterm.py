@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.errors import TrainingError
+from autoprune.errors import DeviceError, TrainingError
 from autoprune.models._base import Adapter, Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.shortterm import HELD_IMAGES, train_briefly, training_batches
@@ -137,6 +137,15 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(
 
     monkeypatch.setattr(UltralyticsAdapter, "loss", breaking)
     with pytest.raises(TrainingError, match=r"in step 2 of a short fine-tune \(nan, .*\); lower `lr_scale`"):
+        tuned(adapter, steps=3)
+
+
+def test_a_lack_of_memory_is_told(adapter: UltralyticsAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(UltralyticsAdapter, "loss", scarce)
+    with pytest.raises(DeviceError, match=r"out of memory on cpu in step 1 .*; give a smaller `batch`"):
         tuned(adapter, steps=3)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy
+from autoprune.statistics.moments import collect_moments
 from autoprune.structure.space import Allocation
 from autoprune.workflows.network import Network
-from tests.helpers.world import arguments, one_sentence, open_world, records, summary
+from tests.helpers.world import arguments, one_sentence, open_world, records, summary, write_world
 
 STEP, DECAY = 0.08, 0.96
 LEVELS = ("flops=85%", "flops=70%")
@@ -287,6 +289,28 @@ def test_a_long_fine_tune_follows(tiny: Path, tmp_path: Path) -> None:
     assert found.stages["finetuned"].cost("params") == found.stages["pruned"].cost("params")
     pruned, model = (open_adapter(out / name).module.state_dict() for name in ("pruned.pt", "model.pt"))
     assert not torch.equal(pruned["model.0.conv.weight"], model["model.0.conv.weight"])
+
+
+def test_images_are_read_once_and_warnings_come_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every iteration has an evaluator of its own."""
+    world = write_world(tmp_path)
+    next((world / "data" / "images" / "train").iterdir()).write_bytes(b"no image")
+    read: list[Any] = []
+    batches = UltralyticsAdapter.batches
+
+    def counted(self: UltralyticsAdapter, split: str, **options: Any) -> Any:
+        read.append((split, options["images"]))
+        return batches(self, split, **options)
+
+    monkeypatch.setattr(UltralyticsAdapter, "batches", counted)
+    monkeypatch.setattr("autoprune.evaluation.evaluator.collect_moments", partial(collect_moments, limit=0))
+    assert netadapt(world, tmp_path / "run", *COARSE, "--initial-step", "0.1", "--budget", "flops=80%") == 0
+    assert len(iterations(tmp_path / "run")) > 1
+    said = capsys.readouterr().err
+    assert said.count("Skipped ") == said.count("Compensation leaves out ") == 1
+    assert read.count(("train", 4)) == 1
 
 
 # -- interruptions and mistakes ----------------------------------------------------------------------

@@ -69,6 +69,7 @@ def resumed(run: Path) -> RunFolder:
 def prepare(folder: RunFolder) -> None:
     """Do what a search does before its first candidate."""
     folder.once("threads", lambda: 1)
+    folder.once("scored in", lambda: "fp32")
     folder.once("validation", lambda: {"main": 0.5}, "dense")
     for kind in ("latency", "latency@onnxruntime", "evaluation dense"):
         folder.journal.append(kind, "dense", {"ms": 1.0})

@@ -288,3 +288,4 @@ def test_a_loss_that_is_no_number_is_told(
     monkeypatch.setattr(UltralyticsAdapter, "loss_sum", lambda *_: LossSum.of_mean(torch.tensor(float("nan")), 1))
     assert main(search(tiny, tmp_path / "run", "--budget", "flops=50%")) == 2
     assert "must be a positive number, got nan" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "nothing was found"

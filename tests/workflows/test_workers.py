@@ -48,7 +48,7 @@ def test_workers_are_a_number_or_a_cluster(
     tiny: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments("search", tiny, tmp_path / "run", *BUDGET, f"--workers={workers}")) == 2
-    assert f"--workers must be a number of processes up to 9999, auto, or ray://HOST:PORT, got '{workers}'" in (
+    assert f"--workers must be 0, or a number of processes up to 9999, auto, or ray://HOST:PORT, got '{workers}'" in (
         one_sentence(capsys.readouterr().err)
     )
     assert not (tmp_path / "run").exists()

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import AutopruneError, ModelError
+from autoprune.errors import AutopruneError, ModelError, is_out_of_memory
 from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
-from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, export_pt2, named_operation
 
 NOTES_KEY = "autoprune"
@@ -121,10 +120,10 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any], 
             exporter = _EXPORTERS[traced][1](overrides=dict(options))
             exporter.callbacks = {"on_export_start": [add_notes]}  # and no callback that reports the export
             exporter(network)
-    except (MemoryError, AutopruneError):
+    except AutopruneError:
         raise
     except Exception as error:  # any error of torch, and the exporter's own assertions
-        if any(sign in str(error) for sign in FULL):
+        if is_out_of_memory(error):
             raise
         if "output model too small" not in str(error):  # written, but below 0.1 MB, as pruned networks may be
             raise ModelError(_refusal(traced, error)) from error

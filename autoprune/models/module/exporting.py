@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from autoprune.errors import ConfigError, ModelError
+from autoprune.errors import ConfigError, ModelError, is_out_of_memory
 from autoprune.formats import formats_where
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
-from autoprune.runtimes._base import FULL
 from autoprune.runtimes.exported import OPSET, export_onnx, export_pt2
 
 
@@ -74,7 +73,7 @@ def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> None:
         try:
             traced = torch.jit.trace(module, image)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            if any(sign in str(error) for sign in FULL):
+            if is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
             raise ModelError(f"The network must be traceable by TorchScript, and is not ({reason})") from error

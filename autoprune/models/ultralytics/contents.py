@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import MODULE_FORMAT
-from autoprune.errors import AutopruneError, ModelError
+from autoprune.errors import AutopruneError, ModelError, is_out_of_memory
 from autoprune.models import stock
 from autoprune.models.ultralytics.building import OWN, activation_of
 from autoprune.models.ultralytics.plain import first_line, is_plain, shown
@@ -48,9 +48,11 @@ def usable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (AutopruneError, MemoryError, torch.OutOfMemoryError):
+    except AutopruneError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{path} holds a network that cannot be used ({type(error).__name__}: {first_line(error)}); give a "
             "checkpoint as training wrote it"

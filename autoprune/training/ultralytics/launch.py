@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import ConfigError, DeviceError
+from autoprune.errors import ConfigError, DeviceError, is_out_of_memory
 from autoprune.io.files import make_folder, remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
@@ -128,8 +128,8 @@ class _Training:
                 return
             try:
                 self._here(arguments, module)
-            except RuntimeError as error:
-                if "out of memory" not in str(error).lower():
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
                 raise DeviceError(
                     f"out of memory while fine-tuning on {self.adapter.device}; give a smaller batch"

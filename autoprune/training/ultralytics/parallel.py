@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from autoprune.errors import DeviceError, TrainingError
+from autoprune.errors import DeviceError, TrainingError, is_out_of_memory
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.training.results import EpochReport, keep_epoch, read_epochs
 from autoprune.training.ultralytics.reports import reports_in
@@ -134,6 +134,6 @@ def _explain(log: Path, session: Session) -> None:
     found = re.search(r"autoprune\.errors\.\w+: (.+)", said)
     if found:
         raise TrainingError(found[1])
-    if "out of memory" in said.lower():
+    if is_out_of_memory(said):
         raise DeviceError(f"out of memory while fine-tuning on {session.args.device}; give a smaller batch")
     raise TrainingError(f"a training process on {session.args.device} failed; what it said is in {log}")
