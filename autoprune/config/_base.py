@@ -13,6 +13,7 @@ from autoprune.choices import COMMAND, Precision, Runtime, device_name, is_board
 from autoprune.config._checks import (
     check_counts,
     check_device,
+    check_positive,
     check_share,
     check_stock,
     check_together,
@@ -280,8 +281,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
             energy=60% (where it is counted), flops=50%, flops=4.2G, params=1.5M, size=3MB or channels=15% (of those
             that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
-        lr_scale: first learning rate of the fine-tuning, as a share of the dense training's first one; fewer than 10
-            epochs start at 0.3 of that
+        lr_scale: first learning rate of the fine-tuning, as a multiple of the dense training's first one; fewer than
+            10 epochs start at 0.3 of that
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
             repeat the option for several
         distill: the dense network teaches the pruned one in the fine-tuning
@@ -303,7 +304,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
         self._check_runtime(self.device)
-        check_share("lr_scale", self.lr_scale)
+        check_positive("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         if self.ultralytics_callbacks:
             check_stock(self.model, named("ultralytics_callbacks"))

@@ -10,7 +10,6 @@ from autoprune.config._checks import (
     check_counts,
     check_devices,
     check_positive,
-    check_share,
     check_stock,
     check_together,
     check_training,
@@ -62,8 +61,8 @@ class TrainConfig(ResumableConfig):
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
-        lr_scale: first learning rate as a share of the dense training's first one; fewer than 10 epochs start at 0.3 of
-            that
+        lr_scale: first learning rate as a multiple of the dense training's first one; fewer than 10 epochs start at
+            0.3 of that
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
             repeat the option for several
         patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs
@@ -101,7 +100,7 @@ class TrainConfig(ResumableConfig):
         check_together(self.model, self.data)
         if self.ultralytics_callbacks:
             check_stock(self.model, named("ultralytics_callbacks"))
-        check_share("lr_scale", self.lr_scale)
+        check_positive("lr_scale", self.lr_scale)
         check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)
         check_counts(self, "epochs", "batch", "soften_epochs", least=1)

@@ -47,6 +47,7 @@ EPOCHS = 20
 
 RECIPES = {
     "default": "",
+    "lr2": "--lr-scale 2",
     "lr0.3": "--lr-scale 0.3",
     "lr0.1": "--lr-scale 0.1",
     "teacher": "--distill TEACHER",
