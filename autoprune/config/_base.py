@@ -285,7 +285,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
             10 epochs start at 0.3 of that
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
             repeat the option for several
-        distill: the dense network teaches the pruned one in the fine-tuning
+        distill: the dense network teaches the pruned one in the fine-tuning; it did not help on three detectors, see
+            docs/accuracy.md
         stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
             train and resume then keep the pruned network, without autoprune
         ultralytics_callbacks: let the integrations hear the fine-tuning that Ultralytics' own settings switch on

@@ -68,9 +68,11 @@ class TrainConfig(ResumableConfig):
         patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs
             and keeps the last one's, as is the default below 100 epochs; from there on it is a quarter of them, at
             least 50
-        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`
+        distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`; with
+            those it did not help on three detectors, see docs/accuracy.md
         distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
-        soften: first train the dense network while the channels that the policy removes fall to zero
+        soften: first train the dense network while the channels that the policy removes fall to zero; after
+            compensation it made no difference on three detectors, see docs/accuracy.md
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
         device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for

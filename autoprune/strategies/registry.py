@@ -122,8 +122,8 @@ class StrategyName(RecordEnum):
     """The name of a strategy, as an option takes it.
 
     Example:
-        >>> StrategyName("greedy").spec.source
-        'Yang et al., NetAdapt, ECCV 2018'
+        >>> StrategyName("ddpg").spec.source
+        'He et al., AMC, ECCV 2018'
     """
 
     spec: StrategySpec
