@@ -8,6 +8,7 @@ candidate of a YOLOv8n takes some 20 ms.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,6 +35,9 @@ class Slicer:
         self._tensors = state_tensors(module)
         # A tensor that two modules share is listed under its first name in the graph: follow the object.
         self._axes_of = {id(self._tensors[name]): pairs for name, pairs in graph.tensors.items()}
+        self._hooks = [
+            value for child in module.modules() for value in vars(child).values() if type(value) is OrderedDict
+        ]
         self._updates: list[tuple[str, Callable[[nn.Module], None]]] = [
             (path, update) for path, child in module.named_modules() if (update := _width_update(child)) is not None
         ]
@@ -52,7 +56,8 @@ class Slicer:
         """
         self._check(keep)
         selections = self._selections(keep)
-        memo: dict[int, object] = {}
+        # Every module has some ten empty hooks, whose copying takes most of the time unless it is done here.
+        memo: dict[int, object] = {id(hooks): OrderedDict() for hooks in self._hooks if not hooks}
         for tensor in self._tensors.values():
             if id(tensor) not in memo:
                 memo[id(tensor)] = _select(tensor, self._axes_of.get(id(tensor), ()), selections)
