@@ -36,8 +36,8 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
         warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
             starts from; repeat the option for several
-        finalists: how many of the best candidates are measured whole and compared by accuracy; by default 5, fewer for
-            the bundled detector
+        finalists: how many of the best candidates, one of them of the prior, are measured whole and compared by
+            accuracy; by default 5, fewer for the bundled detector
         tensorboard: write rewards, costs and noise as TensorBoard events
     """
 

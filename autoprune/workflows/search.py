@@ -166,6 +166,7 @@ class SearchRun:
             latency_constraints,
             count=self._finalists,
             listener=run.listener,
+            prior=known,
             confirmations=(self._finalists + 1) // 2,  # few finalists are for who is in a hurry
         )
         deployment.save_policy(chosen, strategy=config.strategy.value, evaluations=evaluator.counts.evaluations)

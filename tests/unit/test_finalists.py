@@ -126,8 +126,8 @@ def test_a_winner_that_misses_the_budget_is_put_right_however_few_confirmations_
 # -- without a latency to measure, accuracy decides -------------------------------------------------------
 
 
-def compared(scores: list[float], accuracies: list[float], *, count: int) -> int:
-    """Return which of the candidates ships."""
+def compared(scores: list[float], accuracies: list[float], *, count: int, prior: tuple[int, ...] = ()) -> int:
+    """Return which of the candidates ships; ``prior`` are the numbers of those of the prior."""
     constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
     allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
@@ -143,7 +143,13 @@ def compared(scores: list[float], accuracies: list[float], *, count: int) -> int
     history = [probe, *(Candidate(*pair) for pair in zip(allocations, scores, strict=True))]
     evaluator: Any = Evaluator()
     found = choose(
-        [*history, *history], evaluator, constraint, LatencyConstraints({}, {}), count=count, listener=SilentListener()
+        [*history, *history],
+        evaluator,
+        constraint,
+        LatencyConstraints({}, {}),
+        count=count,
+        listener=SilentListener(),
+        prior=[probe, *(history[1 + number] for number in prior)] if prior else [],
     )
     assert len(measured) == (min(count, len(scores)) if count > 1 else 0), "what is alone is not compared"
     assert found.score == scores[allocations.index(found.allocation)]
@@ -160,6 +166,14 @@ def test_the_finalist_with_the_highest_accuracy_ships() -> None:
 def test_only_the_best_scores_take_part() -> None:
     assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=2) == 2
     assert compared([-0.4, -0.1, -0.2, -0.3], [0.9, 0.1, 0.3, 0.5], count=1) == 1
+
+
+def test_the_last_finalist_is_the_best_of_the_prior_if_no_other_is_of_it() -> None:
+    scores, accuracies = [-0.1, -0.2, -0.3, -0.5, -0.4], [0.1, 0.2, 0.3, 0.9, 0.5]
+    assert compared(scores, accuracies, count=3) == 2
+    assert compared(scores, accuracies, count=3, prior=(3, 4)) == 4, "the prior's best, in place of the third"
+    assert compared(scores, accuracies, count=3, prior=(1, 3, 4)) == 2, "one of the best is of the prior"
+    assert compared(scores, accuracies, count=1, prior=(3, 4)) == 0, "one finalist is the best"
 
 
 def test_of_equally_accurate_finalists_the_higher_score_ships() -> None:
