@@ -257,12 +257,14 @@ def finetune(
     out: str | Path,
     listener: Listener | None = None,
 ) -> Network:
-    """Train a pruned network on, with the dense training's settings; an interrupted call goes on when repeated.
+    """Train a pruned network on; an interrupted call goes on when repeated.
+
+    Augmentations and losses are those of the dense training, the optimizer of Ultralytics' networks is MuSGD.
 
     Args:
         network: is not changed.
         epochs: passes over the training split; fewer than 10 start at 0.3 of the learning rate.
-        lr_scale: first learning rate as a share of the dense training's first one.
+        lr_scale: first learning rate as a multiple of the default.
         batch: images per step.
         seed: fixes the training.
         patience: epochs without a better one after which the training stops, 0 for never; by default 0 below 100

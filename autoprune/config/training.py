@@ -61,10 +61,9 @@ class TrainConfig(ResumableConfig):
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
-        lr_scale: first learning rate as a multiple of the dense training's first one; fewer than 10 epochs start at
-            0.3 of that
-        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, lr0=0.001 or freeze=10;
-            repeat the option for several
+        lr_scale: first learning rate as a multiple of the default; fewer than 10 epochs start at 0.3 of that
+        train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, freeze=10 or
+            optimizer=AdamW, which then starts at the dense training's rate; repeat the option for several
         patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs
             and keeps the last one's, as is the default below 100 epochs; from there on it is a quarter of them, at
             least 50

@@ -30,9 +30,10 @@ def finetune(
     on_epoch: Callable[[EpochReport], None] | None = None,
     changes: Mapping[str, Any] | None = None,
     extensions: Sequence[TrainingExtension] = (),
+    recovers: bool = False,
     resume: bool = False,
 ) -> FinetuneResult:
-    """Train a pruned network on, with the dense network's settings at a fraction of its learning rate.
+    """Train a network on, with the dense network's settings.
 
     A call that was interrupted, by a kill too, is repeated with ``resume``. On a CPU it then ends with the network that
     it would have ended with, bit for bit; on GPUs the images, their order and augmentations are the same, and so are
@@ -40,11 +41,11 @@ def finetune(
 
     Args:
         adapter: the dense network's adapter, with its data set.
-        module: the pruned network; it is not changed.
+        module: the network, pruned or dense; it is not changed.
         epochs: passes over the training split.
         out: folder for the training's files.
         batch: images per step.
-        lr_scale: the first learning rate as a share of the dense network's first one.
+        lr_scale: the first learning rate as a multiple of the recipe's.
         seed: of the weights' order of images and the augmentations.
         workers: processes that load images; by default what the family's training chooses.
         devices: where to train, each in a process of its own with its share of the batch, e.g. ``cuda:0`` and
@@ -55,6 +56,8 @@ def finetune(
             without a better one, and the best epoch's weights are the result; they are kept as ``weights/best.pt``.
             What else there is depends on the family, Ultralytics' training arguments for its networks.
         extensions: what takes part in the training; not with ``devices``.
+        recovers: use the optimizer and learning rate that bring pruned networks back best, in place of those of the
+            dense training; for families that have one.
         resume: go on with what an interrupted call with the same arguments has left in ``out``, if anything.
 
     Raises:
@@ -69,7 +72,7 @@ def finetune(
         raise ConfigError(f"epochs and batch must be at least 1, got {epochs} and {batch}")
     if not 0 < lr_scale <= 10:
         raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
-    plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {})
+    plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {}, recovers=recovers)
     context = TrainingContext(
         out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)
     )

@@ -33,9 +33,11 @@ class Plan:
     Attributes:
         epochs: passes over the training split.
         batch: images per step.
-        lr_scale: the first learning rate as a share of the dense network's first one.
+        lr_scale: the first learning rate as a multiple of the recipe's.
         seed: of the order of images and the augmentations.
         changes: the family's own settings in place of its recipe's.
+        recovers: whether a network that was just pruned is to be brought back, by the optimizer that does it best, or
+            else one trains on as the dense network was trained.
     """
 
     epochs: int
@@ -43,6 +45,7 @@ class Plan:
     lr_scale: float
     seed: int
     changes: Mapping[str, Any] = field(default_factory=dict)
+    recovers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class Tuning:
 
     Attributes:
         epochs: passes over the training images.
-        lr_scale: first learning rate as a share of the dense training's.
+        lr_scale: first learning rate as a multiple of the recipe's.
         batch: images per step.
         seed: fixes the training.
         teacher: the dense network if it teaches, else None.
@@ -187,6 +187,7 @@ def tune(
             extensions=tuning.extensions(),
             finish=finished,
             series=series,
+            recovers=True,
         )
         curve = [epoch.accuracy.primary for epoch in read_epochs(folder / FINETUNE) if epoch.accuracy is not None]
         if rise := rise_at_end(curve):
@@ -304,6 +305,7 @@ def trained(
     extensions: Sequence[TrainingExtension] = (),
     finish: Callable[[FinetuneResult], str] = lambda result: "",
     series: str | None = None,
+    recovers: bool = False,
 ) -> FinetuneResult:
     """Train a network in a folder, or go on with it there.
 
@@ -318,6 +320,7 @@ def trained(
         extensions: what takes part.
         finish: called with the result while its bar is shown; returns what the bar ends with.
         series: of the curves; the label in lower case if None.
+        recovers: as for `finetune`.
     """
     series = series or label.lower()
     with listener.progress(label, tuning.epochs) as advance:
@@ -338,6 +341,7 @@ def trained(
             on_epoch=show,
             changes=changes,
             extensions=extensions if tuning.devices else [*extensions, EpochBar(listener)],
+            recovers=recovers,
             resume=True,
         )
         if ended := finish(result):

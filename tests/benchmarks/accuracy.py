@@ -48,6 +48,12 @@ EPOCHS = 20
 RECIPES = {
     "default": "",
     "lr2": "--lr-scale 2",
+    "lr4": "--lr-scale 4",
+    "batch 8": "--batch 8",
+    "batch 8 lr2": "--batch 8 --lr-scale 2",
+    "muon": "--train-args optimizer=MuSGD --train-args lr0=0.01",
+    "muon 0.003": "--train-args optimizer=MuSGD --train-args lr0=0.003",
+    "muon 0.02": "--train-args optimizer=MuSGD --train-args lr0=0.02",
     "lr0.3": "--lr-scale 0.3",
     "lr0.1": "--lr-scale 0.1",
     "teacher": "--distill TEACHER",
@@ -56,6 +62,9 @@ RECIPES = {
     "10 epochs": "--epochs 10",
 }
 """How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
+
+DENSE_RECIPES = ("default", "lr2", "muon", "batch 8 lr2")
+"""Those that the dense network is trained on by, too."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def _policy(run: Run, runs: Path) -> Path:
     """Return the policy that a run takes; for the dense network, one that keeps every channel."""
     assert run.needs is not None
     path = run.needs.folder(runs) / "policy.json"
-    if run.name != "dense":
+    if not run.name.startswith("dense"):
         return path
     policy = json.loads(path.read_text())
     for unit in policy["units"]:
@@ -153,7 +162,9 @@ def _trainings() -> Iterator[Run]:
     for seed in SEEDS:
         for detector in DETECTORS:
             needs = searched[detector, BUDGETS[0]]
-            yield Run("train", detector, "dense", seed, ("train", "--epochs", str(EPOCHS)), needs=needs)
+            for name in DENSE_RECIPES:
+                words = ("train", "--epochs", str(EPOCHS), *RECIPES[name].split())
+                yield Run("train", detector, f"dense {name}".removesuffix(" default"), seed, words, needs=needs)
     for seed in SEEDS:
         for name, options in RECIPES.items():
             for detector in DETECTORS:

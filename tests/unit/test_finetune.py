@@ -336,6 +336,25 @@ def test_recipe_starts_as_high_as_the_dense_training_did(bias_rate: float) -> No
     assert recipe(dense, epochs=10, batch=8, lr_scale=1.0)["lr0"] == 0.00143
 
 
+def test_running_statistics_keep_up_while_a_network_trains_and_only_then(
+    adapter: UltralyticsAdapter, tmp_path: Path
+) -> None:
+    """With 0.03 an epoch of a small data set was validated with the statistics of epochs before: mAP of 0.07."""
+
+    class Momenta(TrainingExtension):
+        found: set[float]
+
+        def attach(self, training: Any) -> None:
+            self.found = {one.momentum for one in training.model.modules() if isinstance(one, torch.nn.BatchNorm2d)}
+
+    momenta, module = Momenta(), pruned()
+    before = {one.momentum for one in module.modules() if isinstance(one, torch.nn.BatchNorm2d)}
+    assert max(before) < 0.1, "as Ultralytics makes them"
+    tuned = finetune(adapter, module, epochs=1, out=tmp_path, batch=3, extensions=[momenta]).module
+    assert momenta.found == {0.1}
+    assert {one.momentum for one in tuned.modules() if isinstance(one, torch.nn.BatchNorm2d)} == before
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_a_real_detector_learns_on(shared: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsAdapter:
 
 
 def tune(adapter: UltralyticsAdapter, out: Path, module: nn.Module | None = None, **options: Any) -> FinetuneResult:
-    settings: dict[str, Any] = {"epochs": EPOCHS, "batch": 2, "workers": 0, **options}
+    settings: dict[str, Any] = {"epochs": EPOCHS, "batch": 2, "workers": 0, "recovers": True, **options}
     return finetune(adapter, pruned() if module is None else module, out=out, **settings)
 
 

@@ -128,6 +128,7 @@ class TaskSpec:
         upright: whether objects have upright boxes.
         suppresses: whether predictions need non-maximum suppression, unless the head is end-to-end.
         opener: Ultralytics' class that opens a checkpoint.
+        muon: whether its pruned networks are fine-tuned by Muon, or else by the optimizer of the dense training.
     """
 
     network: type
@@ -143,6 +144,7 @@ class TaskSpec:
     upright: bool = True
     suppresses: bool = True
     opener: str = "YOLO"
+    muon: bool = True
 
     @property
     def name(self) -> str:
@@ -196,6 +198,7 @@ _SPECS = (
         layout=_scores_layout,
         upright=False,
         suppresses=False,
+        muon=False,
     ),
     TaskSpec(
         stock.RTDETRDetectionModel,
@@ -210,6 +213,7 @@ _SPECS = (
         layout=_queries_layout,
         suppresses=False,
         opener="RTDETR",
+        muon=False,
     ),
 )
 

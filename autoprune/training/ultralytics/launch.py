@@ -25,7 +25,7 @@ from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import FinetuneResult, keep_epoch, recalibrated
 from autoprune.training.ultralytics.parallel import epoch_reporter, train_in_processes
-from autoprune.training.ultralytics.recipe import dense_rate, recipe
+from autoprune.training.ultralytics.recipe import MUON, dense_rate, recipe
 from autoprune.training.ultralytics.reports import cut_reports, report_of
 from autoprune.training.ultralytics.session import VALIDATED, Session, data_settings, process_state_kept
 from autoprune.training.ultralytics.state import averaged_network, read_training, state_file
@@ -64,7 +64,10 @@ class UltralyticsTrainer(Trainer):
         return training.result(module)
 
     def _arguments(self, training: _Training, plan: Plan) -> dict[str, Any]:
-        arguments = recipe(self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale)
+        muon = plan.recovers and self._adapter.task.muon and plan.changes.get("optimizer", MUON) == MUON
+        arguments = recipe(
+            self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale, muon=muon
+        )
         return {**arguments, **training.settings(), "seed": plan.seed, **plan.changes}
 
     def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:

@@ -1,13 +1,17 @@
 """How a pruned detector is fine-tuned: Ultralytics' training arguments, and why each is what it is.
 
-The figures here are mAP50-95 on the validation split of the project's BCCD ``yolov5nu`` at 320 px, pruned by L1
-with one ratio everywhere to 45% of its FLOPs (dense 0.490); trainings of the same network differ by about 0.01.
+A network that was just pruned is trained by Ultralytics' MuSGD (Muon and SGD; Jordan et al., "Muon: An optimizer for
+hidden layers in neural networks", 2024), at the rate that Ultralytics gives it, whatever trained the dense network.
+Searched to 30% of their FLOPs, 20 epochs, one seed (docs/accuracy.md has more): yolov5nu 0.588, with the dense training's
+optimizer and rate (AdamW, 0.0014) 0.554, at twice that rate 0.569; yolov8n 0.587 and 0.578. At 0.003 both are as with
+AdamW (0.553, 0.575).
 
-The learning rate starts at ``lr_scale`` times the dense training's first one, and falls by a cosine. By default it
-starts as high again (as in Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020; a
-tenth is what He et al., "AMC", ECCV 2018, fine-tune with): after 10 epochs 0.488 at 0.0014, 0.461 at 0.0004, 0.445 at
-0.00014; at 0.0029 the accuracy broke down in the second epoch. On another detector (DeepPCB yolo11n, dense 0.549,
-AdamW at 0.002), searched to 30% of its FLOPs and compensated, after 20 epochs: 0.552 at 0.002, 0.499 at 0.0002.
+Every other training, and one that names an optimizer, starts at the dense training's first rate; all rates fall by a
+cosine to a hundredth. (As high again, as in Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning",
+ICLR 2020; a tenth is what He et al., "AMC", ECCV 2018, fine-tune with.)
+
+Other figures here are mAP50-95 on the validation split of the project's BCCD ``yolov5nu`` at 320 px, pruned by L1 with
+one ratio everywhere (dense 0.490), trained by AdamW; trainings of the same network differ by about 0.01.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from autoprune.models.ultralytics import stock
 DEFAULT_LEARNING_RATES: Mapping[str, float] = {"SGD": 0.01, "AdamW": 0.001, "Adam": 0.001}
 """Dense learning rates if the checkpoint does not tell one (Ultralytics' own recommendations)."""
 
+MUON, MUON_RATE = "MuSGD", 0.01
+"""What brings pruned networks back, and its first learning rate: see above."""
+
 UNMIXED_EPOCHS = 20
 """Mosaic is off in the last 20 epochs, or in the last half of a longer training.
 
@@ -31,7 +38,7 @@ first half, 0.463 without.
 """
 
 
-def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float) -> dict[str, Any]:
+def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float, muon: bool = False) -> dict[str, Any]:
     """Return Ultralytics' training arguments for a fine-tune.
 
     Loss gains, momentum, weight decay and all augmentations but mosaic are those of the dense training.
@@ -40,9 +47,10 @@ def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float
         dense: the arguments that the dense network was trained with.
         epochs: passes over the training split.
         batch: images per step.
-        lr_scale: share of the dense learning rate to start with.
+        lr_scale: multiple of the first learning rate.
+        muon: take ``MUON`` in place of the dense training's optimizer and learning rate.
     """
-    optimizer, rate = dense_rate(dense, batch)
+    optimizer, rate = (MUON, MUON_RATE) if muon else dense_rate(dense, batch)
     return {
         **{key: dense[key] for key in _INHERITED},
         "epochs": epochs,

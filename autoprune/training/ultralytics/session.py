@@ -19,11 +19,16 @@ from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
 from autoprune.training.extensions._base import Event, ExtensibleTraining, LossTerms
 from autoprune.training.state_file import telling_damage
+from autoprune.training.ultralytics.muon import float32_steps
 from autoprune.training.ultralytics.state import begin_epoch, read_training, restore, state_file, write_state
 from autoprune.training.ultralytics.trainer import KeepsNetwork
 
 VALIDATED = "on_validated"
 """The event at which an epoch is validated, and not saved yet."""
+
+BATCH_NORM_MOMENTUM = 0.1
+"""At least, while a network trains: with Ultralytics' 0.03 running statistics are those of the last 33 batches or so,
+several epochs of a small data set, and what an epoch is validated with. What a training ends with is recalibrated."""
 
 
 class Session(ExtensibleTraining, KeepsNetwork):
@@ -90,6 +95,14 @@ class Session(ExtensibleTraining, KeepsNetwork):
         network: Any = stock.unwrap_model(self.model)
         own = network.criterion if network.criterion is not None else network.init_criterion()
         network.criterion = CriterionWithTerms(own, terms, self.added, summed=self.summed)
+
+    def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Return a trainable copy of a network, whose running statistics keep up."""
+        network = super().get_model(cfg, weights, verbose)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+                module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
+        return network
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Take the arguments as they are; Ultralytics would take those in ``last.pt``, and its network."""
@@ -238,6 +251,7 @@ def process_state_kept(device: torch.device) -> Iterator[None]:
         stock.quiet(),
         stock.child_environment(),
         random_state_kept(),
+        float32_steps(device),
         torch.random.fork_rng(devices=generators),
         warnings.catch_warnings(),
     ):
