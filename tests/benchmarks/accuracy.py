@@ -45,17 +45,17 @@ THREE_LIMITS = ("params=20%", "flops=30%", "latency=50%")
 SEEDS = range(3)
 EPOCHS = 20
 
+ADAMW = "--train-args optimizer=AdamW"
+"""What trained the dense networks, at their rates."""
+
 RECIPES = {
     "default": "",
     "lr2": "--lr-scale 2",
-    "lr4": "--lr-scale 4",
-    "batch 8": "--batch 8",
-    "batch 8 lr2": "--batch 8 --lr-scale 2",
-    "muon": "--train-args optimizer=MuSGD --train-args lr0=0.01",
-    "muon 0.003": "--train-args optimizer=MuSGD --train-args lr0=0.003",
-    "muon 0.02": "--train-args optimizer=MuSGD --train-args lr0=0.02",
     "lr0.3": "--lr-scale 0.3",
-    "lr0.1": "--lr-scale 0.1",
+    "adamw": ADAMW,
+    "adamw lr2": f"{ADAMW} --lr-scale 2",
+    "adamw lr0.3": f"{ADAMW} --lr-scale 0.3",
+    "adamw lr0.1": f"{ADAMW} --lr-scale 0.1",
     "teacher": "--distill TEACHER",
     "soften": "--soften",
     "40 epochs": "--epochs 40",
@@ -63,7 +63,7 @@ RECIPES = {
 }
 """How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
 
-DENSE_RECIPES = ("default", "lr2", "muon", "batch 8 lr2")
+DENSE_RECIPES = ("default", "adamw")
 """Those that the dense network is trained on by, too."""
 
 

@@ -79,7 +79,7 @@ def row(detector: str, share: float, *, across: bool, seed: int, epochs: int, ou
     module = at_share(adapter.module, example, share, across=across)
     recalibrate(module, adapter.calibration(images=60, batch=16, seed=0))
     before = adapter.validate(module).primary
-    tuned = finetune(adapter, module, epochs=epochs, out=out, batch=16, seed=seed, resume=True).module
+    tuned = finetune(adapter, module, epochs=epochs, out=out, batch=16, seed=seed, recovers=True, resume=True).module
     parameters = sum(one.numel() for one in module.parameters()) / sum(
         one.numel() for one in adapter.module.parameters()
     )

@@ -2,13 +2,13 @@
 
 A network that was just pruned is trained by Ultralytics' MuSGD (Muon and SGD; Jordan et al., "Muon: An optimizer for
 hidden layers in neural networks", 2024), at the rate that Ultralytics gives it, whatever trained the dense network.
-Searched to 30% of their FLOPs, 20 epochs, one seed (docs/accuracy.md has more): yolov5nu 0.588, with the dense training's
-optimizer and rate (AdamW, 0.0014) 0.554, at twice that rate 0.569; yolov8n 0.587 and 0.578. At 0.003 both are as with
-AdamW (0.553, 0.575).
+Searched to 30% of their FLOPs, 20 epochs, one seed (docs/accuracy.md has more), next to AdamW at the rate of the dense
+training: yolov5nu 0.588 and 0.554, yolov8n 0.587 and 0.578, yolo11n 0.604 and 0.567. At 0.003 all three are as with
+AdamW (0.553, 0.575, 0.565); AdamW at twice its rate has 0.569 on yolov5nu.
 
 Every other training, and one that names an optimizer, starts at the dense training's first rate; all rates fall by a
-cosine to a hundredth. (As high again, as in Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning",
-ICLR 2020; a tenth is what He et al., "AMC", ECCV 2018, fine-tune with.)
+cosine to a hundredth. (As high again, as in Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network
+Pruning", ICLR 2020; a tenth is what He et al., "AMC", ECCV 2018, fine-tune with.)
 
 Other figures here are mAP50-95 on the validation split of the project's BCCD ``yolov5nu`` at 320 px, pruned by L1 with
 one ratio everywhere (dense 0.490), trained by AdamW; trainings of the same network differ by about 0.01.
