@@ -37,6 +37,7 @@ from ultralytics.nn.tasks import (
     SegmentationModel,
     torch_safe_load,
 )
+from ultralytics.optim import muon
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, DEFAULT_CFG_DICT, ROOT, SETTINGS, YAML, checks
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset

@@ -12,9 +12,8 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from ultralytics.optim import MuSGD, muon
 
-from autoprune.models.ultralytics import UltralyticsAdapter
+from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.training.finetune import finetune
 from autoprune.training.ultralytics.muon import float32_steps, orthogonalised
 from tests.helpers.training import pruned, write_training
@@ -76,28 +75,28 @@ def test_what_is_orthogonalised_has_singular_values_of_about_one(
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 8, 24)])
 def test_steps_in_float32_are_those_of_bfloat16_without_its_rounding(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    theirs = muon.zeropower_via_newtonschulz5(matrices).float()
+    theirs = stock.muon.zeropower_via_newtonschulz5(matrices).float()
     with float32_steps(torch.device("cpu")):
-        mine = muon.zeropower_via_newtonschulz5(matrices)
+        mine = stock.muon.zeropower_via_newtonschulz5(matrices)
     assert mine.dtype == torch.float32
     assert float((mine - theirs).norm() / mine.norm()) < 0.04
     assert not torch.equal(mine, theirs)
 
 
 def test_the_package_is_left_as_it_was() -> None:
-    original = muon.zeropower_via_newtonschulz5
+    original = stock.muon.zeropower_via_newtonschulz5
     with suppress(ZeroDivisionError), float32_steps(torch.device("cpu")):
-        assert muon.zeropower_via_newtonschulz5 is orthogonalised
+        assert stock.muon.zeropower_via_newtonschulz5 is orthogonalised
         raise ZeroDivisionError
-    assert muon.zeropower_via_newtonschulz5 is original
+    assert stock.muon.zeropower_via_newtonschulz5 is original
     with float32_steps(torch.device("cuda")):
-        assert muon.zeropower_via_newtonschulz5 is original
+        assert stock.muon.zeropower_via_newtonschulz5 is original
 
 
 def test_the_optimizer_takes_such_steps() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 4))
     weight.grad = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
-    optimizer = MuSGD([{"params": [weight], "use_muon": True}], lr=1.0, muon=1.0, sgd=0.0)
+    optimizer = stock.muon.MuSGD([{"params": [weight], "use_muon": True}], lr=1.0, muon=1.0, sgd=0.0)
     with float32_steps(torch.device("cpu")):
         optimizer.step()
     assert torch.allclose(weight.detach(), -orthogonalised(weight.grad), atol=1e-6)

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from ultralytics.optim import muon
+
+from autoprune.models.ultralytics import stock
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Of the quintic iteration (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024)."""
+
+_ORTHOGONALISE = "zeropower_via_newtonschulz5"
 
 
 @contextmanager
@@ -21,13 +24,15 @@ def float32_steps(device: torch.device) -> Iterator[None]:
     Args:
         device: where the training runs; nothing is changed on others than the CPU.
     """
-    original = muon.zeropower_via_newtonschulz5
-    if device.type == "cpu":
-        muon.zeropower_via_newtonschulz5 = orthogonalised
+    original = getattr(stock.muon, _ORTHOGONALISE, None)
+    if device.type != "cpu" or original is None:  # another release may have another name for it: slower, no worse
+        yield
+        return
+    setattr(stock.muon, _ORTHOGONALISE, orthogonalised)
     try:
         yield
     finally:
-        muon.zeropower_via_newtonschulz5 = original
+        setattr(stock.muon, _ORTHOGONALISE, original)
 
 
 def orthogonalised(matrices: torch.Tensor, eps: float = 1e-7) -> torch.Tensor:
