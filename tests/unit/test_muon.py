@@ -47,7 +47,9 @@ def test_an_optimizer_that_is_asked_for_has_the_rate_of_the_dense_training(
 ) -> None:
     found = trained_with(adapter, tmp_path, recovers=True, changes={"optimizer": "AdamW"})
     assert found == ("AdamW", pytest.approx(0.001))
-    found = trained_with(adapter, tmp_path, recovers=True, changes={"optimizer": "MuSGD", "lr0": 0.5})
+    found = trained_with(adapter, tmp_path, recovers=True, changes={"optimizer": "musgd"})
+    assert found == ("musgd", pytest.approx(0.01)), "as Ultralytics reads it"
+    found = trained_with(adapter, tmp_path, recovers=True, changes={"lr0": 0.5})
     assert found == ("MuSGD", pytest.approx(0.5))
 
 

@@ -64,7 +64,8 @@ class UltralyticsTrainer(Trainer):
         return training.result(module)
 
     def _arguments(self, training: _Training, plan: Plan) -> dict[str, Any]:
-        muon = plan.recovers and self._adapter.task.muon and plan.changes.get("optimizer", MUON) == MUON
+        named = str(plan.changes.get("optimizer", MUON))
+        muon = plan.recovers and self._adapter.task.muon and named.lower() == MUON.lower()
         arguments = recipe(
             self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale, muon=muon
         )
