@@ -259,11 +259,12 @@ def finetune(
 ) -> Network:
     """Train a pruned network on; an interrupted call goes on when repeated.
 
-    Augmentations and losses are those of the dense training, the optimizer of Ultralytics' networks is MuSGD.
+    Augmentations and losses are those of the dense training, the optimizer of Ultralytics' networks is MuSGD; fewer
+    than 10 epochs keep that of the dense training, at 0.3 of its rate.
 
     Args:
         network: is not changed.
-        epochs: passes over the training split; fewer than 10 start at 0.3 of the learning rate.
+        epochs: passes over the training split.
         lr_scale: first learning rate as a multiple of the default.
         batch: images per step.
         seed: fixes the training.

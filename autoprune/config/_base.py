@@ -281,8 +281,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
             energy=60% (where it is counted), flops=50%, flops=4.2G, params=1.5M, size=3MB or channels=15% (of those
             that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
-        lr_scale: first learning rate of the fine-tuning, as a multiple of the default; fewer than 10 epochs start at
-            0.3 of that
+        lr_scale: first learning rate of the fine-tuning, as a multiple of the default, which is 0.01 of MuSGD, for
+            fewer than 10 epochs 0.3 of the dense training's (docs/guides/recipes.md)
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, freeze=10 or
             optimizer=AdamW, which then starts at the dense training's rate; repeat the option for several
         distill: the dense network teaches the pruned one in the fine-tuning; it did not help on three detectors, see

@@ -61,7 +61,8 @@ class TrainConfig(ResumableConfig):
         compensate: before training, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         epochs: how many times to go through the training images
-        lr_scale: first learning rate as a multiple of the default; fewer than 10 epochs start at 0.3 of that
+        lr_scale: first learning rate as a multiple of the default, which is 0.01 of MuSGD, for fewer than 10 epochs
+            0.3 of the dense training's (docs/guides/recipes.md)
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, freeze=10 or
             optimizer=AdamW, which then starts at the dense training's rate; repeat the option for several
         patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
+from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.ultralytics.muon import float32_steps, orthogonalised
-from tests.helpers.training import pruned, write_training
+from tests.helpers.training import Stop, pruned, stop, write_training
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,15 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsAdapter:
     return write_training(tmp_path_factory.mktemp("muon"))
 
 
-def trained_with(adapter: UltralyticsAdapter, out: Path, **options: Any) -> tuple[str, float]:
+class StopAtOnce(TrainingExtension):
+    def attach(self, training: Training) -> None:
+        training.listen(Event.EPOCH_START, stop)
+
+
+def trained_with(adapter: UltralyticsAdapter, out: Path, epochs: int = 10, **options: Any) -> tuple[str, float]:
     """Return the optimizer and first learning rate of a fine-tune."""
-    finetune(adapter, pruned(), epochs=1, out=out, batch=3, **options)
+    with pytest.raises(Stop):
+        finetune(adapter, pruned(), epochs=epochs, out=out, batch=3, extensions=[StopAtOnce()], **options)
     arguments = yaml.safe_load((out / "args.yaml").read_text())
     return arguments["optimizer"], arguments["lr0"]
 
@@ -36,6 +43,10 @@ def test_a_pruned_network_is_brought_back_by_muon_whatever_trained_the_dense_one
 ) -> None:
     assert adapter.train_args["optimizer"] != "MuSGD"
     assert trained_with(adapter, tmp_path, recovers=True, lr_scale=2.0) == ("MuSGD", pytest.approx(0.02))
+
+
+def test_a_short_training_keeps_the_optimizer_of_the_dense_one(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    assert trained_with(adapter, tmp_path, epochs=9, recovers=True) == ("AdamW", pytest.approx(0.001))
 
 
 def test_other_trainings_keep_the_optimizer_of_the_dense_one(adapter: UltralyticsAdapter, tmp_path: Path) -> None:

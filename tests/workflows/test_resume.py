@@ -47,7 +47,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsAdapter:
 
 
 def tune(adapter: UltralyticsAdapter, out: Path, module: nn.Module | None = None, **options: Any) -> FinetuneResult:
-    settings: dict[str, Any] = {"epochs": EPOCHS, "batch": 2, "workers": 0, "recovers": True, **options}
+    settings: dict[str, Any] = {"epochs": EPOCHS, "batch": 2, "workers": 0, **options}
     return finetune(adapter, pruned() if module is None else module, out=out, **settings)
 
 
@@ -199,6 +199,7 @@ def masks(adapter: UltralyticsAdapter, _: Path) -> Sequence[TrainingExtension]:
 CASES = {
     "mosaics, then none": Case({"close_mosaic": 1, "mosaic": 1.0, "mixup": 0.5, "multi_scale": 0.5}),
     "steps of several batches": Case({"nbs": 5 * 2, "warmup_epochs": 1.5}),
+    "Muon": Case({"optimizer": "MuSGD", "lr0": 0.01, "warmup_epochs": 2.0}),
     "SGD": Case({"optimizer": "SGD", "lr0": 0.01, "warmup_epochs": 2.0}),
     "the best epoch": Case({"patience": 2}),
     "two heads": Case(module=lambda: build(8, seed=1, end2end=True)),

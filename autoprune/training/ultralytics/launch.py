@@ -22,7 +22,7 @@ from autoprune.errors import ConfigError, DeviceError, is_out_of_memory
 from autoprune.io.files import make_folder, remove_leftovers, saying_why
 from autoprune.models._base import Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
-from autoprune.training.plan import Plan, Trainer, TrainingContext
+from autoprune.training.plan import Plan, Trainer, TrainingContext, is_long
 from autoprune.training.results import FinetuneResult, keep_epoch, recalibrated
 from autoprune.training.ultralytics.parallel import epoch_reporter, train_in_processes
 from autoprune.training.ultralytics.recipe import MUON, dense_rate, recipe
@@ -64,8 +64,9 @@ class UltralyticsTrainer(Trainer):
         return training.result(module)
 
     def _arguments(self, training: _Training, plan: Plan) -> dict[str, Any]:
-        named = str(plan.changes.get("optimizer", MUON))
-        muon = plan.recovers and self._adapter.task.muon and named.lower() == MUON.lower()
+        named = plan.changes.get("optimizer")
+        by_default = plan.recovers and self._adapter.task.muon and is_long(plan.epochs)
+        muon = by_default if named is None else str(named).lower() == MUON.lower()
         arguments = recipe(
             self._adapter.train_args, epochs=plan.epochs, batch=plan.batch, lr_scale=plan.lr_scale, muon=muon
         )

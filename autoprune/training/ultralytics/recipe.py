@@ -6,9 +6,10 @@ Searched to 30% of their FLOPs, 20 epochs, one seed (docs/accuracy.md has more),
 training: yolov5nu 0.588 and 0.554, yolov8n 0.587 and 0.578, yolo11n 0.604 and 0.567. At 0.003 all three are as with
 AdamW (0.553, 0.575, 0.565); AdamW at twice its rate has 0.569 on yolov5nu.
 
-Every other training, and one that names an optimizer, starts at the dense training's first rate; all rates fall by a
-cosine to a hundredth. (As high again, as in Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network
-Pruning", ICLR 2020; a tenth is what He et al., "AMC", ECCV 2018, fine-tune with.)
+Every other training, one of few epochs (`plan.SHORT_EPOCHS`), and one that names another optimizer, starts at the dense
+training's first rate; all rates fall by a cosine to a hundredth. (As high again, as in Renda et al., "Comparing
+Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020; a tenth is what He et al., "AMC", ECCV 2018, fine-tune
+with.)
 
 Other figures here are mAP50-95 on the validation split of the project's BCCD ``yolov5nu`` at 320 px, pruned by L1 with
 one ratio everywhere (dense 0.490), trained by AdamW; trainings of the same network differ by about 0.01.
