@@ -36,7 +36,7 @@ from autoprune.runtimes._base import (
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.hosts import LOCAL, BoardWatch, Host, SshHost, host_of
 from autoprune.runtimes.process import WorkerError, WorkerProcess
-from autoprune.runtimes.settings import RuntimeSettings
+from autoprune.runtimes.settings import RuntimeSettings, has_int8_instructions
 
 ENGINES = Path(__file__).parent / "engines"
 COUNTER = Path(energy_counter.__file__)
@@ -130,7 +130,8 @@ class SubprocessBackend(Backend, FileBackend):
     def quantizer(self) -> EngineSpec:
         """The engine that quantises networks for the runtime: ONNX Runtime's, in the form that the runtime reads."""
         packages, name = ("onnx", "onnxruntime"), self.settings.runtime.value
-        return EngineSpec(f"Quantisation for {name}", ENGINES / "quantize_onnx.py", packages, name, {"runtime": name})
+        options = {"runtime": name, "saturates": self.host.local and has_int8_instructions() is False}
+        return EngineSpec(f"Quantisation for {name}", ENGINES / "quantize_onnx.py", packages, name, options)
 
     def check(self, capabilities: Sequence[str]) -> None:
         """Check the capabilities that the engine reports; by default it computes in all its formats on every device.

@@ -246,6 +246,25 @@ def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> No
     assert beyond.abs().max() < 3 * scale, "what is outside the images' range is cut off"
 
 
+@pytest.mark.parametrize(
+    ("runtime", "saturates", "most"), [("onnxruntime", True, 64), ("onnxruntime", False, 127), ("litert", True, 127)]
+)
+def test_weights_have_seven_bits_where_onnx_runtime_saturates(
+    tmp_path: Path, runtime: str, saturates: bool, most: int
+) -> None:
+    needed(Runtime.ONNXRUNTIME, "onnx")
+    source, images = tmp_path / "network.onnx", tmp_path / "images.npy"
+    export_onnx(network(), SHAPE, source)
+    np.save(images, image()[None].numpy() - 0.5)
+    worker = WorkerProcess("test", ENGINES / "quantize_onnx.py", {"runtime": runtime, "saturates": saturates})
+    path = worker.call("quantize", source=str(source), images=str(images), to=str(tmp_path / "quantized"))
+    onnx = importlib.import_module("onnx")
+    tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert weights
+    assert max(int(np.abs(tensor.astype(int)).max()) for tensor in weights) in (most, most - 1)
+
+
 def test_what_tensorrt_is_given_has_no_zero_point_and_no_integer_bias(tmp_path: Path) -> None:
     needed(Runtime.ONNXRUNTIME, "onnx")
     source, images = tmp_path / "network.onnx", tmp_path / "images.npy"
