@@ -339,7 +339,7 @@ def test_recipe_starts_as_high_as_the_dense_training_did(bias_rate: float) -> No
 def test_running_statistics_keep_up_while_a_network_trains_and_only_then(
     adapter: UltralyticsAdapter, tmp_path: Path
 ) -> None:
-    """With 0.03 an epoch of a small data set was validated with the statistics of epochs before: mAP of 0.07."""
+    """At 0.1 DeepPCB yolo11n still had 0.485 in an epoch whose network, recalibrated, has 0.506."""
 
     class Momenta(TrainingExtension):
         found: set[float]

@@ -28,7 +28,8 @@ VALIDATED = "on_validated"
 
 BATCH_NORM_MOMENTUM = 0.1
 """At least, while a network trains: with Ultralytics' 0.03 running statistics are those of the last 33 batches or so,
-several epochs of a small data set, and what an epoch is validated with. What a training ends with is recalibrated."""
+several epochs of a small data set, and what an epoch is validated with. What a training ends with is recalibrated.
+How much 0.03 costs was not measured; at 0.1 an epoch of DeepPCB yolo11n showed 0.485, recalibrated 0.506."""
 
 
 class Session(ExtensibleTraining, KeepsNetwork):
