@@ -192,8 +192,8 @@ def tune(
         curve = [epoch.accuracy.primary for epoch in read_epochs(folder / FINETUNE) if epoch.accuracy is not None]
         if rise := rise_at_end(curve):
             listener.note(
-                f"{adapter.metric_names[0]} still rose by {rise:.3f} in the last quarter of the epochs: "
-                "more of them would probably bring more."
+                f"{adapter.metric_names[0]} still rose by {rise:.3f} in the last quarter of the epochs. "
+                "Some of that comes with the falling learning rate; a longer training may bring more."
             )
         if result.epochs < tuning.epochs:
             listener.note(

@@ -4,7 +4,7 @@ A network that was just pruned is trained by Ultralytics' MuSGD (Muon and SGD; J
 hidden layers in neural networks", 2024), at the rate that Ultralytics gives it, whatever trained the dense network.
 Searched to 30% of their FLOPs, 20 epochs, one seed (docs/accuracy.md has more), next to AdamW at the rate of the dense
 training: yolov5nu 0.588 and 0.554, yolov8n 0.587 and 0.578, yolo11n 0.604 and 0.567. At 0.003 all three are as with
-AdamW (0.553, 0.575, 0.565); AdamW at twice its rate has 0.569 on yolov5nu.
+AdamW (0.553, 0.575, 0.565), at 0.02 they have 0.583, 0.595 and 0.581.
 
 Every other training, one of few epochs (`plan.SHORT_EPOCHS`), and one that names another optimizer, starts at the dense
 training's first rate; all rates fall by a cosine to a hundredth. (As high again, as in Renda et al., "Comparing
