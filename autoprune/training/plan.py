@@ -21,8 +21,8 @@ SHORT_EPOCHS, SHORT_SCALE = 10, 0.3
 The bundled detector, searched to 75% of its latency, 3 epochs by AdamW (dense 0.788, pruned 0.776): 0.747 at the dense
 rate, 0.783 at 0.3 and at 0.1 of it. Searched to 51% of its FLOPs at 160 px (dense 0.708, pruned 0.691), two seeds:
 0.696 and 0.695 at 0.3 of it, by MuSGD 0.691 and 0.690 at 0.003, one seed 0.681 at 0.01. Steps alone do not
-tell, in one run each: 5 epochs of yolo11n at 30% of its FLOPs are 190 steps, and have 0.527 at 0.3 of AdamW's rate, 0.509 by MuSGD at
-0.01 (10 epochs of yolov5nu are 130 steps: 0.521 by AdamW, 0.541 by MuSGD).
+tell, in one run each: 5 epochs of yolo11n at 30% of its FLOPs are 190 steps, and have 0.527 at 0.3 of AdamW's rate,
+0.509 by MuSGD at 0.01; 10 epochs of yolov5nu are 130 steps, 0.521 by AdamW and 0.541 by MuSGD.
 """
 
 LONG_EPOCHS = 100
