@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -266,9 +267,24 @@ def tables(runs: Path) -> Iterator[str]:
             yield from (
                 f"| {run.detector} | {run.name} | {run.seed} | {' | '.join(row(found))} |" for run, found in made
             )
+        if row is _accuracies:
+            yield from _means(made)
         if made and study == "strategies":
             ranks = mean_ranks([found for _, found in made])
             yield "\nMean ranks: " + ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.items())
+
+
+def _means(made: Sequence[tuple[Run, dict[str, Any]]]) -> Iterator[str]:
+    """Yield mAP50-95 after training of every row that has several seeds: the mean, the standard deviation, each."""
+    rows: dict[tuple[str, str], list[float]] = {}
+    for run, found in made:
+        rows.setdefault((run.detector, run.name), []).append(found["stages"]["finetuned"]["metrics"]["mAP50-95"])
+    several = {key: values for key, values in rows.items() if len(values) > 1}
+    if several:
+        yield "\nOver the seeds:\n"
+    for (detector, name), values in several.items():
+        each = ", ".join(f"{value:.3f}" for value in values)
+        yield f"| {detector} | {name} | {mean(values):.3f} ± {stdev(values):.3f} | {each} |"
 
 
 def mean_ranks(found: Sequence[dict[str, Any]]) -> dict[str, float]:
