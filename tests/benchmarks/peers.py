@@ -5,8 +5,10 @@ repeated. With words only the rows that have one of them in their name are made:
 
 Torch-Pruning gets what its users would give it: L1 magnitude, widths in multiples of 8, the layers that make the
 network's outputs left out, and the smallest pruning ratio, found by bisection, that holds the FLOPs, counted as
-autoprune counts them. Batch norm is recalibrated as ours is where nothing is compensated. A detector that it cannot
-prune, or whose pruned network does not run, is told as such.
+autoprune counts them. It cannot follow a layer whose output a block splits: so ``C2f`` and ``C3k2`` are rewritten for
+it with two layers in place of that one, which compute the same, and the attention of yolo11 is left as it is. Batch
+norm is recalibrated as ours is where nothing is compensated. A detector that it cannot prune, or whose pruned network
+does not run, is told as such.
 """
 
 from __future__ import annotations
@@ -32,11 +34,52 @@ SHARES = (0.3, 0.2)
 LENGTHS = (EPOCHS, EPOCHS // 2)
 
 
+class TwoLayers(nn.Module):
+    """Do what a ``C2f`` does, by one layer for each half of what it splits."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.i, self.f, self.type = block.i, block.f, block.type
+        self.first, self.second = (_rows(block.cv1, rows) for rows in torch.arange(2 * block.c).chunk(2))
+        self.m, self.cv2 = block.m, block.cv2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [self.first(x), self.second(x)]
+        for block in self.m:
+            parts.append(block(parts[-1]))
+        return self.cv2(torch.cat(parts, 1))  # type: ignore[no-any-return]
+
+
+def _rows(layer: Any, rows: torch.Tensor) -> nn.Module:
+    """Return a copy of a convolution with its batch norm that has only these of its output channels."""
+    part = copy.deepcopy(layer)
+    for module in (part.conv, part.bn):
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.dim():
+                kept = tensor.detach()[rows].clone()
+                setattr(module, name, nn.Parameter(kept) if isinstance(tensor, nn.Parameter) else kept)
+    part.conv.out_channels = part.bn.num_features = len(rows)
+    return part  # type: ignore[no-any-return]
+
+
+def without_splits(module: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the network with its ``C2f`` blocks rewritten, and the blocks whose splits remain."""
+    blocks: Any = module.get_submodule("model")
+    kept = []
+    for place, block in enumerate(blocks):
+        kind = type(block).__name__
+        if kind in ("C2f", "C3k2"):
+            blocks[place] = TwoLayers(block)
+        elif kind == "C2PSA":
+            kept.append(block)
+    return module, kept
+
+
 def pruned(dense: nn.Module, example: torch.Tensor, ratio: float, *, across: bool) -> nn.Module:
     """Return what Torch-Pruning leaves of a copy of the network."""
     import torch_pruning
 
-    module = copy.deepcopy(dense).train()
+    module, kept = without_splits(copy.deepcopy(dense).train())
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     head: Any = module.get_submodule("model")[-1]  # type: ignore[index]
@@ -48,7 +91,7 @@ def pruned(dense: nn.Module, example: torch.Tensor, ratio: float, *, across: boo
         global_pruning=across,
         max_pruning_ratio=0.9,
         round_to=8,
-        ignored_layers=[head.dfl, *(branch[-1] for branch in (*head.cv2, *head.cv3))],
+        ignored_layers=[*kept, head.dfl, *(branch[-1] for branch in (*head.cv2, *head.cv3))],
     )
     pruner.step()
     with torch.no_grad():
