@@ -204,6 +204,8 @@ def _comparisons() -> Iterator[Run]:
     for detector in DETECTORS:
         words = ("compare", "--budget", "flops=30%", *options)
         yield Run("compare", detector, "flops=30%", 0, words, result="compare.json")
+    words = ("compare", "--budget", "flops=20%", "--evaluations", "100", "--seeds", "3", "--finetune-epochs", "0")
+    yield Run("compare", "yolo11n", "flops=20%", 0, words, result="compare.json")
 
 
 def _alternatives() -> Iterator[Run]:
