@@ -223,6 +223,11 @@ def planned() -> list[Run]:
     return [*_searches(), *_trainings(), *_progressive(), *_comparisons(), *_alternatives()]
 
 
+def asked(name: str, words: Sequence[str]) -> bool:
+    """Return whether a name has one of the words in it; without words every name is asked for."""
+    return not words or any(word in name for word in words)
+
+
 def finished(run: Run, runs: Path) -> dict[str, Any] | None:
     """Return what a run found, or None where it has not finished."""
     result = run.folder(runs) / run.result
@@ -316,7 +321,7 @@ def main(runs: Path, words: Sequence[str]) -> None:
     """Make what is missing and print what there is."""
     runs.mkdir(parents=True, exist_ok=True)
     for run in planned():
-        if not words or any(word in run.folder(runs).name for word in words):
+        if asked(run.folder(runs).name, words):
             make(run, runs)
     print("\n".join(tables(runs)))
 

@@ -25,7 +25,7 @@ from autoprune.models import open_adapter
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.results import recalibrated
-from tests.benchmarks.accuracy import EPOCHS, Run, data_of, finished, model_of, planned
+from tests.benchmarks.accuracy import EPOCHS, Run, asked, data_of, finished, model_of, planned
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """f: how much of the steps so far an average reaches over."""
@@ -78,7 +78,7 @@ def main(runs: Path, words: Sequence[str]) -> None:
     """Make what is missing and print a table in Markdown."""
     for run in planned():
         name = run.folder(runs).name
-        if run.study != "search" or finished(run, runs) is None or (words and not any(word in name for word in words)):
+        if run.study != "search" or finished(run, runs) is None or not asked(name, words):
             continue
         out = runs / f"averages-{name}"
         path = out / "row.json"

@@ -28,7 +28,7 @@ from torch import nn
 from autoprune.models import open_adapter
 from autoprune.statistics.layers import recalibrate
 from autoprune.training.finetune import finetune
-from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, data_of, model_of
+from tests.benchmarks.accuracy import DETECTORS, EPOCHS, SEEDS, asked, data_of, model_of
 
 SHARES = (0.3, 0.2)
 LENGTHS = (EPOCHS, EPOCHS // 2)
@@ -140,7 +140,7 @@ def main(runs: Path, words: Sequence[str]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for epochs, seed, detector, kind, share in product(LENGTHS, SEEDS, DETECTORS, ("uniform", "global"), SHARES):
         name = f"peer-{detector}-{kind}-{share}-seed{seed}-{epochs}"
-        if words and not any(word in name for word in words):
+        if not asked(name, words):
             continue
         path = runs / name / "row.json"
         if not path.exists():

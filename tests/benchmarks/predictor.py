@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.accuracy import DETECTORS, data_of, model_of
+from tests.benchmarks.accuracy import DETECTORS, asked, data_of, model_of
 from tests.helpers.board import PACKAGES, running_board
 
 BOARD = "BOARD"
@@ -48,7 +48,7 @@ def command(out: Path, detector: str, options: Sequence[str]) -> list[str]:
 def main(runs: Path, words: Sequence[str]) -> None:
     """Profile what is missing, and print the table."""
     runs.mkdir(parents=True, exist_ok=True)
-    rows = {name: row for name, row in ROWS.items() if not words or any(word in name for word in words)}
+    rows = {name: row for name, row in ROWS.items() if asked(name, words)}
     print("| | dense | error, held out | error, fresh | p90 | Spearman | seconds |\n|---|---|---|---|---|---|---|")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if any(BOARD in row for row in rows.values()):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.benchmarks.accuracy import Run, finished, make
+from tests.benchmarks.accuracy import Run, asked, finished, make
 
 PRIOR = 49
 """Evaluations that regrowth takes."""
@@ -53,7 +53,7 @@ def main(runs: Path, words: Sequence[str]) -> None:
     """Make what is missing and print what there is."""
     runs.mkdir(parents=True, exist_ok=True)
     for run, _, _ in planned():
-        if not words or any(word in run.folder(runs).name for word in words):
+        if asked(run.folder(runs).name, words):
             make(run, runs)
     print("\n".join(table(runs)))
 
