@@ -229,11 +229,12 @@ def _malformed(metric: str, requested: str, reason: str) -> BudgetError:
 
 def _spelled(metric: str) -> str:
     """Return a metric in one spelling: in lower case, all but the name of a user on a board."""
-    kind, at, target = metric.partition("@")
+    tail = "@p95" if metric.lower().endswith("@p95") else ""
+    kind, at, target = metric[: len(metric) - len(tail)].partition("@")
     device, runtime = split_target(target)
     if device is None or not is_board(device_name(device)):
         return metric.lower()
-    return f"{kind.lower()}{at}{device_name(device)}{f'/{runtime.lower()}' if runtime else ''}"
+    return f"{kind.lower()}{at}{device_name(device)}{f'/{runtime.lower()}' if runtime else ''}{tail}"
 
 
 def _check_metric(metric: str, requested: str) -> None:

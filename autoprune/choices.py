@@ -319,6 +319,9 @@ COMMAND = Runtime("command")
 DEVICES = "cpu, cuda, cuda:N, mps, or N for cuda:N"
 """The names of this machine's devices, for help and messages."""
 
+MOST_LR_SCALE = 10
+"""The highest learning rate of a training, as a multiple of its default."""
+
 _SSH = "ssh://"
 
 BOARDS = "ssh://[USER@]HOST[:PORT]"

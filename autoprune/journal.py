@@ -32,7 +32,7 @@ _FLOAT = "$float"
 
 
 class JournalWarning(AutopruneWarning):
-    """A journal ended in a record that was cut off, and the record was dropped."""
+    """The last record of a journal was cut off and is dropped, or the journal cannot be locked."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class PruningProblem:
                 raise ConfigError(f"{name} must hold one finite number for each of {units} units, got {values}")
         if (np.asarray(self.sensitivity) < 0).any() or (np.asarray(self.sensitivity) > 1).any():
             raise ConfigError(f"A sensitivity must lie in [0, 1], got {self.sensitivity}")
+        for name in ("sensitivity", "prior"):  # lists and whole numbers do, too
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         if not self.walked:
             raise ConfigError("There is nothing to search: no unit has more than one width within its bounds")
 

@@ -12,12 +12,14 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.choices import Precision, Runtime, is_board
+from autoprune.choices import MOST_LR_SCALE, Precision, Runtime, is_board
+from autoprune.config._checks import check_counts, check_share
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.image_size import SizeLike
+from autoprune.io.files import make_folder
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener, PythonListener
 from autoprune.metrics import format_amount
@@ -31,6 +33,7 @@ from autoprune.runtimes.settings import image_size_of, runtime_settings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
+from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.latency import CALIBRATION_IMAGES
 from autoprune.workflows.network import choose_device, static_costs
 from autoprune.workflows.run import demonstration
@@ -259,8 +262,9 @@ def finetune(
 ) -> Network:
     """Train a pruned network on; an interrupted call goes on when repeated.
 
-    Augmentations and losses are those of the dense training, the optimizer of Ultralytics' networks is MuSGD; fewer
-    than 10 epochs keep that of the dense training, at 0.3 of its rate.
+    Losses are those of the dense training, and so are augmentations, but for mosaic and others that mix images, which
+    end 20 epochs before the end. The optimizer of Ultralytics' networks is MuSGD; fewer than 10 epochs keep that of the
+    dense training, at 0.3 of its rate.
 
     Args:
         network: is not changed.
@@ -276,8 +280,9 @@ def finetune(
         listener: hears the progress.
 
     Raises:
-        ConfigError: Ultralytics has no such training argument, or the network is none of Ultralytics'.
-        TrainingError: the loss is not a number, there is no data set, or ``out`` has the training of another network.
+        ConfigError: a value is out of its range, or the network's training has no such argument.
+        TrainingError: the loss is not a number, there is no data set, the teacher predicts other things than the
+            network, or ``out`` has the training of another network.
 
     Example:
         >>> net = ap.load("best.pt", data="data.yaml")
@@ -288,8 +293,6 @@ def finetune(
     """
     texts = [f"{key}={value}" for key, value in (train_args or {}).items()]
     check_train_args(texts, inspect.signature(finetune).parameters)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     tuning = Tuning(
         epochs=epochs,
         lr_scale=lr_scale,
@@ -299,6 +302,12 @@ def finetune(
         teacher=None if teacher is None else teacher.module,
         arguments=arguments_of(texts),
     )
+    check_counts(tuning, "epochs", "batch", least=1)
+    check_counts(tuning, "seed", "patience", least=0)
+    check_share("lr_scale", lr_scale, most=MOST_LR_SCALE)
+    if teacher is not None:
+        check_teacher(teacher.module, network.module, network.adapter.example(1))
+    folder = make_folder(Path(out))
     module = tune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
     )

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from autoprune.benchmark_command import TIMEOUT, BenchmarkCommand, placed
 from autoprune.budget import Budget
-from autoprune.choices import COMMAND, Precision, Runtime, device_name, is_board
+from autoprune.choices import COMMAND, MOST_LR_SCALE, Precision, Runtime, device_name, is_board
 from autoprune.config._checks import (
     check_counts,
     check_device,
-    check_positive,
     check_share,
     check_stock,
     check_together,
@@ -305,7 +304,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
         self._check_runtime(self.device)
-        check_positive("lr_scale", self.lr_scale)
+        check_share("lr_scale", self.lr_scale, most=MOST_LR_SCALE)
         check_training(self.train_args, self)
         if self.ultralytics_callbacks:
             check_stock(self.model, named("ultralytics_callbacks"))

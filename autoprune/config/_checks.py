@@ -95,10 +95,10 @@ def shown(value: int) -> str:
     return str(value) if abs(value) < 10**20 else f"{Decimal(value):.2e}"
 
 
-def check_share(name: str, value: float) -> None:
-    """Make sure that a share lies in (0, 1]."""
-    if not (math.isfinite(value) and 0 < value <= 1):
-        raise ConfigError(f"{named(name)} must lie in (0, 1], got {value}")
+def check_share(name: str, value: float, *, most: int = 1) -> None:
+    """Make sure that a share lies in (0, 1], or below another bound."""
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise ConfigError(f"{named(name)} must lie in (0, {most}], got {value}")
 
 
 def check_positive(name: str, value: float) -> None:

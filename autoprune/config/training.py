@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoprune.choices import MOST_LR_SCALE
 from autoprune.config._base import ResumableConfig, RunConfig
 from autoprune.config._checks import (
     check_counts,
     check_devices,
     check_positive,
+    check_share,
     check_stock,
     check_together,
     check_training,
@@ -102,7 +104,7 @@ class TrainConfig(ResumableConfig):
         check_together(self.model, self.data)
         if self.ultralytics_callbacks:
             check_stock(self.model, named("ultralytics_callbacks"))
-        check_positive("lr_scale", self.lr_scale)
+        check_share("lr_scale", self.lr_scale, most=MOST_LR_SCALE)
         check_training(self.train_args, self)
         check_positive("distill_weight", self.distill_weight)
         check_counts(self, "epochs", "batch", "soften_epochs", least=1)

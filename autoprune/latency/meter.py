@@ -144,8 +144,8 @@ class LatencyMeter:
         return min(found, key=lambda timing: (timing.under_load, timing.median))
 
     def _adapted(self, config: MeasurementConfig) -> MeasurementConfig:
-        config = config.of_means() if self.settings.runtime.spec.external else config
-        return replace(config, threads=self.settings.threads if self.settings.on_cpu else 1)
+        config = config.of_means() if self._asked.runtime.spec.external else config
+        return replace(config, threads=self._asked.threads if self._asked.on_cpu else 1)
 
     @cached_property
     def note(self) -> str | None:
@@ -297,5 +297,5 @@ class LatencyMeter:
         backends = [self._opener(replace(self._asked, memory_format=layout), self._calibration) for layout in formats]
         with backends[0].session():
             plain, last = (backend.prepare(self.dense, self._asked.shape) for backend in backends)
-            timing = time_pair(last, plain, _FORMAT_MEASUREMENT)
+            timing = time_pair(last, plain, self._adapted(_FORMAT_MEASUREMENT))
         return MemoryFormat.CHANNELS_LAST if timing.ratio < 1 else MemoryFormat.CONTIGUOUS

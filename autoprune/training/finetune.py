@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from autoprune.choices import MOST_LR_SCALE
 from autoprune.errors import ConfigError
 from autoprune.models._base import Adapter
 from autoprune.training.extensions._base import TrainingExtension
@@ -70,8 +71,8 @@ def finetune(
     """
     if epochs < 1 or batch < 1:
         raise ConfigError(f"epochs and batch must be at least 1, got {epochs} and {batch}")
-    if not 0 < lr_scale <= 10:
-        raise ConfigError(f"the learning-rate scale must lie in (0, 10], got {lr_scale}")
+    if not 0 < lr_scale <= MOST_LR_SCALE:
+        raise ConfigError(f"the learning-rate scale must lie in (0, {MOST_LR_SCALE}], got {lr_scale}")
     plan = Plan(epochs=epochs, batch=batch, lr_scale=lr_scale, seed=seed, changes=changes or {}, recovers=recovers)
     context = TrainingContext(
         out=out, workers=workers, devices=tuple(devices), on_epoch=on_epoch, extensions=tuple(extensions)

@@ -196,7 +196,7 @@ class PlainTrainer(Trainer):
             raise ConfigError(f"{name} is trained by a plain loop, whose optimizer is SGD, got {changes['optimizer']}")
         if context.devices:
             raise ConfigError(f"{name} is trained by a plain loop, on one device; leave further devices out")
-        rate = float(changes.get("lr0", self._adapter.sgd.lr)) * plan.lr_scale
+        rate = float(changes["lr0"]) if "lr0" in changes else self._adapter.sgd.lr * plan.lr_scale
         training = PlainTraining(module, lambda network: self._sgd(network.parameters(), rate), plan)
         training.device, training.batches = self._adapter.device, self._adapter.batches_per_epoch(plan.batch)
         for extension in context.extensions:

@@ -123,7 +123,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def optimizer(self, parameters: Iterable[nn.Parameter], *, batch: int, lr_scale: float) -> torch.optim.Optimizer:
-        """Return what the training begins with, for a few steps of one's own.
+        """Return the optimizer of the dense training at its first learning rate, for a few steps of one's own.
 
         Args:
             parameters: those to be trained.

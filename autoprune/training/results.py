@@ -53,11 +53,11 @@ class FinetuneResult:
     """A fine-tuned network.
 
     Attributes:
-        module: the exponential moving average of the weights after the last epoch, or after the best one if the
-            training may stop early; its batch norm recalibrated on training images; float32, eval mode.
+        module: the weights after the last epoch, or after the best one if the training may stop early, of Ultralytics'
+            networks their exponential moving average; batch norm recalibrated on training images; float32, eval mode.
         epochs: how many epochs it was trained in all, interrupted ones included.
         batch: images per step; less than asked if memory ran out.
-        losses: mean of each term of the training loss in the last epoch; empty if that was over before.
+        losses: mean of each term of the training loss in the last epoch.
     """
 
     module: nn.Module

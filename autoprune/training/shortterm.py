@@ -45,7 +45,7 @@ def training_batches(adapter: Adapter, *, scoring: int, steps: int, batch: int, 
 def train_briefly(
     adapter: Adapter, module: nn.Module, batches: Sequence[Batch], *, steps: int, lr_scale: float
 ) -> None:
-    """Train a network in place for a few steps, with the fine-tune's optimizer at its first learning rate.
+    """Train a network in place for a few steps, with the dense training's optimizer at its first learning rate.
 
     Images are not augmented; nothing is random.
 

@@ -8,13 +8,16 @@ from statistics import median
 import numpy as np
 import pytest
 
+from autoprune.arrays import Array
+from autoprune.envs.pruning_env import PruningEnv
 from autoprune.envs.rules import Capped, Projected
-from autoprune.strategies._base import search
+from autoprune.strategies._base import Candidate, SearchTask, search
+from autoprune.strategies.prior import SearchPrior
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy, walk_prior
-from autoprune.strategies.rl.learners import build, exploration_of
+from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, Settings
-from autoprune.strategies.rl.view import AgentView, NoExploration, RunningScale, TruncatedNoise
+from autoprune.strategies.rl.view import AgentView, MakeEnv, NoExploration, RunningScale, TruncatedNoise
 from tests.helpers.toy import OPTIMA, Toy, make_toy
 
 TOY = make_toy(6, seed=3)
@@ -84,8 +87,9 @@ def test_the_replay_buffer_holds_executed_actions_under_the_capped_rule() -> Non
     agent.learn(6 * 6)
     buffer = agent.replay_buffer  # type: ignore[attr-defined]
     assert buffer.actions[: len(seen), 0, 0] == pytest.approx(seen)
-    ratios = (buffer.actions[: len(seen), 0, 0].reshape(-1, 6) + 1) / 2
-    counts = ratios * TOY.space.dense
+    prior = TOY.env(Capped).prior_actions
+    ratios = [np.interp(row, (-1, 0, 1), (0, prior[step], 1)) for step, row in enumerate(np.reshape(seen, (-1, 6)).T)]
+    counts = np.transpose(ratios) * TOY.space.dense
     assert counts == pytest.approx(np.round(counts), abs=1e-4), "executed actions are widths that exist"
     assert all(TOY.constraint.holds(np.round(row).astype(np.int64)) for row in counts)
 
@@ -161,6 +165,58 @@ def test_the_prior_is_walked_into_transitions() -> None:
     assert [bool(transition["done"][0]) for transition in transitions] == [False] * 5 + [True]
     expected = TOY.score([TOY.space.allocation(TOY.constraint.project(np.zeros(6)))])
     assert transitions[-1]["reward"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", [Projected, Capped])
+def test_an_agent_that_knows_nothing_begins_at_the_prior(rule: type) -> None:
+    problem = replace(TOY.problem(prior=1.5), score=None)
+    env = AgentView(
+        lambda: PruningEnv(problem, rule=rule),
+        episodes=1,
+        score=TOY.score,
+        exploration=NoExploration(),
+        marks=False,
+        scale=None,
+    )
+    for walked in (walk_episode(env, lambda _: np.zeros((1, 1), dtype=np.float32)), walk_prior(env)):
+        found = walked[-1]["infos"][0]["allocation"]
+        assert found == TOY.space.allocation(TOY.constraint.project(problem.prior))
+
+
+@pytest.mark.parametrize("rule", [Projected, Capped])
+def test_ppo_looks_around_a_good_prior(rule: type) -> None:
+    """The first episodes stay close to a prior that is worth more than what chance finds far from it."""
+    toy = make_toy(12, seed=0)
+    problem = replace(toy.problem(), score=None, prior=toy.problem(prior=0.5).prior)
+    task = SearchTask(
+        constraint=toy.constraint,
+        evaluations=6,
+        prior=SearchPrior(problem.sensitivity, problem.prior, (), 0),
+        environment=lambda prior, sensitivity: partial(
+            PruningEnv, replace(problem, prior=prior, sensitivity=sensitivity), rule=rule
+        ),
+    )
+    tried = search(AgentKind.PPO.make(task), toy.score, constraint=toy.constraint, evaluations=6).history
+    log_ratios = np.log([toy.space.ratios(np.array(one.allocation)) for one in tried])
+    assert np.abs(log_ratios[1:] - log_ratios[0]).mean() < 0.2
+
+
+def test_an_agent_starts_from_the_best_that_holds_the_budget() -> None:
+    """What a prior tried before the budget became tighter may score best and hold it no longer."""
+    toy = make_toy(12, seed=0)
+    uniform, dense = (toy.space.allocation(toy.constraint.project(np.zeros(12))), toy.space.allocation(toy.space.dense))
+    start, too_wide = (Candidate(one, toy.score([one])[0]) for one in (uniform, dense))
+    seen: list[Array] = []
+
+    def environment(prior: Array, sensitivity: Array) -> MakeEnv:
+        seen.append(prior)
+        return toy.env
+
+    prior = SearchPrior(np.zeros(12), np.zeros(12), (too_wide,), 1)
+    AgentKind.PPO.make(
+        SearchTask(constraint=toy.constraint, evaluations=1, prior=prior, start=(start,), environment=environment)
+    )
+    assert seen[0] == pytest.approx(np.log(toy.space.ratios(np.array(uniform))))
 
 
 def test_rewards_are_scaled_by_what_was_seen() -> None:

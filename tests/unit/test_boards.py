@@ -72,11 +72,13 @@ def test_a_command_that_measures_nothing_refuses_a_board() -> None:
 
 
 def test_a_budget_names_boards_and_runtimes_there() -> None:
-    budget = Budget.parse(["LATENCY@SSH://Ann@cam1/OpenVINO=20ms", "latency@ssh://pi@cam2:22=60%", "latency=50%"])
+    texts = ["LATENCY@SSH://Ann@cam1/OpenVINO=20ms", "latency@ssh://pi@cam2:22=60%", "latency=50%"]
+    budget = Budget.parse([*texts, "Latency@ssh://Ann@cam1@P95=9ms"])
     assert [limit.metric for limit in budget] == [
         "latency@ssh://Ann@cam1/openvino",
         "latency@ssh://pi@cam2:22",
         "latency",
+        "latency@ssh://Ann@cam1@p95",
     ]
     assert all(is_measured(limit.metric) for limit in budget)
     assert Budget.parse(budget.texts) == budget

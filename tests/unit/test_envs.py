@@ -233,6 +233,13 @@ def test_a_problem_that_does_not_fit_is_refused(change: dict[str, object], messa
         replace(TOY.problem(), **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("prior", [[0] * 6, np.zeros(6, dtype=np.int64), (0.0,) * 6])
+def test_a_prior_may_be_a_list_or_of_whole_numbers(prior: object) -> None:
+    _, info = walk_through(PruningEnv(replace(TOY.problem(), prior=prior)), [0.3, -0.2, 0.1, 0.0, 0.5, -0.4])  # type: ignore[arg-type]
+    _, expected = walk_through(PruningEnv(TOY.problem()), [0.3, -0.2, 0.1, 0.0, 0.5, -0.4])
+    assert info["allocation"] == expected["allocation"]
+
+
 def test_a_space_without_choices_is_refused() -> None:
     toy: Toy = make_toy(3, round_to=512, budget=1.0)
     with pytest.raises(ConfigError, match="nothing to search"):

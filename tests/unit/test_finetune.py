@@ -304,11 +304,11 @@ def assert_same_weights(one: Any, other: Any) -> None:
 
 
 def test_recipe_scales_the_dense_learning_rate() -> None:
-    dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "SGD", "lr0": 0.02, "box": 9.0}
+    dense = {**stock.DEFAULT_CFG_DICT, "optimizer": "SGD", "lr0": 0.02, "box": 9.0, "copy_paste": 0.3}
     found = recipe(dense, epochs=10, batch=8, lr_scale=0.1)
     assert found["optimizer"] == "SGD"
     assert found["lr0"] == pytest.approx(0.002 * 8 / 64)  # steps of 8 images where the dense training took 64
-    assert found["box"] == 9.0
+    assert (found["box"], found["copy_paste"]) == (9.0, 0.3)
     assert found["warmup_bias_lr"] == 0
 
 

@@ -83,6 +83,10 @@ def test_the_learning_rate_starts_at_the_share_and_falls(
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.2 * rates[0]
 
+    rates.clear()
+    tuned(own, tmp_path / "named", epochs=4, batch=24, lr_scale=0.1, changes={"lr0": 0.05})
+    assert rates[0] == pytest.approx(0.05), "a rate that is given is the rate itself, as in Ultralytics' training"
+
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_with_patience_the_best_epoch_s_weights_are_the_result(tmp_path: Path, kill: bool) -> None:

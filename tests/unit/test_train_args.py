@@ -33,7 +33,9 @@ def searching(*texts: str, **options: Any) -> SearchConfig:
         ("freeze=[0, 1]", [0, 1]),
         ("freeze=None", None),
         ("optimizer=SGD", "SGD"),
+        ("optimizer=adamw", "AdamW"),
         ("auto_augment=augmix", "augmix"),
+        ("auto_augment=None", None),
         ("scale=(0.5, 1.5)", (0.5, 1.5)),
     ],
 )
@@ -48,6 +50,8 @@ def test_a_value_is_read_as_ultralytics_reads_it(text: str, value: object) -> No
         ("mosaic=2", r"'mosaic=2' is an invalid value\. Valid 'mosaic' values are between 0\.0 and 1\.0"),
         ("close_mosaic=1.5", r"'close_mosaic=1\.5' is of invalid type float"),
         ("cos_lr=7", r"'cos_lr=7' is of invalid type int"),
+        ("optimizer=AdmaW", r"optimizer must be one of SGD, MuSGD, Adam, .*, got AdmaW"),
+        ("auto_augment=augment", r"auto_augment must be one of randaugment, autoaugment, augmix, None, got augment"),
         ("box=__import__('os')", r"'box=__import__\('os'\)' is of invalid type str"),
     ],
 )

@@ -29,6 +29,7 @@ from autoprune.config.reading import from_python
 from autoprune.listener import Advance
 from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
+from tests.helpers.detectors import build, write_detector
 from tests.helpers.world import SIZE, arguments
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
@@ -135,6 +136,33 @@ def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Pat
         not torch.equal(one, other)
         for one, other in zip(trained.module.parameters(), small.module.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
+        ({"batch": 0}, "`batch` must be a whole number of at least 1, got 0"),
+        ({"patience": -1}, "`patience` must be a whole number of at least 0, got -1"),
+        ({"lr_scale": 20}, r"`lr_scale` must lie in \(0, 10\], got 20"),
+        ({"train_args": {"optimizer": "AdmaW"}}, "optimizer must be one of SGD"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
+    net: ap.Network, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ap.ConfigError, match=message):
+        ap.finetune(net, out=tmp_path / "tuned", **options)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(net: ap.Network, tmp_path: Path) -> None:
+    network = build(nc=5)
+    network.names = {index: str(index) for index in range(5)}
+    other = ap.load(write_detector(tmp_path / "other.pt", network), device="cpu")
+    with pytest.raises(ap.TrainingError, match="a teacher must have the same number of classes"):
+        ap.finetune(net, out=tmp_path / "tuned", teacher=other)
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_data_without_a_model_is_refused(tiny: Path) -> None:

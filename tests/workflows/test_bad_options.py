@@ -194,7 +194,7 @@ def test_numbers(name: str, command: str, kind: type, folder: Path, capsys: pyte
         ("--min-keep 0", "must lie in (0, 1], got 0.0"),
         ("--min-keep 1.01", "must lie in (0, 1], got 1.01"),
         ("--images 0", "at least 1, got 0"),
-        ("--lr-scale 5e-324000", "must be above 0"),
+        ("--lr-scale 5e-324000", "must lie in (0, 10]"),
     ],
 )
 def test_numbers_out_of_range(words: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from autoprune.arrays import AnyArray, Array
-from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, untracked
+from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, holding, untracked
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, agent_logger, spread_of
@@ -61,7 +61,7 @@ class AgentKind(Enum):
                 [*task.start, *task.prior.tried],
             )
         if task.start:
-            best = max(tried, key=lambda candidate: candidate.score)
+            best = max(holding(tried, task.constraint), key=lambda candidate: candidate.score)
             log_ratios = np.log(space.ratios(np.array(best.allocation)))
         return AgentStrategy(
             task.environment(log_ratios, sensitivity),

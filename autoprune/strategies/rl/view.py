@@ -122,6 +122,9 @@ class RunningScale:
 class AgentView(VecEnvWrapper):
     """Several environments in lockstep, whose candidates are scored together when they end.
 
+    An agent's actions lie in [−1, 1]; −1 and 1 are the ends of the environment's box, and 0 is the prior's action at
+    that step: there an agent that knows nothing yet begins.
+
     Attributes:
         steps: length of an episode.
         exploration: turns the agent's actions into those tried.
@@ -155,7 +158,7 @@ class AgentView(VecEnvWrapper):
         self.exploration = exploration
         self._score, self._scale = score, scale
         self._marks = np.eye(self.steps if marks else 0, dtype=np.float32)
-        self._low, self._high = actions.low, actions.high
+        self._ends = [(actions.low[0], prior, actions.high[0]) for prior in venv.get_attr("prior_actions")[0]]
         self._step = 0
         super().__init__(
             venv,
@@ -164,8 +167,11 @@ class AgentView(VecEnvWrapper):
         )
 
     def normalised(self, actions: AnyArray) -> AnyArray:
-        """Return actions of the environment's box as the agent knows them, shape as given."""
-        return np.asarray(2 * (actions - self._low) / (self._high - self._low) - 1, dtype=np.float32)
+        """Return an episode's actions in the environment's box as the agent knows them, shape (steps,)."""
+        return np.array([self._to_agent(action, step) for step, action in enumerate(actions)], dtype=np.float32)
+
+    def _to_agent(self, action: AnyArray, step: int) -> AnyArray:
+        return np.interp(action, self._ends[step], (-1.0, 0.0, 1.0)).astype(np.float32)
 
     def reset(self) -> AnyArray:
         """Start all episodes."""
@@ -175,13 +181,13 @@ class AgentView(VecEnvWrapper):
     def step_async(self, actions: AnyArray) -> None:
         """Take explored actions, scaled to the environment's box."""
         tried = self.exploration(actions)
-        self.venv.step_async((self._low + (tried + 1) / 2 * (self._high - self._low)).astype(np.float32))
+        self.venv.step_async(np.interp(tried, (-1.0, 0.0, 1.0), self._ends[self._step]).astype(np.float32))
 
     def step_wait(self) -> Any:
         """Return the step's outcome with marked states, rewards and executed actions scaled."""
         states, rewards, dones, infos = self.venv.step_wait()
         for info in infos:
-            info["executed_action"] = self.normalised(info["executed_action"])
+            info["executed_action"] = self._to_agent(info["executed_action"], self._step)
         self._step = (self._step + 1) % self.steps
         if dones.any():
             scores = self._score([info["allocation"] for info in infos])

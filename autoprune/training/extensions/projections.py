@@ -16,7 +16,7 @@ class Adapters(nn.Module):
 
     They begin as the least squares fit of the first maps that they see. With random weights a pruned network would be
     taught noise until they have learnt: half of an epoch or more of a short fine-tune. They have no bias, since the
-    term that reads them (`lessons.feature_term`) does not see any.
+    term that reads them (`distillation_losses.feature_term`) does not see any.
 
     Args:
         widths: channels of each map, the student's and the teacher's.

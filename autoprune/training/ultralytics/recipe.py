@@ -31,7 +31,7 @@ MUON, MUON_RATE = "MuSGD", 0.01
 """What brings pruned networks back, and its first learning rate: see above."""
 
 UNMIXED_EPOCHS = 20
-"""Mosaic is off in the last 20 epochs, or in the last half of a longer training.
+"""Mosaic, mixup, cutmix and copy-paste are off in the last 20 epochs, or in the last half of a longer training.
 
 A pruned network has to find its way back to the images it is used on, and mosaics are others. Measured on the
 project's BCCD yolov5nu at 320 px with half its FLOPs, mAP50-95 (dense 0.490): after 6 epochs 0.441 with mosaic in the
@@ -42,7 +42,8 @@ first half, 0.463 without.
 def recipe(dense: Mapping[str, Any], *, epochs: int, batch: int, lr_scale: float, muon: bool = False) -> dict[str, Any]:
     """Return Ultralytics' training arguments for a fine-tune.
 
-    Loss gains, momentum, weight decay and all augmentations but mosaic are those of the dense training.
+    Loss gains, momentum, weight decay and augmentations are those of the dense training; but mosaic, and with it what
+    else mixes images, ends early, and the images keep their size (no ``multi_scale``).
 
     Args:
         dense: the arguments that the dense network was trained with.
@@ -87,7 +88,8 @@ def train_arguments(texts: Sequence[str]) -> dict[str, Any]:
     """Return training arguments that a user wrote as ``key=value``, checked as Ultralytics checks them.
 
     Raises:
-        ConfigError: Ultralytics has no such argument (its message names the nearest), or not of this type or range.
+        ConfigError: Ultralytics has no such argument (its message names the nearest), or not of this type or range, or
+            no optimizer or augmentation of this name.
 
     Example:
         >>> train_arguments(["mosaic=0.5", "cos_lr=False", "freeze=[0, 1]"])
@@ -101,7 +103,21 @@ def train_arguments(texts: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"`train_args`: {' '.join(str(error).split()).rstrip('.')}") from error
     if gone := [key for key in given if key not in checked]:
         raise ConfigError(f"`train_args`: {gone[0]} is deprecated, and Ultralytics takes another argument in its place")
+    for key in _NAMED.keys() & given.keys():
+        names = {str(name).lower(): name for name in _NAMED[key]}
+        if str(given[key]).lower() not in names:
+            raise ConfigError(
+                f"`train_args`: {key} must be one of {', '.join(map(str, _NAMED[key]))}, got {given[key]}"
+            )
+        checked[key] = names[str(given[key]).lower()]
     return {key: checked[key] for key in given}
+
+
+_NAMED: Mapping[str, Sequence[str | None]] = {
+    "optimizer": ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "auto"),
+    "auto_augment": ("randaugment", "autoaugment", "augmix", None),
+}
+"""Names that Ultralytics itself checks only when it trains."""
 
 
 def _literal(text: str) -> Any:
@@ -119,12 +135,12 @@ _INHERITED = (
     *("momentum", "weight_decay", "box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle"),
     *("overlap_mask", "mask_ratio", "dropout", "auto_augment", "erasing"),
     *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"),
-    *("mosaic", "mixup", "cutmix"),
+    *("mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode"),
 )
 
 
 def dense_rate(dense: Mapping[str, Any], batch: int) -> tuple[str, float]:
-    """Return the optimizer and first learning rate of the dense training, or a default if it was automatic.
+    """Return the optimizer and first learning rate of the dense training; AdamW if it was automatic or a rarer one.
 
     The rate of SGD is scaled to the smaller number of images per step (Goyal et al., 2017, section 2.1: linearly);
     that of Adam is not, whose steps do not grow with the gradient's scale.
