@@ -256,7 +256,7 @@ def finetune(
     seed: int = 0,
     patience: int | None = None,
     teacher: Network | None = None,
-    train_args: Mapping[str, Any] | None = None,
+    train_args: Mapping[str, Any] | Sequence[str] | None = None,
     out: str | Path,
     listener: Listener | None = None,
 ) -> Network:
@@ -275,7 +275,7 @@ def finetune(
         patience: epochs without a better one after which the training stops, 0 for never; by default 0 below 100
             epochs, from there on a quarter of them, at least 50.
         teacher: a network that teaches it, usually the dense one.
-        train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}``.
+        train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}`` or ``["mosaic=0.5"]``.
         out: folder of the training's files and of the trained network, ``model``.
         listener: hears the progress.
 
@@ -291,7 +291,7 @@ def finetune(
         >>> sorted(small.validate())
         ['mAP50', 'mAP50-95']
     """
-    texts = [f"{key}={value}" for key, value in (train_args or {}).items()]
+    texts = from_python("train_args", tuple[str, ...], train_args or {})
     check_train_args(texts, inspect.signature(finetune).parameters)
     tuning = Tuning(
         epochs=epochs,

@@ -146,6 +146,8 @@ def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Pat
         ({"patience": -1}, "`patience` must be a whole number of at least 0, got -1"),
         ({"lr_scale": 20}, r"`lr_scale` must lie in \(0, 10\], got 20"),
         ({"train_args": {"optimizer": "AdmaW"}}, "optimizer must be one of SGD"),
+        ({"train_args": "mosaic"}, "`train_args` are written key=value"),
+        ({"train_args": 5}, "`train_args`"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
