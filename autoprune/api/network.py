@@ -165,7 +165,7 @@ class Network:
             criterion: which channels of a unit stay, as for `search`.
 
         Raises:
-            PolicyError: there is no such unit, or it has not as many channels.
+            PolicyError: there is no such unit, it has not as many channels, or a sequence has not one number per unit.
 
         Example:
             >>> net = load("best.pt", data="data.yaml")
@@ -175,6 +175,8 @@ class Network:
         """
         units = self._graph.units
         if not isinstance(keep, Mapping):
+            if len(keep) != len(units):
+                raise PolicyError(f"The network has {len(units)} units, got channels of {len(keep)}")
             keep = dict(zip((unit.name for unit in units), keep, strict=True))
         if others := [name for name in keep if name not in {unit.name for unit in units}]:
             raise PolicyError(f"The network has no unit {others[0]}; its units are {', '.join(u.name for u in units)}")

@@ -27,7 +27,7 @@ from torch import nn
 from autoprune.arrays import Ids, Mask
 from autoprune.listener import tracked
 from autoprune.statistics.layers import Reader
-from autoprune.statistics.moments import Moments, regression
+from autoprune.statistics.moments import Moments, add_ridge, regression
 from autoprune.structure.graph import ChannelGraph
 
 _NARROW = 4096
@@ -112,11 +112,9 @@ class _Predicted:
         places = torch.from_numpy(np.flatnonzero(added[self._goes.cpu().numpy()])).to(device)
         joining = self._goes[places]
         known = self._unexplained[places][:, places]
-        ridge = 1e-2 * known.diagonal().mean() + torch.finfo(dtype).tiny
+        add_ridge(known, self._mean)
         # What is new in the added channels also informs about those that stay removed.
-        spread = torch.linalg.solve(
-            known + ridge * torch.eye(len(places), dtype=dtype, device=device), self._unexplained[places]
-        ).T.clone()
+        spread = torch.linalg.solve(known, self._unexplained[places]).T.clone()
         spread[places] = torch.eye(len(places), dtype=dtype, device=device)
         product = self._product[self._goes].double() - torch.outer(self._total[self._goes], self._mean).double()
         weights = spread.T @ product

@@ -189,3 +189,21 @@ def test_units_with_high_gains_really_gain_more(shared: Path, tmp_path: Path, co
     again = evaluator()
     again._slopes = None  # type: ignore[assignment,method-assign]  # what is journalled is not measured anew
     assert again.gains(base, widths) == gains
+
+
+@pytest.mark.parametrize("added", [[12], [12, 13], [8, 12]])
+def test_constant_channels_gain_next_to_nothing(added: list[int]) -> None:
+    """Sparsity training leaves batch norm scales of zero; nothing is divided by what rounding leaves of a variance."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 16, 5, bias=False), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 4, 1)).eval()
+    with torch.no_grad():
+        dense[1].weight[12:] = 0
+        dense[1].bias[12:] = torch.randn(4)
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    keep, wider = last_unit_pruned(graph, 8), last_unit_pruned(graph, 8)
+    offset = graph.groups[graph.units[-1].groups[0]].offset
+    wider[[offset + index for index in added]] = True
+    moments = collect_moments(dense, graph, [IMAGES])
+    slopes = measure_slopes(dense, graph, keep, moments, [loss_of(IMAGES)])
+    expected = true_loss(dense, graph, wider, moments) - true_loss(dense, graph, keep, moments)
+    assert slopes.change(wider) == pytest.approx(expected, rel=0.2, abs=0.05)

@@ -125,6 +125,8 @@ def test_channels_chosen_by_other_means_become_a_policy(net: ap.Network, tmp_pat
         net.policy({"model.99": 3})
     with pytest.raises(ap.PolicyError, match="must keep 1 to"):
         net.policy({first["unit"]: 10**6})
+    with pytest.raises(ap.PolicyError, match=r"The network has [0-9]+ units, got channels of 2"):
+        net.policy([8, 8])
 
 
 def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
