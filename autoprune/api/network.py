@@ -12,14 +12,13 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.choices import MOST_LR_SCALE, Precision, Runtime, is_board
-from autoprune.config._checks import check_counts, check_share
+from autoprune.choices import MOST_LR_SCALE, Precision, Runtime, device_name, is_board
+from autoprune.config._checks import check_counts, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
-from autoprune.errors import ConfigError, PolicyError
+from autoprune.errors import ConfigError, DeviceError, PolicyError
 from autoprune.image_size import SizeLike
-from autoprune.io.files import make_folder
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener, PythonListener
 from autoprune.metrics import format_amount
@@ -37,6 +36,7 @@ from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.latency import CALIBRATION_IMAGES
 from autoprune.workflows.network import choose_device, static_costs
 from autoprune.workflows.run import demonstration
+from autoprune.workflows.training_record import TrainingRecord
 from autoprune.workflows.tuning import Tuning, arguments_of, tune
 
 
@@ -153,9 +153,10 @@ class Network:
         Raises:
             RunError: the file cannot be written.
         """
-        self.path = Path(path)
-        self.adapter.save(self.module, self.path)
-        return self.path
+        file = Path(path)
+        self.adapter.save(self.module, file)
+        self.path = file
+        return file
 
     def policy(self, keep: Mapping[str, int] | Sequence[int], *, criterion: str = "covariance") -> Policy:
         """Return a policy of channels that were chosen by other means, e.g. by an agent in `autoprune.make_env`.
@@ -165,7 +166,8 @@ class Network:
             criterion: which channels of a unit stay, as for `search`.
 
         Raises:
-            PolicyError: there is no such unit, it has not as many channels, or a sequence has not one number per unit.
+            PolicyError: there is no such unit, it has not as many channels, a count is no whole number, or a sequence
+                has not one per unit.
 
         Example:
             >>> net = load("best.pt", data="data.yaml")
@@ -184,7 +186,7 @@ class Network:
             model=PolicyModel(self.adapter.name, {unit.name: unit.width for unit in units}),
             criterion=criterion,
             round_to=1,
-            units=tuple(PolicyUnit(unit.name, unit.width, int(keep.get(unit.name, unit.width))) for unit in units),
+            units=tuple(PolicyUnit(unit.name, unit.width, _count(keep.get(unit.name, unit.width))) for unit in units),
             budget=(),
             costs={},
             score=None,
@@ -210,7 +212,7 @@ def load(
     *,
     data: str | Path | None = None,
     imgsz: SizeLike | None = None,
-    device: str = "auto",
+    device: str | int = "auto",
     download: bool = False,
     trust_checkpoint: bool = False,
 ) -> Network:
@@ -224,14 +226,15 @@ def load(
             as ``coco8.yaml``. Without it the network can be looked at and measured, not searched.
         imgsz: image size in pixels, one number for squares or (height, width), multiples of 32; by default what the
             weights were trained with.
-        device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` (or ``1``), ``mps``, or ``auto`` for the first CUDA GPU if there is one. A
+            board only measures: name it in ``net.latency(device="ssh://…")``, or in the call of a command.
         download: fetch weights or images with Ultralytics' own functions, if they are not here.
         trust_checkpoint: open the checkpoint even if it could run code of its author.
 
     Raises:
         ModelError: the checkpoint is missing, broken or of an unknown kind.
         DataError: the data set is missing or malformed.
-        DeviceError: the device is unknown or not there.
+        DeviceError: the device is unknown, not there, or a board.
 
     Example:
         >>> ap.load("best.pt", data="data.yaml", imgsz=128)
@@ -243,6 +246,12 @@ def load(
         if data is not None:
             raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
         model, data, imgsz = demonstration(imgsz)
+    device = device_name(from_python("device", str, device))
+    if is_board(device):
+        raise DeviceError(
+            f'A network is loaded on this machine, and a board only measures: net.latency(device="{device}"), or '
+            f'autoprune.search(net, device="{device}", …)'
+        )
     path = find_weights(Path(model), download=download)
     data = None if data is None else find_data(Path(data), download=download)
     adapter = open_adapter(path, data=data, image_size=imgsz, device=choose_device(device), trust=trust_checkpoint)
@@ -278,13 +287,14 @@ def finetune(
             epochs, from there on a quarter of them, at least 50.
         teacher: a network that teaches it, usually the dense one.
         train_args: Ultralytics' training arguments, such as ``{"mosaic": 0.5}`` or ``["mosaic=0.5"]``.
-        out: folder of the training's files and of the trained network, ``model``.
+        out: folder of the training's files and of the trained network, ``model``; ``training.json`` in it says what it
+            was begun with.
         listener: hears the progress.
 
     Raises:
         ConfigError: a value is out of its range, or the network's training has no such argument.
         TrainingError: the loss is not a number, there is no data set, the teacher predicts other things than the
-            network, or ``out`` has the training of another network.
+            network, or ``out`` has another training or what something else has left.
 
     Example:
         >>> net = ap.load("best.pt", data="data.yaml")
@@ -293,29 +303,53 @@ def finetune(
         >>> sorted(small.validate())
         ['mAP50', 'mAP50-95']
     """
+    for name, given in (("network", network), ("teacher", teacher or network)):
+        if not isinstance(given, Network):
+            raise ConfigError(f"{named(name)} must be a network as autoprune.load returns it, got {given!r}")
     texts = from_python("train_args", tuple[str, ...], train_args or {})
     check_train_args(texts, inspect.signature(finetune).parameters)
     tuning = Tuning(
-        epochs=epochs,
-        lr_scale=lr_scale,
-        batch=batch,
-        seed=seed,
-        patience=patience,
+        epochs=from_python("epochs", int, epochs),
+        lr_scale=from_python("lr_scale", float, lr_scale),
+        batch=from_python("batch", int, batch),
+        seed=from_python("seed", int, seed),
+        patience=from_python("patience", int | None, patience),
         teacher=None if teacher is None else teacher.module,
         arguments=arguments_of(texts),
     )
     check_counts(tuning, "epochs", "batch", least=1)
     check_counts(tuning, "seed", "patience", least=0)
-    check_share("lr_scale", lr_scale, most=MOST_LR_SCALE)
+    check_share("lr_scale", tuning.lr_scale, most=MOST_LR_SCALE)
     if teacher is not None:
         check_teacher(teacher.module, network.module, network.adapter.example(1))
-    folder = make_folder(Path(out))
+    folder = Path(out)
+    path = network.adapter.checkpoint(folder, "model")
+    record = TrainingRecord.of(
+        network.module,
+        teacher=tuning.teacher,
+        data=network.data,
+        imgsz=network.imgsz,
+        **{name: getattr(tuning, name) for name in ("epochs", "lr_scale", "batch", "seed", "patience")},
+        train_args=sorted(texts),
+    )
+    record.claim(folder, path)
     module = tune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
     )
     trained = network.with_module(module)
-    trained.path = network.adapter.checkpoint(folder, "model")
+    trained.path = path
     return trained
+
+
+def _count(value: object) -> int:
+    """Return a number of channels that may come from an agent's arithmetic, and so as 8.0."""
+    try:
+        count = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        count = None
+    if count is None or count != value:
+        raise PolicyError(f"Kept channels are whole numbers, got {value!r}")
+    return int(count)
 
 
 def options_of(network: Network | str | Path | None) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class Inputs:
         return "; ".join(found)
 
 
+def data_digests(path: Path) -> dict[str, str]:
+    """Return one digest per part of a data set: its description, and each split."""
+    return Inputs(dict(_data_set(path))).digests
+
+
 def noted_in(header: Any) -> Mapping[str, Any] | None:
     """Return the digests in a journal's header, or None in one of an autoprune that did not note them."""
     digests = header.get("inputs") if isinstance(header, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import json
@@ -125,6 +126,9 @@ def test_channels_chosen_by_other_means_become_a_policy(net: ap.Network, tmp_pat
         net.policy({"model.99": 3})
     with pytest.raises(ap.PolicyError, match="must keep 1 to"):
         net.policy({first["unit"]: 10**6})
+    for count in ("x", 7.5, None, float("nan")):
+        with pytest.raises(ap.PolicyError, match="Kept channels are whole numbers"):
+            net.policy({first["unit"]: count})
     with pytest.raises(ap.PolicyError, match=r"The network has [0-9]+ units, got channels of 2"):
         net.policy([8, 8])
 
@@ -150,6 +154,8 @@ def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Pat
         ({"train_args": {"optimizer": "AdmaW"}}, "optimizer must be one of SGD"),
         ({"train_args": "mosaic"}, "`train_args` are written key=value"),
         ({"train_args": 5}, "`train_args`"),
+        ({"epochs": 1.5}, "`epochs` must be a whole number .*, got 1.5"),
+        ({"teacher": "best.pt"}, r"`teacher` must be a network as autoprune\.load returns it, got 'best\.pt'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
@@ -167,6 +173,51 @@ def test_a_teacher_of_other_classes_is_refused(net: ap.Network, tmp_path: Path) 
     with pytest.raises(ap.TrainingError, match="a teacher must have the same number of classes"):
         ap.finetune(net, out=tmp_path / "tuned", teacher=other)
     assert not (tmp_path / "tuned").exists()
+
+
+def test_a_repeated_fine_tune_goes_on_with_its_own_training_only(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    small, out = run.policy.apply(net), tmp_path / "tuned"
+    trained = ap.finetune(small, epochs=1, batch=2, out=out)
+    again = ap.finetune(run.policy.apply(net), epochs=1, batch=2, out=out)
+    assert all(map(torch.equal, again.module.state_dict().values(), trained.module.state_dict().values()))
+    other = small.with_module(copy.deepcopy(small.module))
+    next(other.module.parameters()).data.mul_(1.1)
+    for network, options, message in (
+        (small, {"epochs": 2}, "`epochs` was 1 and is 2"),
+        (small, {"train_args": {"mosaic": 0.5}}, "`train_args` was"),
+        (small, {"teacher": net}, "the teacher is another one"),
+        (other, {}, "the network is another one"),
+    ):
+        with pytest.raises(ap.TrainingError, match=f"has another training: {message}"):
+            ap.finetune(network, **{"epochs": 1, "batch": 2, "out": out, **options})
+
+
+def test_a_fine_tune_does_not_take_what_another_command_left(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    small = run.policy.apply(net)
+    small.save(tmp_path / "model.pt")
+    with pytest.raises(ap.TrainingError, match=r"model\.pt is there, and no training\.json says"):
+        ap.finetune(small, epochs=1, out=tmp_path)
+    with pytest.raises(ap.TrainingError, match="choose another `out`"):
+        ap.finetune(small, epochs=1, out=run.folder)
+    (tmp_path / "training.json").write_text('{"settings": 5}')
+    with pytest.raises(ap.TrainingError, match=r"training\.json cannot be read"):
+        ap.finetune(small, epochs=1, out=tmp_path)
+
+
+def test_a_network_is_not_loaded_on_a_board(net: ap.Network) -> None:
+    with pytest.raises(ap.DeviceError, match="a board only measures"):
+        ap.load(net.path, device="ssh://pi@cam1")
+    with pytest.raises(ap.ConfigError, match="`device` must be a text, got null"):
+        ap.load(net.path, device=None)
+    with pytest.raises(ap.DeviceError, match="cuda:99"):
+        ap.load(net.path, device=99)
+
+
+def test_a_network_that_cannot_be_saved_has_no_file(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
+    small = run.policy.apply(net)
+    with pytest.raises(ap.RunError, match="its folder does not exist"):
+        small.save(tmp_path / "missing" / "small.pt")
+    assert small.path is None
 
 
 def test_data_without_a_model_is_refused(tiny: Path) -> None:
