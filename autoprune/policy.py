@@ -157,7 +157,8 @@ class Policy:
             module: a network of the architecture that the policy is for, with any weights; it is not modified. An
                 `autoprune.Network` brings its data, and one of its kind is returned.
             data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
-                of such a network with its data, for those that are not Ultralytics', on whose device the new one is.
+                of such a network with its data, for those that are not Ultralytics'. The new one is then in float32, on
+                the adapter's device.
             imgsz: with a data set, the image size in pixels, one number for squares or (height, width); what the
                 weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.

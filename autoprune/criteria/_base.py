@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Array, Ids
-from autoprune.statistics.layers import evaluating
+from autoprune.statistics.layers import evaluating, train_mode
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -102,7 +102,7 @@ def rows_of(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 def trainable_copy(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Return a copy in train mode, to compute gradients with, and its parameters by every name that they have."""
-    copied = copy.deepcopy(module).train()
+    copied = train_mode(copy.deepcopy(module))
     parameters = dict(copied.named_parameters(remove_duplicate=False))
     for parameter in parameters.values():
         parameter.requires_grad_(True)

@@ -15,7 +15,7 @@ from autoprune.structure.graph import ChannelGraph, LayerKind
 NEAR = 0.05
 """Where an activation has no exact zeros (SiLU), what is up to this share of the layer's root mean square is."""
 
-_WITH_ZEROS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+_WITH_ZEROS = (nn.ReLU, nn.ReLU6)
 
 
 class ApozImportance(Importance):

@@ -52,21 +52,16 @@ class RegressionImportance(Importance):
         readers = {
             layer.name: layer.in_axis for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
         }
-        inner: dict[str, torch.Tensor] = {}
+        found: dict[str, Array] = {}
         places = SampledPositions(seed=0)
 
         def see(name: str, layer: Reader, inputs: torch.Tensor, _: torch.Tensor) -> None:
             rows = places.patches(layer, inputs).double().flatten(1)
-            product = rows.T @ rows
-            inner[name] = inner[name] + product if name in inner else product
+            found[name] = contributions(layer, rows.T @ rows) + found.get(name, 0.0)
 
         with activation_hooks(module, list(readers), see):
             observe(module, self._evidence)
-        return [
-            (graph.axes[axis], contributions(module.get_submodule(name), inner[name]))
-            for name, axis in readers.items()
-            if name in inner
-        ]
+        return [(graph.axes[axis], found[name]) for name, axis in readers.items() if name in found]
 
 
 def contributions(layer: nn.Module, inner: torch.Tensor) -> Array:

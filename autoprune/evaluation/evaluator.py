@@ -25,6 +25,7 @@ from autoprune.journal import Journal
 from autoprune.listener import step_bar
 from autoprune.models._base import Adapter, Batch, LossSum
 from autoprune.results import Metrics
+from autoprune.statistics.layers import train_mode
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
@@ -209,7 +210,7 @@ class Evaluator(HalvingBatches):
         stages = self.adapter.stages(self.pruner.module)
         if not stages:
             return None
-        module = self.materialise(base).train()
+        module = train_mode(self.materialise(base))
         return Prefix.record(
             module,
             [partial(self._loss_sum, module, batch) for batch in self._batches],
@@ -224,7 +225,7 @@ class Evaluator(HalvingBatches):
         return self._sums(module).mean()
 
     def _sums(self, module: nn.Module) -> LossSum:
-        module.train()
+        train_mode(module)
         at_once = self.adapter.concurrent and self._prefix is None  # what a prefix recorded is read batch by batch
         return reduce(add, in_threads(partial(self._loss_sum, module), self._batches, at_once=at_once))
 
@@ -354,8 +355,9 @@ class Evaluator(HalvingBatches):
         return bool(self.journal.once("scored in", "", chosen) == "bf16")
 
     def _work(self, method: Callable[[Allocation], Any], needed: str) -> _Work:
-        """Return a method for the runner; what it needs is made here, so that workers need not read images."""
-        getattr(self, needed)
+        """Return a method for the runner; what it needs is made here, once for all workers."""
+        for name in (needed, "_moments") if self.compensate else (needed,):
+            getattr(self, name)
         return _Work(method, self.batch, self._base)
 
 

@@ -181,11 +181,12 @@ def apply_keep(
     dense, adapter = module, None
     if isinstance(data, Adapter):
         adapter = data
-        module = dense = copied(module).to(adapter.device, torch.float32)  # where the images are
     elif data is not None:
         adapter = adapter_of(module, data=Path(data), image_size=imgsz)
         dense = adapter.module  # the same weights, ready for gradients
     if adapter is not None:
+        module = copied(module).to(adapter.device, torch.float32)  # as the images are
+        dense = module if adapter is data else dense
         example, free_outputs = adapter.example(2), adapter.free_outputs
     elif example is None:
         parameter = next(module.parameters())
@@ -205,5 +206,5 @@ def apply_keep(
         example=example[:1],
         calibration=Calibration() if adapter is None else calibration_of(adapter, compensate=compensate),
         reconstructed=reconstruct,
-        trained=dense,
+        trained=dense if adapter is None else adapter.module,  # a loaded network is often frozen, training frees it
     )

@@ -35,13 +35,14 @@ def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own settings
-        if not ray.is_initialized():
-            _connect(ray, options, stack)
-        count, resources = _room(ray, options)
-        runner = RayRunner(ray, count, options, resources)
-        runner.check_versions()
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's own settings
+            if not ray.is_initialized():
+                _connect(ray, options, stack)
+            count, resources = _room(ray, options)
+            runner = RayRunner(ray, count, options, resources)
+            runner.check_versions()
         stack.callback(runner.close)
         yield runner
         if runner.usage.tasks:

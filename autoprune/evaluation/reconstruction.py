@@ -22,6 +22,9 @@ POINTS = 128
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """Pulls towards the weights as they are that are tried, as shares of the mean variance of what the layer reads."""
 
+_ROUNDING = 1e-12
+"""Share of the mean square of what a layer reads that may be rounding: constants must not seem to vary."""
+
 HELD_BACK = 1 / 3
 """Share of the images on which a layer's ridge is chosen; of one image, of its positions."""
 
@@ -200,7 +203,8 @@ class _Sums:
         if math.isfinite(ridge):
             inner = self.inner - torch.outer(self.read, centre)
             step = self.cross - torch.outer(self.read, middle) - inner @ weight.T
-            inner.diagonal().add_(ridge * float(inner.diagonal().mean()) + torch.finfo(inner.dtype).tiny)
+            floor = _ROUNDING * float(self.inner.diagonal().mean()) + torch.finfo(inner.dtype).tiny
+            inner.diagonal().add_(ridge * float(inner.diagonal().mean()) + floor)
             weight = weight + torch.cholesky_solve(step, torch.linalg.cholesky(inner)).T
         return weight, middle - weight @ centre
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from autoprune.arrays import Ids, Mask
 from autoprune.listener import tracked
-from autoprune.statistics.layers import Reader
+from autoprune.statistics.layers import Reader, train_mode
 from autoprune.statistics.moments import Moments, add_ridge, regression
 from autoprune.structure.graph import ChannelGraph
 
@@ -153,7 +153,7 @@ def measure_slopes(
         moments: what it is compensated with; None if it is not.
         losses: one call per batch, each of which returns a network's loss in train mode as a scalar with gradients.
     """
-    network = copy.deepcopy(dense).train().requires_grad_(False)
+    network = train_mode(copy.deepcopy(dense)).requires_grad_(False)
     if next(network.parameters()).device.type == "cpu":
         network = network.to(memory_format=torch.channels_last)
     readings: list[_Reading] = []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from autoprune.listener import tracked
 from autoprune.structure.graph import MIXING, ChannelGraph, Layer
@@ -91,42 +95,81 @@ def activation_hooks(
         yield
 
 
+class _Readers(TorchFunctionMode):
+    """Watches what computes with the outputs of layers, other than a batch norm.
+
+    Attributes:
+        makers: the outputs that still exist, each with the layer that gave it and the number of its run.
+        found: the layers whose outputs something else reads, changes in place or hands out.
+        in_norm: whether a batch norm runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.makers: MutableMapping[torch.Tensor, tuple[str, int]] = WeakTensorKeyDictionary()
+        self.found = set[str]()
+        self.in_norm = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        asks_only = func is not torch.Tensor.__setitem__ and not any(map(torch.is_tensor, tree_leaves(result)))
+        if not (self.in_norm or asks_only):  # such as for a shape
+            self.note((args, kwargs))
+        return result
+
+    def note(self, values: Any) -> None:
+        """Note the layers whose outputs are among some values."""
+        tensors = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+        self.found.update(self.makers[tensor][0] for tensor in tensors if tensor in self.makers)
+
+
 @contextmanager
 def norms_behind(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[str]]]:
-    """Find, while the block runs the network, the batch norms that read the very tensors which each layer gives.
+    """Find, while the block runs the network, the batch norms that alone read what each layer gives.
+
+    Hooks of other contexts that see outputs are entered before this one, so that they are no readers.
 
     Yields:
         Layer → batch norms, by path; complete after the block. A layer that runs on several levels can have one for
-        each. Those are left out that do not read all that their layer gives, or read something else, too.
+        each. Those are left out whose output anything else reads or changes, too, or whose norm reads other layers.
     """
     found: dict[str, list[str]] = {}
     runs, read = Counter[str](), set[tuple[str, int]]()
     sources: dict[str, set[str]] = {}
-    last: list[tuple[str, torch.Tensor]] = []
+    readers = _Readers()
 
     def gave(name: str, layer: Reader, _: torch.Tensor, given: torch.Tensor) -> None:
         runs[name] += 1
-        last[:] = [(name, given)]
+        readers.makers[given] = (name, runs[name])
 
     def before(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def reads(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            name = last[0][0] if last and inputs[0] is last[0][1] else ""
+            readers.in_norm = True
+            name, run = readers.makers.get(inputs[0], ("", 0))
             sources.setdefault(path, set()).add(name)
             if name:
-                read.add((name, runs[name]))
+                read.add((name, run))
                 found[name] = list(dict.fromkeys([*found.get(name, ()), path]))
 
         return reads
+
+    def after(*_: Any) -> None:
+        readers.in_norm = False
 
     with activation_hooks(module, layers, gave), ExitStack() as hooks:
         for path, child in module.named_modules():
             if isinstance(child, Norm) and child.running_mean is not None:
                 hooks.enter_context(child.register_forward_pre_hook(before(path)))
+                hooks.enter_context(child.register_forward_hook(after))
+        hooks.enter_context(module.register_forward_hook(lambda *call: readers.note(call[-1])))
+        hooks.enter_context(readers)
         yield found
-    last.clear()
     covered = Counter(name for name, _ in read)
     for name in list(found):
-        if covered[name] < runs[name] or any(sources[path] != {name} for path in found[name]):
+        alone = all(sources[path] == {name} for path in found[name])
+        if name in readers.found or covered[name] < runs[name] or not alone:
             del found[name]
 
 
@@ -142,6 +185,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
+_RANDOM = ("StochasticDepth", "DropPath")
+"""Classes of torchvision and timm that leave out branches at random, as dropout leaves out values."""
+
+
+def train_mode(module: nn.Module) -> nn.Module:
+    """Put a network into train mode, but for dropout, and return it: the same batch then gives the same outputs."""
+    module.train()
+    for child in module.modules():
+        if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ in _RANDOM:
+            child.eval()
+    return module
+
+
 def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     """Replace batch norm statistics by those of the inputs (Li et al., "EagleEye", ECCV 2020, section 3.3).
 
@@ -154,7 +210,7 @@ def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-    module.train()
+    train_mode(module)
     with torch.no_grad():
         for tensor in tracked(inputs, "Recalibrating"):
             module(tensor)

@@ -11,6 +11,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.models._base import Adapter, Batch
+from autoprune.statistics.layers import train_mode
 from autoprune.training.plain import backward
 from autoprune.training.registry import trainer_of
 
@@ -62,7 +63,7 @@ def train_briefly(
     """
     trainer = trainer_of(adapter)
     optimizer = trainer.optimizer(module.parameters(), batch=len(adapter.inputs(batches[0])), lr_scale=lr_scale)
-    module.train()
+    train_mode(module)
 
     def terms(batch: Batch) -> Mapping[str, torch.Tensor]:
         return {"loss": trainer.loss(module, batch)}

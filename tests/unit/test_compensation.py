@@ -394,3 +394,30 @@ def test_a_layer_of_several_groups_stays_and_what_reads_it_makes_up() -> None:
     assert torch.equal(small.get_submodule("1").bias, bare.get_submodule("1").bias)  # type: ignore[arg-type]
     gap = [float((outputs(one) - outputs(dense)).square().mean()) for one in (bare, small)]
     assert gap[1] < 0.5 * gap[0]
+
+
+class PreActivation(nn.Module):
+    """A residual sum in place, which a norm reads and others do too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1, bias=False)
+        self.outer, self.norm, self.head = nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        out: torch.Tensor = self.outer(torch.relu(self.inner(x)) + 1.0)
+        out += x
+        return self.head(torch.relu(self.norm(out))) + out[:, :2]  # type: ignore[no-any-return]
+
+
+def test_what_is_left_of_constants_behind_a_sum_in_place_is_exact() -> None:
+    torch.manual_seed(0)
+    dense = randomised(PreActivation(), 0).float().eval()
+    with torch.no_grad():
+        dense.inner.weight[3:] = 0  # channels that give 1 wherever they are
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    keep = removing(graph, inner=(3, 4, 5))
+    smaller = Slicer(dense, graph).materialise(keep)
+    compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    torch.testing.assert_close(outputs(smaller), outputs(dense), rtol=1e-4, atol=1e-4)

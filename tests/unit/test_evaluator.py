@@ -62,6 +62,14 @@ class Twice(Plain):
         return logits
 
 
+class Dropping(Net):
+    """Leaves out values at random while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left.append(nn.Dropout2d(0.5))
+
+
 @cache
 def network(kind: type[nn.Module]) -> tuple[nn.Module, ChannelGraph]:
     with torch.random.fork_rng(devices=[]):
@@ -210,6 +218,38 @@ class UnorderedWorkers:
         with ThreadPoolExecutor(1) as pool:  # one thread: torch's gradient mode and rounding do not change
             later = {item: pool.submit(workers[n % 2], item) for n, item in reversed(list(enumerate(items)))}
         return (later[item].result() for item in items)
+
+
+def test_nothing_of_a_score_is_random(evaluators: Evaluators) -> None:
+    dropping, plain = evaluators(Dropping, compensate=True), evaluators(Dropping, compensate=True)
+    chosen = candidates(dropping)
+    widths = [[unit.width] for unit in dropping.pruner.space.units]
+    half = tuple(unit.width // 2 for unit in dropping.pruner.space.units)
+    first = [one.score for one in dropping(chosen)], dropping.gains(half, widths)
+    state = dropping.repaired(half).state_dict()
+    torch.manual_seed(1)
+    assert ([one.score for one in plain(chosen)], plain.gains(half, widths)) == first
+    assert all(map(torch.equal, plain.repaired(half).state_dict().values(), state.values()))
+    assert dropping.pruner.module.left[-1].p == 0.5
+
+
+def test_covariances_are_collected_once_for_all_workers(
+    evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = evaluators(path=tmp_path / "one.jsonl", compensate=True)
+    chosen = candidates(first)
+    first(chosen[:1])
+    first.journal.close()
+    again = evaluators(path=tmp_path / "one.jsonl", compensate=True, runner=UnorderedWorkers())
+    collected: list[object] = []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        collected.append(given)
+        return collect_moments(*given, **options)
+
+    monkeypatch.setattr("autoprune.evaluation.evaluator.collect_moments", counted)
+    again(chosen)
+    assert len(collected) == 1
 
 
 @pytest.mark.parametrize("runner", [SerialRunner(), UnorderedWorkers()], ids=lambda one: type(one).__name__)

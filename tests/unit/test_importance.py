@@ -204,11 +204,11 @@ def test_hutchinson_finds_a_diagonal_hessian_exactly() -> None:
     assert any(torch.allclose(member.scores, expected, rtol=1e-5) for member in members if len(member.scores) == WIDTH)
 
 
-@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.Hardtanh])
 def test_apoz_counts_exact_zeros_or_near_ones(act: type[nn.Module]) -> None:
     module, graph = network(act)
     with torch.no_grad():
-        module.inner.bn.weight[DEAD], module.inner.bn.bias[DEAD] = 0.0, -30.0 if act is nn.ReLU else 0.0
+        module.inner.bn.weight[DEAD], module.inner.bn.bias[DEAD] = 0.0, -30.0 if act is nn.ReLU else 1e-4
     scores = unit_scores(ApozImportance(evidence())(module, graph), graph, "inner")
     assert scores[DEAD] == 0
     assert scores.max() > 0

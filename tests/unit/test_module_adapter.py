@@ -202,6 +202,18 @@ def test_an_epoch_has_every_image_but_a_lonely_one(samples: int, sizes: list[int
     assert [len(batch["images"]) for batch in found] == sizes
 
 
+@pytest.mark.parametrize(
+    ("samples", "batch", "sizes"), [(9, 4, [4, 3, 2]), (10, 4, [4, 4, 2]), (3, 2, [2, 1]), (1, 4, [1]), (2, 1, [1, 1])]
+)
+def test_a_single_last_image_is_joined_by_another(samples: int, batch: int, sizes: list[int]) -> None:
+    own = adapter(Net(), train=Shapes(samples, 0))
+    found = own.batches("train", images=samples, batch=batch, seed=0)
+    assert [len(one["images"]) for one in found] == sizes
+    together = torch.cat([own.inputs(one) for one in found])
+    (whole,) = own.batches("train", images=samples, batch=samples, seed=0)
+    assert torch.equal(together, own.inputs(whole))
+
+
 def test_the_metric_may_have_two_figures() -> None:
     two = adapter(Net(), metric=lambda *_: (0.25, 0.5), metric_names=("IoU", "pixels"))
     found = two.validate(two.module)

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -297,6 +298,8 @@ def ray() -> Any:
 def test_workers_of_this_machine_are_processes_that_end_with_the_run(ray: Any) -> None:
     notes: list[str] = []
     with open_ray(RunnerOptions("2", notify=notes.append)) as runner:
+        with pytest.warns(UserWarning, match="heard"):
+            warnings.warn("heard", UserWarning, stacklevel=1)
         answers = list(runner.map(slept, [0.3] * 8))
         pids = {pid for _, pid in answers}
         assert len(pids) == 2

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.criteria.registry import make_criterion
@@ -55,6 +57,19 @@ def test_the_sums_tell_the_error_of_any_weights() -> None:
     )
     found = (_Sums.of(read[:20], wanted[:20]) + _Sums.of(read[20:], wanted[20:])).error(weight, bias)
     assert found == pytest.approx(float((wanted - read @ weight.T - bias).square().sum()))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([(2, 1), (3, 2), (256, 128)]), st.integers(1, 36))
+def test_what_is_constant_on_the_images_that_are_solved_for_has_an_answer(
+    seed: int, points: tuple[int, int], inputs: int
+) -> None:
+    (count, cut), generator = points, torch.Generator().manual_seed(seed)
+    read = torch.rand(count, inputs, 1, generator=generator)
+    read[:cut] = read[0].clone()
+    layer = nn.Conv2d(inputs, 4, 1).requires_grad_(False)
+    bias = _solve(layer, _Points(read, torch.rand(count, 4, generator=generator), cut))
+    assert bool(torch.isfinite(bias).all() and torch.isfinite(layer.weight).all())
 
 
 def test_what_can_be_made_up_is_made_up() -> None:

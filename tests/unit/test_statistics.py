@@ -193,6 +193,41 @@ def test_a_batch_norm_is_a_layers_own_if_it_reads_just_what_the_layer_gives() ->
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in network.modules())
 
 
+class ReadElsewhere(nn.Module):
+    """Layers whose outputs are changed in place before their norm, read by something else too, or handed out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("added", "activated", "written", "twice", "given", "asked")
+        self.layers = nn.ModuleDict({name: nn.Conv2d(4, 4, 1) for name in names})
+        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(4) for name in names})
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.cat([x, x[:, :1]], 1)
+        out = self.layers["added"](x)
+        out += x
+        x = self.norms["added"](out)
+        x = self.norms["activated"](torch.relu_(self.layers["activated"](x)))
+        out = self.layers["written"](x)
+        out[:, 0] = 0
+        x = self.norms["written"](out)
+        out = self.layers["twice"](x)
+        x = self.norms["twice"](out) + out
+        given = self.layers["given"](x)
+        x = self.norms["given"](given)
+        out = self.layers["asked"](x)
+        assert out.shape[1] == out.size(1)
+        return self.norms["asked"](out), given
+
+
+def test_a_batch_norm_is_no_layers_own_if_something_else_reads_or_changes_what_the_layer_gives() -> None:
+    network = seeded(ReadElsewhere).eval()
+    names = [f"layers.{name}" for name in network.layers]
+    with norms_behind(network, names) as found, torch.no_grad():
+        network(IMAGES)
+    assert found == {"layers.asked": ["norms.asked"]}
+
+
 class Several(nn.Module):
     """Layers that run on two levels: with a norm for each, with one norm, with a norm on one level only; and a norm
     that reads two layers."""

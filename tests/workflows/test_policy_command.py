@@ -213,6 +213,25 @@ def test_a_network_is_computed_as_its_adapters_images_are() -> None:
         assert torch.equal(tensor, expected.state_dict()[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_in_another_precision_takes_a_data_set(world: Path, dtype: torch.dtype) -> None:
+    policy, data = policy_of(world, "l1"), world / "data" / "data.yaml"
+    module = YOLO(world / "best.pt").model
+    found = policy.apply(copy.deepcopy(module).to(dtype), data=data)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    expected = policy.apply(module.half().float() if dtype is torch.float16 else module, data=data).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer positions than they have channels")
+def test_a_frozen_network_is_solved_as_the_adapters_is() -> None:
+    adapter = make()
+    policy = half(adapter.module, adapter.example(2), "l1", free=adapter.free_outputs)
+    frozen = copy.deepcopy(adapter.module).requires_grad_(False)
+    found, expected = (policy.apply(module, data=adapter).state_dict() for module in (frozen, adapter.module))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 def test_layers_that_are_left_out_are_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "RECONSTRUCTION_BYTES", 1.0)
     policy, module = policy_of(world, "l1"), YOLO(world / "best.pt").model

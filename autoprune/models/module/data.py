@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -67,13 +68,19 @@ class Data:
     def batches(
         self, split: str, numbers: Sequence[int], *, batch: int, seed: int, device: torch.device
     ) -> Iterator[Batch]:
-        """Yield samples as batches; torch's generator is seeded, for data sets that augment."""
+        """Yield samples as batches; torch's generator is seeded, for data sets that augment.
+
+        A single last sample is joined by one of the batch before: batch norm needs two values per channel.
+        """
         samples = self.split(split)
         state = torch.Generator().manual_seed(seed).get_state()
-        for start in range(0, len(numbers), batch):
+        cuts = [*range(0, len(numbers), batch), len(numbers)]
+        if batch > 2 and len(numbers) > batch and len(numbers) % batch == 1:
+            cuts[-2] -= 1
+        for start, end in pairwise(cuts):
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)
-                found = [self._sample(samples, split, number) for number in numbers[start : start + batch]]
+                found = [self._sample(samples, split, number) for number in numbers[start:end]]
                 state = torch.get_rng_state()
             yield self._joined(found, split, device)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
+from autoprune.statistics.layers import Norm, train_mode
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.distillation_losses import DetectorTerms, OutputTerm, same_outputs
 from autoprune.training.extensions.projections import Adapters
@@ -22,8 +23,6 @@ ADAPTER_RATE = 1e-3
 """Learning rate of the adapters (AdamW's usual one), while the network has its own first one; both fall alike."""
 
 _NAME = "distillation"
-
-_OWN_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module, example: torch.Tensor) -> None:
@@ -88,9 +87,9 @@ class FrozenTeacher:
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self.network = deepcopy(network).to(device).requires_grad_(False).train()
+        self.network = train_mode(deepcopy(network).to(device).requires_grad_(False))
         for layer in self.network.modules():
-            if isinstance(layer, _OWN_STATISTICS):
+            if isinstance(layer, Norm):
                 layer.eval()
 
     @torch.no_grad()
