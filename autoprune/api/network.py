@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -343,13 +344,10 @@ def finetune(
 
 def _count(value: object) -> int:
     """Return a number of channels that may come from an agent's arithmetic, and so as 8.0."""
-    try:
-        count = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError):
-        count = None
-    if count is None or count != value:
-        raise PolicyError(f"Kept channels are whole numbers, got {value!r}")
-    return int(count)
+    with suppress(TypeError, ValueError, OverflowError):
+        if (count := int(value)) == value:  # type: ignore[call-overload]
+            return int(count)
+    raise PolicyError(f"Kept channels are whole numbers, got {value!r}")
 
 
 def options_of(network: Network | str | Path | None) -> dict[str, Any]:

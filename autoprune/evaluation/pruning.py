@@ -178,15 +178,14 @@ def apply_keep(
         free_outputs: see `Policy.apply`.
         evidence: see `Policy.apply`.
     """
-    dense, adapter = module, None
-    if isinstance(data, Adapter):
+    if data is None or isinstance(data, Adapter):
         adapter = data
-    elif data is not None:
+    else:
         adapter = adapter_of(module, data=Path(data), image_size=imgsz)
-        dense = adapter.module  # the same weights, ready for gradients
+    dense = module
     if adapter is not None:
         module = copied(module).to(adapter.device, torch.float32)  # as the images are
-        dense = module if adapter is data else dense
+        dense = module if adapter is data else adapter.module  # the latter has the same weights, ready for gradients
         example, free_outputs = adapter.example(2), adapter.free_outputs
     elif example is None:
         parameter = next(module.parameters())
