@@ -22,9 +22,11 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy
+from autoprune.report.page import reports_of
 from autoprune.statistics.moments import collect_moments
 from autoprune.structure.space import Allocation
 from autoprune.workflows.network import Network
+from tests.helpers.board import fake_board
 from tests.helpers.world import arguments, one_sentence, open_world, records, summary, write_world
 
 STEP, DECAY = 0.08, 0.96
@@ -212,6 +214,20 @@ def test_a_level_that_the_dense_network_holds_keeps_everything(
     assert all(unit.keep == unit.channels for unit in first.units)
     assert any(unit.keep < unit.channels for unit in second.units)
     assert summary(out / "levels" / "flops=900G")["budget"][0]["satisfied"]
+
+
+def test_levels_of_a_board_lie_next_to_each_other_in_folders_that_any_file_system_has(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address has slashes and a colon in it."""
+    out = tmp_path / "run"
+    with fake_board(tmp_path / "board", monkeypatch) as board:
+        budget = f"latency@{board.url}/onnxruntime=9s,8s"
+        assert netadapt(tiny, out, *COARSE, "--budget", budget) == 0
+    assert sorted(path.name for path in (out / "levels").iterdir()) == [
+        f"latency@ssh-me@board-onnxruntime={amount}" for amount in ("8s", "9s")
+    ]
+    assert [report.folder.parent for report in reports_of(out)] == [out / "levels"] * 2
 
 
 @pytest.mark.slow
