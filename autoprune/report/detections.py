@@ -47,7 +47,6 @@ class _Image(TypedDict):
     found: Mapping[str, Sequence[_Mark]]
 
 
-
 @dataclass(frozen=True)
 class Shown:
     """An image with what is in it.
