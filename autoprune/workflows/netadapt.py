@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from autoprune.arrays import Counts
-from autoprune.budget import Budget
+from autoprune.budget import Budget, check_levels
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import make_folder
@@ -83,6 +83,7 @@ class _NetAdaptRun:
         start = time.perf_counter()
         base = self._trials.dense
         limits = [self._run.limits(budget, dense) for budget in self._budgets]
+        check_levels(self._budgets, limits)
         for budget, most in zip(self._budgets, limits, strict=True):
             if not self._holds(base, most):
                 # a level out of reach ends the run here, not after the levels before it

@@ -416,6 +416,7 @@ def test_without_images_to_train_on_it_says_so_before_anything_is_measured(
         (["flops=80%,70%", "params=80%,70%"], "Only one limit may list several levels, got flops and params"),
         (["flops=80%,70%", "flops=60%"], "A budget limits each metric once"),
         (["flops=80%,"], "'' is not a number"),
+        (["flops=50%,900G,40%"], "on this network flops=900G (900.00 G) is not below flops=50% ("),
     ],
 )
 def test_levels_that_contradict_each_other_are_refused(
