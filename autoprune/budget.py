@@ -147,13 +147,13 @@ class Budget:
             first[limit.metric] = limit
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> Budget:
-        """Read limits, e.g. ``["latency=8ms", "flops=50%"]``.
+    def parse(cls, texts: str | Sequence[str]) -> Budget:
+        """Read limits, e.g. ``["latency=8ms", "flops=50%"]``; one text is one limit.
 
         Raises:
             BudgetError: a limit is malformed, there is none, or two limit the same metric.
         """
-        return cls(tuple(Limit.parse(text) for text in texts))
+        return cls(tuple(Limit.parse(text) for text in _texts(texts)))
 
     def for_batch(self, batch: int) -> Budget:
         """Return the budget for runs of a batch, see `Limit.for_batch`."""
@@ -174,10 +174,10 @@ class Budget:
         return ", ".join(self.texts)
 
 
-def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
+def budget_levels(texts: str | Sequence[str]) -> tuple[Budget, ...]:
     """Read limits of which one may list several levels, e.g. ``["latency=12ms,10ms,8ms", "params=2M"]``.
 
-    Whether a share is below an amount shows only on a network, see `check_levels`.
+    One text is one limit. Whether a share is below an amount shows only on a network, see `check_levels`.
 
     Returns:
         One budget per level, in the order given; the other limits are the same in all.
@@ -189,7 +189,7 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
         >>> [str(budget) for budget in budget_levels(["latency=12ms,10ms", "params=2M"])]
         ['latency=12ms, params=2M', 'latency=10ms, params=2M']
     """
-    lists = [_listed(text) for text in texts]
+    lists = [_listed(text) for text in _texts(texts)]
     several = [limits for limits in lists if len(limits) > 1]
     if len(several) > 1:
         raise BudgetError(
@@ -229,6 +229,10 @@ def check_levels(levels: Sequence[Budget], limits: Sequence[Mapping[str, float]]
                     f"Each level must be below the one before, and on this network {below} is not below {above}; "
                     "change their order"
                 )
+
+
+def _texts(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _listed(text: str) -> list[Limit]:

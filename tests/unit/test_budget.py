@@ -105,6 +105,13 @@ def test_a_budget_keeps_its_limits_in_order() -> None:
     assert (len(budget), str(budget)) == (2, "latency=8ms, flops=50%")
 
 
+def test_one_text_is_one_limit() -> None:
+    assert Budget.parse("flops=50%") == Budget.parse(["flops=50%"])
+    assert budget_levels("flops=80%,60%") == budget_levels(["flops=80%,60%"])
+    with pytest.raises(BudgetError, match="METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got 'flops'"):
+        Budget.parse("flops")
+
+
 @pytest.mark.parametrize("second", ["latency=8ms", "latency=7ms", "latency=60%"])
 def test_a_metric_is_limited_once(second: str) -> None:
     with pytest.raises(BudgetError, match=f"each metric once, got latency=8ms and {second}"):
