@@ -108,7 +108,7 @@ def test_a_budget_keeps_its_limits_in_order() -> None:
 def test_one_text_is_one_limit() -> None:
     assert Budget.parse("flops=50%") == Budget.parse(["flops=50%"])
     assert budget_levels("flops=80%,60%") == budget_levels(["flops=80%,60%"])
-    with pytest.raises(BudgetError, match="METRIC=AMOUNT, e.g. latency=8ms or flops=50%, got 'flops'"):
+    with pytest.raises(BudgetError, match=r"METRIC=AMOUNT, e\.g\. latency=8ms or flops=50%, got 'flops'"):
         Budget.parse("flops")
 
 
