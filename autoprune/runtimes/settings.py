@@ -37,6 +37,10 @@ _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
 
 
+class PrecisionError(DeviceError):
+    """A runtime does not compute in a precision on a device."""
+
+
 class MemoryFormat(Enum):
     """Order of a tensor's dimensions in memory; AUTO is decided by measuring the dense network once."""
 
@@ -184,7 +188,7 @@ def runtime_settings(
             f"on {kind} there are {others}"
         )
     if precision not in kinds[kind]:
-        raise DeviceError(
+        raise PrecisionError(
             f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
             f"`precision` {precision.value}"
         )
