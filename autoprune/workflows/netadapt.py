@@ -169,9 +169,10 @@ class _NetAdaptRun:
             found = proposals(constraint, counts, saving / 2**halving)
             if found:
                 return found
+        narrowing = constraint.space.narrowing
         raise BudgetUnreachableError(
             f"No unit can be pruned further, and the network is at {float(constraint.utilization(counts)):.0%} of "
-            f"{', '.join(self._config.budget)}; ask for more than that, or lower `min_keep`"
+            f"{', '.join(self._config.budget)}; ask for more than that{narrowing and f', or {narrowing}'}"
         )
 
     def _described(self, chosen: Base, before: Base, constraint: Constraint) -> str:
