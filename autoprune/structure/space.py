@@ -53,7 +53,7 @@ class Space:
 
     @property
     def narrowing(self) -> str:
-        """How a unit could be narrower, "lower `min_keep` or `round_to`" or one of the two; empty if neither helps alone."""
+        """The way out of wide units, "lower `min_keep` or `round_to`" or one of them; empty if neither alone helps."""
         lower = {
             "min_keep": Space(self.graph, round_to=self.round_to, min_keep=_LEAST),
             "round_to": Space(self.graph, round_to=1, min_keep=self.min_keep),
