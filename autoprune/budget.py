@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
@@ -18,7 +18,7 @@ from itertools import pairwise
 from autoprune.choices import BOARDS, Runtime, device_name, is_board, is_device, split_target
 from autoprune.errors import BudgetError
 from autoprune.io.numerals import DECIMAL
-from autoprune.metrics import METRICS, latency_target, metric_kind, spec_of
+from autoprune.metrics import METRICS, format_amount, latency_target, metric_kind, spec_of
 
 _RUNTIMES = tuple(member.value for member in Runtime)
 """What a latency or an energy can name behind its @, next to devices."""
@@ -147,13 +147,13 @@ class Budget:
             first[limit.metric] = limit
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> Budget:
-        """Read limits, e.g. ``["latency=8ms", "flops=50%"]``.
+    def parse(cls, texts: str | Sequence[str]) -> Budget:
+        """Read limits, e.g. ``["latency=8ms", "flops=50%"]``; one text is one limit.
 
         Raises:
             BudgetError: a limit is malformed, there is none, or two limit the same metric.
         """
-        return cls(tuple(Limit.parse(text) for text in texts))
+        return cls(tuple(Limit.parse(text) for text in _texts(texts)))
 
     def for_batch(self, batch: int) -> Budget:
         """Return the budget for runs of a batch, see `Limit.for_batch`."""
@@ -174,8 +174,10 @@ class Budget:
         return ", ".join(self.texts)
 
 
-def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
+def budget_levels(texts: str | Sequence[str]) -> tuple[Budget, ...]:
     """Read limits of which one may list several levels, e.g. ``["latency=12ms,10ms,8ms", "params=2M"]``.
+
+    One text is one limit. Whether a share is below an amount shows only on a network, see `check_levels`.
 
     Returns:
         One budget per level, in the order given; the other limits are the same in all.
@@ -187,7 +189,7 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
         >>> [str(budget) for budget in budget_levels(["latency=12ms,10ms", "params=2M"])]
         ['latency=12ms, params=2M', 'latency=10ms, params=2M']
     """
-    lists = [_listed(text) for text in texts]
+    lists = [_listed(text) for text in _texts(texts)]
     several = [limits for limits in lists if len(limits) > 1]
     if len(several) > 1:
         raise BudgetError(
@@ -195,11 +197,42 @@ def budget_levels(texts: Sequence[str]) -> tuple[Budget, ...]:
             "make a run for each"
         )
     for limits in several:
-        for before, after in pairwise(limits):
-            if before.relative == after.relative and after.value >= before.value:
-                raise BudgetError(f"Each level must be below the one before, got {after} after {before}")
+        for relative in (True, False):
+            for before, after in pairwise(limit for limit in limits if limit.relative == relative):
+                if after.value >= before.value:
+                    raise BudgetError(f"Each level must be below the one before, got {after} after {before}")
     count = len(several[0]) if several else 1
     return tuple(Budget(tuple(limits[level if len(limits) > 1 else 0] for limits in lists)) for level in range(count))
+
+
+def check_levels(levels: Sequence[Budget], limits: Sequence[Mapping[str, float]]) -> None:
+    """Make sure that each level is below the one before on a network.
+
+    Args:
+        levels: of one budget.
+        limits: the most of each metric that each level allows, in the metric's unit.
+
+    Raises:
+        BudgetError: a level is not.
+
+    Example:
+        >>> check_levels(budget_levels(["flops=4G,50%"]), [{"flops": 4e9}, {"flops": 3e9}])
+    """
+    for (before, most), (after, less) in pairwise(zip(levels, limits, strict=True)):
+        for one, other in zip(before, after, strict=True):
+            if one != other and less[other.metric] >= most[one.metric]:
+                below, above = (
+                    f"{limit} ({format_amount(limit.metric, on[limit.metric])})"
+                    for limit, on in ((other, less), (one, most))
+                )
+                raise BudgetError(
+                    f"Each level must be below the one before, and on this network {below} is not below {above}; "
+                    "change their order"
+                )
+
+
+def _texts(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _listed(text: str) -> list[Limit]:

@@ -23,6 +23,9 @@ from typing import Any, TypeAlias
 from autoprune.errors import AutopruneWarning, RunError
 from autoprune.io.files import BINARY, NO_LINK, saying_why, sync_folder
 
+JOURNAL_FILE = "journal.jsonl"
+"""The file of a run folder that is its journal."""
+
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
 
@@ -234,6 +237,18 @@ class Journal(Recorder):
     def _keep(self, record: Record) -> None:
         self._records.setdefault(record.kind, []).append(record)
         self._values[record.kind, _text(record.key)] = record.value
+
+
+def read_header(path: Path) -> Mapping[str, Any]:
+    """Return the header of a journal that may be in use; empty if it is not legible: who opens the journal says why."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            header = _record(file.readline()).value
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    return header if isinstance(header, Mapping) else {}
 
 
 # -- one line --------------------------------------------------------------------------------------

@@ -10,11 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen, Predicate
+from typing_extensions import TypedDict
 
 from autoprune.budget import Limit
 from autoprune.errors import RunError
 from autoprune.io.files import read_bytes, write_atomic
+from autoprune.io.records import fits
 from autoprune.metrics import METRICS, is_measured, latency_target
 
 RESULT_VERSION = 2
@@ -281,22 +285,66 @@ class Result(Mapping[str, Any]):
         try:
             values: dict[str, Any] = json.loads(read_bytes(path))
             version = values.pop("version", 1)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} must be a result of autoprune, and cannot be read: {error}") from error
         if version != RESULT_VERSION:
             raise RunError(
                 f"{path} is a result of version {version}, this autoprune reads {RESULT_VERSION}; run the command again"
             )
-        try:
-            return cls(
-                command=values.pop("command"),
-                title=values.pop("title"),
-                metric_names=tuple(values.pop("metric_names")),
-                stages={name: Stage.from_json(one) for name, one in values.pop("stages").items()},
-                budget=[LimitResult(**row) for row in values.pop("budget")],
-                compared={kind: list(map(Compared.from_json, rows)) for kind, rows in values.pop("compared").items()},
-                environment=values.pop("environment"),
-                figures=values,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is damaged ({error}); run the command again") from error
+        if not fits({name: values[name] for name in _Saved.__annotations__ if name in values}, _Saved):
+            raise RunError(f"{path} is damaged: it does not hold what autoprune writes there; run the command again")
+        return cls(
+            command=values.pop("command"),
+            title=values.pop("title"),
+            metric_names=tuple(values.pop("metric_names")),
+            stages={name: Stage.from_json(one) for name, one in values.pop("stages").items()},
+            budget=[LimitResult(**row) for row in values.pop("budget")],
+            compared={kind: list(map(Compared.from_json, rows)) for kind, rows in values.pop("compared").items()},
+            environment=values.pop("environment"),
+            figures=values,
+        )
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def _timed(latency: Mapping[str, Any]) -> bool:
+    """Return whether a latency has the figures that tables show."""
+    return all(isinstance(latency.get(name), int | float) for name in ("median", "p10", "p90"))
+
+
+class _SavedMetrics(TypedDict):
+    metrics: Annotated[Mapping[str, float], MinLen(1)]
+    per_class: Mapping[str, Mapping[str, float]]
+
+
+class _SavedStage(TypedDict):
+    metrics: Annotated[Mapping[str, float], MinLen(1)] | None
+    per_class: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, float]
+    latencies: Mapping[str, Annotated[Mapping[str, Any], Predicate(_timed)]]
+    speed_up: Mapping[str, float]
+    details: Mapping[str, Any]
+
+
+class _SavedRow(TypedDict):
+    name: str
+    before: Sequence[_SavedMetrics]
+    after: Sequence[_SavedMetrics]
+    costs: Mapping[str, Sequence[float]]
+    scores: Sequence[float]
+    seeds: Sequence[int]
+    evaluations: Sequence[int]
+    seconds: Sequence[float]
+
+
+class _Saved(TypedDict):
+    """What every result has in its file; a command's figures stand next to it, and may be anything."""
+
+    command: str
+    title: str
+    metric_names: Sequence[str]
+    stages: Mapping[str, _SavedStage]
+    budget: Sequence[LimitResult]
+    compared: Mapping[str, Sequence[_SavedRow]]
+    environment: Mapping[str, Any]

@@ -76,7 +76,7 @@ def _resumed(name: str, values: Mapping[str, Any]) -> Config:
     if others := [named(key) for key in values if key not in allowed]:
         raise ConfigError(f"`resume` stands alone, the run knows its other options; remove {', '.join(others)}")
     changes = {key: value for key, value in values.items() if key != "resume"}
-    config = built(name, {**from_file(name, kept_config(run)), **changes})
+    config = built(name, {**from_file(name, kept_config(name, run)), **changes})
     return going_on(name, config, run, _said(values))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.choices import MOST_LR_SCALE, Precision, Runtime, device_name, is_board
+from autoprune.choices import COMMAND, MOST_LR_SCALE, Precision, Runtime, device_name, is_board
 from autoprune.config._checks import check_counts, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
@@ -125,14 +125,20 @@ class Network:
             Median, 10th and 90th percentile in milliseconds.
 
         Raises:
+            ConfigError: the command is malformed, or there is a runtime as well.
             DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
         words = runtime_command if is_board(device or self.device) else placed(runtime_command, Path.cwd())
+        if runtime_pattern and not words:
+            raise ConfigError("`runtime_pattern` belongs to `runtime_command`, which is not given")
+        chosen = from_python("runtime", Runtime | None, runtime)
+        if (chosen is COMMAND and not words) or (words and chosen not in (None, COMMAND)):
+            raise ConfigError("`runtime_command` takes the place of `runtime`; give one of them")
         command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
             device or self.device,
             image_size=image_size_of(self.adapter.input_shape),
-            runtime=command or from_python("runtime", Runtime | None, runtime),
+            runtime=command or chosen,
             precision=from_python("precision", Precision, precision),
             batch=batch,
             threads=threads,

@@ -273,7 +273,7 @@ def _resumed(command: str, given: Mapping[str, Any], said: Collection[str]) -> C
     others = [option(name) for name in given if name not in (*extending, "resume")]
     if others:
         raise _stands_alone(command, others)
-    config = load(command, kept_config(given["resume"]))
+    config = load(command, kept_config(command, given["resume"]))
     config = replace(config, **{name: given[name] for name in extending if name in given})
     return going_on(command, config, given["resume"], said)
 

@@ -56,7 +56,8 @@ class ExportConfig(RunConfig):
         spec = self.format.spec
         if self.precision not in spec.tolerance:
             written = " or ".join(precision.value for precision in spec.tolerance)
-            raise ConfigError(f"An exported network is written in {written}, got `precision` {self.precision.value}")
+            given = "`half`; leave it out" if self.half else f"`precision` {self.precision.value}"
+            raise ConfigError(f"A network for `format` {spec.name} is written in {written}, got {given}")
         if self.dynamic and not spec.dynamic:
             raise ConfigError(f"`dynamic` is for `format` {formats_where('dynamic')}, got {spec.name}")
         if self.nms and not spec.nms:

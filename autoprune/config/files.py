@@ -15,6 +15,7 @@ from autoprune.config.reading import hints_of, places_of, read_value
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.io.files import write_atomic
 from autoprune.io.plain_yaml import read_texts
+from autoprune.journal import JOURNAL_FILE, read_header
 
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that keeps the options of the run."""
@@ -54,16 +55,33 @@ def resume_command(command: str, config: RunConfig, run: Path) -> str:
     return f"autoprune {command} --resume {run}" + (f" {TRUST}" if trusting else "")
 
 
-def kept_config(run: Path) -> Path:
-    """Return the file that keeps the options of a run.
+def kept_config(command: str, run: Path) -> Path:
+    """Return the file that keeps the options of a command's run.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or another command began the run: its options would be refused one by one.
     """
     path = run / CONFIG_FILE
     if not os.path.isfile(path):
         raise RunError(f"{run} is not a run that can be resumed: it has no {CONFIG_FILE}")
+    check_command(command, run, read_header(run / JOURNAL_FILE))
     return path
+
+
+def check_command(command: str, run: Path, header: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that another command began.
+
+    Args:
+        command: that is to go on.
+        run: its folder.
+        header: of its journal.
+
+    Raises:
+        RunError: another command began the run.
+    """
+    began = header.get("command")
+    if isinstance(began, str) and began in COMMANDS and began != command:
+        raise RunError(f"{run} is a run of {began}, which {command} cannot go on with; `resume` it with {began}")
 
 
 def going_on(command: str, config: Config, run: Path, said: Collection[str]) -> Config:

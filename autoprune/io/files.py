@@ -88,7 +88,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
     The content goes to a temporary file next to the target, reaches the disk and is renamed over the target. No link is
-    followed: a target that is one is replaced.
+    followed: a target that is one is replaced. Folders, pipes and devices are not.
 
     Args:
         path: the file to write; its folder must exist.
@@ -98,8 +98,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         RunError: the file cannot be written; the old one, if any, is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with saying_why(path):
+        if os.path.lexists(path) and not path.is_symlink() and (reason := why_no_file(path)):
+            raise RunError(f"{path} {reason}, and only a regular file is replaced; choose another place")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | BINARY, 0o666)
         try:
             with open(descriptor, "wb") as file:

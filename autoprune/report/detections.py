@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Predicate
+from typing_extensions import TypedDict
 
 from autoprune.errors import RunError
+from autoprune.io.fields import parse_strictly
 from autoprune.io.files import read_bytes, write_atomic
+from autoprune.io.records import fits
 from autoprune.results import Detection, Result
 
 FILE = "detections.json"
@@ -25,6 +31,20 @@ SAME = 0.5
 """Boxes of one class that overlap by at least this IoU are the same object."""
 
 Box = tuple[float, float, float, float]
+
+_Finite = Annotated[float, Predicate(math.isfinite)]
+_Mark = tuple[str, _Finite, _Finite, _Finite, _Finite, _Finite]
+"""Label, score, and left, top, right and bottom edge of an object in the file."""
+
+
+class _Image(TypedDict):
+    """An image in the file."""
+
+    width: int
+    height: int
+    jpeg: str
+    truth: Sequence[_Mark]
+    found: Mapping[str, Sequence[_Mark]]
 
 
 @dataclass(frozen=True)
@@ -126,8 +146,11 @@ def read_detections(folder: Path) -> list[Shown]:
     if not path.exists():
         return []
     try:
-        return [_from_json(one) for one in json.loads(read_bytes(path))]
-    except (ValueError, KeyError, TypeError) as error:
+        images = parse_strictly(read_bytes(path).decode())
+        if not fits(images, Sequence[_Image]):
+            raise ValueError("it does not hold what autoprune writes there")
+        return [_from_json(one) for one in images]
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it, the report is then made without it") from error
 
 
@@ -141,13 +164,13 @@ def _to_json(image: Shown) -> dict[str, Any]:
     }
 
 
-def _from_json(values: Mapping[str, Any]) -> Shown:
+def _from_json(values: _Image) -> Shown:
     return Shown(
-        width=int(values["width"]),
-        height=int(values["height"]),
+        width=values["width"],
+        height=values["height"],
         jpeg=base64.b64decode(values["jpeg"], validate=True),
         truth=_marks_from_json(values["truth"]),
-        found={str(name): _marks_from_json(marks) for name, marks in values["found"].items()},
+        found={name: _marks_from_json(marks) for name, marks in values["found"].items()},
     )
 
 
@@ -155,11 +178,8 @@ def _marks_to_json(marks: Sequence[Detection]) -> list[list[Any]]:
     return [[mark.label, round(mark.score, 3), *(round(edge, 1) for edge in mark.box)] for mark in marks]
 
 
-def _marks_from_json(rows: Sequence[Sequence[Any]]) -> list[Detection]:
-    found = []
-    for label, score, left, top, right, bottom in rows:
-        found.append(Detection(str(label), (float(left), float(top), float(right), float(bottom)), float(score)))
-    return found
+def _marks_from_json(rows: Sequence[_Mark]) -> list[Detection]:
+    return [Detection(label, (left, top, right, bottom), score) for label, score, left, top, right, bottom in rows]
 
 
 def detections_gallery(result: Result, folder: Path) -> Gallery | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt
+from typing_extensions import TypedDict
 
 from autoprune.errors import PolicyError
 from autoprune.io.files import read_bytes
+from autoprune.io.records import fits
 from autoprune.metrics import format_amount, is_measured, spec_of
 from autoprune.policy import Policy, PolicyUnit
 from autoprune.report.chart import Chart, values
@@ -24,6 +28,11 @@ _LAYERS = 24  # that the latency is shown of, each
 _PANEL = 330  # pixels of one front
 _NARROWEST = 0.1  # share of a cost that its axis spans at least: a projected search puts all candidates on the budget
 _WORST = 0.05  # share of the scores, the worst, that may fall out of the charts
+
+
+class _Point(TypedDict):
+    epoch: Annotated[int, Gt(0)]
+    value: float
 
 
 def kept_chart(result: Result, folder: Path) -> Chart | None:
@@ -186,13 +195,8 @@ def epochs_chart(result: Result, folder: Path) -> Chart | None:
     """Return the primary metric after every epoch of the fine-tune, with those of the dense and the pruned network."""
     import altair as alt
 
-    epochs = _epochs(folder)
     name = result.metric_names[0] if result.metric_names else ""
-    points = [
-        {"epoch": one["epoch"], "value": one["accuracy"]["metrics"][name]}
-        for one in epochs
-        if one["accuracy"] and name in one["accuracy"]["metrics"]
-    ]
+    points = _epochs(folder, name)
     if len(points) < 2:
         return None
     before = [
@@ -255,12 +259,17 @@ def _with_pinned(bars: Sequence[dict[str, Any]], pinned: Sequence[Mapping[str, A
     return found
 
 
-def _epochs(folder: Path) -> list[Mapping[str, Any]]:
+def _epochs(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return a metric after every epoch of a run's fine-tune that has it; empty if it was not noted, or not legibly."""
     try:
-        found: list[Mapping[str, Any]] = json.loads(read_bytes(folder / "finetune" / "epochs.json"))
-        return found
-    except (OSError, ValueError):
+        found = [
+            {"epoch": one["epoch"], "value": one["accuracy"]["metrics"][name]}
+            for one in json.loads(read_bytes(folder / "finetune" / "epochs.json"))
+            if one["accuracy"] and name in one["accuracy"]["metrics"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
+    return found if fits(found, Sequence[_Point]) else []
 
 
 def _focus(scores: Sequence[float]) -> list[float]:

@@ -36,7 +36,7 @@ def _record(folder: Path) -> Mapping[str, Any] | None:
     """Return what `autoprune.training.extensions.sparsity_record` has written in a folder, or None."""
     try:
         found = json.loads(read_bytes(folder / "sparsity.json"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("epochs") and found.get("penalty") in _SYMBOLS else None
 

@@ -5,7 +5,7 @@ import pkgutil
 from autoprune.choices import Precision, Runtime
 from autoprune.formats import FormatSpec
 from autoprune.runtimes._base import Backend, Calibration, FileBackend, FileRunner, Runner, Times
-from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, fingerprint, runtime_settings
+from autoprune.runtimes.settings import MemoryFormat, PrecisionError, RuntimeSettings, fingerprint, runtime_settings
 from autoprune.runtimes.subprocess_backend import BrokenRuntimeError, SubprocessBackend
 
 
@@ -54,6 +54,7 @@ __all__ = [
     "FileRunner",
     "MemoryFormat",
     "Precision",
+    "PrecisionError",
     "Runner",
     "Runtime",
     "RuntimeSettings",

@@ -12,6 +12,7 @@ from pathlib import Path
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError
 from autoprune.runtimes.process import TIMEOUT
+from autoprune.runtimes.settings import PrecisionError
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 FILE = "model.ncnn.param"
@@ -32,7 +33,7 @@ class NcnnBackend(SubprocessBackend):
         if self.settings.batch > 1:
             raise DeviceError(f"NCNN runs one image at a time, got `batch` {self.settings.batch}")
         if self.settings.precision.value not in capabilities:
-            raise DeviceError(
+            raise PrecisionError(
                 f"NCNN on this CPU computes in {', '.join(capabilities)}, got `precision` "
                 f"{self.settings.precision.value}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoprune.choices import Precision
-from autoprune.errors import DeviceError
+from autoprune.runtimes.settings import PrecisionError
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend
 
 _COMPUTED = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
@@ -33,6 +33,6 @@ class OpenVinoBackend(SubprocessBackend):
         if wanted not in capabilities:
             where = self.settings.device if self.settings.on_board else "this CPU"
             there = [one.value for one in _COMPUTED if one.value.upper() in capabilities]
-            raise DeviceError(
+            raise PrecisionError(
                 f"OpenVINO on {where} computes in {', '.join(there)}, got `precision` {self.settings.precision.value}"
             )

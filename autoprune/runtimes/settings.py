@@ -37,6 +37,10 @@ _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
 
 
+class PrecisionError(DeviceError):
+    """A runtime does not compute in a precision on a device."""
+
+
 class MemoryFormat(Enum):
     """Order of a tensor's dimensions in memory; AUTO is decided by measuring the dense network once."""
 
@@ -158,13 +162,14 @@ def runtime_settings(
         runtime: what runs the network, or a command that does; None takes ``cudagraph`` on CUDA, ``onnxruntime`` on a
             board, else ``torch``.
         precision: number format; the runtime's record says which there are.
-        threads: CPU threads; None takes as many as torch uses now, or as a board has cores.
+        threads: CPU threads, at most as many as there are cores; None takes as many as torch uses now, or as a board
+            has cores.
         batch: images per run.
         with_nms: whether non-maximum suppression is measured too.
 
     Raises:
-        DeviceError: this machine has no such device, or the runtime does not run on it or in that precision; or a
-            board cannot be reached.
+        DeviceError: this machine has no such device, or the runtime does not run on it or in that precision; a number
+            is out of its range; or a board cannot be reached.
     """
     board = is_board(name := device_name(device))
     resolved = resolve_device("cpu" if board else device)
@@ -183,7 +188,7 @@ def runtime_settings(
             f"on {kind} there are {others}"
         )
     if precision not in kinds[kind]:
-        raise DeviceError(
+        raise PrecisionError(
             f"The runtime {chosen.value} runs on {kind} in {', '.join(one.value for one in kinds[kind])}, got "
             f"`precision` {precision.value}"
         )
@@ -195,14 +200,15 @@ def runtime_settings(
     for what, value in (("threads", threads), ("batch", batch), ("image size", image_size)):
         if isinstance(value, int) and value < 1:
             raise DeviceError(f"The number of {what} must be at least 1, got {value}")
-    cores = int(board_at(device).description["cores"]) if board else torch.get_num_threads()
-    if board and threads is not None and threads > cores:
-        raise DeviceError(f"`threads` must be at most {cores}, the CPU cores of {device}, got {threads}")
+    cores = int(board_at(device).description["cores"]) if board else os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        owner = device if board else "this machine"
+        raise DeviceError(f"`threads` must be at most {cores}, the CPU cores of {owner}, got {threads}")
     return RuntimeSettings(
         device,
         chosen,
         precision,
-        threads or cores,
+        threads or (cores if board else torch.get_num_threads()),
         batch,
         image_size,
         memory_format=MemoryFormat.AUTO if chosen.spec.layout else MemoryFormat.CONTIGUOUS,

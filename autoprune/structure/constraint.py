@@ -70,11 +70,11 @@ class Constraint:
                 way_out="a budget can be held only if both are known",
             )
             if lowest > limited.limit:
+                ways_out = ["ask for more than that", *filter(None, [space.narrowing]), "or use a smaller image size"]
                 raise BudgetUnreachableError(
                     f"The budget {limited.requested or metric} is out of reach: candidates may need "
                     f"{format_amount(metric, limited.limit)}, and with every unit at its lower bound the network still "
-                    f"needs {format_amount(metric, lowest)}; ask for more than that, lower `min_keep`, or use a "
-                    "smaller image size"
+                    f"needs {format_amount(metric, lowest)}; {', '.join(ways_out)}"
                 )
 
     def costs(self, counts: Counts) -> dict[str, float]:

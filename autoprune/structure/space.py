@@ -12,6 +12,9 @@ from autoprune.errors import ConfigError
 from autoprune.io.finite import check_finite
 from autoprune.structure.graph import ChannelGraph, Unit
 
+_LEAST = 1e-6
+"""A keep ratio that bounds nothing."""
+
 Allocation = tuple[int, ...]
 """Kept channels per unit, in the order of ``Space.units``: one candidate."""
 
@@ -47,6 +50,16 @@ class Space:
 
     def __len__(self) -> int:
         return len(self.units)
+
+    @property
+    def narrowing(self) -> str:
+        """The way out of wide units, "lower `min_keep` or `round_to`" or one of them; empty if neither alone helps."""
+        lower = {
+            "min_keep": Space(self.graph, round_to=self.round_to, min_keep=_LEAST),
+            "round_to": Space(self.graph, round_to=1, min_keep=self.min_keep),
+        }
+        names = [f"`{name}`" for name, space in lower.items() if np.any(space.lower < self.lower)]
+        return f"lower {' or '.join(names)}" if names else ""
 
     def _choices(self, unit: Unit) -> Counts:
         """Return the counts that a unit may keep, ascending."""

@@ -19,7 +19,14 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter, ExportSettings
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
-from autoprune.runtimes import FileBackend, MemoryFormat, fingerprint, open_file_backend, runtime_settings
+from autoprune.runtimes import (
+    FileBackend,
+    MemoryFormat,
+    PrecisionError,
+    fingerprint,
+    open_file_backend,
+    runtime_settings,
+)
 from autoprune.runtimes.settings import image_size_of, threads_in_words
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
@@ -76,22 +83,24 @@ def _device(config: ExportConfig) -> str:
 def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:
     """Return what runs the exported network."""
     device, spec = str(adapter.device), config.format.spec
-    settings = runtime_settings(
-        device,
-        image_size=image_size_of(adapter.input_shape),
-        runtime=config.format.runtime,
-        precision=config.precision,
-        threads=config.threads,
-        batch=config.batch,
-        with_nms=config.nms,
-    )
-    # Before the runtime is opened: whether this processor computes in fp16 does not matter to the tracer.
-    if not spec.write and config.precision is Precision.FP16 and device == "cpu":
-        raise ConfigError(
-            f"A network is traced in fp16 on a GPU, got `device` cpu with `format` {spec.name}; use `device` cuda or "
-            "`precision` fp32"
+    try:
+        settings = runtime_settings(
+            device,
+            image_size=image_size_of(adapter.input_shape),
+            runtime=config.format.runtime,
+            precision=config.precision,
+            threads=config.threads,
+            batch=config.batch,
+            with_nms=config.nms,
         )
-    return open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
+        # Before the runtime is opened: whether this processor computes in fp16 does not matter to the tracer.
+        if not spec.write and config.precision is Precision.FP16 and device == "cpu":
+            raise PrecisionError(f"A network is traced in fp16 on a GPU, got `device` cpu with `format` {spec.name}")
+        return open_file_backend(replace(settings, memory_format=MemoryFormat.CONTIGUOUS), spec)
+    except PrecisionError as error:
+        fp32 = "leave `half` out" if config.half else "use `precision` fp32"
+        on_gpu = Precision.FP16 in config.format.runtime.spec.precisions.get("cuda", ())
+        raise PrecisionError(f"{error}; {'use `device` cuda, or ' if on_gpu else ''}{fp32}") from error
 
 
 def _exported(config: ExportConfig, adapter: Adapter, backend: FileBackend, *, folder: Path) -> Exported:

@@ -31,10 +31,10 @@ from autoprune.config import (
     TrainConfig,
     to_yaml,
 )
-from autoprune.config.files import save
+from autoprune.config.files import check_command, save
 from autoprune.errors import AutopruneError, AutopruneWarning, RunError
 from autoprune.io.files import first_link, remove_leftovers, saying_why, write_atomic
-from autoprune.journal import Journal
+from autoprune.journal import JOURNAL_FILE, Journal
 from autoprune.metrics import is_measured
 from autoprune.models._base import Adapter
 from autoprune.policy import Policy
@@ -47,7 +47,7 @@ RUNS = Path("runs")
 
 Opened = TypeVar("Opened")
 
-JOURNAL, INPUTS = "journal.jsonl", "inputs.json"
+INPUTS = "inputs.json"
 
 _PREPARATION = {"demo image size", "threads", "validation", "created", "batch", "scored in"}
 """Kinds of records that are there before anything is found."""
@@ -116,7 +116,8 @@ class RunFolder:
             save(config, path)
             write_atomic(path / INPUTS, inputs.to_json())
             journal = Journal.create(
-                path / JOURNAL, {**_identifying(command, config), "inputs": inputs.digests, "environment": _versions()}
+                path / JOURNAL_FILE,
+                {**_identifying(command, config), "inputs": inputs.digests, "environment": _versions()},
             )
         except BaseException:
             _remove(made)
@@ -127,9 +128,10 @@ class RunFolder:
     def _go_on(cls, command: str, config: RunConfig, caller: Caller, path: Path) -> RunFolder:
         if link := first_link(path):
             raise RunError(f"{link} is a symbolic link, and nothing is written through one; put the file itself there")
-        journal = Journal.open(path / JOURNAL, check=check_record)
+        journal = Journal.open(path / JOURNAL_FILE, check=check_record)
         try:
             began = journal.header if isinstance(journal.header, dict) else {}
+            check_command(command, path, began)
             if any(began.get(key) != value for key, value in _identifying(command, config).items()):
                 raise RunError(f"{path / 'config.yaml'} was changed since the run began; start a new run with it")
             _check_inputs(path, began, Inputs.of(config))

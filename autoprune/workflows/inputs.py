@@ -21,6 +21,7 @@ from autoprune.config import WHERE, ProfileConfig, PruningConfig, RunConfig, Spa
 from autoprune.demo import demo_weights, shapes_dataset
 from autoprune.errors import DataError
 from autoprune.io.records import read_record
+from autoprune.journal import JOURNAL_FILE
 
 Marks = Mapping[str, str]
 """Files by name, each with what tells its content from another."""
@@ -102,7 +103,7 @@ def noted_in(header: Any) -> Mapping[str, Any] | None:
 def _files(name: str, value: object) -> Sequence[Path]:
     """Return the files that an option names; options that name none have none."""
     if name == "warm_start":
-        return [Path(run) / "journal.jsonl" for run in value] if isinstance(value, tuple) else []
+        return [Path(run) / JOURNAL_FILE for run in value] if isinstance(value, tuple) else []
     if name == "architecture":
         return [Path(value)] if isinstance(value, str) else []  # of one's own; Ultralytics' have no file here
     if not isinstance(value, Path):

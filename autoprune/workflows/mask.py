@@ -8,7 +8,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from autoprune.choices import Granularity, Scope, is_board
@@ -171,7 +170,7 @@ def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
         image_size=image_size_of(adapter.input_shape),
         runtime=config.measured_on,
         precision=config.precision,
-        threads=config.threads if board else torch.get_num_threads(),
+        threads=config.threads,
         batch=config.runtime_batch,
         with_nms=config.with_nms,
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from autoprune.arrays import Counts
-from autoprune.budget import Budget
+from autoprune.budget import Budget, check_levels
 from autoprune.config import NetAdaptConfig
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import make_folder
@@ -35,6 +37,9 @@ from autoprune.workflows.tuning_workers import tune_together
 
 HALVINGS = 12
 """How often a step is halved if no unit alone can save as much."""
+
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]+')
+"""What file systems, Windows' too, do not have in names; the address of a board in a level's label has it."""
 
 
 def run(config: NetAdaptConfig, listener: Listener, caller: Caller) -> Finished:
@@ -78,6 +83,7 @@ class _NetAdaptRun:
         start = time.perf_counter()
         base = self._trials.dense
         limits = [self._run.limits(budget, dense) for budget in self._budgets]
+        check_levels(self._budgets, limits)
         for budget, most in zip(self._budgets, limits, strict=True):
             if not self._holds(base, most):
                 # a level out of reach ends the run here, not after the levels before it
@@ -104,6 +110,12 @@ class _NetAdaptRun:
     def _label(self, budget: Budget) -> str:
         """Return what tells a level from the others; empty if it is the only one."""
         return str(budget).replace(", ", "-") if len(self._budgets) > 1 else ""
+
+    def _folder_of(self, budget: Budget) -> Path:
+        """Return the folder of a level's files: the run's own if it is the only one, else one next to the others'."""
+        if len(self._budgets) == 1:
+            return self._folder.path
+        return make_folder(self._folder.path / "levels" / _NOT_IN_NAMES.sub("-", self._label(budget)))
 
     def _prefix(self, budget: Budget) -> str:
         label = self._label(budget)
@@ -157,9 +169,10 @@ class _NetAdaptRun:
             found = proposals(constraint, counts, saving / 2**halving)
             if found:
                 return found
+        narrowing = constraint.space.narrowing
         raise BudgetUnreachableError(
             f"No unit can be pruned further, and the network is at {float(constraint.utilization(counts)):.0%} of "
-            f"{', '.join(self._config.budget)}; ask for more than that, or lower `min_keep`"
+            f"{', '.join(self._config.budget)}; ask for more than that{narrowing and f', or {narrowing}'}"
         )
 
     def _described(self, chosen: Base, before: Base, constraint: Constraint) -> str:
@@ -190,9 +203,7 @@ class _NetAdaptRun:
 
     def _writer(self, level: _Level) -> ResultWriter:
         """Return what writes a level's files into its folder, which exists then."""
-        path, label = self._folder.path, self._label(level.budget)
-        if label:
-            path = make_folder(path / "levels" / label)
+        path, label = self._folder_of(level.budget), self._label(level.budget)
         return ResultWriter(self._run, level.budget, path=path, label=label)
 
     def _ship(self, level: _Level, dense: Stage, searched: Mapping[str, Any]) -> bool:

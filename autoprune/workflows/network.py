@@ -73,8 +73,8 @@ class Network:
         space = self.space
         if all(len(choices) == 1 for choices in space.choices):
             raise ConfigError(
-                f"No unit can be pruned with `min_keep` {space.min_keep} and `round_to` {space.round_to}; lower one of "
-                "them"
+                f"No unit can be pruned with `min_keep` {space.min_keep} and `round_to` {space.round_to}; "
+                + (space.narrowing or "lower both")
             )
 
     def keep(self, allocation: Allocation) -> dict[str, int]:

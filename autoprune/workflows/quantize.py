@@ -138,7 +138,7 @@ def _backend(config: QuantizeConfig, adapter: Adapter) -> SubprocessBackend:
         image_size=image_size_of(adapter.input_shape),
         runtime=config.runtime,
         precision=Precision.INT8,
-        threads=torch.get_num_threads(),
+        threads=config.threads,
     )
     return open_quantizing_backend(settings)
 

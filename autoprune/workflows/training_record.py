@@ -11,7 +11,7 @@ from torch import nn
 from autoprune.errors import TrainingError
 from autoprune.io.files import make_folder, read_bytes, write_atomic
 from autoprune.io.records import read_record
-from autoprune.workflows.folder import JOURNAL
+from autoprune.journal import JOURNAL_FILE
 from autoprune.workflows.inputs import data_digests
 from autoprune.workflows.tuning_state import FINETUNE
 
@@ -65,7 +65,7 @@ class TrainingRecord:
             if differs := self._difference(_read(file)):
                 raise TrainingError(f"{out} has another training: {differs}; choose another `out`, or remove {out}")
             return
-        for other in (model, out / FINETUNE, out / JOURNAL):
+        for other in (model, out / FINETUNE, out / JOURNAL_FILE):
             if other.exists():
                 raise TrainingError(f"{other} is there, and no {FILE} says what it was made of; choose another `out`")
         write_atomic(file, json.dumps(asdict(self), indent=1) + "\n")

@@ -9,10 +9,9 @@ from pathlib import Path
 from autoprune.config import PruningConfig, SearchConfig, named
 from autoprune.config.files import CONFIG_FILE, load
 from autoprune.errors import ConfigError
-from autoprune.journal import Journal
+from autoprune.journal import JOURNAL_FILE, Journal
 from autoprune.strategies._base import Candidate, holding
 from autoprune.structure.constraint import Constraint
-from autoprune.workflows.folder import JOURNAL
 from autoprune.workflows.inputs import Inputs, noted_in
 from autoprune.workflows.records import check_record
 from autoprune.workflows.run import with_model
@@ -67,7 +66,7 @@ def _check(run: Path, config: SearchConfig) -> None:
 
 def _journal(run: Path, digests: Mapping[str, str]) -> Journal:
     """Return a run's journal; the files that its scores depend on must have the given digests."""
-    journal = Journal.read(run / JOURNAL, check=check_record)
+    journal = Journal.read(run / JOURNAL_FILE, check=check_record)
     theirs = noted_in(journal.header) or {}
     for name in READ:
         if theirs.get(name) != digests.get(name):
@@ -84,7 +83,7 @@ def scored_candidates(run: Path) -> list[Candidate]:
     Raises:
         RunError: its journal cannot be read.
     """
-    return _candidates(Journal.read(run / JOURNAL, check=check_record))
+    return _candidates(Journal.read(run / JOURNAL_FILE, check=check_record))
 
 
 def _candidates(journal: Journal) -> list[Candidate]:

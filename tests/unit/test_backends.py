@@ -60,6 +60,7 @@ def test_what_is_left_open_is_filled_in() -> None:
         ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.BF16}, "onnxruntime runs on cpu in fp32, int8, got"),
         ({"runtime": Runtime.TORCH_COMPILE, "with_nms": True}, "torch-compile takes networks whose shapes are all"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 5000}, r"`threads` must be at most \d+, the CPU cores of this machine, got 5000"),
         ({"batch": -1}, "batch must be at least 1"),
         ({"image_size": 0}, "image size must be at least 1"),
     ],

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 import pkgutil
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budget import Budget, Limit, budget_levels
+from autoprune.budget import Budget, Limit, budget_levels, check_levels
 from autoprune.errors import BudgetError
 from autoprune.metrics import METRICS, MetricSpec, format_amount, spec_of
 
@@ -104,6 +105,13 @@ def test_a_budget_keeps_its_limits_in_order() -> None:
     assert (len(budget), str(budget)) == (2, "latency=8ms, flops=50%")
 
 
+def test_one_text_is_one_limit() -> None:
+    assert Budget.parse("flops=50%") == Budget.parse(["flops=50%"])
+    assert budget_levels("flops=80%,60%") == budget_levels(["flops=80%,60%"])
+    with pytest.raises(BudgetError, match=r"METRIC=AMOUNT, e\.g\. latency=8ms or flops=50%, got 'flops'"):
+        Budget.parse("flops")
+
+
 @pytest.mark.parametrize("second", ["latency=8ms", "latency=7ms", "latency=60%"])
 def test_a_metric_is_limited_once(second: str) -> None:
     with pytest.raises(BudgetError, match=f"each metric once, got latency=8ms and {second}"):
@@ -135,6 +143,8 @@ def test_one_limit_may_list_several_levels(texts: list[str], levels: list[str]) 
         ([], "at least one limit"),
         (["flops=50%,60%"], "below the one before, got flops=60% after flops=50%"),
         (["flops=50%,50%"], "below the one before, got flops=50% after flops=50%"),
+        (["flops=50%,1G,60%"], "below the one before, got flops=60% after flops=50%"),
+        (["flops=1G,50%,1G"], "below the one before, got flops=1G after flops=1G"),
         (["latency=8ms,0.009s"], "below the one before, got latency=0.009s after latency=8ms"),
         (["flops=80%,60%", "params=80%,60%"], "Only one limit may list several levels, got flops and params"),
         (["flops=80%,60%", "flops=50%"], "each metric once, got flops=80% and flops=50%"),
@@ -148,6 +158,29 @@ def test_levels_that_make_no_sense_are_refused(texts: list[str], said: str) -> N
     with pytest.raises(BudgetError, match=said) as caught:
         budget_levels(texts)
     assert "\n" not in str(caught.value)
+
+
+def limits_of(levels: Sequence[Budget], dense: float) -> list[dict[str, float]]:
+    return [{limit.metric: limit.resolve(dense) for limit in level} for level in levels]
+
+
+@pytest.mark.parametrize("dense", [3e9, 7.9e9])
+def test_shares_and_amounts_are_levels_in_order_if_they_fall_on_the_network(dense: float) -> None:
+    levels = budget_levels(["flops=4G,50%,1G", "params=1G"])
+    check_levels(levels, limits_of(levels, dense))
+
+
+@pytest.mark.parametrize(
+    ("dense", "said"),
+    [
+        (8e9, r"flops=50% \(4\.00 G\) is not below flops=4G \(4\.00 G\); change their order"),
+        (2e9, r"flops=1G \(1\.00 G\) is not below flops=50% \(1\.00 G\); change their order"),
+    ],
+)
+def test_shares_and_amounts_that_do_not_fall_on_the_network_are_refused(dense: float, said: str) -> None:
+    levels = budget_levels(["flops=4G,50%,1G", "params=1G"])
+    with pytest.raises(BudgetError, match=said):
+        check_levels(levels, limits_of(levels, dense))
 
 
 @pytest.mark.parametrize("dense", [math.nan, math.inf, 0.0, -1.0])

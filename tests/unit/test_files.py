@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomic(target, "new")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("make", "said"), [(os.mkdir, "is a folder"), (os.mkfifo, "is no regular file")])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    target = tmp_path / "target"
+    make(target)
+    before = target.stat()
+    with pytest.raises(RunError, match=f"target {said}, and only a regular file is replaced; choose another place"):
+        write_atomic(target, "new")
+    assert target.stat() == before
+    assert os.listdir(tmp_path) == ["target"]
 
 
 def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,15 +315,46 @@ def test_another_class_or_another_place_is_another_object() -> None:
     assert overlap((0, 0, 10, 10), (20, 20, 30, 30)) == 0
 
 
-def test_detections_are_read_as_they_were_written_and_damage_costs_the_section(run: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[{}]",
+        '{"found": []}',
+        "5",
+        "[[]]",
+        '[{"width": 4, "height": 4, "jpeg": "", "truth": [], "found": []}]',
+        '[{"width": 4, "height": 4, "jpeg": "", "truth": [["dog", 1]], "found": {}}]',
+        '[{"width": 4, "height": 4, "jpeg": "", "truth": [["dog", 1, 0, 0, 1e999, 1]], "found": {}}]',
+        '[{"width": 4, "height": 4, "jpeg": "?", "truth": [], "found": {}}]',
+        "[" * 100_000,
+    ],
+)
+def test_damaged_detections_cost_their_section(run: Path, content: str) -> None:
+    (run / FILE).write_text(content)
+    with pytest.raises(RunError, match=r"detections\.json is damaged \(.*; remove it"):
+        read_detections(run)
+    assert "Detections" not in Reader(page(reports_of(run))).headings
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "a: &b 1", "a: " + "[" * 50, "\0"])
+def test_damaged_options_cost_what_may_come_next(run: Path, content: str) -> None:
+    (run / "config.yaml").write_text(content)
+    assert "How it was made" in Reader(page(reports_of(run))).headings
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "5", "[5]", '[{"epoch": "a", "accuracy": {"metrics": {"mAP50-95": 0.5}}}]', "[" * 100_000]
+)
+def test_damaged_epochs_cost_their_curve(run: Path, content: str) -> None:
+    (run / "finetune" / "epochs.json").write_text(content)
+    assert "Fine-tuning" not in Reader(page(reports_of(run))).headings
+
+
+def test_detections_are_read_as_they_were_written(run: Path) -> None:
     first, second = read_detections(run)
     assert first == second
     assert first.found["dense"][0] == Detection(EVIL, (1, 2, 30, 20), 0.9)
     assert detections_gallery(FOUND, run) is not None
-    (run / FILE).write_text("[{}]")
-    with pytest.raises(RunError, match="is damaged"):
-        read_detections(run)
-    assert "Detections" not in Reader(page(reports_of(run))).headings
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,7 @@ def test_costs_are_in_one_order_and_whole_where_they_are_counts() -> None:
         ('{"version": 3}', "result of version 3, this autoprune reads 2; run the command again"),
         ('{"version": 2}', "is damaged"),
         ('{"version": 2, "command": "search", "title": "", "metric_names": [], "stages": []}', "is damaged"),
+        ("[" * 100_000, "must be a result of autoprune, and cannot be read"),
         ("[]", "must be a result of autoprune, and cannot be read"),
         ("{", "must be a result of autoprune, and cannot be read"),
     ],
@@ -114,6 +116,39 @@ def test_what_another_version_wrote_is_refused_in_one_sentence(tmp_path: Path, c
         Result.load(path)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["command"], 5),
+        (["metric_names"], "mAP50"),
+        (["stages"], []),
+        (["stages", "dense"], None),
+        (["stages", "dense", "metrics"], {}),
+        (["stages", "dense", "metrics"], {"mAP50-95": "high"}),
+        (["stages", "dense", "costs"], {"flops": None}),
+        (["stages", "dense", "costs"], ["flops"]),
+        (["stages", "dense", "latencies"], {"latency": 8.0}),
+        (["stages", "dense", "latencies"], {"latency": {"p10": 1.0}}),
+        (["budget"], {}),
+        (["budget"], [{"metric": "flops"}]),
+        (["budget", 0, "limit"], "30%"),
+        (["compared"], {"strategies": 1}),
+        (["compared"], {"strategies": [{"name": "ppo"}]}),
+        (["environment"], []),
+    ],
+)
+def test_a_result_of_a_wrong_shape_is_refused_in_one_sentence(tmp_path: Path, place: list[Any], value: Any) -> None:
+    path = FOUND.save(tmp_path / "summary.json")
+    content = json.loads(path.read_text())
+    at = content
+    for name in place[:-1]:
+        at = at[name]
+    at[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"summary\.json is damaged: .*; run the command again$"):
+        Result.load(path)
 
 
 def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:

@@ -52,6 +52,33 @@ def test_senseless_bounds_are_refused(round_to: int, min_keep: float) -> None:
         space(round_to, min_keep)
 
 
+@pytest.mark.parametrize(
+    ("round_to", "min_keep", "said"),
+    [
+        (8, 0.5, "lower `min_keep` or `round_to`"),
+        (8, 0.1, "lower `round_to`"),  # of 64 channels 7 would be enough
+        (1, 0.1, "lower `min_keep`"),
+        (8, 1.0, "lower `min_keep`"),
+        (64, 0.1, "lower `round_to`"),
+        (100_000, 0.1, "lower `round_to`"),
+        (100_000, 1.0, ""),
+        (1, 1e-3, ""),
+    ],
+)
+def test_what_lets_a_unit_be_narrower_is_known(round_to: int, min_keep: float, said: str) -> None:
+    assert space(round_to, min_keep).narrowing == said
+
+
+def test_out_of_reach_names_what_brings_nearer() -> None:
+    for round_to, min_keep in ((100_000, 0.1), (1, 0.5), (1, 1e-3)):
+        units = space(round_to, min_keep)
+        cost = LayerFlops(units)
+        with pytest.raises(BudgetUnreachableError) as caught:
+            Constraint(units, [CostLimit(cost, 0.5 * float(cost(units.lower)))])
+        ways_out = ", ".join(filter(None, ["ask for more than that", units.narrowing, "or use a smaller image size"]))
+        assert str(caught.value).endswith(f"; {ways_out}")
+
+
 def test_a_unit_keeps_no_less_than_it_must() -> None:
     graph = chain_graph(WIDTHS)
     units = (*graph.units[:4], replace(graph.units[4], least=24), *graph.units[5:])

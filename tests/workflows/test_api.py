@@ -98,6 +98,10 @@ def test_a_network_is_measured_as_it_is_deployed(net: ap.Network) -> None:
     assert 0 < timing.p10 <= timing.median <= timing.p90
     with pytest.raises(ap.ConfigError, match=r"`runtime` must be one of torch, .*, got tensorflow"):
         net.latency("tensorflow")
+    with pytest.raises(ap.ConfigError, match="`runtime_pattern` belongs to `runtime_command`, which is not given"):
+        net.latency(runtime_pattern="([0-9]+) ms")
+    with pytest.raises(ap.ConfigError, match="`runtime_command` takes the place of `runtime`"):
+        net.latency("torch", runtime_command="bench {onnx}")
 
 
 def test_a_policy_is_applied_to_a_network_and_the_result_saved(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:

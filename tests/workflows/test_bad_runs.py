@@ -170,7 +170,10 @@ def test_runs_to_resume(
         ("search", "fifo", "is not a run that can be resumed"),
         ("search", "/dev/null", "is not a run that can be resumed"),
         ("search", "/dev/full/x", "is not a run that can be resumed"),
-        ("netadapt", "search", "not an option of autoprune netadapt"),
+        *(
+            (command, "search", f"is a run of search, which {command} cannot go on with; --resume it with search")
+            for command in ("netadapt", "compare", "sensitivity", "quantize")
+        ),
     ],
 )
 def test_what_is_no_run(command: str, run: str, said: str, searched: Path, folder: Path, capsys: Capsys) -> None:

@@ -30,7 +30,9 @@ from autoprune.models.detection.comparing import BOXES, Layout, difference
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
 from autoprune.results import Metrics
-from autoprune.runtimes import FileRunner, open_file_backend, runtime_settings
+from autoprune.runtimes import FileRunner, SubprocessBackend, open_file_backend, runtime_settings
+from autoprune.runtimes.ncnn import NcnnBackend
+from autoprune.runtimes.open_vino import OpenVinoBackend
 from autoprune.runtimes.torch_script import TorchScriptBackend
 from tests.helpers.detectors import IMAGE_SIZE, NAMES, build, write_data, write_detector
 from tests.helpers.packages import need
@@ -237,6 +239,7 @@ def test_ultralytics_alone_predicts_with_it(world: Path, tmp_path: Path) -> None
             f"`dynamic` is for `format` {formats_where('dynamic')}, got tensorrt",
         ),
         ({"imgsz": ImageSize(50, 50)}, "`imgsz` must be a multiple of 32"),
+        ({"format": ExportFormat.LITERT, "half": True}, "for `format` litert is written in fp32, got `half`; leave it"),
         ({"threads": 0}, "`threads` must be"),
         ({"device": "tpu"}, "`device` must be"),
     ],
@@ -250,10 +253,17 @@ def test_a_value_out_of_range_is_named(options: dict[str, Any], said: str) -> No
     ("words", "said"),
     [
         (["--format", "tensorrt"], "The runtime tensorrt runs on cuda, got --device cpu"),
-        (["--format", "onnx", "--precision", "fp16"], "onnxruntime runs on cpu in fp32, int8, got --precision fp16"),
         (
-            ["--format", "torchscript", "--precision", "fp16"],
-            "is traced in fp16 on a GPU, got --device cpu with --format torchscript",
+            ["--format", "onnx", "--precision", "fp16"],
+            "runs on cpu in fp32, int8, got --precision fp16; use --device cuda, or use --precision fp32",
+        ),
+        (
+            ["--format", "onnx", "--half"],
+            "runs on cpu in fp32, int8, got --precision fp16; use --device cuda, or leave --half out",
+        ),
+        (
+            ["--format", "torchscript", "--half"],
+            "is traced in fp16 on a GPU, got --device cpu with --format torchscript; use --device cuda, or leave",
         ),
         (["--format", "coreml"], f"--format must be one of {', '.join(one.value for one in ExportFormat)}, got"),
     ],
@@ -264,6 +274,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert exporting(world, tmp_path / "run", *words) == 2
     assert said in one_sentence(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("backend", "computed"), [(OpenVinoBackend, "FP32"), (NcnnBackend, "fp32")])
+def test_a_cpu_that_does_not_compute_in_half_is_told_with_a_way_out(
+    backend: type[SubprocessBackend],
+    computed: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check = backend.check
+    monkeypatch.setattr(backend, "check", lambda self, _: check(self, [computed]))
+    file_format = ExportFormat.NCNN if backend is NcnnBackend else ExportFormat.OPENVINO
+    assert exporting(world, tmp_path / "run", "--format", needed(file_format).value, "--half") == 2
+    said = one_sentence(capsys.readouterr().err)
+    assert said.endswith("on this CPU computes in fp32, got --precision fp16; leave --half out")
 
 
 @pytest.mark.parametrize(("file_format", "missing"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

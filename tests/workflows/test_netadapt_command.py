@@ -22,9 +22,11 @@ from autoprune.journal import Journal
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.policy import Policy
+from autoprune.report.page import reports_of
 from autoprune.statistics.moments import collect_moments
 from autoprune.structure.space import Allocation
 from autoprune.workflows.network import Network
+from tests.helpers.board import fake_board
 from tests.helpers.world import arguments, one_sentence, open_world, records, summary, write_world
 
 STEP, DECAY = 0.08, 0.96
@@ -214,6 +216,20 @@ def test_a_level_that_the_dense_network_holds_keeps_everything(
     assert summary(out / "levels" / "flops=900G")["budget"][0]["satisfied"]
 
 
+def test_levels_of_a_board_lie_next_to_each_other_in_folders_that_any_file_system_has(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address has slashes and a colon in it."""
+    out = tmp_path / "run"
+    with fake_board(tmp_path / "board", monkeypatch) as board:
+        budget = f"latency@{board.url}/onnxruntime=9s,8s"
+        assert netadapt(tiny, out, *COARSE, "--budget", budget) == 0
+    assert sorted(path.name for path in (out / "levels").iterdir()) == [
+        f"latency@ssh-me@board-onnxruntime={amount}" for amount in ("8s", "9s")
+    ]
+    assert [report.folder.parent for report in reports_of(out)] == [out / "levels"] * 2
+
+
 @pytest.mark.slow
 def test_latency_levels_are_held_as_measured(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -400,6 +416,7 @@ def test_without_images_to_train_on_it_says_so_before_anything_is_measured(
         (["flops=80%,70%", "params=80%,70%"], "Only one limit may list several levels, got flops and params"),
         (["flops=80%,70%", "flops=60%"], "A budget limits each metric once"),
         (["flops=80%,"], "'' is not a number"),
+        (["flops=50%,900G,40%"], "on this network flops=900G (900.00 G) is not below flops=50% ("),
     ],
 )
 def test_levels_that_contradict_each_other_are_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -93,3 +95,32 @@ def test_a_file_of_others_is_not_overwritten(run: Path, capsys: pytest.CaptureFi
     assert main(["report", str(run)]) == 2
     assert "exists and is no report of autoprune" in one_sentence(capsys.readouterr().err)
     assert (run / PAGE).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("search", 5),
+        ("search", {"candidates": {"scores": ["high"], "costs": {}, "prior": 0, "chosen": 0}}),
+        ("pinned", [5]),
+        ("workers", {}),
+        ("stages", {"dense": 5}),
+    ],
+)
+def test_a_result_that_another_tool_wrote_is_refused_in_one_sentence(
+    run: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    before = (run / PAGE).read_bytes()
+    assert main(["report", str(run)]) == 2
+    said = one_sentence(capsys.readouterr().err)
+    assert str(run) in said
+    assert said.endswith("; run the command again")
+    assert (run / PAGE).read_bytes() == before
+
+
+def test_a_page_is_not_read_from_a_pipe(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(run / "pipe.html")
+    assert main(["report", str(run), "--page", str(run / "pipe.html")]) == 2
+    assert "exists and is no report of autoprune" in one_sentence(capsys.readouterr().err)

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import autoprune as ap
 from autoprune import __version__
 from autoprune.cli.arguments import parse
 from autoprune.cli.main import main
-from autoprune.config import ApplyConfig, RunConfig, SearchConfig
+from autoprune.config import ApplyConfig, NetAdaptConfig, RunConfig, SearchConfig
 from autoprune.errors import AutopruneError, BudgetUnreachableError, ConfigError, ModelError, RunError, TrainingError
 from autoprune.journal import Journal
 from autoprune.models import stock  # noqa: F401 (imports Ultralytics without its side effects)
@@ -235,6 +236,21 @@ def test_a_resume_names_what_changed_in_one_sentence(stopped: Path) -> None:
     shutil.copy("data/images/val/0.png", "data/images/train/0.png")
     with pytest.raises(RunError, match=r"\(--data \(train\): 2 files are|images/train/0.png has changed\)"):
         resumed(stopped)
+
+
+def test_a_resume_by_another_command_names_the_one_that_began(stopped: Path) -> None:
+    """Also where the options fit both: they are not what is wrong."""
+    said = "^run is a run of search, which netadapt cannot go on with; `resume` it with search$"
+    config = NetAdaptConfig(
+        model=Path("best.pt"), data=Path("data/data.yaml"), budget=("flops=50%",), out=stopped, resume=stopped
+    )
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(RunError, match=said):
+        RunFolder.open("netadapt", config, CALLER)
+    with pytest.raises(RunError, match=said):
+        ap.netadapt(resume=stopped)
+    assert sorted(stopped.rglob("*")) == before
+    resumed(stopped).journal.close()
 
 
 def rewritten(run: Path, **changes: object) -> None:

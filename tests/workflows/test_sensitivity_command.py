@@ -107,8 +107,13 @@ def test_ratios_that_are_none_are_told(
 
 
 def test_where_no_unit_can_be_pruned_it_says_so(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments("sensitivity", tiny, tmp_path / "run", *RATIOS, "--min-keep", "1.0")) == 2
-    assert "No unit can be pruned with --min-keep 1.0 and --round-to 8" in one_sentence(capsys.readouterr().err)
+    for words, said in (
+        (("--min-keep", "1.0"), "--min-keep 1.0 and --round-to 8; lower --min-keep"),
+        (("--round-to", "100000"), "--min-keep 0.1 and --round-to 100000; lower --round-to"),
+        (("--min-keep", "1.0", "--round-to", "100000"), "--min-keep 1.0 and --round-to 100000; lower both"),
+    ):
+        assert main(arguments("sensitivity", tiny, tmp_path / "run", *RATIOS, *words)) == 2
+        assert one_sentence(capsys.readouterr().err).endswith(f"No unit can be pruned with {said}")
 
 
 def test_a_loss_that_is_no_number_is_told(

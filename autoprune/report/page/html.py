@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune import __version__
-from autoprune.io.files import write_atomic
+from autoprune.io.files import read_bytes, write_atomic
 from autoprune.report.chart import DARK, THEME, Chart, vega_lite_version
 from autoprune.report.detections import Gallery
 from autoprune.report.page.runs import Report
@@ -88,7 +88,7 @@ def write_page(reports: Sequence[Report], path: Path) -> Path:
 def is_page(path: Path) -> bool:
     """Return whether a file is a page of ours, which a newer one may replace."""
     try:
-        return _MADE.encode() in path.read_bytes()
+        return _MADE.encode() in read_bytes(path)
     except OSError:
         return False
 

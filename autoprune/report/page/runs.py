@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoprune.errors import AutopruneError, PolicyError, RunError
+from autoprune.errors import PolicyError, RunError
 from autoprune.io.plain_yaml import read_values
 from autoprune.metrics import format_amount, metric_kind, spec_of
 from autoprune.policy import Policy
@@ -162,7 +162,7 @@ def _options(folder: Path) -> Mapping[str, Any]:
         if path.is_file():
             try:
                 return read_values(path)
-            except AutopruneError:
+            except ValueError:  # a damaged file costs the commands that may come next, not the report
                 return {}
     return {}
 
