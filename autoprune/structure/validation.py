@@ -193,26 +193,56 @@ def analyse(module: nn.Module, example: torch.Tensor, *, free_outputs: Collectio
     """
     graph = trace(module, example, free_outputs=free_outputs)
     dense = DenseNetwork(module, example, free_outputs=free_outputs)
-    for half in (False, True):
-        while faults := _faults(_check(dense, graph, half=half), list(graph.units)):  # some fail only with others
+    for removal in (_few, _first_half, _last_half, *map(_down_to, _compared_widths(graph))):
+        while faults := _faults(_check(dense, graph, removal), list(graph.units)):  # some fail only with others
             graph = graph.pin(faults)
     return graph
 
 
-def _check(dense: DenseNetwork, graph: ChannelGraph, *, half: bool) -> Check:
+def _check(dense: DenseNetwork, graph: ChannelGraph, removal: Removal) -> Check:
     surgeon = Slicer(dense.module, graph)
-    return lambda units: dense.fault(surgeon, _without_some(graph, units, half=half))
+
+    def fault(units: Sequence[Unit]) -> str | None:
+        keep = np.ones(graph.channels, dtype=np.bool_)
+        for position, unit in enumerate(units):
+            for index in unit.groups:
+                keep[graph.groups[index].span][removal(position, unit.width)] = False
+        return dense.fault(surgeon, keep)
+
+    return fault
 
 
-def _without_some(graph: ChannelGraph, units: Sequence[Unit], *, half: bool) -> Mask:
-    """Remove channels of every group of these units: one or two, which divisors show, or half, which steps show."""
-    keep = np.ones(graph.channels, dtype=np.bool_)
-    for position, unit in enumerate(units):
-        removed = unit.width // 2 if half else min(1 + position % 2, unit.width - 1)
-        for index in unit.groups:
-            offset = graph.groups[index].offset
-            keep[offset : offset + removed] = False
-    return keep
+Removal = Callable[[int, int], slice]
+"""A unit's position and its width → its channels that are removed, not all of them."""
+
+
+def _few(position: int, width: int) -> slice:
+    """Remove one channel or two: that shows what a width is divided by."""
+    return slice(min(1 + position % 2, width - 1))
+
+
+def _first_half(position: int, width: int) -> slice:
+    """Remove so many that steps of a width show."""
+    return slice(width // 2)
+
+
+def _last_half(position: int, width: int) -> slice:
+    """Remove the others: so every channel was away once."""
+    return slice(max(width // 2, 1), width)
+
+
+def _down_to(most: int) -> Removal:
+    """Make all wider units as wide as that: equal widths show where a network compares them."""
+    return lambda position, width: slice(max(width - most, 0))
+
+
+def _compared_widths(graph: ChannelGraph) -> Sequence[int]:
+    """Return the widths that units can be brought down to and others have, and half of the narrowest unit's."""
+    if not graph.units:
+        return ()
+    widths = [unit.width for unit in graph.units]
+    there = {max(min(widths) // 2, 1), *(group.size for group in graph.groups)}
+    return sorted(width for width in there if width < max(widths))
 
 
 def _faults(check: Check, units: list[Unit]) -> dict[str, str]:

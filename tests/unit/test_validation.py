@@ -173,6 +173,118 @@ def test_exact_networks_are_not_pinned(how: str) -> None:
     assert {unit.name for unit in graph.units} == {"stem", "mid"}
 
 
+class Gate(nn.Module):
+    """Multiplies two halves of what it reads, without weights of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.split([self.c, self.c], 1)
+        return left * torch.sigmoid(right)
+
+
+class Compared(nn.Module):
+    """Networks that are the dense one only for some widths of their layers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        if self.how == "maximum in eval mode" and not self.training:
+            x = x - x.amax(1, keepdim=True)
+        if self.how == "maximum of maxima":
+            x = x / (1 + nn.functional.adaptive_max_pool2d(x, 1).amax(1, keepdim=True))
+        y = self.second(x)
+        if self.how == "equal shapes" and y.shape == x.shape:
+            y = y + x
+        if self.how == "equal widths" and self.second.in_channels == self.second.out_channels:
+            y = y + x
+        return self.head(y)
+
+
+@pytest.mark.parametrize("how", ["maximum in eval mode", "maximum of maxima", "equal shapes", "equal widths"])
+def test_what_only_some_channels_or_widths_show_is_pinned(how: str) -> None:
+    torch.manual_seed(0)
+    network = Compared(how).eval()
+    graph = analyse(network, IMAGES)
+    assert "first" in pins(graph)
+    for seed in range(4):
+        check_exact(network, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), seed), IMAGES)
+
+
+def test_units_that_one_number_counts_stay_equal() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 2, 1)
+            self.gate = Gate(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.gate(self.second(self.gate(self.first(x)))))
+
+    network = Gated().eval()
+    graph = analyse(network, IMAGES)
+    assert [unit.width for unit in graph.units] == [8]
+    for seed in range(4):
+        check_exact(network, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), seed), IMAGES)
+
+
+class Tokens(nn.Module):
+    """Operations on tensors that are no images."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1), nn.LazyLinear(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        if self.how == "padded":
+            return self.head(nn.functional.pad(x.mean((2, 3)), (-1, 1)))
+        if self.how == "cut":
+            return self.head(nn.functional.pad(x.mean((2, 3)), (0, -2)))
+        pooled = nn.functional.max_pool2d if self.how == "maxima" else nn.functional.avg_pool2d
+        return self.head(pooled(x.mean(3), 3, 1, 1).flatten(1))
+
+
+@pytest.mark.parametrize("how", ["padded", "cut", "maxima", "averages"])
+def test_operations_over_channels_pin_them(how: str) -> None:
+    network = Tokens(how).eval()
+    network(IMAGES)
+    graph = analyse(network, IMAGES)
+    assert [unit.name for unit in graph.units] == ["first"]
+    for seed in range(3):
+        check_exact(network, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), seed), IMAGES)
+
+
+def test_channels_pass_through_adaptive_maxima() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.squeeze, self.expand = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+            self.maximum, self.average, self.head = (
+                nn.AdaptiveMaxPool2d(1),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(12, 2, 1),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            weights = [self.expand(torch.relu(self.squeeze(pooled(x)))) for pooled in (self.maximum, self.average)]
+            return self.head(x * torch.sigmoid(sum(weights)))
+
+    network = Attention().eval()
+    graph = analyse(network, IMAGES)
+    assert {unit.name for unit in graph.units} == {"conv", "squeeze"}
+    for seed in range(4):
+        check_exact(network, graph, random_keep(Space(graph, round_to=1, min_keep=1e-6), seed), IMAGES)
+
+
 def test_an_output_of_eval_mode_alone_counts() -> None:
     class Both(Chain):
         def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:

@@ -18,6 +18,10 @@ def assemble(found: Findings) -> ChannelGraph:
     layer_axes = [(interner.add(layer.inputs), interner.add(layer.outputs)) for layer in found.layers]
     attribute_axes = [interner.add(ids) for _, _, ids in found.attributes]
     split_axes = [tuple(interner.add(piece) for piece in pieces) for pieces in found.splits]
+    counted = defaultdict[tuple[str, str], list[int]](list)
+    for (path, name, _), axis in zip(found.attributes, attribute_axes, strict=True):
+        counted[path, name].append(axis)
+    split_axes += map(tuple, counted.values())  # what one number counts stays equal, as the pieces of a split do
 
     members = _form_groups(found.ids, interner.roots)
     group_of = {root: index for index, roots in enumerate(members) for root in roots}

@@ -111,12 +111,29 @@ def elementwise(walk: Walk, node: fx.Node) -> Value:
 
 
 def pool(walk: Walk, node: fx.Node) -> Value:
-    """Average pooling passes channels on."""
+    """Average pooling of images passes channels on; what has no batch is pooled over its second dimension."""
     inputs = walk.input(node)
-    if inputs is not None:
-        window = (1, 1) if operation(node).startswith("adaptive") else pair(argument(node, 1))
-        walk.layer(node, LayerKind.POOL, inputs, inputs, kernel=window)
+    if inputs is None or not _has_images(node):
+        return walk.unknown(node)
+    window = (1, 1) if operation(node).startswith("adaptive") else pair(argument(node, 1))
+    walk.layer(node, LayerKind.POOL, inputs, inputs, kernel=window)
     return inputs
+
+
+def max_pool(walk: Walk, node: fx.Node) -> Value:
+    """Maxima of images pass channels on."""
+    return elementwise(walk, node) if _has_images(node) else walk.unknown(node)
+
+
+def adaptive_max_pool(walk: Walk, node: fx.Node) -> Value:
+    """Maxima pass channels on, and so do the places that they are found at."""
+    found = max_pool(walk, node)
+    return [found, found] if isinstance(found, np.ndarray) else found
+
+
+def _has_images(node: fx.Node) -> bool:
+    """Return whether a node reads a tensor of shape (B, C, H, W)."""
+    return len(shape(node.args[0])) == 4
 
 
 def upsample(walk: Walk, node: fx.Node) -> Value:
@@ -135,7 +152,8 @@ def mean(walk: Walk, node: fx.Node) -> Value:
 
 def pad(walk: Walk, node: fx.Node) -> Value:
     """Padding the image passes channels on."""
-    return elementwise(walk, node) if len(argument(node, 1)) <= 4 else walk.unknown(node)
+    sides, rank = len(argument(node, 1)), len(shape(node))
+    return elementwise(walk, node) if sides <= 2 * (rank - 2) else walk.unknown(node)
 
 
 def binary(walk: Walk, node: fx.Node) -> Value:
@@ -271,7 +289,7 @@ def view(walk: Walk, node: fx.Node) -> Value:
 _FORWARD = "clone contiguous detach alias dropout feature_dropout alpha_dropout to _to_copy type_as lift_fresh_copy"
 _ELEMENTWISE = (
     "silu relu relu6 hardtanh leaky_relu elu selu gelu mish hardswish hardsigmoid sigmoid tanh softplus abs neg exp "
-    "sqrt clamp clamp_min clamp_max max_pool2d adaptive_max_pool2d upsample_nearest2d"
+    "sqrt clamp clamp_min clamp_max upsample_nearest2d"
 )
 _BINARY = "add sub rsub mul div maximum minimum"
 
@@ -280,6 +298,8 @@ RULES: dict[str, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
     **dict.fromkeys(_BINARY.split(), binary),
     **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d"), pool),
+    "max_pool2d": max_pool,
+    "adaptive_max_pool2d": adaptive_max_pool,
     **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d"), upsample),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(("view", "reshape"), view),
