@@ -88,11 +88,11 @@ class PlainTraining(ExtensibleTraining):
     def add_loss(self, terms: LossTerms, /) -> None:
         """Add terms to the loss of every batch."""
 
-        def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.call = inputs[0], output
+        def note(_: nn.Module, places: tuple[Any, ...], names: Mapping[str, Any], output: Any) -> None:
+            self.call = next(one for one in (*places, *names.values()) if isinstance(one, torch.Tensor)), output
 
         if not self.terms:
-            self.model.register_forward_hook(note)
+            self.model.register_forward_hook(note, with_kwargs=True)
         self.terms.append(terms)
 
     def added(self) -> Mapping[str, torch.Tensor]:
@@ -273,7 +273,7 @@ def backward(
         lower: what users lower if a term is not a number.
 
     Raises:
-        TrainingError: a term is not a number.
+        TrainingError: a term is not a number, or no weight has a gradient.
         DeviceError: memory runs out.
     """
     try:
@@ -286,7 +286,10 @@ def backward(
                 f"lower {lower}"
             )
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        total = torch.stack(list(terms.values())).sum()
+        if not total.requires_grad:
+            raise TrainingError("the loss must depend on weights that are trained, and has no gradient")
+        total.backward()  # type: ignore[no-untyped-call]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -35,6 +35,9 @@ def test_only_the_numbers_that_change_change() -> None:
     assert changed.text == expected
     assert changed.layers[0].integer("filters") == 9
     assert changed.replaced({(0, "filters"): 16, (10, "groups"): 24}).text == CFG
+    spaced = parse_cfg(CFG.replace("filters=16   # the first", "filters = 1 6  # the first"))
+    assert spaced.layers[0].integer("filters") == 16
+    assert "filters = 9  # the first" in spaced.replaced({(0, "filters"): 9}).text
 
 
 def test_spaces_short_names_and_repeated_options_are_read_as_darknet_does() -> None:

@@ -46,6 +46,32 @@ def shaken(**extra: object) -> nn.Module:
     return network
 
 
+class Shifted(nn.Module):
+    """Makes channels by a weight of its own and a shift of shape (1, C, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.shift, self.filters = nn.Parameter(torch.rand(1, 8, 1, 1)), nn.Parameter(torch.rand(8, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x) + self.shift)
+        return self.head(torch.relu(nn.functional.conv2d(x, self.filters)))
+
+
+def test_shifts_and_weights_of_ones_own_fall_to_zero() -> None:
+    torch.manual_seed(0)
+    network = Shifted().double().eval()
+    graph = analysed(network, example().double())
+    keep = keeping(graph, share=0.5, seed=0)
+    assert len(graph.units) == 2
+    expected = Slicer(network, graph).materialise(keep)
+    for part in doomed(network, graph, keep):
+        part.shrink(0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(network(example().double()), expected(example().double()))
+
+
 def example(size: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 

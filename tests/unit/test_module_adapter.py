@@ -221,6 +221,14 @@ def test_the_metric_may_have_two_figures() -> None:
     assert (found.primary, found.per_class) == (0.25, {})
 
 
+def test_a_network_that_is_frozen_as_a_whole_is_trained_and_single_frozen_layers_stay() -> None:
+    own = adapter(Net().requires_grad_(False))
+    assert all(parameter.requires_grad for parameter in own.module.parameters())
+    partly = Net()
+    partly.stem.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in adapter(partly).module.stem.parameters())
+
+
 class Broken(Shapes):
     def __getitem__(self, index: int) -> Any:
         raise FileNotFoundError("no such picture")
@@ -248,6 +256,8 @@ def measure(own: ModuleAdapter) -> object:
         ({"loss": lambda *_: 1.0}, score, "must be a scalar tensor.*got a float"),
         ({"metric": lambda *_: 1.5}, measure, r"one number in \[0, 1\], got 1.5"),
         ({"metric": lambda *_: float("nan")}, measure, r"one number in \[0, 1\], got nan"),
+        ({"metric": lambda *_: None}, measure, r"one number in \[0, 1\], got None"),
+        ({"metric": lambda *_: [0.1, "x"]}, measure, r"one number in \[0, 1\], got \[0.1, 'x'\]"),
         ({"metric": lambda *_: (0.1, 0.2)}, measure, r"one number in \[0, 1\], got \(0.1, 0.2\)"),
         ({"train": Shapes(0, 0)}, score, "train data of a module must have at least one sample"),
         ({"train": Broken(4, 0)}, score, r"sample \d of the train data cannot be read \(FileNotFoundError: no such"),

@@ -9,6 +9,7 @@ from torch import nn
 
 from autoprune.errors import ConfigError, DeviceError, ModelError, TrainingError
 from autoprune.models.module import ModuleAdapter, Sgd
+from autoprune.training.extensions.distill import Distillation
 from autoprune.training.finetune import finetune
 from autoprune.training.results import EpochReport, FinetuneResult, read_epochs
 from tests.helpers.own_network import SHAPE, Net, Shapes, adapter, loss
@@ -123,6 +124,22 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     broken = adapter(Net(8), loss=breaking)
     with pytest.raises(TrainingError, match=r"not a number in epoch 2 \(nan, .*\); lower the learning rate"):
         tuned(broken, tmp_path)
+
+
+def test_a_loss_without_a_gradient_is_told(tmp_path: Path) -> None:
+    detached = adapter(Net(8), loss=lambda module, images, kinds: loss(module, images, kinds).detach())
+    with pytest.raises(TrainingError, match="the loss must depend on weights that are trained, and has no gradient"):
+        tuned(detached, tmp_path)
+
+
+def test_a_teacher_teaches_what_is_called_by_name(tmp_path: Path) -> None:
+    def named(module: nn.Module, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(module(image=images), kinds)
+
+    torch.manual_seed(0)
+    own = adapter(Net(8), loss=named)
+    result = tuned(own, tmp_path, extensions=[Distillation(own.module)])
+    assert result.losses.keys() > {"loss"}
 
 
 def test_memory_that_runs_out_is_told(tmp_path: Path) -> None:

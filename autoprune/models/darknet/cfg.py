@@ -163,7 +163,7 @@ class Cfg:
 def _replaced(lines: list[str], section: Section, key: str, value: int) -> Section:
     """Return a section with another number for an existing option; change the option's line in ``lines``, too."""
     option = section.options[key]
-    lines[option.line - 1] = re.sub(r"(=\s*)[^\s#]+", rf"\g<1>{value}", lines[option.line - 1], count=1)
+    lines[option.line - 1] = re.sub(r"(=\s*)[^#]*?(?=\s*(#|$))", rf"\g<1>{value}", lines[option.line - 1], count=1)
     return replace(section, options={**section.options, key: replace(option, text=str(value))})
 
 

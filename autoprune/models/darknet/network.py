@@ -155,7 +155,7 @@ def prune(
 ) -> DarknetNetwork:
     """Return a smaller network; batch norm is not recalibrated.
 
-    For example, with ``autoprune.criteria.make_criterion``::
+    For example, with ``autoprune.criteria.registry.make_criterion``::
 
         network, header = read(Path("yolov4.cfg"), Path("yolov4.weights"))
         smaller = prune(network, 0.5, order=make_criterion("l1").order)

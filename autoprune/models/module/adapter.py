@@ -87,6 +87,8 @@ class ModuleAdapter(TrainableAdapter):
         self.name = name or type(module).__name__.lower()
         self.device = compute_device(device)
         self.module = copied(module).to(self.device, torch.float32).eval()
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            self.module.requires_grad_(True)  # frozen as a whole, as for inference; single frozen layers stay so
         self.image_size = ImageSize(*example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
         self.metric_names = tuple(metric_names)
@@ -233,7 +235,10 @@ class ModuleAdapter(TrainableAdapter):
     def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Metrics:
         with torch.no_grad():
             found = self._metric(predict, ((batch["images"], batch["targets"]) for batch in batches))
-        figures = tuple(float(one) for one in (found if isinstance(found, tuple) else (found,)))
+        try:
+            figures = tuple(float(one) for one in (found if isinstance(found, (tuple, list)) else (found,)))
+        except (TypeError, ValueError):
+            figures = ()
         if len(figures) != len(self.metric_names) or not all(0 <= one <= 1 for one in figures):
             several = f"{len(self.metric_names)} numbers in [0, 1] ({', '.join(self.metric_names)})"
             wanted = "one number in [0, 1]" if len(self.metric_names) == 1 else several

@@ -51,9 +51,10 @@ class Doomed:
 def doomed(module: nn.Module, graph: ChannelGraph, keep: Mask) -> Sequence[Doomed]:
     """Return the numbers that make the channels which are to go: all zero, and these channels are zero.
 
-    They are every vector that has a number per channel (γ and β of batch norms, biases, learnt scales), and the rows
-    of a convolution or linear layer that no batch norm follows. With them a channel's value is 0 wherever it is made;
-    pooling, upsampling, SiLU, ReLU and LeakyReLU leave it 0, and who reads it gets nothing from it.
+    They are every parameter with a number per channel that no layer sums over (γ and β of batch norms, biases, learnt
+    scales and shifts), and the rows of a convolution or linear layer that no batch norm follows. With them a channel's
+    value is 0 wherever it is made; pooling, upsampling, SiLU, ReLU and LeakyReLU leave it 0, and who reads it gets
+    nothing from it. Not so what is added by a buffer, and what reads a convolution's output past its batch norm.
 
     Args:
         module: the dense network or a copy.
@@ -61,11 +62,13 @@ def doomed(module: nn.Module, graph: ChannelGraph, keep: Mask) -> Sequence[Doome
         keep: which channels stay, shape (channels of the graph,).
     """
     rows = _unnormalised_rows(graph)
+    filters = {f"{layer.name}.weight" for layer in graph.layers if layer.kind in (*MIXING, LayerKind.DEPTHWISE)}
     found = []
     for name, parameter in module.named_parameters(remove_duplicate=False):
         for dimension, axis in graph.tensors.get(name, ()):
             positions = np.flatnonzero(~keep[graph.axes[axis]])
-            if len(positions) and (parameter.ndim == 1 or (name, dimension) in rows):
+            makes = (name, dimension) in rows if name in filters else (name, dimension) not in graph.reads
+            if len(positions) and (makes or parameter.ndim == 1):
                 view = parameter.detach().movedim(dimension, 0)
                 found.append(Doomed(view, torch.from_numpy(positions).to(view.device)))
     return found
