@@ -6,8 +6,10 @@ widths at most, and widths are affine in the counts.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +62,12 @@ Shapes = Mapping[str, Sequence[int]]
 
 _NORM_MACS = 4  # subtract, divide, scale, shift: as thop counts an affine batch norm in eval mode
 _FREE = (LayerKind.POOL, LayerKind.UPSAMPLE, LayerKind.ELEMENTWISE)
-_PRODUCTS = ("bmm", "baddbmm", "attention")  # in names of aten operations; linear layers are `mm` and `addmm`
+_COUNTED_BY_TORCH = frozenset(
+    (
+        *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -224,25 +231,42 @@ def layer_macs(layer: Layer) -> tuple[float, tuple[int, ...]]:
 def undescribed_flops(module: nn.Module, graph: ChannelGraph, example: torch.Tensor) -> float:
     """Return the FLOPs per image that no layer of the graph describes and no allocation changes.
 
-    Those are matrix products between activations (attention, whose channels are pinned), and layers that run only in
-    eval mode, such as the decoding of a detector's boxes.
+    Those are matrix products (attention, linear layers on tokens, weights of one's own, whose channels are pinned), and
+    layers that run only in eval mode, such as the decoding of a detector's boxes.
 
     Args:
         module: the dense network, in eval mode.
         graph: its channel groups.
         example: an input of shape (B, C, H, W).
     """
-    described = {layer.name for layer in graph.layers}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _slow_attention(), FlopCounterMode(display=False) as counter:
         module(example)
     counts = counter.get_flop_counts()
-    total: float = sum(
-        flops for name, flops in counts["Global"].items() if any(word in str(name) for word in _PRODUCTS)
-    )
-    for path, child in module.named_modules():
-        if path not in described and isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)):
-            total += sum(counts.get(f"{type(module).__name__}.{path}", {}).values())
-    return total / len(example)
+    total = float(sum(counts["Global"].values())) / len(example)
+    for name in {layer.name for layer in graph.layers}:
+        path = f"{type(module).__name__}.{name}".rstrip(".")
+        if isinstance(module.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
+            total -= sum(counts.get(path, {}).values()) / len(example)
+        elif path in counts:  # what runs a convolution or a product with a weight of its own
+            total -= sum(2 * _dense_macs(graph, layer) for layer in graph.layers if layer.name == name)
+    return total
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep torch from fusing attention with its linear layers, which its counter does not see then."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _dense_macs(graph: ChannelGraph, layer: Layer) -> float:
+    """Return a layer's multiply-accumulates in the dense network, but for those of batch norm."""
+    macs, axes = layer_macs(layer)
+    return 0.0 if layer.kind is LayerKind.NORM else macs * math.prod(len(graph.axes[axis]) for axis in axes)
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -258,7 +282,7 @@ def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def uncounted(graph: ChannelGraph) -> dict[str, int]:
     """Return the operations that FLOPs do not include, with how often each occurs."""
-    counts = Counter(graph.uncounted)
+    counts = Counter({name: count for name, count in graph.uncounted.items() if name not in _COUNTED_BY_TORCH})
     counts.update(layer.kind.value for layer in graph.layers if layer.kind in _FREE)
     return dict(counts)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import DataError
+from autoprune.models import stock
 from autoprune.models.detection.data_set import cut_short, read_data_set
 
 GOOD = "train: images/train\nnames: [a, b]\n"
@@ -100,6 +101,7 @@ def test_an_image_that_would_fill_the_memory_is_told_by_its_head(tmp_path: Path)
 
 
 def test_what_is_no_image_is_told(tmp_path: Path) -> None:
+    assert stock.YOLODataset  # loads Ultralytics, which changes Pillow
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").mkdir()
     (tmp_path / "c.png").write_bytes(b"")

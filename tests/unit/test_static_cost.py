@@ -173,6 +173,72 @@ def test_costs_of_a_real_detector(shared: Path, name: str) -> None:
     assert float(size(counts)) == pytest.approx(adapter.checkpoint_size(pruned), rel=0.01)
 
 
+class Tokens(nn.Module):
+    """A convolution and another, between them something that multiplies matrices."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
+        self.attention = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.weight = nn.Parameter(torch.rand(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.kind == "attention":
+            tokens = self.attention(tokens, tokens, tokens)[0]
+        elif self.kind == "encoder":
+            tokens = self.encoder(tokens)
+        elif self.kind == "linear":
+            tokens = nn.functional.linear(tokens, self.weight)
+        elif self.kind == "product":
+            tokens = tokens @ self.weight
+        elif self.kind == "computed weight":
+            return self.last(nn.functional.conv2d(x, (self.weight / self.weight.norm())[..., None, None]))
+        return self.last(tokens.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize(
+    ("kind", "macs"),
+    [
+        ("linear", 64 * 64),
+        ("product", 64 * 64),
+        ("computed weight", 64 * 64),
+        ("attention", 4 * 64 * 64 + 2 * 64 * 64 * 8),
+        ("encoder", 4 * 64 * 64 + 2 * 64 * 64 * 8 + 2 * 64 * 8 * 16),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_matrix_products_that_no_layer_describes_are_counted(kind: str, macs: int, batch: int) -> None:
+    module = Tokens(kind).eval()
+    graph = analyse(module, torch.rand(2, 3, 8, 8))
+    space = Space(graph)
+    flops = FlopsCost(space, fixed=undescribed_flops(module, graph, torch.rand(batch, 3, 8, 8)))
+    assert float(flops(space.dense)) == 2 * (64 * (3 * 8 + 8 * 4) + macs)
+    assert not {"linear", "matmul", "conv2d"} & uncounted(graph).keys()
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_tensors_whose_batch_is_folded_into_heads_take_memory(folded: bool) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            heads = x.view(len(x) * 2, 4, -1) if folded else x.view(len(x), 2, 4, -1)
+            weights = (heads.transpose(-1, -2) @ heads).softmax(-1)
+            return self.last((heads @ weights).view(x.shape))
+
+    module = Heads().eval()
+    graph = analyse(module, torch.rand(2, 3, 16, 16))
+    space = Space(graph)
+    assert float(MemoryCost(space, state_shapes(module))(space.dense)) >= 4 * 2 * 256 * 256
+
+
 # -- memory --------------------------------------------------------------------------------------------
 
 

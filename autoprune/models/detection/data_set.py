@@ -252,6 +252,8 @@ def cut_short(file: str) -> str | None:
         with open(file, "rb") as content:
             content.seek(-2, os.SEEK_END)
             ended = content.read() == b"\xff\xd9"
+    except ModuleNotFoundError as error:  # Ultralytics changes Pillow: what that does not know may be of another format
+        return f"cannot identify image file; the package {error.name} reads more formats, such as HEIC"
     except Exception as error:  # decoders raise any class; too many pixels are no OSError
         return str(error)
     return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None

@@ -27,15 +27,18 @@ def activations(nodes: Iterable[fx.Node], value: Callable[[object], Value], batc
         value: returns the channel ids of a node, see `Walk.value`.
         batch: images of the traced input.
     """
+    of_images: set[fx.Node] = set()  # computed from the input
     storage: dict[fx.Node, fx.Node] = {}
     first: dict[fx.Node, int] = {}
     last: dict[fx.Node, int] = {}
     for number, node in enumerate(nodes):
         held = [source for source in node.all_input_nodes if source in storage]
         last.update({storage[source]: number for source in held})
+        if of_images.intersection(node.all_input_nodes) or (node.op == "placeholder" and value(node) is not None):
+            of_images.add(node)
         if held and _shares(node, held):
             storage[node] = storage[held[0]]
-        elif _is_of_images(node, batch) and not (node.op == "placeholder" and value(node) is None):
+        elif node in of_images and _is_held(node):
             storage[node] = node
             first[node] = last[node] = number
     return [_raw(node, value(node), batch, first[node], last[node]) for node in first]
@@ -48,10 +51,9 @@ def _shares(node: fx.Node, held: list[fx.Node]) -> bool:
     return name in _VIEWS or (name in _IN_PLACE and alone)
 
 
-def _is_of_images(node: fx.Node, batch: int) -> bool:
+def _is_held(node: fx.Node) -> bool:
     tensor = node.meta.get("val")
-    floating = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-    return floating and node.op != "output" and shape(node)[:1] == (batch,)
+    return isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and node.op != "output"
 
 
 def _raw(node: fx.Node, ids: Value, batch: int, first: int, last: int) -> RawActivation:
