@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,6 +244,47 @@ def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> No
     scale = wanted.abs().max()
     assert 1e-5 * scale < (output - wanted).abs().max() < 0.1 * scale, "quantised, and still the network"
     assert beyond.abs().max() < 3 * scale, "what is outside the images' range is cut off"
+
+
+class Joined(nn.Module):
+    """Joins what a ReLU gave with numbers of either sign: in LiteRT's file the two have one scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.clamped = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.other, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.silu(self.first(image))
+        return self.last(torch.cat([self.clamped(hidden), self.other(hidden)], 1))  # type: ignore[no-any-return]
+
+
+def linear(clamp: nn.Module) -> nn.Module:
+    layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16))
+    return nn.Sequential(*layers, clamp, nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Joined,
+        lambda: linear(nn.ReLU()),
+        lambda: linear(nn.ReLU6()),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+    ],
+    ids=["joined", "linear", "linear relu6", "pooled"],
+)
+def test_int8_of_litert_keeps_clamps(make: Callable[[], nn.Module]) -> None:
+    needed(Runtime.LITERT, "onnxruntime")
+    torch.manual_seed(1)
+    module = make().eval()
+    settings = runtime_settings("cpu", image_size=32, runtime=Runtime.LITERT, precision=Precision.INT8, threads=1)
+    backend = open_backend(settings, lambda: [image()])
+    assert isinstance(backend, SubprocessBackend)
+    with backend.session(), torch.no_grad():
+        wanted = module(image())
+        (found,) = prepared(backend, module).outputs(image())
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
 @pytest.mark.parametrize(
