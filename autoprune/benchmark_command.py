@@ -22,7 +22,8 @@ TIMEOUT = 120.0
 """Seconds that one run of a command may take if the user does not say."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
-_NUMBER = r"(?<![\w.])(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?:ms|msec)?(?![\w])"
+_NUMBER = r"(?<![\w.,])(\d+(?:,\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)(?:ms|msec)?(?!\w|[.,]\d)"
+"""A number without a unit or with milliseconds; one with commas (12,5 or 1,234.5) is found, and is none for Python."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class BenchmarkCommand:
             found = re.findall(self.pattern or _NUMBER, output, re.MULTILINE)
             try:
                 value = float(found[-1]) if found else math.nan
-            except ValueError:  # the pattern's group is no number
+            except ValueError:  # the pattern's group is no number, or the last number has a comma
                 continue
             if math.isfinite(value) and value > 0:
                 return value
