@@ -239,6 +239,8 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     if settings.on_board:  # wherever it is reached
         del values["device"]
         return values | dict(host_of(settings.device).fingerprint(settings.runtime.spec.packages))
+    if settings.command is not None and (files := settings.command.digests()):
+        values["command"]["files"] = files
     values |= {"cpu": cpu_model(), "system": platform.machine()}
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):

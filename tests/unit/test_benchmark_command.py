@@ -139,6 +139,14 @@ def test_settings_are_kept_and_a_command_has_a_fingerprint_of_its_own() -> None:
     assert "command" not in runtime_settings("cpu", image_size=32).to_json(), "kept measurements stay valid"
 
 
+def test_a_script_that_was_changed_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    settings = settings_of(f"{script(tmp_path, 'print(1)')} {{onnx}}")
+    before = fingerprint(settings)
+    assert fingerprint(settings) == before
+    script(tmp_path, "print(2)")
+    assert fingerprint(settings) != before
+
+
 # -- running -----------------------------------------------------------------------------------------
 
 
