@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from autoprune.errors import DeviceError
 from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
+from autoprune.runtimes import settings as settings_module
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend, SubprocessRunner
@@ -304,6 +306,27 @@ def test_weights_have_seven_bits_where_onnx_runtime_saturates(
     weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
     assert weights
     assert max(int(np.abs(tensor.astype(int)).max()) for tensor in weights) in (most, most - 1)
+
+
+@pytest.mark.parametrize(
+    ("listing", "machine", "saturates"),
+    [
+        ("flags: avx2", "x86_64", True),
+        ("flags: avx2 avx_vnni", "x86_64", False),
+        ("", "AMD64", True),  # Windows
+        ("", "x86_64", True),  # macOS
+        ("", "arm64", False),
+    ],
+)
+def test_x86_saturates_unless_its_instructions_are_known(
+    listing: str, machine: str, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(listing)
+    backend = open_backend(runtime_settings("cpu", image_size=32, runtime=needed(Runtime.ONNXRUNTIME)))
+    monkeypatch.setattr(settings_module, "_LISTING", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert isinstance(backend, SubprocessBackend)
+    assert backend.quantizer.options["saturates"] is saturates
 
 
 def test_what_tensorrt_is_given_has_no_zero_point_and_no_integer_bias(tmp_path: Path) -> None:
