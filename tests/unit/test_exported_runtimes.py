@@ -289,6 +289,20 @@ def test_int8_of_litert_keeps_clamps(make: Callable[[], nn.Module]) -> None:
     assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
+def test_grouped_transposed_convolutions_stay_in_float() -> None:
+    needed(Runtime.ONNXRUNTIME)
+    torch.manual_seed(1)
+    enlarged = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=4)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), enlarged, nn.SiLU(), nn.Conv2d(8, 4, 1)).eval()
+    settings = runtime_settings("cpu", image_size=32, runtime=Runtime.ONNXRUNTIME, precision=Precision.INT8, threads=1)
+    backend = open_backend(settings, lambda: [image()])
+    assert isinstance(backend, SubprocessBackend)
+    with backend.session(), torch.no_grad():
+        wanted = module(image())
+        (found,) = prepared(backend, module).outputs(image())
+    assert 1e-5 * wanted.abs().max() < (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
 @pytest.mark.parametrize(
     ("runtime", "saturates", "most"), [("onnxruntime", True, 64), ("onnxruntime", False, 127), ("litert", True, 127)]
 )
