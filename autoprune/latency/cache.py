@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from autoprune.errors import RunError
 from autoprune.io.files import write_atomic
@@ -28,6 +33,7 @@ _SCHEMA = 2
 _WARM_UP = 2
 _CHUNK_POINTS = 600  # oneDNN keeps 1024 prepared kernels; with more layers every run would prepare its kernel again
 _CHUNK_ELEMENTS = 128 * 2**20
+_CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _QUANTILE = 25  # disturbances only make runs longer, and hit a whole network more often than a layer
 
 
@@ -63,6 +69,55 @@ class LatencyCache:
         with suppress(OSError, RunError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps(content, indent=1))
+
+
+def network_key(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
+    """Return a hash of what a network computes, whatever its weights: each operation, its constants and its shapes.
+
+    Args:
+        module: the network; it is not modified.
+        shape: of its input.
+        device: where it runs, twice.
+
+    Example:
+        >>> from torch import nn
+        >>> keys = {
+        ...     network_key(net, (1, 3, 8, 8), torch.device("cpu"))
+        ...     for net in (nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1, stride=2))
+        ... }
+        >>> len(keys)
+        2
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        copied = copy.deepcopy(module).to(device, torch.float32).eval()
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        copied(image)  # caches of a first run are not what is measured
+        with _Operations() as operations:
+            copied(image)
+    return fingerprint_key({"operations": operations.seen})
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operations that run inside.
+
+    Attributes:
+        seen: each with its arguments and results in words, tensors as their shapes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.seen.append(f"{func} {tree_map(_in_words, (args, kwargs, results))}")
+        return results
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    return value if isinstance(value, _CONSTANTS) else type(value).__name__  # others may be named by their address
 
 
 def default_folder() -> Path:

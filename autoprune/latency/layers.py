@@ -133,10 +133,15 @@ def shares_alone(works: Sequence[LayerWork], times: Mapping[Point, float]) -> La
 
 
 def layer_milliseconds(predictor: LatencyCost, counts: Counts) -> dict[str, float]:
-    """Return what each layer takes of the predicted latency of an allocation, in milliseconds by its name."""
+    """Return what each layer takes of the predicted latency of an allocation, in milliseconds by its name.
+
+    Those of a layer that runs several times are added up.
+    """
     shares = predictor.weights[1:] @ predictor.features.per_layer(counts)
-    names = [layer.name for layer in predictor.features.layers]
-    return dict(zip(names, (predictor.reference.median * shares).tolist(), strict=True))
+    found = {layer.name: 0.0 for layer in predictor.features.layers}
+    for layer, milliseconds in zip(predictor.features.layers, predictor.reference.median * shares, strict=True):
+        found[layer.name] += float(milliseconds)
+    return found
 
 
 def layer_shares(predictor: LatencyCost) -> LayerShares:

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.io.records import fits
 from autoprune.journal import MemoryRecorder, Recorder
-from autoprune.latency.cache import LatencyCache, look_up, paired_shares
+from autoprune.latency.cache import LatencyCache, look_up, network_key, paired_shares
 from autoprune.latency.tables import Point
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing, time_alone, time_pair
 from autoprune.listener import warn
@@ -245,9 +245,10 @@ class LatencyMeter:
     @cached_property
     def _networks(self) -> LatencyCache:
         """Cache of this architecture's networks; latency does not depend on the weights."""
-        shapes = {name: list(tensor.shape) for name, tensor in self.dense.state_dict().items()}
         size = self.settings.image_size
-        return LatencyCache(self._cache, {**self._conditions, "image_size": size, "network": fingerprint_key(shapes)})
+        with self._backend.session():
+            key = network_key(self.dense, self.settings.shape, self.settings.computing)
+        return LatencyCache(self._cache, {**self._conditions, "image_size": size, "network": key})
 
     @property
     def _conditions(self) -> Mapping[str, Any]:

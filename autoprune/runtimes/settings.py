@@ -35,6 +35,7 @@ from autoprune.runtimes.hosts import board_at, host_of
 
 _LISTING = Path("/proc/cpuinfo")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"})
+_X86 = ("x86_64", "amd64", "x86", "i386", "i686")
 
 
 class PrecisionError(DeviceError):
@@ -239,6 +240,8 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     if settings.on_board:  # wherever it is reached
         del values["device"]
         return values | dict(host_of(settings.device).fingerprint(settings.runtime.spec.packages))
+    if settings.command is not None and (files := settings.command.digests()):
+        values["command"]["files"] = files
     values |= {"cpu": cpu_model(), "system": platform.machine()}
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):
@@ -277,6 +280,15 @@ def has_int8_instructions() -> bool | None:
     fields = _cpu_fields()
     flags = fields.get("flags") or fields.get("Features")
     return None if flags is None else bool(_INT8_FLAGS & set(flags.split()))
+
+
+def int8_sums_saturate() -> bool:
+    """Return whether sums of two int8 products may overflow 16 bits on this processor.
+
+    They do on x86 without the instructions. If the system does not say whether they are there, they count as missing.
+    """
+    there = has_int8_instructions()
+    return platform.machine().lower() in _X86 if there is None else not there
 
 
 def _cpu_fields() -> dict[str, str]:

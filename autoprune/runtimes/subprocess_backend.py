@@ -36,7 +36,7 @@ from autoprune.runtimes._base import (
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.hosts import LOCAL, BoardWatch, Host, SshHost, host_of
 from autoprune.runtimes.process import WorkerError, WorkerProcess
-from autoprune.runtimes.settings import RuntimeSettings, has_int8_instructions
+from autoprune.runtimes.settings import RuntimeSettings, int8_sums_saturate
 
 ENGINES = Path(__file__).parent / "engines"
 COUNTER = Path(energy_counter.__file__)
@@ -130,7 +130,7 @@ class SubprocessBackend(Backend, FileBackend):
     def quantizer(self) -> EngineSpec:
         """The engine that quantises networks for the runtime: ONNX Runtime's, in the form that the runtime reads."""
         packages, name = ("onnx", "onnxruntime"), self.settings.runtime.value
-        options = {"runtime": name, "saturates": self.host.local and has_int8_instructions() is False}
+        options = {"runtime": name, "saturates": self.host.local and int8_sums_saturate()}
         return EngineSpec(f"Quantisation for {name}", ENGINES / "quantize_onnx.py", packages, name, options)
 
     def check(self, capabilities: Sequence[str]) -> None:

@@ -85,6 +85,14 @@ def test_a_malformed_pattern_is_refused(pattern: str) -> None:
         ("took 7ms", "", 7.0),
         ("mean = 1.25e1", "", 12.5),
         ("[ INFO ]    Median:        4.64 ms\n[ INFO ]    Max: 9 ms", r"Median:\s+([\d.]+)", 4.64),
+        ("12.5 ms.", "", 12.5),
+        ("mean 12.5, done", "", 12.5),
+        ("mean 3.2ms (312.5fps)", "", 3.2),
+        ("850.25us", "", None),
+        ("12.5s", "", None),
+        ("loaded in 3 s, mean 12,5 ms", "", None),
+        ("1,234.5 ms", "", None),
+        ("mean 3.2 ms, onnxruntime 1.17.0", "", 3.2),
         ("model-v8n.onnx", "", None),
         ("0", "", None),
         ("Median: fast", r"Median: (\w+)", None),
@@ -129,6 +137,14 @@ def test_settings_are_kept_and_a_command_has_a_fingerprint_of_its_own() -> None:
     assert len({fingerprint_key(fingerprint(one)) for one in (settings, *others)}) == 3
     assert fingerprint(settings) == fingerprint(settings_of("bench {onnx}", "(.*)", timeout=9.0))
     assert "command" not in runtime_settings("cpu", image_size=32).to_json(), "kept measurements stay valid"
+
+
+def test_a_script_that_was_changed_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    settings = settings_of(f"{script(tmp_path, 'print(1)')} {{onnx}}")
+    before = fingerprint(settings)
+    assert fingerprint(settings) == before
+    script(tmp_path, "print(2)")
+    assert fingerprint(settings) != before
 
 
 # -- running -----------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from autoprune.errors import DeviceError
 from autoprune.latency import LatencyMeter, MeasurementConfig
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, Precision, Runtime, fingerprint, open_backend, runtime_settings
+from autoprune.runtimes import settings as settings_module
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.process import WorkerError, WorkerProcess
 from autoprune.runtimes.subprocess_backend import ENGINES, EngineSpec, SubprocessBackend, SubprocessRunner
@@ -246,6 +248,61 @@ def test_int8_finds_its_ranges_on_the_calibration_images(runtime: Runtime) -> No
     assert beyond.abs().max() < 3 * scale, "what is outside the images' range is cut off"
 
 
+class Joined(nn.Module):
+    """Joins what a ReLU gave with numbers of either sign: in LiteRT's file the two have one scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.clamped = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.other, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.silu(self.first(image))
+        return self.last(torch.cat([self.clamped(hidden), self.other(hidden)], 1))  # type: ignore[no-any-return]
+
+
+def linear(clamp: nn.Module) -> nn.Module:
+    layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16))
+    return nn.Sequential(*layers, clamp, nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Joined,
+        lambda: linear(nn.ReLU()),
+        lambda: linear(nn.ReLU6()),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+    ],
+    ids=["joined", "linear", "linear relu6", "pooled"],
+)
+def test_int8_of_litert_keeps_clamps(make: Callable[[], nn.Module]) -> None:
+    needed(Runtime.LITERT, "onnxruntime")
+    torch.manual_seed(1)
+    module = make().eval()
+    settings = runtime_settings("cpu", image_size=32, runtime=Runtime.LITERT, precision=Precision.INT8, threads=1)
+    backend = open_backend(settings, lambda: [image()])
+    assert isinstance(backend, SubprocessBackend)
+    with backend.session(), torch.no_grad():
+        wanted = module(image())
+        (found,) = prepared(backend, module).outputs(image())
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def test_grouped_transposed_convolutions_stay_in_float() -> None:
+    needed(Runtime.ONNXRUNTIME)
+    torch.manual_seed(1)
+    enlarged = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=4)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), enlarged, nn.SiLU(), nn.Conv2d(8, 4, 1)).eval()
+    settings = runtime_settings("cpu", image_size=32, runtime=Runtime.ONNXRUNTIME, precision=Precision.INT8, threads=1)
+    backend = open_backend(settings, lambda: [image()])
+    assert isinstance(backend, SubprocessBackend)
+    with backend.session(), torch.no_grad():
+        wanted = module(image())
+        (found,) = prepared(backend, module).outputs(image())
+    assert 1e-5 * wanted.abs().max() < (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
 @pytest.mark.parametrize(
     ("runtime", "saturates", "most"), [("onnxruntime", True, 64), ("onnxruntime", False, 127), ("litert", True, 127)]
 )
@@ -263,6 +320,27 @@ def test_weights_have_seven_bits_where_onnx_runtime_saturates(
     weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
     assert weights
     assert max(int(np.abs(tensor.astype(int)).max()) for tensor in weights) in (most, most - 1)
+
+
+@pytest.mark.parametrize(
+    ("listing", "machine", "saturates"),
+    [
+        ("flags: avx2", "x86_64", True),
+        ("flags: avx2 avx_vnni", "x86_64", False),
+        ("", "AMD64", True),  # Windows
+        ("", "x86_64", True),  # macOS
+        ("", "arm64", False),
+    ],
+)
+def test_x86_saturates_unless_its_instructions_are_known(
+    listing: str, machine: str, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(listing)
+    backend = open_backend(runtime_settings("cpu", image_size=32, runtime=needed(Runtime.ONNXRUNTIME)))
+    monkeypatch.setattr(settings_module, "_LISTING", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert isinstance(backend, SubprocessBackend)
+    assert backend.quantizer.options["saturates"] is saturates
 
 
 def test_what_tensorrt_is_given_has_no_zero_point_and_no_integer_bias(tmp_path: Path) -> None:

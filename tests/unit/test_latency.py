@@ -200,6 +200,17 @@ def test_a_second_search_finds_the_networks_that_were_measured_in_calm(
     assert measured_with(0.0).prepared == prepared  # the dense network is always prepared, for the reference
 
 
+def test_networks_of_the_same_weights_that_compute_something_else_share_no_measurements(tmp_path: Path) -> None:
+    def path(activation: nn.Module, stride: int) -> Path:
+        layers = nn.Conv2d(3, 8, 3, 2, 1), activation, nn.Conv2d(8, 8, 3, stride, 1), nn.Flatten()
+        meter = LatencyMeter(nn.Sequential(*layers), SETTINGS, cache=tmp_path, opener=opener(FakeBackend(SETTINGS)))
+        return meter._networks.path
+
+    dense = path(nn.ReLU(), 1)
+    assert path(nn.ReLU(), 1) == dense, "other weights change no latency"
+    assert len({dense, path(nn.SiLU(), 1), path(nn.ReLU(), 2)}) == 3
+
+
 def test_another_device_has_another_file(tmp_path: Path) -> None:
     here, there = LatencyCache(tmp_path, {"cpu": "here"}), LatencyCache(tmp_path, {"cpu": "there"})
     here.save({"layer": 1.0})

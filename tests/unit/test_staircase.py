@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from autoprune.latency import LatencyMeter, Sample, latency_predictor, spread_allocations
+from autoprune.latency import LatencyMeter, Sample, Timing, latency_predictor, spread_allocations
+from autoprune.latency.features import LayerFeatures
 from autoprune.latency.layers import (
     MeasuredStaircases,
     ShareSource,
     Staircase,
+    layer_milliseconds,
     layer_shares,
     layer_work,
     predicted_staircases,
@@ -19,6 +23,7 @@ from autoprune.latency.layers import (
 )
 from autoprune.latency.predictor import LatencyCost
 from autoprune.runtimes import Backend, Runner, RuntimeSettings
+from autoprune.structure.graph import trace
 from autoprune.structure.space import Space
 from tests.helpers.fake_backend import OVERHEAD, SETTINGS, Chain, FakeBackend, opener
 from tests.helpers.toy import chain_graph
@@ -181,3 +186,21 @@ def test_work_counts_the_batch_in_activations_and_not_in_weights() -> None:
     assert one.traffic == 4 * (9 * 3 * 64 + 3 * area_in + 64 * area_out)
     assert four.traffic == 4 * (9 * 3 * 64 + 4 * (3 * area_in + 64 * area_out))
     assert one.operation == "conv 3×3"
+
+
+def test_the_milliseconds_of_a_layer_are_those_of_all_its_runs() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
+            self.head = nn.Conv2d(16, 4, 1)
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            large = self.stem(image)
+            return [self.head(large), self.head(self.down(large))]
+
+    space = Space(trace(Shared(), torch.rand(1, 3, 32, 32)), round_to=1)
+    cost = LatencyCost(LayerFeatures(space, space.graph.layers), Timing(10.0, 10.0, 10.0, 10))
+    found = layer_milliseconds(cost, space.dense)
+    assert list(found) == ["stem", "head", "down"]
+    assert sum(found.values()) == pytest.approx(10.0 * float(layer_shares(cost).layers.sum()))

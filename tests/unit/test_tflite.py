@@ -51,7 +51,9 @@ LAYERS = {
     "nearest": nn.Upsample(scale_factor=2),
     "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
     "leaky": nn.LeakyReLU(0.1),
-    "relu6": nn.ReLU6(),
+    "relu": nn.ReLU(),
+    "relu6": nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6()),
+    "relu6 of relu": nn.Sequential(nn.ReLU(), nn.ReLU6()),
     "hardswish": nn.Hardswish(),
     "classifier": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
 }
@@ -62,6 +64,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "focus": lambda x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1),
     "broadcast": lambda x: x * x.mean((2, 3), keepdim=True) + torch.arange(12.0).view(12, 1),
     "sum": lambda x: x.sum((1, 2)) - x.amax((1, 2)),
+    "relu of one of two": lambda x: torch.cat([x.relu(), x], 1),
     "mixed": lambda x: torch.cat([x.view(2, 8, 144), x.sigmoid().view(2, 8, 144)], 2).permute(0, 2, 1),
 }
 NETWORKS = {name: Function(lambda x: x, layer) for name, layer in LAYERS.items()} | {

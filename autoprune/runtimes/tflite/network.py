@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,16 @@ def read(path: Path) -> Network:
         constants=constants,
     )
     _take_scales(found, graph)
+    _fuse_clamps(found)
     return found
+
+
+def clamp_of(network: Network, node: Node) -> str:
+    """Return the format's name of the clamp that an operation is, ``RELU`` or ``RELU6``; empty for another."""
+    if node.kind == "Relu":
+        return "RELU"
+    bounds = [network.constants.get(name) for name in node.inputs[1:] if name]
+    return "RELU6" if node.kind == "Clip" and bounds == [0.0, 6.0] else ""
 
 
 def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
@@ -179,6 +189,23 @@ def _take_scales(network: Network, graph: Any) -> None:
         if one.op_type == "DequantizeLinear" and one.input[0] in network.constants:
             network.integers[one.output[0]] = network.constants[one.input[0]]
             network.scales[one.output[0]] = _scale(network, one.input)
+
+
+def _fuse_clamps(network: Network) -> None:
+    """Have convolutions clamp their outputs (attribute ``clamp``) in place of a ReLU or ReLU6 that alone reads them."""
+    read = Counter(network.restored.get(name, name) for node in network.nodes for name in node.inputs)
+    read.update(network.restored.get(name, name) for name in network.outputs)
+    nodes: dict[tuple[str, ...], Node] = {}
+    for node in network.nodes:
+        clamp = clamp_of(network, node)
+        source = network.restored.get(node.inputs[0], node.inputs[0]) if clamp else ""
+        before = nodes.get((source,))
+        alike = (source in network.scales) == (node.outputs[0] in network.scales)
+        if before and before.kind == "Conv" and "clamp" not in before.attributes and read[source] == 1 and alike:
+            del nodes[source,]
+            node = replace(before, outputs=node.outputs, attributes={**before.attributes, "clamp": clamp})
+        nodes[node.outputs] = node
+    network.nodes = list(nodes.values())
 
 
 def _scale(network: Network, inputs: Sequence[str]) -> Scale:

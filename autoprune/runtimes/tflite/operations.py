@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from autoprune.runtimes.tflite.network import Node
+from autoprune.runtimes.tflite.network import Node, clamp_of
 from autoprune.runtimes.tflite.tensors import TO_LAST, Tensors
 from autoprune.runtimes.tflite.windows import Untranslatable, average_pool, convolve, deconvolve, max_pool
 
@@ -20,7 +20,7 @@ _LAST = {0: 0, 1: 3, 2: 1, 3: 2}
 
 def _elementwise(kind: str, options: str, tensors: Tensors, node: Node, **values: Any) -> None:
     """Translate an operation on each number, of one tensor or of several that are broadcast."""
-    integer = kind in ("ADD", "SUB", "MUL", "LOGISTIC") and tensors.are_integers(node)
+    integer = kind in ("ADD", "SUB", "MUL", "LOGISTIC", "RELU", "RELU6") and tensors.are_integers(node)
     integer = integer and not any(
         name in tensors.network.constants and name not in tensors.network.integers for name in node.inputs
     )
@@ -35,9 +35,8 @@ def _leaky_relu(tensors: Tensors, node: Node) -> None:
 
 def _clip(tensors: Tensors, node: Node) -> None:
     """Translate a clamp; ReLU6 is the one that the format has."""
-    bounds = [float(tensors.network.constants[name]) for name in node.inputs[1:] if name]
-    if bounds != [0.0, 6.0]:
-        raise Untranslatable(f" to {bounds}")
+    if clamp_of(tensors.network, node) != "RELU6":
+        raise Untranslatable(f" to {[float(tensors.network.constants[name]) for name in node.inputs[1:] if name]}")
     single = Node(node.name, node.kind, node.inputs[:1], node.outputs, node.attributes)
     _elementwise("RELU6", "", tensors, single)
 

@@ -29,7 +29,8 @@ def convolve(tensors: Tensors, node: Node) -> None:
     x, padding = _padded(tensors, node, kernel[2:], integer=integer, fill=0.0)
     order, axis = ((1, 2, 3, 0), 3) if deep else ((0, 2, 3, 1), 0)
     inputs = [x, *_weights(tensors, node, integer=integer, order=order, axis=axis)]
-    options = {"padding": padding, **_steps(node, ("stride", "dilation"))}
+    clamp = getattr(tensors.file.schema.ActivationFunctionType, node.attributes.get("clamp", "NONE"))
+    options = {"padding": padding, "fusedActivationFunction": clamp, **_steps(node, ("stride", "dilation"))}
     kind, name = ("DEPTHWISE_CONV_2D", "DepthwiseConv2D") if deep else ("CONV_2D", "Conv2D")
     if deep:
         options["depthMultiplier"] = kernel[0] // shape[1]
