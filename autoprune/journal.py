@@ -299,6 +299,8 @@ def _encode(value: JSON) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_FLOAT}:
+            if value[_FLOAT] not in ("nan", "inf", "-inf"):
+                raise ValueError("not a number that JSON lacks")
             return float(value[_FLOAT])
         return {name[1:] if name.startswith("$") else name: _decode(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -25,6 +26,10 @@ PULSE = 30.0
 
 _SHOWN = 1.0
 """Seconds from which on a bar within another one is shown, and a finished bar leaves a line."""
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What moves a terminal's cursor, or more: names in files of others may have it."""
 
 
 class Closed(SystemExit):
@@ -65,17 +70,17 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print one sentence."""
         if not self.quiet:
-            self._print(Text(in_options(text)))
+            self._print(Text(_shown(text)))
 
     def debug(self, text: str) -> None:
         """Print one sentence if everything is wanted."""
         if self.verbose:
-            self._print(Text(in_options(text), style="dim"))
+            self._print(Text(_shown(text), style="dim"))
 
     def warn(self, text: str) -> None:
         """Print one sentence to standard error."""
         with suppress(OSError):  # there is nowhere to say it
-            self._err.print(Text(in_options(text), style="yellow"))
+            self._err.print(Text(_shown(text), style="yellow"))
 
     def stages(self, work: Mapping[str, float]) -> None:
         """Hear what the run consists of."""
@@ -104,7 +109,8 @@ class Terminal:
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table, numbers to the right."""
         with writing():
-            self._out.print(Table(title, header, rows).rich(), soft_wrap=True)
+            clean = Table(_plain(title), [*map(_plain, header)], [[*map(_plain, row)] for row in rows])
+            self._out.print(clean.rich(), soft_wrap=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Leave figures to trackers; the bars show the latest ones."""
@@ -197,3 +203,12 @@ def writing() -> Iterator[None]:
             f"Standard output cannot be written: {error.strerror}; what a run has found so far is kept, and --resume "
             "goes on with it"
         ) from error
+
+
+def _shown(text: str) -> str:
+    """Return a sentence as it is printed."""
+    return _plain(in_options(text))
+
+
+def _plain(text: str) -> str:
+    return _CONTROLS.sub("\ufffd", text)

@@ -52,8 +52,8 @@ class RunConfig:
             the command's name
         download: fetch weights that Ultralytics publishes, and images of a data set that says where they are, with
             Ultralytics' own functions, if they are not here; without it nothing is downloaded
-        trust_checkpoint: open a checkpoint even if it could run code of its author; no file can say so, and `resume`
-            takes it anew
+        trust_checkpoint: open a checkpoint even if it could run code of its author, and run what a configuration file
+            names (a function, a program that measures, a cluster); no file can say so, and `resume` takes it anew
         tracker: hand the curves of search and training to tensorboard, mlflow (to `mlruns` in the run folder if
             MLFLOW_TRACKING_URI is not set) or wandb (offline if WANDB_MODE is not set); repeat the option for several
         report: end with report.html, a page of everything that the run found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -51,8 +52,8 @@ def save(config: RunConfig, folder: Path) -> Path:
 
 def resume_command(command: str, config: RunConfig, run: Path) -> str:
     """Return what is typed to go on with a run that was interrupted."""
-    trusting = config.trust_checkpoint or bool(factories(config))
-    return f"autoprune {command} --resume {run}" + (f" {TRUST}" if trusting else "")
+    trusting = config.trust_checkpoint or bool(_code(config))
+    return f"autoprune {command} --resume {shlex.quote(str(run))}" + (f" {TRUST}" if trusting else "")
 
 
 def kept_config(command: str, run: Path) -> Path:
@@ -141,6 +142,16 @@ def factories(config: RunConfig) -> dict[str, Path]:
     return {name: value for name, value in values.items() if isinstance(value, Path) and match_factory(value)}
 
 
+def _code(config: RunConfig) -> dict[str, object]:
+    """Return the options that have code run: a function, a program, or a cluster, which is sent objects and sends some.
+
+    A board is none: it is reached by the user's own ssh, and sends numbers.
+    """
+    command, workers = getattr(config, "runtime_command", ""), getattr(config, "workers", None) or ""
+    cluster = {"workers": workers} if "://" in workers else {}
+    return {**factories(config), **({"runtime_command": command} if command else {}), **cluster}
+
+
 def check_trust(config: Config, said: Collection[str]) -> None:
     """Refuse what a file would have run, unless the caller says so: the file may be somebody else's.
 
@@ -149,7 +160,7 @@ def check_trust(config: Config, said: Collection[str]) -> None:
         said: the options that the caller gave, e.g. ``--model``.
 
     Raises:
-        ConfigError: a file trusts itself, or names a function to be run.
+        ConfigError: a file trusts itself, or names code to be run.
     """
     if TRUST in said or not isinstance(config, RunConfig):
         return
@@ -157,11 +168,10 @@ def check_trust(config: Config, said: Collection[str]) -> None:
         raise ConfigError(
             "trust_checkpoint is not taken from a file, which could so trust itself; give `trust_checkpoint`"
         )
-    for name, value in factories(config).items():
+    for name, value in _code(config).items():
         if option(name) not in said:
             raise ConfigError(
-                f"{named(name)} {value} is code to be run and comes from a file; if you trust it, give "
-                "`trust_checkpoint`"
+                f"{named(name)} {value} has code run and comes from a file; if you trust it, give `trust_checkpoint`"
             )
 
 

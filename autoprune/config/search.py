@@ -147,7 +147,11 @@ class BenchmarkEntry:
                 f"`strategies` takes names of {', '.join(known)}, with commas between them, and A+B for B started from "
                 f"A's candidates, got {text!r}"
             )
-        return cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
+        entry = cls(known[words[-1]], known[words[0]] if len(words) == 2 else None)
+        if entry.warm_start is not None and not entry.strategy.spec.uses_prior:
+            able = ", ".join(member.value for member in StrategyName if member.spec.uses_prior)
+            raise ConfigError(f"`strategies` A+B needs a B that can start from candidates ({able}), got {text!r}")
+        return entry
 
     @property
     def specs(self) -> tuple[StrategySpec, ...]:

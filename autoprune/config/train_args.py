@@ -36,6 +36,9 @@ _FIXED = frozenset(
 )
 """Keys that a resumable fine-tune sets itself: it prints nothing, validates every epoch, keeps its own state."""
 
+_WITHOUT_EFFECT = frozenset(("cache", "classes", "dropout", "fraction", "rect"))
+"""Keys that Ultralytics' own data sets and new networks read, and not those that a fine-tune has."""
+
 _ELSEWHERE = frozenset(
     (
         *("source", "vid_stride", "stream_buffer", "visualize", "augment", "agnostic_nms", "retina_masks", "embed"),
@@ -70,6 +73,11 @@ def check_train_args(texts: Sequence[str], options: Collection[str]) -> None:
         if key in _FIXED or key in {*_OPTIONS} - {"patience"}:
             raise ConfigError(
                 f"`train_args` {text}: {key} is set by autoprune, whose fine-tuning relies on it; remove it"
+            )
+        if key in _WITHOUT_EFFECT:
+            raise ConfigError(
+                f"`train_args` {text}: {key} has no effect on a fine-tune, which takes the data set and the network as "
+                "they are; remove it"
             )
         if key in _ELSEWHERE:
             raise ConfigError(f"`train_args` {text}: no training of Ultralytics reads {key}; remove it")

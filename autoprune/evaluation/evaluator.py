@@ -275,7 +275,8 @@ class Evaluator(HalvingBatches):
 
             def gain(unit: int, count: int) -> float:
                 wider = (*allocation[:unit], count, *allocation[unit + 1 :])
-                return -slopes.change(self.pruner.kept(wider)) / self.dense_loss
+                found = -slopes.change(self.pruner.kept(wider)) / self.dense_loss
+                return found if math.isfinite(found) else 0.0  # a candidate that does not compute says nothing
 
             return [[gain(unit, count) for count in wider] for unit, wider in enumerate(widths)]
 

@@ -68,17 +68,17 @@ class BenchmarkResult:
 
 
 def check_evaluations(config: CompareConfig) -> None:
-    """Make sure that every search of every entry has at least one evaluation, next to what its prior takes.
+    """Make sure that every search of every entry has at least one evaluation, next to what regrowth takes.
 
     Raises:
         ConfigError: there are too few for an entry.
     """
     regrowth = sum(affordable(0))
     for entry in config.entries:
-        grown = any(spec.uses_prior or spec.uses_gains for spec in entry.specs)
-        least = len(entry.specs) + (regrowth if grown else 0)
+        rounds = any(spec.uses_prior for spec in entry.specs) + sum(spec.uses_gains for spec in entry.specs)
+        least = len(entry.specs) + rounds * regrowth
         if config.evaluations < least:
-            taken = f"{regrowth} for a round of regrowth and " if grown else ""
+            taken = f"{rounds * regrowth} for regrowth and " if rounds else ""
             raise ConfigError(
                 f"`evaluations` must be at least {least} for {entry}, {taken}1 for each of its strategies, got "
                 f"{config.evaluations}; raise it, or leave {entry} out of `strategies`"
@@ -143,10 +143,14 @@ class StrategyBenchmark:
         if self._prior is not None and any(spec.uses_prior for spec in entry.specs):
             known, spent = self._prior.tried, self._prior.cost
             probing = self._prior_seconds
-        elif any(spec.uses_gains for spec in entry.specs):
+        elif entry.strategy.spec.uses_gains:
             most, spent = affordable(total)
         if entry.warm_start is not None:
-            warmed = self._search(entry.warm_start, seed, (total - spent) // 2, clock)
+            half = (total - spent) // 2
+            if entry.warm_start.spec.uses_gains:
+                half, cost = affordable(half)
+                spent += cost
+            warmed = self._search(entry.warm_start, seed, half, clock)
             start = holding(warmed.history, self._constraint)
         most = min(most, total - spent - len(clock.history))
         result = self._search(entry.strategy, seed, most, clock, start=start)

@@ -12,6 +12,7 @@ from autoprune.errors import ConfigError
 from autoprune.journal import JOURNAL_FILE, Journal
 from autoprune.strategies._base import Candidate, holding
 from autoprune.structure.constraint import Constraint
+from autoprune.structure.space import Allocation
 from autoprune.workflows.inputs import Inputs, noted_in
 from autoprune.workflows.records import check_record
 from autoprune.workflows.run import with_model
@@ -43,9 +44,14 @@ def check_runs(runs: Sequence[str], config: SearchConfig) -> list[Journal]:
 
 
 def candidates_of_runs(journals: Sequence[Journal], constraint: Constraint) -> tuple[Candidate, ...]:
-    """Return the candidates in the journals of searches that hold the constraint, each allocation once."""
-    units = len(constraint.space)
-    candidates = (one for journal in journals for one in _candidates(journal) if len(one.allocation) == units)
+    """Return the candidates in the journals of searches that this one may choose too, each allocation once."""
+    choices = constraint.space.choices
+
+    def chosen(counts: Allocation) -> bool:
+        pairs = zip(counts, choices, strict=True)
+        return len(counts) == len(choices) and all(count in there for count, there in pairs)
+
+    candidates = (one for journal in journals for one in _candidates(journal) if chosen(one.allocation))
     return tuple({one.allocation: one for one in holding(candidates, constraint)}.values())
 
 

@@ -107,7 +107,7 @@ class Toy:
     def problem(self, *, prior: float = 0.0) -> PruningProblem:
         """The environment's problem; ``prior`` times (sensitivity − 1) is where the search starts."""
         log = np.log(self.single) + self.noise
-        sensitivity = (log - log.min()) / (log.max() - log.min())
+        sensitivity = (log - log.min()) / (np.ptp(log) or 1.0)
         return PruningProblem(
             space=self.space,
             constraint=self.constraint,

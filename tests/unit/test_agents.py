@@ -61,6 +61,13 @@ def test_deviations_that_rounding_swallows_grow() -> None:
     assert len(set(tried[-30:])) > 2 * len(set(tried[:30]))
 
 
+def test_one_unit_and_one_candidate_at_a_time_are_enough_for_ppo() -> None:
+    toy = make_toy(1, seed=0)
+    strategy = AgentStrategy(toy.env, replace(PPOSettings(), episodes=1), evaluations=6, seed=0)
+    found = search(strategy, toy.score, constraint=toy.constraint, evaluations=6)
+    assert all(toy.constraint.holds(np.array(one.allocation)) for one in found.history)
+
+
 def view(*, marks: bool = False, rule: type = Projected, episodes: int = 1) -> AgentView:
     return AgentView(
         partial(TOY.env, rule), episodes=episodes, score=TOY.score, exploration=NoExploration(), marks=marks, scale=None

@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from autoprune.errors import DataError
@@ -98,6 +99,15 @@ def write_png(file: Path, width: int, height: int) -> None:
 def test_an_image_that_would_fill_the_memory_is_told_by_its_head(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", 20_000, 20_000)
     assert "decompression bomb" in str(cut_short(str(tmp_path / "a.png")))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PNG", "JPEG"])
+def test_half_of_an_image_is_told(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "image"
+    PIL.Image.new("RGB", (64, 64), (9, 99, 199)).save(file, kind)
+    assert cut_short(str(file)) is None
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert cut_short(str(file)) is not None
 
 
 def test_what_is_no_image_is_told(tmp_path: Path) -> None:

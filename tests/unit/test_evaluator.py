@@ -618,6 +618,14 @@ def test_gains_are_the_slopes_of_the_score(evaluators: Evaluators, kind: type[nn
     assert max(abs(gain) for several in gains for gain in several) > 0.01
 
 
+def test_gains_of_what_does_not_compute_are_zero(evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = evaluators(Plain)
+    monkeypatch.setattr("autoprune.evaluation.slopes.Slopes.change", lambda *_: float("nan"))
+    base = tuple(unit.width // 2 for unit in evaluator.pruner.space.units)
+    widths = [[unit.width] for unit in evaluator.pruner.space.units]
+    assert evaluator.gains(base, widths) == [[0.0]] * len(base)
+
+
 def test_gains_are_measured_once(evaluators: Evaluators, tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     first = evaluators(Plain, path=path)

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from autoprune.errors import ConfigError, RunError, TrainingError
+from autoprune.errors import ConfigError, DataError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
 from autoprune.training.extensions._base import TrainingExtension
@@ -213,6 +214,39 @@ def test_a_loss_that_is_no_number_ends_the_training(adapter: UltralyticsAdapter,
         network.model[0].conv.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"not a number in epoch 1 .*lower the learning rate"):
         finetune(adapter, network, epochs=2, batch=3, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch", "said"),
+    [({"freeze": 100}, 3, "no trainable parameters left"), ({"multi_scale": 0.5}, 5, "final batch=1")],
+)
+def test_what_ultralytics_refuses_is_one_sentence(
+    adapter: UltralyticsAdapter, tmp_path: Path, changes: dict[str, Any], batch: int, said: str
+) -> None:
+    with pytest.raises(TrainingError, match=f"Ultralytics refuses this training: .*{said}"):
+        finetune(adapter, pruned(), epochs=1, batch=batch, out=tmp_path, changes=changes)
+
+
+def test_an_image_that_vanishes_is_named_and_not_the_run_folder(tmp_path: Path) -> None:
+    adapter = write_training(tmp_path)
+
+    def remove(_: object) -> None:
+        for image in (tmp_path / "images" / "train").iterdir():
+            image.unlink()
+
+    with pytest.raises(DataError, match=r"train/\d\.png cannot be read"):
+        finetune(adapter, pruned(), epochs=2, batch=3, out=tmp_path / "run", workers=0, on_epoch=remove)
+
+
+def test_arrays_next_to_images_are_the_users(tmp_path: Path) -> None:
+    adapter = write_training(tmp_path)
+    arrays = [image.with_suffix(".npy") for image in tmp_path.glob("images/*/*.png")]
+    for number, array in enumerate(arrays):
+        np.save(array, np.ones((8, 8), np.float32) if number % 2 else np.array([{"a": 1}], dtype=object))
+    before = {array: array.read_bytes() for array in arrays}
+    finetune(adapter, pruned(), epochs=1, batch=3, out=tmp_path / "run", workers=0)
+    adapter.batches("train", images=6, batch=3, seed=0)
+    assert {array: array.read_bytes() for array in tmp_path.glob("images/*/*.npy")} == before
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch": 0}, {"lr_scale": 0.0}, {"lr_scale": float("nan")}])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import RunError
-from autoprune.journal import Journal, JournalWarning, Record
+from autoprune.journal import Journal, JournalWarning, Record, _checksum
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -192,6 +192,16 @@ def test_a_journal_of_another_schema_is_refused(path: Path, monkeypatch: pytest.
     write(path)
     monkeypatch.undo()
     with pytest.raises(RunError, match="schema version 99, this autoprune reads 3; start the run again"):
+        Journal.open(path)
+
+
+@pytest.mark.parametrize("value", ["1e5", "1_0", 5, int("9" * 400), None])
+def test_numbers_that_json_has_are_not_written_in_another_way(path: Path, value: Any) -> None:
+    write(path)
+    body = {"kind": "evaluation", "key": [0], "value": {"$float": value}}
+    line = json.dumps({**body, "crc": _checksum(body)})
+    path.write_text(path.read_text() + line + "\n" + line + "\n")
+    with pytest.raises(RunError, match="broken at line 2"):
         Journal.open(path)
 
 

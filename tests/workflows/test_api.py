@@ -320,7 +320,7 @@ def test_code_in_a_file_is_not_run_unasked(run: ap.Run, tmp_path: Path) -> None:
     config = (folder / "config.yaml").read_text().replace(str(run.config.model), "/somebody/net.py:make")  # type: ignore[union-attr]
     (folder / "config.yaml").write_text(config)
     for doubt in ({}, {"trust_checkpoint": False}):
-        with pytest.raises(ap.ConfigError, match="is code to be run and comes from a file"):
+        with pytest.raises(ap.ConfigError, match="has code run and comes from a file"):
             ap.search(resume=folder, **doubt)
 
 

@@ -295,6 +295,8 @@ OWN = "net.py:make"
         ("train", f"policy: p.json\nmodel: a.pt\ndata: d.yaml\ndistill: {OWN}\n"),
         ("quantize", f"model: a.pt\ndata: d.yaml\ndense: {OWN}\n"),
         ("mask", "model: a.pt\ndata: d.yaml\ntrust_checkpoint: true\n"),
+        ("profile", 'runtime_command: "bench {onnx}"\n'),
+        ("search", "budget: [flops=50%]\nworkers: ray://head:10001\n"),
     ],
 )
 def test_a_file_cannot_have_code_run(tmp_path: Path, command: str, text: str) -> None:
@@ -323,7 +325,7 @@ def test_trust_is_given_again_with_resume(tmp_path: Path, config: dict[str, Any]
         assert resumed.trust_checkpoint
         assert resumed.resume == tmp_path
     if told.model is not None:
-        with pytest.raises(ConfigError, match=r"--model .*net\.py:make is code to be run and comes from a file"):
+        with pytest.raises(ConfigError, match=r"--model .*net\.py:make has code run and comes from a file"):
             search("--resume", str(tmp_path))
     file.write_text(file.read_text() + "trust_checkpoint: true\n")
     with pytest.raises(ConfigError, match=r"give --trust-checkpoint$"):

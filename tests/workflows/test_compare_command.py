@@ -19,6 +19,7 @@ from autoprune.models.ultralytics.scaling import scaled
 from autoprune.report.detections import read_detections
 from autoprune.results import Compared, Metrics
 from autoprune.strategies._base import Candidate
+from autoprune.strategies.regrowth import GAINS_COST
 from autoprune.workflows.benchmark import BenchmarkResult
 from autoprune.workflows.compare import agents_verdict, run
 from autoprune.workflows.run import DEFAULT_EPOCHS
@@ -149,14 +150,12 @@ def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> 
         (["--strategies", "a+b+c"], "got 'a+b+c'"),
         (
             ["--strategies", "random,uniform+ppo", "--evaluations", "10"],
-            "--evaluations must be at least 11 for uniform+ppo, 9 for a round of regrowth and 1 for each of its "
+            "--evaluations must be at least 11 for uniform+ppo, 9 for regrowth and 1 for each of its "
             "strategies, got 10; raise it, or leave uniform+ppo out of --strategies",
         ),
         (["--strategies", "regrowth", "--evaluations", "9"], "--evaluations must be at least 10 for regrowth"),
-        (
-            ["--strategies", "random+greedy", "--evaluations", "1"],
-            "--evaluations must be at least 2 for random+greedy, 1 for each",
-        ),
+        (["--strategies", "regrowth+ppo", "--evaluations", "19"], "--evaluations must be at least 20 for regrowth+ppo"),
+        (["--strategies", "random+greedy"], "needs a B that can start from candidates (ppo, ddpg, td3, sac"),
         (["--strategies", "uniform", "--budget", "flops=100%", "--budget", "params=100%"], "already holds"),
     ],
 )
@@ -169,12 +168,21 @@ def test_a_mistake_is_one_sentence(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("strategies", "least"), [("uniform+ppo", "11"), ("random+greedy", "2")])
+@pytest.mark.parametrize(("strategies", "least"), [("uniform+ppo", "11"), ("regrowth+ppo", "20")])
 def test_the_least_evaluations_suffice(tiny: Path, quick: None, tmp_path: Path, strategies: str, least: str) -> None:
     out = tmp_path / "run"
     assert main([*compare(tiny, out, "--strategies", strategies, "--seeds", "1"), "--evaluations", least]) == 0
     (row,) = results(out)["compared"]["strategies"]
     assert row["evaluations"] == [int(least)]
+
+
+def test_what_a_warm_start_computes_counts(tiny: Path, quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ("--strategies", "regrowth+evolution", "--seeds", "1", "--evaluations", "40")
+    assert main(compare(tiny, out, *words)) == 0
+    with Journal.open(out / "journal.jsonl") as journal:
+        computed = len(journal.records("evaluation")) + GAINS_COST * len(journal.records("gains"))
+    assert computed <= 40
 
 
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

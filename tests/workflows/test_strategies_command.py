@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,8 +182,8 @@ def test_a_search_starts_from_what_another_found(
 class Holding:
     """A constraint that holds where the first unit keeps at most so much."""
 
-    def __init__(self, most: int, units: int = 2) -> None:
-        self.most, self.space = most, range(units)
+    def __init__(self, most: int, units: int = 2, least: int = 1) -> None:
+        self.most, self.space = most, SimpleNamespace(choices=[range(least, 17)] * units)
 
     def holds(self, counts: Any) -> bool:
         return bool(counts[0] <= self.most)
@@ -212,6 +213,8 @@ def test_candidates_within_the_budget_are_taken_from_all_runs_once(tmp_path: Pat
     assert candidates_of_runs(journals, constraint) == (Candidate((8, 8), -0.5),)
     strangers: Any = Holding(8, units=3)
     assert candidates_of_runs(journals, strangers) == ()
+    wider: Any = Holding(8, least=9)
+    assert candidates_of_runs(journals, wider) == (), "a search with a higher `min_keep` may not choose them"
 
 
 @pytest.mark.parametrize(

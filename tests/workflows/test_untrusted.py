@@ -66,6 +66,23 @@ def searched(tiny: Path, tmp_path_factory: pytest.TempPathFactory, quick: None) 
     return run
 
 
+# -- a configuration -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["runtime_command", "workers"])
+def test_a_configuration_runs_no_program_and_joins_no_cluster(
+    tmp_path: Path, canary: Canary, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    values = {"runtime_command": f"sh -c 'touch {canary.path}; echo 5' {{onnx}}", "workers": "ray://192.0.2.1:10001"}
+    text = yaml.safe_dump({option: values[option], "budget": ["flops=90%"]})
+    (tmp_path / "theirs.yaml").write_text(text)
+    out = tmp_path / "run"
+    assert main(["search", "--config", str(tmp_path / "theirs.yaml"), "--out", str(out)]) == 2
+    assert "comes from a file; if you trust it, give --trust-checkpoint" in one_sentence(capsys.readouterr().err)
+    assert not canary.sings
+    assert not out.exists()
+
+
 # -- the YAML of a network -------------------------------------------------------------------------
 
 

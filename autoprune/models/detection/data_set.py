@@ -243,12 +243,16 @@ def verify(arguments: tuple[Any, ...]) -> Sequence[Any]:
 
 
 def cut_short(file: str) -> str | None:
-    """Return the reason if an image cannot be opened, is too large, or is a truncated JPEG; else None."""
+    """Return the reason if an image cannot be opened, is too large, or is damaged as far as can be seen; else None."""
     if not os.path.isfile(file):
         return "is no file" if os.path.lexists(file) else "does not exist"
     try:
         with PIL.Image.open(file) as image:
             jpeg = image.format == "JPEG"
+            if image.format == "BMP":
+                image.load()  # it has no checksum
+            elif not jpeg:
+                image.verify()
         with open(file, "rb") as content:
             content.seek(-2, os.SEEK_END)
             ended = content.read() == b"\xff\xd9"

@@ -20,8 +20,16 @@ from autoprune.models.detection.data_set import DataSet, Label, as_one_class, cu
 from autoprune.models.ultralytics.sizing import augment_to, fit
 
 
+class ImageError(DataError):
+    """The pixels of an image cannot be read."""
+
+
 class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set with a check of the images' channels, and with training images of any size."""
+    """Ultralytics' data set with a check of the images' channels, and with training images of any size.
+
+    An array next to an image (``0.npy`` of ``0.jpg``) is the user's own: Ultralytics would read it as its cache of the
+    image, and replace or remove it if it is none.
+    """
 
     imgsz: tuple[int, ...] | int
 
@@ -29,9 +37,14 @@ class CheckedImages(stock.YOLODataset):  # type: ignore[misc]
         """Return an image and its sizes, before and after scaling.
 
         Raises:
+            ImageError: it cannot be read.
             DataError: it has other channels.
         """
-        image, original, scaled = super().load_image(i, *args, **settings)
+        self.npy_files[i] = Path(self.im_files[i], "no cache")  # nothing can be there
+        try:
+            image, original, scaled = super().load_image(i, *args, **settings)
+        except OSError as error:
+            raise ImageError(f"{self.im_files[i]} cannot be read: {error}") from error
         check_image(self.im_files[i], image.shape[-1], self.channels)
         if not self.augment:
             return image, original, scaled

@@ -28,7 +28,7 @@ from autoprune.models.detection.data_set import (
     to_batch,
     verified,
 )
-from autoprune.models.ultralytics.data import LabelledImages, StretchedImages, class_of, read_data
+from autoprune.models.ultralytics.data import ImageError, LabelledImages, StretchedImages, class_of, read_data
 
 _AUGMENTATIONS = {
     "hflip": "fliplr",
@@ -255,7 +255,7 @@ class LabelledFiles(Images):
         augmentation = {**self.train_args, **dict.fromkeys(_MIXING, 0.0)} if augmented else None
         try:
             sample: Sample = self._images([label], augmentation=augmentation)[0]
-        except (OSError, ValueError, RuntimeError) as error:  # the header is readable, the pixels are not
+        except (ImageError, ValueError, RuntimeError) as error:  # the header is readable, the pixels are not
             return str(error)
         return sample
 

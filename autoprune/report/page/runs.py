@@ -76,7 +76,7 @@ class Report:
             said = Policy.load(self.folder / "policy.json").provenance.command
         except PolicyError:  # there is none, or it is damaged
             said = ""
-        if said.startswith(f"autoprune {self.result.command} "):
+        if said.startswith(f"autoprune {self.result.command} ") and _is_one_command(said):
             return said
         return f"autoprune {self.result.command} --config {_quoted(self.folder / 'config.yaml')}"
 
@@ -165,6 +165,14 @@ def _options(folder: Path) -> Mapping[str, Any]:
             except ValueError:  # a damaged file costs the commands that may come next, not the report
                 return {}
     return {}
+
+
+def _is_one_command(text: str) -> bool:
+    """Return whether a text, which may be from a file of somebody else, is one command line as a shell reads it."""
+    try:
+        return text.isprintable() and shlex.join(shlex.split(text)) == text
+    except ValueError:
+        return False
 
 
 def _quoted(word: object) -> str:

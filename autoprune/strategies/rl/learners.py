@@ -126,6 +126,7 @@ def _ppo(settings: PPOSettings, env: AgentView, seed: int) -> PPO:
         learning_rate=settings.learning_rate,
         n_steps=steps,
         batch_size=total // parts,
+        normalize_advantage=total // parts > 1,
         n_epochs=settings.epochs,
         gamma=1.0,
         gae_lambda=1.0,

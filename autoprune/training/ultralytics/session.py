@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import TrainingError
+from autoprune.errors import TrainingError, is_out_of_memory
 from autoprune.image_size import ImageSize
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.data import random_state_kept, read_data
@@ -70,6 +70,19 @@ class Session(ExtensibleTraining, KeepsNetwork):
         self.image_size = ImageSize.of(self.args.imgsz)  # of which Ultralytics goes on with the longer side alone
         torch.set_num_threads(threads)  # Ultralytics takes one core less than there are: one of two
         self.callbacks: dict[str, list[Any]] = defaultdict(list)  # Ultralytics' analytics; its validator shares them
+
+    def _setup_train(self) -> None:
+        """Prepare the training as Ultralytics does; what it refuses is the user's to change.
+
+        Raises:
+            TrainingError: nothing is left to train, or a last batch of one image cannot be normalised.
+        """
+        try:
+            super()._setup_train()
+        except (ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise TrainingError(f"Ultralytics refuses this training: {error}") from error
 
     @property
     def keeps_best(self) -> bool:
