@@ -120,7 +120,7 @@ def told(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(adapter: UltralyticsAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(quick: None, adapter: UltralyticsAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mask") / "run"
     assert main(words(adapter, out)) == 0
     return out

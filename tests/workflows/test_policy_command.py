@@ -23,7 +23,10 @@ from tests.helpers.detectors import build, write_data, write_detector
 from tests.helpers.own_network import make
 from tests.helpers.world import SIZE, analysed, one_sentence
 
-pytestmark = pytest.mark.filterwarnings("ignore:::ultralytics", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::ultralytics", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("quick"),
+]
 
 TRAIN_ARGS = {"imgsz": SIZE, "task": "detect", "hsv_h": 0.3, "degrees": 20.0, "scale": 0.9, "box": 2.0}
 """What a network was trained with, far from Ultralytics' defaults: its augmentations are part of the result."""
