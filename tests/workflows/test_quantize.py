@@ -60,7 +60,7 @@ def told(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(quick: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose network loses more in int8 than it may."""
     out = tmp_path_factory.mktemp("quantize") / "run"
     with pytest.MonkeyPatch.context() as patch:
