@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+import autoprune.api.network
+import autoprune.evaluation.pruning
 import autoprune.workflows.latency
 import autoprune.workflows.network
+import autoprune.workflows.references
 from autoprune.config import ProfileConfig
 from autoprune.config.files import resume_command
 from autoprune.image_size import ImageSize
@@ -128,6 +131,14 @@ class Device(FakeBackend):
 
 _graphs: dict[object, ChannelGraph] = {}
 
+_ANALYSING = (
+    autoprune.api.network,
+    autoprune.evaluation.pruning,
+    autoprune.workflows.network,
+    autoprune.workflows.references,
+)
+"""Modules that find the channel groups of networks."""
+
 
 def analysed(module: nn.Module, example: torch.Tensor, **options: Any) -> ChannelGraph:
     """Analyse a network, each architecture once in all tests; its graph is frozen."""
@@ -144,6 +155,7 @@ def quick_commands(cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for meter in (LatencyMeter, EnergyMeter):
             patch.setattr(autoprune.workflows.latency, meter.__name__, partial(meter, cache=cache, opener=Device))
-        patch.setattr(autoprune.workflows.network, "analyse", analysed)
+        for place in _ANALYSING:
+            patch.setattr(place, "analyse", analysed)
         set_load(patch, IDLE)
         yield
