@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,6 @@ NUMBERS = ("imgsz", "height", "width", "batch", "threads")
 TIMEOUT = 120.0
 """Seconds that one run of a command may take if the user does not say."""
 
-_BLOCK = 2**20
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = r"(?<![\w.,])(\d+(?:,\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)(?:ms|msec)?(?!\w|[.,]\d)"
 """A number without a unit or with milliseconds; one with commas (12,5 or 1,234.5) is found, and is none for Python."""
@@ -86,10 +83,11 @@ class BenchmarkCommand:
         """Return the words with the values of placeholders in place; a value never becomes several words."""
         return [_PLACEHOLDER.sub(lambda match: str(values[match[1]]), word) for word in _words(self.text)]
 
-    def digests(self) -> dict[str, str]:
-        """Return a hash of the content of every file of this machine that a word names, by the word."""
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of this machine that its words name."""
         words = (word for word in _words(self.text) if not _PLACEHOLDER.search(word))
-        return {word: _digest(Path(word)) for word in words if _is_file(Path(word))}
+        return tuple(path for path in map(Path, words) if _is_file(path))
 
     def milliseconds(self, *outputs: str) -> float | None:
         """Return the last number, or the pattern's last match, of the first output that has one above 0; else None."""
@@ -120,16 +118,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # too long, or with a zero byte: no file
         return False
-
-
-def _digest(path: Path) -> str:
-    """Return a hash of a file's content; empty if it cannot be read."""
-    found = hashlib.sha256()
-    with suppress(OSError), path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-        return found.hexdigest()
-    return ""
 
 
 def _words(text: str) -> Sequence[str]:

@@ -6,51 +6,29 @@ header. A record is on the disk when ``append`` returns, so every score that a s
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import warnings
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 from autoprune.errors import AutopruneWarning, RunError
 from autoprune.io.files import BINARY, NO_LINK, saying_why, sync_folder
+from autoprune.io.journal_lines import JSON, Record, line_of, record_of, text_of
 
 JOURNAL_FILE = "journal.jsonl"
 """The file of a run folder that is its journal."""
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-"""What a journal keeps, exactly: floats to the last bit, infinities and NaN too. Tuples come back as lists."""
-
 _SCHEMA = 3  # 1: metrics were called main and lenient; 2: iterations of netadapt without the changes of scores
 _HEADER = "header"
-_FLOAT = "$float"
 
 
 class JournalWarning(AutopruneWarning):
     """The last record of a journal was cut off and is dropped, or the journal cannot be locked."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One thing that a run found out.
-
-    Attributes:
-        kind: what sort of thing, e.g. ``evaluation``.
-        key: what it is about, e.g. an allocation.
-        value: what was found; never null.
-    """
-
-    kind: str
-    key: Any
-    value: Any
 
 
 class Recorder(ABC):
@@ -122,14 +100,14 @@ class Journal(Recorder):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         try:
             _lock(descriptor, path)
-            line = _line(_HEADER, _SCHEMA, header)
+            line = line_of(_HEADER, _SCHEMA, header)
             _write(descriptor, line, path)
             sync_folder(path.parent)
         except BaseException:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
-        return cls(path, descriptor, _record(line).value, ())
+        return cls(path, descriptor, record_of(line).value, ())
 
     @classmethod
     def open(cls, path: Path, *, check: Callable[[Record], bool] = lambda _: True) -> Journal:
@@ -199,14 +177,14 @@ class Journal(Recorder):
             raise TypeError(f"{_HEADER!r} is the kind of a journal's first line only")
         if self._descriptor is None and not self._in_memory:
             raise RunError(f"{self.path} is closed; open it again to go on")
-        line = _line(kind, key, value)
+        line = line_of(kind, key, value)
         if self._descriptor is not None:
             _write(self._descriptor, line, self.path)
-        self._keep(_record(line))
+        self._keep(record_of(line))
 
     def lookup(self, kind: str, key: JSON) -> Any:
         """Return the value of the last record of this kind and key, or None; not to be modified."""
-        return self._values.get((kind, _text(key)))
+        return self._values.get((kind, text_of(key)))
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -236,7 +214,7 @@ class Journal(Recorder):
 
     def _keep(self, record: Record) -> None:
         self._records.setdefault(record.kind, []).append(record)
-        self._values[record.kind, _text(record.key)] = record.value
+        self._values[record.kind, text_of(record.key)] = record.value
 
 
 def read_header(path: Path) -> Mapping[str, Any]:
@@ -245,67 +223,10 @@ def read_header(path: Path) -> Mapping[str, Any]:
         if path.is_symlink() or not path.is_file():
             return {}
         with path.open("rb") as file:
-            header = _record(file.readline()).value
+            header = record_of(file.readline()).value
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
     return header if isinstance(header, Mapping) else {}
-
-
-# -- one line --------------------------------------------------------------------------------------
-
-
-def _line(kind: str, key: JSON, value: JSON) -> bytes:
-    body = {"kind": kind, "key": _encode(key), "value": _encode(value)}
-    return (json.dumps({**body, "crc": _checksum(body)}, allow_nan=False) + "\n").encode("ascii")
-
-
-def _record(line: bytes) -> Record:
-    """Read one line. Raises ValueError if it is not what ``_line`` wrote."""
-    body = json.loads(line.decode("ascii"))
-    if not isinstance(body, dict) or set(body) != {"kind", "key", "value", "crc"}:
-        raise ValueError("not a record")
-    if body.pop("crc") != _checksum(body):
-        raise ValueError("wrong checksum")
-    if not isinstance(body["kind"], str):
-        raise ValueError("not a record")
-    return Record(body["kind"], _decode(body["key"]), _decode(body["value"]))
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(_canonical(body)):08x}"
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def _text(key: JSON) -> str:
-    return _canonical(_encode(key)).decode("ascii")
-
-
-def _encode(value: JSON) -> Any:
-    """Return plain JSON: what is not finite becomes ``{"$float": "nan"}``, other keys in ``$`` get one ``$`` more."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
-    if isinstance(value, Mapping):
-        if not all(isinstance(name, str) for name in value):
-            raise TypeError(f"A journal keeps JSON, whose names are strings, got {value!r}")
-        return {f"${name}" if name.startswith("$") else name: _encode(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_FLOAT}:
-            if value[_FLOAT] not in ("nan", "inf", "-inf"):
-                raise ValueError("not a number that JSON lacks")
-            return float(value[_FLOAT])
-        return {name[1:] if name.startswith("$") else name: _decode(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return value
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -340,7 +261,7 @@ def _read(data: bytes, path: Path) -> tuple[list[Record], int]:
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_record(line))
+            records.append(record_of(line))
         except (ValueError, TypeError, RecursionError) as error:
             if number < len(lines) or tail:
                 raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -28,6 +29,9 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 BINARY = getattr(os, "O_BINARY", 0)
 """Flag of ``os.open`` without which Windows changes line ends."""
+
+
+_CHUNK = 2**20
 
 
 @contextmanager
@@ -82,6 +86,18 @@ def read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "It is no regular file")
     return path.read_bytes()
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits, or ``unreadable``."""
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as content:
+            while chunk := content.read(_CHUNK):
+                found.update(chunk)
+    except OSError:
+        return "unreadable"
+    return found.hexdigest()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

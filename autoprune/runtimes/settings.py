@@ -31,6 +31,7 @@ from autoprune.choices import (
     is_device,
 )
 from autoprune.errors import DeviceError
+from autoprune.io.files import sha256_of
 from autoprune.runtimes.hosts import board_at, host_of
 
 _LISTING = Path("/proc/cpuinfo")
@@ -240,8 +241,8 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     if settings.on_board:  # wherever it is reached
         del values["device"]
         return values | dict(host_of(settings.device).fingerprint(settings.runtime.spec.packages))
-    if settings.command is not None and (files := settings.command.digests()):
-        values["command"]["files"] = files
+    if settings.command is not None and settings.command.files:
+        values["command"]["files"] = {str(file): sha256_of(file) for file in settings.command.files}
     values |= {"cpu": cpu_model(), "system": platform.machine()}
     for package in settings.runtime.spec.packages:
         with suppress(PackageNotFoundError):

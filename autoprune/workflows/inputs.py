@@ -20,6 +20,7 @@ from autoprune.choices import DARKNET, match_factory
 from autoprune.config import WHERE, ProfileConfig, PruningConfig, RunConfig, SparsifyConfig, option
 from autoprune.demo import demo_weights, shapes_dataset
 from autoprune.errors import DataError
+from autoprune.io.files import sha256_of
 from autoprune.io.records import read_record
 from autoprune.journal import JOURNAL_FILE
 
@@ -30,7 +31,6 @@ _DEMONSTRATED = (PruningConfig, SparsifyConfig, ProfileConfig)
 """Configurations that mean the bundled detector if they name none."""
 
 _SPLITS = ("train", "val")
-_CHUNK = 2**20
 _LABEL_DIGITS = 16
 
 
@@ -57,7 +57,7 @@ class Inputs:
             if name == "data" and value is not None:
                 groups |= _data_set(value)
             elif files := _files(name, value):
-                groups[option(name)] = {_short(file): _sha256(file) for file in files if os.path.isfile(file)}
+                groups[option(name)] = {_short(file): sha256_of(file) for file in files if os.path.isfile(file)}
         return cls(groups)
 
     @property
@@ -133,7 +133,7 @@ def _data_set(path: Path) -> Iterator[tuple[str, Marks]]:
     from autoprune.models.ultralytics.data import read_class_folders
 
     if os.path.isfile(path):
-        yield "--data", {path.name: _sha256(path)}
+        yield "--data", {path.name: sha256_of(path)}
     try:
         data = read_class_folders(path) if os.path.isdir(path) else read_data_set(path)
     except (DataError, OSError):
@@ -166,17 +166,6 @@ def _marks(images: Sequence[str], root: Path) -> Iterator[tuple[str, str]]:
 def _short(file: Path) -> str:
     """Return a name that tells the files of an option apart, wherever their folders lie."""
     return f"{file.absolute().parent.name}/{file.name}"
-
-
-def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
-    try:
-        with file.open("rb") as content:
-            while chunk := content.read(_CHUNK):
-                found.update(chunk)
-    except OSError:
-        return "unreadable"
-    return found.hexdigest()
 
 
 def _digest(marks: Marks) -> str:

@@ -16,8 +16,9 @@ from pydantic import AllowInfNan, FiniteFloat
 from typing_extensions import TypedDict
 
 from autoprune.errors import ConfigError, RunError
+from autoprune.io.journal_lines import Record
 from autoprune.io.records import fits
-from autoprune.journal import Journal, Record
+from autoprune.journal import Journal
 from autoprune.latency.timing import PairedTiming, Timing
 from autoprune.metrics import METRICS
 from autoprune.runtimes.settings import MemoryFormat

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import RunError
-from autoprune.journal import Journal, JournalWarning, Record, _checksum
+from autoprune.io.journal_lines import Record, checksum
+from autoprune.journal import Journal, JournalWarning
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -199,7 +200,7 @@ def test_a_journal_of_another_schema_is_refused(path: Path, monkeypatch: pytest.
 def test_numbers_that_json_has_are_not_written_in_another_way(path: Path, value: Any) -> None:
     write(path)
     body = {"kind": "evaluation", "key": [0], "value": {"$float": value}}
-    line = json.dumps({**body, "crc": _checksum(body)})
+    line = json.dumps({**body, "crc": checksum(body)})
     path.write_text(path.read_text() + line + "\n" + line + "\n")
     with pytest.raises(RunError, match="broken at line 2"):
         Journal.open(path)

@@ -10,8 +10,9 @@ import pytest
 
 from autoprune.cli.main import main
 from autoprune.errors import RunError
+from autoprune.io.journal_lines import Record
 from autoprune.io.records import fits
-from autoprune.journal import Journal, Record
+from autoprune.journal import Journal
 from autoprune.workflows.records import check_record
 from tests.helpers.world import arguments
 
