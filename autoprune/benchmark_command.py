@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,36 +88,48 @@ class BenchmarkCommand:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of this machine that its words name."""
-        words = (word for word in _words(self.text) if not _PLACEHOLDER.search(word))
-        return tuple(path for path in map(Path, words) if _is_file(path))
+        return tuple(Path(word) for place, word in enumerate(_words(self.text)) if _names_file(place, word, Path()))
 
     def milliseconds(self, *outputs: str) -> float | None:
-        """Return the last number, or the pattern's last match, of the first output that has one above 0; else None."""
+        """Return the last number other than 0, or the pattern's last match, of the first output that has any.
+
+        None if there is none, or if that is no finite number above 0: with a comma, or as the pattern's group.
+        """
         for output in outputs:
             found = re.findall(self.pattern or _NUMBER, output, re.MULTILINE)
-            try:
-                value = float(found[-1]) if found else math.nan
-            except ValueError:  # the pattern's group is no number, or the last number has a comma
-                continue
-            if math.isfinite(value) and value > 0:
-                return value
+            if not self.pattern:
+                found = [text for text in found if text.strip("0.")]
+            if found:
+                with suppress(ValueError):
+                    value = float(found[-1])
+                    return value if math.isfinite(value) and value > 0 else None
+                return None
         return None
 
 
 def placed(text: str, folder: Path) -> str:
     """Return a command line whose words mean the same from any folder: files of a folder by their whole path.
 
+    A first word without a separator names a program on ``PATH``, as in a shell, whatever lies in the folder.
+
     Example:
         >>> placed("python bench.py {onnx}", Path("/nowhere"))
         'python bench.py {onnx}'
     """
-    words = [str((folder / word).absolute()) if _is_file(folder / word) else word for word in _words(text)]
-    return text if words == _words(text) else shlex.join(words)
+    words = _words(text)
+    whole = [
+        str((folder / word).absolute()) if _names_file(place, word, folder) else word
+        for place, word in enumerate(words)
+    ]
+    return text if whole == words else shlex.join(whole)
 
 
-def _is_file(path: Path) -> bool:
+def _names_file(place: int, word: str, folder: Path) -> bool:
+    """Return whether a word of a command line names a file of a folder, without placeholders."""
+    if _PLACEHOLDER.search(word) or (place == 0 and os.path.basename(word) == word):
+        return False
     try:
-        return path.is_file()
+        return (folder / word).is_file()
     except (OSError, ValueError):  # too long, or with a zero byte: no file
         return False
 

@@ -92,6 +92,8 @@ class Limit:
         value = _finite(number * _scale(metric, requested, unit), metric, requested)
         if not unit and number < 1:
             raise _malformed(metric, requested, f"a share is written in percent: {metric}={_percent(number)}%")
+        if not unit and number <= 100 and spec_of(metric).prefixed:
+            raise _malformed(metric, requested, f"no network has so few; a share is written in percent: {requested}%")
         return cls(metric, requested, value, relative=False)
 
     def for_batch(self, batch: int) -> Limit:

@@ -308,9 +308,13 @@ class Result(Mapping[str, Any]):
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _timed(latency: Mapping[str, Any]) -> bool:
-    """Return whether a latency has the figures that tables show."""
-    return all(isinstance(latency.get(name), int | float) for name in ("median", "p10", "p90"))
+def _timed(latencies: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether latencies have the figures that tables show, and the one that a budget's metric counts."""
+    return all(
+        isinstance(latency.get(name), int | float)
+        for metric, latency in latencies.items()
+        for name in ("median", "p10", "p90", latency_target(metric)[1])
+    )
 
 
 class _SavedMetrics(TypedDict):
@@ -322,7 +326,7 @@ class _SavedStage(TypedDict):
     metrics: Annotated[Mapping[str, float], MinLen(1)] | None
     per_class: Mapping[str, Mapping[str, float]]
     costs: Mapping[str, float]
-    latencies: Mapping[str, Annotated[Mapping[str, Any], Predicate(_timed)]]
+    latencies: Annotated[Mapping[str, Mapping[str, Any]], Predicate(_timed)]
     speed_up: Mapping[str, float]
     details: Mapping[str, Any]
 

@@ -8,14 +8,16 @@ import os
 import pkgutil
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from autoprune.errors import ConfigError
 from autoprune.io.files import write_atomic
+from autoprune.listener import warn
 
 PROJECT = "autoprune"
 """What the experiment, or project, is called in trackers that have them."""
@@ -33,7 +35,7 @@ class Tracker(Protocol):
         ...         print("run", name)
         ...     def log(self, step, values):
         ...         print(step, dict(values))
-        ...     def finish(self):
+        ...     def finish(self, failed):
         ...         pass
         >>> tracker = Prints()
         >>> tracker.start("runs/search-1", {}, Path("runs/search-1"), "5f3e")
@@ -55,8 +57,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep figures; the steps of each name only rise."""
 
-    def finish(self) -> None:
-        """Write what is not written yet, and close."""
+    def finish(self, failed: bool) -> None:
+        """Write what is not written yet, and close; ``failed`` if the run was stopped before its end."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """Close the file."""
         self._writer.close()
 
@@ -139,9 +141,9 @@ class MLflowTracker:
         for name, value in values.items():
             self._client.log_metric(self._run, re.sub(r"[^\w. /-]", "_", name), value, step=step)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """End the run."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, status="FAILED" if failed else "FINISHED")
 
 
 class WandbTracker:
@@ -151,8 +153,8 @@ class WandbTracker:
         """Begin a run of the project ``autoprune``, or go on with it."""
         import wandb
 
-        os.environ.setdefault("WANDB_MODE", "offline")
         self._run = wandb.init(
+            mode=os.environ.get("WANDB_MODE", "offline"),
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,
             id=key,
@@ -178,9 +180,9 @@ class WandbTracker:
         self._series |= series
         self._run.log({**values, **{f"{one}/step": step for one in series}})
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """End the run."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 TRACKERS = (
@@ -210,49 +212,66 @@ def check_tracker(name: str) -> TrackerSpec:
 class RunTracking:
     """Hands figures of one run to its trackers: every step of a name once, in rising order, whatever a resume repeats.
 
-    Trackers start at the first figure.
+    Trackers start at the first figure. One that fails, as a server may be away, costs a warning: the run goes on
+    without it.
 
     Args:
-        trackers: not started yet.
+        trackers: by name, not started yet.
         folder: the run's.
         config: the run's options, plain values.
     """
 
-    def __init__(self, trackers: Sequence[Tracker], folder: Path, config: Mapping[str, Any]) -> None:
-        self._trackers, self._folder, self._config = trackers, folder, config
-        self._started = False
-        kept = self._kept()
-        self._key: str = kept["key"]
-        self._steps: dict[str, int] = kept["steps"]
+    def __init__(self, trackers: Mapping[str, Tracker], folder: Path, config: Mapping[str, Any]) -> None:
+        self._trackers, self._folder, self._config = dict(trackers), folder, config
+        self._started: set[str] = set()
+        self._key, kept = self._kept()
+        self._steps: dict[str, dict[str, int]] = kept | {name: kept.get(name, {}) for name in trackers}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand on those figures that are new; what is not a number says nothing and is left out."""
+        """Hand on those figures that are new to a tracker; what is not a number says nothing and is left out."""
+        figures = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         new = {
-            name: float(value)
-            for name, value in values.items()
-            if step > self._steps.get(name, -1) and math.isfinite(value)
+            tracker: {name: value for name, value in figures.items() if step > self._steps[tracker].get(name, -1)}
+            for tracker in self._trackers
         }
-        if not new or not self._trackers:
+        if not any(new.values()):
             return
-        if not self._started:
-            self._started = True
-            for tracker in self._trackers:
-                tracker.start(self._folder.name, self._config, self._folder, self._key)
-        self._steps |= dict.fromkeys(new, step)
+        for tracker, given in new.items():
+            self._steps[tracker] |= dict.fromkeys(given, step)
         # Before they are handed on: after a kill between the two one step is missing, none is there twice.
         write_atomic(self._folder / STATE, json.dumps({"key": self._key, "steps": self._steps}))
-        for tracker in self._trackers:
-            tracker.log(step, new)
+        for tracker, given in new.items():
+            if given:
+                self._asked(tracker, partial(self._hand_on, tracker, step, given))
 
-    def close(self) -> None:
-        """Finish the trackers that were started."""
-        for tracker in self._trackers if self._started else ():
-            tracker.finish()
+    def close(self, *, failed: bool = False) -> None:
+        """Finish the trackers that were started; ``failed`` if the run was stopped before its end."""
+        for name in self._started & set(self._trackers):
+            self._asked(name, partial(self._trackers[name].finish, failed))
 
-    def _kept(self) -> dict[str, Any]:
+    def _hand_on(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        tracker = self._trackers[name]
+        if name not in self._started:
+            tracker.start(self._folder.name, self._config, self._folder, self._key)
+            self._started.add(name)
+        tracker.log(step, values)
+
+    def _asked(self, name: str, act: Callable[[], None]) -> None:
+        """Have a tracker do something; without it from now on if it fails."""
+        try:
+            act()
+        except Exception as error:  # a server, a disk, a package of others
+            del self._trackers[name]
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            warn(f"The tracker {name} failed ({reason}); the run goes on without it.")
+
+    def _kept(self) -> tuple[str, dict[str, dict[str, int]]]:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads((self._folder / STATE).read_text())
-            steps = {str(name): int(step) for name, step in found["steps"].items()}
+            steps = {
+                str(tracker): {str(name): int(step) for name, step in one.items()}
+                for tracker, one in found["steps"].items()
+            }
             if re.fullmatch("[0-9a-f]{16}", found["key"]):
-                return {"key": found["key"], "steps": steps}
-        return {"key": uuid.uuid4().hex[:16], "steps": {}}
+                return found["key"], steps
+        return uuid.uuid4().hex[:16], {}

@@ -13,12 +13,12 @@ from torch import nn
 
 from autoprune import __version__
 from autoprune.benchmark_command import BenchmarkCommand, placed
-from autoprune.choices import COMMAND, MOST_LR_SCALE, Precision, Runtime, device_name, is_board
+from autoprune.choices import COMMAND, MOST_LR_SCALE, Precision, Runtime, device_name, is_board, match_factory, reopened
 from autoprune.config._checks import check_counts, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.costs import uncounted
-from autoprune.errors import ConfigError, DeviceError, PolicyError
+from autoprune.errors import ConfigError, DeviceError, PolicyError, RunError
 from autoprune.image_size import SizeLike
 from autoprune.latency import LatencyMeter, Timing
 from autoprune.listener import Listener, PythonListener
@@ -49,7 +49,8 @@ class Network:
     Attributes:
         module: the network in torch, in eval mode.
         adapter: its family's tools: data, loss, metric, checkpoints.
-        path: its file; None for one that was never saved.
+        path: its file, behind the function's name if one builds it (``nets.py:make@small.pt``); None for one that was
+            never saved.
         data: its data set as it was given; None if there is none, or if the network's own function brings it.
         trust_checkpoint: whether its file may run code of its author.
 
@@ -64,9 +65,17 @@ class Network:
     """
 
     def __init__(
-        self, adapter: Adapter, module: nn.Module, *, path: Path | None, data: Path | None, trust_checkpoint: bool
+        self,
+        adapter: Adapter,
+        module: nn.Module,
+        *,
+        opened: Path,
+        path: Path | None,
+        data: Path | None,
+        trust_checkpoint: bool,
     ) -> None:
-        self.adapter, self.module = adapter, module
+        """Use ``load``; ``opened`` is the name that the dense network was opened by."""
+        self.adapter, self.module, self._opened = adapter, module, opened
         self.path, self.data, self.trust_checkpoint = path, data, trust_checkpoint
 
     @property
@@ -142,6 +151,7 @@ class Network:
             precision=from_python("precision", Precision, precision),
             batch=batch,
             threads=threads,
+            with_nms=with_nms,
         )
         meter = LatencyMeter(
             self.adapter.deployable(self.module, with_nms=with_nms),
@@ -157,12 +167,19 @@ class Network:
     def save(self, path: str | Path) -> Path:
         """Write the network as its family's checkpoint, and remember where.
 
+        Args:
+            path: the file, ``.pt``; of a Darknet network ``.cfg``, and its ``.weights`` is written next to it.
+
         Raises:
-            RunError: the file cannot be written.
+            RunError: the path ends otherwise, or the file cannot be written.
         """
-        file = Path(path)
+        file, suffix = Path(path), self.adapter.suffixes[0]
+        if file.suffix != suffix:  # next to a cfg of another name weights of another network might be replaced
+            raise RunError(
+                f"A network like this is saved as a {suffix} file, got {file}; `export` writes other formats"
+            )
         self.adapter.save(self.module, file)
-        self.path = file
+        self.path = reopened(self._opened, file)
         return file
 
     def policy(self, keep: Mapping[str, int] | Sequence[int], *, criterion: str = "covariance") -> Policy:
@@ -202,7 +219,9 @@ class Network:
 
     def with_module(self, module: nn.Module) -> Network:
         """Return another network of the same data: this one pruned, or trained."""
-        return Network(self.adapter, module, path=None, data=self.data, trust_checkpoint=self.trust_checkpoint)
+        return Network(
+            self.adapter, module, opened=self._opened, path=None, data=self.data, trust_checkpoint=self.trust_checkpoint
+        )
 
     @cached_property
     def _graph(self) -> ChannelGraph:
@@ -240,7 +259,9 @@ def load(
 
     Raises:
         ModelError: the checkpoint is missing, broken or of an unknown kind.
-        DataError: the data set is missing or malformed.
+        DataError: the data set's description is missing, malformed or of other classes; whether its images are there
+            shows when they are read.
+        ConfigError: ``model`` or ``data`` is no path and no name.
         DeviceError: the device is unknown, not there, or a board.
 
     Example:
@@ -249,6 +270,9 @@ def load(
         >>> ap.load()
         Network(yolov8-demo at 288 px on cpu: 16 units, ...)
     """
+    for option, value, way_out in (("model", model, _NO_FILE), ("data", data, "")):
+        if not isinstance(value, str | Path | None):
+            raise ConfigError(f"`{option}` must be a path or a name, got a {type(value).__name__}{way_out}")
     if model is None:
         if data is not None:
             raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
@@ -262,7 +286,7 @@ def load(
     path = find_weights(Path(model), download=download)
     data = None if data is None else find_data(Path(data), download=download)
     adapter = open_adapter(path, data=data, image_size=imgsz, device=choose_device(device), trust=trust_checkpoint)
-    return Network(adapter, adapter.module, path=path, data=data, trust_checkpoint=trust_checkpoint)
+    return Network(adapter, adapter.module, opened=path, path=path, data=data, trust_checkpoint=trust_checkpoint)
 
 
 def finetune(
@@ -344,8 +368,14 @@ def finetune(
         network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
     )
     trained = network.with_module(module)
-    trained.path = path
+    trained.path = reopened(network._opened, path)
     return trained
+
+
+_NO_FILE = (
+    "; give the path of its checkpoint. For a network in memory there is `autoprune.Policy.apply`, for one of your own "
+    "classes autoprune.models.module.ModuleAdapter"
+)
 
 
 def _count(value: object) -> int:
@@ -368,10 +398,11 @@ def options_of(network: Network | str | Path | None) -> dict[str, Any]:
         return {"model": network}
     if network.path is None:
         raise ConfigError('A command reads the network from its file, and this one has none: network.save("small.pt")')
-    own_data = network.data is None
+    own = match_factory(network.path) is not None  # its function brings data and size
     return {
         "model": network.path,
-        **({} if own_data else {"data": network.data, "imgsz": network.imgsz}),
+        **({} if network.data is None else {"data": network.data}),
+        **({} if own else {"imgsz": network.imgsz}),
         "device": network.device,
         "trust_checkpoint": network.trust_checkpoint,
     }

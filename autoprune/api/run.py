@@ -9,6 +9,7 @@ from pathlib import Path
 from autoprune.api.network import Network, load
 from autoprune.choices import match_factory, reopened
 from autoprune.config import Config, PruningConfig, RunConfig
+from autoprune.config._checks import devices_of
 from autoprune.errors import RunError
 from autoprune.policy import Policy
 from autoprune.report import Picture, Table
@@ -16,6 +17,7 @@ from autoprune.report.progress import search_progress
 from autoprune.report.sections import sections
 from autoprune.results import SUMMARIES, Result
 from autoprune.strategies._base import Candidate
+from autoprune.workflows.network import choose_device
 from autoprune.workflows.run import with_model
 from autoprune.workflows.warmstart import scored_candidates
 
@@ -68,7 +70,7 @@ class Run:
         """The network that was made, with the data of the run: trained if the command trains, else pruned."""
         config = self.config
         assert isinstance(config, RunConfig)
-        if isinstance(config, PruningConfig):
+        if isinstance(config, PruningConfig) and getattr(config, "architecture", None) is None:
             config = with_model(config)
         given, names = vars(config), ("model", "pruned", "sparse")
         path = self._first(*(f"{name}{suffix}" for name in names for suffix in (".pt", ".cfg")))
@@ -76,7 +78,7 @@ class Run:
             reopened(given["model"], path),
             data=given.get("data"),
             imgsz=None if match_factory(given["model"]) else config.imgsz,
-            device=config.device,
+            device=choose_device(devices_of(config.device)[0]),
             trust_checkpoint=config.trust_checkpoint,
         )
 

@@ -5,7 +5,6 @@ A configuration checks itself when it is made, so whoever holds one may trust it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
@@ -35,6 +34,7 @@ from autoprune.config.search import BenchmarkEntry, CompareConfig, NetAdaptConfi
 from autoprune.config.sparsity import SlimConfig, SparsifyConfig, SparsityConfig
 from autoprune.config.training import ApplyConfig, TrainConfig
 from autoprune.image_size import ImageSize
+from autoprune.io.plain_yaml import yaml_line
 
 __all__ = [
     "COMMANDS",
@@ -130,7 +130,7 @@ def _kept(config: Config) -> dict[str, object]:
 
 def yaml_of(values: Mapping[str, object]) -> str:
     """Return values of a configuration's fields as YAML that ``config`` reads; paths become absolute."""
-    return "".join(f"{name}: {json.dumps(_plain(value))}\n" for name, value in values.items())
+    return "".join(f"{name}: {yaml_line(_plain(value))}\n" for name, value in values.items())
 
 
 def _plain(value: object) -> object:

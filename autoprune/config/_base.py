@@ -115,7 +115,7 @@ class ResumableConfig(RunConfig):
     Attributes:
         seed: fixes all that chance decides: which images, the search, the training
         resume: the folder of a run that was interrupted, to go on with; the run knows its other options, all but
-            `trust_checkpoint`
+            `trust_checkpoint`, `download` and what is shown
     """
 
     seed: int = 0

@@ -50,6 +50,11 @@ def _silent(note: str) -> None:
     """Notify nobody."""
 
 
+def _of(allocation: Allocation, scores: Iterator[tuple[Allocation, Any]]) -> Any:
+    """Return what an allocation scored; those before it became known in another way meanwhile."""
+    return next(score for one, score in scores if one == allocation)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A scored candidate.
@@ -162,13 +167,13 @@ class Evaluator(HalvingBatches):
         """Give the evaluations of the allocations one by one; each is journalled as soon as the runner gives it."""
         new = {allocation: None for allocation in allocations if allocation not in self._known}
         missing = [one for one in new if self.journal.lookup(self.kind, list(one)) is None]
-        scores = self.computed(lambda: self._work(self._scored, "_dense"), missing)
+        scores = zip(missing, self.computed(lambda: self._work(self._scored, "_dense"), missing), strict=True)
         for allocation in allocations:
             self.counts.evaluations += 1
             if allocation in self._known:
                 self.counts.cache_hits += 1
             else:
-                found = self.journal.once(self.kind, list(allocation), partial(next, scores))
+                found = self.journal.once(self.kind, list(allocation), partial(_of, allocation, scores))
                 self._known[allocation] = Evaluation(allocation, float(found["score"]), float(found["seconds"]))
                 self.counts.seconds += self._known[allocation].seconds
             yield self._known[allocation]
@@ -176,8 +181,8 @@ class Evaluator(HalvingBatches):
     def rebase(self, allocation: Allocation) -> None:
         """Expect candidates that differ from this one in few units: what their first layers share is computed once.
 
-        Scores stay what they are. One pass of the base network is recorded when the next candidate is computed; its
-        seconds count as that candidate's.
+        Scores stay what they are, on several threads but for rounding: layers are then computed in another order. One
+        pass of the base network is recorded when the next candidate is computed; its seconds count as that candidate's.
         """
         if allocation != self._base:
             self._base, self._prefix = allocation, None

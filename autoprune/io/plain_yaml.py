@@ -6,6 +6,7 @@ description of a data set has a use for them.
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from pathlib import Path
@@ -20,6 +21,26 @@ _UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\
 
 Plain: TypeAlias = "str | list[Plain] | dict[str, Plain] | None"
 """What a file says, every value as the text that was written; None if it says null."""
+
+
+_ESCAPE = re.compile(r"\\(?:u(d[89ab]\w\w)\\u(d[c-f]\w\w)|.)")
+
+
+def yaml_line(value: object) -> str:
+    r"""Return a plain value as YAML in one line, in ASCII: as JSON, but for what JSON writes as two surrogates.
+
+    Example:
+        >>> yaml_line(["a", 1, None, "🔴"])
+        '["a", 1, null, "\\U0001f534"]'
+    """
+    return _ESCAPE.sub(_one_escape, json.dumps(value))
+
+
+def _one_escape(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return found[0]
+    character = json.loads(f'"{found[0]}"')
+    return f"\\U{ord(character):08x}"
 
 
 def read_texts(file: Path) -> dict[str, Plain]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -64,11 +65,12 @@ class LatencyCache:
 
     def save(self, values: Mapping[str, Any]) -> None:
         """Add plain JSON values to the file; values that another process added meanwhile stay."""
-        merged = self.load() | dict(values)
-        content = {"schema": _SCHEMA, "fingerprint": self.fingerprint, "values": dict(sorted(merged.items()))}
         with suppress(OSError, RunError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, json.dumps(content, indent=1))
+            with FileLock(self.path.with_suffix(".lock")):
+                merged = self.load() | dict(values)
+                content = {"schema": _SCHEMA, "fingerprint": self.fingerprint, "values": dict(sorted(merged.items()))}
+                write_atomic(self.path, json.dumps(content, indent=1))
 
 
 def network_key(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from autoprune.choices import match_factory
 from autoprune.errors import DataError, ModelError
 
-_DESCRIPTIONS = (".yaml", ".yml")
+DESCRIPTIONS = (".yaml", ".yml")
 
 
 def find_weights(path: Path, *, download: bool = False) -> Path:
@@ -72,7 +72,7 @@ def find_data(path: Path, *, download: bool = False) -> Path:
 
         _fetch(lambda: stock.data_utils.check_cls_dataset(str(path)), str(path), DataError)
         found = _data_named(path)
-    if download and found is not None and found.suffix in _DESCRIPTIONS:
+    if download and found is not None and found.suffix in DESCRIPTIONS:
         _fetch_images(found)
     return found or path
 
@@ -84,7 +84,7 @@ def _data_named(path: Path) -> Path | None:
     datasets = Path(stock.DATASETS_DIR)
     if not path.suffix and (datasets / path / "train").is_dir():
         return datasets / path
-    files = [path] if path.suffix in _DESCRIPTIONS else [Path(f"{path}{suffix}") for suffix in _DESCRIPTIONS]
+    files = [path] if path.suffix in DESCRIPTIONS else [Path(f"{path}{suffix}") for suffix in DESCRIPTIONS]
     places = (place for file in files for place in _places(file, stock.ROOT / "cfg" / "datasets", datasets))
     return next((place for place in places if place.is_file()), None)
 

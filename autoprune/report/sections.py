@@ -82,6 +82,8 @@ def sections(result: Result, folder: Path, *, details: bool = True) -> list[Show
 def publish(result: Result, path: Path, listener: Listener) -> None:
     """Write a result's JSON, draw its charts next to it as PNG files, and show its tables, but for details.
 
+    A fine-tune that lost accuracy is told.
+
     Raises:
         RunError: a file cannot be written.
     """
@@ -93,3 +95,9 @@ def publish(result: Result, path: Path, listener: Listener) -> None:
     for table in shown:
         if isinstance(table, Table):
             listener.table(table.title, table.header, table.rows)
+    pruned, tuned = (getattr(result.stages.get(name), "metrics", None) for name in ("pruned", "finetuned"))
+    if pruned is not None and tuned is not None and tuned.primary < pruned.primary:
+        listener.warn(
+            f"Fine-tuning lowered {result.metric_names[0]} from {pruned.primary:.3f} to {tuned.primary:.3f}: the "
+            "network before it is the better one. More training images or more epochs may help."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -34,7 +35,9 @@ def training_batches(adapter: Adapter, *, scoring: int, steps: int, batch: int, 
     """
     skipped = math.ceil(scoring / batch)  # whole batches, so that no scoring image is left in the first one
     wanted = min(steps, math.ceil(HELD_IMAGES / batch))
-    found = adapter.batches("train", images=(skipped + wanted) * batch, batch=batch, seed=seed)[skipped:]
+    drawn = adapter.batches("train", images=(skipped + wanted) * batch, batch=batch, seed=seed)
+    before = [0, *accumulate(len(adapter.inputs(one)) for one in drawn)]  # a last batch but one may lack an image
+    found = [one for one, images in zip(drawn, before, strict=False) if images >= scoring]
     if not found:
         raise TrainingError(
             f"short fine-tunes need training images besides the {scoring} that score candidates, and the training "

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoprune.choices import match_factory
 from autoprune.config import BudgetedConfig, Config, RunConfig
-from autoprune.errors import BudgetUnreachableError, RunError
+from autoprune.errors import BudgetUnreachableError, ModelError, RunError
+from autoprune.io.files import why_no_file
 from autoprune.listener import Listener, hearing
 from autoprune.results import SUMMARIES
+from autoprune.tracking import check_tracker
 from autoprune.workflows.run_log import RunListener
 
 
@@ -59,7 +62,8 @@ _WEIGHTS = ("model", "distill", "dense")
 def located(config: Config, listener: Listener) -> Config:
     """Return a configuration that says where its weights and data lie, see `autoprune.models.finding`.
 
-    Training arguments, and whether energy is counted, are checked, too: hours before they are used.
+    Whether they are there, training arguments, trackers' packages, and whether energy is counted, are checked, too:
+    before anything is waited for, and hours before their use.
 
     Args:
         config: as the user gave it, with names as Ultralytics takes them.
@@ -67,18 +71,21 @@ def located(config: Config, listener: Listener) -> Config:
 
     Raises:
         ModelError: there are no such weights here.
-        DataError: the data set cannot be fetched.
-        ConfigError: Ultralytics refuses a training argument.
+        DataError: the data set's description is missing or malformed, or the data set cannot be fetched.
+        ConfigError: Ultralytics refuses a training argument, or a tracker's package is not installed.
         DeviceError: the budget limits an energy that nothing counts.
     """
     if not isinstance(config, RunConfig):
         return config
-    from autoprune.models.finding import find_data, find_weights  # late, as the workflows
+    from autoprune.models.detection.description import read_description  # late, as the workflows
+    from autoprune.models.finding import DESCRIPTIONS, find_data, find_weights
 
     if texts := getattr(config, "train_args", ()):
         from autoprune.training.ultralytics.recipe import train_arguments
 
         train_arguments(texts)
+    for tracker in config.tracker:
+        check_tracker(tracker).make()
     given = {name: getattr(config, name, None) for name in (*_WEIGHTS, "data")}
     found: dict[str, Any] = {
         name: (find_data if name == "data" else find_weights)(path, download=config.download)
@@ -86,6 +93,10 @@ def located(config: Config, listener: Listener) -> Config:
         if isinstance(path, Path)
     }
     for name, path in found.items():
+        if path.suffix == ".pt" and not match_factory(path) and (reason := why_no_file(path)):
+            raise ModelError(f"the weights must be a .pt file, but {path} {reason}")
+        if path.suffix in DESCRIPTIONS and not match_factory(given["model"]):
+            read_description(path)
         if path != given[name]:
             listener.note(f"{given[name]} is {path}.")
     if isinstance(config, BudgetedConfig):

@@ -57,7 +57,7 @@ class Inputs:
             if name == "data" and value is not None:
                 groups |= _data_set(value)
             elif files := _files(name, value):
-                groups[option(name)] = {_short(file): sha256_of(file) for file in files if os.path.isfile(file)}
+                groups[option(name)] = _marked([file for file in files if os.path.isfile(file)])
         return cls(groups)
 
     @property
@@ -163,9 +163,14 @@ def _marks(images: Sequence[str], root: Path) -> Iterator[tuple[str, str]]:
 # -- what they hold --------------------------------------------------------------------------------
 
 
-def _short(file: Path) -> str:
-    """Return a name that tells the files of an option apart, wherever their folders lie."""
-    return f"{file.absolute().parent.name}/{file.name}"
+def _marked(files: Sequence[Path]) -> Marks:
+    """Return the SHA-256 of the files of an option by names that tell them apart, wherever their folders lie."""
+    marks: dict[str, str] = {}
+    for file in files:
+        name = f"{file.absolute().parent.name}/{file.name}"
+        same = sum(other.partition(" (")[0] == name for other in marks)
+        marks[f"{name} ({same + 1})" if same else name] = sha256_of(file)
+    return marks
 
 
 def _digest(marks: Marks) -> str:

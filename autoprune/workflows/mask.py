@@ -13,13 +13,13 @@ from torch import nn
 from autoprune.choices import Granularity, Scope, is_board
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
-from autoprune.latency.timing import MeasurementConfig, PairedTiming, time_pair
+from autoprune.latency import LatencyMeter, PairedTiming
 from autoprune.listener import Listener, step_bar
 from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
-from autoprune.runtimes import Backend, fingerprint, open_backend, runtime_settings
+from autoprune.runtimes import fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.settings import image_size_of
 from autoprune.training.extensions.masking import (
     Masking,
@@ -60,7 +60,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         pin_threads(config.threads_here, folder, listener)
         options: dict[str, Any] = {"device": choose_device(config.device), "trust": config.trust_checkpoint}
         adapter = open_adapter(config.model, data=config.data, image_size=config.imgsz, **options)
-        backend = _backend(config, adapter)  # before the training: what is missing is reported now
+        meter = _meter(config, adapter)  # before the training: what is missing is reported now
         masks = _masks(config, adapter, listener)
         path = adapter.checkpoint(folder.path, "model")
         listener.stage(stages.FINETUNE)
@@ -69,7 +69,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
         module = adapter.reopen(path)
         check_masks(module, masks)
         listener.stage(stages.LATENCY)
-        timing = _timed(config, adapter, module, backend, folder)
+        timing = _timed(config, adapter, module, meter, folder)
         listener.stage(stages.RESULT)
         result = Result(
             command=folder.command,
@@ -79,7 +79,7 @@ def run(config: MaskConfig, listener: Listener, caller: Caller) -> Finished:
                 "given": _stage("given", adapter.module, adapter, folder, timing.dense.to_json()),
                 "masked": _stage("masked", module, adapter, folder, timing.candidate.to_json(), paired=timing),
             },
-            figures={"masked_layers": len(masks), "settings": fingerprint(backend.settings)},
+            figures={"masked_layers": len(masks), "settings": fingerprint(meter.settings)},
             environment=environment(),
         )
         publish(result, folder.path / "mask.json", listener)
@@ -163,7 +163,12 @@ def _tuned(config: MaskConfig, adapter: Adapter, masks: Masks, folder: Path, lis
     ).module
 
 
-def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
+def _meter(config: MaskConfig, adapter: Adapter) -> LatencyMeter:
+    """Return what times a network next to the given one.
+
+    Raises:
+        DeviceError: the runtime or the device is not here.
+    """
     board = is_board(config.device)
     settings = runtime_settings(
         config.device if board else str(adapter.device),
@@ -174,21 +179,18 @@ def _backend(config: MaskConfig, adapter: Adapter) -> Backend:
         batch=config.runtime_batch,
         with_nms=config.with_nms,
     )
-    return open_backend(settings)
+    open_backend(settings)
+    return LatencyMeter(adapter.deployable(adapter.module, with_nms=config.with_nms), settings)
 
 
 def _timed(
-    config: MaskConfig, adapter: Adapter, module: nn.Module, backend: Backend, folder: RunFolder
+    config: MaskConfig, adapter: Adapter, module: nn.Module, meter: LatencyMeter, folder: RunFolder
 ) -> PairedTiming:
     """Time the masked network against the given one, run for run; once in a run."""
 
     def measure() -> dict[str, Any]:
-        with backend.session(), step_bar("Timing", 1) as advance:
-            masked, given = (
-                backend.prepare(adapter.deployable(one, with_nms=config.with_nms), backend.settings.shape)
-                for one in (module, adapter.module)
-            )
-            timing = time_pair(masked, given, MeasurementConfig(threads=backend.settings.threads))
+        with step_bar("Timing", 1) as advance:
+            timing = meter.measure(lambda: adapter.deployable(module, with_nms=config.with_nms), "masked")
             advance(1)
             return timing.to_json()
 

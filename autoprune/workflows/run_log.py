@@ -46,10 +46,8 @@ class RunListener(Relay):
 
         Raises:
             RunError: the log cannot be written.
-            ConfigError: a tracker's package is not installed.
         """
-        names = dict.fromkeys([*config.tracker, *_tensorboard(config)])
-        trackers = [check_tracker(name).make() for name in names]
+        trackers = {name: check_tracker(name).make() for name in (*config.tracker, *_tensorboard(config))}
         with saying_why(folder / LOG):
             self._file = (folder / LOG).open("a", encoding="utf-8", buffering=1)
         self._tracking = RunTracking(trackers, folder, plain_values(config))
@@ -125,7 +123,7 @@ class RunListener(Relay):
             with suppress(RunError):  # the error itself is reported
                 self._write(f"error: {str(error) or type(error).__name__}")
         if self._tracking is not None:
-            self._tracking.close()
+            self._tracking.close(failed=error is not None)
         if self._file is not None:
             self._file.close()
 

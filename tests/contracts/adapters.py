@@ -80,12 +80,12 @@ def check_module(adapter: Adapter) -> None:
 
 def check_batches(adapter: Adapter) -> None:
     """Assert that the images asked for come, the same for the same seed."""
-    batches = adapter.batches("train", images=3, batch=2, seed=0)
-    assert [adapter.inputs(batch).shape for batch in batches] == [(size, *adapter.input_shape) for size in (2, 1)]
-    again = adapter.batches("train", images=3, batch=2, seed=0)
+    batches = adapter.batches("train", images=4, batch=2, seed=0)
+    assert [adapter.inputs(batch).shape for batch in batches] == [(2, *adapter.input_shape)] * 2
+    again = adapter.batches("train", images=4, batch=2, seed=0)
     for batch, same in zip(batches, again, strict=True):
         assert torch.equal(adapter.inputs(batch), adapter.inputs(same))
-    calibration, repeated = (adapter.calibration(images=3, batch=2, seed=0) for _ in range(2))
+    calibration, repeated = (adapter.calibration(images=4, batch=2, seed=0) for _ in range(2))
     assert [images.shape for images in calibration] == [adapter.inputs(batch).shape for batch in batches]
     assert all(torch.equal(images, same) for images, same in zip(calibration, repeated, strict=True))
 

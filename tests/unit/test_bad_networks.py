@@ -68,7 +68,7 @@ def test_every_command_refuses_a_missing_network(command: str, tiny: Path, folde
         if command in options
         else words(command, tiny, "--model", "nowhere.pt")
     )
-    refuse(argv, ["best.pt" if command == "apply" else "nowhere.pt"], capsys, folder=folder)
+    refuse(argv, ["nowhere.pt does not exist"], capsys, folder=folder)
 
 
 SOURCES: list[tuple[str, str]] = [
@@ -132,7 +132,7 @@ def test_an_image_size_beyond_the_memory(
 
 PATHS: list[tuple[str, str]] = [
     ("nowhere.yaml", "does not exist"),
-    ("folder", "does not exist"),
+    ("folder", "is a folder"),
     ("fifo.yaml", "fifo.yaml"),
     ("/dev/null", "/dev/null"),
     ("empty.yaml", "must map names to values"),
@@ -158,7 +158,7 @@ DATA: list[tuple[Mapping[str, Any], str]] = [
     ({"nc": 10**10, "names": None}, "'nc' of"),
     ({"train": 5}, "must be a path or a list of paths"),
     ({"train": None, "val": None}, "names no 'train' and no 'val' split"),
-    ({"train": None}, "names no 'train' split"),
+    ({"train": None}, "names no 'train' split; the training images"),
     ({"train": "nowhere"}, "does not exist"),
     ({"path": ["a"]}, "must be the path of a folder"),
     ({"path": 5}, "must be the path of a folder"),

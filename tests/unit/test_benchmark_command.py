@@ -102,9 +102,33 @@ def test_the_last_number_or_the_patterns_last_match_is_read(output: str, pattern
     assert BenchmarkCommand.parse("bench {onnx}", pattern).milliseconds(output) == found
 
 
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        (("mean 12.5 ms\nerrors: 0\n", "WARNING: 2 nodes fell back"), 12.5),
+        (("mean 12.5 ms\nerrors: 0.0\n", ""), 12.5),
+        (("mean 12,5 ms\n", "using 4 threads\n"), None),
+        (("errors: 0\n", "mean 4 ms\n"), 4.0),
+        (("done\n", "mean 4 ms\n"), 4.0),
+    ],
+)
+def test_errors_are_read_only_where_the_output_has_no_number(outputs: tuple[str, ...], found: float | None) -> None:
+    assert BenchmarkCommand.parse("bench {onnx}").milliseconds(*outputs) == found
+
+
 def test_files_named_in_a_command_are_found_from_any_folder(tmp_path: Path) -> None:
     (tmp_path / "bench.py").touch()
     assert placed("python bench.py {onnx}", tmp_path) == f"python {tmp_path / 'bench.py'} '{{onnx}}'"
+    assert placed("./bench.py {onnx}", tmp_path) == f"{tmp_path / 'bench.py'} '{{onnx}}'"
+
+
+def test_a_program_on_the_path_is_not_replaced_by_a_file_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").touch()
+    monkeypatch.chdir(tmp_path)
+    assert placed("python bench.py {onnx}", tmp_path) == "python bench.py {onnx}"
+    assert BenchmarkCommand.parse("python bench.py {onnx}").files == ()
 
 
 # -- options -----------------------------------------------------------------------------------------

@@ -86,6 +86,8 @@ def test_percentages_are_shares_of_the_dense_network(metric: str, percent: str, 
         ("flops=-5%", "above zero"),
         ("flops=101%", r"\(0, 100\]"),
         ("flops=0.5", "flops=50.0%"),
+        ("flops=50", "no network has so few; a share is written in percent: flops=50%"),
+        ("params=100", "params=100%"),
         ("params=.25", "params=25.00%"),
         ("latency=1e400ms", "too large or too small"),
         ("latency=1e-400ms", "too large or too small"),
@@ -265,7 +267,7 @@ def test_levels_that_fall_are_read_in_their_order(percents: list[int]) -> None:
     assert {budget.limits[0].requested for budget in levels} == {"size=1MB"}
 
 
-@given(st.sampled_from(["flops", "params", "size", "channels"]), st.floats(min_value=1, max_value=1e15))
+@given(st.sampled_from(["flops", "params", "size", "channels"]), st.floats(min_value=101, max_value=1e15))
 def test_a_formatted_amount_is_read_back_within_its_two_decimals(metric: str, value: float) -> None:
     text = format_amount(metric, value)
     assert Limit.parse(f"{metric}={text}").value == pytest.approx(value, rel=0.5)

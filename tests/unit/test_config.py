@@ -199,6 +199,12 @@ def absolute(config: Config) -> Config:
     return replace(config, **changes)
 
 
+def test_a_path_of_any_characters_is_read_back_equal(tmp_path: Path) -> None:
+    config = replace(SEARCH, model=Path("/models/🔴 𠮷 \\ud83d\\ude00 \u2028 é/best.pt"), data=Path("data.yaml"))
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load("search", tmp_path / "config.yaml") == absolute(config)
+
+
 @settings(max_examples=30)
 @given(searches)
 def test_a_search_written_as_yaml_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:

@@ -108,6 +108,7 @@ def test_the_loss_falls_where_it_trains_on_two_images(adapter: DarknetAdapter) -
 def test_an_epoch_has_every_image_once_but_a_last_one_alone(adapter: DarknetAdapter) -> None:
     assert [len(adapter.inputs(batch)) for batch in adapter.epoch(batch=4, seed=0)] == [4, 2]
     assert [len(adapter.inputs(batch)) for batch in adapter.epoch(batch=5, seed=0)] == [5]
+    assert [len(adapter.inputs(batch)) for batch in adapter.epoch(batch=1, seed=0)] == [1] * 6
     names = [name for batch in adapter.epoch(batch=4, seed=0) for name in batch["im_file"]]
     assert len(set(names)) == 6
     one, same, other = (next(iter(adapter.epoch(batch=4, seed=seed)))["img"] for seed in (0, 0, 1))
@@ -144,6 +145,12 @@ def test_the_dense_training_is_that_of_the_cfg(adapter: DarknetAdapter) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "size", "problem"),
     [
+        (
+            "anchors=14,14, 22,22",
+            "anchors=14,14, 22",
+            None,
+            r"anchors must be pairs of width and height, got \d+ numbers",
+        ),
         ("", "", 72, r"positive multiple of the network's stride 16, got 72; try 80"),
         ("", "", (72, 64), r"positive multiple of the network's stride 16, got 72,64; try 80,64"),
         (

@@ -110,6 +110,24 @@ def test_half_of_an_image_is_told(tmp_path: Path, kind: str) -> None:
     assert cut_short(str(file)) is not None
 
 
+def test_a_split_that_is_missing_is_told_with_what_it_is_for(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [a]\n")
+    with pytest.raises(DataError, match="names no 'val' split; its images measure the accuracy: move some tenth"):
+        read_data_set(tmp_path / "data.yaml").files("val")
+
+
+def test_a_folder_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; give the YAML file"):
+        read_data_set(tmp_path)
+
+
+def test_a_jpeg_with_bytes_behind_it_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "image.jpg"
+    PIL.Image.new("RGB", (64, 64), (9, 99, 199)).save(file, "JPEG")
+    file.write_bytes(file.read_bytes() + b"\0\0")
+    assert "it is cut short, or bytes follow it" in str(cut_short(str(file)))
+
+
 def test_what_is_no_image_is_told(tmp_path: Path) -> None:
     assert stock.YOLODataset  # loads Ultralytics, which changes Pillow
     os.mkfifo(tmp_path / "a.png")

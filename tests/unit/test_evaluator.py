@@ -145,6 +145,17 @@ def test_scores_are_in_the_order_asked_for_and_do_not_depend_on_it(evaluators: E
     assert evaluator.counts.cache_hits == len(asked) - len(set(asked))
 
 
+def test_what_is_scored_while_others_are_given_one_by_one_changes_none_of_them(evaluators: Evaluators) -> None:
+    evaluator = evaluators()
+    asked = candidates(evaluator)
+    scores = [one.score for one in evaluators()(asked)]
+    found = []
+    for one in evaluator.each(asked):
+        found.append(one.score)
+        evaluator(asked[1:3])
+    assert found == scores
+
+
 @pytest.mark.parametrize("batch", [1, 3, IMAGES])
 def test_scores_do_not_depend_on_how_images_fall_into_batches(evaluators: Evaluators, batch: int) -> None:
     whole, split = evaluators(Plain, batch=4), evaluators(Plain, batch=batch)

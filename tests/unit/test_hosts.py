@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.benchmark_command import FILES
 from autoprune.choices import RUNTIMES
 from autoprune.errors import DeviceError
 from autoprune.listener import SilentListener, hearing
@@ -154,10 +155,22 @@ def test_equal_content_is_sent_once_and_the_oldest_is_removed(
     assert Path(host.put(folder)) == there
     assert len(sent) == 2
     monkeypatch.setattr(ssh, "_KEPT_BYTES", 1000)
+    monkeypatch.setattr(ssh, "_KEPT_FILES", 1)
     other = tmp_path / "other.onnx"
     other.write_bytes(b"b" * 900)
     assert Path(host.put(other)).read_bytes() == b"b" * 900
     assert not there.exists()
+
+
+def test_the_files_of_one_command_stay_together_however_large(
+    host: SshHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_KEPT_BYTES", 100)
+    sent = []
+    for name in FILES:
+        (tmp_path / name).write_bytes(name.encode() * 20)
+        sent.append(Path(host.put(tmp_path / name)))
+    assert all(file.exists() for file in sent)
 
 
 def test_a_command_is_run_and_killed_with_all_that_it_started(host: SshHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,12 @@ def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
     assert store.load() == {"layer": 2.0}
 
 
+def test_processes_that_save_at_once_lose_nothing(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: LatencyCache(tmp_path, {}).save({f"layer {number}": 1.0}), range(40)))
+    assert len(LatencyCache(tmp_path, {}).load()) == 40
+
+
 def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -251,7 +258,7 @@ def test_the_default_folder_follows_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path))
     store = LatencyCache(None, {"cpu": "x"})
     store.save({"layer": 1.0})
-    assert json.loads(next((tmp_path / "latency").iterdir()).read_text())["fingerprint"] == {"cpu": "x"}
+    assert json.loads(next((tmp_path / "latency").glob("*.json")).read_text())["fingerprint"] == {"cpu": "x"}
 
 
 # -- tables ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,15 @@ def test_the_checkpoint_has_the_pattern_and_ultralytics_opens_it(finished: Path,
     weights = convolution_weights(YOLO(finished / "model.pt").model)
     assert has_two_of_four(weights["model.1.conv.weight"])
     assert not list(finished.glob(".*"))
+
+
+def test_a_benchmark_command_runs_as_often_as_a_search_runs_it(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
+    lines = ("import sys", f"print('x', file=open({str(tmp_path / 'calls')!r}, 'a'))", "print(12.5)")
+    (tmp_path / "bench.py").write_text("\n".join(lines))
+    command = f"{sys.executable} {tmp_path / 'bench.py'} {{onnx}}"
+    assert main(words(adapter, tmp_path / "run", "--runtime-command", command)) == 0
+    assert told(tmp_path / "run")["stages"]["masked"]["latencies"]["latency"]["median"] == 12.5
+    assert 6 <= len((tmp_path / "calls").read_text().split()) <= 24, "3 to 12 times for each of two networks"
 
 
 def test_a_killed_run_goes_on(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,7 +203,8 @@ def test_an_epoch_has_every_image_but_a_lonely_one(samples: int, sizes: list[int
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch", "sizes"), [(9, 4, [4, 3, 2]), (10, 4, [4, 4, 2]), (3, 2, [2, 1]), (1, 4, [1]), (2, 1, [1, 1])]
+    ("samples", "batch", "sizes"),
+    [(9, 4, [4, 3, 2]), (10, 4, [4, 4, 2]), (3, 2, [3]), (5, 2, [2, 3]), (1, 4, [1]), (2, 1, [1, 1])],
 )
 def test_a_single_last_image_is_joined_by_another(samples: int, batch: int, sizes: list[int]) -> None:
     own = adapter(Net(), train=Shapes(samples, 0))

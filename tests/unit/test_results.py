@@ -131,6 +131,7 @@ def test_what_another_version_wrote_is_refused_in_one_sentence(tmp_path: Path, c
         (["stages", "dense", "costs"], ["flops"]),
         (["stages", "dense", "latencies"], {"latency": 8.0}),
         (["stages", "dense", "latencies"], {"latency": {"p10": 1.0}}),
+        (["stages", "dense", "latencies"], {"latency@p95": {"median": 2.0, "p10": 1.0, "p90": 3.0}}),
         (["budget"], {}),
         (["budget"], [{"metric": "flops"}]),
         (["budget", 0, "limit"], "30%"),
@@ -225,6 +226,20 @@ def test_sections_are_what_applies_in_order(tmp_path: Path) -> None:
     few = [one.name for one in sections(comparison(points=2), tmp_path) if isinstance(one, Chart)]
     assert few == ["comparison", "progress"], "two networks have no correlation"
     assert not list(tmp_path.iterdir()), "nothing is written before it is published"
+
+
+def test_a_fine_tune_that_lost_accuracy_is_told(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Heard(SilentListener):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    for accuracy in (0.41, 0.36):
+        tuned = replace(PRUNED, metrics=Metrics({"mAP50-95": accuracy, "mAP50": 0.7}))
+        publish(replace(FOUND, stages={**FOUND.stages, "finetuned": tuned}), tmp_path / "summary.json", Heard())
+    (said,) = heard
+    assert "lowered mAP50-95 from 0.400 to 0.360: the network before it is the better one" in said
 
 
 def test_publishing_writes_and_shows(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from autoprune.errors import DeviceError, TrainingError
 from autoprune.models._base import Adapter, Batch
 from autoprune.models.ultralytics import UltralyticsAdapter
 from autoprune.training.shortterm import HELD_IMAGES, train_briefly, training_batches
+from tests.helpers import own_network
 from tests.helpers.detectors import build, write_detector
 
 
@@ -104,6 +105,17 @@ def test_no_scoring_image_is_trained_on(adapter: UltralyticsAdapter, scoring: in
     assert trained
     assert len(scored) == scoring
     assert not any(torch.equal(one, other) for one in trained for other in scored)
+
+
+def test_no_scoring_image_is_trained_on_where_a_last_image_joins_a_batch() -> None:
+    own = own_network.adapter(own_network.Net(), train=own_network.Shapes(34, 0))
+    scored = images(own, own.batches("train", images=17, batch=16, seed=0))
+    trained = images(own, training_batches(own, scoring=17, steps=10, batch=16, seed=0))
+    assert trained
+    assert not any(torch.equal(one, other) for one in trained for other in scored)
+    fewer = own_network.adapter(own_network.Net(), train=own_network.Shapes(17, 0))
+    with pytest.raises(TrainingError, match="besides the 16 that score"):
+        training_batches(fewer, scoring=16, steps=1, batch=16, seed=0)
 
 
 def test_as_many_batches_as_steps_are_held_and_no_more_than_is_bearable(adapter: UltralyticsAdapter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from autoprune.errors import ConfigError
+from autoprune.listener import SilentListener, hearing
 from autoprune.tracking import TRACKERS, MLflowTracker, RunTracking, TensorBoardTracker, TrackerSpec, check_tracker
 
 
@@ -20,7 +22,7 @@ class Kept:
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.seen: list[tuple[int, Mapping[str, float]]] = []
-        self.over = False
+        self.over: str | None = None
 
     def start(self, name: str, config: Mapping[str, Any], folder: Path, key: str) -> None:
         self.keys.append(key)
@@ -28,38 +30,71 @@ class Kept:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.seen.append((step, dict(values)))
 
-    def finish(self) -> None:
-        self.over = True
+    def finish(self, failed: bool) -> None:
+        self.over = "failed" if failed else "finished"
 
 
 def test_a_step_is_handed_on_once_and_steps_only_rise(tmp_path: Path) -> None:
     first, second = Kept(), Kept()
-    run = RunTracking([first], tmp_path, {})
+    run = RunTracking({"one": first}, tmp_path, {})
     run.log(1, {"search/best": 0.1, "search/noise": math.nan})
     run.log(2, {"search/best": 0.2})
     run.close()
-    again = RunTracking([second], tmp_path, {})
+    again = RunTracking({"one": second}, tmp_path, {})
     for step, value in ((1, 0.1), (2, 0.2), (3, 0.3)):
         again.log(step, {"search/best": value})
     assert first.seen == [(1, {"search/best": 0.1}), (2, {"search/best": 0.2})]
     assert second.seen == [(3, {"search/best": 0.3})]
     assert first.keys == second.keys
-    assert (first.over, second.over) == (True, False)
+    assert (first.over, second.over) == ("finished", None)
+
+
+def test_a_tracker_that_a_resume_adds_hears_the_whole_curve(tmp_path: Path) -> None:
+    first, again, added = Kept(), Kept(), Kept()
+    RunTracking({"one": first}, tmp_path, {}).log(1, {"search/best": 0.1})
+    run = RunTracking({"one": again, "two": added}, tmp_path, {})
+    for step in (1, 2):
+        run.log(step, {"search/best": step / 10})
+    assert [step for step, _ in again.seen] == [2]
+    assert [step for step, _ in added.seen] == [1, 2]
+
+
+@pytest.mark.parametrize("fails", ["start", "log", "finish"])
+def test_a_tracker_that_fails_costs_a_warning_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError("the server is away")
+
+    class Hears(SilentListener):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    heard: list[str] = []
+    broken, whole = Kept(), Kept()
+    monkeypatch.setattr(broken, fails, away)
+    with hearing(Hears()):
+        run = RunTracking({"one": broken, "two": whole}, tmp_path, {})
+        for step in (1, 2):
+            run.log(step, {"search/best": step / 10})
+        run.close(failed=True)
+    assert heard == ["The tracker one failed (ConnectionError: the server is away); the run goes on without it."]
+    assert ([step for step, _ in whole.seen], whole.over) == ([1, 2], "failed")
 
 
 def test_a_tracker_that_hears_nothing_does_not_start(tmp_path: Path) -> None:
     tracker = Kept()
-    run = RunTracking([tracker], tmp_path, {})
+    run = RunTracking({"one": tracker}, tmp_path, {})
     run.log(1, {"search/best": -math.inf})
     run.close()
-    assert (tracker.keys, tracker.over, list(tmp_path.iterdir())) == ([], False, [])
+    assert (tracker.keys, tracker.over, list(tmp_path.iterdir())) == ([], None, [])
 
 
 def test_tensorboard_shows_a_run_that_went_on_as_one_curve(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for steps in ((1, 2), (1, 2, 3)):
-        run = RunTracking([TensorBoardTracker()], tmp_path, {})
+        run = RunTracking({"tensorboard": TensorBoardTracker()}, tmp_path, {})
         for step in steps:
             run.log(step, {"search/best": step / 8})
         run.close()
@@ -73,7 +108,7 @@ def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for steps in ((1, 2), (1, 2, 3)):
-        run = RunTracking([MLflowTracker()], tmp_path, {"seed": 3})
+        run = RunTracking({"mlflow": MLflowTracker()}, tmp_path, {"seed": 3})
         for step in steps:
             run.log(step, {"finetune/mAP50(B)": step / 8})
         run.close()
@@ -87,8 +122,8 @@ def test_mlflow_keeps_a_run_that_went_on_as_one(tmp_path: Path, monkeypatch: pyt
 
 def test_wandb_writes_offline_into_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = RunTracking([check_tracker("wandb").make()], tmp_path, {"seed": 3})
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    run = RunTracking({"wandb": check_tracker("wandb").make()}, tmp_path, {"seed": 3})
     run.log(1, {"search/best": 0.5})
     run.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
@@ -96,6 +131,7 @@ def test_wandb_writes_offline_into_the_folder(tmp_path: Path, monkeypatch: pytes
     while b"search/best" not in file.read_bytes() and time.monotonic() < end:  # another process writes it
         time.sleep(0.1)
     assert b"search/best" in file.read_bytes()
+    assert "WANDB_MODE" not in os.environ, "runs of the user's own are not changed"
 
 
 def test_a_tracker_that_is_not_there_names_its_extra() -> None:

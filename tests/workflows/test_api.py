@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ import pytest
 import torch
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
+from ultralytics import YOLO
 
 import autoprune as ap
+from autoprune import tracking
+from autoprune.api.commands import make_config
+from autoprune.api.network import options_of
 from autoprune.cli.main import main
 from autoprune.config import COMMANDS
 from autoprune.config.reading import from_python
+from autoprune.image_size import ImageSize
 from autoprune.listener import Advance
 from autoprune.report import Table
 from autoprune.strategies.registry import StrategyName
+from autoprune.tracking import TrackerSpec
+from tests.helpers import darknet_detector
 from tests.helpers.detectors import build, write_detector
 from tests.helpers.world import SIZE, arguments
 
@@ -54,6 +62,65 @@ def net(quick: None, tiny: Path) -> ap.Network:
 @pytest.fixture(scope="module")
 def run(net: ap.Network, tmp_path_factory: pytest.TempPathFactory) -> ap.Run:
     return ap.search(net, budget="flops=60%", out=tmp_path_factory.mktemp("runs") / "first", **QUICK)
+
+
+# -- a network as commands find it -----------------------------------------------------------------
+
+
+def test_a_command_reads_a_network_at_the_size_that_it_was_loaded_with(tiny: Path) -> None:
+    alone = ap.load(tiny / "best.pt", imgsz=2 * SIZE, device="cpu")
+    found = options_of(alone)
+    assert (found["imgsz"], "data" in found) == (2 * SIZE, False)
+    assert make_config("profile", found).imgsz == ImageSize(2 * SIZE, 2 * SIZE)
+
+
+@pytest.mark.parametrize("given", [{"model": YOLO}, {"model": "best.pt", "data": 5}], ids=["model", "data"])
+def test_what_is_no_path_is_refused_in_one_sentence(given: dict[str, Any]) -> None:
+    with pytest.raises(ap.ConfigError, match=r"must be a path or a name, got a \w+"):
+        ap.load(**given)
+
+
+def test_a_network_is_saved_as_its_family_s_file_so_that_nothing_else_is_replaced(
+    net: ap.Network, tmp_path: Path
+) -> None:
+    (tmp_path / "dense").mkdir()
+    darknet = ap.load(darknet_detector.write_detector(tmp_path / "dense"), device="cpu")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "dense").iterdir()}
+    for name in ("tiny.pruned", "tiny.pt", "tiny"):
+        with pytest.raises(ap.RunError, match=r"saved as a \.cfg file, got .*tiny"):
+            darknet.save(tmp_path / "dense" / name)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "dense").iterdir()} == before
+    with pytest.raises(ap.RunError, match=r"saved as a \.pt file, got .*small\.onnx; `export`"):
+        net.save(tmp_path / "small.onnx")
+
+
+def test_an_object_around_a_network_is_refused_before_it_trains(run: ap.Run, tiny: Path) -> None:
+    model = YOLO(tiny / "best.pt")
+    for data in (None, tiny / "data" / "data.yaml"):
+        with pytest.raises(ap.ModelError, match=r"this YOLO object holds one; give its `model`|holds a YOLO, and only"):
+            run.policy.apply(model, data=data)
+
+
+@pytest.mark.parametrize("device", ["ssh://pi@cam1", "cpu"])
+def test_a_run_s_model_is_opened_on_this_machine(run: ap.Run, device: str) -> None:
+    config = replace(run.config, device=device)  # type: ignore[type-var]
+    other = ap.Run("search", run.folder, config, held=True, tables=(), notes=())
+    assert other.model.device == "cpu"
+
+
+def test_a_tracker_that_is_not_there_leaves_no_folder(
+    net: ap.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = TrackerSpec("mlflow", "autoprune.tracking:MLflowTracker", "no_such_package", extra="mlflow")
+    monkeypatch.setattr(tracking, "TRACKERS", (missing,))
+    with pytest.raises(ap.ConfigError, match=r"needs no_such_package.* autoprune\[mlflow\]"):
+        ap.search(net, budget="flops=60%", tracker="mlflow", out=tmp_path / "new" / "run", **QUICK)
+    assert not (tmp_path / "new").exists()
+
+
+def test_latency_with_its_suppression_is_refused_where_a_runtime_cannot(net: ap.Network) -> None:
+    with pytest.raises(ap.AutopruneError, match="measure without it"):
+        net.latency("litert", with_nms=True)
 
 
 # -- the package -----------------------------------------------------------------------------------

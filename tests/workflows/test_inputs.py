@@ -178,6 +178,18 @@ def test_every_file_that_an_option_names_counts(
     assert changed(config(world), tmp_path, lambda: (world / change).write_text("changed")) == said
 
 
+def test_runs_of_one_name_in_two_folders_count_both(world: Path, tmp_path: Path) -> None:
+    runs = tuple(world / folder / "search-1" for folder in ("a", "b"))
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "journal.jsonl").write_text("old")
+    for run, name in zip(runs, ("search-1/journal.jsonl", "search-1/journal.jsonl (2)"), strict=True):
+        said = changed(
+            search(world, warm_start=runs), tmp_path, lambda run=run: (run / "journal.jsonl").write_text("x")
+        )
+        assert said == f"--warm-start: {name} has changed"
+
+
 def test_a_module_by_its_name_counts_and_is_not_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import autoprune as ap
 from autoprune.cli.main import main
 from autoprune.models import open_adapter
 from autoprune.models.module import load
@@ -79,6 +81,39 @@ def test_a_search_killed_while_it_fine_tunes_ends_the_same(
     assert main(["search", "--resume", str(whole), "--trust-checkpoint"]) == 0
     assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
     assert summary(whole)["stages"]["finetuned"]["metrics"] == summary(run)["stages"]["finetuned"]["metrics"]
+
+
+@pytest.mark.filterwarnings("ignore::autoprune.errors.AutopruneWarning")  # a few images for many channels
+def test_a_network_that_was_saved_is_what_commands_read(tmp_path: Path) -> None:
+    net = ap.load(OWN, device="cpu")
+    small = net.policy({"stem.0": 6}, criterion="l1").apply(net)
+    small.save(tmp_path / "small.pt")
+    assert small.path == Path(f"{OWN}@{tmp_path / 'small.pt'}")
+    written = ap.sensitivity(small, images=4, batch=4, criterion="l1", ratios="0.5", out=tmp_path / "sensitivity")
+    assert written.config.model == small.path
+
+
+EDITED = """
+from torch import nn, zeros
+from autoprune.models.module import ModuleAdapter
+
+def make():
+    network = nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.ReLU(), nn.Conv2d(WIDTH, 4, 1))
+    images = [(zeros(3, 8, 8), 0)] * 4
+    options = {"loss": lambda network, x, y: network(x).mean(), "metric": lambda predict, batches: 1.0}
+    return ModuleAdapter(network, example=zeros(1, 3, 8, 8), train=images, val=images, **options)
+"""
+
+
+def test_a_file_that_was_edited_is_executed_anew(tmp_path: Path) -> None:
+    file, widths = tmp_path / "edited_net.py", []
+    for width in (16, 32):
+        file.write_text(f"{EDITED}\nWIDTH = {width}\n")
+        widths.append(ap.load(f"{file}:make", device="cpu").module.get_submodule("0").out_channels)
+    assert widths == [16, 32]
+    before = sys.modules["autoprune_own_edited_net"]
+    ap.load(f"{file}:make", device="cpu")
+    assert sys.modules["autoprune_own_edited_net"] is before, "what is as it was is not executed again"
 
 
 def test_a_policy_is_applied_and_trained(run: Path, tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ class DarknetAdapter(TrainableAdapter):
         """Give the training split once, augmented; a last image that is alone is left out."""
         files = shuffled(self._data(), "train", seed)
         chunks = self._batched(self._samples(files, self._augmented(seed)), batch)
-        return (chunk for number, chunk in enumerate(chunks) if number == 0 or len(self.inputs(chunk)) > 1)
+        alone = (chunk for number, chunk in enumerate(chunks) if number == 0 or len(self.inputs(chunk)) > 1)
+        return chunks if batch == 1 else alone
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Return the images of a batch."""

@@ -182,7 +182,9 @@ def _yolo(section: Section, shapes: Sequence[Shape]) -> tuple[nn.Module, Shape]:
     classes, total = section.integer("classes", 20, least=1), section.integer("num", 1, least=1)
     mask = section.integers("mask") or tuple(range(total))
     sides = section.numbers("anchors")
-    anchors = list(zip(sides[::2], sides[1::2], strict=False))[:total]
+    if len(sides) % 2:
+        raise section.error(f"anchors must be pairs of width and height, got {len(sides)} numbers", "anchors")
+    anchors = list(zip(sides[::2], sides[1::2], strict=True))[:total]
     if not all(0 <= index < len(anchors) for index in mask):
         raise section.error(
             f"mask must name some of the {len(anchors)} anchors, from 0, got {', '.join(map(str, mask))}", "mask"

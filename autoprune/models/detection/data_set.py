@@ -30,6 +30,12 @@ Label = dict[str, Any]
 """One verified image file with its labels, in `YOLODataset`'s form."""
 
 
+_WITHOUT = {
+    "train": "; the training images score candidates and train the network: give their folder there",
+    "val": "; its images measure the accuracy: move some tenth of the training images to a folder and give that there",
+}
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set as described by its YAML file, with resolved paths.
@@ -57,7 +63,7 @@ class DataSet:
         if split not in SPLITS:
             raise DataError(f"a split is one of {', '.join(SPLITS)}, got {split!r}")
         if split not in self.splits:
-            raise DataError(f"{self.file} names no {split!r} split")
+            raise DataError(f"{self.file} names no {split!r} split{_WITHOUT.get(split, '')}")
         found = sorted({file for place in self.splits[split] for file in self._images_at(place, split)})
         if not found:
             places = ", ".join(map(str, self.splits[split]))
@@ -260,7 +266,11 @@ def cut_short(file: str) -> str | None:
         return f"cannot identify image file; the package {error.name} reads more formats, such as HEIC"
     except Exception as error:  # decoders raise any class; too many pixels are no OSError
         return str(error)
-    return "the JPEG is cut short: its end-of-image marker is missing" if jpeg and not ended else None
+    return (
+        "the JPEG does not end with its end-of-image marker: it is cut short, or bytes follow it; save it anew"
+        if jpeg and not ended
+        else None
+    )
 
 
 def to_batch(samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:

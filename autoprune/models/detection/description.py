@@ -21,6 +21,10 @@ def read_description(file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or malformed, or an entry has a wrong type.
     """
+    if file.is_dir():
+        raise DataError(
+            f"the data set {file} is a folder; give the YAML file with train, val and names that describes it"
+        )
     if not file.is_file():
         raise DataError(f"the data set file {file} does not exist (a YAML file with train, val and names is expected)")
     if file.suffix.lower() not in {".yaml", ".yml"}:

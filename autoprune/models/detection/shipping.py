@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from autoprune.io.files import new_folder
+from autoprune.io.plain_yaml import yaml_line
 from autoprune.models import stock
 from autoprune.models._base import Adapter
 from autoprune.models.detection.data_set import SPLITS, DataSet
@@ -88,6 +88,6 @@ def _place(folder: Path) -> Path:
 
 
 def _description(data: DataSet, splits: list[str]) -> str:
-    """Return the YAML file (JSON is YAML) of the packed data set: its splits are lists of images next to it."""
+    """Return the YAML file of the packed data set: its splits are lists of images next to it."""
     kept = {name: value for name, value in data.settings.items() if name not in _HERE}
-    return json.dumps({**kept, "names": list(data.names), **{split: f"{split}.txt" for split in splits}})
+    return yaml_line({**kept, "names": list(data.names), **{split: f"{split}.txt" for split in splits}})

@@ -70,13 +70,14 @@ class Data:
     ) -> Iterator[Batch]:
         """Yield samples as batches; torch's generator is seeded, for data sets that augment.
 
-        A single last sample is joined by one of the batch before: batch norm needs two values per channel.
+        A single last sample is joined by one of the batch before, or joins a batch of two: batch norm needs two values
+        per channel.
         """
         samples = self.split(split)
         state = torch.Generator().manual_seed(seed).get_state()
         cuts = [*range(0, len(numbers), batch), len(numbers)]
-        if batch > 2 and len(numbers) > batch and len(numbers) % batch == 1:
-            cuts[-2] -= 1
+        if batch > 1 and len(numbers) > batch and len(numbers) % batch == 1:
+            cuts[-2:-1] = [cuts[-2] - 1] if batch > 2 else []
         for start, end in pairwise(cuts):
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)

@@ -22,7 +22,7 @@ from torch import nn
 
 from autoprune.choices import match_factory
 from autoprune.errors import AutopruneError, ModelError
-from autoprune.io.files import saying_why, why_no_file
+from autoprune.io.files import saying_why, sha256_of, why_no_file
 from autoprune.models.module.adapter import ModuleAdapter
 from autoprune.models.module.checkpoint import read_checkpoint
 from autoprune.models.module.data import reason_of
@@ -31,6 +31,7 @@ Make = Callable[[], ModuleAdapter]
 """A user's function, which returns the trained network with its data."""
 
 _OWN = "autoprune_own_"
+_DIGEST = "__autoprune_sha256__"  # a file that was edited since is executed anew
 
 
 def load(path: Path, make: Make, *, device: str | torch.device = "cpu") -> ModuleAdapter:
@@ -87,12 +88,15 @@ def _imported(source: str) -> ModuleType:
     if not path.is_file():
         raise ModelError(f"the file {source} does not exist; `model` takes FILE.py:FUNCTION")
     name = f"{_OWN}{path.stem}"  # differs from every other module's name
+    digest = sha256_of(path)
     known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(path):
+    if known is not None and (known.__file__, vars(known).get(_DIGEST)) == (str(path), digest):
         return known
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # its neighbours can be imported, as when Python runs the file
-    return _executed(lambda: _run(path, name), source)
+    module = _executed(lambda: _run(path, name), source)
+    setattr(module, _DIGEST, digest)
+    return module
 
 
 def _run(path: Path, name: str) -> ModuleType:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoprune.benchmark_command import FILES
 from autoprune.errors import DeviceError
 from autoprune.listener import warn
 from autoprune.runtimes.hosts._base import BoardWatch, Host, Output, Pipe, command_output
@@ -24,6 +25,7 @@ LOCK_PATIENCE = 600.0
 
 _LONGEST_PAUSE = 30.0
 _KEPT_BYTES = 200 * 2**20
+_KEPT_FILES = len(FILES)
 
 
 class SshHost(Host):
@@ -60,7 +62,10 @@ class SshHost(Host):
         return SshPipe(self.name, self._connected(), number, pid)
 
     def put(self, path: Path) -> str:
-        """Send a file or a folder unless it is there; those sent longest ago are removed beyond 200 MB."""
+        """Send a file or a folder unless it is there; those sent longest ago are removed beyond 200 MB.
+
+        As many stay as one benchmark command can name.
+        """
         connection = self._connected()
         files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
         contents = {str(one.relative_to(path.parent)): one.read_bytes() for one in files}
@@ -73,7 +78,7 @@ class SshHost(Host):
                 connection.put(f"{key}/{name}", content)
         connection.sent[key] = sum(map(len, contents.values()))
         connection.sent.move_to_end(key)
-        while len(connection.sent) > 1 and sum(connection.sent.values()) > _KEPT_BYTES:
+        while len(connection.sent) > _KEPT_FILES and sum(connection.sent.values()) > _KEPT_BYTES:
             oldest, _ = connection.sent.popitem(last=False)
             self._ask("remove", name=oldest)
         return f"{connection.folder}/{key}/{path.name}"

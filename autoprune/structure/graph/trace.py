@@ -45,8 +45,12 @@ def copied(module: nn.Module) -> nn.Module:
     """Return a deep copy of a network whose layers hold their weights as they use them.
 
     Raises:
-        ModelError: a layer computes a weight from other tensors at every pass, or the network cannot be copied.
+        ModelError: a layer computes a weight from other tensors at every pass, the network cannot be copied, or it is
+            an Ultralytics object around one, such as a ``YOLO``, whose ``train()`` begins a training.
     """
+    if any(kind.__module__ == "ultralytics.engine.model" for kind in type(module).__mro__):
+        name = type(module).__name__
+        raise ModelError(f"A network is a module of layers, and this {name} object holds one; give its `model`")
     for path, tensor, way_out in _computed_weights(module):
         raise ModelError(
             f"A network's layers must hold their weights as they use them, and {path or type(module).__name__} "
