@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from tests.helpers.world import SIZE, write_world
 
 TUNING = Tuning(epochs=1, lr_scale=0.5, batch=2, seed=0)
 TWO = replace(TUNING, epochs=2)
+Whole = tuple[Path, dict[str, torch.Tensor]]
+"""The folder of a fine-tune, and its weights."""
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -64,18 +67,39 @@ class Elsewhere:
         return map(copy, self.asked)
 
 
+def opened(world: Path) -> UltralyticsAdapter:
+    torch.set_num_threads(1)
+    return UltralyticsAdapter.load(world / "best.pt", data=world / "data" / "data.yaml", image_size=SIZE)
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> UltralyticsAdapter:
-    torch.set_num_threads(1)
     (tmp_path / "world").mkdir()
-    world = write_world(tmp_path / "world")
-    return UltralyticsAdapter.load(world / "best.pt", data=world / "data" / "data.yaml", image_size=SIZE)
+    return opened(write_world(tmp_path / "world"))
 
 
 def jobs(folder: Path, *names: str) -> list[TuningJob]:
     for name in names:
         (folder / name).mkdir(exist_ok=True)
     return [TuningJob(lambda: build(16).eval(), folder / name, TUNING, {"name": name}, name) for name in names]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a fine-tune of `TWO` epochs leaves here that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "run").mkdir()
+    tuning = {"tuning": TWO, "notes": {}, "listener": SilentListener()}
+    return folder / "run", tune(opened(write_world(folder)), build(16).eval(), folder / "run", **tuning).state_dict()
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def finished(adapter: UltralyticsAdapter, folder: Path, whole: Whole) -> bool:
+    weights = adapter.reopen(folder / "model.pt").state_dict()
+    return files(folder) == files(whole[0]) and all(torch.equal(one, whole[1][key]) for key, one in weights.items())
 
 
 def test_a_worker_leaves_what_a_fine_tune_here_leaves(adapter: UltralyticsAdapter, tmp_path: Path) -> None:
@@ -90,8 +114,7 @@ def test_a_worker_leaves_what_a_fine_tune_here_leaves(adapter: UltralyticsAdapte
             torch.equal(tensor, here.state_dict()[key])
             for key, tensor in adapter.reopen(tmp_path / name / "model.pt").state_dict().items()
         )
-        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
-        assert files == {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")}
+        assert files(tmp_path / name) == files(tmp_path / "here")
         assert f"{name}/mAP50-95" in heard.curves
     assert any("The data set goes to the workers once: " in note for note in heard.notes)
     runner.asked = []
@@ -116,13 +139,11 @@ def test_a_worker_without_the_data_says_how_it_gets_them(adapter: UltralyticsAda
 
 
 def test_a_fine_tune_goes_on_where_its_worker_died(
-    adapter: UltralyticsAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the next one sees the run's folder, and to the last bit; the file for it is gone in the end."""
-    two, heard, runner = replace(TUNING, epochs=2), Notes(), Elsewhere()
-    (tmp_path / "here").mkdir()
-    here = tune(adapter, build(16).eval(), tmp_path / "here", tuning=two, notes={}, listener=heard)
-    wanted = [replace(job, tuning=two) for job in jobs(tmp_path, "a", "b")]
+    heard, runner = Notes(), Elsewhere()
+    wanted = [replace(job, tuning=TWO) for job in jobs(tmp_path, "a", "b")]
     ended: list[Path] = []
     keep = tuning_workers.keep
 
@@ -138,28 +159,8 @@ def test_a_fine_tune_goes_on_where_its_worker_died(
     tune_together(runner, adapter, wanted[:1], heard, ship_data=False)  # the only one left, but begun by a worker
     tune_together(runner, adapter, wanted, heard, ship_data=False)
     assert [folder.name for folder in ended] == ["a", "a", "b", "b"]
-    for name in ("a", "b"):
-        tuned = adapter.reopen(tmp_path / name / "model.pt").state_dict()
-        assert all(torch.equal(tensor, here.state_dict()[key]) for key, tensor in tuned.items())
-        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
-        assert files == {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")}
-
-
-@pytest.fixture
-def whole(adapter: UltralyticsAdapter, tmp_path: Path) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """The weights and the files of a fine-tune of `TWO` epochs that nothing interrupted."""
-    (tmp_path / "whole").mkdir()
-    tuned = tune(adapter, build(16).eval(), tmp_path / "whole", tuning=TWO, notes={}, listener=SilentListener())
-    return tuned.state_dict(), files(tmp_path / "whole")
-
-
-def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-
-
-def finished(adapter: UltralyticsAdapter, folder: Path, whole: tuple[dict[str, torch.Tensor], set[str]]) -> bool:
-    weights = adapter.reopen(folder / "model.pt").state_dict()
-    return files(folder) == whole[1] and all(torch.equal(tensor, whole[0][key]) for key, tensor in weights.items())
+    assert finished(adapter, tmp_path / "a", whole)
+    assert finished(adapter, tmp_path / "b", whole)
 
 
 class Killed(Notes):
@@ -170,7 +171,7 @@ class Killed(Notes):
 
 
 def test_what_workers_have_begun_goes_on_without_them(
-    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [replace(job, tuning=TWO) for job in jobs(tmp_path, "a", "b")]
     keep = tuning_workers.keep
@@ -189,7 +190,7 @@ def test_what_workers_have_begun_goes_on_without_them(
 
 
 def test_what_was_begun_here_goes_on_with_workers(
-    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, ended = [replace(job, tuning=TWO) for job in jobs(tmp_path, "a", "b")], []
     with pytest.raises(KeyboardInterrupt):
@@ -201,8 +202,9 @@ def test_what_was_begun_here_goes_on_with_workers(
 
 
 def test_a_kill_before_a_worker_s_file_was_removed_leaves_it_to_the_resume(
-    adapter: UltralyticsAdapter, tmp_path: Path, whole: Any
+    adapter: UltralyticsAdapter, tmp_path: Path, whole: Whole
 ) -> None:
+    shutil.copytree(whole[0], tmp_path / "whole")
     (job,) = jobs(tmp_path, "whole")
     state = state_file(job.folder)
     (job.folder / "finetune" / "results.csv").write_text("newer")
