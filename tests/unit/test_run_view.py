@@ -92,9 +92,12 @@ def test_without_a_terminal_a_line_comes_while_nothing_ends(
     shown.stage("Search")
     with shown.progress("Search", 7) as advance:
         advance(3, "best score +0.1")
-        time.sleep(2.5)
+        out, patience = "", time.monotonic() + 30
+        while "3/7" not in out and time.monotonic() < patience:
+            time.sleep(0.02)
+            out += capsys.readouterr().out
     shown.close()
-    assert "[1/1] Search 0:0" in (out := capsys.readouterr().out)
+    assert "[1/1] Search 0:0" in out
     assert "Search 3/7 best score +0.1" in out
 
 
