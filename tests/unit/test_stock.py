@@ -98,13 +98,3 @@ def test_stock_tools_open_run_and_export_pruned_networks(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_stock_tools_open_run_and_export_all_other_pruned_networks(tmp_path: Path) -> None:
     check(HEAVY, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_pruned_torchvision_networks_are_traced(name: str) -> None:
-    module = random_allocation(name)
-    image = torch.rand(2, 3, SIZE, SIZE)
-    with torch.no_grad():
-        traced = torch.jit.trace(module, image)
-        torch.testing.assert_close(traced(image), module(image))

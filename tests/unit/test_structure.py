@@ -62,6 +62,17 @@ def test_random_allocations_train_and_shrink(name: str) -> None:
             assert child.weight.shape == (child.num_features,), path
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"], scope="module")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pruned_torchvision_networks_are_traced(name: str) -> None:
+    module, graph = analysed(name)
+    pruned = Slicer(module, graph).materialise(random_keep(Space(graph, round_to=1, min_keep=0.5), 4)).eval()
+    images = example()
+    with torch.no_grad():
+        traced = torch.jit.trace(pruned, images)
+        torch.testing.assert_close(traced(images), pruned(images))
+
+
 @pytest.mark.parametrize("name", ["yolov8n", pytest.param("yolo11n", marks=pytest.mark.slow)], scope="module")
 def test_a_pruned_network_can_be_pruned_again(name: str) -> None:
     module, graph = analysed(name)
