@@ -22,7 +22,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation, Space
-from autoprune.structure.validation import analyse
+from tests.helpers.world import analysed
 
 SIZE, IMAGES, CANDIDATES = 320, 60, 8
 World = tuple[Adapter, Pruner, tuple[Allocation, ...], tuple[float, ...]]
@@ -67,7 +67,7 @@ def mixed(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
         folder = tmp_path_factory.mktemp("mixed")
         data = write_mixed(shared / "data" / "bccd", folder, every=every)
         adapter = open_adapter(shared / "models" / "bccd-yolov5nu-320.pt", data=data, image_size=SIZE)
-        graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+        graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
         space = Space(graph)
         pruner = Pruner(adapter.module, space, make_criterion("l1").order(adapter.module, graph))
         candidates = random_allocations(space)

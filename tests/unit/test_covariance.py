@@ -27,6 +27,7 @@ from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
+from tests.helpers.world import analysed
 from tests.unit.test_compensation import Reader
 from tests.unit.test_folding import randomised
 
@@ -158,7 +159,7 @@ def test_a_uniformly_pruned_detector_is_left_better_than_by_l1(shared: Path, tmp
     adapter = open_adapter(
         shared / "models" / "bccd-yolov8n-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=96
     )
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     allocation = space.allocation(space.round_down(np.full(len(space), 0.35)))
     scores = []

@@ -21,7 +21,6 @@ from autoprune.models.darknet import DarknetAdapter
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.slicing import Slicer
 from autoprune.structure.space import Space
-from autoprune.structure.validation import analyse
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.distill import Distillation, FrozenTeacher
 from autoprune.training.extensions.distillation_losses import box_term, branches, class_term, output_term
@@ -39,6 +38,7 @@ from tests.helpers.detectors import write_data
 from tests.helpers.own_network import Net, loss
 from tests.helpers.own_network import adapter as own_adapter
 from tests.helpers.training import Stop, stop, write_training
+from tests.helpers.world import analysed
 
 EPOCHS = 3
 SEEDS = (0, 1, 2)
@@ -80,7 +80,7 @@ def _adapter(family: str, folder: Path) -> Adapter:
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     adapter = _adapter(request.param, tmp_path_factory.mktemp(request.param))
-    return Case(adapter, analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs))
+    return Case(adapter, analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

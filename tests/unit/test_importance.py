@@ -26,6 +26,7 @@ from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
 from tests.contracts.importances import check_importance
+from tests.helpers.world import analysed
 
 FROM_IMAGES = [spec.name for spec in CRITERIA if spec.needs_images]
 FROM_WEIGHTS = ["l1", "l2", *(spec.name for spec in CRITERIA if not spec.needs_images)]
@@ -292,7 +293,7 @@ def test_on_a_real_detector(shared: Path, name: str) -> None:
     adapter = open_adapter(
         shared / "models" / "bccd-yolov5nu-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=96
     )
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     scores = make_criterion(name, lambda: evidence_of(adapter))(adapter.module, graph)
     assert all(np.isfinite(values).all() for values in scores)
     assert all(np.ptp(scores[index]) > 0 for unit in graph.units for index in unit.groups)

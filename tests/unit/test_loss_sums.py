@@ -24,10 +24,10 @@ from autoprune.models.ultralytics import UltralyticsAdapter, loss_sums, stock
 from autoprune.models.ultralytics.checkpoint import write_checkpoint
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
-from autoprune.structure.validation import analyse
 from tests.contracts.adapters import with_frozen_statistics
 from tests.helpers.detectors import tiny_yaml
 from tests.helpers.task_data import KEYPOINTS, NAMES, add_backgrounds, write_task_data
+from tests.helpers.world import analysed
 
 SIZE = 64
 NETWORKS: Mapping[str, tuple[str, type, list[Any], dict[str, Any]]] = {
@@ -190,7 +190,7 @@ def test_nor_is_it_for_an_rt_detr(folder: Path) -> None:
 
 def check_gains(adapter: UltralyticsAdapter, journal: Path) -> None:
     """Assert that the covariance criterion ranks, and that widening gains finite amounts, somewhere not 0."""
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     space = Space(graph)
     order = make_criterion("covariance", lambda: evidence_of(adapter)).order(adapter.module, graph)
     assert [sorted(one) for one in order] == [list(range(group.size)) for group in graph.groups]

@@ -26,6 +26,7 @@ from autoprune.structure.space import Allocation, Space
 from autoprune.structure.validation import analyse
 from tests.helpers import networks
 from tests.helpers.detectors import build, write_data, write_detector
+from tests.helpers.world import analysed
 
 
 def pruner_of(module: nn.Module, graph: ChannelGraph, round_to: int = 4) -> Pruner:
@@ -52,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Pruner]:
     folder = tmp_path_factory.mktemp("world")
     write_data(folder / "data")
     adapter = open_adapter(write_detector(folder / "best.pt", build(24)), data=folder / "data" / "data.yaml")
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     return adapter, pruner_of(adapter.module, graph)
 
 

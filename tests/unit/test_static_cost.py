@@ -37,9 +37,9 @@ from tests.contracts.costs import check_cost
 from tests.helpers.detectors import build, write_detector
 from tests.helpers.networks import FREE_OUTPUTS, NETWORKS
 from tests.helpers.toy import LayerFlops, chain_graph
-from tests.helpers.world import open_world
+from tests.helpers.world import analysed, open_world
 
-SIZE = 128
+SIZE = 64
 QUICK = ("yolov8n", "mobilenet_v2")
 
 
@@ -120,7 +120,7 @@ def test_flops_and_parameters_are_those_of_the_pruned_network(name: str) -> None
     torch.manual_seed(0)
     module = NETWORKS[name]().eval()
     example = torch.rand(2, 3, SIZE, SIZE)
-    space = Space(analyse(module, example, free_outputs=FREE_OUTPUTS), round_to=1, min_keep=0.1)
+    space = Space(analysed(module, example, free_outputs=FREE_OUTPUTS), round_to=1, min_keep=0.1)
     flops = FlopsCost(space, fixed=undescribed_flops(module, space.graph, example))
     params = ParamsCost(space, parameter_shapes(module))
     for counts in (space.dense, random_counts(space, 1), space.lower):
@@ -131,7 +131,7 @@ def test_flops_and_parameters_are_those_of_the_pruned_network(name: str) -> None
 
 
 def test_channels_are_those_that_stay_of_every_group_but_the_pinned_ones() -> None:
-    graph = analyse(build(), torch.rand(2, 3, 64, 64), free_outputs=FREE_OUTPUTS)
+    graph = analysed(build(), torch.rand(2, 3, 64, 64), free_outputs=FREE_OUTPUTS)
     space = Space(graph, round_to=1)
     assert max(len(unit.groups) for unit in space.units) == 2, "the halves of a chunk count each"
     pinned = sum(group.size for group in graph.groups if group.pinned is not None)
@@ -162,7 +162,7 @@ def test_a_dense_checkpoint_that_is_too_small_is_refused(small: tuple[nn.Module,
 def test_costs_of_a_real_detector(shared: Path, name: str) -> None:
     adapter = open_adapter(shared / "models" / f"{name}.pt", image_size=320)
     module = adapter.module
-    space = Space(analyse(module, adapter.example(), free_outputs=adapter.free_outputs))
+    space = Space(analysed(module, adapter.example(2), free_outputs=adapter.free_outputs))
     counts = random_counts(space, 2)
     pruned = materialised(module, space, counts)
     flops = FlopsCost(space, fixed=undescribed_flops(module, space.graph, adapter.example()))
@@ -304,7 +304,7 @@ def held_by_torch(module: nn.Module, image: torch.Tensor) -> int:
 def test_memory_of_a_detector_is_what_torch_holds(tmp_path: Path) -> None:
     adapter = open_adapter(write_detector(tmp_path / "best.pt"), device="cpu")
     image = adapter.example(1)
-    space = Space(analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs), round_to=1)
+    space = Space(analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs), round_to=1)
     memory = MemoryCost(space, state_shapes(adapter.module))
     for counts in (space.dense, space.round_down(np.full(len(space), 0.5))):
         pruned = adapter.deployable(materialised(adapter.module, space, counts))

@@ -26,10 +26,9 @@ from autoprune.image_size import ImageSize
 from autoprune.models import open_adapter
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Space
-from autoprune.structure.validation import analyse
 from autoprune.training.finetune import EpochReport, finetune
 from tests.helpers.detectors import build, write_detector
-from tests.helpers.world import SIZE, WIDTH, one_sentence, stages_of, summary
+from tests.helpers.world import SIZE, WIDTH, analysed, one_sentence, stages_of, summary
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick")]
 
@@ -47,7 +46,12 @@ def words(world: Path, out: Path, *extra: str) -> list[str]:
         "--threads": "1",
         "--out": str(out),
     }
-    return ["sparsify", *(word for option in options.items() if option[0] not in extra for word in option), *extra]
+    return [
+        "sparsify",
+        *(word for option in options.items() if option[0] not in extra for word in option),
+        "--no-report",
+        *extra,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +181,7 @@ def test_a_real_detector_becomes_sparse_and_its_dead_channels_go_at_no_cost(shar
     dense, sparse = (found["stages"][name]["details"]["scales_near_zero"] for name in ("dense", "sparse"))
     assert sparse > 0.2 > 0.05 > dense
     adapter = open_adapter(out / "sparse.pt", data=data, image_size=160)
-    graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
+    graph = analysed(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
     importance = make_criterion("bn")(adapter.module, graph)
     limit, space = found["zero_below"], Space(graph, round_to=1)
     gammas = dict(adapter.module.named_parameters())
