@@ -239,7 +239,7 @@ def test_its_policy_applied_to_weights_gives_what_stock_training_keeps(
         "--batch": 2,
         "--out": tmp_path / "run",
     }
-    assert main([*command, *(str(word) for option in options.items() for word in option)]) == 0
+    assert main([*command, "--no-report", *(str(word) for option in options.items() for word in option)]) == 0
     assert "keeps this network pruned" in (tmp_path / "run" / "model.txt").read_text()
     for file in (tmp_path / "run").glob("*.pt"):
         StockYaml().described(open_adapter(file).module)

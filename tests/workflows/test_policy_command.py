@@ -68,7 +68,7 @@ def policy_of(world: Path, criterion: str) -> Policy:
 
 def applied(world: Path, out: Path, policy: Path, *extra: str, command: str = "apply") -> int:
     words = ["--policy", str(policy), "--model", str(world / "best.pt"), "--device", "cpu", "--out", str(out)]
-    return main([command, *words, *extra])
+    return main([command, *words, "--no-report", *extra])
 
 
 # -- a policy that does not fit --------------------------------------------------------------------

@@ -30,7 +30,7 @@ def words(world: Path, out: Path, *extra: str) -> list[str]:
     """Return the words of the command on the world; of two same options the later one counts."""
     options = {"--model": str(world / "best.pt"), "--imgsz": str(SIZE), "--device": "cpu", "--threads": "1"}
     given = [word for option in options.items() if option[0] not in extra for word in option]
-    return ["profile", *given, "--out", str(out), *extra]
+    return ["profile", *given, "--no-report", "--out", str(out), *extra]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -64,7 +64,7 @@ def test_a_killed_search_ends_the_same(run: Path, tmp_path: Path) -> None:
 def test_stock_opens_the_exported_result(run: Path, tiny: Path, tmp_path: Path) -> None:
     data = str(tiny / "data" / "data.yaml")
     words = ["--model", str(run / "model.pt"), "--data", data, "--format", "torchscript", "--device", "cpu"]
-    assert main(["export", *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["export", *words, "--no-report", "--out", str(tmp_path / "run")]) == 0
     found = json.loads((tmp_path / "run" / "export.json").read_text())
     assert found["image_size"] == list(SIZE), "as the model was trained"
     assert " at 64x96 px, " in found["title"]
@@ -101,7 +101,7 @@ def test_a_profile_measures_both_sides(tiny: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(LatencyMeter, "__init__", init)
     words = ["--model", str(tiny / "best.pt"), *IMGSZ, "--device", "cpu", "--threads", "1"]
-    assert main(["profile", *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["profile", *words, "--no-report", "--out", str(tmp_path / "run")]) == 0
     found = json.loads((tmp_path / "run" / "profile.json").read_text())
     assert found["model"]["image_size"] == list(SIZE)
     assert shapes == {(1, 3, *SIZE)}
@@ -112,5 +112,5 @@ def test_a_profile_measures_both_sides(tiny: Path, tmp_path: Path, monkeypatch: 
 def test_a_configuration_file_has_it_as_a_list_or_as_the_option_does(tmp_path: Path, tiny: Path, imgsz: str) -> None:
     (tmp_path / "config.yaml").write_text(f"imgsz: {imgsz}\nmodel: {tiny / 'best.pt'}\n")
     words = ["export", "--config", str(tmp_path / "config.yaml"), "--format", "torchscript", "--device", "cpu"]
-    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert main([*words, "--no-report", "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "export.json").read_text())["image_size"] == list(SIZE)

@@ -205,7 +205,7 @@ def test_a_changed_configuration_is_not_resumed(
 
 def test_apply_and_train_take_the_policy(finished: Path, tiny: Path, tmp_path: Path) -> None:
     common = ["--policy", str(finished / "policy.json"), "--model", str(tiny / "best.pt"), "--device", "cpu"]
-    common += ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2"]
+    common += ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--batch", "2", "--no-report"]
     assert main(["apply", *common, "--out", str(tmp_path / "applied")]) == 0
     assert stages_of(tmp_path / "applied") == ["Open the network", "Prune", "Measure the pruned network"]
     assert parameters(tmp_path / "applied" / "pruned.pt") == summary(finished).stages["pruned"].cost("params")
@@ -218,7 +218,7 @@ def test_apply_and_train_take_the_policy(finished: Path, tiny: Path, tmp_path: P
 def test_apply_gives_the_network_that_the_search_pruned(finished: Path, tiny: Path, tmp_path: Path) -> None:
     words = ["--policy", str(finished / "policy.json"), "--model", str(tiny / "best.pt"), "--device", "cpu"]
     data = ["--data", str(tiny / "data" / "data.yaml"), "--imgsz", str(SIZE), "--images", "4", "--batch", "2"]
-    assert main(["apply", *words, *data, "--out", str(tmp_path / "applied")]) == 0
+    assert main(["apply", *words, *data, "--no-report", "--out", str(tmp_path / "applied")]) == 0
     applied, pruned = (
         open_adapter(folder / "pruned.pt").module.state_dict() for folder in (tmp_path / "applied", finished)
     )

@@ -65,6 +65,7 @@ def train(tiny: Path, policy: Path, out: Path, *extra: str) -> list[str]:
         "3",
         "--device",
         "cpu",
+        "--no-report",
         "--out",
         str(out),
         *extra,
