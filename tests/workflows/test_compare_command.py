@@ -28,7 +28,7 @@ from tests.helpers.world import CALLER, arguments, stages_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-EVALUATIONS = 20
+EVALUATIONS = 12
 
 
 def compare(world: Path, out: Path, *extra: str) -> list[str]:
