@@ -179,6 +179,7 @@ def test_the_fields_docs_are_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         ("serach", f"The first word must be a command ({NAMES}) or --help or --version, got serach"),
         ("search --episods 3", "--episods is not an option of autoprune search; did you mean --episodes?"),
         ("search --min_keep 1", "--min_keep is not an option of autoprune search; did you mean --min-keep?"),
+        ("search --epochs 3", "--epochs is not an option of autoprune search; did you mean --finetune-epochs?"),
         ("search --xyzzy", "--xyzzy is not an option of autoprune search; see autoprune search --help"),
         ("search extra --budget flops=50%", "extra is not an option of autoprune search; see autoprune search --help"),
         ("search --budget", f"--budget needs a value; {DASH} --budget=VALUE"),
