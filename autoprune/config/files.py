@@ -179,7 +179,7 @@ def unknown(word: str, command: str, known: Sequence[str]) -> ConfigError:
     """Return the error of an option that a command does not have; it names the closest of those that it has."""
     name = word.split("=")[0]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    close += [one for one in known if name.startswith("--") and one.endswith(name[1:])]  # --finetune-epochs for --epochs
+    close += [one for one in known if name.startswith("--") and one.endswith(name[1:])]  # of search --epochs
     hint = f"did you mean {close[0]}?" if close else f"see autoprune {command} --help"
     if name.lstrip("-").replace("-", "_") == "exist_ok":
         hint = "a run never writes into the folder of another; with `name` it counts on to the next free one"
