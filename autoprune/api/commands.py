@@ -14,7 +14,7 @@ from autoprune.api.listening import Recording
 from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
 from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, named, option
-from autoprune.config.files import built, check_trust, from_file, going_on, kept_config, unknown
+from autoprune.config.files import built, check_trust, extended, from_file, going_on, kept_config, unknown
 from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
 from autoprune.listener import Listener, PythonListener
@@ -76,7 +76,7 @@ def _resumed(name: str, values: Mapping[str, Any]) -> Config:
     if others := [named(key) for key in values if key not in allowed]:
         raise ConfigError(f"`resume` stands alone, the run knows its other options; remove {', '.join(others)}")
     changes = {key: value for key, value in values.items() if key != "resume"}
-    config = built(name, {**from_file(name, kept_config(name, run)), **changes})
+    config = extended(built(name, from_file(name, kept_config(name, run))), changes)
     return going_on(name, config, run, _said(values))
 
 

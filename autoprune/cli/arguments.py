@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from autoprune import __version__
 from autoprune.cli.options import completions, groups_of, help_of, metavar_of
 from autoprune.cli.words import ALIASES, in_options
 from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, option, yaml_of
-from autoprune.config.files import TRUST, built, check_trust, from_file, going_on, kept_config, load, unknown
+from autoprune.config.files import TRUST, built, check_trust, extended, from_file, going_on, kept_config, load, unknown
 from autoprune.config.reading import field_docs, field_of, hints_of, is_list, places_of, read_value, spelled
 from autoprune.errors import AutopruneError, ConfigError
 
@@ -274,7 +274,7 @@ def _resumed(command: str, given: Mapping[str, Any], said: Collection[str]) -> C
     if others:
         raise _stands_alone(command, others)
     config = load(command, kept_config(command, given["resume"]))
-    config = replace(config, **{name: given[name] for name in extending if name in given})
+    config = extended(config, {name: given[name] for name in extending if name in given})
     return going_on(command, config, given["resume"], said)
 
 

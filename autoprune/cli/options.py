@@ -19,6 +19,7 @@ from autoprune.config import (
     RunConfig,
     RuntimeConfig,
 )
+from autoprune.config._base import TrainingWorkersConfig
 from autoprune.config.reading import base_of, choices_of, hints_of
 from autoprune.criteria.registry import CRITERIA
 from autoprune.metrics import METRICS
@@ -36,6 +37,7 @@ _TITLES: Mapping[type, str] = {
     ReconstructingConfig: "Budget and fine-tuning",
     PruningConfig: "Pruning and scoring",
     RuntimeConfig: "Latency",
+    TrainingWorkersConfig: "Workers",
     ResumableConfig: _RUN,
     RunConfig: _RUN,
 }

@@ -277,8 +277,8 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
 
     Attributes:
         budget: a limit that the result holds: latency=8ms, latency=60%, latency@p95=20ms (of 95 in 100 runs), fps=30,
-            energy=60% (where it is counted), flops=50%, flops=4.2G, params=1.5M, size=3MB or channels=15% (of those
-            that can be pruned); repeat the option to combine limits
+            energy=60% (where it is counted), flops=50%, flops=4.2G, params=1.5M, size=3MB, memory=64MB or channels=15%
+            (of those that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
         lr_scale: first learning rate of the fine-tuning, as a multiple of the default, which is 0.01 of MuSGD, for
             fewer than 10 epochs 0.3 of the dense training's (docs/guides/recipes.md)

@@ -103,6 +103,16 @@ def going_on(command: str, config: Config, run: Path, said: Collection[str]) -> 
     return replace(config, resume=run, out=run, project=None, name=None)
 
 
+def extended(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a run's configuration with what extends it; what was compared stays in the lists of what is compared."""
+    longer = {
+        name: ",".join(dict.fromkeys(word.strip() for word in f"{kept},{changes[name]}".split(",")))
+        for name in ("strategies", "criteria")
+        if changes.get(name) and (kept := getattr(config, name))
+    }
+    return replace(config, **{**changes, **longer})
+
+
 def from_file(command: str, path: Path) -> dict[str, Any]:
     """Return the values of a configuration file."""
     if not os.path.isfile(path):

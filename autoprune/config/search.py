@@ -166,7 +166,7 @@ class BenchmarkEntry:
 class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
     """Compare strategies at equal cost: the same number of evaluations on the same images, the same fine-tune.
 
-    A finished comparison is extended by `resume` RUN with more `strategies` or `seeds`.
+    A finished comparison is extended by `resume` RUN with more `strategies`, `criteria` or `seeds`; what it has stays.
 
     Attributes:
         strategies: what takes part, names with commas between them; knapsack+ppo is ppo started from the candidates of

@@ -29,7 +29,8 @@ class ApplyConfig(RunConfig):
     Attributes:
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
-        data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; optional
+        data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; needed
+            for policies of criteria that look at images, as search's covariance does
         compensate: if there is data, give the kept channels' weights what best predicts the removed ones from them
         reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
         images: how many training images compensate, and recalibrate batch norm

@@ -43,7 +43,7 @@ def comparison_chart(result: Result, folder: Path) -> Chart | None:
     if not searched:
         return None
     metric, name, dense = next(iter(searched[0].costs)), result.metric_names[0], result.stages["dense"].metrics
-    shown = [*searched, Compared("dense", [], [dense] if dense is not None else [], {metric: [1.0]}), *references]
+    shown = [*searched, Compared("dense", [dense] if dense is not None else [], [], {metric: [1.0]}), *references]
     domain = [one.name for one in shown]
     domain.insert(len(searched), _GAP)
     rows = [row for one in shown for row in _seeds(one)]

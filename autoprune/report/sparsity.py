@@ -59,7 +59,7 @@ def quintiles_chart(result: Result, folder: Path) -> Chart | None:
         alt.Chart(values(rows))
         .mark_line(point=True)
         .encode(
-            x=_epochs(),
+            x=_epochs([one["epoch"] for one in record["epochs"]]),
             y=alt.Y("scale:Q", title=symbol, scale=alt.Scale(domainMin=0)),
             color=alt.Color("channels:N", scale=alt.Scale(domain=order), legend=legend),
             tooltip=["channels:N", "epoch:Q", alt.Tooltip("scale:Q", title=symbol, format=".4g")],
@@ -127,7 +127,7 @@ def histogram_chart(result: Result, folder: Path) -> Chart | None:
     least = min((float(str(row["share"])) for row in rows), default=1.0)
     scale = alt.Scale(type="log", domain=[min(least, 0.5), 1], scheme="viridis", reverse=True)
     legend = alt.Legend(title="of the channels", format="~%", gradientLength=200)
-    x = _epochs("left")
+    x = _epochs(epochs, "left")
     figure = (
         alt.Chart(values(rows))
         .mark_rect()
@@ -185,10 +185,10 @@ def _bars(rows: Sequence[Mapping[str, Any]], most: int, width: int) -> ChartType
     return alt.layer(*bars, texts).properties(width=width, height=_ROW * len(rows))
 
 
-def _epochs(field: str = "epoch") -> alt.X:
+def _epochs(epochs: Sequence[int], field: str = "epoch") -> alt.X:
     import altair as alt
 
-    axis = alt.Axis(grid=False, tickMinStep=1, format="d")
+    axis = alt.Axis(grid=False, values=list(epochs[:: max(1, round(len(epochs) / 10))]), format="d")
     return alt.X(f"{field}:Q", title="epoch (0 is the dense network)", scale=alt.Scale(nice=False), axis=axis)
 
 

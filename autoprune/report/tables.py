@@ -94,7 +94,7 @@ def comparison_table(result: Result, folder: Path) -> Table | None:
     metric, primary = next(iter(searched[0].costs)), result.metric_names[0]
     dense = result.stages["dense"].metrics
     rows = [_compared(row, metric) for row in searched]
-    rows.append(["dense", "0", NOTHING, f"{dense.primary:.3f}" if dense is not None else NOTHING, "100%", "", ""])
+    rows.append(["dense", "0", f"{dense.primary:.3f}" if dense is not None else NOTHING, NOTHING, "100%", "", ""])
     rows += [_compared(row, metric) for row in references]
     header = ["", "score", primary, "fine-tuned", metric, "evaluations", "seconds"]
     return Table(result.title, header, rows)

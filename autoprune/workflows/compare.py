@@ -276,6 +276,9 @@ class _Comparison:
             environment={**environment(), **run.estimator.environment()},
         )
         path = self._folder.path / "compare.json"
+        pictures = [path.with_name(f"{name}.png") for name in ("comparison", "progress", "correlation")]
+        for picture in pictures:  # of a comparison that is extended
+            picture.unlink(missing_ok=True)
         publish(result, path, listener)
         if len(points) >= LEAST_POINTS:
             listener.note(
@@ -283,7 +286,7 @@ class _Comparison:
                 f"{correlation:.2f}."
             )
         listener.note(verdict)
-        listener.note(f"The comparison is {path}, with comparison.png, progress.png and correlation.png.")
+        listener.note(f"The comparison is {path}, with {', '.join(one.name for one in pictures if one.exists())}.")
 
 
 def _references(found: Mapping[str, Tuned], dense: Mapping[str, float]) -> list[Compared]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from autoprune.config import PruningConfig, SearchConfig, named
 from autoprune.config.files import CONFIG_FILE, load
 from autoprune.errors import ConfigError
-from autoprune.journal import JOURNAL_FILE, Journal
+from autoprune.journal import JOURNAL_FILE, Journal, read_header
 from autoprune.strategies._base import Candidate, holding
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
@@ -58,6 +58,9 @@ def candidates_of_runs(journals: Sequence[Journal], constraint: Constraint) -> t
 def _check(run: Path, config: SearchConfig) -> None:
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"`warm_start` takes the folder of a search, got {run}, which has no {CONFIG_FILE}")
+    began = read_header(run / JOURNAL_FILE).get("command", "search")
+    if began != "search":
+        raise ConfigError(f"`warm_start` takes the folder of a search, got {run}, a run of {began}")
     theirs = load("search", run / CONFIG_FILE)
     assert isinstance(theirs, PruningConfig)
     theirs = with_model(theirs)  # as the config of this search is

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -264,16 +265,19 @@ def _mlp(columns: int, hidden: int) -> nn.Module:
 
 
 class ThenPolish(Strategy):
-    """Search by PPO, and polish what it found by the last evaluations."""
+    """Search by PPO, and polish what it found by the last evaluations.
 
-    last = 15
+    Args:
+        task: what to search, with its prior.
+        share: of the evaluations, for the polish.
+    """
 
-    def __init__(self, task: SearchTask) -> None:
-        self._task = task
+    def __init__(self, task: SearchTask, share: float) -> None:
+        self._task, self._share = task, share
 
     def run(self, evaluate: Evaluate) -> None:
         """Give PPO all but the last evaluations."""
-        task = replace(self._task, evaluations=evaluate.left - self.last)
+        task = replace(self._task, evaluations=evaluate.left - round(self._share * evaluate.left))
         agent = StrategyName("ppo").spec.make(task)
         first = search(agent, evaluate, constraint=task.constraint, evaluations=task.evaluations)
         Polish(task, first.history).run(evaluate)
@@ -281,10 +285,11 @@ class ThenPolish(Strategy):
 
 SEARCHERS: dict[str, Callable[[SearchTask], Strategy]] = {
     "ppo": StrategyName("ppo").spec.make,
-    "evolution": StrategyName("evolution").spec.make,
     "polish": Polish,
-    "ppo, polish": ThenPolish,
+    "ppo, half polish": partial(ThenPolish, share=0.5),
+    "ppo, 0.3 polish": partial(ThenPolish, share=0.3),
     "Gaussian process": Preselected,
+    "evolution": StrategyName("evolution").spec.make,
     "CEM-RL": CemRl,
 }
 

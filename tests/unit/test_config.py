@@ -13,6 +13,7 @@ from autoprune.choices import Precision, Rule, Select
 from autoprune.config import (
     COMMANDS,
     ApplyConfig,
+    CompareConfig,
     Config,
     NetAdaptConfig,
     SearchConfig,
@@ -22,7 +23,7 @@ from autoprune.config import (
     to_yaml,
 )
 from autoprune.config._checks import MOST
-from autoprune.config.files import load, save
+from autoprune.config.files import extended, load, save
 from autoprune.criteria.registry import CRITERIA
 from autoprune.errors import BudgetError, ConfigError, RunError
 from autoprune.image_size import ImageSize
@@ -197,6 +198,13 @@ def absolute(config: Config) -> Config:
     changes = {item.name: getattr(config, item.name) for item in fields(config)}
     changes = {name: value.absolute() for name, value in changes.items() if isinstance(value, Path)}
     return replace(config, **changes)
+
+
+def test_what_was_compared_stays_where_a_comparison_is_extended() -> None:
+    kept = CompareConfig(model=Path("a.pt"), data=Path("d.yaml"), budget=("flops=50%",), strategies="uniform,random")
+    more = extended(kept, {"strategies": "greedy, uniform", "seeds": 5})
+    assert (more.strategies, more.seeds) == ("uniform,random,greedy", 5)  # type: ignore[attr-defined]
+    assert extended(kept, {"seeds": 2}).strategies == kept.strategies  # type: ignore[attr-defined]
 
 
 def test_a_path_of_any_characters_is_read_back_equal(tmp_path: Path) -> None:

@@ -274,10 +274,10 @@ def test_resume_stands_alone(tmp_path: Path, line: str) -> None:
 
 
 def test_a_comparison_goes_on_with_more_of_what_extends_it(tmp_path: Path) -> None:
-    told = CompareConfig(budget=("flops=50%",), seeds=2, evaluations=7, out=tmp_path)
+    told = CompareConfig(budget=("flops=50%",), seeds=2, evaluations=7, strategies="random", out=tmp_path)
     save(told, tmp_path)
     line = ["compare", "--seeds", "3", f"--resume={tmp_path}", "--strategies=uniform"]
-    assert parse(line)[1] == replace(told, seeds=3, strategies="uniform", resume=tmp_path)
+    assert parse(line)[1] == replace(told, seeds=3, strategies="random,uniform", resume=tmp_path)
     with pytest.raises(ConfigError, match=r"remove --evaluations, --print-config$"):
         parse([*line, "--evaluations", "3", "--print-config"])
 

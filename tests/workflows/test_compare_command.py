@@ -133,14 +133,14 @@ def test_pictures_and_networks_are_there(trained: Path) -> None:
 
 def test_a_finished_comparison_is_extended_without_repeating(finished: Path) -> None:
     before = outcomes(finished)
-    assert main(["compare", "--resume", str(finished), "--strategies", "uniform,random,global", "--seeds", "3"]) == 0
+    assert main(["compare", "--resume", str(finished), "--strategies", "global,uniform", "--seeds", "3"]) == 0
     after = outcomes(finished)
     assert repr({key: after[key] for key in before}) == repr(before), "also where a history holds NaN"
-    assert set(after) - set(before) == {"['random', 2]", "['global', 0]"}
+    assert set(after) - set(before) == {"['random', 2]", "['uniform+ppo', 2]", "['global', 0]"}
     rows = {row["name"]: row for row in results(finished)["compared"]["strategies"]}
-    assert set(rows) == {"uniform", "random", "global"}
+    assert set(rows) == {"uniform", "random", "uniform+ppo", "global"}
     assert main(["compare", "--resume", str(finished)]) == 0
-    assert {row["name"] for row in results(finished)["compared"]["strategies"]} == {"uniform", "random", "global"}
+    assert {row["name"] for row in results(finished)["compared"]["strategies"]} == set(rows)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,21 @@ def test_what_a_warm_start_computes_counts(tiny: Path, quick: None, tmp_path: Pa
     with Journal.open(out / "journal.jsonl") as journal:
         computed = len(journal.records("evaluation")) + GAINS_COST * len(journal.records("gains"))
     assert computed <= 40
+
+
+def test_a_comparison_is_no_warm_start(
+    tiny: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--budget", "flops=50%", "--warm-start", str(finished)]
+    assert main([*arguments("search", tiny, tmp_path / "run"), *words]) == 2
+    assert f"--warm-start takes the folder of a search, got {finished}, a run of compare" in capsys.readouterr().err
+
+
+def test_pictures_of_before_do_not_stay_where_a_comparison_is_extended(finished: Path) -> None:
+    (finished / "correlation.png").write_bytes(b"of before")
+    assert main(["compare", "--resume", str(finished)]) == 0
+    assert not (finished / "correlation.png").exists()
+    assert "with comparison.png, progress.png." in (finished / "run.log").read_text()
 
 
 def test_resume_takes_only_what_extends(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
