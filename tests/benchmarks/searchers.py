@@ -324,15 +324,12 @@ def score_cell(detector: str, budget: str, path: Path) -> None:
 
 
 def table(cells: dict[str, dict[str, Any]]) -> str:
-    """Return the cells in Markdown, and the mean rank of every searcher."""
+    """Return the cells in Markdown, as far as they are made."""
     lines = ["| | regrowth | " + " | ".join(SEARCHERS) + " |", "|---" * (len(SEARCHERS) + 2) + "|"]
-    ranks: dict[str, list[int]] = {name: [] for name in SEARCHERS}
     for name, found in cells.items():
-        each = [f"{mean(found[one]):+.4f} ± {stdev(found[one]):.4f}" for one in SEARCHERS]
+        scores = [found.get(one) for one in SEARCHERS]
+        each = ["" if one is None else f"{mean(one):+.4f} ± {stdev(one):.4f}" for one in scores]
         lines.append(f"| {name} | {found['regrowth']:+.4f} | {' | '.join(each)} |")
-        for place, one in enumerate(sorted(SEARCHERS, key=lambda one: -mean(found[one])), start=1):
-            ranks[one].append(place)
-    lines.append("| mean rank | | " + " | ".join(f"{mean(places):.1f}" for places in ranks.values()) + " |")
     return "\n".join(lines)
 
 
