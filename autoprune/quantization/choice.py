@@ -73,7 +73,7 @@ def choose_precision(
     def holds(in_float: tuple[str, ...], done: int) -> bool:
         found = quantization.held_out(in_float)
         steps.append(Trial(in_float, found, whole - found))
-        advance(done, f"loses {whole - found:.4f} of {metric} with {len(in_float)} of {len(groups)} groups in float")
+        advance(done, f"{metric} {found - whole:+.4f} with {len(in_float)} of {len(groups)} groups in float")
         return whole - found <= max_drop
 
     if holds((), 1):

@@ -40,7 +40,7 @@ def _table(named: Sequence[tuple[str, Result]]) -> Table | None:
     costs = [
         metric
         for metric in ("flops", "params", "latency", "energy")
-        if any(list(result.stages.values())[-1].cost(metric) > 0 for _, result in measured)
+        if any(_cost(result, metric) != NOTHING for _, result in measured)
     ]
     names = list(dict.fromkeys(result.metric_names[0] if result.metric_names else NOTHING for _, result in measured))
     header = ["run", *(["metric"] if len(names) > 1 else []), *stages, *(spec_of(metric).label for metric in costs)]
@@ -61,9 +61,10 @@ def _primary(stage: Stage | None) -> str:
 
 
 def _cost(result: Result, metric: str) -> str:
+    """Return what the network that a run made costs; nothing if it made none, as a comparison or a profile."""
     stages = list(result.stages.values())
     last = stages[-1].cost(metric)
-    if not last > 0:
+    if len(stages) == 1 or result.command == "profile" or not last > 0:
         return NOTHING
     factor = stages[-1].speed_up(stages[0]).get(metric, float("nan"))
     return format_amount(metric, last) + (f" ({1 / factor:.0%})" if factor == factor else "")

@@ -243,8 +243,8 @@ def _comment(
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
     listener.note(
-        f"In float stays {', '.join(step.in_float) or 'nothing'}: of {metric} {step.drop:.4f} is lost on the training "
-        f"images that decided, `max_drop` is {config.max_drop:g}."
+        f"In float stays {', '.join(step.in_float) or 'nothing'}: {metric} changes by {-step.drop:+.4f} on the "
+        f"training images that decided, `max_drop` is {config.max_drop:g}."
     )
     if step.in_float and not config.qat_epochs:
         listener.note("A quantisation-aware fine-tuning may bring more of it into int8: `qat_epochs` 3.")

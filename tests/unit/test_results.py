@@ -17,6 +17,7 @@ from autoprune.report.chart import Chart
 from autoprune.report.sections import publish, sections
 from autoprune.report.table import Table
 from autoprune.report.tables import class_table, comparison_table, stage_table, workers_table
+from autoprune.report.together import overview
 from autoprune.results import RESULT_VERSION, Compared, LimitResult, Metrics, Result, Stage
 
 TIME = {"median": 10.0, "p10": 9.0, "p90": 12.0, "runs": 40}
@@ -216,6 +217,13 @@ def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_pa
     assert [row[0] for row in table.rows] == ["ppo", "random", "dense", "dense, trained on"]
     assert table.rows[1][1:5] == ["-0.3000 ± 0.1000", "0.200", "0.300 ± 0.000", "55.0%"]
     assert table.rows[2][2:4] == ["0.500", "–"], "nothing trained it"
+
+
+def test_runs_that_make_no_network_have_no_costs_next_to_those_that_do() -> None:
+    profiled = replace(FOUND, command="profile", title="profile")
+    (table,) = overview([("a", FOUND), ("b", replace(comparison(), title="compared")), ("c", profiled)])
+    assert isinstance(table, Table)
+    assert [row[-1] for row in table.rows] == ["5 (25%)", "–", "–"], "parameters"
 
 
 def test_sections_are_what_applies_in_order(tmp_path: Path) -> None:
