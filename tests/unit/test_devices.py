@@ -71,7 +71,8 @@ def test_with_an_apple_gpu_the_cpu_scores_and_the_gpu_measures_and_trains(
     assert adapter.device == next(adapter.module.parameters()).device == torch.device("cpu")
     arguments = _Training(adapter, TrainingContext(out=tmp_path)).settings()
     assert (arguments["device"], arguments["amp"]) == ("mps", False)
-    network = Network(adapter, adapter.module, path=None, data=None, trust_checkpoint=False)
+    options = {"opened": tmp_path / "best.pt", "path": None, "data": None, "trust_checkpoint": False}
+    network = Network(adapter, adapter.module, **options)
     assert network.device == "mps"
 
 

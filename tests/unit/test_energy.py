@@ -211,7 +211,7 @@ def test_energies_and_times_of_a_network_do_not_mix(sys_class: Path, tmp_path: P
     taken, used = times.sample(build, narrow), energies.sample(build, narrow)
     assert used.ratio == pytest.approx(taken.ratio, rel=1e-3)
     assert energies.reference.median == pytest.approx(WATTS * times.reference.median, rel=1e-3)
-    assert len(list(cache.iterdir())) == 2, "a file each"
+    assert len(list(cache.glob("*.json"))) == 2, "a file each"
     assert used.candidate.runs == 3, "a window is a mean of hundreds of runs"
     again = EnergyMeter(dense, SETTINGS, cache=cache, opener=opener(FakeBackend(SETTINGS)))
     assert again.sample(build, narrow) == used, "another search knows it"

@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_read_is_skipped(world: Path, tmp_path: Path) ->
     ("task", "data", "said"),
     [
         ("classify", "segment/data.yaml", "a classifier's data set is a folder with train/<class>/ and val/<class>/"),
-        ("segment", "classify", "does not exist \\(a YAML file"),
+        ("segment", "classify", "is a folder; give the YAML file"),
         ("pose", "segment/data.yaml", r"finds keypoints of the shape \[4, 3\], but .* has kpt_shape None"),
     ],
 )

@@ -134,7 +134,8 @@ def test_a_gpu_that_fails_anywhere_in_a_run_ends_it_in_one_sentence(
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronous")
 
     monkeypatch.setattr("autoprune.workflows.search.run", run)
-    (tmp_path / "data").mkdir()
+    write_detector(tmp_path / "best.pt")
+    write_data(tmp_path / "data")
     assert main(arguments("search", tmp_path, tmp_path / "run", "--budget", "latency=60%")) == DeviceError.exit_code
     said = " ".join(capsys.readouterr().err.split())
     assert said == (
