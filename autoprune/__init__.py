@@ -32,8 +32,8 @@ from autoprune.errors import (
 
 if TYPE_CHECKING:
     from autoprune.api.environment import make_env as make_env
+    from autoprune.api.finetune import finetune as finetune
     from autoprune.api.network import Network as Network
-    from autoprune.api.network import finetune as finetune
     from autoprune.api.network import load as load
     from autoprune.api.run import Run as Run
     from autoprune.budget import Budget as Budget
@@ -58,7 +58,7 @@ _HOMES = {
     "Policy": "autoprune.policy",
     "Run": "autoprune.api.run",
     "doctor": "autoprune.workflows.doctor",
-    "finetune": "autoprune.api.network",
+    "finetune": "autoprune.api.finetune",
     "load": "autoprune.api.network",
     "make_env": "autoprune.api.environment",
 }

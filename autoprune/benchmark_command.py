@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +99,7 @@ class BenchmarkCommand:
             if not self.pattern:
                 found = [text for text in found if text.strip("0.")]
             if found:
-                with suppress(ValueError):
-                    value = float(found[-1])
-                    return value if math.isfinite(value) and value > 0 else None
-                return None
+                return _above_zero(found[-1])
         return None
 
 
@@ -139,6 +135,14 @@ def _words(text: str) -> Sequence[str]:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"`runtime_command` must be words as a shell has them, got {text!r} ({error})") from error
+
+
+def _above_zero(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
 
 
 def _check_pattern(pattern: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from autoprune.choices import match_factory
 from autoprune.errors import DataError, ModelError
+from autoprune.io.files import why_no_file
 
 DESCRIPTIONS = (".yaml", ".yml")
 
@@ -50,6 +51,16 @@ def find_weights(path: Path, *, download: bool = False) -> Path:
     if not named.is_file():
         raise ModelError(f"{path} could not be fetched by Ultralytics; see that the network is there, or give its path")
     return named
+
+
+def check_weights(path: Path) -> None:
+    """Make sure that a ``.pt`` file is there.
+
+    Raises:
+        ModelError: it is not, or is no regular file.
+    """
+    if reason := why_no_file(path):
+        raise ModelError(f"the weights must be a .pt file, but {path} {reason}")
 
 
 def find_data(path: Path, *, download: bool = False) -> Path:

@@ -10,8 +10,7 @@ from typing import Any
 
 from autoprune.choices import match_factory
 from autoprune.config import BudgetedConfig, Config, RunConfig
-from autoprune.errors import BudgetUnreachableError, ModelError, RunError
-from autoprune.io.files import why_no_file
+from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener, hearing
 from autoprune.results import SUMMARIES
 from autoprune.tracking import check_tracker
@@ -78,7 +77,7 @@ def located(config: Config, listener: Listener) -> Config:
     if not isinstance(config, RunConfig):
         return config
     from autoprune.models.detection.description import read_description  # late, as the workflows
-    from autoprune.models.finding import DESCRIPTIONS, find_data, find_weights
+    from autoprune.models.finding import DESCRIPTIONS, check_weights, find_data, find_weights
 
     if texts := getattr(config, "train_args", ()):
         from autoprune.training.ultralytics.recipe import train_arguments
@@ -93,8 +92,8 @@ def located(config: Config, listener: Listener) -> Config:
         if isinstance(path, Path)
     }
     for name, path in found.items():
-        if path.suffix == ".pt" and not match_factory(path) and (reason := why_no_file(path)):
-            raise ModelError(f"the weights must be a .pt file, but {path} {reason}")
+        if path.suffix == ".pt" and not match_factory(path):
+            check_weights(path)
         if path.suffix in DESCRIPTIONS and not match_factory(given["model"]):
             read_description(path)
         if path != given[name]:

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.io.files import saying_why, why_no_file
+from autoprune.io.files import saying_why
 from autoprune.models import stock
+from autoprune.models.finding import check_weights
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of a file in torch's format before version 1.6."""
@@ -55,8 +56,7 @@ def load_content(path: Path, *, trust: bool) -> dict[str, Any]:
 
 def _check_file(path: Path, trust: bool) -> None:
     """Refuse files that are no checkpoints before a loader sees them (Ultralytics' would search the internet)."""
-    if reason := why_no_file(path):
-        raise ModelError(f"the weights must be a .pt file, but {path} {reason}")
+    check_weights(path)
     if path.suffix != ".pt":
         raise ModelError(f"the weights must be a .pt file that Ultralytics' training wrote, got {path}")
     with saying_why(path, "read"), path.open("rb") as file:
