@@ -108,6 +108,12 @@ STRATEGIES = (
         source="Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772",
     ),
     StrategySpec(
+        "polish",
+        f"{_HERE}.polish:PolishStrategy.of",
+        uses_prior=True,
+        source="Hoos & Stützle, Stochastic Local Search: Foundations and Applications, 2004",
+    ),
+    StrategySpec(
         "regrowth",
         f"{_HERE}.regrowth:RegrowthStrategy.of",
         uses_gains=True,

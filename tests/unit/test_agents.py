@@ -203,7 +203,7 @@ def test_ppo_looks_around_a_good_prior(rule: type) -> None:
             PruningEnv, replace(problem, prior=prior, sensitivity=sensitivity), rule=rule
         ),
     )
-    tried = search(AgentKind.PPO.make(task), toy.score, constraint=toy.constraint, evaluations=6).history
+    tried = search(AgentKind.PPO.alone(task), toy.score, constraint=toy.constraint, evaluations=6).history
     log_ratios = np.log([toy.space.ratios(np.array(one.allocation)) for one in tried])
     assert np.abs(log_ratios[1:] - log_ratios[0]).mean() < 0.2
 

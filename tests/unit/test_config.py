@@ -130,7 +130,7 @@ def test_a_value_out_of_range_is_named(config: Config, change: dict[str, Any], s
         ({"sensitivity": Path("s.json")}, "`sensitivity` is for the strategies sensitivity, knapsack, got ppo"),
         (
             {"warm_start": ("runs/a",), "strategy": StrategyName.UNIFORM},
-            "`warm_start` is for the strategies ppo, ddpg, td3, sac, evolution, got uniform",
+            "`warm_start` is for the strategies ppo, ddpg, td3, sac, evolution, polish, got uniform",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_ppo_has_as_many_candidates_scored_together_as_its_rollout_is_wide(
         asked.append(len(allocations))
         return TOY.score(allocations)
 
-    search(AgentKind.PPO.make(task), score, constraint=TOY.constraint, evaluations=20)
+    search(AgentKind.PPO.alone(task), score, constraint=TOY.constraint, evaluations=20)
     assert asked == batches
 
 

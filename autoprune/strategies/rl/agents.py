@@ -15,6 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from autoprune.arrays import AnyArray, Array
 from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, holding, untracked
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
+from autoprune.strategies.polish import PolishedStrategy
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
 from autoprune.strategies.rl.monitoring import DuplicateMonitor, StdGrowth, agent_logger, spread_of
 from autoprune.strategies.rl.settings import DDPGSettings, PPOSettings, SACSettings, Settings, TD3Settings
@@ -28,6 +29,10 @@ Best score of 51 episodes after regrowth on bccd yolov5nu (l1, 224 px, 32 images
 flops=50%, from 0.054: 0.062, 0.061, 0.064, 0.057; 30%, from 0.061: 0.068, 0.062, 0.061, 0.061; 20%, from 0.025: 0.032,
 0.035, 0.030, 0.025.
 """
+
+
+POLISH_SHARE = 0.5
+"""Share of PPO's evaluations that polish what it found, see `PolishStrategy`."""
 
 
 class AgentKind(Enum):
@@ -49,8 +54,15 @@ class AgentKind(Enum):
         }
         return defaults[self]
 
-    def make(self, task: SearchTask) -> AgentStrategy:
-        """Return the agent for a task; it starts from the best candidate of others, if there are any, or the prior."""
+    def make(self, task: SearchTask) -> Strategy:
+        """Return the agent for a task; what PPO finds is polished by the last evaluations."""
+        if self is not AgentKind.PPO:
+            return self.alone(task)
+        own = task.evaluations - int(POLISH_SHARE * task.evaluations)
+        return PolishedStrategy(self.alone(replace(task, evaluations=own)), own, task)
+
+    def alone(self, task: SearchTask) -> AgentStrategy:
+        """Return nothing but the agent; it starts from the best candidate of others, if there are any, or the prior."""
         assert task.environment is not None, "an agent learns in an environment"
         space, tried = task.constraint.space, list(task.start)
         log_ratios, sensitivity = np.zeros(len(space)), np.zeros(len(space))

@@ -1,0 +1,122 @@
+"""Polish: where it starts, what it repeats, when it ends, and how much of a search by PPO it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.strategies._base import Candidate, SearchResult, SearchTask, Strategy, search
+from autoprune.strategies.polish import PolishStrategy
+from autoprune.strategies.prior import SearchPrior
+from autoprune.strategies.random import RandomStrategy
+from autoprune.strategies.rl.agents import AgentKind
+from autoprune.structure.constraint import Constraint, CostLimit
+from autoprune.structure.space import Allocation, Space
+from tests.contracts.strategies import check_strategy, first_of
+from tests.helpers.toy import LayerFlops, Toy, chain_graph, make_toy
+
+TOY = make_toy(12)
+
+
+def run(strategy: Strategy, evaluations: int, toy: Toy = TOY) -> SearchResult:
+    return search(strategy, toy.score, constraint=toy.constraint, evaluations=evaluations)
+
+
+def ppo(evaluations: int, toy: Toy = TOY, *, start: Sequence[Candidate] = (), seed: int = 0) -> Strategy:
+    prior = SearchPrior(np.zeros(len(toy.space)), np.linspace(-0.5, 0, len(toy.space)), (), 1)
+    task = SearchTask(
+        constraint=toy.constraint,
+        evaluations=evaluations,
+        seed=seed,
+        prior=prior,
+        environment=lambda wish, sensitivity: toy.env,
+        start=tuple(start),
+    )
+    return AgentKind.PPO.make(task)
+
+
+@given(seed=st.integers(0, 99), together=st.integers(1, 8))
+@settings(max_examples=10)
+def test_it_keeps_the_contract(seed: int, together: int) -> None:
+    check_strategy(lambda _: PolishStrategy(TOY.constraint, seed=seed, together=together), TOY, evaluations=30)
+
+
+def test_the_first_proposal_is_the_projected_prior() -> None:
+    prior = np.linspace(-1, 0, len(TOY.space))
+    first = first_of(PolishStrategy(TOY.constraint, seed=0, prior=prior), TOY)
+    assert first == TOY.space.allocation(TOY.constraint.project(prior))
+    uniform = first_of(PolishStrategy(TOY.constraint, seed=0), TOY)
+    assert uniform == TOY.space.allocation(TOY.constraint.project(np.zeros(len(TOY.space))))
+
+
+def test_the_best_start_that_holds_the_budget_is_proposed_first_and_the_others_not_again() -> None:
+    found = run(RandomStrategy(TOY.constraint, seed=3), 10)
+    probe = Candidate(TOY.space.allocation(TOY.space.dense), 0.0)
+    result = run(PolishStrategy(TOY.constraint, seed=0, start=[*found.history, probe]), 40)
+    allocations = [candidate.allocation for candidate in result.history]
+    assert allocations[0] == found.best.allocation
+    assert not {candidate.allocation for candidate in found.history} & set(allocations[1:])
+    assert len(set(allocations)) == len(allocations)
+
+
+def test_it_moves_on_from_what_scores_higher() -> None:
+    """Neighbours of the start alone would leave all but six units where they are."""
+    result = run(PolishStrategy(TOY.constraint, seed=0), 200)
+    scores = [candidate.score for candidate in result.history]
+    assert np.count_nonzero(np.maximum.accumulate(scores)[1:] > np.maximum.accumulate(scores)[:-1]) > 5
+    assert result.best.score > run(RandomStrategy(TOY.constraint, seed=0), 200).best.score
+
+
+@pytest.mark.parametrize("widths", [(8,), (32,), (8, 32, 8)])
+def test_where_one_unit_alone_can_be_pruned_nothing_is_left_to_exchange(widths: tuple[int, ...]) -> None:
+    space = Space(chain_graph(widths))
+    cost = LayerFlops(space)
+    constraint = Constraint(space, [CostLimit(cost, float(cost(space.dense)))])
+    strategy = PolishStrategy(constraint, seed=0)
+    result = search(strategy, lambda asked: [0.0 for _ in asked], constraint=constraint, evaluations=9)
+    assert len(result.history) == 1
+
+
+def test_it_ends_where_every_neighbour_is_known() -> None:
+    space = Space(chain_graph((16, 16)))
+    cost = LayerFlops(space)
+    constraint = Constraint(space, [CostLimit(cost, 0.8 * float(cost(space.dense)))])
+    strategy = PolishStrategy(constraint, seed=0)
+    result = search(strategy, lambda asked: [-float(each[0]) for each in asked], constraint=constraint, evaluations=500)
+    assert len(result.history) <= 4
+
+
+# -- behind PPO --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 30])
+def test_ppo_with_it_keeps_the_contract(evaluations: int) -> None:
+    check_strategy(ppo, TOY, evaluations=evaluations)
+
+
+def test_the_last_half_of_ppos_evaluations_are_neighbours_of_the_best() -> None:
+    tried = [one.allocation for one in run(ppo(60), 60).history]
+    best, scores = tried[0], dict(zip(tried, TOY.score(tried), strict=True))
+    moved: list[int] = []
+    for place, one in enumerate(tried[1:], start=1):
+        if (place - 30) % 5 == 0:
+            best = max(tried[:place], key=scores.__getitem__)
+        moved.append(int(np.count_nonzero(np.array(one) != best)))
+    assert len(set(tried[30:])) == 30
+    assert np.mean(moved[29:]) < np.mean(moved[:29])
+
+
+def test_it_takes_up_what_others_found_before_ppo() -> None:
+    found = run(RandomStrategy(TOY.constraint, seed=3), 10)
+    asked: list[Allocation] = []
+
+    def score(allocations: Sequence[Allocation]) -> Sequence[float]:
+        asked.extend(allocations)
+        return TOY.score(allocations)
+
+    search(ppo(20, start=found.history), score, constraint=TOY.constraint, evaluations=20)
+    assert not {candidate.allocation for candidate in found.history} & set(asked[10:])
