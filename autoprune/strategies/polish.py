@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from autoprune.arrays import Array
+from autoprune.arrays import Array, Counts
 from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy, holding, search
 from autoprune.structure.constraint import Constraint
 from autoprune.structure.space import Allocation
 
-TOGETHER = 5
+TOGETHER = 3
 """Exchanges that are scored together before the best so far is looked at again."""
 
 MOST_PAIRS = 3
@@ -26,8 +26,9 @@ class PolishStrategy(Strategy):
     """Stochastic local search: from the best so far, one to three units get a step wider and as many a step narrower.
 
     What the exchange leaves of the budget is filled, what it exceeds is scaled away, so that every candidate lies on
-    the budget. It starts at ``start``'s best candidate, or else at ``prior``, or else at the uniform ratio, and scores
-    that first; nothing is asked for twice, and when nothing new can be drawn the search has finished.
+    the budget. Exchanges that scored higher are made all at once in the next candidate. It starts at ``start``'s best
+    candidate, or else at ``prior``, or else at the uniform ratio, and scores that first; nothing else is asked for
+    twice, and when nothing new can be drawn the search has finished.
 
     Args:
         constraint: the limits.
@@ -71,25 +72,39 @@ class PolishStrategy(Strategy):
 
     def improve(self, evaluate: Evaluate) -> None:
         """Score exchanges around the best, some together, until nothing new can be drawn."""
-        while proposals := self._proposals():
+        combined: Allocation | None = None
+        while proposals := self._proposals(combined):
+            best = self._best
             self._known.update(zip(proposals, evaluate(proposals), strict=True))
+            combined = self._combined(best, [one for one in proposals if self._known[one] > self._known[best]])
 
     @property
     def _best(self) -> Allocation:
         return max(self._known, key=self._known.__getitem__)
 
-    def _proposals(self) -> list[Allocation]:
+    def _proposals(self, combined: Allocation | None) -> list[Allocation]:
         """Return different candidates around the best that are not known; fewer, or none, if they are hard to find."""
         if len(self._free) < 2:  # nothing can be exchanged
             return []
-        best, found = self._best, dict[Allocation, None]()
+        found = dict[Allocation, None]()
+        if combined is not None and combined not in self._known:
+            found[combined] = None
+        best = self._best
         for _ in range(_ATTEMPTS * self._together):
+            if len(found) == self._together:
+                break
             exchanged = self._exchanged(best)
             if exchanged not in self._known:
                 found[exchanged] = None
-            if len(found) == self._together:
-                break
         return list(found)
+
+    def _combined(self, best: Allocation, better: Sequence[Allocation]) -> Allocation | None:
+        """Return all exchanges at once that scored higher than what was the best, a single one twice."""
+        if not better:
+            return None
+        moved = (np.array(better) - best).sum(0) * (2 if len(better) == 1 else 1)
+        counts: Counts = np.clip(best + moved, self._space.lower, self._space.dense)
+        return self._projected(np.log(self._space.ratios(counts)))
 
     def _exchanged(self, allocation: Allocation) -> Allocation:
         """Return a neighbour of an allocation on the budget."""
