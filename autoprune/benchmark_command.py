@@ -23,8 +23,11 @@ TIMEOUT = 120.0
 """Seconds that one run of a command may take if the user does not say."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
-_NUMBER = r"(?<![\w.,])(\d+(?:,\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)(?:ms|msec)?(?!\w|[.,]\d)"
-"""A number without a unit or with milliseconds; one with commas (12,5 or 1,234.5) is found, and is none for Python."""
+_AMOUNT = r"(?<![\w.,])(\d+(?:,\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+"""One with commas (12,5 or 1,234.5) is found, and is none for Python."""
+
+_NUMBERS = (rf"{_AMOUNT}[ \t]*(?:ms|msec|milliseconds?)\b", rf"{_AMOUNT}(?!\w|[.,]\d)")
+"""With milliseconds as its unit, or else without a unit that touches it."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,16 @@ class BenchmarkCommand:
     def milliseconds(self, *outputs: str) -> float | None:
         """Return the last number other than 0, or the pattern's last match, of the first output that has any.
 
-        None if there is none, or if that is no finite number above 0: with a comma, or as the pattern's group.
+        Numbers with milliseconds as their unit go before others. None if there is none, or if that is no finite number
+        above 0: with a comma, or as the pattern's group.
         """
         for output in outputs:
-            found = re.findall(self.pattern or _NUMBER, output, re.MULTILINE)
-            if not self.pattern:
-                found = [text for text in found if text.strip("0.")]
-            if found:
-                return _above_zero(found[-1])
+            for pattern in (self.pattern,) if self.pattern else _NUMBERS:
+                found = re.findall(pattern, output, re.MULTILINE)
+                if not self.pattern:
+                    found = [text for text in found if text.strip("0.")]
+                if found:
+                    return _above_zero(found[-1])
         return None
 
 

@@ -70,6 +70,7 @@ class RunFolder:
         journal: what the run has found so far.
         caller: who runs it.
         command: what is run.
+        called: the call that began it, with its options.
         resumed: whether an earlier process began it.
     """
 
@@ -89,6 +90,8 @@ class RunFolder:
         self.caller = caller
         self.resumed = not made
         self.command, self._made = command, made
+        header = journal.header if isinstance(journal.header, dict) else {}
+        self.called = str(header.get("called", caller.command))
         self._stack = ExitStack()
         self._again = caller.again(command, config, path)
         caller.opened(path, config)
@@ -117,7 +120,12 @@ class RunFolder:
             write_atomic(path / INPUTS, inputs.to_json())
             journal = Journal.create(
                 path / JOURNAL_FILE,
-                {**_identifying(command, config), "inputs": inputs.digests, "environment": _versions()},
+                {
+                    **_identifying(command, config),
+                    "called": caller.command,
+                    "inputs": inputs.digests,
+                    "environment": _versions(),
+                },
             )
         except BaseException:
             _remove(made)

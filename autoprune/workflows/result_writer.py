@@ -89,7 +89,7 @@ class ResultWriter:
             score=found.score,
             provenance=Provenance(
                 autoprune=__version__,
-                command=run.folder.caller.command,
+                command=run.folder.called,
                 strategy=strategy,
                 seed=run.config.seed,
                 evaluations=evaluations,

@@ -194,7 +194,7 @@ def _comparisons() -> Iterator[Run]:
         "--correlated",
         "0",
         "--strategies",
-        "uniform,sensitivity,knapsack,greedy,random,evolution,polish,regrowth,ppo,ddpg",
+        "regrowth,ppo,polish,evolution,ddpg",
     )
     for detector in DETECTORS:
         for budget in ("flops=50%", "flops=30%", "flops=20%", "latency=50%"):

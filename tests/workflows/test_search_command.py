@@ -143,7 +143,9 @@ def test_killed_at_any_moment_a_latency_search_resumes_to_the_same_allocation(
     options = ("--budget", "flops=60%", "--no-tensorboard")
     assert main(search(tiny, whole, *options)) == 0
     assert main(["search", "--resume", str(cut(whole, killed, keep=records))]) == 0
-    assert Policy.load(killed / "policy.json").units == Policy.load(whole / "policy.json").units
+    found, resumed = (Policy.load(out / "policy.json") for out in (whole, killed))
+    assert resumed.units == found.units
+    assert resumed.provenance.command == found.provenance.command, "it names the call that began the search"
 
 
 @pytest.mark.slow  # a torn journal is resumed above, without a process of its own
