@@ -29,13 +29,13 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
     Attributes:
         strategy: what searches: an agent of reinforcement learning (`agent` says the same), or what it must beat
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
-        rollout: how many candidates ppo tries before it learns from them, which is how many workers have one to score
-            at the same time; by default 5
+        rollout: how many candidates ppo tries before it learns from them, and polish before it goes on from the best,
+            which is how many workers have one to score at the same time; by default 5 and 3
         rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
             limits each action as it is taken (AMC)
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
-        warm_start: the folder of a finished search of this model and data, whose candidates the agent or the evolution
-            starts from; repeat the option for several
+        warm_start: the folder of a finished search of this model and data, whose candidates the strategy starts
+            from; repeat the option for several
         finalists: how many of the best candidates, one of them of the prior, are measured whole and compared by
             accuracy; by default 5, fewer for the bundled detector
         tensorboard: write rewards, costs and noise as TensorBoard events
@@ -54,9 +54,7 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
         super().__post_init__()
         self.check_workers()
         check_counts(self, "finalists", "episodes", "rollout", least=1)
-        if self.rollout is not None and self.strategy is not PPO:
-            raise ConfigError(f"`rollout` is for the strategy ppo, got {self.strategy.value}; leave it out")
-        for name, flag in (("sensitivity", "uses_curves"), ("warm_start", "uses_prior")):
+        for name, flag in (("sensitivity", "uses_curves"), ("warm_start", "uses_prior"), ("rollout", "uses_rollout")):
             if getattr(self, name) and not getattr(self.strategy.spec, flag):
                 fitting = ", ".join(names_where(flag))
                 raise ConfigError(
@@ -173,7 +171,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
             knapsack, with half of the evaluations each
         evaluations: how many candidates each may score, those of its warm start and of its priors counted
         seeds: how often each strategy with chance in it runs
-        rollout: how many candidates ppo tries before it learns from them, as in search
+        rollout: how many candidates ppo and polish try before they go on, as in search
         rule: how an agent's episode meets the budget, as in search
         criteria: in place of strategies, criteria with commas between them: each says which channels stay of the one
             allocation that the uniform ratio gives
@@ -183,7 +181,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
             accuracy
     """
 
-    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,regrowth,evolution,ddpg,ppo"
+    strategies: str = "uniform,global,random,greedy,sensitivity,knapsack,regrowth,evolution,polish,ddpg,ppo"
     evaluations: int = 100
     seeds: int = 3
     rollout: int | None = None

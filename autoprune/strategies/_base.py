@@ -75,7 +75,7 @@ class SearchTask:
         constraint: the budget.
         evaluations: how many candidates may be scored.
         seed: of everything random.
-        rollout: candidates that PPO has scored together, before it learns from them; None for its own number.
+        rollout: candidates that a strategy which can be told has scored together; None for its own number.
         prior: where to start; for strategies that use one.
         gains: of widening every unit; for strategies that use them.
         curves: sensitivity curves measured before, or None.

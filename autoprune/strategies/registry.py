@@ -22,6 +22,7 @@ class StrategySpec:
         agent: whether it is an agent of reinforcement learning.
         uses_prior: whether it starts from a `SearchPrior`, and can start from candidates of others.
         uses_gains: whether it needs the gains of widening every unit.
+        uses_rollout: whether it can be told how many candidates are scored together.
         uses_curves: whether it takes sensitivity curves that were measured before.
         deterministic: whether it does the same whatever the seed.
         source: where it comes from.
@@ -37,6 +38,7 @@ class StrategySpec:
     agent: bool = False
     uses_prior: bool = False
     uses_gains: bool = False
+    uses_rollout: bool = False
     uses_curves: bool = False
     deterministic: bool = False
     source: str = ""
@@ -56,6 +58,7 @@ STRATEGIES = (
         f"{_AGENTS}.PPO.make",
         agent=True,
         uses_prior=True,
+        uses_rollout=True,
         source="Schulman et al., Proximal Policy Optimization Algorithms, arXiv:1707.06347, 2017",
     ),
     StrategySpec("ddpg", f"{_AGENTS}.DDPG.make", agent=True, uses_prior=True, source="He et al., AMC, ECCV 2018"),
@@ -111,6 +114,7 @@ STRATEGIES = (
         "polish",
         f"{_HERE}.polish:PolishStrategy.of",
         uses_prior=True,
+        uses_rollout=True,
         source="Hoos & Stützle, Stochastic Local Search: Foundations and Applications, 2004",
     ),
     StrategySpec(

@@ -1,12 +1,11 @@
-"""Other ways to search from where regrowth ends: a local polish, a Gaussian process, CEM-RL, next to PPO and CMA-ES.
+"""Other ways to search from where regrowth ends: a Gaussian process, CEM-RL, PPO alone, next to what is shipped.
 
 Usage: ``python -m tests.benchmarks.searchers RUNS [WORD…]``. It scores what is missing in RUNS, one cell after another,
 and prints a table in Markdown. With words only the cells that have one of them in their name are made: ``yolov8n``,
 ``flops=20%``.
 
 All have the evaluations that ``autoprune compare --evaluations 100`` leaves after regrowth, at 224 px, 32 images and
-one thread, and start at the same allocation. Only PPO and CMA-ES are strategies of autoprune; what the others found is
-told in ``docs/accuracy.md``.
+one thread, and start at the same allocation. ``docs/accuracy.md`` tells what they found.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,14 +26,15 @@ from scipy.stats import norm
 from torch import nn
 
 import autoprune as ap
-from autoprune.arrays import Array, Counts
+from autoprune.arrays import Array
 from autoprune.choices import Rule
 from autoprune.envs.problem import PruningProblem
 from autoprune.listener import SilentListener
-from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy, search
+from autoprune.strategies._base import Evaluate, SearchTask, Strategy, search
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.strategies.prior import find_prior
 from autoprune.strategies.registry import StrategyName
+from autoprune.strategies.rl.agents import AgentKind
 from autoprune.structure.space import Allocation
 from autoprune.workflows.strategies import environment
 from tests.benchmarks.accuracy import DETECTORS, asked, data_of, model_of
@@ -51,15 +49,14 @@ class _Around(Strategy):
 
     Args:
         task: what to search, with its prior.
-        known: candidates that are scored already.
     """
 
-    def __init__(self, task: SearchTask, known: Sequence[Candidate] = ()) -> None:
+    def __init__(self, task: SearchTask) -> None:
         assert task.prior is not None
         self.constraint, self.space = task.constraint, task.constraint.space
         self.rng = np.random.default_rng(task.seed)
         self.free = np.array([unit for unit, choices in enumerate(self.space.choices) if len(choices) > 1])
-        self.known = {one.allocation: one.score for one in (*task.prior.tried, *known)}
+        self.known = {one.allocation: one.score for one in task.prior.tried}
 
     @property
     def best(self) -> Allocation:
@@ -79,32 +76,6 @@ class _Around(Strategy):
         new = [one for one in dict.fromkeys(allocations) if one not in self.known]
         self.known.update(zip(new, evaluate(new), strict=True))
         return [self.known[one] for one in allocations]
-
-
-class Polish(_Around):
-    """Exchange width between a few units of the best so far: one gets wider, another narrower, the rest is filled."""
-
-    def run(self, evaluate: Evaluate) -> None:
-        """Keep an exchange that scores higher; five at a time."""
-        while True:
-            proposals: list[Allocation] = []
-            while len(proposals) < 5:
-                proposal = self._exchanged(np.array(self.best))
-                if proposal not in self.known and proposal not in proposals:
-                    proposals.append(proposal)
-            self.scored(proposals, evaluate)
-
-    def _exchanged(self, counts: Counts) -> Allocation:
-        """Return counts with one to three units a step wider and as many a step narrower, within the budget."""
-        moved = self.rng.permutation(self.free)[: 2 * self.rng.integers(1, 4)]
-        for place, unit in enumerate(moved):
-            choices = self.space.choices[unit]
-            at = int(np.searchsorted(choices, counts[unit])) + (1 if place % 2 else -1)
-            counts[unit] = choices[np.clip(at, 0, len(choices) - 1)]
-        wish = np.log(self.space.ratios(counts))
-        if self.constraint.holds(counts):
-            return self.space.allocation(self.constraint.greedy_fill(counts, wish))
-        return self.onto_budget(wish)
 
 
 class Preselected(_Around):
@@ -264,30 +235,10 @@ def _mlp(columns: int, hidden: int) -> nn.Module:
     )
 
 
-class ThenPolish(Strategy):
-    """Search by PPO, and polish what it found by the last evaluations.
-
-    Args:
-        task: what to search, with its prior.
-        share: of the evaluations, for the polish.
-    """
-
-    def __init__(self, task: SearchTask, share: float) -> None:
-        self._task, self._share = task, share
-
-    def run(self, evaluate: Evaluate) -> None:
-        """Give PPO all but the last evaluations."""
-        task = replace(self._task, evaluations=evaluate.left - round(self._share * evaluate.left))
-        agent = StrategyName("ppo").spec.make(task)
-        first = search(agent, evaluate, constraint=task.constraint, evaluations=task.evaluations)
-        Polish(task, first.history).run(evaluate)
-
-
 SEARCHERS: dict[str, Callable[[SearchTask], Strategy]] = {
     "ppo": StrategyName("ppo").spec.make,
-    "polish": Polish,
-    "ppo, half polish": partial(ThenPolish, share=0.5),
-    "ppo, 0.3 polish": partial(ThenPolish, share=0.3),
+    "ppo alone": AgentKind.PPO.alone,
+    "polish": StrategyName("polish").spec.make,
     "Gaussian process": Preselected,
     "evolution": StrategyName("evolution").spec.make,
     "CEM-RL": CemRl,
