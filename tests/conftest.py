@@ -6,6 +6,7 @@ so that child processes inherit it too.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -28,6 +29,9 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # two threads on tiny tensors wait for each other, long where a core is busy
 )
 (_SCRATCH / "ultralytics").mkdir()
+
+os.fsync = lambda descriptor: None  # no test cuts the power, and there are thousands of records
+gc.set_threshold(20_000, 20, 20)  # an eighth of the time went into looking at the millions of objects of networks
 
 settings.register_profile("autoprune", deadline=None)  # a busy machine is no failure
 settings.load_profile("autoprune")
