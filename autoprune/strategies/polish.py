@@ -84,8 +84,6 @@ class PolishStrategy(Strategy):
 
     def _proposals(self, combined: Allocation | None) -> list[Allocation]:
         """Return different candidates around the best that are not known; fewer, or none, if they are hard to find."""
-        if len(self._free) < 2:  # nothing can be exchanged
-            return []
         found = dict[Allocation, None]()
         if combined is not None and combined not in self._known:
             found[combined] = None

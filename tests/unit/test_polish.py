@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,6 +72,28 @@ def test_it_moves_on_from_what_scores_higher() -> None:
     assert result.best.score > run(RandomStrategy(TOY.constraint, seed=0), 200).best.score
 
 
+def test_exchanges_that_scored_higher_are_made_all_at_once_next_and_a_single_one_twice() -> None:
+    batches: list[Sequence[Allocation]] = []
+
+    def score(allocations: Sequence[Allocation]) -> Sequence[float]:
+        batches.append(allocations)
+        return TOY.score(allocations)
+
+    search(PolishStrategy(TOY.constraint, seed=0, together=6), score, constraint=TOY.constraint, evaluations=121)
+    best, tried = batches[0][0], {1: 0, 2: 0}
+    for batch, following in pairwise(batches[1:]):
+        (before,) = TOY.score([best])
+        better = [np.array(one) for one, after in zip(batch, TOY.score(batch), strict=True) if after > before]
+        if better:
+            times = 2 if len(better) == 1 else 1
+            wish = np.clip(best + times * sum(one - best for one in better), TOY.space.lower, TOY.space.dense)
+            at_once = TOY.space.allocation(TOY.constraint.project(np.log(TOY.space.ratios(wish))))
+            assert following[0] == at_once or any(at_once in earlier for earlier in batches)
+            tried[times] += following[0] == at_once
+        best = max((best, *batch), key=lambda one: TOY.score([one])[0])
+    assert min(tried.values()) > 1
+
+
 @pytest.mark.parametrize("widths", [(8,), (32,), (8, 32, 8)])
 def test_where_one_unit_alone_can_be_pruned_nothing_is_left_to_exchange(widths: tuple[int, ...]) -> None:
     space = Space(chain_graph(widths))
@@ -111,12 +134,8 @@ def test_the_last_half_of_ppos_evaluations_are_neighbours_of_the_best() -> None:
 
 
 def test_it_takes_up_what_others_found_before_ppo() -> None:
-    found = run(RandomStrategy(TOY.constraint, seed=3), 10)
-    asked: list[Allocation] = []
-
-    def score(allocations: Sequence[Allocation]) -> Sequence[float]:
-        asked.extend(allocations)
-        return TOY.score(allocations)
-
-    search(ppo(20, start=found.history), score, constraint=TOY.constraint, evaluations=20)
-    assert not {candidate.allocation for candidate in found.history} & set(asked[10:])
+    best = run(PolishStrategy(TOY.constraint, seed=0), 200).best
+    tried = [candidate.allocation for candidate in run(ppo(40, start=[best]), 40).history]
+    moved = np.count_nonzero(np.array(tried) != best.allocation, axis=1)
+    assert moved[20:].mean() < moved[:20].mean() / 2
+    assert best.allocation not in tried[20:]
