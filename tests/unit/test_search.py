@@ -13,6 +13,7 @@ from autoprune.errors import ConfigError
 from autoprune.strategies._base import Candidate, Evaluate, Progress, SearchTask, Strategy, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.greedy import GreedyStrategy
+from autoprune.strategies.polish import PolishStrategy
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind, AgentStrategy
 from autoprune.strategies.rl.learners import EpisodeReplayBuffer
@@ -75,13 +76,14 @@ def test_the_loop_refuses_what_makes_no_sense() -> None:
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["random", "greedy", "evolution", *(kind.value for kind in AgentKind)])
+@pytest.mark.parametrize("name", ["random", "greedy", "evolution", "polish", *(kind.value for kind in AgentKind)])
 def test_a_score_that_is_not_finite_ends_any_search(name: str, score: float) -> None:
     constraint = TOY.constraint
     makers: dict[str, Callable[[], Strategy]] = {
         "random": lambda: RandomStrategy(constraint, seed=0),
         "greedy": lambda: GreedyStrategy(constraint, evaluations=9),
         "evolution": lambda: EvolutionStrategy(constraint, seed=0),
+        "polish": lambda: PolishStrategy(constraint, seed=0),
     }
     strategy = makers[name]() if name in makers else agent(AgentKind(name), evaluations=9)
     calls = 0
