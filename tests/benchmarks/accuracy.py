@@ -204,8 +204,10 @@ def _comparisons() -> Iterator[Run]:
     for detector in DETECTORS:
         words = ("compare", "--budget", "flops=30%", *options)
         yield Run("compare", detector, "flops=30%", 0, words, result="compare.json")
-    words = ("compare", "--budget", "flops=20%", "--evaluations", "100", "--seeds", "3", "--finetune-epochs", "0")
-    yield Run("compare", "yolo11n", "flops=20%", 0, words, result="compare.json")
+    words = ("compare", "--evaluations", "100", "--seeds", "3", "--finetune-epochs", "0", "--no-references")
+    words += ("--correlated", "0", "--strategies", "regrowth,ppo,polish,evolution")
+    for detector, budget in (*((detector, "flops=30%") for detector in DETECTORS), ("yolo11n", "flops=20%")):
+        yield Run("confirm", detector, budget, 0, (*words, "--budget", budget), result="compare.json")
 
 
 def _alternatives() -> Iterator[Run]:
@@ -264,6 +266,7 @@ def tables(runs: Path) -> Iterator[str]:
         "recipe": _accuracies,
         "progressive": _accuracies,
         "strategies": _scores,
+        "confirm": _scores,
         "compare": _scores,
         "alternatives": _fine_tuned,
     }
