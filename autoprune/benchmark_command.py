@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from autoprune.errors import ConfigError
@@ -26,7 +27,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _AMOUNT = r"(?<![\w.,])(\d+(?:,\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 """One with commas (12,5 or 1,234.5) is found, and is none for Python."""
 
-_NUMBERS = (rf"{_AMOUNT}[ \t]*(?:ms|msec|milliseconds?)\b", rf"{_AMOUNT}(?!\w|[.,]\d)")
+_READINGS = (rf"{_AMOUNT}[ \t]*(?:ms|msec|milliseconds?)\b", rf"{_AMOUNT}(?!\w|[.,]\d)")
 """With milliseconds as its unit, or else without a unit that touches it."""
 
 
@@ -98,13 +99,12 @@ class BenchmarkCommand:
         Numbers with milliseconds as their unit go before others. None if there is none, or if that is no finite number
         above 0: with a comma, or as the pattern's group.
         """
-        for output in outputs:
-            for pattern in (self.pattern,) if self.pattern else _NUMBERS:
-                found = re.findall(pattern, output, re.MULTILINE)
-                if not self.pattern:
-                    found = [text for text in found if text.strip("0.")]
-                if found:
-                    return _above_zero(found[-1])
+        for output, pattern in product(outputs, [self.pattern] if self.pattern else _READINGS):
+            found = re.findall(pattern, output, re.MULTILINE)
+            if not self.pattern:
+                found = [text for text in found if text.strip("0.")]
+            if found:
+                return _above_zero(found[-1])
         return None
 
 

@@ -75,7 +75,7 @@ class SearchTask:
         constraint: the budget.
         evaluations: how many candidates may be scored.
         seed: of everything random.
-        rollout: candidates that a strategy which can be told has scored together; None for its own number.
+        rollout: how many candidates PPO or polish has scored together; None for its own number.
         prior: where to start; for strategies that use one.
         gains: of widening every unit; for strategies that use them.
         curves: sensitivity curves measured before, or None.
@@ -96,6 +96,11 @@ class SearchTask:
     environment: Callable[[Array, Array], MakeEnv] | None = None
     start: tuple[Candidate, ...] = ()
     track: Track = untracked
+
+    @property
+    def known(self) -> tuple[Candidate, ...]:
+        """The candidates of other strategies and of the prior that hold the constraint."""
+        return holding((*self.start, *(() if self.prior is None else self.prior.tried)), self.constraint)
 
 
 @dataclass(frozen=True)

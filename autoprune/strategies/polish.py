@@ -59,10 +59,8 @@ class PolishStrategy(Strategy):
     @classmethod
     def of(cls, task: SearchTask) -> PolishStrategy:
         """Make it for a task."""
-        prior, start = None, task.start
-        if task.prior is not None:
-            prior, start = task.prior.target_log_ratios, (*start, *task.prior.tried)
-        return cls(task.constraint, seed=task.seed, prior=prior, start=start, together=task.rollout or TOGETHER)
+        log_ratios, together = None if task.prior is None else task.prior.target_log_ratios, task.rollout or TOGETHER
+        return cls(task.constraint, seed=task.seed, prior=log_ratios, start=task.known, together=together)
 
     def run(self, evaluate: Evaluate) -> None:
         """Score where it starts, then exchanges."""

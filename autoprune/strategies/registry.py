@@ -22,7 +22,7 @@ class StrategySpec:
         agent: whether it is an agent of reinforcement learning.
         uses_prior: whether it starts from a `SearchPrior`, and can start from candidates of others.
         uses_gains: whether it needs the gains of widening every unit.
-        uses_rollout: whether it can be told how many candidates are scored together.
+        uses_rollout: whether it takes a number of candidates to have scored together.
         uses_curves: whether it takes sensitivity curves that were measured before.
         deterministic: whether it does the same whatever the seed.
         source: where it comes from.

@@ -1,4 +1,4 @@
-"""Polish: where it starts, what it repeats, when it ends, and how much of a search by PPO it takes."""
+"""Polish: how it goes on from the best, and how much of a search by PPO it takes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.strategies._base import Candidate, SearchResult, SearchTask, Strategy, search
-from autoprune.strategies.polish import PolishStrategy
+from autoprune.strategies.polish import TOGETHER, PolishStrategy
 from autoprune.strategies.prior import SearchPrior
 from autoprune.strategies.random import RandomStrategy
 from autoprune.strategies.rl.agents import AgentKind
-from autoprune.structure.constraint import Constraint, CostLimit
-from autoprune.structure.space import Allocation, Space
-from tests.contracts.strategies import check_strategy, first_of
-from tests.helpers.toy import LayerFlops, Toy, chain_graph, make_toy
+from autoprune.structure.space import Allocation
+from tests.contracts.strategies import check_strategy
+from tests.helpers.toy import Toy, make_toy
 
 TOY = make_toy(12)
 
@@ -44,24 +43,6 @@ def ppo(evaluations: int, toy: Toy = TOY, *, start: Sequence[Candidate] = (), se
 @settings(max_examples=10)
 def test_it_keeps_the_contract(seed: int, together: int) -> None:
     check_strategy(lambda _: PolishStrategy(TOY.constraint, seed=seed, together=together), TOY, evaluations=30)
-
-
-def test_the_first_proposal_is_the_projected_prior() -> None:
-    prior = np.linspace(-1, 0, len(TOY.space))
-    first = first_of(PolishStrategy(TOY.constraint, seed=0, prior=prior), TOY)
-    assert first == TOY.space.allocation(TOY.constraint.project(prior))
-    uniform = first_of(PolishStrategy(TOY.constraint, seed=0), TOY)
-    assert uniform == TOY.space.allocation(TOY.constraint.project(np.zeros(len(TOY.space))))
-
-
-def test_the_best_start_that_holds_the_budget_is_proposed_first_and_the_others_not_again() -> None:
-    found = run(RandomStrategy(TOY.constraint, seed=3), 10)
-    probe = Candidate(TOY.space.allocation(TOY.space.dense), 0.0)
-    result = run(PolishStrategy(TOY.constraint, seed=0, start=[*found.history, probe]), 40)
-    allocations = [candidate.allocation for candidate in result.history]
-    assert allocations[0] == found.best.allocation
-    assert not {candidate.allocation for candidate in found.history} & set(allocations[1:])
-    assert len(set(allocations)) == len(allocations)
 
 
 def test_it_moves_on_from_what_scores_higher() -> None:
@@ -94,25 +75,6 @@ def test_exchanges_that_scored_higher_are_made_all_at_once_next_and_a_single_one
     assert min(tried.values()) > 1
 
 
-@pytest.mark.parametrize("widths", [(8,), (32,), (8, 32, 8)])
-def test_where_one_unit_alone_can_be_pruned_nothing_is_left_to_exchange(widths: tuple[int, ...]) -> None:
-    space = Space(chain_graph(widths))
-    cost = LayerFlops(space)
-    constraint = Constraint(space, [CostLimit(cost, float(cost(space.dense)))])
-    strategy = PolishStrategy(constraint, seed=0)
-    result = search(strategy, lambda asked: [0.0 for _ in asked], constraint=constraint, evaluations=9)
-    assert len(result.history) == 1
-
-
-def test_it_ends_where_every_neighbour_is_known() -> None:
-    space = Space(chain_graph((16, 16)))
-    cost = LayerFlops(space)
-    constraint = Constraint(space, [CostLimit(cost, 0.8 * float(cost(space.dense)))])
-    strategy = PolishStrategy(constraint, seed=0)
-    result = search(strategy, lambda asked: [-float(each[0]) for each in asked], constraint=constraint, evaluations=500)
-    assert len(result.history) <= 4
-
-
 # -- behind PPO --------------------------------------------------------------------------------
 
 
@@ -126,7 +88,7 @@ def test_the_last_half_of_ppos_evaluations_are_neighbours_of_the_best() -> None:
     best, scores = tried[0], dict(zip(tried, TOY.score(tried), strict=True))
     moved: list[int] = []
     for place, one in enumerate(tried[1:], start=1):
-        if (place - 30) % 5 == 0:
+        if (place - 30) % TOGETHER == 0:
             best = max(tried[:place], key=scores.__getitem__)
         moved.append(int(np.count_nonzero(np.array(one) != best)))
     assert len(set(tried[30:])) == 30

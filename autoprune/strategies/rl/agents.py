@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from autoprune.arrays import AnyArray, Array
-from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, holding, untracked
+from autoprune.strategies._base import Candidate, Evaluate, Score, SearchTask, Strategy, Track, untracked
 from autoprune.strategies.isolation import preserved_random_state, torch_threads
 from autoprune.strategies.polish import PolishedStrategy
 from autoprune.strategies.rl.learners import build, exploration_of, walk_episode
@@ -71,16 +71,12 @@ class AgentKind(Enum):
     def alone(self, task: SearchTask) -> AgentStrategy:
         """Return nothing but the agent; it starts from the best candidate of others, if there are any, or the prior."""
         assert task.environment is not None, "an agent learns in an environment"
-        space, tried = task.constraint.space, list(task.start)
+        space = task.constraint.space
         log_ratios, sensitivity = np.zeros(len(space)), np.zeros(len(space))
         if task.prior is not None:
-            log_ratios, sensitivity, tried = (
-                task.prior.target_log_ratios,
-                task.prior.sensitivity,
-                [*task.start, *task.prior.tried],
-            )
+            log_ratios, sensitivity = task.prior.target_log_ratios, task.prior.sensitivity
         if task.start:
-            best = max(holding(tried, task.constraint), key=lambda candidate: candidate.score)
+            best = max(task.known, key=lambda candidate: candidate.score)
             log_ratios = np.log(space.ratios(np.array(best.allocation)))
         return AgentStrategy(
             task.environment(log_ratios, sensitivity),
