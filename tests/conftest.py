@@ -37,7 +37,14 @@ settings.register_profile("autoprune", deadline=None)  # a busy machine is no fa
 settings.load_profile("autoprune")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what importing everything has made out of all later garbage collections: a training asks for two an epoch."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is never released is reported as a leak by some libraries
     shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
