@@ -38,7 +38,7 @@ settings.load_profile("autoprune")
 
 
 def pytest_collection_finish() -> None:
-    """Leave what importing everything has made out of all later garbage collections: a training asks for two an epoch."""
+    """Leave what imports have made out of all later garbage collections: a training asks for two an epoch."""
     gc.collect()
     gc.freeze()
 

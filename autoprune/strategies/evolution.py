@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from autoprune.arrays import Array
-from autoprune.errors import ConfigError
-from autoprune.io.installed import install_extra
 from autoprune.strategies._base import Candidate, Evaluate, SearchTask, Strategy, holding
 from autoprune.strategies.isolation import preserved_random_state
 from autoprune.structure.constraint import Constraint
@@ -42,15 +40,11 @@ class EvolutionStrategy(Strategy):
         prior: log keep ratios, shape (units,); only differences matter.
         start: candidates of other strategies; the best that holds the constraint becomes the mean, the next best are
             part of the first generation. Only the best is asked for again.
-
-    Raises:
-        ConfigError: the package ``cma`` is missing.
     """
 
     def __init__(
         self, constraint: Constraint, *, seed: int, prior: Array | None = None, start: Sequence[Candidate] = ()
     ) -> None:
-        _cma()
         self._constraint = constraint
         self._rng = np.random.default_rng(seed)
         space = constraint.space
@@ -125,12 +119,9 @@ class EvolutionStrategy(Strategy):
 
 def _cma() -> Any:
     """Return the package ``cma``, which takes a second to import."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import cma
-    except ImportError as error:
-        raise ConfigError(f"The strategy evolution needs the package cma: {install_extra('strategies')}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import cma
     return cma
 
 

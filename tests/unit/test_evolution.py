@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoprune.errors import ConfigError
 from autoprune.strategies._base import SearchResult, search
 from autoprune.strategies.evolution import EvolutionStrategy
 from autoprune.strategies.random import RandomStrategy
@@ -37,9 +35,3 @@ def test_seeds_differ_and_global_random_states_stay(capfd: pytest.CaptureFixture
     assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
-
-
-def test_without_cma_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cma", None)
-    with pytest.raises(ConfigError, match=r"pip install .*\[strategies\]'$"):
-        EvolutionStrategy(TOY.constraint, seed=0)
