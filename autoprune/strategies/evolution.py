@@ -65,7 +65,7 @@ class EvolutionStrategy(Strategy):
     def run(self, evaluate: Evaluate) -> None:
         """Score the mean, then one generation after the other."""
         # The start's best is asked for although it is known, so that what this search finds is never worse.
-        first = self._start[0].allocation if self._start else self._allocation(self._mean)
+        first = self._start[0].allocation if self._start else self._constraint.allocation(self._mean)
         (self._known[first],) = evaluate([first])
         if np.count_nonzero(self._free) < 2:  # CMA-ES needs two dimensions; projection leaves one unit no freedom
             return
@@ -75,7 +75,7 @@ class EvolutionStrategy(Strategy):
         while idle < _IDLE_GENERATIONS:
             with _undisturbed():
                 samples = evolution.ask()
-            allocations = [self._allocation(self._expanded(sample)) for sample in samples]
+            allocations = [self._constraint.allocation(self._expanded(sample)) for sample in samples]
             idle = idle + 1 if all(allocation in self._known for allocation in allocations) else 0
             self._score(allocations, evaluate)
             with _undisturbed():
@@ -100,9 +100,6 @@ class EvolutionStrategy(Strategy):
         """Have scored what is not known yet, each once, and remember it."""
         new = list(dict.fromkeys(allocation for allocation in allocations if allocation not in self._known))
         self._known.update(zip(new, evaluate(new), strict=True))
-
-    def _allocation(self, log_ratios: Array) -> Allocation:
-        return self._constraint.space.allocation(self._constraint.project(log_ratios))
 
     def _log_ratios(self, allocation: Allocation) -> Array:
         return np.log(self._constraint.space.ratios(np.array(allocation)))

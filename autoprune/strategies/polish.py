@@ -53,7 +53,7 @@ class PolishStrategy(Strategy):
         self._together = together
         self._known = {one.allocation: one.score for one in holding(start, constraint)}
         self._first = (
-            self._best if self._known else self._projected(np.zeros(len(self._space)) if prior is None else prior)
+            self._best if self._known else constraint.allocation(np.zeros(len(self._space)) if prior is None else prior)
         )
 
     @classmethod
@@ -100,7 +100,7 @@ class PolishStrategy(Strategy):
             return None
         moved = (np.array(better) - best).sum(0) * (2 if len(better) == 1 else 1)
         counts: Counts = np.clip(best + moved, self._space.lower, self._space.dense)
-        return self._projected(np.log(self._space.ratios(counts)))
+        return self._constraint.allocation(np.log(self._space.ratios(counts)))
 
     def _exchanged(self, allocation: Allocation) -> Allocation:
         """Return a neighbour of an allocation on the budget."""
@@ -113,10 +113,7 @@ class PolishStrategy(Strategy):
         wish = np.log(self._space.ratios(counts))
         if self._constraint.holds(counts):
             return self._space.allocation(self._constraint.greedy_fill(counts, wish))
-        return self._projected(wish)
-
-    def _projected(self, log_ratios: Array) -> Allocation:
-        return self._space.allocation(self._constraint.project(log_ratios))
+        return self._constraint.allocation(wish)
 
 
 class PolishedStrategy(Strategy):

@@ -30,4 +30,4 @@ class RandomStrategy(Strategy):
         space = self._constraint.space
         while True:
             log_ratios = self._rng.uniform(-1, 1, size=len(space))
-            evaluate([space.allocation(self._constraint.project(log_ratios))])
+            evaluate([self._constraint.allocation(log_ratios)])

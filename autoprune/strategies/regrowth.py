@@ -71,7 +71,7 @@ class RegrowthStrategy(Strategy):
     def run(self, evaluate: Evaluate) -> None:
         """Propose the uniform ratio, and a few candidates per round."""
         constraint, space = self._constraint, self._constraint.space
-        best = space.allocation(constraint.project(np.zeros(len(space))))
+        best = constraint.allocation(np.zeros(len(space)))
         (highest,) = evaluate([best])
         known = {best}
         for share in self._shares:

@@ -26,4 +26,4 @@ class UniformStrategy(Strategy):
     def run(self, evaluate: Evaluate) -> None:
         """Propose the uniform ratio."""
         space = self._constraint.space
-        evaluate([space.allocation(self._constraint.project(np.zeros(len(space))))])
+        evaluate([self._constraint.allocation(np.zeros(len(space)))])

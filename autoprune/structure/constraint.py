@@ -12,7 +12,7 @@ from autoprune.arrays import Array, Counts
 from autoprune.errors import BudgetUnreachableError
 from autoprune.io.finite import check_finite
 from autoprune.metrics import format_amount
-from autoprune.structure.space import Space
+from autoprune.structure.space import Allocation, Space
 
 _LARGEST = 1e3
 """Log-ratios beyond ± this count as it: e to the power of it is 0 or infinite, and larger ones round others off."""
@@ -127,6 +127,10 @@ class Constraint:
             middle = (low + high) / 2
             low, high = (middle, high) if self.holds(scaled(middle)) else (low, middle)
         return self.greedy_fill(scaled(low), target_log_ratios + low)
+
+    def allocation(self, log_ratios: Array) -> Allocation:
+        """Return the counts of `project` as an allocation."""
+        return self.space.allocation(self.project(log_ratios))
 
     def greedy_fill(self, counts: Counts, log_ratios: Array) -> Counts:
         """Widen units step by step while every limit holds, those furthest below their target first.

@@ -72,7 +72,7 @@ class CriteriaComparison:
         run, space = self._run, self._run.network.space
         latency_constraints = LatencyConstraints(run.estimators, limits)
         constraint = run.constrain(self._budget, limits, latency_constraints)
-        uniform = space.allocation(constraint.project(np.zeros(len(space))))
+        uniform = constraint.allocation(np.zeros(len(space)))
         first = Candidate(uniform, self._evaluator([uniform])[0].score)
         chosen = choose([first], self._evaluator, constraint, latency_constraints, count=1, listener=self._listener)
         return chosen.allocation, {**run.network.costs(chosen.allocation), **chosen.latencies}

@@ -172,7 +172,7 @@ def _measured(
             tightened = latency_constraints.rescaled(constraint, allocation, measured)
         except BudgetUnreachableError:
             break  # not this one; another finalist may still fit
-        allocation = constraint.space.allocation(tightened.project(wish))
+        allocation = tightened.allocation(wish)
         if allocation in seen:
             break
         score = evaluator([allocation])[0].score

@@ -127,7 +127,7 @@ class LatencyConstraints:
     def settled(self, constraint: Constraint, log_ratios: Array) -> Constraint:
         """Return the constraint calibrated where log keep ratios, shape (units,), lie on it; they move with it."""
         for _ in range(2 if self else 0):
-            constraint = self.calibrated(constraint, constraint.space.allocation(constraint.project(log_ratios)))
+            constraint = self.calibrated(constraint, constraint.allocation(log_ratios))
         return constraint
 
     def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:

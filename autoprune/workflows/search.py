@@ -206,7 +206,7 @@ class SearchRun:
             except BudgetUnreachableError:
                 break  # what is measured contradicts itself; the finalists are put right one by one
             wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
-            moved = [space.allocation(constraint.project(wish)) for wish in wishes]
+            moved = [constraint.allocation(wish) for wish in wishes]
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)
             more = max(self._episodes // 4, 1)

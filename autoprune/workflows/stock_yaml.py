@@ -64,13 +64,13 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
         The scores ``uniform`` and ``uniform_untied``.
     """
     untied = run.network.untied()
-    tied = constraint.space.allocation(constraint.project(np.zeros(len(constraint.space))))
+    tied = constraint.allocation(np.zeros(len(constraint.space)))
     expressed = untied.space.from_names(run.network.keep(tied))
     static = untied.static_costs
     ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
     if len(ceilings) < len(limits):
         ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
-    free = untied.space.allocation(Constraint(untied.space, ceilings).project(np.zeros(len(untied.space))))
+    free = Constraint(untied.space, ceilings).allocation(np.zeros(len(untied.space)))
     evaluator = run.evaluator("untied", untied.pruner)
     with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))
     run.listener.note(

@@ -69,7 +69,7 @@ class _Around(Strategy):
 
     def onto_budget(self, log_ratios: Array) -> Allocation:
         """Return the nearest allocation that holds the budget."""
-        return self.space.allocation(self.constraint.project(log_ratios))
+        return self.constraint.allocation(log_ratios)
 
     def scored(self, allocations: Sequence[Allocation], evaluate: Evaluate) -> list[float]:
         """Return scores; what is known is not asked for again."""

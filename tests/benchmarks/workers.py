@@ -161,7 +161,7 @@ def model() -> None:
         net = ap.load(Path(folder) / "yolov8m.pt", data=data, imgsz=640, device="cpu")
         problem = ap.make_env(net, budget="flops=50%", seed=0, threads=1, images=2, bf16=False).unwrapped.problem
     constraint, evaluator = problem.constraint, problem.score.args[0]
-    candidate = tuple(constraint.project(np.random.default_rng(0).normal(0, 0.4, len(constraint.space))).tolist())
+    candidate = constraint.allocation(np.random.default_rng(0).normal(0, 0.4, len(constraint.space)))
     module, made = cpu_seconds(lambda: evaluator.materialise(candidate))
     _, scored = cpu_seconds(lambda: evaluator._sums(module))
     task = SearchTask(

@@ -170,7 +170,7 @@ def test_the_prior_is_walked_into_transitions() -> None:
     transitions = walk_prior(view())
     assert len(transitions) == 6
     assert [bool(transition["done"][0]) for transition in transitions] == [False] * 5 + [True]
-    expected = TOY.score([TOY.space.allocation(TOY.constraint.project(np.zeros(6)))])
+    expected = TOY.score([TOY.constraint.allocation(np.zeros(6))])
     assert transitions[-1]["reward"] == pytest.approx(expected)
 
 
@@ -187,7 +187,7 @@ def test_an_agent_that_knows_nothing_begins_at_the_prior(rule: type) -> None:
     )
     for walked in (walk_episode(env, lambda _: np.zeros((1, 1), dtype=np.float32)), walk_prior(env)):
         found = walked[-1]["infos"][0]["allocation"]
-        assert found == TOY.space.allocation(TOY.constraint.project(problem.prior))
+        assert found == TOY.constraint.allocation(problem.prior)
 
 
 @pytest.mark.parametrize("rule", [Projected, Capped])
@@ -211,7 +211,7 @@ def test_ppo_looks_around_a_good_prior(rule: type) -> None:
 def test_an_agent_starts_from_the_best_that_holds_the_budget() -> None:
     """What a prior tried before the budget became tighter may score best and hold it no longer."""
     toy = make_toy(12, seed=0)
-    uniform, dense = (toy.space.allocation(toy.constraint.project(np.zeros(12))), toy.space.allocation(toy.space.dense))
+    uniform, dense = (toy.constraint.allocation(np.zeros(12)), toy.space.allocation(toy.space.dense))
     start, too_wide = (Candidate(one, toy.score([one])[0]) for one in (uniform, dense))
     seen: list[Array] = []
 

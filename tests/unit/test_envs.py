@@ -183,13 +183,13 @@ def test_the_prior_actions_lead_to_the_projected_prior(rule: type) -> None:
     problem = TOY.problem(prior=1.5)
     env = PruningEnv(problem, rule=rule)
     _, info = walk_through(env, env.prior_actions)
-    assert info["allocation"] == TOY.space.allocation(TOY.constraint.project(problem.prior))
+    assert info["allocation"] == TOY.constraint.allocation(problem.prior)
 
 
 @pytest.mark.parametrize("rule", RULES.values())
 def test_an_allocation_is_found_again_by_its_actions(rule: type) -> None:
     env = PruningEnv(TOY.problem(), rule=rule)
-    allocation = TOY.space.allocation(TOY.constraint.project(np.array([0.2, -0.1, 0.3, 0.0, -0.3, 0.1])))
+    allocation = TOY.constraint.allocation(np.array([0.2, -0.1, 0.3, 0.0, -0.3, 0.1]))
     _, info = walk_through(env, env.actions_for(allocation))  # type: ignore[arg-type]
     assert info["allocation"] == allocation
 

@@ -67,7 +67,7 @@ def chosen(slowness: Callable[[int], float] | Machine, limit: float = 10.0, **op
     latency_constraints = LatencyConstraints({"latency": machine}, {"latency": limit})
     constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
-    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+    allocations = [constraint.allocation(wish) for wish in wishes]
 
     def score(allocation: Allocation) -> float:
         return sum(allocation) / 1000 - 1
@@ -130,7 +130,7 @@ def compared(scores: list[float], accuracies: list[float], *, count: int, prior:
     """Return which of the candidates ships; ``prior`` are the numbers of those of the prior."""
     constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
     wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
-    allocations = [SPACE.allocation(constraint.project(wish)) for wish in wishes]
+    allocations = [constraint.allocation(wish) for wish in wishes]
     assert len(set(allocations)) == len(scores)
     measured: list[Allocation] = []
 

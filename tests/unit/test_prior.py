@@ -48,7 +48,7 @@ def prior(toy: Toy = TOY, evaluations: int = 100, listener: Listener | None = No
 def test_the_prior_is_the_best_candidate() -> None:
     found = prior()
     best = max(found.tried, key=lambda candidate: candidate.score)
-    assert TOY.space.allocation(TOY.constraint.project(found.target_log_ratios)) == best.allocation
+    assert TOY.constraint.allocation(found.target_log_ratios) == best.allocation
     assert best.score > found.tried[0].score, "better than uniform"
 
 

@@ -190,7 +190,7 @@ def test_candidates_are_scored_on_the_threads_that_were_set_and_agents_learn_on_
 @pytest.mark.parametrize("kind", AgentKind)
 def test_the_first_candidate_is_the_prior_and_the_count_is_exact(kind: AgentKind) -> None:
     result = search(agent(kind, evaluations=9), TOY.score, constraint=TOY.constraint, evaluations=9)
-    assert result.history[0].allocation == TOY.space.allocation(TOY.constraint.project(np.zeros(6)))
+    assert result.history[0].allocation == TOY.constraint.allocation(np.zeros(6))
     assert len(result.history) == 9
 
 
@@ -199,7 +199,7 @@ def test_candidates_of_others_that_a_walk_misses_are_not_remembered(
     kind: AgentKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under ``projected`` a walk ends on the budget: one that was far below it is not found again, and has no score."""
-    reached = TOY.space.allocation(TOY.constraint.project(np.array([0.5, 0.0, 0.2, -0.3, 0.0, 0.1])))
+    reached = TOY.constraint.allocation(np.array([0.5, 0.0, 0.2, -0.3, 0.0, 0.1]))
     start = [Candidate(reached, -0.3), Candidate(TOY.space.allocation(TOY.space.lower), -3.0)]
     remembered: list[float] = []
     add = EpisodeReplayBuffer.add
