@@ -17,7 +17,7 @@ def run(config: ReportConfig, listener: Listener, caller: Caller) -> Finished:
     Raises:
         RunError: a folder holds no finished run, or a damaged one, or the file cannot be written.
     """
-    folders = [Path(run) for run in config.runs]
+    folders = list(dict.fromkeys(map(Path, config.runs)))
     path = config.page or (folders[0] if len(folders) == 1 else Path()) / PAGE
     if path.exists() and not is_page(path):
         raise RunError(f"{path} exists and is no report of autoprune; choose another `page`")

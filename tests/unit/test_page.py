@@ -263,10 +263,14 @@ def test_a_comparison_has_its_table_first(tmp_path: Path) -> None:
 def test_levels_are_reports_of_their_own(run: Path) -> None:
     (run / "levels" / "flops=50%").mkdir(parents=True)
     FOUND.save(run / "levels" / "flops=50%" / "summary.json")
-    assert [report.name for report in reports_of(run)] == ["search 1", "flops=50%"]
+    assert [report.name for report in reports_of(run)] == ["search 1", "search 1/flops=50%"]
     (run / "summary.json").rename(run / "levels" / "summary.json")
     shutil.copytree(run / "levels" / "flops=50%", run / "levels" / "flops=60%")
     assert "<h1>2 budgets</h1>" in page(reports_of(run))
+    other = run.with_name("search 2")
+    other.mkdir()
+    FOUND.save(other / "summary.json")
+    assert "<h1>2 runs</h1>" in page([*reports_of(run), *reports_of(other)]), "of which one has two budgets"
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ def test_a_page_is_made_anew_of_a_finished_run(run: Path, capsys: pytest.Capture
 
 def test_several_runs_share_a_page(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["report", str(run), str(run)]) == 0
-    assert "<h1>2 runs</h1>" in (tmp_path / PAGE).read_text()
-    assert main(["report", str(run), str(run), "--page", "both.html"]) == 0
+    other = str(shutil.copytree(run, tmp_path / "other"))
+    assert main(["report", str(run), other, str(run)]) == 0
+    assert "<h1>2 runs</h1>" in (tmp_path / PAGE).read_text(), "each once"
+    assert main(["report", str(run), other, "--page", "both.html"]) == 0
     assert is_page(tmp_path / "both.html")
 
 

@@ -96,9 +96,8 @@ def is_page(path: Path) -> bool:
 def _title(reports: Sequence[Report]) -> str:
     if len(reports) == 1:
         return reports[0].title
-    places = {report.folder.parent for report in reports}
-    of_one_run = len(places) == 1 and next(iter(places)).name == "levels"
-    return f"{len(reports)} {'budgets' if of_one_run else 'runs'}"
+    runs = {report.run for report in reports}
+    return f"{len(reports)} budgets" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _file(name: str) -> str:

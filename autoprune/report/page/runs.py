@@ -18,6 +18,9 @@ from autoprune.results import SUMMARIES, Result
 
 PAGE = "report.html"
 
+_LEVELS = "levels"
+"""In a run's folder, that of its levels."""
+
 _HELD_UP = 0.002
 _LESS = {"latency": "faster", "energy": "less energy"}
 """Metrics that differ by less are level."""
@@ -45,9 +48,14 @@ class Report:
         return sections(self.result, self.folder)
 
     @property
+    def run(self) -> Path:
+        """The folder of its run, for several levels of one run have a report each."""
+        return self.folder.parent.parent if self.folder.parent.name == _LEVELS else self.folder
+
+    @property
     def name(self) -> str:
         """What tells it from the other reports of a page."""
-        return self.folder.name
+        return self.folder.name if self.folder == self.run else f"{self.run.name}/{self.folder.name}"
 
     @property
     def title(self) -> str:
@@ -78,13 +86,13 @@ class Report:
             said = ""
         if said.startswith(f"autoprune {self.result.command} ") and _is_one_command(said):
             return said
-        return f"autoprune {self.result.command} --config {_quoted(self.folder / 'config.yaml')}"
+        return f"autoprune {self.result.command} --config {_quoted(self.run / 'config.yaml')}"
 
     @property
     def next_commands(self) -> list[tuple[str, str]]:
         """What may come next, each with its command line."""
         model = next((path for end in (".pt", ".cfg") if (path := self.folder / f"model{end}").exists()), None)
-        policy, options = self.folder / "policy.json", _options(self.folder)
+        policy, options = self.folder / "policy.json", _options(self.run)
         data = ["--data", str(options["data"])] if options.get("data") else []
         dense = options.get("model")
         found = []
@@ -149,22 +157,19 @@ def reports_of(folder: Path) -> list[Report]:
     if not folder.is_dir():
         raise RunError(f"A report is made of a run's folder, and {folder} is none; give one such as runs/search-1")
     paths = [folder / name for name in SUMMARIES if (folder / name).exists()]
-    paths += sorted((folder / "levels").glob("*/summary.json"))
+    paths += sorted((folder / _LEVELS).glob("*/summary.json"))
     if not paths:
         raise RunError(f"{folder} has no results ({', '.join(SUMMARIES)}) yet; finish the run first")
     return [Report(path.parent, Result.load(path)) for path in paths]
 
 
 def _options(folder: Path) -> Mapping[str, Any]:
-    """Return a run's options as its config.yaml, or that of the run whose level it is, has them; empty without one."""
-    for place in (folder, folder.parent.parent):
-        path = place / "config.yaml"
-        if path.is_file():
-            try:
-                return read_values(path)
-            except ValueError:  # a damaged file costs the commands that may come next, not the report
-                return {}
-    return {}
+    """Return a run's options as its config.yaml has them; empty without one."""
+    path = folder / "config.yaml"
+    try:
+        return read_values(path) if path.is_file() else {}
+    except ValueError:  # a damaged file costs the commands that may come next, not the report
+        return {}
 
 
 def _is_one_command(text: str) -> bool:
