@@ -14,7 +14,7 @@ from typing import Any
 from autoprune.errors import DeviceError
 from autoprune.evaluation.ray_runner import RayRunner, summary
 from autoprune.evaluation.runners import RunnerOptions
-from autoprune.io.installed import install_extra, install_package
+from autoprune.io.installed import install_package
 
 STORE_BYTES = 2**30
 """Memory of a local object store: it holds the network, the images and the covariances once."""
@@ -27,10 +27,8 @@ def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
     Ray's usage statistics stay off. A cluster that this process is connected to already is used, and left alone after.
 
     Raises:
-        DeviceError: Ray is not installed, the cluster is not there, has no room, or has other versions.
+        DeviceError: the cluster is not there, has no room, or has other versions.
     """
-    if find_spec("ray") is None:
-        raise DeviceError(f"`workers` needs the package ray, which is not installed: {install_extra('ray')}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

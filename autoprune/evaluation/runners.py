@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Generic, Protocol, TypeVar
 
-from autoprune.errors import ConfigError
+from autoprune.errors import ConfigError, DeviceError
+from autoprune.io.installed import install_extra
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -186,6 +188,8 @@ class RunnerSpec:
         workers: a pattern of the values of `workers` that it is for.
         meaning: these values in words.
         opener: ``module:name`` of what opens it: a function of `RunnerOptions` that gives a context manager.
+        package: what it needs; empty if autoprune brings it.
+        extra: what installs that.
 
     Example:
         >>> [spec.name for spec in RUNNERS]
@@ -199,6 +203,19 @@ class RunnerSpec:
     workers: str
     meaning: str
     opener: str
+    package: str = ""
+    extra: str = ""
+
+    def check(self) -> None:
+        """Check that its package is there, without importing it.
+
+        Raises:
+            DeviceError: it is missing.
+        """
+        if self.package and find_spec(self.package) is None:
+            raise DeviceError(
+                f"`workers` needs the package {self.package}, which is not installed: {install_extra(self.extra)}"
+            )
 
     def open(self, options: RunnerOptions) -> AbstractContextManager[Runner]:
         """Return the runner, whose processes end with the context."""
@@ -213,6 +230,8 @@ RUNNERS = (
         r"auto|ray://[^\s/:]+:[0-9]{1,5}|[1-9][0-9]{0,3}",
         "a number of processes up to 9999, auto, or ray://HOST:PORT",
         "autoprune.evaluation.ray_cluster:open_ray",
+        package="ray",
+        extra="ray",
     ),
 )
 """All of them; a value of `workers` belongs to the first that it fits."""

@@ -14,7 +14,7 @@ from autoprune.config import BudgetedConfig, PruningConfig, ReconstructingConfig
 from autoprune.demo import DEMO_IMAGE_SIZE, demo_weights, shapes_dataset
 from autoprune.errors import BudgetUnreachableError, ConfigError
 from autoprune.evaluation.evaluator import Evaluator
-from autoprune.evaluation.runners import Runner, RunnerOptions, open_runner, usage_figures
+from autoprune.evaluation.runners import Runner, RunnerOptions, open_runner, runner_spec, usage_figures
 from autoprune.image_size import ImageSize, SizeLike
 from autoprune.listener import Listener
 from autoprune.metrics import is_measured
@@ -57,7 +57,13 @@ def demonstration(imgsz: SizeLike | None = None, *, images: bool = True) -> tupl
 
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:
-    """Load and analyse the network that a configuration names; see to the run's threads."""
+    """Load and analyse the network that a configuration names; see to the run's threads.
+
+    Raises:
+        DeviceError: the device is not here, or no package for the workers that are asked for.
+    """
+    if isinstance(config, WorkersConfig):  # they start late, after minutes of measuring the dense network
+        runner_spec(config.workers or "0").check()
     pin_threads(config.threads_here, folder, listener)
     return open_network(
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from autoprune.cli.main import main
-from autoprune.evaluation import ray_cluster
+from autoprune.evaluation import runners
 from autoprune.models import open_adapter
 from autoprune.policy import Policy
 from tests.helpers.world import arguments, one_sentence, records, summary
@@ -57,9 +58,11 @@ def test_workers_are_a_number_or_a_cluster(
 def test_without_ray_nothing_is_left_behind(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
-    assert main(arguments("sensitivity", tiny, tmp_path / "run", "--workers", "2")) != 0
-    assert "--workers needs the package ray, which is not installed" in one_sentence(capsys.readouterr().err)
+    monkeypatch.setattr(runners, "find_spec", lambda name: None)
+    assert main(arguments("search", tiny, tmp_path / "run", *BUDGET, "--workers", "2")) != 0
+    said = capsys.readouterr()
+    assert re.search(r"--workers needs the package ray, .*\[ray\]'", one_sentence(said.err))
+    assert "Measure the dense network" not in said.out, "which may take minutes"
     assert not (tmp_path / "run").exists()
 
 
