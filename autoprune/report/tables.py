@@ -124,10 +124,11 @@ def _compared(row: Compared, metric: str) -> list[str]:
 
 
 def _spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Return mean ± standard deviation, as a few seeds estimate it of all (n − 1)."""
     if not values:
         return NOTHING
     mean = f"{np.mean(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):{form.lstrip('+')}}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form.lstrip('+')}}"
 
 
 def _metric(metrics: Metrics | None, name: str, digits: int) -> str:

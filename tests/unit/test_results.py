@@ -215,7 +215,7 @@ def test_the_table_of_a_comparison_has_the_best_first_and_references_last(tmp_pa
     table = comparison_table(comparison(), tmp_path)
     assert table is not None
     assert [row[0] for row in table.rows] == ["ppo", "random", "dense", "dense, trained on"]
-    assert table.rows[1][1:5] == ["-0.3000 ± 0.1000", "0.200", "0.300 ± 0.000", "55.0%"]
+    assert table.rows[1][1:5] == ["-0.3000 ± 0.1414", "0.200", "0.300 ± 0.000", "55.0%"]
     assert table.rows[2][2:4] == ["0.500", "–"], "nothing trained it"
 
 
