@@ -104,5 +104,5 @@ class PruningProblem:
     @cached_property
     def start(self) -> Array:
         """The prior scaled onto the budget: log keep ratios whose mean is that of the projected prior, (units,)."""
-        projected = np.log(self.space.ratios(self.constraint.project(self.prior)))
+        projected = self.space.log_ratios(self.constraint.project(self.prior))
         return np.asarray(self.prior + np.mean((projected - self.prior)[list(self.walked)]))

@@ -104,7 +104,7 @@ class Projected(Rule):
 
     def actions_for(self, counts: Counts) -> Array:
         """Return the log-ratios of the counts above the prior's, clipped to the box."""
-        above = np.log(self.problem.space.ratios(counts)) - self.problem.start
+        above = self.problem.space.log_ratios(counts) - self.problem.start
         return np.clip(above[list(self.problem.walked)] / self.span, self.low, self.high)
 
     def prior_actions(self) -> Array:

@@ -53,7 +53,7 @@ class EvolutionStrategy(Strategy):
         informed = bool(self._start) or (prior is not None and float(np.ptp(prior)) > 0)
         self._spread = SPREAD_AROUND if informed else SPREAD
         log_ratios = np.zeros(len(space)) if prior is None else np.asarray(prior, dtype=np.float64)
-        self._mean = self._log_ratios(self._start[0].allocation) if self._start else log_ratios
+        self._mean = self._constraint.space.log_ratios(self._start[0].allocation) if self._start else log_ratios
         self._known = {candidate.allocation: candidate.score for candidate in self._start}
 
     @classmethod
@@ -92,7 +92,9 @@ class EvolutionStrategy(Strategy):
             "verb_disp": 0,
         }
         evolution = _cma().CMAEvolutionStrategy(self._mean[self._free], self._spread, options)
-        others = [self._log_ratios(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]]
+        others = [
+            self._constraint.space.log_ratios(candidate.allocation) for candidate in self._start[1 : POPULATION // 2]
+        ]
         evolution.inject([self._centred(log_ratios)[self._free] for log_ratios in others], force=True)
         return evolution
 
@@ -100,9 +102,6 @@ class EvolutionStrategy(Strategy):
         """Have scored what is not known yet, each once, and remember it."""
         new = list(dict.fromkeys(allocation for allocation in allocations if allocation not in self._known))
         self._known.update(zip(new, evaluate(new), strict=True))
-
-    def _log_ratios(self, allocation: Allocation) -> Array:
-        return np.log(self._constraint.space.ratios(np.array(allocation)))
 
     def _centred(self, log_ratios: Array) -> Array:
         """Shift log ratios to the mean's level: only differences matter, and the distance should hold no more."""

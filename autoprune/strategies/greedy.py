@@ -234,7 +234,7 @@ class GreedyStrategy(Strategy):
         while not constraint.holds(counts):
             steps = self._steps(counts, small)
             if not steps:
-                return constraint.project(np.log(constraint.space.ratios(counts)))
+                return constraint.project(constraint.space.log_ratios(counts))
             counts = min(steps, key=lambda step: self._known.drop(step) / step.saving).counts
         return constraint.greedy_fill(counts, self._known.target_log_ratios(constraint, counts))
 

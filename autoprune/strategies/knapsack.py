@@ -85,7 +85,7 @@ def least_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
         solved = _solve(constraint, damages, best, radius)
         if solved is None:
             break
-        log_ratios = np.log(space.ratios(solved))
+        log_ratios = space.log_ratios(solved)
         found = (
             constraint.greedy_fill(solved, log_ratios) if constraint.holds(solved) else constraint.project(log_ratios)
         )

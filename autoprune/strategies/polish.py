@@ -100,7 +100,7 @@ class PolishStrategy(Strategy):
             return None
         moved = (np.array(better) - best).sum(0) * (2 if len(better) == 1 else 1)
         counts: Counts = np.clip(best + moved, self._space.lower, self._space.dense)
-        return self._constraint.allocation(np.log(self._space.ratios(counts)))
+        return self._constraint.allocation(self._space.log_ratios(counts))
 
     def _exchanged(self, allocation: Allocation) -> Allocation:
         """Return a neighbour of an allocation on the budget."""
@@ -110,7 +110,7 @@ class PolishStrategy(Strategy):
             choices = self._space.choices[unit]
             step = int(np.searchsorted(choices, counts[unit])) + (1 if place % 2 else -1)
             counts[unit] = choices[np.clip(step, 0, len(choices) - 1)]
-        wish = np.log(self._space.ratios(counts))
+        wish = self._space.log_ratios(counts)
         if self._constraint.holds(counts):
             return self._space.allocation(self._constraint.greedy_fill(counts, wish))
         return self._constraint.allocation(wish)

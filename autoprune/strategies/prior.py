@@ -55,5 +55,5 @@ def find_prior(
     worth = np.log(np.clip(strategy.worth, 1e-6, None))
     span = float(np.ptp(worth))
     sensitivity = (worth - worth.min()) / span if span > 0 else np.zeros(len(worth))
-    target_log_ratios = np.log(constraint.space.ratios(np.array(found.best.allocation)))
+    target_log_ratios = constraint.space.log_ratios(found.best.allocation)
     return SearchPrior(sensitivity, target_log_ratios, found.history, most + spent)

@@ -76,7 +76,7 @@ class RegrowthStrategy(Strategy):
         known = {best}
         for share in self._shares:
             tilt = np.clip(_TILT * np.log(np.clip(self.worth, 1e-6, 1.0)), -_FURTHEST, 0.0)
-            log_ratios = np.log(space.ratios(np.array(best))) + tilt
+            log_ratios = space.log_ratios(best) + tilt
             base = constraint.tightened(share).project(log_ratios)
             widths = [_wider(choices, count) for choices, count in zip(space.choices, base, strict=True)]
             growth = _Growth(constraint, base, widths, self._gains(space.allocation(base), widths))
@@ -129,7 +129,7 @@ class _Growth:
         closed[self._unit] = False
         self.worth[closed] = 1.0  # as wide as it can be
         space = self._constraint.space
-        return counts, np.log(space.ratios(counts)) + 1e-3 * self.worth.argsort().argsort() / len(counts)
+        return counts, space.log_ratios(counts) + 1e-3 * self.worth.argsort().argsort() / len(counts)
 
     def _nearest(self) -> Counts:
         """Return per widening the narrowest of its unit."""

@@ -54,7 +54,7 @@ def limit_damage(constraint: Constraint, damages: Sequence[Array]) -> Counts:
         )
 
     level = lowest_level(constraint, len(limits), within)
-    return constraint.greedy_fill(within(level), np.log(space.ratios(within(max(level - 1, 0)))))
+    return constraint.greedy_fill(within(level), space.log_ratios(within(max(level - 1, 0))))
 
 
 def lone_savings(constraint: Constraint) -> list[Array]:

@@ -142,7 +142,7 @@ class Constraint:
         space, counts = self.space, counts.copy()
         open_units = set(range(len(space)))
         while open_units:
-            missing = log_ratios - np.log(space.ratios(counts))
+            missing = log_ratios - space.log_ratios(counts)
             unit = max(open_units, key=lambda index: (missing[index], -index))
             wider = space.next_up(counts, unit)
             if wider is None:

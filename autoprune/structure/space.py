@@ -139,6 +139,10 @@ class Space:
         """Return keep ratios, shape as ``counts``."""
         return np.asarray(counts / self.dense)
 
+    def log_ratios(self, counts: Sequence[int] | Counts) -> Array:
+        """Return natural logarithms of keep ratios, shape as ``counts``."""
+        return np.log(np.asarray(counts) / self.dense)
+
     def allocation(self, counts: Sequence[int] | Counts) -> Allocation:
         """Return counts as a hashable allocation, checked against each unit's width.
 

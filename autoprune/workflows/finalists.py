@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from autoprune.errors import BudgetUnreachableError
 from autoprune.evaluation.evaluator import Evaluator
 from autoprune.listener import Listener
@@ -157,7 +155,7 @@ def _measured(
     if not latency_constraints:
         return Finalist(candidate.allocation, candidate.score, {})
     fitting: list[Finalist] = []
-    wish = np.log(constraint.space.ratios(np.array(candidate.allocation)))
+    wish = constraint.space.log_ratios(candidate.allocation)
     allocation, score = candidate.allocation, candidate.score
     seen: set[Allocation] = set()
     for _ in range(ROUNDS):

@@ -205,7 +205,7 @@ class SearchRun:
                 )
             except BudgetUnreachableError:
                 break  # what is measured contradicts itself; the finalists are put right one by one
-            wishes = [np.log(space.ratios(np.array(candidate.allocation))) for candidate in leading]
+            wishes = [space.log_ratios(candidate.allocation) for candidate in leading]
             moved = [constraint.allocation(wish) for wish in wishes]
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)

@@ -65,7 +65,7 @@ class _Around(Strategy):
 
     def log_ratios(self, allocation: Allocation) -> Array:
         """Return natural logarithms of keep ratios, shape (units,)."""
-        return np.log(self.space.ratios(np.array(allocation)))
+        return self.space.log_ratios(allocation)
 
     def onto_budget(self, log_ratios: Array) -> Allocation:
         """Return the nearest allocation that holds the budget."""

@@ -68,7 +68,7 @@ def test_exchanges_that_scored_higher_are_made_all_at_once_next_and_a_single_one
         if better:
             times = 2 if len(better) == 1 else 1
             wish = np.clip(best + times * sum(one - best for one in better), TOY.space.lower, TOY.space.dense)
-            at_once = TOY.constraint.allocation(np.log(TOY.space.ratios(wish)))
+            at_once = TOY.constraint.allocation(TOY.space.log_ratios(wish))
             assert following[0] == at_once or any(at_once in earlier for earlier in batches)
             tried[times] += following[0] == at_once
         best = max((best, *batch), key=lambda one: TOY.score([one])[0])

@@ -122,5 +122,5 @@ def test_what_is_left_of_the_budget_goes_to_the_worthiest() -> None:
     gains = [[float(unit + 1)] * len(wider) for unit, wider in enumerate(widths)]
     growth = _Growth(constraint, base, widths, gains)
     counts, wish = growth.onto_budget(1.25)
-    order = np.argsort(wish - np.log(TOY.space.ratios(counts)))
+    order = np.argsort(wish - TOY.space.log_ratios(counts))
     assert list(order) == list(np.argsort(growth.worth))

@@ -77,7 +77,7 @@ class AgentKind(Enum):
             log_ratios, sensitivity = task.prior.target_log_ratios, task.prior.sensitivity
         if task.start:
             best = max(task.known, key=lambda candidate: candidate.score)
-            log_ratios = np.log(space.ratios(np.array(best.allocation)))
+            log_ratios = space.log_ratios(best.allocation)
         return AgentStrategy(
             task.environment(log_ratios, sensitivity),
             self._around(log_ratios, space, task.rollout),
