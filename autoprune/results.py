@@ -27,6 +27,9 @@ RESULT_VERSION = 2
 SUMMARIES = ("summary.json", "compare.json", "profile.json", "export.json", "quantize.json", "mask.json")
 """The names of commands' reports, all in one form."""
 
+LEVELS = "levels"
+"""The folder in a run's own that has a folder for each of its levels."""
+
 
 @dataclass(frozen=True, repr=False)
 class Metrics(Mapping[str, float]):

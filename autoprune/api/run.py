@@ -15,7 +15,7 @@ from autoprune.policy import Policy
 from autoprune.report import Picture, Table
 from autoprune.report.progress import search_progress
 from autoprune.report.sections import sections
-from autoprune.results import SUMMARIES, Result
+from autoprune.results import LEVELS, SUMMARIES, Result
 from autoprune.strategies._base import Candidate
 from autoprune.workflows.network import choose_device
 from autoprune.workflows.run import with_model
@@ -90,7 +90,7 @@ class Run:
     @property
     def levels(self) -> Mapping[str, Run]:
         """The budgets of a ``netadapt`` with several levels, each as a run of its own."""
-        return {folder.name: self._level(folder) for folder in sorted((self.folder / "levels").glob("*"))}
+        return {folder.name: self._level(folder) for folder in sorted((self.folder / LEVELS).glob("*"))}
 
     def _level(self, folder: Path) -> Run:
         result = Result.load(folder / "summary.json")

@@ -218,7 +218,12 @@ class RunnerSpec:
             )
 
     def open(self, options: RunnerOptions) -> AbstractContextManager[Runner]:
-        """Return the runner, whose processes end with the context."""
+        """Return the runner, whose processes end with the context.
+
+        Raises:
+            DeviceError: its package is missing, or it does not start.
+        """
+        self.check()
         opened: AbstractContextManager[Runner] = pkgutil.resolve_name(self.opener)(options)
         return opened
 

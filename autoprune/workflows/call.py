@@ -12,7 +12,7 @@ from autoprune.choices import match_factory
 from autoprune.config import BudgetedConfig, Config, RunConfig
 from autoprune.errors import BudgetUnreachableError, RunError
 from autoprune.listener import Listener, hearing
-from autoprune.results import SUMMARIES
+from autoprune.results import LEVELS, SUMMARIES
 from autoprune.tracking import check_tracker
 from autoprune.workflows.run_log import RunListener
 
@@ -141,7 +141,7 @@ def _report(folder: Path, listener: Listener) -> None:
     """Write a run's page; one that cannot be made costs a warning, not the run."""
     from autoprune.report.page import PAGE, reports_of, write_page  # late: charts take half a second to import
 
-    if not any((folder / name).exists() for name in SUMMARIES) and not (folder / "levels").exists():
+    if not any((folder / name).exists() for name in SUMMARIES) and not (folder / LEVELS).exists():
         return
     try:
         listener.note(f"The report is {write_page(reports_of(folder), folder / PAGE)}.")

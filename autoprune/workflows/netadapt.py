@@ -20,7 +20,7 @@ from autoprune.errors import BudgetUnreachableError
 from autoprune.io.files import make_folder
 from autoprune.listener import Listener
 from autoprune.metrics import format_amount, is_measured
-from autoprune.results import Stage
+from autoprune.results import LEVELS, Stage
 from autoprune.statistics.layers import recalibrate
 from autoprune.strategies._base import Candidate
 from autoprune.strategies.greedy import proposals
@@ -115,7 +115,7 @@ class _NetAdaptRun:
         """Return the folder of a level's files: the run's own if it is the only one, else one next to the others'."""
         if len(self._budgets) == 1:
             return self._folder.path
-        return make_folder(self._folder.path / "levels" / _NOT_IN_NAMES.sub("-", self._label(budget)))
+        return make_folder(self._folder.path / LEVELS / _NOT_IN_NAMES.sub("-", self._label(budget)))
 
     def _prefix(self, budget: Budget) -> str:
         label = self._label(budget)

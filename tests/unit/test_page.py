@@ -271,6 +271,8 @@ def test_levels_are_reports_of_their_own(run: Path) -> None:
     other.mkdir()
     FOUND.save(other / "summary.json")
     assert "<h1>2 runs</h1>" in page([*reports_of(run), *reports_of(other)]), "of which one has two budgets"
+    (run / "levels" / "flops=50%" / "config.yaml").write_text("model: other.pt\n")
+    assert reports_of(run)[0].name == "flops=50%", "a run of its own, in a folder of that name"
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

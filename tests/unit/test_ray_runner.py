@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.errors import DeviceError
-from autoprune.evaluation import ray_runner, ray_worker
+from autoprune.evaluation import ray_runner, ray_worker, runners
 from autoprune.evaluation.ray_cluster import open_ray
 from autoprune.evaluation.ray_runner import ATTEMPTS, LOST_SECONDS, RayRunner
 from autoprune.evaluation.ray_worker import versions
-from autoprune.evaluation.runners import Large, RunnerOptions, Shared
+from autoprune.evaluation.runners import Large, RunnerOptions, Shared, open_runner
 from autoprune.listener import SilentListener, hearing
 from tests.helpers.fake_ray import FakeRay, RayError, Reference
 
@@ -272,6 +272,12 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     runner_on(FakeRay(), monkeypatch).check_versions()
     with pytest.raises(DeviceError, match=rf"got torch 0\.1 there and {here['torch']} here"):
         runner_on(FakeRay(versions={**here, "torch": "0.1"}), monkeypatch).check_versions()
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"needs the package ray, .*\[ray\]"), open_runner(RunnerOptions()):
+        pass
 
 
 # -- Ray itself ----------------------------------------------------------------------------------------------

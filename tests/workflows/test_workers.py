@@ -55,13 +55,18 @@ def test_workers_are_a_number_or_a_cluster(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", [("sensitivity",), ("search", *BUDGET)], ids=lambda command: command[0])
 def test_without_ray_nothing_is_left_behind(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr(runners, "find_spec", lambda name: None)
-    assert main(arguments("search", tiny, tmp_path / "run", *BUDGET, "--workers", "2")) != 0
+    assert main(arguments(command[0], tiny, tmp_path / "run", *command[1:], "--workers", "2")) != 0
     said = capsys.readouterr()
-    assert re.search(r"--workers needs the package ray, .*\[ray\]'", one_sentence(said.err))
+    assert re.search(r"--workers needs the package ray, which is not installed.*\[ray\]'", one_sentence(said.err))
     assert "Measure the dense network" not in said.out, "which may take minutes"
     assert not (tmp_path / "run").exists()
 

@@ -14,12 +14,9 @@ from autoprune.io.plain_yaml import read_values
 from autoprune.metrics import format_amount, metric_kind, spec_of
 from autoprune.policy import Policy
 from autoprune.report.sections import Shown, sections
-from autoprune.results import SUMMARIES, Result
+from autoprune.results import LEVELS, SUMMARIES, Result
 
 PAGE = "report.html"
-
-_LEVELS = "levels"
-"""In a run's folder, that of its levels."""
 
 _HELD_UP = 0.002
 _LESS = {"latency": "faster", "energy": "less energy"}
@@ -50,7 +47,8 @@ class Report:
     @property
     def run(self) -> Path:
         """The folder of its run, for several levels of one run have a report each."""
-        return self.folder.parent.parent if self.folder.parent.name == _LEVELS else self.folder
+        is_level = self.folder.parent.name == LEVELS and not (self.folder / "config.yaml").is_file()
+        return self.folder.parent.parent if is_level else self.folder
 
     @property
     def name(self) -> str:
@@ -157,7 +155,7 @@ def reports_of(folder: Path) -> list[Report]:
     if not folder.is_dir():
         raise RunError(f"A report is made of a run's folder, and {folder} is none; give one such as runs/search-1")
     paths = [folder / name for name in SUMMARIES if (folder / name).exists()]
-    paths += sorted((folder / _LEVELS).glob("*/summary.json"))
+    paths += sorted((folder / LEVELS).glob("*/summary.json"))
     if not paths:
         raise RunError(f"{folder} has no results ({', '.join(SUMMARIES)}) yet; finish the run first")
     return [Report(path.parent, Result.load(path)) for path in paths]
