@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -20,7 +21,12 @@ def test_a_notebook_runs(name: str, root: Path, tmp_path: Path, monkeypatch: pyt
     for place in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(place, str(tmp_path / place))
     notebook = nbformat.read(root / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
+    manager = client.create_kernel_manager()
+    with tempfile.TemporaryDirectory() as sockets:  # the path of a socket is short: tmp_path would be too long
+        # By TCP a kernel chooses free ports and opens them seconds later, when another kernel may have them.
+        manager.transport, manager.ip = "ipc", str(Path(sockets) / "kernel")
+        client.execute()
     shown = [output.output_type for cell in notebook.cells for output in cell.get("outputs", [])]
     assert "execute_result" in shown
 
