@@ -61,10 +61,12 @@ RECIPES = {
     "soften": "--soften",
     "40 epochs": "--epochs 40",
     "10 epochs": "--epochs 10",
+    "batch 8": "--batch 8",
+    "batch 4": "--batch 4",
 }
 """How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
 
-DENSE_RECIPES = ("default", "adamw", "40 epochs")
+DENSE_RECIPES = ("default", "adamw", "40 epochs", "batch 8")
 """Those that the dense network is trained on by, too."""
 
 
