@@ -108,11 +108,7 @@ class RunFolder:
 
     @classmethod
     def _begin(cls, command: str, config: RunConfig, caller: Caller) -> RunFolder:
-        path = config.out if config.out is not None else _free(command, config)
-        if os.path.lexists(path):
-            resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
-            raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
-        made = _make(path)
+        path, made = _make_next(command, config) if config.out is None else _make_named(config.out, config)
         try:
             config = _with_policy_file(config, path)
             inputs = Inputs.of(config)
@@ -223,6 +219,25 @@ def _make(path: Path) -> Sequence[Path]:
             _remove_empty(missing[1:])
             raise
     return missing
+
+
+def _make_named(path: Path, config: RunConfig) -> tuple[Path, Sequence[Path]]:
+    """Make the folder that the configuration names; see `_make`."""
+    if os.path.lexists(path):
+        resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
+        raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
+    return path, _make(path)
+
+
+def _make_next(command: str, config: RunConfig) -> tuple[Path, Sequence[Path]]:
+    """Make the first free folder, or the next one if another run makes that first; see `_free` and `_make`."""
+    while True:
+        path = _free(command, config)
+        try:
+            return path, _make(path)
+        except RunError:
+            if not os.path.lexists(path):  # no other run made it
+                raise
 
 
 def _remove(made: Sequence[Path]) -> None:

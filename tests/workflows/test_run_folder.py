@@ -352,6 +352,26 @@ def test_a_run_gets_a_folder_of_its_own_as_ultralytics_counts(
             folder.once("threads", lambda: 1)
 
 
+def test_of_runs_that_begin_together_each_gets_a_folder(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = folders._free
+
+    def taken(command: str, config: RunConfig) -> Path:
+        path = free(command, config)
+        if path.name == "search-1":
+            path.mkdir(parents=True)  # another run does, before this one can
+        return path
+
+    monkeypatch.setattr(folders, "_free", taken)
+    with RunFolder.open("search", search(None), CALLER) as folder:
+        assert folder.path == Path("runs/search-2")
+
+
+def test_a_folder_that_cannot_be_made_is_said_once(world: Path) -> None:
+    Path("P").touch()
+    with pytest.raises(RunError, match="P/search cannot be written: Not a directory"):
+        RunFolder.open("search", search(None, project=Path("P")), CALLER)
+
+
 def test_a_run_of_a_project_goes_on_where_it_lies(world: Path) -> None:
     config = search(None, project=Path("P"), name="exp")
     with RunFolder.open("search", config, CALLER) as folder:
