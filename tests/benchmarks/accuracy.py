@@ -66,7 +66,7 @@ RECIPES = {
 }
 """How a pruned network may be trained, as options of ``autoprune train`` next to the defaults."""
 
-DENSE_RECIPES = ("default", "adamw", "40 epochs", "batch 8")
+DENSE_RECIPES = ("default", "adamw", "40 epochs")
 """Those that the dense network is trained on by, too."""
 
 
