@@ -39,6 +39,17 @@ settings.load_profile("autoprune")
 
 def pytest_collection_finish() -> None:
     """Leave what imports have made out of all later garbage collections: a training asks for two an epoch."""
+    _leave_out_what_stays()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Do so again after each file, whose tests have filled caches that stay."""
+    if nextitem is None or nextitem.path != item.path:
+        _leave_out_what_stays()
+
+
+def _leave_out_what_stays() -> None:
     gc.collect()
     gc.freeze()
 
