@@ -151,6 +151,17 @@ def is_out_of_memory(error: BaseException | str) -> bool:
     return any(sign in text.lower() for sign in _OUT_OF_MEMORY)
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says; the name of its class if it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such layer\n  at 0x7f")), first_line(AssertionError())
+        ('no such layer', 'AssertionError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class AutopruneWarning(UserWarning):
     """Root of all warnings: one sentence that a user should read, though nothing failed.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -22,10 +22,8 @@ from autoprune.policy_records import PolicyUnit as PolicyUnit
 from autoprune.policy_records import Provenance as Provenance
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from autoprune.criteria._base import CalibrationData
     from autoprune.models._base import Adapter
 
 _UNITS_NAMED = 5
@@ -144,9 +142,6 @@ class Policy:
         imgsz: SizeLike | None = None,
         compensate: bool = True,
         reconstruct: bool = True,
-        example: torch.Tensor | None = None,
-        free_outputs: Collection[str] = frozenset({"feats"}),
-        evidence: CalibrationData | None = None,
     ) -> Kind:
         """Return a new network that keeps what the policy says, compensated and recalibrated on training images.
 
@@ -163,10 +158,6 @@ class Policy:
                 weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
             reconstruct: of what is compensated, also solve every layer for what the dense network gives.
-            example: without ``data``, an input that it takes, shape (2, C, H, W); two black images of 128 px if None.
-            free_outputs: without ``data``, keys of a training output whose tensors may change their channel count
-                (Ultralytics' own).
-            evidence: without ``data``, training images, if the policy's criterion looks at them.
 
         Raises:
             PolicyError: the policy is for another architecture, or names an unknown criterion.
@@ -198,9 +189,6 @@ class Policy:
                 imgsz=imgsz,
                 compensate=compensate,
                 reconstruct=reconstruct,
-                example=example,
-                free_outputs=free_outputs,
-                evidence=evidence,
             )
         if data is None or (isinstance(data, Adapter) and not data.has_images):
             _warn_without_data(found, compensate=compensate)

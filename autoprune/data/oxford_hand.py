@@ -16,7 +16,7 @@ import numpy as np
 
 from autoprune.arrays import Array
 from autoprune.data._base import Box, Published
-from autoprune.errors import DataError
+from autoprune.errors import DataError, first_line
 from autoprune.io.files import saying_why
 
 FOLDERS = {
@@ -106,7 +106,7 @@ def _boxes(annotation: Path) -> list[Box]:
             raise ValueError("it has no variable boxes")
         return [_box(cell) for cell in content["boxes"].flat]
     except Exception as error:  # scipy's parser raises many classes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(f"The annotation {annotation} cannot be read: {reason}") from error
 
 

@@ -5,7 +5,7 @@ Everything that prunes by a policy calls this module, so that the Python call gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,9 +159,6 @@ def apply_keep(
     imgsz: SizeLike | None,
     compensate: bool,
     reconstruct: bool,
-    example: torch.Tensor | None,
-    free_outputs: Collection[str],
-    evidence: CalibrationData | None,
 ) -> nn.Module:
     """Return a new network that keeps the given number of channels of every unit; arguments as for `Policy.apply`.
 
@@ -174,9 +171,6 @@ def apply_keep(
         imgsz: see `Policy.apply`.
         compensate: see `Policy.apply`.
         reconstruct: see `Policy.apply`.
-        example: see `Policy.apply`.
-        free_outputs: see `Policy.apply`.
-        evidence: see `Policy.apply`.
     """
     if data is None or isinstance(data, Adapter):
         adapter = data
@@ -187,16 +181,15 @@ def apply_keep(
         module = copied(module).to(adapter.device, torch.float32)  # as the images are
         dense = module if adapter is data else adapter.module  # the latter has the same weights, ready for gradients
         example, free_outputs = adapter.example(2), adapter.free_outputs
-    elif example is None:
+    else:
         parameter = next(module.parameters())
         shape = (2, input_channels(module), EXAMPLE_SIZE, EXAMPLE_SIZE)
         example = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+        free_outputs = frozenset({"feats"})  # of Ultralytics' training output: their channels may become fewer
     graph = analyse(dense, example, free_outputs=free_outputs)
     space = Space(graph, round_to=1, min_keep=1e-6)
     check({unit.name: unit.width for unit in space.units})
-    images: Callable[[], CalibrationData] | None = (lambda: evidence) if evidence else None
-    if adapter is not None and adapter.has_images:
-        images = partial(evidence_of, adapter)
+    images = partial(evidence_of, adapter) if adapter is not None and adapter.has_images else None
     order = make_criterion(criterion, images).order(dense, graph)
     return prune(
         Pruner(module, space, order),

@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class Timing:
         runs: number of timed runs.
         outliers: number of runs more than 1.5 interquartile ranges beyond a quartile; they are not removed.
         under_load: whether other processes used the cores meanwhile.
-        p95: ninety-fifth percentile, milliseconds; 0 in records of before it was kept.
+        p95: ninety-fifth percentile, milliseconds.
 
     Source:
         Tukey, Exploratory Data Analysis, 1977, section 2D (fences).
@@ -119,16 +119,8 @@ class Timing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Timing:
-        """Read the result of ``to_json``; older records have neither outliers nor load."""
-        return cls(
-            float(values["median"]),
-            float(values["p10"]),
-            float(values["p90"]),
-            int(values["runs"]),
-            int(values.get("outliers", 0)),
-            bool(values.get("under_load", False)),
-            float(values.get("p95", 0.0)),
-        )
+        """Read the result of ``to_json``."""
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 from autoprune.image_size import ImageSize
 
 _UNIT = 32
@@ -66,7 +66,7 @@ def check_memory(
         try:
             return living_bytes(copy, torch.zeros(1, channels, pixels, pixels))
         except Exception as error:  # wrong attributes of a network from a file can raise any class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(f"{name} does not run on an image of {pixels}×{pixels} pixels: {reason}") from error
 
     small, large = _SMALL * unit, _LARGE * unit

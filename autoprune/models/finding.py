@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.choices import match_factory
-from autoprune.errors import DataError, ModelError
+from autoprune.errors import DataError, ModelError, first_line
 from autoprune.io.files import why_no_file
 
 DESCRIPTIONS = (".yaml", ".yml")
@@ -134,5 +134,5 @@ def _fetch(call: Callable[[], Any], what: str, kind: type[ModelError | DataError
         with stock.quiet():
             call()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise kind(f"{what} could not be fetched by Ultralytics ({reason}); see that the network is there") from error

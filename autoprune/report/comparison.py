@@ -149,7 +149,7 @@ def correlation_chart(result: Result, folder: Path) -> Chart | None:
     found = result.figures.get("correlation")
     if found is None or found["networks"] < LEAST_POINTS:
         return None
-    named = zip(found.get("names") or map(str, range(len(found["points"]))), found["points"], strict=True)
+    named = zip(found["names"], found["points"], strict=True)
     known = [(name, *point) for name, point in named if all(map(math.isfinite, point))]
     if not known:
         return None

@@ -253,7 +253,7 @@ def _bar(unit: PolicyUnit) -> dict[str, Any]:
 def _with_pinned(bars: Sequence[dict[str, Any]], pinned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the bars of units with those of pinned layers in between, each with its reason."""
     found = list(bars)
-    for one in reversed([one for one in pinned if "channels" in one]):  # runs of older versions left no widths
+    for one in reversed(pinned):
         bar = {"unit": one["layer"], "kept": one["channels"], "of": one["channels"], "share": 1.0, "why": one["why"]}
         found.insert(one["units_before"], bar)
     return found

@@ -33,19 +33,6 @@ def open_file_backend(settings: RuntimeSettings, spec: FormatSpec) -> FileBacken
     return backend
 
 
-def open_quantizing_backend(settings: RuntimeSettings) -> SubprocessBackend:
-    """Return a backend that quantises networks into files and runs them, on a CPU: the runtime has an ``int8_file``.
-
-    Args:
-        settings: with the precision int8.
-
-    Raises:
-        DeviceError: the runtime or its quantizer is not installed, or the device lacks the precision.
-    """
-    backend: SubprocessBackend = pkgutil.resolve_name(settings.runtime.spec.backend)(settings)
-    return backend
-
-
 __all__ = [
     "Backend",
     "BrokenRuntimeError",
@@ -63,6 +50,5 @@ __all__ = [
     "fingerprint",
     "open_backend",
     "open_file_backend",
-    "open_quantizing_backend",
     "runtime_settings",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import Precision
-from autoprune.errors import DeviceError, is_out_of_memory
+from autoprune.errors import DeviceError, first_line, is_out_of_memory
 from autoprune.runtimes._base import Runner, memory_guard
 from autoprune.runtimes.settings import MemoryFormat, RuntimeSettings, cpu_model
 
@@ -199,7 +199,7 @@ def loss_guard(named: str) -> Iterator[None]:
         if not any(sign in text for sign in _LOST) or is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"The {named} must work until the run is done, and failed ({text.splitlines()[0]}); "
+            f"The {named} must work until the run is done, and failed ({first_line(error)}); "
             "see that it is there (nvidia-smi), then go on with `resume`"
         ) from error
 
@@ -248,7 +248,7 @@ class Graphs:
                 if is_out_of_memory(error):
                     raise
                 # Data-dependent shapes, a call that synchronises: such a network is deployed eagerly.
-                self._refused = str(error).splitlines()[0]
+                self._refused = first_line(error)
                 self._clean_up()
         note = f"the network cannot be captured as a CUDA graph ({self._refused}) and runs eagerly"
         return lambda: module(image), note

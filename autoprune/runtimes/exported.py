@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from autoprune.errors import DeviceError, ModelError
+from autoprune.errors import DeviceError, ModelError, first_line
 from autoprune.io.installed import install_extra
 from autoprune.structure.graph.program import export_program
 
@@ -90,7 +90,7 @@ def export_script(module: nn.Module, shape: tuple[int, ...], path: Path) -> None
         try:
             traced = torch.jit.trace(_Exported(copied), image)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise DeviceError(f"A network must be traceable for a benchmark command, and is not ({reason})") from error
         torch.jit.save(traced, str(path))
 
@@ -131,7 +131,7 @@ def named_operation(error: Exception) -> str | None:
 def _refusal(error: Exception, opset: int) -> str:
     """Return one sentence on the operation that cannot be exported."""
     named = named_operation(error)
-    what = f"has no operation for {named}" if named else f"does not take it ({str(error).splitlines()[0]})"
+    what = f"has no operation for {named}" if named else f"does not take it ({first_line(error)})"
     return (
         f"A network must be expressible in ONNX (opset {opset}) to run outside of torch, and ONNX {what}; "
         "use `runtime` torch or torch-compile"

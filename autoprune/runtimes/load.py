@@ -32,12 +32,11 @@ class Load:
         cores: that this process may run on.
         busy: how many of them other processes use, 0 to ``cores``.
         share: of the time that a calibration kernel on one thread wanted a core, how much it had one, 0 to 1.
-        scatter: of the kernel's times: 90th minus 10th percentile, over the median.
         busiest: the process that uses most, as text; empty if none can be seen.
         quota: how many cores a container allows, or None.
 
     Example:
-        >>> load = Load(cores=4, busy=1.0, share=1.0, scatter=0.1, busiest="python (process 7) 1.0")
+        >>> load = Load(cores=4, busy=1.0, share=1.0, busiest="python (process 7) 1.0")
         >>> load.free, load.overloaded, str(load)
         (3, False, 'Other processes use 1.0 of 4 CPU cores, most of all python (process 7) 1.0')
     """
@@ -45,7 +44,6 @@ class Load:
     cores: int
     busy: float
     share: float
-    scatter: float
     busiest: str = ""
     quota: float | None = None
 
@@ -68,7 +66,7 @@ class Load:
 
 
 def measure_load(seconds: float = _SECONDS) -> Load:
-    """Measure what other processes use while this one sleeps, then how steadily a kernel runs.
+    """Measure what other processes use while this one sleeps, then how much of a core a kernel gets.
 
     Args:
         seconds: how long to sleep; the kernel takes 0.2 s more.
@@ -81,8 +79,7 @@ def measure_load(seconds: float = _SECONDS) -> Load:
     used = {key: (value - before[key]) / taken for key, value in after.items() if key in before}
     (pid, name), most = max(used.items(), key=lambda item: item[1], default=((0, ""), 0.0))
     busiest = f"{name} (process {pid}) {most:.1f}" if most >= TOLERANCE / 2 else ""
-    share, scatter = _run_kernel(_KERNEL_SECONDS)
-    return Load(len(watch.cores), busy, share, scatter, busiest, _quota())
+    return Load(len(watch.cores), busy, _kernel_share(_KERNEL_SECONDS), busiest, _quota())
 
 
 class LoadWatch:
@@ -166,16 +163,14 @@ def _last_core(process: psutil.Process) -> int | None:
     return None
 
 
-def _run_kernel(seconds: float) -> tuple[float, float]:
-    """Hash the same bytes for so long; return the share of a core that this thread had, and the times' scatter."""
-    block, times = bytes(_KERNEL_BYTES), list[float]()
+def _kernel_share(seconds: float) -> float:
+    """Hash the same bytes for so long; return the share of a core that this thread had, at most 1."""
+    block = bytes(_KERNEL_BYTES)
     began, used = time.perf_counter(), time.thread_time()
-    while (start := time.perf_counter()) < began + seconds or not times:
+    while time.perf_counter() < began + seconds:
         hashlib.sha256(block).digest()
-        times.append(time.perf_counter() - start)
     share = (time.thread_time() - used) / max(time.perf_counter() - began, 1e-9)
-    p10, median, p90 = np.percentile(times, (10, 50, 90))
-    return min(1.0, share), float((p90 - p10) / median)
+    return min(1.0, share)
 
 
 def _quota() -> float | None:

@@ -19,16 +19,10 @@ TIMEOUT = 900.0
 
 
 class WorkerError(Exception):
-    """An exception that an engine raised.
-
-    Attributes:
-        kind: the name of its class.
-        text: its message.
-    """
+    """An exception that an engine raised; ``text`` is its message."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
-        self.kind = kind
         self.text = text
 
 

@@ -130,21 +130,6 @@ class RuntimeSettings:
             del values["command"]
         return values
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RuntimeSettings:
-        """Read the result of ``to_json``."""
-        return cls(
-            device=str(values["device"]),
-            runtime=Runtime(values["runtime"]),
-            precision=Precision(values["precision"]),
-            threads=int(values["threads"]),
-            batch=int(values["batch"]),
-            image_size=size if isinstance(size := values["image_size"], int) else tuple(size),
-            memory_format=MemoryFormat(values["memory_format"]),
-            with_nms=bool(values.get("with_nms", False)),
-            command=BenchmarkCommand(**values["command"]) if values.get("command") else None,
-        )
-
 
 def runtime_settings(
     device: str,

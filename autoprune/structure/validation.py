@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from autoprune.arrays import Mask
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 from autoprune.structure.graph import ChannelGraph, Unit, copied, trace
 from autoprune.structure.slicing import Slicer, state_tensors
 
@@ -117,11 +117,6 @@ def unread(module: nn.Module, graph: ChannelGraph, keep: Mask) -> Iterator[None]
             undo.callback(tensor.index_copy_, dimension, removed, tensor.index_select(dimension, removed))
             tensor.index_fill_(dimension, removed, 0.0)
         yield
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _difference(found: Outputs, expected: Outputs, tolerance: float) -> str | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprune.config import DoctorConfig
+from autoprune.errors import first_line
 from autoprune.listener import Listener
 from autoprune.workflows.call import Caller, Finished
 
@@ -163,7 +164,7 @@ def _looked(look: Callable[[], Iterable[Check]]) -> list[Check]:
         for check in look():
             found.append(check)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         found.append(Check(type(error).__name__, reason, State.BROKEN))
     return found
 

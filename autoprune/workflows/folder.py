@@ -68,7 +68,6 @@ class RunFolder:
     Attributes:
         path: the folder.
         journal: what the run has found so far.
-        caller: who runs it.
         command: what is run.
         called: the call that began it, with its options.
         resumed: whether an earlier process began it.
@@ -87,11 +86,9 @@ class RunFolder:
         """Use ``open``; ``made`` are the folders that this process made, the run's own first."""
         self.path = path
         self.journal = journal
-        self.caller = caller
         self.resumed = not made
         self.command, self._made = command, made
-        header = journal.header if isinstance(journal.header, dict) else {}
-        self.called = str(header.get("called", caller.command))
+        self.called = str(journal.header.get("called", caller.command))
         self._stack = ExitStack()
         self._again = caller.again(command, config, path)
         caller.opened(path, config)
@@ -134,7 +131,7 @@ class RunFolder:
             raise RunError(f"{link} is a symbolic link, and nothing is written through one; put the file itself there")
         journal = Journal.open(path / JOURNAL_FILE, check=check_record)
         try:
-            began = journal.header if isinstance(journal.header, dict) else {}
+            began = journal.header
             check_command(command, path, began)
             if any(began.get(key) != value for key, value in _identifying(command, config).items()):
                 raise RunError(f"{path / 'config.yaml'} was changed since the run began; start a new run with it")
@@ -254,19 +251,8 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _check_inputs(path: Path, began: Mapping[str, Any], inputs: Inputs) -> None:
-    """Refuse to go on with other input files than a run began with.
-
-    A run of an autoprune that did not look at them is not lost for that: it goes on, and says so.
-    """
-    digests = noted_in(began)
-    if digests is None:
-        warnings.warn(
-            f"{path} was begun by autoprune {began.get('autoprune')}, which did not note what the run reads: whether "
-            "weights or data have changed since cannot be known",
-            RunWarning,
-            stacklevel=2,
-        )
-    elif changes := inputs.changes(digests, path / INPUTS):
+    """Refuse to go on with other input files than a run began with."""
+    if changes := inputs.changes(noted_in(began), path / INPUTS):
         raise RunError(
             f"{path} began with other input files ({changes}), and old figures must not mix with new ones; put back "
             "what it began with, or start a new run"

@@ -91,10 +91,10 @@ def data_digests(path: Path) -> dict[str, str]:
     return Inputs(dict(_data_set(path))).digests
 
 
-def noted_in(header: Any) -> Mapping[str, Any] | None:
-    """Return the digests in a journal's header, or None in one of an autoprune that did not note them."""
-    digests = header.get("inputs") if isinstance(header, dict) else None
-    return digests if isinstance(digests, dict) else None
+def noted_in(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the digests in a journal's header; empty if somebody has taken them out."""
+    digests = header.get("inputs")
+    return digests if isinstance(digests, Mapping) else {}
 
 
 # -- which files -----------------------------------------------------------------------------------

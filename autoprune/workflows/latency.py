@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import COMMAND, Precision, Runtime, is_board, split_target
-from autoprune.config import BudgetedConfig, ProfileConfig
+from autoprune.config import BudgetedConfig, MaskConfig, ProfileConfig
 from autoprune.errors import ConfigError
 from autoprune.latency.energy import EnergyMeter
 from autoprune.latency.layers import layer_milliseconds
@@ -369,7 +369,9 @@ def meter_of(metric: str) -> type[LatencyMeter]:
     return EnergyMeter if metric_kind(metric) == "energy" else LatencyMeter
 
 
-def settings_of(metric: str, config: BudgetedConfig | ProfileConfig, input_shape: tuple[int, ...]) -> RuntimeSettings:
+def settings_of(
+    metric: str, config: BudgetedConfig | ProfileConfig | MaskConfig, input_shape: tuple[int, ...]
+) -> RuntimeSettings:
     """Return how networks run where a metric is measured.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.choices import Granularity, Scope, is_board
+from autoprune.choices import Granularity, Scope
 from autoprune.config import MaskConfig
 from autoprune.errors import ModelError
 from autoprune.latency import LatencyMeter, PairedTiming
@@ -19,8 +19,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
-from autoprune.runtimes import fingerprint, open_backend, runtime_settings
-from autoprune.runtimes.settings import image_size_of
+from autoprune.runtimes import fingerprint, open_backend
 from autoprune.training.extensions.masking import (
     Masking,
     Masks,
@@ -35,6 +34,7 @@ from autoprune.training.extensions.masking import (
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
+from autoprune.workflows.latency import settings_of
 from autoprune.workflows.network import choose_device, pin_threads
 from autoprune.workflows.tuning import Tuning, trained
 
@@ -169,16 +169,7 @@ def _meter(config: MaskConfig, adapter: Adapter) -> LatencyMeter:
     Raises:
         DeviceError: the runtime or the device is not here.
     """
-    board = is_board(config.device)
-    settings = runtime_settings(
-        config.device if board else str(adapter.device),
-        image_size=image_size_of(adapter.input_shape),
-        runtime=config.measured_on,
-        precision=config.precision,
-        threads=config.threads,
-        batch=config.runtime_batch,
-        with_nms=config.with_nms,
-    )
+    settings = settings_of("latency", config, adapter.input_shape)
     open_backend(settings)
     return LatencyMeter(adapter.deployable(adapter.module, with_nms=config.with_nms), settings)
 

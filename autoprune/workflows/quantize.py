@@ -24,7 +24,7 @@ from autoprune.models._base import Adapter, Batch
 from autoprune.quantization import Choice, DeployedResult, InFloat, Quantization, QuantizationImages, choose_precision
 from autoprune.report.sections import publish
 from autoprune.results import Result, Stage
-from autoprune.runtimes import SubprocessBackend, fingerprint, open_quantizing_backend, runtime_settings
+from autoprune.runtimes import SubprocessBackend, fingerprint, open_backend, runtime_settings
 from autoprune.runtimes.settings import has_int8_instructions, image_size_of, threads_in_words
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
@@ -140,7 +140,9 @@ def _backend(config: QuantizeConfig, adapter: Adapter) -> SubprocessBackend:
         precision=Precision.INT8,
         threads=config.threads,
     )
-    return open_quantizing_backend(settings)
+    backend = open_backend(settings)
+    assert isinstance(backend, SubprocessBackend)  # every runtime with an int8 file has one
+    return backend
 
 
 def _samples(config: QuantizeConfig, adapter: Adapter) -> QuantizationImages:

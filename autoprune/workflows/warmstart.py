@@ -76,7 +76,7 @@ def _check(run: Path, config: SearchConfig) -> None:
 def _journal(run: Path, digests: Mapping[str, str]) -> Journal:
     """Return a run's journal; the files that its scores depend on must have the given digests."""
     journal = Journal.read(run / JOURNAL_FILE, check=check_record)
-    theirs = noted_in(journal.header) or {}
+    theirs = noted_in(journal.header)
     for name in READ:
         if theirs.get(name) != digests.get(name):
             raise ConfigError(

@@ -9,13 +9,13 @@ import pytest
 
 from autoprune.runtimes.load import Load
 
-IDLE = Load(cores=64, busy=0.0, share=1.0, scatter=0.05)
+IDLE = Load(cores=64, busy=0.0, share=1.0)
 """A machine whose cores nobody else uses."""
 
-HALF = Load(cores=2, busy=1.0, share=1.0, scatter=0.05, busiest="python (process 7) 1.0")
+HALF = Load(cores=2, busy=1.0, share=1.0, busiest="python (process 7) 1.0")
 """A machine with one core left."""
 
-FULL = Load(cores=2, busy=1.9, share=0.5, scatter=3.0, busiest="python (process 7) 1.0")
+FULL = Load(cores=2, busy=1.9, share=0.5, busiest="python (process 7) 1.0")
 """A machine without a core left."""
 
 

@@ -168,8 +168,7 @@ def test_entries_may_be_missing(file: Path, missing: str) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("stopper", {"best_epoch": "x"}), ("autoprune", nn.ReLU()), ("date", 5)])
 def test_what_matters_little_is_left_out(file: Path, name: str, value: Any) -> None:
-    found = read_checkpoint(saved(file, content(**{name: value})))
-    assert (found.best_epoch, found.notes) == (0, {})
+    assert read_checkpoint(saved(file, content(**{name: value}))).notes == {}
 
 
 JUNK = (None, 5, "x", [], ["a", ["b"]], {"a": {"b": [1]}}, torch.zeros(2), nn.ReLU(), True)

@@ -16,6 +16,7 @@ import torch
 from autoprune.errors import ConfigError, DataError, RunError, TrainingError
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
+from autoprune.models.ultralytics.loading import load_content
 from autoprune.training.extensions._base import TrainingExtension
 from autoprune.training.finetune import finetune
 from autoprune.training.plan import short_scale
@@ -305,12 +306,13 @@ def test_stops_when_nothing_gets_better_and_keeps_the_best(
     settings: dict[str, Any] = {"epochs": len(fitness), "batch": 3, "out": tmp_path, "changes": {"patience": 2}}
     result = finetune(adapter, pruned(), on_epoch=reports.append, **settings)
     assert result.epochs == len(reports) == 4
-    last, best = (read_checkpoint(tmp_path / "weights" / f"{name}.pt") for name in ("last", "best"))
-    assert (last.epoch, last.best_epoch, best.epoch) == (3, 2, 1)
-    assert_same_weights(result.module, best.module)
+    last, best = (load_content(tmp_path / "weights" / f"{name}.pt", trust=False) for name in ("last", "best"))
+    assert (last["epoch"], last["stopper"]["best_epoch"], best["epoch"]) == (3, 2, 1)
+    kept = read_checkpoint(tmp_path / "weights" / "best.pt").module
+    assert_same_weights(result.module, kept)
     again = finetune(adapter, pruned(), on_epoch=reports.append, resume=True, **settings)
     assert len(reports) == again.epochs == 4, "it is over"
-    assert_same_weights(again.module, best.module)
+    assert_same_weights(again.module, kept)
 
 
 def test_early_stopping_remembers_across_a_kill(

@@ -42,7 +42,7 @@ class Machine:
         others = [FakeProcess(self, 10 + core, f"job{core}", used, core) for core, used in enumerate(busy)]
         monkeypatch.setattr(load_module.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(load_module.time, "sleep", self.sleep)
-        monkeypatch.setattr(load_module, "_run_kernel", lambda seconds: (1.0, 0.05))
+        monkeypatch.setattr(load_module, "_kernel_share", lambda seconds: 1.0)
         monkeypatch.setattr(load_module, "_quota", lambda: None)
         monkeypatch.setattr(load_module, "_usable_cores", lambda: list(range(len(busy))))
         monkeypatch.setattr(psutil, "Process", lambda: me)
@@ -98,12 +98,12 @@ def test_processes_on_other_cores_are_not_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_container_allows_fewer_threads_than_there_are_cores() -> None:
-    load = Load(cores=64, busy=10.0, share=1.0, scatter=0.1, quota=2.5)
+    load = Load(cores=64, busy=10.0, share=1.0, quota=2.5)
     assert (load.free, load.overloaded) == (2, False)
 
 
 def test_a_kernel_that_has_to_wait_is_overload() -> None:
-    load = Load(cores=2, busy=0.0, share=0.5, scatter=2.0)
+    load = Load(cores=2, busy=0.0, share=0.5)
     assert (load.free, load.overloaded) == (1, True)
 
 
@@ -152,5 +152,4 @@ def test_the_real_machine_can_be_measured() -> None:
     load = measure_load(0.1)
     assert 0 <= load.busy <= load.cores
     assert 0 < load.share <= 1
-    assert load.scatter >= 0
     assert time.perf_counter() - start < 20

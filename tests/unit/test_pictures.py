@@ -418,12 +418,6 @@ def test_labels_keep_clear_of_each_other() -> None:
     assert len({place[:2] for place in places[2:]}) == 3
 
 
-def test_a_network_of_an_older_result_has_a_number_for_a_name() -> None:
-    found = comparison()
-    del found.figures["correlation"]["names"]
-    assert [row["label"] for row in rows_of(made(correlation_chart(found, HERE)).spec())] == ["0", "1", "2"]
-
-
 # -- progress ----------------------------------------------------------------------------------
 
 

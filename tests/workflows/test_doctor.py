@@ -221,14 +221,14 @@ def test_the_runtimes_here_start_without_the_network(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("load", "said", "hint"),
     [
-        (Load(cores=2, busy=0.1, share=1.0, scatter=0.1), "0.1 of 2 cores used by others", ""),
+        (Load(cores=2, busy=0.1, share=1.0), "0.1 of 2 cores used by others", ""),
         (
-            Load(cores=2, busy=1.0, share=1.0, scatter=0.1, busiest="python (process 7) 1.0"),
+            Load(cores=2, busy=1.0, share=1.0, busiest="python (process 7) 1.0"),
             "1.0 of 2 cores used by others",
             "mostly by python (process 7) 1.0; latencies that are measured now are too high",
         ),
         (
-            Load(cores=2, busy=0.0, share=0.3, scatter=0.1),
+            Load(cores=2, busy=0.0, share=0.3),
             "0.0 of 2 cores used by others",
             "latencies that are measured now are too high",
         ),

@@ -261,10 +261,10 @@ def rewritten(run: Path, **changes: object) -> None:
     Journal.create(run / "journal.jsonl", header).close()
 
 
-def test_a_run_of_an_older_autoprune_goes_on_with_a_word(stopped: Path) -> None:
-    rewritten(stopped, inputs=None, environment=None, autoprune="0.1.0")
-    with pytest.warns(RunWarning, match=r"run was begun by autoprune 0\.1\.0, which did not note what the run reads"):
-        resumed(stopped).journal.close()
+def test_a_run_whose_inputs_are_not_noted_does_not_go_on(stopped: Path) -> None:
+    rewritten(stopped, inputs=None)
+    with pytest.raises(RunError, match="began with other input files"):
+        resumed(stopped)
 
 
 def test_other_versions_are_told_and_the_run_goes_on(stopped: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import AutopruneError, ModelError, is_out_of_memory
+from autoprune.errors import AutopruneError, ModelError, first_line, is_out_of_memory
 from autoprune.image_size import ImageSize
 from autoprune.models import stock
 from autoprune.models._base import Convert, ExportSettings
@@ -132,7 +132,7 @@ def _export(network: Any, options: Mapping[str, Any], notes: Mapping[str, Any], 
 
 def _refusal(name: str, error: Exception) -> str:
     operation = named_operation(error)
-    reason = f"it has no operation for {operation}" if operation else (str(error) or repr(error)).splitlines()[0]
+    reason = f"it has no operation for {operation}" if operation else first_line(error)
     return f"The network must be expressible in {name}, and is not ({reason}); use another `format`"
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from autoprune.choices import MODULE_FORMAT
 from autoprune.errors import ModelError
 from autoprune.io.files import saying_why, why_no_file, write_atomic
+from autoprune.structure.slicing import state_tensors
 
 VERSION = 1
 
@@ -46,7 +47,7 @@ class Checkpoint:
     @classmethod
     def of(cls, module: nn.Module, dense: nn.Module, *, name: str, notes: Mapping[str, Any] | None) -> Checkpoint:
         """Return the checkpoint of a network relative to its dense one; neither is modified."""
-        own = _tensors(module)
+        own = state_tensors(module)
         copies = {id(tensor): tensor.detach().cpu().clone() for tensor in own.values()}  # shared tensors once
         tensors = {key: copies[id(tensor)] for key, tensor in own.items()}
         return cls(name, tensors, _changed(module, dense), json.loads(json.dumps(dict(notes or {}))))
@@ -68,7 +69,7 @@ class Checkpoint:
         Raises:
             ModelError: the dense network has other tensors or submodules.
         """
-        own = _tensors(dense)
+        own = state_tensors(dense)
         if missing := sorted(own.keys() ^ self.tensors.keys()):
             raise ModelError(
                 f"{file} must belong to the network {self.name!r} that it was made of, and {missing[0]} is only in one "
@@ -143,13 +144,6 @@ def _are_numbers(value: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
     return isinstance(value, dict) and all(
         isinstance(numbers, dict) and all(map(_is_number, numbers.values())) for numbers in value.values()
     )
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return all parameters and buffers by name, shared ones under every name."""
-    tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    return tensors
 
 
 def _like(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from autoprune.errors import ConfigError, ModelError, is_out_of_memory
+from autoprune.errors import ConfigError, ModelError, first_line, is_out_of_memory
 from autoprune.formats import formats_where
 from autoprune.models._base import Convert, ExportSettings
 from autoprune.models.formats import finish
@@ -75,6 +75,6 @@ def _write_script(module: nn.Module, path: Path, image: torch.Tensor) -> None:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(f"The network must be traceable by TorchScript, and is not ({reason})") from error
         torch.jit.save(traced, str(path))

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from autoprune.choices import match_factory
-from autoprune.errors import AutopruneError, ModelError
+from autoprune.errors import AutopruneError, ModelError, first_line
 from autoprune.io.files import saying_why, sha256_of, why_no_file
 from autoprune.models.module.adapter import ModuleAdapter
 from autoprune.models.module.checkpoint import read_checkpoint
@@ -182,7 +182,7 @@ def _unpickled(path: Path) -> Any:
             f"{path} needs a class that is not there ({error}); give the repository, at the version, that trained it"
         ) from error
     except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ModelError(f"{path} is corrupt, cut short, or no checkpoint ({reason})") from error
 
 

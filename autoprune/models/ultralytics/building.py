@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 from autoprune.models import stock
-from autoprune.models.ultralytics.plain import first_line, is_plain, shown
+from autoprune.models.ultralytics.plain import is_plain, shown
 
 ACTIVATIONS = (
     "CELU",

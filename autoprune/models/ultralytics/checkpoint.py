@@ -32,15 +32,11 @@ class Checkpoint:
         module: the network (the moving average of an interrupted training), float32, eval mode, on the CPU.
         train_args: the settings of its training; missing ones are Ultralytics' defaults.
         notes: notes of an earlier run of autoprune; {} if there are none.
-        epoch: the last finished epoch of an interrupted training, from 0; -1 for a finished one.
-        best_epoch: the best epoch so far according to early stopping, from 1; else 0.
     """
 
     module: nn.Module
     train_args: Mapping[str, Any]
     notes: Mapping[str, Any]
-    epoch: int
-    best_epoch: int = 0
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
@@ -62,14 +58,11 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     with usable(path):
         check_network(module, path, trust=trust)
         module = module.float().eval()
-    notes, epoch, best = (content.get(name) for name in (NOTES_KEY, "epoch", "stopper"))
-    best_epoch = (best or {}).get("best_epoch", 0)
+    notes = content.get(NOTES_KEY)
     return Checkpoint(
         module=module,
         train_args=train_args_of(content, path),
         notes=notes if isinstance(notes, dict) and is_plain(notes) else {},
-        epoch=-1 if epoch is None else int(epoch),
-        best_epoch=best_epoch if isinstance(best_epoch, int) else 0,
     )
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from autoprune.choices import MODULE_FORMAT
-from autoprune.errors import AutopruneError, ModelError, is_out_of_memory
+from autoprune.errors import AutopruneError, ModelError, first_line, is_out_of_memory
 from autoprune.models import stock
 from autoprune.models.ultralytics.building import OWN, activation_of
-from autoprune.models.ultralytics.plain import first_line, is_plain, shown
+from autoprune.models.ultralytics.plain import is_plain, shown
 
 _ENTRIES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "train_args": ((Mapping,), "a dictionary"),

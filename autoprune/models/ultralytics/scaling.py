@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 from autoprune.io.plain_yaml import read_values
 from autoprune.models import stock
 from autoprune.models.detection.channels import input_channels
 from autoprune.models.ultralytics.building import OWN, build, check_description
-from autoprune.models.ultralytics.plain import first_line, shown
+from autoprune.models.ultralytics.plain import shown
 from autoprune.models.ultralytics.tasks import HEADS
 
 

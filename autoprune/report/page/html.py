@@ -95,7 +95,7 @@ def is_page(path: Path) -> bool:
 
 def _title(reports: Sequence[Report]) -> str:
     if len(reports) == 1:
-        return reports[0].title
+        return reports[0].result.title
     runs = {report.run for report in reports}
     return f"{len(reports)} budgets" if len(runs) == 1 else f"{len(runs)} runs"
 

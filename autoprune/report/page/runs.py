@@ -19,8 +19,9 @@ from autoprune.results import LEVELS, SUMMARIES, Result
 PAGE = "report.html"
 
 _HELD_UP = 0.002
-_LESS = {"latency": "faster", "energy": "less energy"}
 """Metrics that differ by less are level."""
+
+_LESS = {"latency": "faster", "energy": "less energy"}
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,6 @@ class Report:
     def name(self) -> str:
         """What tells it from the other reports of a page."""
         return self.folder.name if self.folder == self.run else f"{self.run.name}/{self.folder.name}"
-
-    @property
-    def title(self) -> str:
-        """What stands above it; results of older versions have no title of their own."""
-        return self.result.title or self.name
 
     @property
     def verdict(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 
 _OTHERS = ("<", *(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__)))
 """How the names of files begin that are no part of the network."""
@@ -65,4 +65,4 @@ def _reason(error: Exception) -> str:
     place = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     if isinstance(error, GuardOnDataDependentSymNode):
         return f"lets the values of a tensor decide{place} what it computes, where torch.where could choose"
-    return f"fails{place} with: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return f"fails{place} with: {first_line(error)}"

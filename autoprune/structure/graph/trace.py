@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, first_line
 from autoprune.structure.graph.assemble import assemble
 from autoprune.structure.graph.lifetimes import activations
 from autoprune.structure.graph.program import export_program
@@ -61,7 +61,7 @@ def copied(module: nn.Module) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # torch's, or that of an object that the network holds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"copy.deepcopy must be able to copy a network, and {type(module).__name__} fails with: {reason}"
         ) from error
