@@ -94,8 +94,8 @@ class Policy:
         channels = {unit.name: unit.channels for unit in self.units}
         if differences := _differences(channels, self.model.layers, "in units", "in the model's layers"):
             raise PolicyError(
-                f"A policy names every unit of its model with the channels it has there, and differs at {differences}; "
-                "change keep alone"
+                f"A policy's units must be its model's, with the same channels, and differ at {differences}; edit only "
+                "`keep`"
             )
         if self.round_to < 1:
             raise PolicyError(f"round_to must be at least 1, got {self.round_to}")

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from autoprune.errors import ConfigError
 from autoprune.io.files import write_atomic
+from autoprune.io.installed import install_extra
 from autoprune.listener import warn
 
 PROJECT = "autoprune"
@@ -87,7 +88,7 @@ class TrackerSpec:
             pkgutil.resolve_name(self.package)
         except ImportError as error:
             raise ConfigError(
-                f"`tracker` {self.name} needs {self.package}, which is not installed; install autoprune[{self.extra}]"
+                f"`tracker` {self.name} needs {self.package}, which is not installed: {install_extra(self.extra)}"
             ) from error
         tracker: Tracker = pkgutil.resolve_name(self.factory)()
         return tracker

@@ -1,8 +1,8 @@
 """The state that an agent sees: named columns, each scaled to [0, 1].
 
-The first eleven are AMC's (He et al., "AMC", ECCV 2018, section 3.1). A column that depends on the unit alone goes into
-``unit_columns``, one that depends on the walk into ``Observer.observe``; one that only the caller knows is handed in
-through ``PruningProblem.columns``.
+All but ``sensitivity`` are AMC's (He et al., "AMC", ECCV 2018, section 3.1). A column that depends on the unit alone
+goes into ``unit_columns``, one that depends on the walk into ``Observer.observe``; one that only the caller knows is
+handed in through ``PruningProblem.columns``.
 """
 
 from __future__ import annotations

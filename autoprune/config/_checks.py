@@ -108,7 +108,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_devices(value: str) -> None:
-    """Make sure that one device, or several GPUs with commas between them, are named as they are named here."""
+    """Check the form of a device's name, or of several GPUs with commas between them."""
     names = devices_of(value)
     if len(names) == 1:
         check_device(value)
@@ -123,6 +123,6 @@ def devices_of(value: str) -> tuple[str, ...]:
 
 
 def check_device(value: str) -> None:
-    """Make sure that a device is named as they are named here."""
+    """Check the form of a device's name."""
     if value != "auto" and not is_device(value):
         raise ConfigError(f"`device` must be auto, {DEVICES}, got {value!r}")

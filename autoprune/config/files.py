@@ -104,7 +104,7 @@ def going_on(command: str, config: Config, run: Path, said: Collection[str]) -> 
 
 
 def extended(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a run's configuration with what extends it; what was compared stays in the lists of what is compared."""
+    """Return a run's configuration with changed options; lists of what is compared become longer, not others."""
     longer = {
         name: ",".join(dict.fromkeys(word.strip() for word in f"{kept},{changes[name]}".split(",")))
         for name in ("strategies", "criteria")
@@ -176,12 +176,13 @@ def check_trust(config: Config, said: Collection[str]) -> None:
         return
     if config.trust_checkpoint:
         raise ConfigError(
-            "trust_checkpoint is not taken from a file, which could so trust itself; give `trust_checkpoint`"
+            "A configuration file cannot set trust_checkpoint, or it would trust itself; give `trust_checkpoint`"
         )
     for name, value in _code(config).items():
         if option(name) not in said:
             raise ConfigError(
-                f"{named(name)} {value} has code run and comes from a file; if you trust it, give `trust_checkpoint`"
+                f"{named(name)} {value} comes from a file and would be executed; if you trust that file, give "
+                "`trust_checkpoint`"
             )
 
 

@@ -27,7 +27,7 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
     """Search a policy that holds a budget, prune, fine-tune, and measure the result.
 
     Attributes:
-        strategy: what searches: an agent of reinforcement learning (`agent` says the same), or what it must beat
+        strategy: the search strategy: a reinforcement-learning agent (`agent` says the same), or a baseline
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
         rollout: how many candidates ppo tries before it learns from them, and polish before it goes on from the best,
             which is how many workers have one to score at the same time; by default 5 and 3
@@ -175,7 +175,7 @@ class CompareConfig(ReconstructingConfig, TrainingWorkersConfig):
         rule: how an agent's episode meets the budget, as in search
         criteria: in place of strategies, criteria with commas between them: each says which channels stay of the one
             allocation that the uniform ratio gives
-        references: also train the honest alternatives: the dense network, the same family trained smaller, and the
+        references: also train what needs no pruning: the dense network, a smaller network of the family, and the
             dense network at a lower image size
         correlated: fine-tune at least this many networks of different scores, for the rank correlation of score and
             accuracy

@@ -76,7 +76,7 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker, and what it was handed by Ray's reference: the first task runs, since a time; None takes a function."""
+    """A worker with its tasks by Ray's reference, None for a function that is sent; the first runs, since a time."""
 
     actor: Any
     tasks: dict[Any, _Task | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""``autoprune compare``: strategies at equal cost, next to the honest alternatives to pruning."""
+"""``autoprune compare``: strategies at equal cost, next to what needs no pruning."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class LatencyConstraints:
         return constraint
 
     def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:
-        """Return the constraint with limits in terms of predictors that are off as they are at an allocation."""
+        """Return the constraint with each limit corrected by how far its prediction is off at one allocation."""
 
         def ceiling(given: CostLimit) -> CostLimit:
             metric = given.cost.metric

@@ -62,7 +62,10 @@ def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> No
     result, file = to_result(found), folder.path / "profile.json"
     publish(result, file, listener)
     if found.shares.scale < 1:
-        listener.note(f"Alone the layers take {1 / found.shares.scale:.2f} × the whole; shares are scaled to it.")
+        listener.note(
+            f"Timed alone, the layers add up to {1 / found.shares.scale:.2f} × the network's latency; shares are "
+            "scaled to it."
+        )
     if found.dense.p90 / found.dense.p10 > BUSY:
         listener.warn(
             f"The machine is busy: the dense network took {found.dense.p10:.3f} to {found.dense.p90:.3f} ms, so "

@@ -245,7 +245,7 @@ def _comment(
     """Tell what stays in float and whether the validation split says the same as the training images."""
     step = choice.steps[-1]
     listener.note(
-        f"In float stays {', '.join(step.in_float) or 'nothing'}: {metric} changes by {-step.drop:+.4f} on the "
+        f"Kept in float: {', '.join(step.in_float) or 'nothing'}; {metric} changes by {-step.drop:+.4f} on the "
         f"training images that decided, `max_drop` is {config.max_drop:g}."
     )
     if step.in_float and not config.qat_epochs:

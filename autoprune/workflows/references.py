@@ -1,4 +1,4 @@
-"""The honest alternatives to pruning: train on, train a smaller network of the family, use a lower image size."""
+"""What needs no pruning: train on, train a smaller network of the family, use a lower image size."""
 
 from __future__ import annotations
 

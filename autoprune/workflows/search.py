@@ -196,7 +196,8 @@ class SearchRun:
                 break
             far = -latency_constraints.unused(measured)
             listener.note(
-                f"The best candidate is measured {far:+.1%} from where it should be: searching on, corrected."
+                f"The best candidate's measured cost is {far:+.1%} off its target: the prediction is corrected, and "
+                "the search goes on."
             )
             leading = best_of(history, constraint, self._finalists)
             try:

@@ -69,7 +69,9 @@ def _sparsify(config: SparsifyConfig, folder: RunFolder, listener: Listener) -> 
     )
     publish(result, folder.path / "summary.json", listener)
     path = network.adapter.checkpoint(folder.path, SPARSE)
-    listener.note(f"The sparse network is {path}, how it became so {folder.path / RECORD}, drawn in three pictures.")
+    listener.note(
+        f"The sparse network is {path}; its training is recorded in {folder.path / RECORD} and in three charts."
+    )
     data = "" if config.data is None else f" --data {config.data}"
     listener.note(
         f"Prune it: autoprune search --model {reopened(config.model, path)}{data} --strategy global --criterion "

@@ -280,7 +280,7 @@ def test_a_policy_for_another_architecture_names_the_first_layers_that_differ() 
     [
         (edited(units=[]), r"model\.0 \(absent in units, 16 in the model's layers\), model\.1 .*, model\.2\.cv1 "),
         (with_unit(name="model.7"), r"model\.7 \(16 in units, absent in the model's layers\), model\.0 "),
-        (with_unit(channels=20, ratio=0.4), r"model\.0 \(20 in units, 16 in the model's layers\); change keep alone"),
+        (with_unit(channels=20, ratio=0.4), r"model\.0 \(20 in units, 16 in the model's layers\); edit only `keep`"),
     ],
 )
 def test_units_that_are_not_the_models_are_refused_when_the_file_is_read(text: str, said: str) -> None:
@@ -298,7 +298,7 @@ def test_a_policy_that_leaves_out_or_changes_any_unit_is_refused(policy: Policy,
         | names.filter(lambda name: name not in taken).map(lambda name: replace(unit, name=name))
         | st.just(replace(unit, channels=unit.channels + 1))
     )
-    with pytest.raises(PolicyError, match="names every unit of its model"):
+    with pytest.raises(PolicyError, match="units must be its model's"):
         replace(policy, units=(*others, *(() if replaced is None else (replaced,))))
     policy.check(policy.model.layers)
     with pytest.raises(PolicyError, match="does not fit this model"):

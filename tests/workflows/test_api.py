@@ -113,7 +113,7 @@ def test_a_tracker_that_is_not_there_leaves_no_folder(
 ) -> None:
     missing = TrackerSpec("mlflow", "autoprune.tracking:MLflowTracker", "no_such_package", extra="mlflow")
     monkeypatch.setattr(tracking, "TRACKERS", (missing,))
-    with pytest.raises(ap.ConfigError, match=r"needs no_such_package.* autoprune\[mlflow\]"):
+    with pytest.raises(ap.ConfigError, match=r"needs no_such_package, .*\[mlflow\]"):
         ap.search(net, budget="flops=60%", tracker="mlflow", out=tmp_path / "new" / "run", **QUICK)
     assert not (tmp_path / "new").exists()
 
@@ -387,7 +387,7 @@ def test_code_in_a_file_is_not_run_unasked(run: ap.Run, tmp_path: Path) -> None:
     config = (folder / "config.yaml").read_text().replace(str(run.config.model), "/somebody/net.py:make")  # type: ignore[union-attr]
     (folder / "config.yaml").write_text(config)
     for doubt in ({}, {"trust_checkpoint": False}):
-        with pytest.raises(ap.ConfigError, match="has code run and comes from a file"):
+        with pytest.raises(ap.ConfigError, match="comes from a file and would be executed"):
             ap.search(resume=folder, **doubt)
 
 

@@ -326,7 +326,7 @@ def test_trust_is_given_again_with_resume(tmp_path: Path, config: dict[str, Any]
         assert resumed.trust_checkpoint
         assert resumed.resume == tmp_path
     if told.model is not None:
-        with pytest.raises(ConfigError, match=r"--model .*net\.py:make has code run and comes from a file"):
+        with pytest.raises(ConfigError, match=r"--model .*net\.py:make comes from a file and would be executed"):
             search("--resume", str(tmp_path))
     file.write_text(file.read_text() + "trust_checkpoint: true\n")
     with pytest.raises(ConfigError, match=r"give --trust-checkpoint$"):

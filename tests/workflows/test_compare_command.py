@@ -79,7 +79,7 @@ def test_every_strategy_gets_the_same_and_holds_the_budget(finished: Path) -> No
     assert min(rows["uniform+ppo"]["scores"]) >= rows["uniform"]["scores"][0], "the agent starts from the uniform ratio"
 
 
-def test_the_honest_alternatives_stand_beside_them(trained: Path) -> None:
+def test_what_needs_no_pruning_is_compared_too(trained: Path) -> None:
     dense, lower = results(trained)["compared"][
         "references"
     ]  # the detector's YAML has no scale, so there is no smaller one

@@ -77,7 +77,7 @@ def test_a_search_killed_while_it_fine_tunes_ends_the_same(
     assert (whole / "finetune" / "weights" / "last.pt").exists()
     capsys.readouterr()
     assert main(["search", "--resume", str(whole)]) == 2, "a run's folder may be somebody else's"
-    assert "has code run and comes from a file" in one_sentence(capsys.readouterr().err)
+    assert "comes from a file and would be executed" in one_sentence(capsys.readouterr().err)
     assert main(["search", "--resume", str(whole), "--trust-checkpoint"]) == 0
     assert (whole / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
     assert summary(whole)["stages"]["finetuned"]["metrics"] == summary(run)["stages"]["finetuned"]["metrics"]

@@ -116,11 +116,11 @@ def weights_of(cfg: Path) -> Path:
     """
     if cfg.suffix == ".weights":
         raise ModelError(
-            f"{cfg} has Darknet's numbers alone; give the cfg of that network, as {cfg.with_suffix('.cfg')} next to it"
+            f"{cfg} holds weights only; give the cfg of that network, as {cfg.with_suffix('.cfg')} next to it"
         )
     weights = cfg.with_suffix(".weights")
     if cfg.is_file() and not weights.is_file():
-        raise ModelError(f"{cfg} needs the numbers of its network next to it, and {weights} does not exist")
+        raise ModelError(f"{cfg} needs the weights of its network next to it, and {weights} does not exist")
     return weights
 
 

@@ -97,7 +97,10 @@ class _Training:
     def __post_init__(self) -> None:
         data_settings(self.adapter)
         if self.around.devices and self.around.extensions:
-            raise ConfigError(f"what takes part in a training needs one device, got {', '.join(self.around.devices)}")
+            raise ConfigError(
+                "a training with a teacher, softening, sparsity or masks runs on one device, got "
+                f"{', '.join(self.around.devices)}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that say where and on what to run."""
