@@ -84,7 +84,7 @@ def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, kee
 
     Args:
         module: what surgery made of the dense network, batch norm not yet recalibrated; changed in place. A layer with
-            neither bias nor batch norm behind it gets a bias.
+            neither bias nor batch norm behind it stays as it is, since a pruned network has no parameters of its own.
         dense: the dense network; not modified.
         graph: its channel groups.
         keep: which of its channels stay, shape (channels,).

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Mask
-from autoprune.statistics.layers import Reader, activation_hooks, evaluating, mixing_layers, norms_behind, shift_output
+from autoprune.statistics.layers import Reader, activation_hooks, evaluating, mixing_layers, norms_behind
 from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 
@@ -45,7 +45,8 @@ def reconstruct(
     Minimises ‖Z − Ẑ‖² over a layer's weights, Z the dense layer's output at sampled feature points and Ẑ that of the
     pruned one, which reads what the layers before it give by then (He et al., "Channel Pruning for Accelerating Very
     Deep Neural Networks", ICCV 2017, equations 4 and 5). Means are left out of the squares and go to the bias, or to
-    the running mean of the batch norm behind the layer, whose statistics otherwise stay the dense network's.
+    the running mean of the batch norm behind the layer, whose statistics otherwise stay the dense network's; if there
+    is neither, they stay in the squares.
 
     A ridge pulls towards the weights as they are, compensated ones for example. It is as strong as predicts the outputs
     on held-back images best, or at held-back positions if there is one image, up to leaving the weights alone.
@@ -56,7 +57,7 @@ def reconstruct(
 
     Args:
         module: what surgery made of the dense network, with the dense network's batch norm statistics; changed in
-            place, left in eval mode. A layer with neither bias nor batch norm behind it gets a bias.
+            place, left in eval mode.
         dense: the dense network; not modified.
         graph: its channel groups.
         keep: which of its channels stay, shape (channels,).
@@ -90,15 +91,13 @@ def reconstruct(
                 reads.clear()
             if points.solved_for == len(points.read):  # a single one
                 return
-            bias = _solve(layer, points)
+            bias = _solve(layer, points, intercept=layer.bias is not None or name in norms)
             if layer.bias is not None:
                 layer.bias.copy_(bias)
                 return
             for path in norms.get(name, ()):
                 channels = _kept(graph, layers[name], keep)
                 _set_mean(module.get_submodule(path), dense.get_submodule(path), channels, bias)
-            if name not in norms:
-                shift_output(layer, (), bias)
 
         return module.get_submodule(name).register_forward_pre_hook(solved)
 
@@ -154,14 +153,17 @@ def _parted(runs: Sequence[torch.Tensor], share: float) -> tuple[torch.Tensor, i
     return torch.cat([first, last]), len(first)
 
 
-def _solve(layer: Reader, points: _Points) -> torch.Tensor:
-    """Move a layer's weights to the ridge solution; return the bias that goes with them, shape (out channels,)."""
+def _solve(layer: Reader, points: _Points, *, intercept: bool) -> torch.Tensor:
+    """Move a layer's weights to the ridge solution; return the bias that goes with them, shape (out channels,).
+
+    Without an intercept the bias is zero.
+    """
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     weights = layer.weight.flatten(1).double().chunk(groups)
     reads = points.read.double().chunk(groups, dim=1)
     aims = points.wanted.double().chunk(groups, dim=1)
     problems = [
-        _Problem.of(weight, read.flatten(1), aim, points.solved_for)
+        _Problem.of(weight, read.flatten(1), aim, points.solved_for, intercept=intercept)
         for weight, read, aim in zip(weights, reads, aims, strict=True)
     ]
     errors = [sum(problem.error(ridge) for problem in problems) for ridge in RIDGES]
@@ -191,8 +193,9 @@ class _Sums:
     square: torch.Tensor
 
     @classmethod
-    def of(cls, read: torch.Tensor, wanted: torch.Tensor) -> _Sums:
-        return cls(len(read), read.sum(0), wanted.sum(0), read.T @ read, read.T @ wanted, wanted.square().sum())
+    def of(cls, read: torch.Tensor, wanted: torch.Tensor, *, intercept: bool) -> _Sums:
+        first = read.sum(0) * intercept, wanted.sum(0) * intercept  # as if the means were zero
+        return cls(len(read), *first, read.T @ read, read.T @ wanted, wanted.square().sum())
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -235,10 +238,13 @@ class _Problem:
     every: _Sums
 
     @classmethod
-    def of(cls, weight: torch.Tensor, read: torch.Tensor, wanted: torch.Tensor, cut: int) -> _Problem:
-        centre, middle = read.mean(0), wanted.mean(0)
+    def of(
+        cls, weight: torch.Tensor, read: torch.Tensor, wanted: torch.Tensor, cut: int, *, intercept: bool
+    ) -> _Problem:
+        centre, middle = read.mean(0) * intercept, wanted.mean(0) * intercept
         read, wanted = read - centre, wanted - middle
-        solved_for, held_back = _Sums.of(read[:cut], wanted[:cut]), _Sums.of(read[cut:], wanted[cut:])
+        parts = (slice(None, cut), slice(cut, None))
+        solved_for, held_back = (_Sums.of(read[part], wanted[part], intercept=intercept) for part in parts)
         return cls(weight, centre, middle, solved_for, held_back, solved_for + held_back)
 
     def error(self, ridge: float) -> float:

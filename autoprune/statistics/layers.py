@@ -57,7 +57,7 @@ def summed_over_kernel(weight: torch.Tensor, layer: Reader) -> torch.Tensor:
 
 
 def shift_output(layer: nn.Module, norms: Sequence[nn.Module], shift: torch.Tensor) -> None:
-    """Add constants to a layer's outputs; a layer with neither bias nor batch norm behind it gets a bias.
+    """Add constants to a layer's outputs; one with neither a bias nor a batch norm behind it stays as it is.
 
     Args:
         layer: changed in place, unless batch norms are.
@@ -67,13 +67,11 @@ def shift_output(layer: nn.Module, norms: Sequence[nn.Module], shift: torch.Tens
     assert isinstance(layer, Reader)
     if layer.bias is not None:
         layer.bias.add_(shift.to(layer.bias.dtype))
-    elif norms:
-        for norm in norms:
-            mean = norm.running_mean
-            assert isinstance(mean, torch.Tensor)
-            mean.sub_(shift.to(mean.dtype))
-    else:
-        layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        return
+    for norm in norms:
+        mean = norm.running_mean
+        assert isinstance(mean, torch.Tensor)
+        mean.sub_(shift.to(mean.dtype))
 
 
 @contextmanager

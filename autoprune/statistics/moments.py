@@ -33,6 +33,10 @@ _NAMED = 3
 class Moments:
     """Mean and covariance of what each layer reads in the dense network.
 
+    Nothing takes up the constants that a layer adds which has neither a bias nor a batch norm behind it, as in
+    pre-activation networks. It has squares about zero for a covariance, and zero for a mean: least squares without an
+    intercept.
+
     Attributes:
         mean: by layer name, shape (input channels,), float64.
         covariance: by layer name, shape (input channels, input channels), float64.
@@ -99,6 +103,9 @@ def collect_moments(
                 f"{name} reads numbers that are not finite, which have no covariance; check the weights and the "
                 f"images, or {way_out}"
             )
+        if dense.get_submodule(name).bias is None and name not in norms:
+            matrix.add_(torch.outer(mean[name], mean[name]))
+            mean[name] = torch.zeros_like(mean[name])
     return Moments(mean, covariance, norms)
 
 

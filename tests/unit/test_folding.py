@@ -170,7 +170,6 @@ def even(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
 
 READERS: dict[str, Callable[[], Reader]] = {
     "with bias": lambda: Reader(nn.Conv2d(6, 4, 1)),
-    "without bias": lambda: Reader(nn.Conv2d(6, 4, 1, bias=False)),
     "no padding": lambda: Reader(nn.Conv2d(6, 4, 3, stride=2, dilation=2)),
     "norm": lambda: Reader(nn.Sequential(nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4))),
     "transposed": lambda: Reader(even(nn.ConvTranspose2d(6, 4, 2, stride=2))),
@@ -193,6 +192,19 @@ def test_whatever_reads_a_constant_gets_it(make: Callable[[], Reader]) -> None:
     assert largest_error(smaller, dense, images(8)) > 1e-2
     fold_constants(smaller, dense, graph, keep, images(8, 1))
     assert largest_error(smaller, dense, images(8)) < 1e-10
+
+
+def test_a_reader_that_nothing_takes_constants_for_stays_as_it_is() -> None:
+    dense = randomised(Reader(nn.Conv2d(6, 4, 1, bias=False)), 0)
+    dense.bn.bias.data.abs_()
+    graph = analyse(dense.float(), torch.rand(2, 3, 8, 8))
+    keep = chosen(graph, 0)
+    smaller = Slicer(dense, graph).materialise(keep)
+    before = copy.deepcopy(smaller.state_dict())
+    fold_constants(smaller, dense, graph, keep, images(8, 1).float())
+    after = smaller.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def test_the_dense_network_is_left_alone_and_nothing_removed_changes_nothing() -> None:

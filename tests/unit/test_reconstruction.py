@@ -55,7 +55,8 @@ def test_the_sums_tell_the_error_of_any_weights() -> None:
     read, wanted, weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((50, 7), (50, 3), (3, 7), (3,))
     )
-    found = (_Sums.of(read[:20], wanted[:20]) + _Sums.of(read[20:], wanted[20:])).error(weight, bias)
+    first, second = (_Sums.of(read[part], wanted[part], intercept=True) for part in (slice(20), slice(20, None)))
+    found = (first + second).error(weight, bias)
     assert found == pytest.approx(float((wanted - read @ weight.T - bias).square().sum()))
 
 
@@ -68,7 +69,7 @@ def test_what_is_constant_on_the_images_that_are_solved_for_has_an_answer(
     read = torch.rand(count, inputs, 1, generator=generator)
     read[:cut] = read[0].clone()
     layer = nn.Conv2d(inputs, 4, 1).requires_grad_(False)
-    bias = _solve(layer, _Points(read, torch.rand(count, 4, generator=generator), cut))
+    bias = _solve(layer, _Points(read, torch.rand(count, 4, generator=generator), cut), intercept=True)
     assert bool(torch.isfinite(bias).all() and torch.isfinite(layer.weight).all())
 
 
@@ -252,6 +253,19 @@ def test_it_ends_no_further_from_the_dense_network_than_what_is_only_compensated
     assert np.mean(shares) < 0.9
 
 
+def test_without_an_intercept_squares_are_about_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(4, 2, bias=False)
+    read = torch.rand(3000, 4, 1, generator=generator) + 2.0
+    wanted = read[..., 0] @ torch.rand(4, 2, generator=generator) + 5.0  # constants that no bias can give
+    with torch.no_grad():
+        bias = _solve(layer, _Points.of([read], [wanted], images=3), intercept=False)
+        best = torch.linalg.lstsq(read[..., 0], wanted).solution
+        least, left = ((read[..., 0] @ weight - wanted).square().mean() for weight in (best, layer.weight.T))
+    assert not bias.any()
+    assert float(left) < 1.02 * float(least)
+
+
 def test_what_does_not_hold_on_held_back_images_is_not_learnt() -> None:
     """Only noise lies between what is wanted and what the layer gives: its weights stay nearly where they are."""
     learnt = everything = 0.0
@@ -262,7 +276,7 @@ def test_what_does_not_hold_on_held_back_images_is_not_learnt() -> None:
             layer.weight.copy_(torch.randn(3, 8, generator=generator))
             before, read = layer.weight.clone(), torch.randn(12, 8, 1, generator=generator)
             wanted = layer(read[..., 0]) + torch.randn(12, 3, generator=generator)
-            bias = _solve(layer, _Points.of([read], [wanted], images=12))
+            bias = _solve(layer, _Points.of([read], [wanted], images=12), intercept=True)
             middle = wanted.mean(0) - layer.weight @ read.mean((0, 2))
             best = torch.linalg.lstsq(read[..., 0] - read[..., 0].mean(0), wanted - wanted.mean(0)).solution.T
             learnt += float((layer.weight - before).square().sum())

@@ -155,17 +155,17 @@ def test_what_a_layer_makes_of_constants(make: Any) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), None])
-def test_shifted_outputs_are_shifted(bias: bool, norm: nn.BatchNorm2d | None) -> None:
+def test_outputs_are_shifted_if_something_takes_the_shift(bias: bool, norm: nn.BatchNorm2d | None) -> None:
     norm = copy.deepcopy(norm)
     network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1, bias=bias), norm or nn.Identity())).eval()
     with torch.no_grad():
         before = network(IMAGES)
         shift = torch.tensor([1.0, -1.0, 0.0, 2.0], dtype=torch.float64)
         shift_output(network[0], [norm] if norm else [], shift)
-        scale = 1 / np.sqrt(1 + 1e-5) if norm else 1
+        scale = 1 / np.sqrt(1 + 1e-5) if norm else float(bias)
         torch.testing.assert_close(network(IMAGES), before + scale * shift.float().view(1, 4, 1, 1))
     assert all(tensor.dtype != torch.float64 for tensor in network.state_dict().values())
-    assert (network[0].bias is None) == (not bias and norm is not None), "a bias is made only if nothing else takes it"
+    assert (network[0].bias is None) == (not bias), "a pruned network has the parameters of the dense one"
 
 
 class Branches(nn.Module):
