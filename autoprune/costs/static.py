@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.arrays import Array, Counts
 from autoprune.errors import ModelError
 from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
+from autoprune.structure.slicing import state_tensors
 from autoprune.structure.space import Space
 
 
@@ -100,23 +104,25 @@ class FlopsCost(Cost):
     Args:
         space: the space of allocations; the graph's layers carry the image size.
         fixed: FLOPs that no layer describes and no allocation changes, see ``undescribed_flops``.
+        idle: layers that do not count, see ``idle_layers``.
     """
 
     metric = "flops"
     unit = "FLOPs"
 
-    def __init__(self, space: Space, *, fixed: float = 0.0) -> None:
+    def __init__(self, space: Space, *, fixed: float = 0.0, idle: Collection[str] = ()) -> None:
         self._polynomial = WidthPolynomial(space)
         self._polynomial.add(fixed)
         for layer in space.graph.layers:
-            coefficient, axes = layer_macs(layer)
-            self._polynomial.add(2 * coefficient, *axes)
+            if layer.name not in idle:
+                coefficient, axes = layer_macs(layer)
+                self._polynomial.add(2 * coefficient, *axes)
 
     @classmethod
     def of(cls, subject: CostSubject) -> FlopsCost:
         """Make it for a network."""
-        fixed = undescribed_flops(subject.module, subject.graph, subject.example)
-        return cls(subject.space, fixed=fixed)
+        network = subject.module, subject.graph, subject.example
+        return cls(subject.space, fixed=undescribed_flops(*network), idle=idle_layers(*network))
 
     def __call__(self, counts: Counts) -> Array:
         """Return FLOPs; see ``Cost``."""
@@ -250,6 +256,35 @@ def undescribed_flops(module: nn.Module, graph: ChannelGraph, example: torch.Ten
         elif path in counts:  # what runs a convolution or a product with a weight of its own
             total -= sum(2 * _dense_macs(graph, layer) for layer in graph.layers if layer.name == name)
     return total
+
+
+def idle_layers(module: nn.Module, graph: ChannelGraph, example: torch.Tensor) -> set[str]:
+    """Return the layers that run while a network trains and not in eval mode, such as those of an auxiliary head.
+
+    Args:
+        module: the dense network, in eval mode.
+        graph: its channel groups.
+        example: an input of shape (B, C, H, W).
+    """
+    with torch.no_grad(), _Used() as used:
+        module(example)
+    own = {layer.name: state_tensors(module.get_submodule(layer.name)).values() for layer in graph.layers}
+    return {name for name, tensors in own.items() if tensors and used.isdisjoint(map(id, tensors))}
+
+
+class _Used(TorchFunctionMode):
+    """Notes the tensors that are computed with, by their identities: the set that its context gives."""
+
+    def __enter__(self) -> set[int]:
+        self._seen = set[int]()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self._seen
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self._seen.update(map(id, tree_leaves((args, kwargs))))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -89,7 +89,13 @@ def collect_moments(
     with evaluating(dense), activation_hooks(dense, wanted, sums.add), norms_behind(dense, wanted) as norms:
         for batch in tracked(inputs, "Covariances"):
             dense(batch)
-    few = [name for name in wanted if sums.count[name] < sizes[name]]
+    idle = [name for name in wanted if not sums.count[name]]
+    if idle and criterion is None:
+        notify(
+            f"Compensation leaves out {len(idle)} of {len(sizes)} layers ({named(idle)}), which run only while the "
+            "network trains."
+        )
+    few = [name for name in wanted if 0 < sums.count[name] < sizes[name]]
     if few and criterion is None:
         notify(
             f"{len(few)} of {len(wanted)} layers ({named(few)}) are read at fewer positions than they have channels, "

@@ -210,6 +210,26 @@ def test_every_run_of_a_layer_gets_its_constants(norms: int, way: str) -> None:
     assert float((outputs(smaller) - outputs(dense)).abs().max()) < 1e-4 < 0.1 < before
 
 
+class Auxiliary(nn.Module):
+    """A network with a second head while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.head, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.make(x))
+        return (self.head(x), self.second(x)) if self.training else self.head(x)
+
+
+def test_a_layer_that_runs_in_training_only_is_left_out_with_a_word() -> None:
+    dense = Auxiliary().eval()
+    told: list[str] = []
+    moments = collect_moments(dense, analyse(dense, torch.zeros(2, 3, 12, 12)), [IMAGES], notify=told.append)
+    assert moments.mean.keys() == {"head"}
+    assert told == ["Compensation leaves out 1 of 2 layers (second), which run only while the network trains."]
+
+
 def test_fewer_positions_than_channels_have_an_answer(analysed: tuple[nn.Module, ChannelGraph]) -> None:
     dense, graph = analysed
     keep = removing(graph, make=(0,))

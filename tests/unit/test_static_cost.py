@@ -14,15 +14,18 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils.torch_utils import get_flops
 
 from autoprune.arrays import Counts
 from autoprune.costs import (
     ChannelsCost,
+    CostSubject,
     FlopsCost,
     MemoryCost,
     ParamsCost,
     SizeCost,
+    idle_layers,
     parameter_shapes,
     state_shapes,
     uncounted,
@@ -104,6 +107,30 @@ def test_every_kind_of_layer_is_counted_by_hand(small: tuple[nn.Module, Space]) 
 def test_fixed_flops_are_added(small: tuple[nn.Module, Space]) -> None:
     _, space = small
     assert FlopsCost(space, fixed=7.0)(space.lower) == FlopsCost(space)(space.lower) + 7
+
+
+class Auxiliary(nn.Module):
+    """A classifier with a second head while it trains, and weights of modules that run by a function alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.functional = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.auxiliary = nn.Sequential(nn.Conv2d(8, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = torch.relu(nn.functional.conv2d(self.stem(x), self.functional.weight.clone()))
+        return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+
+def test_what_runs_in_training_only_does_not_count() -> None:
+    module, example = Auxiliary().eval(), torch.rand(2, 3, 16, 16)
+    space = Space(analyse(module, example), round_to=1)
+    assert idle_layers(module, space.graph, example) == {f"auxiliary.{place}" for place in range(3)}
+    subject = CostSubject(module, space.graph, space, example, checkpoint_bytes=0, bytes_per_number=4)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(example[:1])
+    assert float(FlopsCost.of(subject)(space.dense)) == counter.get_total_flops()
 
 
 def test_what_is_not_counted_is_told(small: tuple[nn.Module, Space]) -> None:
