@@ -25,7 +25,7 @@ from autoprune.journal import Journal
 from autoprune.listener import step_bar
 from autoprune.models._base import Adapter, Batch, LossSum
 from autoprune.results import Metrics
-from autoprune.statistics.layers import train_mode
+from autoprune.statistics.layers import no_dropout, train_mode
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.slicing import Pruner
 from autoprune.structure.space import Allocation
@@ -235,7 +235,7 @@ class Evaluator(HalvingBatches):
         return reduce(add, in_threads(partial(self._loss_sum, module), self._batches, at_once=at_once))
 
     def _loss_sum(self, module: nn.Module, batch: Batch) -> LossSum:
-        with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16):
+        with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self._in_bf16), no_dropout():
             return self.adapter.loss_sum(module, batch)
 
     @property

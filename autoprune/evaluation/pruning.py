@@ -23,7 +23,7 @@ from autoprune.models import adapter_of
 from autoprune.models._base import Adapter
 from autoprune.models._memory import living_bytes
 from autoprune.models.detection.channels import input_channels
-from autoprune.statistics.layers import evaluating, recalibrate
+from autoprune.statistics.layers import evaluating, no_dropout, recalibrate
 from autoprune.statistics.moments import Moments, collect_moments
 from autoprune.structure.graph import copied
 from autoprune.structure.slicing import Pruner
@@ -46,7 +46,7 @@ def evidence_of(adapter: Adapter) -> CalibrationData:
     There are labels in every batch: training divides its loss by them, and one without would outweigh all others.
     """
     batches = adapter.batches("train", images=EVIDENCE_IMAGES, batch=EVIDENCE_BATCH, seed=0, balanced=True)
-    return CalibrationData(batches, adapter.inputs, adapter.loss)
+    return CalibrationData(batches, adapter.inputs, no_dropout()(adapter.loss))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -186,9 +187,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 _RANDOM = ("StochasticDepth", "DropPath")
 """Classes of torchvision and timm that leave out branches at random, as dropout leaves out values."""
 
+_RANDOM_FUNCTIONS = frozenset(
+    (
+        *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.rrelu),
+        F.multi_head_attention_forward,
+    )
+)
+
 
 def train_mode(module: nn.Module) -> nn.Module:
-    """Put a network into train mode, but for dropout, and return it: the same batch then gives the same outputs."""
+    """Put a network into train mode, but for dropout, and return it: the same batch then gives the same outputs.
+
+    Dropout that a network calls as a function is switched off by `no_dropout` while it runs.
+    """
     module.train()
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ in _RANDOM:
@@ -196,6 +207,33 @@ def train_mode(module: nn.Module) -> nn.Module:
     return module
 
 
+@contextmanager
+def no_dropout() -> Iterator[None]:
+    """Switch off what networks in train mode do at random by functions: dropout, in attention too. A decorator as well.
+
+    Example:
+        >>> with no_dropout():
+        ...     bool((F.dropout(torch.ones(9), 0.5, training=True) == 1).all())
+        True
+    """
+    with _NoDropout():
+        yield
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _RANDOM_FUNCTIONS:
+            named["training"] = False  # torch hands it on by its name
+        elif func is F.scaled_dot_product_attention:
+            args, named = args[:4], {**dict(zip(("dropout_p", "is_causal"), args[4:], strict=False)), **named}
+            named["dropout_p"] = 0.0
+        return func(*args, **named)
+
+
+@no_dropout()
 def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     """Replace batch norm statistics by those of the inputs (Li et al., "EagleEye", ECCV 2020, section 3.3).
 

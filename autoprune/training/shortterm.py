@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.models._base import Adapter, Batch
-from autoprune.statistics.layers import train_mode
+from autoprune.statistics.layers import no_dropout, train_mode
 from autoprune.training.plain import backward
 from autoprune.training.registry import trainer_of
 
@@ -68,6 +68,7 @@ def train_briefly(
     optimizer = trainer.optimizer(module.parameters(), batch=len(adapter.inputs(batches[0])), lr_scale=lr_scale)
     train_mode(module)
 
+    @no_dropout()
     def terms(batch: Batch) -> Mapping[str, torch.Tensor]:
         return {"loss": trainer.loss(module, batch)}
 

@@ -62,12 +62,18 @@ class Twice(Plain):
         return logits
 
 
+class DropsByFunction(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.3, self.training)
+
+
 class Dropping(Net):
-    """Leaves out values at random while it trains."""
+    """Leaves out values at random while it trains, by modules and by functions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left.append(nn.Dropout2d(0.5))
+        self.left.append(DropsByFunction())
 
 
 @cache
@@ -241,7 +247,7 @@ def test_nothing_of_a_score_is_random(evaluators: Evaluators) -> None:
     torch.manual_seed(1)
     assert ([one.score for one in plain(chosen)], plain.gains(half, widths)) == first
     assert all(map(torch.equal, plain.repaired(half).state_dict().values(), state.values()))
-    assert dropping.pruner.module.left[-1].p == 0.5
+    assert dropping.pruner.module.left[-2].p == 0.5
 
 
 def test_covariances_are_collected_once_for_all_workers(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,11 +18,13 @@ from autoprune.statistics.layers import (
     activation_hooks,
     evaluating,
     mixing_layers,
+    no_dropout,
     norms_behind,
     outputs_first,
     recalibrate,
     shift_output,
     summed_over_kernel,
+    train_mode,
 )
 from autoprune.statistics.moments import RIDGE, _Sums, collect_moments, regression
 from autoprune.statistics.sampling import SampledPositions
@@ -355,3 +359,36 @@ def test_a_regression_leaves_over_what_kept_channels_do_not_tell(seed: int, kept
     centred = rows[:, stays] - rows[:, stays].mean(0)
     ridge = RIDGE * float(covariance[stays, stays].mean())
     torch.testing.assert_close((left - shift).T @ centred / len(rows), ridge * coefficients, rtol=1e-6, atol=1e-9)
+
+
+class Functional(nn.Module):
+    """Calls a function of a tensor, a probability and the mode."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True),
+        nn.RReLU,
+        lambda: Functional(F.dropout),
+        lambda: Functional(F.dropout1d),
+        lambda: Functional(F.alpha_dropout),
+        lambda: Functional(lambda x, p, training: F.scaled_dot_product_attention(x, x, x, None, p * training)),
+        lambda: Functional(lambda x, p, training: F.scaled_dot_product_attention(x, x, x, dropout_p=p * training)),
+    ],
+)
+def test_what_functions_do_at_random_is_switched_off(make: Callable[[], nn.Module]) -> None:
+    network, tokens = train_mode(make()), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    dropping = make().train()
+    assert not torch.equal(dropping(tokens), dropping(tokens))
+    with no_dropout():
+        given = network(tokens)
+        assert torch.equal(network(tokens), given)
+    torch.testing.assert_close(network.eval()(tokens), given)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
-from autoprune.statistics.layers import Norm, train_mode
+from autoprune.statistics.layers import Norm, no_dropout, train_mode
 from autoprune.training.extensions._base import Event, Training, TrainingExtension
 from autoprune.training.extensions.distillation_losses import DetectorTerms, OutputTerm, same_outputs
 from autoprune.training.extensions.projections import Adapters
@@ -93,6 +93,7 @@ class FrozenTeacher:
                 layer.eval()
 
     @torch.no_grad()
+    @no_dropout()
     def __call__(self, images: torch.Tensor) -> Any:
         """Return its outputs for a batch of images."""
         return self.network(images)
