@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Array, Ids
+from autoprune.listener import warn
 from autoprune.statistics.layers import evaluating, train_mode
+from autoprune.statistics.moments import named
 from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.slicing import state_tensors
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Importance(ABC):
     """A criterion: which channels matter.
 
     In a group, the score of a channel is the sum of what every member says, each divided by its own mean where
-    ``normalised``, so that no layer speaks louder than another because its weights are larger.
+    ``normalised``, so that no layer speaks louder than another because its weights are larger. A group of which no
+    member says anything is ranked by l1, about as high as the others.
 
     Attributes:
         name: how the command line and the policy name it.
@@ -65,11 +69,26 @@ class Importance(ABC):
 
     def __call__(self, module: nn.Module, graph: ChannelGraph) -> tuple[Array, ...]:
         """Return per group the score of each of its channels, shape (size,), higher is more important."""
-        total = np.zeros(graph.channels)
+        total, said = np.zeros(graph.channels), np.zeros(graph.channels, dtype=bool)
         for member in self.members(module, graph):
             values = member.scores.detach().double().cpu().numpy()
             scale = max(float(values.mean()), 1e-12) if self.normalised else 1.0
             np.add.at(total, member.channels, values / scale)
+            said[member.channels] = True
+        silent = [group for group in graph.groups if not (group.pinned or said[group.span].any())]
+        if silent:
+            warn(
+                f"The criterion {self.name} says nothing of {len(silent)} channel groups "
+                f"({named([group.name for group in silent])}), which are ranked by l1."
+            )
+            norms = np.zeros(graph.channels)
+            for channels, rows in weights(module, graph):
+                values = rows.detach().abs().sum(1).double().cpu().numpy()
+                np.add.at(norms, channels, values / max(float(values.mean()), 1e-12))
+            middle = float(np.median(total[said])) if said.any() else 1.0
+            for group in silent:
+                own = norms[group.span]
+                total[group.span] = own * middle / max(float(np.median(own)), 1e-12)
         return tuple(total[group.span] for group in graph.groups)
 
     def order(self, module: nn.Module, graph: ChannelGraph) -> tuple[Ids, ...]:
@@ -88,7 +107,7 @@ def weights(module: nn.Module, graph: ChannelGraph) -> Iterator[tuple[Ids, torch
     Rows have shape (n, rest): all numbers that belong to one channel, be it as a filter that produces it or as the
     slice of a following filter that reads it.
     """
-    state = module.state_dict()
+    state = state_tensors(module)
     for name, pairs in graph.tensors.items():
         if state[name].ndim >= 2:
             for dimension, axis in pairs:

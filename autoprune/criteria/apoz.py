@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
-from autoprune.structure.graph import ChannelGraph, LayerKind
+from autoprune.statistics.layers import Reader
+from autoprune.structure.graph import MIXING, ChannelGraph, LayerKind
 
 NEAR = 0.05
 """Where an activation has no exact zeros (SiLU), what is up to this share of the layer's root mean square is."""
@@ -35,8 +36,10 @@ class ApozImportance(Importance):
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the share per channel for every layer."""
+        modules = dict(module.named_modules())
         norms = [layer for layer in graph.layers if layer.kind is LayerKind.NORM]
-        layers = norms or [layer for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
+        mixing = [layer for layer in graph.layers if layer.kind in MIXING and isinstance(modules[layer.name], Reader)]
+        layers = norms or mixing
         axes = {layer.name: layer.out_axis for layer in layers}
         alive = {name: torch.zeros(len(graph.axes[axis]), dtype=torch.float64) for name, axis in axes.items()}
         with ExitStack() as hooks:

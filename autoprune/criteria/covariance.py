@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from autoprune.arrays import Array, Ids
-from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, ranking, trainable_copy
-from autoprune.criteria.magnitude import MagnitudeImportance
-from autoprune.listener import tracked, warn
-from autoprune.statistics.layers import Reader, activation_hooks, outputs_first
-from autoprune.statistics.moments import Moments, add_ridge, collect_moments, named
+from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, trainable_copy
+from autoprune.listener import tracked
+from autoprune.statistics.layers import Reader, activation_hooks, mixing_layers, outputs_first
+from autoprune.statistics.moments import Moments, add_ridge, collect_moments
 from autoprune.structure.graph import ChannelGraph
 
 
@@ -28,7 +27,7 @@ class CovarianceImportance(Importance):
     goes next for which the sum over all layers that read the group is least, as ThiNet's elimination does (Luo et al.,
     ICCV 2017, Algorithm 1), but with the others' weights compensated (Kim et al., "Neuron Merging", NeurIPS 2020).
 
-    A group that only layers read which cannot be compensated is in the order of l1.
+    It says nothing of a group that only layers read which cannot be compensated.
 
     Args:
         evidence: images and loss.
@@ -40,33 +39,26 @@ class CovarianceImportance(Importance):
         self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
-        """Return per group and channel the share of the group that is removed before it."""
+        """Return per channel the share of its group that is removed before it."""
         evidence = self._evidence
         images = [evidence.inputs(batch) for batch in evidence.batches]
         moments = collect_moments(module, graph, images, criterion=self.name)
         weights = self._output_weights(module, list(moments.mean))
-        axes = {layer.name: graph.axes[layer.in_axis] for layer in graph.layers if layer.name in moments.mean}
+        layers = mixing_layers(module, graph)
+        axes = {name: graph.axes[layers[name].in_axis] for name in moments.mean}
         readers = {name: _inner(module, name, moments, weights[name]) for name in axes}
-        weakest_last = ranking(MagnitudeImportance(1)(module, graph))
-        found, unread = [], []
-        for group, by_weights in zip(graph.groups, weakest_last, strict=True):
+        found = []
+        for group in graph.groups:
             channels = np.arange(group.offset, group.offset + group.size)
             readings = [
                 _Reading(places, *readers[name])
                 for name, axis in axes.items()
                 if (places := _places(axis, channels)).size
             ]
-            order = _eliminated(group.size, readings) if readings else by_weights[::-1]
-            if not readings and not group.pinned:
-                unread.append(group.name)
-            scores = np.empty(group.size)
-            scores[order] = np.arange(1, group.size + 1) / group.size
-            found.append(ChannelScores(channels, torch.from_numpy(scores)))
-        if unread:
-            warn(
-                f"The criterion {self.name} ranks {len(unread)} channel groups ({named(unread)}) by l1: no layer "
-                "that reads them can be compensated."
-            )
+            if readings:
+                scores = np.empty(group.size)
+                scores[_eliminated(group.size, readings)] = np.arange(1, group.size + 1) / group.size
+                found.append(ChannelScores(channels, torch.from_numpy(scores)))
         return found
 
     def _output_weights(self, module: nn.Module, names: Sequence[str]) -> Mapping[str, torch.Tensor]:

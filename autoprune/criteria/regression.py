@@ -33,7 +33,7 @@ class RegressionImportance(Importance):
         self._evidence = evidence
 
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
-        """Return per group and channel the share of the group that is removed before it."""
+        """Return per channel the share of its group that is removed before it."""
         products = [np.zeros((group.size, group.size)) for group in graph.groups]
         for channels, gram in self._contributions(module, graph):
             scaled = gram / max(float(np.trace(gram)), 1e-12)
@@ -45,12 +45,16 @@ class RegressionImportance(Importance):
         return [
             ChannelScores(np.arange(group.offset, group.offset + group.size), torch.from_numpy(eliminated(product)))
             for group, product in zip(graph.groups, products, strict=True)
+            if product.any()  # else no layer that it sees reads the group
         ]
 
     def _contributions(self, module: nn.Module, graph: ChannelGraph) -> list[tuple[Ids, Array]]:
         """Return per reading layer its input channels and their contributions' inner products, shape (n, n)."""
+        kinds = (LayerKind.CONV, LayerKind.LINEAR)
         readers = {
-            layer.name: layer.in_axis for layer in graph.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
+            layer.name: layer.in_axis
+            for layer in graph.layers
+            if layer.kind in kinds and isinstance(module.get_submodule(layer.name), Reader)
         }
         found: dict[str, Array] = {}
         places = SampledPositions(seed=0)

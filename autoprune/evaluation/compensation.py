@@ -20,6 +20,8 @@ from autoprune.statistics.layers import (
     Reader,
     activation_hooks,
     evaluating,
+    input_of,
+    mixing_layers,
     norms_behind,
     outputs_first,
     shift_output,
@@ -42,7 +44,7 @@ def compensate(module: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: M
         keep: which of its channels stay, shape (channels,).
         moments: of the dense network.
     """
-    layers = {layer.name: layer for layer in graph.layers}
+    layers = mixing_layers(dense, graph)
     originals, modules = dict(dense.named_modules()), dict(module.named_modules())
     with torch.no_grad():
         for name in moments.mean:
@@ -97,25 +99,28 @@ def fold_constants(module: nn.Module, dense: nn.Module, graph: ChannelGraph, kee
     }
     with evaluating(dense), norms_behind(dense, list(masks)) as norms:
         dense(example)
+    own = mixing_layers(dense, graph)  # a bias that two layers share would get the constants of both
     shifts: dict[str, torch.Tensor] = {}
 
     def at_source(name: str, layer: Reader, read: torch.Tensor, given: torch.Tensor) -> None:
         kept_in, kept_out = masks[name]
-        if not kept_in.all() and name not in shifts:  # a layer that runs twice counts as it runs first
+        if name in own and not kept_in.all() and name not in shifts:  # a layer that runs twice counts as it runs first
             shifts[name] = _response(layer, read, ~kept_in)[kept_out.to(given.device)]
         _silence(given, kept_out, layer.bias)
 
-    def at_norm(kept: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def note(norm: nn.Module, _: tuple[torch.Tensor, ...], given: torch.Tensor) -> None:
+    def at_norm(kept: torch.Tensor) -> Callable[..., None]:
+        def note(norm: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
             assert isinstance(norm, Norm)
-            _silence(given, kept, norm.bias)
+            _silence(input_of(args, kwargs), kept, norm.running_mean)  # of which it makes β, and its activation act(β)
 
         return note
 
     with evaluating(dense), activation_hooks(dense, list(masks), at_source), ExitStack() as hooks:
         for name, paths in norms.items():
             for path in paths:
-                hooks.enter_context(dense.get_submodule(path).register_forward_hook(at_norm(masks[name][1])))
+                hooks.enter_context(
+                    dense.get_submodule(path).register_forward_pre_hook(at_norm(masks[name][1]), with_kwargs=True)
+                )
         dense(example)
     with torch.no_grad():
         for name, shift in shifts.items():

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from autoprune.arrays import Mask
-from autoprune.statistics.layers import Reader, activation_hooks, evaluating, mixing_layers, norms_behind
+from autoprune.statistics.layers import Reader, activation_hooks, evaluating, input_of, mixing_layers, norms_behind
 from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 
@@ -29,6 +30,7 @@ HELD_BACK = 1 / 3
 """Share of the images on which a layer's ridge is chosen; of one image, of its positions."""
 
 _SOLVED = (LayerKind.CONV, LayerKind.LINEAR)
+_TORCHS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def reconstruct(
@@ -52,8 +54,9 @@ def reconstruct(
     on held-back images best, or at held-back positions if there is one image, up to leaving the weights alone.
 
     A layer that runs several times is solved for all that it reads, and what reads it in a pass of its own. A layer
-    stays as it is if another module shares its weight, if its weights are not trained (``requires_grad``), or if it
-    reads at one position only, as behind a mean over a single image.
+    stays as it is if another module shares its weight, if its weights are not trained (``requires_grad``), if its class
+    computes more than torch's (pads, standardises its weights, has its activation inside), or if it reads at one
+    position only, as behind a mean over a single image.
 
     Args:
         module: what surgery made of the dense network, with the dense network's batch norm statistics; changed in
@@ -66,7 +69,11 @@ def reconstruct(
     """
     layers = {name: layer for name, layer in mixing_layers(dense, graph).items() if layer.kind in _SOLVED}
     trained = trained or dense
-    names = [name for name in layers if next(trained.get_submodule(name).parameters()).requires_grad]
+    names = [
+        name
+        for name in layers
+        if next(trained.get_submodule(name).parameters()).requires_grad and _is_torchs(dense.get_submodule(name))
+    ]
     places = SampledPositions(seed=0, points=POINTS)
     wanted: dict[str, list[torch.Tensor]] = {}
     reads: dict[str, list[torch.Tensor]] = {}
@@ -79,11 +86,11 @@ def reconstruct(
         dense(inputs)
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def solved(layer: nn.Module, read: tuple[torch.Tensor, ...]) -> None:
+        def solved(layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Any) -> None:
             if name not in wanted or (reads and name not in reads):  # while one is read, no other is solved
                 return
             assert isinstance(layer, Reader)
-            reads.setdefault(name, []).append(places.patches(layer, read[0]))
+            reads.setdefault(name, []).append(places.patches(layer, input_of(args, kwargs)))
             if len(reads[name]) < len(wanted[name]):
                 return
             points = _Points.of(reads[name], wanted.pop(name), images=len(inputs))
@@ -99,7 +106,7 @@ def reconstruct(
                 channels = _kept(graph, layers[name], keep)
                 _set_mean(module.get_submodule(path), dense.get_submodule(path), channels, bias)
 
-        return module.get_submodule(name).register_forward_pre_hook(solved)
+        return module.get_submodule(name).register_forward_pre_hook(solved, with_kwargs=True)
 
     module.eval()
     with torch.no_grad(), ExitStack() as hooks:
@@ -110,6 +117,11 @@ def reconstruct(
             left = len(wanted)
             module(inputs)
             reads.clear()
+
+
+def _is_torchs(layer: nn.Module) -> bool:
+    """Return whether a layer computes what torch's convolution or linear layer does, and nothing else."""
+    return any(type(layer).forward is kind.forward for kind in _TORCHS)
 
 
 def _set_mean(norm: nn.Module, dense: nn.Module, channels: torch.Tensor, bias: torch.Tensor) -> None:

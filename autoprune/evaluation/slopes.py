@@ -26,9 +26,9 @@ from torch import nn
 
 from autoprune.arrays import Ids, Mask
 from autoprune.listener import tracked
-from autoprune.statistics.layers import Reader, train_mode
+from autoprune.statistics.layers import Reader, input_of, train_mode
 from autoprune.statistics.moments import Moments, add_ridge, regression
-from autoprune.structure.graph import ChannelGraph
+from autoprune.structure.graph import MIXING, ChannelGraph
 
 _NARROW = 4096
 """Channels of a layer up to which a matrix of them is small: 64 MB."""
@@ -158,11 +158,11 @@ def measure_slopes(
         network = network.to(memory_format=torch.channels_last)
     readings: list[_Reading] = []
     with ExitStack() as hooks:
-        for name, layer in {layer.name: layer for layer in graph.layers}.items():  # one that runs twice is there twice
+        mixing = {layer.name: layer for layer in graph.layers if layer.kind in MIXING}  # one that runs twice is once
+        for name, layer in mixing.items():
             channels = graph.axes[layer.in_axis]
             module = network.get_submodule(name)
-            depthwise = layer.groups == len(channels)  # what follows it reads its channels
-            if not isinstance(module, Reader) or depthwise:
+            if not isinstance(module, Reader):
                 continue
             if moments is not None and name in moments.mean:
                 reading: _Reading = _Predicted(channels, keep[channels], moments.mean[name], moments.covariance[name])
@@ -171,7 +171,7 @@ def measure_slopes(
             else:
                 reading = _Zeroed(channels, keep[channels], module.weight.device)
             readings.append(reading)
-            hooks.enter_context(module.register_forward_pre_hook(_masking(reading)))
+            hooks.enter_context(module.register_forward_pre_hook(_masking(reading), with_kwargs=True))
         for loss in tracked(losses, "Slopes"):
             loss(network).backward()  # type: ignore[no-untyped-call]
     return Slopes(keep, readings)
@@ -182,11 +182,13 @@ def _unrelated(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
     return torch.zeros(size, dtype=torch.float64, device=device), torch.eye(size, dtype=torch.float64, device=device)
 
 
-def _masking(reading: _Reading) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+def _masking(reading: _Reading) -> Callable[..., tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]]:
     """Return the hook that gives a layer what the pruned network's would read, and notes how the loss depends on it."""
 
-    def mask(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        read, *others = arguments
+    def mask(
+        layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        read = input_of(args, kwargs)
         last = isinstance(layer, nn.Linear)
         masked = reading.masked(read, last)
         if not masked.requires_grad:
@@ -198,7 +200,7 @@ def _masking(reading: _Reading) -> Callable[[nn.Module, tuple[torch.Tensor, ...]
             reading.note(rows, values.to(rows.dtype))
 
         masked.register_hook(note)  # type: ignore[no-untyped-call]
-        return (masked, *others)
+        return (masked, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
 
     return mask
 

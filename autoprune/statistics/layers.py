@@ -81,17 +81,22 @@ def activation_hooks(
 ) -> Iterator[None]:
     """Call ``see`` with name, layer, input and output whenever one of the layers runs."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def seen(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def hook(name: str) -> Callable[..., None]:
+        def seen(layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Any, output: torch.Tensor) -> None:
             assert isinstance(layer, Reader)
-            see(name, layer, inputs[0], output)
+            see(name, layer, input_of(args, kwargs), output)
 
         return seen
 
     with ExitStack() as hooks:
         for name in layers:
-            hooks.enter_context(module.get_submodule(name).register_forward_hook(hook(name)))
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
         yield
+
+
+def input_of(args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return what one of torch's layers reads, be it called with ``x`` or with ``input=x``."""
+    return args[0] if args else kwargs["input"]
 
 
 class _Readers(TorchFunctionMode):
@@ -143,10 +148,10 @@ def norms_behind(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
         runs[name] += 1
         readers.makers[given] = (name, runs[name])
 
-    def before(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def reads(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def before(path: str) -> Callable[..., None]:
+        def reads(norm: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Any) -> None:
             readers.in_norm = True
-            name, run = readers.makers.get(inputs[0], ("", 0))
+            name, run = readers.makers.get(input_of(args, kwargs), ("", 0))
             sources.setdefault(path, set()).add(name)
             if name:
                 read.add((name, run))
@@ -160,7 +165,7 @@ def norms_behind(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
     with activation_hooks(module, layers, gave), ExitStack() as hooks:
         for path, child in module.named_modules():
             if isinstance(child, Norm) and child.running_mean is not None:
-                hooks.enter_context(child.register_forward_pre_hook(before(path)))
+                hooks.enter_context(child.register_forward_pre_hook(before(path), with_kwargs=True))
                 hooks.enter_context(child.register_forward_hook(after))
         hooks.enter_context(module.register_forward_hook(lambda *call: readers.note(call[-1])))
         hooks.enter_context(readers)
@@ -174,14 +179,15 @@ def norms_behind(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, without gradients, and back into its own mode."""
-    training = module.training
+    """Put a network into eval mode, without gradients, and every part of it back into its own mode."""
+    modes = [(child, child.training) for child in module.modules()]
     try:
         module.eval()
         with torch.no_grad():
             yield
     finally:
-        module.train(training)
+        for child, training in modes:
+            child.training = training
 
 
 _RANDOM = ("StochasticDepth", "DropPath")

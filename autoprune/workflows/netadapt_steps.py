@@ -17,7 +17,7 @@ from torch import nn
 from autoprune.arrays import Counts
 from autoprune.choices import Select
 from autoprune.config import NetAdaptConfig
-from autoprune.criteria.registry import make_criterion
+from autoprune.criteria.registry import make_criterion, spec_of
 from autoprune.errors import TrainingError
 from autoprune.evaluation.evaluator import WORST_SCORE, Evaluator
 from autoprune.evaluation.pruning import evidence_of
@@ -289,8 +289,8 @@ class NetAdaptSteps:
     def _reopened(self, base: Base, allocation: Allocation, score: float, path: Path) -> Base:
         adapter = self._run.network.adapter
         module = adapter.reopen(path)
-        if self._config.compensate:
-            recalibrate(module, self.calibration)  # the next step's covariances are those of a network that works
+        if self._config.compensate or spec_of(self._config.criterion).needs_images:
+            recalibrate(module, self.calibration)  # what the next step looks at is that of a network that works
         graph = base.pruner.graph_of(allocation)
         scorer = make_criterion(self._config.criterion, partial(evidence_of, adapter))
         order = scorer.order(module, graph)

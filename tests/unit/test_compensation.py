@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.arrays import Mask
+from autoprune.criteria._base import CalibrationData
+from autoprune.criteria.registry import make_criterion
 from autoprune.errors import ModelError
 from autoprune.evaluation.compensation import compensate, fold_constants
+from autoprune.evaluation.reconstruction import reconstruct
 from autoprune.statistics.moments import RIDGE, Moments, collect_moments
 from autoprune.structure.graph import ChannelGraph
-from autoprune.structure.slicing import Slicer
+from autoprune.structure.slicing import Pruner, Slicer
+from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
 from tests.helpers import darknet_networks
 from tests.helpers.networks import compared
@@ -461,3 +465,53 @@ def test_a_norm_behind_a_sum_in_place_takes_no_constants() -> None:
     compensate(smaller, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
     assert torch.equal(smaller.norm.running_mean, dense.norm.running_mean)  # type: ignore[union-attr,arg-type]
     assert float((outputs(smaller) - outputs(dense)).square().mean()) < 0.1 * before
+
+
+class Activated(nn.Conv2d):
+    """A convolution with its activation inside."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(input))
+
+
+class Padded(nn.Conv2d):
+    """A convolution that pads at the right and below only, as for TensorFlow's weights."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(input, (0, 2, 0, 2)))
+
+
+class Named(nn.Conv2d):
+    """A convolution that hands its input on by name."""
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        return super().__call__(input=x)
+
+
+OWN: dict[str, Callable[[], nn.Module]] = {
+    "activation inside": lambda: Activated(8, 8, 1),
+    "activation inside, other widths": lambda: Activated(8, 12, 1),
+    "padding inside": lambda: Padded(8, 8, 3),
+    "called by name": lambda: Named(8, 8, 1),
+}
+
+
+@pytest.mark.parametrize("criterion", ["covariance", "regression"])
+@pytest.mark.parametrize("name", OWN)
+def test_layers_of_own_classes_are_compensated_and_no_worse_than_cut(name: str, criterion: str) -> None:
+    torch.manual_seed(0)
+    layer = OWN[name]()
+    dense = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer, nn.Conv2d(layer.out_channels, 2, 1)).eval()  # type: ignore[arg-type]
+    graph = analyse(dense, torch.zeros(2, 3, 12, 12))
+    evidence = CalibrationData([IMAGES], lambda batch: batch, lambda network, batch: network(batch).square().mean())
+    order = make_criterion(criterion, lambda: evidence).order(dense, graph)
+    space = Space(graph, round_to=1)
+    pruner, half = Pruner(dense, space, order), tuple(unit.width // 2 for unit in space.units)
+    keep = pruner.kept(half)
+    cut, closed, solved = (pruner.materialise(half) for _ in range(3))
+    for small in (closed, solved):
+        compensate(small, dense, graph, keep, collect_moments(dense, graph, [IMAGES]))
+    reconstruct(solved, dense, graph, keep, IMAGES)
+    gaps = [float((outputs(one) - outputs(dense)).square().mean()) for one in (cut, closed, solved)]
+    assert gaps[1] < 0.8 * gaps[0]
+    assert gaps[2] < 1.1 * gaps[1]

@@ -194,6 +194,39 @@ def test_whatever_reads_a_constant_gets_it(make: Callable[[], Reader]) -> None:
     assert largest_error(smaller, dense, images(8)) < 1e-10
 
 
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm with its activation inside, as timm has it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(input))
+
+
+def test_constants_behind_a_norm_with_its_activation_are_those_behind_it() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = Reader(nn.Conv2d(6, 4, 1))
+        dense.bn = ActivatedNorm(6)
+    graph = analyse(dense.eval(), torch.rand(2, 3, 8, 8))
+    keep = chosen(graph, 0)
+    randomised(dense, 0)
+    dense.bn.bias.data.abs_().neg_()  # which the activation makes 0
+    kill(dense, graph, keep)
+    smaller = Slicer(dense, graph).materialise(keep)
+    fold_constants(smaller, dense, graph, keep, images(8, 1))
+    assert largest_error(smaller, dense, images(8)) < 1e-10
+
+
+def test_a_bias_that_two_layers_share_stays() -> None:
+    dense: Any = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
+    dense[4].bias = dense[3].bias
+    graph = analyse(randomised(dense, 0).float(), torch.rand(2, 3, 8, 8))
+    keep = chosen(graph, 0)
+    smaller: Any = Slicer(dense, graph).materialise(keep)
+    before = smaller[3].bias.clone()
+    fold_constants(smaller, dense, graph, keep, images(8, 1).float())
+    assert torch.equal(smaller[3].bias, before)
+
+
 def test_a_reader_that_nothing_takes_constants_for_stays_as_it_is() -> None:
     dense = randomised(Reader(nn.Conv2d(6, 4, 1, bias=False)), 0)
     dense.bn.bias.data.abs_()

@@ -21,7 +21,8 @@ from autoprune.criteria.hutchinson import HutchinsonImportance
 from autoprune.criteria.registry import CRITERIA, CriterionSpec, make_criterion, spec_of
 from autoprune.criteria.regression import contributions, eliminated
 from autoprune.criteria.taylor import TaylorImportance
-from autoprune.errors import ConfigError
+from autoprune.errors import AutopruneWarning, ConfigError
+from autoprune.listener import PythonListener, hearing
 from autoprune.statistics.sampling import SampledPositions
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.validation import analyse
@@ -135,6 +136,48 @@ def test_a_dead_channel_goes_first(name: str) -> None:
     assert scores[DEAD] == scores.min()
     if name != "hutchinson":  # there a channel whose curvature is negative counts as little
         assert (np.delete(scores, DEAD) > scores[DEAD]).all()
+
+
+class Unseen(nn.Module):
+    """Channels without a batch norm that only a transposed convolution reads, and filters called by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, WIDTH, 1), nn.BatchNorm2d(WIDTH)
+        self.unseen, self.up = nn.Conv2d(WIDTH, WIDTH, 1), nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2)
+        self.filters, self.head = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, 4, 1)
+        self.register_buffer("gain", torch.ones(1, WIDTH, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.unseen(torch.relu(self.norm(self.stem(x))))
+        x = torch.relu(self.up(x)) * self.gain
+        return self.head(torch.relu(nn.functional.conv2d(x, self.filters.weight, self.filters.bias)))
+
+
+@pytest.mark.parametrize("name", ["bn", "apoz", "regression", "covariance", "l1"])
+def test_channels_that_a_criterion_does_not_see_are_ranked_by_their_weights(name: str) -> None:
+    torch.manual_seed(0)
+    network = Unseen().eval()
+    with torch.no_grad():
+        network.unseen.weight[0] *= 30
+        network.unseen.bias[0] = network.unseen.bias[0].abs() + 1  # type: ignore[index]
+        network.up.weight[0] *= 30
+    graph = analyse(network, torch.rand(2, 3, 8, 8))
+    images = torch.rand(4, 3, 8, 8)
+    data = CalibrationData([images], lambda batch: batch, lambda module, batch: module(batch).square().mean())
+    scores = make_criterion(name, lambda: data)(network, graph)
+    names = [group.name for group in graph.groups]
+    assert int(np.argmax(scores[names.index("unseen")])) == 0
+
+
+def test_whole_layers_that_bn_does_not_see_are_not_the_first_to_go() -> None:
+    network = Unseen().eval()
+    graph = analyse(network, torch.rand(2, 3, 8, 8))
+    says = r"bn says nothing of \d channel groups \(.*unseen.*ranked by l1"
+    with hearing(PythonListener()), pytest.warns(AutopruneWarning, match=says):
+        scores = make_criterion("bn")(network, graph)
+    middles = [float(np.median(one)) for one, group in zip(scores, graph.groups, strict=True) if not group.pinned]
+    assert max(middles) < 2 * min(middles)
 
 
 def test_fpgm_drops_the_filter_among_the_others() -> None:

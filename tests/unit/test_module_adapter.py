@@ -272,6 +272,15 @@ def test_what_is_wrong_is_told(changes: dict[str, Any], act: Callable[[ModuleAda
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_images_that_a_network_changes_are_refused() -> None:
+    class InPlace(Net):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image.sub_(0.5))
+
+    with pytest.raises(ModelError, match=r"leave its images as they are.*changes them in place; compute on a copy"):
+        adapter(InPlace())
+
+
 def test_there_is_no_test_split(own: ModuleAdapter) -> None:
     with pytest.raises(DataError, match="splits train and val, got 'test'"):
         own.batches("test", images=1, batch=1, seed=0)

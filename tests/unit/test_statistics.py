@@ -392,3 +392,12 @@ def test_what_functions_do_at_random_is_switched_off(make: Callable[[], nn.Modul
         given = network(tokens)
         assert torch.equal(network(tokens), given)
     torch.testing.assert_close(network.eval()(tokens), given)
+
+
+def test_a_network_gets_every_mode_back() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).eval(), nn.Dropout()).train()
+    network[1].eval()
+    with evaluating(network):
+        assert not any(child.training for child in network.modules())
+    assert [child.training for child in network] == [True, False, True]
+    assert network.training

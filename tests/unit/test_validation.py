@@ -349,3 +349,9 @@ def test_without_the_comparison_widths_used_as_numbers_pass(monkeypatch: pytest.
         keep[graph.groups[graph.units[0].groups[0]].offset] = False
         with pytest.raises(AssertionError, match="not close"):
             check_exact(network, graph, keep, IMAGES)
+
+
+def test_a_batch_norm_that_averages_over_all_batches_can_be_analysed() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.Conv2d(4, 2, 1)).eval()
+    assert [unit.name for unit in analyse(network, torch.rand(2, 3, 8, 8)).units] == ["0"]
+    assert network[1].momentum is None

@@ -224,13 +224,21 @@ class ModuleAdapter(TrainableAdapter):
             return module(self.example(1))
 
     def _check_runs(self) -> None:
+        image = self.example(1)
+        before = image.clone()
         try:
-            self._output(self.module)
+            with torch.no_grad():
+                self.module(image)
         except Exception as error:  # a user's own code
             raise ModelError(
                 f"{self.name} must take its example, a batch of shape (1, {', '.join(map(str, self._shape))}), and "
                 f"does not ({reason_of(error)})"
             ) from error
+        if not torch.equal(image, before):
+            raise ModelError(
+                f"{self.name} must leave its images as they are, for every candidate gets the same ones, and changes "
+                "them in place; compute on a copy, such as `image = image - mean` for `image.sub_(mean)`"
+            )
 
     def _measured(self, predict: Predict, batches: Iterable[Batch]) -> Metrics:
         with torch.no_grad():

@@ -33,6 +33,9 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
         ModelError: the network cannot be copied or exported.
     """
     network = copied(module).train()
+    for child in network.modules():
+        if isinstance(child, nn.modules.batchnorm._NormBase) and child.momentum is None:
+            child.momentum = 0.1  # a cumulative average divides by the number of batches, which cannot be exported
     rule = "torch.export must be able to export a network before its channel groups can be found;"
     exported = export_program(network, example, f"{rule} {type(network).__name__}")
     walk = Walk(network, exported, free_outputs=frozenset(free_outputs))
