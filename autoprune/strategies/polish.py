@@ -110,10 +110,10 @@ class PolishStrategy(Strategy):
             choices = self._space.choices[unit]
             step = int(np.searchsorted(choices, counts[unit])) + (1 if place % 2 else -1)
             counts[unit] = choices[np.clip(step, 0, len(choices) - 1)]
-        wish = self._space.log_ratios(counts)
+        log_ratios = self._space.log_ratios(counts)
         if self._constraint.holds(counts):
-            return self._space.allocation(self._constraint.greedy_fill(counts, wish))
-        return self._constraint.allocation(wish)
+            return self._space.allocation(self._constraint.greedy_fill(counts, log_ratios))
+        return self._constraint.allocation(log_ratios)
 
 
 class PolishedStrategy(Strategy):

@@ -94,21 +94,21 @@ class _Comparison:
         dense = run.dense()
         limits = run.binding_limits(self._budget, dense)
         self._latency_constraints = LatencyConstraints(run.estimators, limits)
-        contest = StrategyBenchmark(
+        benchmark = StrategyBenchmark(
             run, config, run.constrain(self._budget, limits, self._latency_constraints), self._latency_constraints
         )
         self._listener.stage(stages.SEARCH)
-        entries = [(entry, seed) for entry in config.entries for seed in contest.seeds(entry)]
-        outcomes = [contest.outcome(entry, seed) for entry, seed in tracked(entries, "Searches")]
+        entries = [(entry, seed) for entry in config.entries for seed in benchmark.seeds(entry)]
+        outcomes = [benchmark.outcome(entry, seed) for entry, seed in tracked(entries, "Searches")]
         self._listener.stage(stages.WINNERS)
         spread = self._spread(outcomes)
         references = References(run, config, limits) if config.references else None
-        self._tune_on_workers(contest, [*map(_winner, outcomes), *spread], references)
-        tuned = [self._tuned(contest, _winner(outcome)) for outcome in tracked(outcomes, "Winners")]
+        self._tune_on_workers(benchmark, [*map(_winner, outcomes), *spread], references)
+        tuned = [self._tuned(benchmark, _winner(outcome)) for outcome in tracked(outcomes, "Winners")]
         if references is not None:
             self._listener.stage(stages.REFERENCES)
         alternatives = references.all() if references is not None else {}
-        points = self._points(outcomes, tuned, {one: self._tuned(contest, one) for one in spread})
+        points = self._points(outcomes, tuned, {one: self._tuned(benchmark, one) for one in spread})
         costs = {metric: dense.cost(metric) for metric in limits}
         compared = {"strategies": self._rows(outcomes, tuned, costs), "references": _references(alternatives, costs)}
         if config.report:
@@ -119,16 +119,16 @@ class _Comparison:
 
     # -- fine-tunes --------------------------------------------------------------------------------
 
-    def _tuned(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
+    def _tuned(self, benchmark: StrategyBenchmark, one: _Finetune) -> Tuned:
         """Fine-tune a network; an allocation that several found with the same seed is trained once."""
 
         def made() -> dict[str, Any]:
-            return self._train(contest, one).to_json()
+            return self._train(benchmark, one).to_json()
 
         return Tuned.from_json(self._folder.once("tuned", made, one.key))
 
     def _tune_on_workers(
-        self, contest: StrategyBenchmark, wanted: Sequence[_Finetune], references: References | None
+        self, benchmark: StrategyBenchmark, wanted: Sequence[_Finetune], references: References | None
     ) -> None:
         """Let workers, if there are any, fine-tune what the journal does not hold yet."""
         run = self._run
@@ -139,21 +139,21 @@ class _Comparison:
         missing = [one for one in missing if self._folder.journal.lookup("tuned", one.key) is None]
         jobs = [
             TuningJob(
-                partial(self._pruned, contest, one), self._place(one), self._tuning(one), _notes(one), _series(one)
+                partial(self._pruned, benchmark, one), self._place(one), self._tuning(one), _notes(one), _series(one)
             )
             for one in missing
         ]
         jobs += references.jobs() if references is not None else []
         tune_together(run.runner, run.network.adapter, jobs, self._listener, ship_data=self._config.ship_data)
 
-    def _train(self, contest: StrategyBenchmark, one: _Finetune) -> Tuned:
+    def _train(self, benchmark: StrategyBenchmark, one: _Finetune) -> Tuned:
         run, config, adapter = self._run, self._config, self._run.network.adapter
         path = self._place(one)
         costs = {**run.network.costs(one.allocation), **self._latency_constraints.confirm(one.allocation)}
         found = SelectedCandidate(one.allocation, one.score, {})
         deployment = ResultWriter(run, self._budget, path=path)
         deployment.save_policy(found, strategy=one.label.rpartition("-")[0], evaluations=config.evaluations)
-        module = self._pruned(contest, one)
+        module = self._pruned(benchmark, one)
         before = adapter.validate(module)
         if not config.finetune_epochs:
             return Tuned(before, None, costs)
@@ -171,9 +171,9 @@ class _Comparison:
         )
         return Tuned(before, validation(trained), costs)
 
-    def _pruned(self, contest: StrategyBenchmark, one: _Finetune) -> nn.Module:
+    def _pruned(self, benchmark: StrategyBenchmark, one: _Finetune) -> nn.Module:
         """Return a network as its checkpoints hold it before the fine-tune."""
-        module = contest.evaluator.repaired(one.allocation)
+        module = benchmark.evaluator.repaired(one.allocation)
         return ResultWriter(self._run, self._budget, path=self._place(one)).described(module)
 
     def _tuning(self, one: _Finetune) -> Tuning:

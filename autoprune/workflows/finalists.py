@@ -155,7 +155,7 @@ def _measured(
     if not latency_constraints:
         return Finalist(candidate.allocation, candidate.score, {})
     fitting: list[Finalist] = []
-    wish = constraint.space.log_ratios(candidate.allocation)
+    log_ratios = constraint.space.log_ratios(candidate.allocation)
     allocation, score = candidate.allocation, candidate.score
     seen: set[Allocation] = set()
     for _ in range(ROUNDS):
@@ -170,7 +170,7 @@ def _measured(
             tightened = latency_constraints.rescaled(constraint, allocation, measured)
         except BudgetUnreachableError:
             break  # not this one; another finalist may still fit
-        allocation = tightened.allocation(wish)
+        allocation = tightened.allocation(log_ratios)
         if allocation in seen:
             break
         score = evaluator([allocation])[0].score

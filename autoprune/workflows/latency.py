@@ -25,7 +25,7 @@ from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
 from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
-from autoprune.workflows.noise import DOUBT, MOST_REPEATS, REPEATS, NoiseModel, least_disturbed, typical
+from autoprune.workflows.noise import MOST_REPEATS, MOST_UNCERTAINTY, REPEATS, NoiseModel, least_disturbed, typical
 from autoprune.workflows.prediction import Prediction
 
 EVEN, NEAR = 16, 8
@@ -154,7 +154,7 @@ class LatencyEstimator:
 
     def measure(self, allocation: Allocation) -> float:
         """Return a candidate's median in milliseconds of the dense reference; the predictor may learn from it."""
-        timing = self._surest(lambda: self._built(allocation), [*allocation, 2], attempts=2)
+        timing = self._least_disturbed(lambda: self._built(allocation), [*allocation, 2], attempts=2)
         self._learnt.append(Sample(allocation, timing))
         return self._milliseconds(timing)
 
@@ -209,7 +209,7 @@ class LatencyEstimator:
                 advance(repeat + 1)
                 return timing
 
-            return typical(measure, self._steadiness.doubt)
+            return typical(measure, self._noise.uncertainty)
 
     def _typical_paired(
         self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
@@ -231,7 +231,9 @@ class LatencyEstimator:
         with self._listener.progress("Timing", MOST_REPEATS) as advance:
             return typical(measure, lambda timing: timing.spread, most)
 
-    def _surest(self, build: Build, key: list[Any], *, attempts: int, following: Build | None = None) -> PairedTiming:
+    def _least_disturbed(
+        self, build: Build, key: list[Any], *, attempts: int, following: Build | None = None
+    ) -> PairedTiming:
         """Measure, again if the machine was disturbed, and return the measurement that may be off least.
 
         Where another process takes the memory's bandwidth, a wide network loses more than a narrow one and the ratio is
@@ -244,13 +246,13 @@ class LatencyEstimator:
                 advance(attempt + 1)
                 return timing
 
-            return least_disturbed(measure, self._steadiness.doubt, attempts)
+            return least_disturbed(measure, self._noise.uncertainty, attempts)
 
     def _measured(
         self, build: Build, key: list[Any], *, config: MeasurementConfig | None = None, following: Build | None = None
     ) -> PairedTiming:
         timing = self.meter.measure(build, key, config=config, following=following)
-        self._steadiness.learn(timing)
+        self._noise.learn(timing)
         before = self.under_load
         self._taken, self._disturbed = self._taken + 1, self._disturbed + timing.under_load
         if self.under_load and not before:
@@ -261,7 +263,7 @@ class LatencyEstimator:
         return timing
 
     @cached_property
-    def _steadiness(self) -> NoiseModel:
+    def _noise(self) -> NoiseModel:
         return NoiseModel(self.meter.reference.median)
 
     # -- predicted ---------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ class LatencyEstimator:
             samples += self._samples(spread_allocations(space, rough, number=NEAR, seed=1, around=focus))
         fitted, held_out = (lowest, *samples[::2]), tuple(samples[1::2])
         error = plain.fit(fitted, focus=focus).error(held_out)
-        disturbed = sum(self._doubt(sample.timing) > DOUBT for sample in held_out)
+        disturbed = sum(self._uncertainty(sample.timing) > MOST_UNCERTAINTY for sample in held_out)
         remark = f", {disturbed} of them disturbed while they were measured" if disturbed else ""
         where = f" on {self.meter.settings.runtime.value}" if self.metric != "latency" else ""
         self._listener.note(
@@ -354,14 +356,14 @@ class LatencyEstimator:
         def measure(attempt: int) -> PairedTiming:
             return self.meter.sample(build, allocation, attempt=attempt, following=following)
 
-        return least_disturbed(measure, self._doubt, SAMPLE_ATTEMPTS)
+        return least_disturbed(measure, self._uncertainty, SAMPLE_ATTEMPTS)
 
     def _fresh(self, allocation: Allocation, build: Build, following: Build | None) -> PairedTiming:
-        return self._surest(build, ["fresh", *allocation], attempts=2, following=following)
+        return self._least_disturbed(build, ["fresh", *allocation], attempts=2, following=following)
 
-    def _doubt(self, timing: PairedTiming) -> float:
+    def _uncertainty(self, timing: PairedTiming) -> float:
         """Return by what share a sample may be off; a calm one may be of an earlier run on a faster or slower day."""
-        return timing.spread if calm(timing) else self._steadiness.doubt(timing)
+        return timing.spread if calm(timing) else self._noise.uncertainty(timing)
 
 
 def meter_of(metric: str) -> type[LatencyMeter]:

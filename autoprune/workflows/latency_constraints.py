@@ -106,7 +106,7 @@ class LatencyConstraints:
 
     # -- predicted ---------------------------------------------------------------------------------
 
-    def ceilings(self) -> list[CostLimit]:
+    def cost_limits(self) -> list[CostLimit]:
         """Return the limits with their predictors, fitted to whole networks now if they are not yet."""
         return [
             CostLimit(self._estimators[metric].prediction(limit).cost, self._targets[metric])
@@ -133,21 +133,21 @@ class LatencyConstraints:
     def rescaled(self, constraint: Constraint, allocation: Allocation, measured: Latencies) -> Constraint:
         """Return the constraint with each limit corrected by how far its prediction is off at one allocation."""
 
-        def ceiling(given: CostLimit) -> CostLimit:
+        def cost_limit(given: CostLimit) -> CostLimit:
             metric = given.cost.metric
             if metric not in self.limits:
                 return given
             off = float(given.cost(np.array(allocation))) / measured[metric]
             return replace(given, limit=self._targets[metric] * off * _ROUNDING)
 
-        return Constraint(constraint.space, [ceiling(given) for given in constraint.limits])
+        return Constraint(constraint.space, [cost_limit(given) for given in constraint.limits])
 
     def corrected(self, constraint: Constraint) -> Constraint:
         """Return the constraint with predictors that are fitted to every measured candidate, too."""
-        ceilings = []
+        cost_limits = []
         for given in constraint.limits:
             cost = given.cost
             if isinstance(cost, LatencyCost):
                 cost = self._estimators[cost.metric].corrected(cost)
-            ceilings.append(replace(given, cost=cost))
-        return Constraint(constraint.space, ceilings)
+            cost_limits.append(replace(given, cost=cost))
+        return Constraint(constraint.space, cost_limits)

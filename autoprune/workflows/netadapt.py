@@ -71,7 +71,7 @@ class _NetAdaptRun:
         self._budgets = config.levels
         listener.stages(stages.of_netadapt(config, labels=[self._prefix(budget) for budget in self._budgets]))
         self._run = PruningRun(config, folder, listener)
-        self._trials = NetAdaptSteps(self._run, config)
+        self._steps = NetAdaptSteps(self._run, config)
         self._iteration = 0
         self._chosen: list[Candidate] = []
         self._costs: Mapping[str, Cost] = {}
@@ -81,7 +81,7 @@ class _NetAdaptRun:
         """Run all levels; return whether all limits are held."""
         dense = self._run.dense()
         start = time.perf_counter()
-        base = self._trials.dense
+        base = self._steps.dense
         limits = [self._run.limits(budget, dense) for budget in self._budgets]
         check_levels(self._budgets, limits)
         for budget, most in zip(self._budgets, limits, strict=True):
@@ -97,13 +97,13 @@ class _NetAdaptRun:
         searched = {
             "strategy": "netadapt",
             "iterations": self._iteration,
-            "evaluations": self._trials.evaluations,
-            "short_fine_tunes": self._trials.fine_tunes,
+            "evaluations": self._steps.evaluations,
+            "short_fine_tunes": self._steps.fine_tunes,
             "seconds": time.perf_counter() - start,
             "latency_prediction_error": self._run.prediction_errors(),
         }
         if self._config.finetune_epochs:
-            self._tune_on_workers([level for level in levels if level.base is not self._trials.dense])
+            self._tune_on_workers([level for level in levels if level.base is not self._steps.dense])
         held = [self._ship(level, dense, searched) for level in levels]
         return all(held)
 
@@ -157,7 +157,7 @@ class _NetAdaptRun:
         wanted = dense * self._config.initial_step * self._config.decay**self._iteration
         self._iteration += 1
         trials = self._possible(constraint, counts, min(wanted, load - 1))
-        chosen = self._trials.choose(base, trials, constraint, iteration=self._iteration)
+        chosen = self._steps.choose(base, trials, constraint, iteration=self._iteration)
         self._chosen.append(Candidate(chosen.allocation, chosen.score))
         self._costs = shown_costs(self._run.static, constraint)
         self._listener.note(self._described(chosen, base, constraint))
@@ -197,8 +197,8 @@ class _NetAdaptRun:
 
     def _network(self, level: _Level) -> nn.Module:
         """Return a level's network as it is before its fine-tune."""
-        module = self._trials.copy_of(level.base)
-        recalibrate(module, self._trials.calibration)
+        module = self._steps.copy_of(level.base)
+        recalibrate(module, self._steps.calibration)
         return module
 
     def _writer(self, level: _Level) -> ResultWriter:
@@ -210,13 +210,13 @@ class _NetAdaptRun:
         """Fine-tune a level's network at length, measure it and write its files."""
         deployment = self._writer(level)
         found = SelectedCandidate(level.base.allocation, level.base.score, level.latencies)
-        if level.base is self._trials.dense:
+        if level.base is self._steps.dense:
             shipped = deployment.keep_everything(dense, strategy="netadapt")
         else:
-            deployment.save_policy(found, strategy="netadapt", evaluations=self._trials.evaluations)
+            deployment.save_policy(found, strategy="netadapt", evaluations=self._steps.evaluations)
             shipped = deployment.ship(self._network(level), level.base.allocation)
         searched = {**searched, "best_score": level.base.score}
-        if level.base is not self._trials.dense:
+        if level.base is not self._steps.dense:
             last = Candidate(level.base.allocation, level.base.score)
             searched["candidates"] = search_figures(self._chosen, self._costs, last, prior=0)
         return deployment.finish({"dense": dense, **shipped}, searched)

@@ -146,7 +146,7 @@ def open_network(
     criterion: str,
     round_to: int = 1,
     min_keep: float = 1e-6,
-    describable: bool = False,
+    stock_yaml: bool = False,
     check: Callable[[ChannelGraph], None] = lambda graph: None,
     listener: Listener,
 ) -> Network:
@@ -157,7 +157,7 @@ def open_network(
         criterion: ranks the channels.
         round_to: as for `Space`.
         min_keep: as for `Space`.
-        describable: allow only networks that the network's own tool can describe, see `Description`.
+        stock_yaml: allow only networks that the network's own tool can describe, see `Description`.
         check: refuses a network that is not the one expected, before its channels are ranked.
         listener: hears what was found.
     """
@@ -170,7 +170,7 @@ def open_network(
         graph = analyse(adapter.module, adapter.example(2), free_outputs=adapter.free_outputs)
         advance(1)
     check(graph)
-    space = Space(_tied(graph, adapter) if describable else graph, round_to=round_to, min_keep=min_keep)
+    space = Space(_tied(graph, adapter) if stock_yaml else graph, round_to=round_to, min_keep=min_keep)
     pinned = {group.name: group.pinned for group in space.graph.groups if group.pinned not in (None, "network input")}
     listener.note(
         f"{adapter.name} at {adapter.image_size} px on {adapter.device}: {len(space)} units can be pruned, "

@@ -15,7 +15,7 @@ The demo's network at 34% of the dense one, measured 29 times while the machine 
 took its usual 23 ms, 0.36 at 25 ms, 0.40 at 28 ms, 0.44 at 31 ms.
 """
 
-DOUBT = 0.05
+MOST_UNCERTAINTY = 0.05
 """A measurement whose ratio may be off by more than this share is taken again."""
 
 REPEATS, MOST_REPEATS = 3, 9
@@ -30,7 +30,7 @@ A shared machine's speed can change for good; then the reference that a run bega
 Measure = Callable[[int], PairedTiming]
 """Takes the number of the measurement, from 0."""
 
-Doubt = Callable[[PairedTiming], float]
+Uncertainty = Callable[[PairedTiming], float]
 """By what share a measurement may be off."""
 
 
@@ -48,20 +48,20 @@ class NoiseModel:
         """Take note of what the dense network took next to a candidate."""
         self._recent.append(timing.dense.median)
 
-    def doubt(self, timing: PairedTiming) -> float:
+    def uncertainty(self, timing: PairedTiming) -> float:
         """Return by what share a ratio may be off, seen from how the machine has been of late."""
         return timing.spread + DRIFT * abs(timing.dense.median / median(self._recent) - 1)
 
 
-def least_disturbed(measure: Measure, doubt: Doubt, attempts: int) -> PairedTiming:
+def least_disturbed(measure: Measure, uncertainty: Uncertainty, attempts: int) -> PairedTiming:
     """Measure, again while the machine disturbs it, and return the measurement that may be off least."""
     timings: list[PairedTiming] = []
-    while len(timings) < attempts and (not timings or doubt(timings[-1]) > DOUBT):
+    while len(timings) < attempts and (not timings or uncertainty(timings[-1]) > MOST_UNCERTAINTY):
         timings.append(measure(len(timings)))
-    return min(timings, key=doubt)
+    return min(timings, key=uncertainty)
 
 
-def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> PairedTiming:
+def typical(measure: Measure, uncertainty: Uncertainty, limit: float | None = None) -> PairedTiming:
     """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
 
     Measurements that the machine disturbed do not count, as long as there are enough others. A ratio beyond the limit
@@ -69,27 +69,29 @@ def typical(measure: Measure, doubt: Doubt, limit: float | None = None) -> Paire
 
     Args:
         measure: takes a measurement.
-        doubt: by what share one may be off.
+        uncertainty: by what share one may be off.
         limit: the ratio that is allowed, or None.
     """
-    timings = _taken([], measure, doubt, REPEATS)
-    found = _middle(timings, doubt)
+    timings = _taken([], measure, uncertainty, REPEATS)
+    found = _middle(timings, uncertainty)
     if limit is None or found.ratio <= limit:
         return found
-    return _middle(_taken(timings, measure, doubt, 3 * REPEATS), doubt)
+    return _middle(_taken(timings, measure, uncertainty, 3 * REPEATS), uncertainty)
 
 
-def _taken(timings: Sequence[PairedTiming], measure: Measure, doubt: Doubt, repeats: int) -> Sequence[PairedTiming]:
+def _taken(
+    timings: Sequence[PairedTiming], measure: Measure, uncertainty: Uncertainty, repeats: int
+) -> Sequence[PairedTiming]:
     """Return the measurements, and more until enough are undisturbed or there are three times as many."""
     timings = list(timings)
     most = repeats * MOST_REPEATS // REPEATS
-    while len(timings) < most and sum(doubt(timing) <= DOUBT for timing in timings) < repeats:
+    while len(timings) < most and sum(uncertainty(timing) <= MOST_UNCERTAINTY for timing in timings) < repeats:
         timings.append(measure(len(timings)))
     return timings
 
 
-def _middle(timings: Sequence[PairedTiming], doubt: Doubt) -> PairedTiming:
+def _middle(timings: Sequence[PairedTiming], uncertainty: Uncertainty) -> PairedTiming:
     """Return the measurement with the median ratio of the undisturbed ones, or of the three least disturbed."""
-    calm = sum(doubt(timing) <= DOUBT for timing in timings)
-    counted = sorted(timings, key=doubt)[: max(calm, REPEATS)]
+    calm = sum(uncertainty(timing) <= MOST_UNCERTAINTY for timing in timings)
+    counted = sorted(timings, key=uncertainty)[: max(calm, REPEATS)]
     return sorted(counted, key=lambda timing: timing.ratio)[len(counted) // 2]

@@ -70,7 +70,7 @@ def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) 
         criterion=config.criterion,
         round_to=config.round_to,
         min_keep=config.min_keep,
-        describable=isinstance(config, BudgetedConfig) and config.stock_yaml,
+        stock_yaml=isinstance(config, BudgetedConfig) and config.stock_yaml,
         listener=listener,
     )
 
@@ -220,13 +220,15 @@ class PruningRun:
         """
         if latency_constraints:
             self.listener.stage(stages.PREDICTOR)
-        ceilings = [CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
-        ceilings += latency_constraints.ceilings()
+        cost_limits = [
+            CostLimit(self.static[metric], most) for metric, most in limits.items() if not is_measured(metric)
+        ]
+        cost_limits += latency_constraints.cost_limits()
         requested = {limit.metric: limit.requested for limit in budget}
-        ceilings = [replace(ceiling, requested=requested[ceiling.cost.metric]) for ceiling in ceilings]
+        cost_limits = [replace(cost_limit, requested=requested[cost_limit.cost.metric]) for cost_limit in cost_limits]
         with latency_constraints.judged():
             try:
-                return Constraint(self.network.space, ceilings)
+                return Constraint(self.network.space, cost_limits)
             except BudgetUnreachableError as error:
                 if not latency_constraints:
                     raise

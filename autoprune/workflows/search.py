@@ -206,8 +206,8 @@ class SearchRun:
                 )
             except BudgetUnreachableError:
                 break  # what is measured contradicts itself; the finalists are put right one by one
-            wishes = [space.log_ratios(candidate.allocation) for candidate in leading]
-            moved = [constraint.allocation(wish) for wish in wishes]
+            targets = [space.log_ratios(candidate.allocation) for candidate in leading]
+            moved = [constraint.allocation(one) for one in targets]
             scored = zip(moved, scores_of(evaluator)(moved), strict=True)
             start = tuple(Candidate(allocation, score) for allocation, score in scored)
             more = max(self._episodes // 4, 1)

@@ -67,10 +67,10 @@ def price(run: PruningRun, constraint: Constraint, limits: Mapping[str, float]) 
     tied = constraint.allocation(np.zeros(len(constraint.space)))
     expressed = untied.space.from_names(run.network.keep(tied))
     static = untied.static_costs
-    ceilings = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
-    if len(ceilings) < len(limits):
-        ceilings.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
-    free = Constraint(untied.space, ceilings).allocation(np.zeros(len(untied.space)))
+    cost_limits = [CostLimit(static[metric], most) for metric, most in limits.items() if not is_measured(metric)]
+    if len(cost_limits) < len(limits):
+        cost_limits.append(CostLimit(static["flops"], float(static["flops"](np.array(expressed)))))
+    free = Constraint(untied.space, cost_limits).allocation(np.zeros(len(untied.space)))
     evaluator = run.evaluator("untied", untied.pruner)
     with_ties, without = (evaluation.score for evaluation in evaluator([expressed, free]))
     run.listener.note(

@@ -27,7 +27,7 @@ def _scores(evaluator: Evaluator, allocations: Sequence[Allocation]) -> list[flo
     return [evaluation.score for evaluation in evaluator(allocations)]
 
 
-def problem_of(constraint: Constraint, score: Score | None, wish: Array, sensitivity: Array) -> PruningProblem:
+def problem_of(constraint: Constraint, score: Score | None, log_ratios: Array, sensitivity: Array) -> PruningProblem:
     """Return the problem of an environment: a budget, its score if the environment gives it, and where to start."""
     return PruningProblem(
         space=constraint.space,
@@ -35,15 +35,15 @@ def problem_of(constraint: Constraint, score: Score | None, wish: Array, sensiti
         cost=constraint.limits[0].cost,
         score=score,
         sensitivity=sensitivity,
-        prior=wish,
+        prior=log_ratios,
     )
 
 
 def environment(constraint: Constraint, rule: Rule) -> Callable[[Array, Array], MakeEnv]:
     """Return what makes an agent's environments, given where it starts and how sensitive the units are."""
 
-    def made(wish: Array, sensitivity: Array) -> MakeEnv:
-        problem = problem_of(constraint, None, wish, sensitivity)
+    def made(log_ratios: Array, sensitivity: Array) -> MakeEnv:
+        problem = problem_of(constraint, None, log_ratios, sensitivity)
         return partial(gymnasium.make, CHANNEL_PRUNING, problem=problem, rule=rule.value, disable_env_checker=True)
 
     return made

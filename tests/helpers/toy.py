@@ -124,9 +124,9 @@ class Toy:
     def optimum(self) -> float:
         """The least loss that descent finds from several starts; changing any two units makes it no better."""
         rng = np.random.default_rng(0)
-        wishes = [0.5 * np.log(self.single), np.zeros(len(self.space))]
-        wishes += [0.5 * np.log(self.single) + 0.3 * rng.normal(size=len(self.space)) for _ in range(6)]
-        found = [self._descend(self.constraint.project(wish), self._steps) for wish in wishes]
+        targets = [0.5 * np.log(self.single), np.zeros(len(self.space))]
+        targets += [0.5 * np.log(self.single) + 0.3 * rng.normal(size=len(self.space)) for _ in range(6)]
+        found = [self._descend(self.constraint.project(one), self._steps) for one in targets]
         best = min(found, key=lambda counts: float(self.loss(counts)))
         return float(self.loss(self._descend(best, self._exchanges)))
 

@@ -66,8 +66,8 @@ def chosen(slowness: Callable[[int], float] | Machine, limit: float = 10.0, **op
     machine: Any = slowness if isinstance(slowness, Machine) else Machine(slowness)
     latency_constraints = LatencyConstraints({"latency": machine}, {"latency": limit})
     constraint = Constraint(SPACE, [CostLimit(COST, 0.975 * limit)])
-    wishes = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
-    allocations = [constraint.allocation(wish) for wish in wishes]
+    targets = np.random.default_rng(0).normal(0, 0.3, (12, len(SPACE)))
+    allocations = [constraint.allocation(one) for one in targets]
 
     def score(allocation: Allocation) -> float:
         return sum(allocation) / 1000 - 1
@@ -129,8 +129,8 @@ def test_a_winner_that_misses_the_budget_is_put_right_however_few_confirmations_
 def compared(scores: list[float], accuracies: list[float], *, count: int, prior: tuple[int, ...] = ()) -> int:
     """Return which of the candidates ships; ``prior`` are the numbers of those of the prior."""
     constraint = Constraint(SPACE, [CostLimit(COST, 10.0)])
-    wishes = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
-    allocations = [constraint.allocation(wish) for wish in wishes]
+    targets = np.random.default_rng(0).normal(0, 0.3, (len(scores), len(SPACE)))
+    allocations = [constraint.allocation(one) for one in targets]
     assert len(set(allocations)) == len(scores)
     measured: list[Allocation] = []
 

@@ -38,20 +38,20 @@ class Additive(Cost):
         return np.asarray(counts @ self._weights)
 
 
-def problem(seed: int, ceilings: int) -> tuple[Constraint, list[npt.NDArray[np.float64]]]:
-    """An additive problem with convex damages, and so many ceilings."""
+def problem(seed: int, cost_limits: int) -> tuple[Constraint, list[npt.NDArray[np.float64]]]:
+    """An additive problem with convex damages, and so many limits."""
     rng = np.random.default_rng(seed)
     space = Space(chain_graph(WIDTHS), round_to=8)
     costs = [Additive("flops", rng.uniform(1, 4, size=len(space))), Additive("params", rng.uniform(1, 4, len(space)))]
-    limits = [CostLimit(cost, rng.uniform(0.4, 0.8) * float(cost(space.dense))) for cost in costs[:ceilings]]
+    limits = [CostLimit(cost, rng.uniform(0.4, 0.8) * float(cost(space.dense))) for cost in costs[:cost_limits]]
     damages = [rng.lognormal() * (1 - choices / choices[-1]) ** 2 for choices in space.choices]
     return Constraint(space, limits), damages
 
 
-@pytest.mark.parametrize("ceilings", [1, 2])
+@pytest.mark.parametrize("cost_limits", [1, 2])
 @pytest.mark.parametrize("seed", range(6))
-def test_an_additive_problem_is_solved_to_the_optimum(seed: int, ceilings: int) -> None:
-    constraint, damages = problem(seed, ceilings)
+def test_an_additive_problem_is_solved_to_the_optimum(seed: int, cost_limits: int) -> None:
+    constraint, damages = problem(seed, cost_limits)
     space = constraint.space
     everything = np.array(list(product(*space.choices)))
     total = np.sum(
@@ -120,7 +120,7 @@ def test_with_few_evaluations_the_costliest_units_are_probed() -> None:
 
 
 def test_sensitivity_prunes_every_unit_to_one_damage() -> None:
-    constraint, damages = problem(2, ceilings=1)
+    constraint, damages = problem(2, cost_limits=1)
     space = constraint.space
     counts = limit_damage(constraint, damages)
     assert constraint.holds(counts)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from autoprune.latency.timing import PairedTiming, Timing
-from autoprune.workflows.noise import DOUBT, MOST_REPEATS, REMEMBERED, REPEATS, NoiseModel, least_disturbed, typical
+from autoprune.workflows.noise import (
+    MOST_REPEATS,
+    MOST_UNCERTAINTY,
+    REMEMBERED,
+    REPEATS,
+    NoiseModel,
+    least_disturbed,
+    typical,
+)
 
 
 def timed(ratio: float, spread: float = 0.01, dense: float = 10) -> PairedTiming:
@@ -29,7 +37,7 @@ class Series:
 def measured(*timings: PairedTiming, limit: float | None = None) -> tuple[float, int]:
     """Return the ratio chosen of a series of measurements, and how many of them were taken."""
     series = Series(*timings)
-    return typical(series, NoiseModel(10).doubt, limit).ratio, series.taken
+    return typical(series, NoiseModel(10).uncertainty, limit).ratio, series.taken
 
 
 def test_on_a_quiet_machine_the_median_of_three_counts() -> None:
@@ -56,24 +64,24 @@ def test_a_miss_is_measured_three_times_as_often_before_it_is_believed() -> None
 
 
 def test_a_machine_that_is_slower_for_a_moment_is_disturbed() -> None:
-    steadiness = NoiseModel(10)
+    noise = NoiseModel(10)
     for _ in range(REMEMBERED // 2):
-        steadiness.learn(timed(0.6, dense=14))
-    assert steadiness.doubt(timed(0.6, dense=14)) > DOUBT
-    assert steadiness.doubt(timed(0.6, dense=10)) <= DOUBT
+        noise.learn(timed(0.6, dense=14))
+    assert noise.uncertainty(timed(0.6, dense=14)) > MOST_UNCERTAINTY
+    assert noise.uncertainty(timed(0.6, dense=10)) <= MOST_UNCERTAINTY
 
 
 def test_a_machine_that_is_slower_for_good_is_not_disturbed() -> None:
-    steadiness = NoiseModel(10)
+    noise = NoiseModel(10)
     for _ in range(REMEMBERED // 2 + 1):
-        steadiness.learn(timed(0.6, dense=14))
-    assert steadiness.doubt(timed(0.6, dense=14)) <= DOUBT
-    assert steadiness.doubt(timed(0.6, dense=10)) > DOUBT
+        noise.learn(timed(0.6, dense=14))
+    assert noise.uncertainty(timed(0.6, dense=14)) <= MOST_UNCERTAINTY
+    assert noise.uncertainty(timed(0.6, dense=10)) > MOST_UNCERTAINTY
 
 
 def test_a_disturbed_sample_is_measured_again_and_the_surest_counts() -> None:
-    doubt = NoiseModel(10).doubt
+    uncertainty = NoiseModel(10).uncertainty
     series = Series(timed(1.2, 0.4), timed(0.6, 0.02), timed(0.7))
-    assert (least_disturbed(series, doubt, 3).ratio, series.taken) == (0.6, 2)
+    assert (least_disturbed(series, uncertainty, 3).ratio, series.taken) == (0.6, 2)
     series = Series(timed(1.2, 0.4), timed(0.7, 0.2), timed(0.9, 0.3))
-    assert (least_disturbed(series, doubt, 3).ratio, series.taken) == (0.7, 3)
+    assert (least_disturbed(series, uncertainty, 3).ratio, series.taken) == (0.7, 3)

@@ -33,7 +33,7 @@ def ppo(evaluations: int, toy: Toy = TOY, *, start: Sequence[Candidate] = (), se
         evaluations=evaluations,
         seed=seed,
         prior=prior,
-        environment=lambda wish, sensitivity: toy.env,
+        environment=lambda log_ratios, sensitivity: toy.env,
         start=tuple(start),
     )
     return AgentKind.PPO.make(task)
@@ -67,8 +67,8 @@ def test_exchanges_that_scored_higher_are_made_all_at_once_next_and_a_single_one
         better = [np.array(one) for one, after in zip(batch, TOY.score(batch), strict=True) if after > before]
         if better:
             times = 2 if len(better) == 1 else 1
-            wish = np.clip(best + times * sum(one - best for one in better), TOY.space.lower, TOY.space.dense)
-            at_once = TOY.constraint.allocation(TOY.space.log_ratios(wish))
+            moved = np.clip(best + times * sum(one - best for one in better), TOY.space.lower, TOY.space.dense)
+            at_once = TOY.constraint.allocation(TOY.space.log_ratios(moved))
             assert following[0] == at_once or any(at_once in earlier for earlier in batches)
             tried[times] += following[0] == at_once
         best = max((best, *batch), key=lambda one: TOY.score([one])[0])

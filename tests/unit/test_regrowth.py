@@ -121,6 +121,6 @@ def test_what_is_left_of_the_budget_goes_to_the_worthiest() -> None:
     widths = [_wider(choices, count) for choices, count in zip(TOY.space.choices, base, strict=True)]
     gains = [[float(unit + 1)] * len(wider) for unit, wider in enumerate(widths)]
     growth = _Growth(constraint, base, widths, gains)
-    counts, wish = growth.onto_budget(1.25)
-    order = np.argsort(wish - TOY.space.log_ratios(counts))
+    counts, log_ratios = growth.onto_budget(1.25)
+    order = np.argsort(log_ratios - TOY.space.log_ratios(counts))
     assert list(order) == list(np.argsort(growth.worth))

@@ -102,7 +102,7 @@ def test_ppo_has_as_many_candidates_scored_together_as_its_rollout_is_wide(
     rollout: int | None, batches: list[int]
 ) -> None:
     task = SearchTask(
-        constraint=TOY.constraint, evaluations=20, rollout=rollout, environment=lambda wish, sensitivity: TOY.env
+        constraint=TOY.constraint, evaluations=20, rollout=rollout, environment=lambda log_ratios, sensitivity: TOY.env
     )
     asked: list[int] = []
 

@@ -120,9 +120,9 @@ def test_the_ratios_of_an_allocation_round_to_it(data: st.DataObject) -> None:
     ),
     st.floats(0.2, 1.0),
 )
-def test_projection_holds_the_budget_and_leaves_no_step_unused(wish: list[float], share: float) -> None:
+def test_projection_holds_the_budget_and_leaves_no_step_unused(log_ratios: list[float], share: float) -> None:
     limits = constraint(share)
-    counts = limits.project(np.array(wish))
+    counts = limits.project(np.array(log_ratios))
     assert limits.holds(counts)
     for unit in range(len(limits.space)):
         wider = limits.space.next_up(counts, unit)
@@ -138,9 +138,9 @@ def test_projection_holds_the_budget_and_leaves_no_step_unused(wish: list[float]
     st.integers(0, len(WIDTHS) - 1),
     st.sampled_from([np.nan, np.inf, -np.inf]),
 )
-def test_numbers_that_are_not_finite_are_refused_by_name(wish: list[float], place: int, broken: float) -> None:
+def test_numbers_that_are_not_finite_are_refused_by_name(log_ratios: list[float], place: int, broken: float) -> None:
     limits = constraint(0.5)
-    numbers = np.array(wish)
+    numbers = np.array(log_ratios)
     numbers[place] = broken
     said = rf"of conv{place} \(unit {place + 1} of 6\) must be a finite number, got -?(nan|inf);"
     with pytest.raises(ConfigError, match=f"log keep ratio {said}"):

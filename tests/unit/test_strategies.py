@@ -89,7 +89,7 @@ def test_a_record_leads_to_a_strategy_that_is_what_it_says(spec: StrategySpec) -
             prior=prior,
             gains=(lambda *asked: gains_of(TOY, *asked)) if spec.uses_gains else None,
             importance=[np.linspace(0.1, 1, group.size) for group in TOY.space.graph.groups],
-            environment=(lambda wish, sensitivity: TOY.env) if spec.agent else None,
+            environment=(lambda log_ratios, sensitivity: TOY.env) if spec.agent else None,
         )
 
     one, two = (search(spec.make(task(seed)), TOY.score, constraint=TOY.constraint, evaluations=12) for seed in (0, 1))
