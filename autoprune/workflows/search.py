@@ -260,7 +260,7 @@ class SearchRun:
             "strategy": self._config.strategy.value,
             "rule": self._config.rule.value,
             "evaluations": counts.evaluations,
-            "guidance_cost": prior.cost if prior is not None else 0,
+            "prior_cost": prior.cost if prior is not None else 0,
             "cache_hits": counts.cache_hits,
             "seconds": seconds,
             "seconds_per_evaluation": counts.seconds / max(counts.evaluations, 1),

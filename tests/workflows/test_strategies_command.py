@@ -88,7 +88,7 @@ def test_every_strategy_ends_within_the_budget(finished: Callable[[str], Path], 
     assert found["search"]["strategy"] == policy.provenance.strategy == strategy
     assert 1 <= found["search"]["evaluations"] <= EPISODES + 8  # the prior's trials come on top
     assert policy.score == scored(out)[keeps(policy)]
-    assert (found["search"]["guidance_cost"] > 0) == (strategy in ("evolution", "ddpg"))
+    assert (found["search"]["prior_cost"] > 0) == (strategy in ("evolution", "ddpg"))
 
 
 def test_a_share_of_the_channels_is_a_budget_like_any_other(tiny: Path, tmp_path: Path) -> None:
