@@ -147,11 +147,11 @@ class Relay(SilentListener):
 
     def note(self, text: str) -> None:
         """Hand it on."""
-        self._listener.note(text)
+        self._heard("note")(text)
 
     def warn(self, text: str) -> None:
         """Hand it on."""
-        self._listener.warn(text)
+        self._heard("warn")(text)
 
     def debug(self, text: str) -> None:
         """Hand it on."""
@@ -167,11 +167,12 @@ class Relay(SilentListener):
 
     def progress(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """Hand it on."""
-        return self._listener.progress(label, total)
+        progress = getattr(self._listener, "progress", super().progress)
+        return progress(label, total)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Hand it on."""
-        self._listener.table(title, header, rows)
+        self._heard("table")(title, header, rows)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hand it on."""

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from autoprune.criteria.registry import spec_of
-from autoprune.errors import AutopruneWarning, ConfigError, PolicyError
+from autoprune.errors import AutopruneWarning, ConfigError, ModelError, PolicyError
 from autoprune.image_size import SizeLike
 from autoprune.io.files import read_bytes, write_atomic
 from autoprune.listener import PythonListener, hearing
@@ -33,6 +33,7 @@ class PolicyWarning(AutopruneWarning):
     """A policy was applied in a way that leaves the network less accurate than it can be."""
 
 
+@runtime_checkable
 class HoldsModule(Protocol):
     """A network with its data, such as `autoprune.Network`."""
 
@@ -138,7 +139,7 @@ class Policy:
         self,
         module: Kind,
         *,
-        data: Adapter | Path | str | None = None,
+        data: Adapter | HoldsModule | Path | str | None = None,
         imgsz: SizeLike | None = None,
         compensate: bool = True,
         reconstruct: bool = True,
@@ -151,9 +152,9 @@ class Policy:
         Args:
             module: a network of the architecture that the policy is for, with any weights; it is not modified. An
                 `autoprune.Network` brings its data, and one of its kind is returned.
-            data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or an adapter
-                of such a network with its data, for those that are not Ultralytics'. The new one is then in float32, on
-                the adapter's device.
+            data: the data set it was trained on, a YAML file or class folders as Ultralytics reads them; or what
+                autoprune.load returned, or the adapter, of such a network with its data, for those that are not
+                Ultralytics'. The new one is then in float32, on that one's device.
             imgsz: with a data set, the image size in pixels, one number for squares or (height, width); what the
                 weights were trained with if None.
             compensate: with a data set, give the kept channels' weights what best predicts the removed ones from them.
@@ -169,6 +170,7 @@ class Policy:
             PolicyWarning: there is no ``data``, and so nothing is compensated and batch norm is not recalibrated.
             AutopruneWarning: layers cannot be compensated, or are solved for some of the images only.
         """
+        import torch
         from torch import nn
 
         from autoprune.evaluation.pruning import apply_keep
@@ -176,21 +178,29 @@ class Policy:
 
         self.check_criterion()
         holder: Any = None if isinstance(module, nn.Module) else module
+        if not isinstance(module, nn.Module | HoldsModule):
+            raise ModelError(
+                "A policy is applied to a torch network, such as the `model` of a YOLO, or to what autoprune.load "
+                f"returns, got a {type(module).__name__}"
+            )
         network: Any = holder.module if holder else module
-        if holder and (data is None or holder.adapter.has_images):
-            data = holder.adapter
-        with hearing(PythonListener()):
+        source = data.adapter if isinstance(data, HoldsModule) else data
+        if holder and holder.adapter.has_images and not (source is None and imgsz is None):
+            raise ConfigError("`data` and `imgsz` are those of the network; autoprune.load takes them")
+        if holder and (source is None or holder.adapter.has_images):
+            source = holder.adapter
+        with hearing(PythonListener()), torch.inference_mode(False), torch.enable_grad():
             found: Any = apply_keep(
                 network,
                 self.keep,
                 criterion=self.criterion,
                 check=self.check,
-                data=data,
+                data=source,
                 imgsz=imgsz,
                 compensate=compensate,
                 reconstruct=reconstruct,
             )
-        if data is None or (isinstance(data, Adapter) and not data.has_images):
+        if source is None or (isinstance(source, Adapter) and not source.has_images):
             _warn_without_data(found, compensate=compensate)
         kept: Kind = holder.with_module(found) if holder else found
         return kept

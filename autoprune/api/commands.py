@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from autoprune.api.listening import Recording
+from autoprune.api.listening import Recording, checked_listener
 from autoprune.api.network import Network, options_of
 from autoprune.api.run import Run
-from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, named, option
-from autoprune.config.files import built, check_trust, extended, from_file, going_on, kept_config, unknown
+from autoprune.config import COMMANDS, EXTENDABLE, SHOWING, Config, RunConfig, named, option
+from autoprune.config.files import built, check_trust, extended, from_file, going_on, kept_config, needs_trust, unknown
 from autoprune.config.reading import choices_of, field_docs, from_python, hints_of
 from autoprune.errors import ConfigError
-from autoprune.listener import Listener, PythonListener
+from autoprune.listener import Listener
 from autoprune.strategies.isolation import torch_threads
 from autoprune.workflows.call import Caller, located, run_workflow
 
@@ -32,9 +32,9 @@ def command(name: str) -> Command:
     kind = COMMANDS[name]
 
     def call(network: Network | str | Path | None = None, *, listener: Listener | None = None, **options: Any) -> Run:
-        recording = Recording(listener or PythonListener())
+        recording = Recording(checked_listener(listener))
         config = located(make_config(name, {**options_of(network), **options}), recording)
-        with torch_threads(torch.get_num_threads()):  # whatever the run sets
+        with torch_threads(torch.get_num_threads()), torch.inference_mode(False), torch.enable_grad():
             finished = run_workflow(name, config, recording, _caller(name, options))
         return Run(name, finished.folder, config, held=finished.held, tables=recording.tables, notes=recording.notes)
 
@@ -47,7 +47,11 @@ def command(name: str) -> Command:
 
 def _caller(name: str, options: Mapping[str, Any]) -> Caller:
     said = ", ".join(["…", *(f"{key}={value!r}" for key, value in options.items())])
-    return Caller(f"autoprune.{name}({said})", lambda command, config, run: f"autoprune.{command}(resume={str(run)!r})")
+
+    def again(command: str, config: RunConfig, run: Path) -> str:
+        return f"autoprune.{command}(resume={str(run)!r}{', trust_checkpoint=True' if needs_trust(config) else ''})"
+
+    return Caller(f"autoprune.{name}({said})", again)
 
 
 def make_config(name: str, values: Mapping[str, Any]) -> Config:

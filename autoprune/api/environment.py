@@ -108,6 +108,7 @@ class _RestoringThreads(gymnasium.Wrapper[Any, Any, Any, Any]):
         torch.set_num_threads(self._threads)
 
 
+@torch.enable_grad()  # whatever a notebook has switched off
 def _problem(config: SearchConfig, folder: RunFolder, *, prior: bool) -> PruningProblem:
     """Return the problem of a search whose scores are kept in a folder."""
     listener = PythonListener()

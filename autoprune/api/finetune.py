@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoprune.api.network import Network
 from autoprune.choices import MOST_LR_SCALE
 from autoprune.config._checks import check_counts, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
-from autoprune.errors import ConfigError
+from autoprune.errors import AutopruneError, ConfigError
 from autoprune.listener import Listener, PythonListener
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.training_record import TrainingRecord
@@ -94,7 +96,12 @@ def finetune(
         train_args=sorted(texts),
     )
     record.claim(folder, path)
-    module = tune(
-        network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
-    )
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            module = tune(
+                network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
+            )
+    except AutopruneError:
+        record.release(folder)
+        raise
     return network.with_module(module, file=path)

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoprune.listener import Listener, Relay
+from autoprune.errors import ConfigError
+from autoprune.listener import Listener, PythonListener, Relay
 from autoprune.report import Table
+
+
+def checked_listener(listener: Listener | None) -> Listener:
+    """Return the listener that a caller gave, or the default.
+
+    Raises:
+        ConfigError: it is a class, or hears nothing.
+    """
+    heard = ("note", "warn", "debug", "stages", "stage", "progress", "table", "log")
+    if isinstance(listener, type) or (listener is not None and not any(hasattr(listener, one) for one in heard)):
+        raise ConfigError(
+            f"`listener` must be an object with methods such as `note` and `progress` (see autoprune.SilentListener), "
+            f"got {listener!r}"
+        )
+    return listener or PythonListener()
 
 
 class Recording(Relay):

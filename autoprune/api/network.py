@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from autoprune import __version__
@@ -107,7 +108,7 @@ class Network:
         with_nms: bool = False,
         runtime_command: str = "",
         runtime_pattern: str = "",
-        device: str | None = None,
+        device: str | int | None = None,
     ) -> Timing:
         """Measure the network as it is deployed.
 
@@ -130,7 +131,12 @@ class Network:
             ConfigError: the command is malformed, or there is a runtime as well.
             DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
-        words = runtime_command if is_board(device or self.device) else placed(runtime_command, Path.cwd())
+        where = self.device if device is None else device_name(from_python("device", str, device))
+        images, cores = from_python("batch", int, batch), from_python("threads", int | None, threads)
+        if images < 1 or (cores is not None and cores < 1):
+            raise ConfigError(f"`batch` and `threads` must be at least 1, got {images} and {cores}")
+        given = from_python("runtime_command", str, runtime_command)
+        words = given if is_board(where) else placed(given, Path.cwd())
         if runtime_pattern and not words:
             raise ConfigError("`runtime_pattern` belongs to `runtime_command`, which is not given")
         chosen = from_python("runtime", Runtime | None, runtime)
@@ -138,12 +144,12 @@ class Network:
             raise ConfigError("`runtime_command` takes the place of `runtime`; give one of them")
         command = BenchmarkCommand.parse(words, runtime_pattern) if words else None
         settings = runtime_settings(
-            device or self.device,
+            where,
             image_size=image_size_of(self.adapter.input_shape),
             runtime=command or chosen,
             precision=from_python("precision", Precision, precision),
-            batch=batch,
-            threads=threads,
+            batch=images,
+            threads=cores,
             with_nms=with_nms,
         )
         meter = LatencyMeter(
@@ -193,13 +199,15 @@ class Network:
             True
         """
         units = self._graph.units
+        if not isinstance(keep, Mapping | Sequence | np.ndarray):
+            raise PolicyError(f"Kept channels are a mapping by unit or a sequence, got a {type(keep).__name__}")
         if not isinstance(keep, Mapping):
             if len(keep) != len(units):
                 raise PolicyError(f"The network has {len(units)} units, got channels of {len(keep)}")
             keep = dict(zip((unit.name for unit in units), keep, strict=True))
         if others := [name for name in keep if name not in {unit.name for unit in units}]:
             raise PolicyError(f"The network has no unit {others[0]}; its units are {', '.join(u.name for u in units)}")
-        return Policy(
+        policy = Policy(
             model=PolicyModel(self.adapter.name, {unit.name: unit.width for unit in units}),
             criterion=criterion,
             round_to=1,
@@ -209,6 +217,8 @@ class Network:
             score=None,
             provenance=Provenance(__version__, "autoprune.Network.policy", "", 0, 0, ""),
         )
+        policy.check_criterion()
+        return policy
 
     def with_module(self, module: nn.Module, *, file: Path | None = None) -> Network:
         """Return another network of the same data: this one pruned, or trained; ``file`` holds it, if any does."""

@@ -70,6 +70,7 @@ class Run:
         """The network that was made, with the data of the run: trained if the command trains, else pruned."""
         config = self.config
         assert isinstance(config, RunConfig)
+        imgsz = config.imgsz  # the bundled detector's checkpoint knows which size was chosen
         if isinstance(config, PruningConfig) and getattr(config, "architecture", None) is None:
             config = with_model(config)
         given, names = vars(config), ("model", "pruned", "sparse")
@@ -77,7 +78,7 @@ class Run:
         return load(
             reopened(given["model"], path),
             data=given.get("data"),
-            imgsz=None if match_factory(given["model"]) else config.imgsz,
+            imgsz=None if match_factory(given["model"]) else imgsz,
             device=choose_device(devices_of(config.device)[0]),
             trust_checkpoint=config.trust_checkpoint,
         )
@@ -112,8 +113,18 @@ class Run:
         return write_page(reports_of(self.folder), self.folder / PAGE if path is None else Path(path))
 
     def plot(self) -> Picture:
-        """Draw the best score against the candidates scored; ``progress.png`` in the folder."""
+        """Draw the best score against the candidates scored; ``progress.png`` in the folder.
+
+        Raises:
+            RunError: the command scores no candidates one by one, such as ``netadapt``.
+        """
+        if self.command == "compare":  # it draws a curve for each strategy
+            return self.pictures["progress"]
         scores = [candidate.score for candidate in self.history]
+        if not scores:
+            raise RunError(
+                f"{self.folder} has no scored candidates to draw; its `pictures` are what {self.command} drew"
+            )
         return search_progress({self.command: [scores]}, title=str(self.folder)).png(self.folder)
 
     @property

@@ -52,8 +52,12 @@ def save(config: RunConfig, folder: Path) -> Path:
 
 def resume_command(command: str, config: RunConfig, run: Path) -> str:
     """Return what is typed to go on with a run that was interrupted."""
-    trusting = config.trust_checkpoint or bool(_code(config))
-    return f"autoprune {command} --resume {shlex.quote(str(run))}" + (f" {TRUST}" if trusting else "")
+    return f"autoprune {command} --resume {shlex.quote(str(run))}" + (f" {TRUST}" if needs_trust(config) else "")
+
+
+def needs_trust(config: RunConfig) -> bool:
+    """Return whether a run goes on only for a caller who trusts what it was begun with."""
+    return config.trust_checkpoint or bool(_code(config))
 
 
 def kept_config(command: str, run: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 
+from autoprune.budget import Budget
 from autoprune.config import PLACE, Config, ResumableConfig, named, option
 from autoprune.errors import ConfigError
 from autoprune.image_size import ImageSize
@@ -121,7 +122,9 @@ def from_python(name: str, hint: Any, value: object) -> Any:
         value = [f"{key}={one}" for key, one in value.items()]
     if isinstance(value, Policy) and Policy in get_args(hint):
         return value
-    listed = [value] if is_list(hint) and isinstance(value, str) else value
+    if isinstance(value, Budget):
+        value = value.texts
+    listed = [value] if is_list(hint) and isinstance(value, (str, os.PathLike)) else value
     if isinstance(listed, (list, tuple)):
         texts: list[Plain] = [_as_text(item) for item in listed]
         return read_value(named(name), hint, texts if is_list(hint) else ",".join(map(str, texts)))

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.arrays import Array, Counts
 from autoprune.errors import ModelError
+from autoprune.statistics.layers import evaluating
 from autoprune.structure.constraint import Cost
 from autoprune.structure.graph import ChannelGraph, Layer, LayerKind
 from autoprune.structure.slicing import state_tensors
@@ -241,11 +242,11 @@ def undescribed_flops(module: nn.Module, graph: ChannelGraph, example: torch.Ten
     layers that run only in eval mode, such as the decoding of a detector's boxes.
 
     Args:
-        module: the dense network, in eval mode.
+        module: the dense network; it is not changed.
         graph: its channel groups.
         example: an input of shape (B, C, H, W).
     """
-    with torch.no_grad(), _slow_attention(), FlopCounterMode(display=False) as counter:
+    with evaluating(module), _slow_attention(), FlopCounterMode(display=False) as counter:
         module(example)
     counts = counter.get_flop_counts()
     total = float(sum(counts["Global"].values())) / len(example)
@@ -262,11 +263,11 @@ def idle_layers(module: nn.Module, graph: ChannelGraph, example: torch.Tensor) -
     """Return the layers that run while a network trains and not in eval mode, such as those of an auxiliary head.
 
     Args:
-        module: the dense network, in eval mode.
+        module: the dense network; it is not changed.
         graph: its channel groups.
         example: an input of shape (B, C, H, W).
     """
-    with torch.no_grad(), _Used() as used:
+    with evaluating(module), _Used() as used:
         module(example)
     own = {layer.name: state_tensors(module.get_submodule(layer.name)).values() for layer in graph.layers}
     return {name for name, tensors in own.items() if tensors and used.isdisjoint(map(id, tensors))}

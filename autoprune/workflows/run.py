@@ -53,7 +53,11 @@ def finetune_epochs(config: BudgetedConfig, *, demo: bool) -> int:
 
 def demonstration(imgsz: SizeLike | None = None, *, images: bool = True) -> tuple[Path, Path | None, ImageSize]:
     """Return the bundled detector, its data set if images are needed, and the image size, its own if none is given."""
-    return demo_weights(), shapes_dataset() if images else None, ImageSize.of(imgsz or DEMO_IMAGE_SIZE)
+    return (
+        demo_weights(),
+        shapes_dataset() if images else None,
+        ImageSize.of(DEMO_IMAGE_SIZE if imgsz is None else imgsz),
+    )
 
 
 def dense_network(config: PruningConfig, folder: RunFolder, listener: Listener) -> Network:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,6 +71,14 @@ class TrainingRecord:
             if other.exists():
                 raise TrainingError(f"{other} is there, and no {FILE} says what it was made of; choose another `out`")
         write_atomic(file, json.dumps(asdict(self), indent=1) + "\n")
+
+    def release(self, out: Path) -> None:
+        """Give a folder up again in which nothing has been trained: a corrected call may take it."""
+        if not any(out.rglob("last.pt")):
+            shutil.rmtree(out / FINETUNE, ignore_errors=True)
+            (out / FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's files are in it
+                out.rmdir()
 
     def _difference(self, before: TrainingRecord) -> str:
         for name, value in self.settings.items():

@@ -14,7 +14,7 @@ from autoprune.statistics.layers import recalibrate
 from tests.helpers.detectors import build, write_data, write_detector
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Stands for a kill."""
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.data import DataLoader
 
 from autoprune.errors import AutopruneError, ConfigError, DataError, ModelError
 from autoprune.formats import ExportFormat
@@ -270,6 +271,22 @@ def test_what_is_wrong_is_told(changes: dict[str, Any], act: Callable[[ModuleAda
     with pytest.raises(AutopruneError, match=message) as caught:
         act(adapter(Net(), **changes))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sgd": {"lr": 0.1}}, r"`sgd` must be an autoprune\.models\.module\.Sgd, got a dict"),
+        ({"loss": "ce"}, "`loss` must be a function, got a str"),
+        ({"train": None}, "`train` must be a map-style data set.*got a NoneType"),
+        ({"val": DataLoader([1])}, "`val` must be a map-style data set.*got a DataLoader"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        adapter(Net(), **changes)
+    with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module.*got the class Net"):
+        adapter(Net)  # type: ignore[arg-type]
 
 
 def test_images_that_a_network_changes_are_refused() -> None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +263,86 @@ def test_a_repeated_fine_tune_goes_on_with_its_own_training_only(net: ap.Network
             ap.finetune(network, **{"epochs": 1, "batch": 2, "out": out, **options})
 
 
+def test_a_refused_fine_tune_leaves_no_folder_that_refuses_the_corrected_one(net: ap.Network, tmp_path: Path) -> None:
+    with pytest.raises(ap.AutopruneError, match="no_such_setting"):
+        ap.finetune(net, epochs=1, train_args={"no_such_setting": 0}, out=tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "notes.txt").touch()
+    with pytest.raises(ap.AutopruneError, match="no_such_setting"):
+        ap.finetune(net, epochs=1, train_args={"no_such_setting": 0}, out=tmp_path / "tuned")
+    assert [path.name for path in (tmp_path / "tuned").iterdir()] == ["notes.txt"]
+
+
+def test_gradients_that_a_notebook_switched_off_are_switched_on_inside(
+    net: ap.Network, run: ap.Run, tmp_path: Path
+) -> None:
+    policy = replace(run.policy, criterion="taylor")
+    with torch.no_grad():
+        small = policy.apply(net)
+        ap.finetune(small, epochs=1, batch=2, out=tmp_path / "tuned")
+        ap.make_env(net, budget="flops=60%", images=4, batch=2, criterion="covariance").close()
+        assert not torch.is_grad_enabled()
+
+
+def test_a_network_in_train_mode_is_not_changed_by_being_shown(net: ap.Network) -> None:
+    other = net.with_module(copy.deepcopy(net.module).train())
+    other.module.model[0].bn.eval()
+    before = copy.deepcopy(other.module.state_dict())
+    assert "FLOPs" in repr(other) or repr(other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.module.state_dict().items())
+    assert other.module.training
+    assert not other.module.model[0].bn.training
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda net, policy: policy.apply("best.pt"), ap.ModelError, "applied to a torch network.*got a str"),
+        (lambda net, policy: policy.apply(None), ap.ModelError, "applied to a torch network.*got a NoneType"),
+        (
+            lambda net, policy: policy.apply(net, imgsz=128),
+            ap.ConfigError,
+            "`data` and `imgsz` are those of the network",
+        ),
+        (lambda net, policy: net.policy(None), ap.PolicyError, "a mapping by unit or a sequence, got a NoneType"),
+        (lambda net, policy: net.policy({}, criterion="foo"), ap.PolicyError, "criterion"),
+        (lambda net, policy: net.latency(batch="two"), ap.ConfigError, "`batch` must be a whole number.*got two"),
+        (lambda net, policy: net.latency(batch=0), ap.ConfigError, "`batch` and `threads` must be at least 1"),
+        (lambda net, policy: net.latency(threads=1.5), ap.ConfigError, "`threads` must be a whole number"),
+        (lambda net, policy: net.latency(device=99), ap.DeviceError, "cuda:99"),
+        (lambda net, policy: ap.load(imgsz=0), ap.ModelError, "image size must be a positive multiple.*got 0"),
+        (lambda net, policy: ap.profile(net, listener=print), ap.ConfigError, "`listener` must be an object"),
+        (
+            lambda net, policy: ap.profile(net, listener=ap.SilentListener),
+            ap.ConfigError,
+            "`listener` must be an object",
+        ),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_in_one_sentence(
+    net: ap.Network, run: ap.Run, act: Callable[..., object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        act(net, run.policy)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_listener_may_hear_one_thing_alone_and_a_budget_is_one(net: ap.Network, tmp_path: Path) -> None:
+    class Stages:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def stage(self, name: str) -> None:
+            self.heard.append(name)
+
+    listener: Any = Stages()
+    budget = ap.Budget.parse(["flops=70%", "params=80%"])
+    run = ap.search(net, budget=budget, listener=listener, out=tmp_path / "run", **{**QUICK, "strategy": "uniform"})
+    assert len(listener.heard) > 2
+    assert run.config.budget == ("flops=70%", "params=80%")
+
+
 def test_a_fine_tune_does_not_take_what_another_command_left(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
     small = run.policy.apply(net)
     small.save(tmp_path / "model.pt")
@@ -471,6 +551,8 @@ def test_a_level_of_netadapt_is_a_run(net: ap.Network, tmp_path: Path) -> None:
     shares = [level.summary.stages["pruned"].cost("flops") / net.costs()["flops"] for level in run.levels.values()]
     assert sorted(share <= 0.8 for share in shares) == [False, True]
     assert all(level.held and "FLOPs" in str(level) for level in run.levels.values())
+    with pytest.raises(ap.RunError, match="no scored candidates to draw"):
+        run.plot()
 
 
 # -- the environment -----------------------------------------------------------------------------------

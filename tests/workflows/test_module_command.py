@@ -52,7 +52,7 @@ def test_a_search_holds_the_budget_and_its_network_opens_again(run: Path) -> Non
     found = summary(run)
     assert found.stages["finetuned"].cost("flops") <= 0.5 * found.stages["dense"].cost("flops")
     assert found["metric_names"] == ["accuracy"]
-    opened = load(run / "model.pt", make)
+    opened = load(str(run / "model.pt"), make)
     assert sum(map(torch.numel, opened.module.parameters())) == found.stages["finetuned"].cost("params")
     assert dict(opened.validate(opened.module)) == found["stages"]["finetuned"]["metrics"]
     named = open_adapter(Path(f"{OWN}@{run / 'model.pt'}"))
@@ -91,6 +91,40 @@ def test_a_network_that_was_saved_is_what_commands_read(tmp_path: Path) -> None:
     assert small.path == Path(f"{OWN}@{tmp_path / 'small.pt'}")
     written = ap.sensitivity(small, images=4, batch=4, criterion="l1", ratios="0.5", out=tmp_path / "sensitivity")
     assert written.config.model == small.path
+
+
+@pytest.mark.filterwarnings("ignore::autoprune.errors.AutopruneWarning")
+def test_a_pruned_network_that_is_opened_can_be_pruned_and_saved_again(tmp_path: Path) -> None:
+    """Its file is relative to what the function builds, not to the pruned network."""
+    small = ap.load(OWN, device="cpu")
+    for number in range(3):
+        keep = {unit: max(1, int(width) - 2) for unit, width in small.units.rows}
+        small = small.policy(keep, criterion="l1").apply(small, compensate=False)
+        small.save(tmp_path / f"{number}.pt")
+        again = ap.load(f"{OWN}@{tmp_path / f'{number}.pt'}", device="cpu")
+        assert again.units.rows == small.units.rows
+        image = again.adapter.example(1)
+        with torch.no_grad():
+            assert torch.equal(again.module.eval()(image), small.module.eval()(image))
+        assert again.module.stem[0].out_channels == again.module.stem[0].weight.shape[0]
+        small = again
+
+
+BROKEN = """
+def make():
+    from tests.helpers.own_network import make
+
+    own = make()
+    own._loss = lambda *given: 1 / 0
+    return own
+"""
+
+
+def test_a_run_that_a_users_own_code_breaks_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "broken_net.py").write_text(BROKEN)
+    with pytest.raises(ZeroDivisionError):
+        ap.search(f"{tmp_path / 'broken_net.py'}:make", budget="flops=60%", device="cpu", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 EDITED = """

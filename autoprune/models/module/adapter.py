@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from autoprune.errors import DataError, ModelError
 from autoprune.image_size import ImageSize
@@ -79,6 +79,7 @@ class ModuleAdapter(TrainableAdapter):
         free_outputs: Iterable[str] = (),
         device: str | torch.device = "cpu",
     ) -> None:
+        _check_arguments(module, loss=loss, metric=metric, train=train, val=val, sgd=sgd, collate=collate)
         if example.ndim != 4 or len(example) == 0:
             raise ModelError(
                 f"a module's example must be a batch of images, shape (B, channels, height, width), got "
@@ -89,6 +90,7 @@ class ModuleAdapter(TrainableAdapter):
         self.module = copied(module).to(self.device, torch.float32).eval()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             self.module.requires_grad_(True)  # frozen as a whole, as for inference; single frozen layers stay so
+        self._dense = self.module  # what checkpoints are relative to, whichever network is opened
         self.image_size = ImageSize(*example.shape[2:])
         self.free_outputs = frozenset(free_outputs)
         self.metric_names = tuple(metric_names)
@@ -209,15 +211,15 @@ class ModuleAdapter(TrainableAdapter):
 
     def save(self, module: nn.Module, path: Path, *, notes: Mapping[str, Any] | None = None) -> None:
         """Write tensors and widths; `reopen` or `autoprune.models.module.load` builds the network again."""
-        write_checkpoint(Checkpoint.of(module, self.module, name=self.name, notes=notes), path)
+        write_checkpoint(Checkpoint.of(module, self._dense, name=self.name, notes=notes), path)
 
     def reopen(self, path: Path) -> nn.Module:
         """Rebuild a saved network from a copy of the dense one."""
-        return read_checkpoint(path).rebuild(self.module, path)
+        return read_checkpoint(path).rebuild(self._dense, path).to(self.device)
 
     def checkpoint_size(self, module: nn.Module) -> int:
         """Return the size in bytes of the checkpoint without notes."""
-        return len(Checkpoint.of(module, self.module, name=self.name, notes=None).to_bytes())
+        return len(Checkpoint.of(module, self._dense, name=self.name, notes=None).to_bytes())
 
     def _output(self, module: nn.Module) -> Any:
         with torch.no_grad():
@@ -252,3 +254,23 @@ class ModuleAdapter(TrainableAdapter):
             wanted = "one number in [0, 1]" if len(self.metric_names) == 1 else several
             raise ModelError(f"the metric of {self.name} must return {wanted}, got {found}")
         return Metrics(dict(zip(self.metric_names, figures, strict=True)))
+
+
+def _check_arguments(module: object, *, sgd: object, train: object, val: object, **functions: object) -> None:
+    """Refuse what is no network, no data set, no function or no recipe, before a run finds out."""
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"a network must be a torch.nn.Module that is not compiled, got {_kind(module)}")
+    for name, data in (("train", train), ("val", val)):
+        if isinstance(data, DataLoader) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise ModelError(
+                f"`{name}` must be a map-style data set, with a length and samples by index, got {_kind(data)}"
+            )
+    for name, function in functions.items():
+        if not callable(function):
+            raise ModelError(f"`{name}` must be a function, got {_kind(function)}")
+    if not isinstance(sgd, Sgd | None):
+        raise ModelError(f"`sgd` must be an autoprune.models.module.Sgd, got {_kind(sgd)}")
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

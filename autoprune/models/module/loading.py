@@ -48,7 +48,7 @@ def load(path: Path, make: Make, *, device: str | torch.device = "cpu") -> Modul
     Raises:
         ModelError: the checkpoint is missing, corrupt, or belongs to another network.
     """
-    dense = make()
+    path, dense = Path(path), make()
     return dense.opened(read_checkpoint(path).rebuild(dense.module, path), device=device)
 
 
@@ -149,6 +149,7 @@ def load_pickled(path: Path, *, trust: bool = False, repository: Path | None = N
         ModelError: the file is missing, corrupt, not trusted, holds no network, or names a class that cannot be
             imported; the message says which one.
     """
+    path, repository = Path(path), None if repository is None else Path(repository)
     if reason := why_no_file(path):
         raise ModelError(f"the checkpoint {path} {reason}")
     if not trust:
