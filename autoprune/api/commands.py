@@ -62,6 +62,8 @@ def make_config(name: str, values: Mapping[str, Any]) -> Config:
         BudgetError: a limit is malformed.
     """
     hints = hints_of(COMMANDS[name])
+    if "agent" in values and "strategy" in hints:  # both say the same, as on the command line
+        values = {"strategy" if key == "agent" else key: value for key, value in values.items()}
     for key in values:
         if key not in hints:
             raise unknown(key, name, list(hints))

@@ -341,6 +341,7 @@ def test_a_listener_may_hear_one_thing_alone_and_a_budget_is_one(net: ap.Network
     run = ap.search(net, budget=budget, listener=listener, out=tmp_path / "run", **{**QUICK, "strategy": "uniform"})
     assert len(listener.heard) > 2
     assert run.config.budget == ("flops=70%", "params=80%")
+    assert make_config("search", {"budget": "flops=50%", "agent": "ddpg"}).strategy == "ddpg"  # type: ignore[union-attr]
 
 
 def test_a_fine_tune_does_not_take_what_another_command_left(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
