@@ -55,7 +55,7 @@ def comparison(*, points: int = 3) -> Result:
         budget=[],
         compared={"strategies": rows, "references": [dense]},
         figures={
-            "correlation": {"spearman": 1.0, "networks": points, "points": found},
+            "correlation": {"spearman": 1.0, "networks": points, "points": found, "names": list("abcdefgh"[:points])},
             "histories": {"random": [[None, -0.4, -0.2]], "ppo": [[-0.1]]},
         },
     )

@@ -78,7 +78,9 @@ def test_a_configuration_runs_no_program_and_joins_no_cluster(
     (tmp_path / "theirs.yaml").write_text(text)
     out = tmp_path / "run"
     assert main(["search", "--config", str(tmp_path / "theirs.yaml"), "--out", str(out)]) == 2
-    assert "comes from a file; if you trust it, give --trust-checkpoint" in one_sentence(capsys.readouterr().err)
+    assert "comes from a file and would be executed; if you trust that file, give --trust-checkpoint" in one_sentence(
+        capsys.readouterr().err
+    )
     assert not canary.sings
     assert not out.exists()
 
