@@ -177,14 +177,12 @@ class RunFolder:
     ) -> None:
         self._stack.close()
         self.journal.close()
-        if not isinstance(error, (Exception, KeyboardInterrupt)):
+        if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
             return
         resumable = issubclass(COMMANDS[self.command], ResumableConfig)
         if isinstance(error, KeyboardInterrupt) and resumable:
             raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
         if resumable and (self.resumed or self._found_anything()):
-            if not isinstance(error, AutopruneError):  # of a user's own code
-                return
             raise type(error)(
                 f"{str(error).rstrip('.')}; what was found is kept, and {self._again} goes on there"
             ) from error

@@ -14,7 +14,7 @@ from autoprune.statistics.layers import recalibrate
 from tests.helpers.detectors import build, write_data, write_detector
 
 
-class Stop(BaseException):
+class Stop(Exception):
     """Stands for a kill."""
 
 

@@ -278,7 +278,7 @@ def test_trained_channels_become_smaller_by_what_the_strength_says(
     assert list((tmp_path / "events").glob("events.out.tfevents.*"))
 
 
-class Stop(BaseException):
+class Stop(Exception):
     """Stands for a kill."""
 
 

@@ -110,23 +110,6 @@ def test_a_pruned_network_that_is_opened_can_be_pruned_and_saved_again(tmp_path:
         small = again
 
 
-BROKEN = """
-def make():
-    from tests.helpers.own_network import make
-
-    own = make()
-    own._loss = lambda *given: 1 / 0
-    return own
-"""
-
-
-def test_a_run_that_a_users_own_code_breaks_leaves_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "broken_net.py").write_text(BROKEN)
-    with pytest.raises(ZeroDivisionError):
-        ap.search(f"{tmp_path / 'broken_net.py'}:make", budget="flops=60%", device="cpu", out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 EDITED = """
 from torch import nn, zeros
 from autoprune.models.module import ModuleAdapter
