@@ -22,7 +22,7 @@ from autoprune.errors import ConfigError
 from autoprune.image_size import ImageSize
 from autoprune.io.numerals import decimal, whole
 from autoprune.io.plain_yaml import Plain
-from autoprune.policy import Policy
+from autoprune.policy import HoldsModule, Policy
 
 _EXPECTED = {
     int: "a whole number (digits 0-9)",
@@ -124,11 +124,24 @@ def from_python(name: str, hint: Any, value: object) -> Any:
         return value
     if isinstance(value, Budget):
         value = value.texts
+    if Path in (hint, *get_args(hint)):
+        value = _file_of(named(name), value)
     listed = [value] if is_list(hint) and isinstance(value, (str, os.PathLike)) else value
     if isinstance(listed, (list, tuple)):
         texts: list[Plain] = [_as_text(item) for item in listed]
         return read_value(named(name), hint, texts if is_list(hint) else ",".join(map(str, texts)))
     return read_value(named(name), hint, None if value is None else _as_text(value))
+
+
+def _file_of(name: str, value: object) -> object:
+    """Return a path as it was given, and that of a network's file for the network."""
+    if isinstance(value, HoldsModule):
+        value = getattr(value, "path", None)
+        if value is None:
+            raise ConfigError(f'{name} is read from its file, and this network has none: network.save("small.pt")')
+    if not isinstance(value, str | os.PathLike | None):
+        raise ConfigError(f"{name} must be a path, got a {type(value).__name__}")
+    return value
 
 
 def _as_text(value: object) -> str:

@@ -328,6 +328,15 @@ def test_what_is_of_the_wrong_kind_is_refused_in_one_sentence(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_network_stands_for_its_file(net: ap.Network, run: ap.Run) -> None:
+    given = {**options_of(net), "policy": run.policy}
+    assert make_config("train", {**given, "distill": net}).distill == net.path  # type: ignore[union-attr]
+    with pytest.raises(ap.ConfigError, match=r"`distill` is read from its file, and this network has none"):
+        make_config("train", {**given, "distill": net.with_module(net.module)})
+    with pytest.raises(ap.ConfigError, match="`policy` must be a path, got a dict"):
+        make_config("apply", {"policy": {"model.0": 8}})
+
+
 def test_a_listener_may_hear_one_thing_alone_and_a_budget_is_one(net: ap.Network, tmp_path: Path) -> None:
     class Stages:
         def __init__(self) -> None:
@@ -341,7 +350,7 @@ def test_a_listener_may_hear_one_thing_alone_and_a_budget_is_one(net: ap.Network
     run = ap.search(net, budget=budget, listener=listener, out=tmp_path / "run", **{**QUICK, "strategy": "uniform"})
     assert len(listener.heard) > 2
     assert run.config.budget == ("flops=70%", "params=80%")
-    assert make_config("search", {"budget": "flops=50%", "agent": "ddpg"}).strategy == "ddpg"  # type: ignore[union-attr]
+    assert make_config("search", {"budget": "flops=50%", "agent": "ddpg"}).strategy.value == "ddpg"  # type: ignore[union-attr]
 
 
 def test_a_fine_tune_does_not_take_what_another_command_left(net: ap.Network, run: ap.Run, tmp_path: Path) -> None:
