@@ -154,7 +154,7 @@ def test_the_network_is_left_as_it_was(analysed: tuple[nn.Module, ChannelGraph])
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("compensate", [True, False])
+@pytest.mark.parametrize("compensate", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_units_with_high_gains_really_gain_more(shared: Path, tmp_path: Path, compensate: bool) -> None:
     adapter = open_adapter(
         shared / "models" / "bccd-yolov8n-320.pt", data=shared / "data" / "bccd" / "bccd.yaml", image_size=160

@@ -57,7 +57,7 @@ def test_threshold_keeps_the_contract() -> None:
     assert len(result.history) == 1
 
 
-@pytest.mark.parametrize("evaluations", [1, 7, 40])
+@pytest.mark.parametrize("evaluations", [1, 7, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [SensitivityStrategy, KnapsackStrategy])
 def test_strategies_with_a_survey_keep_the_contract(kind: type[SurveyStrategy], evaluations: int) -> None:
     def make(evaluations: int) -> SurveyStrategy:
