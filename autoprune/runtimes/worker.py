@@ -3,8 +3,8 @@
 It holds one runtime and nothing else: two runtimes alive in one process disturb each other, and so does torch. Requests
 come as lines of JSON on the standard input, ``{"call": name, "arguments": {...}}``, and are answered by one line each,
 ``{"value": ...}`` or ``{"error": {"kind": ..., "text": ...}}``; the first answer, unasked, says whether the engine
-started. All calls are methods of the engine but ``rounds`` and ``joules``. The process ends when its input ends, which
-is when the parent does. It runs on boards, too: Python 3.8 must be able to read it, and the engines.
+started. Calls are methods of `Served`, else of the engine. The process ends when its input ends, which is when the
+parent does. It runs on boards, too: Python 3.8 must be able to read it, and the engines.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
 
 import gc
 import importlib.util
+import itertools
 import json
 import signal
 from collections.abc import Callable
@@ -38,36 +39,71 @@ def main(engine: str, options: str) -> None:
     started = _answer(answers, lambda: _load(engine).Engine(**json.loads(options)))
     if started is None:
         return
+    served = Served(started)
     for line in sys.stdin:
         request = json.loads(line)
-        ours = _OURS.get(request["call"])
-        act = partial(ours, started) if ours else getattr(started, request["call"])
-        _answer(answers, partial(act, **request["arguments"]))
+        _answer(answers, partial(getattr(served, request["call"]), **request["arguments"]))
 
 
-def _rounds(engine: Any, numbers: list[int], rounds: int) -> list[list[float]]:
-    """Run networks once per round, one after another, and return every time: milliseconds, shape (rounds, networks)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return [[engine.run(number) for number in numbers] for _ in range(rounds)]
-    finally:
-        if enabled:
-            gc.enable()
+class Served:
+    """An engine and the networks that it has loaded, by number."""
 
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._numbers = itertools.count()
+        self._networks: dict[int, Any] = {}
 
-def _joules(engine: Any, number: int, runs: int, counter: str) -> float:
-    """Run a network a number of times, and return the joules that were used meanwhile, by the counter of a file."""
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
-    def act() -> None:
-        for _ in range(runs):
-            engine.run(number)
+    def capabilities(self) -> list[str]:
+        """Return what the engine says that it can do here, if it says anything."""
+        return self._engine.capabilities() if hasattr(self._engine, "capabilities") else []
 
-    return float(_load(counter).find_counter().joules(act))
+    def load(self, path: str, shape: list[int] | None = None) -> int:
+        """Load a network and return its number."""
+        network = self._engine.load(path, shape)
+        number = next(self._numbers)
+        self._networks[number] = network
+        return number
 
+    def run(self, number: int) -> float:
+        """Run a network once, and return the milliseconds that it took."""
+        return float(self._engine.run(self._networks[number]))
 
-_OURS: dict[str, Callable[..., Any]] = {"rounds": _rounds, "joules": _joules}
-"""The calls that are no methods of the engine."""
+    def rounds(self, numbers: list[int], rounds: int) -> list[list[float]]:
+        """Run networks once per round, one after another, and return every time: shape (rounds, networks)."""
+        run, networks = self._engine.run, [self._networks[number] for number in numbers]
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return [[run(network) for network in networks] for _ in range(rounds)]
+        finally:
+            if enabled:
+                gc.enable()
+
+    def joules(self, number: int, runs: int, counter: str) -> float:
+        """Run a network a number of times, and return the joules that were used meanwhile, by the counter of a file."""
+
+        def act() -> None:
+            for _ in range(runs):
+                self.run(number)
+
+        return float(_load(counter).find_counter().joules(act))
+
+    def outputs(self, number: int, image: str, to: str) -> int:
+        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
+        import numpy  # with the engine's packages, not before them
+
+        found = self._engine.outputs(self._networks[number], numpy.load(image))
+        numpy.savez(to, *found)
+        return len(found)
+
+    def drop(self, number: int) -> None:
+        """Free a network, and what it holds outside of Python."""
+        network = self._networks.pop(number)
+        if hasattr(network, "free"):
+            network.free()
 
 
 def _load(path: str) -> Any:

@@ -29,7 +29,8 @@ import os, signal, time
 
 class Engine:
     def add(self, a, b): return a + b
-    def run(self, number): return float(number)
+    def load(self, path, shape): return float(path)
+    def run(self, network): return network
     def read(self, path): return open(path).read()
     def sleep(self, seconds): time.sleep(seconds)
     def die(self): os.kill(os.getpid(), signal.SIGKILL)
@@ -123,7 +124,8 @@ def test_the_agent_runs_without_autoprune(tmp_path: Path) -> None:
 def test_an_engine_runs_there_and_leaves_nothing(host: SshHost, board: FakeBoard, engine: Path, tmp_path: Path) -> None:
     worker = WorkerProcess("test", engine, {}, host=host)
     assert worker.call("add", a=1, b=2) == 3
-    assert worker.call("rounds", numbers=[3, 5], rounds=2) == [[3.0, 5.0], [3.0, 5.0]]
+    numbers = [worker.call("load", path=takes) for takes in ("3", "5")]
+    assert worker.call("rounds", numbers=numbers, rounds=2) == [[3.0, 5.0], [3.0, 5.0]]
     with pytest.raises(WorkerError, match="TypeError"):
         worker.call("add", a=1, b="2")
     sent = tmp_path / "network.onnx"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -17,7 +15,7 @@ from executorch.runtime import Runtime
 
 
 class Engine:
-    """Programs of ExecuTorch, by number.
+    """Loads and runs programs of ExecuTorch.
 
     Args:
         threads: CPU threads of one run.
@@ -27,21 +25,13 @@ class Engine:
         torch.set_num_threads(threads)
         _unsafe_reset_threadpool(threads)  # unsafe for networks that are loaded, and none is; the only way
         self._runtime = Runtime.get()
-        self._numbers = itertools.count()
-        self._loaded: dict[int, Any] = {}
 
-    def capabilities(self) -> list[str]:
-        """Return the number formats that files may be in."""
-        return ["fp32"]
-
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load a ``.pte`` file, whose shape is fixed, or the one in a folder, and return its number."""
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Load a ``.pte`` file, whose shape is fixed, or the one in a folder, and return it with an input."""
         file = next(Path(path).glob("*.pte"), Path(path))
         method = self._runtime.load_program(file).load_method("forward")
         sizes = method.metadata.input_tensor_meta(0).sizes()
-        number = next(self._numbers)
-        self._loaded[number] = (method, [torch.rand(sizes, generator=torch.Generator().manual_seed(0))])
-        return number
+        return method, [torch.rand(sizes, generator=torch.Generator().manual_seed(0))]
 
     def convert(self, source: str, to: str) -> None:
         """Lower a program of ``torch.export`` to a ``.pte`` file."""
@@ -53,22 +43,16 @@ class Engine:
         self._check(lowered.exported_program())
         Path(to).write_bytes(lowered.buffer)
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once, and return the milliseconds that it took."""
-        method, inputs = self._loaded[number]
+        method, inputs = network
         start = time.perf_counter()
         method.execute(inputs)
         return (time.perf_counter() - start) * 1e3
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        found = self._loaded[number][0].execute([torch.from_numpy(np.load(image)).float()])
-        np.savez(to, *(output.numpy() for output in found))
-        return len(found)
-
-    def drop(self, number: int) -> None:
-        """Free a network."""
-        del self._loaded[number]
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        return [output.numpy() for output in network[0].execute([torch.from_numpy(image).float()])]
 
     def _check(self, program: Any) -> None:
         """Check that there is a kernel for every operation that XNNPACK left."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 import zipfile
@@ -16,7 +15,7 @@ _SCALES = "output_scale"  # of autoprune.runtimes.tflite
 
 
 class Engine:
-    """Interpreters of LiteRT, by number; XNNPACK, the default, computes what it can.
+    """Loads and runs networks of LiteRT; XNNPACK, the default, computes what it can.
 
     Args:
         threads: CPU threads of one run.
@@ -24,44 +23,31 @@ class Engine:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._numbers = itertools.count()
-        self._loaded: dict[int, Any] = {}
 
-    def capabilities(self) -> list[str]:
-        """Return the number formats that files may be in."""
-        return ["fp32", "int8"]
-
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load a ``.tflite`` file, whose shape is fixed, and return its number."""
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Load a ``.tflite`` file, whose shape is fixed, and return its interpreter, with scales of outputs."""
         interpreter = Interpreter(path, num_threads=self._threads)
         interpreter.allocate_tensors()
         wanted = interpreter.get_input_details()[0]
         interpreter.set_tensor(wanted["index"], np.random.default_rng(0).random(wanted["shape"], dtype=np.float32))
-        number = next(self._numbers)
-        self._loaded[number] = (interpreter, _scales(path))
-        return number
+        return interpreter, _scales(path)
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once, and return the milliseconds that it took."""
-        interpreter, _ = self._loaded[number]
+        interpreter, _ = network
         start = time.perf_counter()
         interpreter.invoke()
         return (time.perf_counter() - start) * 1e3
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        interpreter, scales = self._loaded[number]
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.load(image).astype(np.float32))
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        interpreter, scales = network
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image.astype(np.float32))
         interpreter.invoke()
         found = [interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details()]
         if scales is not None:
             found[0] = found[0] * np.array(scales, dtype=np.float32).reshape(1, -1, 1)
-        np.savez(to, *found)
-        return len(found)
-
-    def drop(self, number: int) -> None:
-        """Free a network."""
-        del self._loaded[number]
+        return found
 
 
 def _scales(path: str) -> list[float] | None:

@@ -6,7 +6,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP loads: threads that spin take others' cores
 
-import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 
 class Engine:
-    """Networks of NCNN, by number. NCNN has no batch dimension: it runs one image at a time.
+    """Loads and runs networks of NCNN. NCNN has no batch dimension: it runs one image at a time.
 
     Args:
         threads: CPU threads of one run.
@@ -27,15 +26,13 @@ class Engine:
     def __init__(self, threads: int, half: bool) -> None:
         self._threads = threads
         self._half = half
-        self._numbers = itertools.count()
-        self._loaded: dict[int, Any] = {}
 
     def capabilities(self) -> list[str]:
         """Return the number formats that NCNN computes in on this CPU; elsewhere it ignores fp16 without a word."""
         return ["fp32", *(["fp16"] if ncnn.cpu_support_arm_asimdhp() else [])]
 
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load a network and return its number.
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Load a network and return it with an input.
 
         Args:
             path: the ``.param`` file, with its ``.bin`` next to it, or the folder of both.
@@ -51,27 +48,18 @@ class Engine:
         if network.load_param(str(param)) or network.load_model(str(param.with_suffix(".bin"))):
             raise RuntimeError(f"NCNN {ncnn.__version__} cannot load {param.name}")
         image = None if shape is None else np.random.default_rng(0).random(tuple(shape)[1:], dtype=np.float32)
-        number = next(self._numbers)
-        self._loaded[number] = (network, image)
-        return number
+        return network, image
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once, and return the milliseconds that it took."""
-        network, image = self._loaded[number]
         start = time.perf_counter()
-        self._extract(network, image)
+        self._extract(*network)
         return (time.perf_counter() - start) * 1e3
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        pixels = np.ascontiguousarray(np.load(image)[0], dtype=np.float32)
-        found = [np.array(output)[None] for output in self._extract(self._loaded[number][0], pixels)]
-        np.savez(to, *found)
-        return len(found)
-
-    def drop(self, number: int) -> None:
-        """Free a network."""
-        del self._loaded[number]
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        pixels = np.ascontiguousarray(image[0], dtype=np.float32)
+        return [np.array(output)[None] for output in self._extract(network[0], pixels)]
 
     def _extract(self, network: Any, image: Any) -> list[Any]:
         """Return the outputs, named ``out0``, …, for an input, whose memory NCNN reads while it runs."""

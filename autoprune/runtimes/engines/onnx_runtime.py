@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 
 
 class Engine:
-    """Sessions of ONNX Runtime, by number.
+    """Loads and runs networks of ONNX Runtime.
 
     Args:
         threads: CPU threads inside an operation; operations run one after another.
@@ -31,15 +30,13 @@ class Engine:
             onnxruntime.preload_dlls()  # CUDA's libraries from where pip puts them, e.g. for torch
             options = {"device_id": int(device), "use_tf32": str(int(tf32))}
             self._providers.insert(0, ("CUDAExecutionProvider", options))
-        self._numbers = itertools.count()
-        self._loaded: dict[int, Any] = {}
 
     def capabilities(self) -> list[str]:
         """Return the names of the execution providers that this build of the runtime has."""
         return [str(name) for name in onnxruntime.get_available_providers()]
 
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load an ONNX file and return its number.
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Load an ONNX file and return its session, bound to an input.
 
         Args:
             path: the file.
@@ -55,29 +52,21 @@ class Engine:
         wanted = self._providers[0] if isinstance(self._providers[0], str) else self._providers[0][0]
         if taken != wanted:  # the runtime falls back in silence, e.g. if a CUDA library is missing
             raise RuntimeError(f"{wanted} did not start, {taken} took its place")
-        number = next(self._numbers)
-        self._loaded[number] = (session, *self._bound(session, shape))
-        return number
+        return session, *self._bound(session, shape)
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once, and return the milliseconds that it took; input and outputs stay on the device."""
-        session, binding, _ = self._loaded[number]
+        session, binding, _ = network
         start = time.perf_counter()
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return (time.perf_counter() - start) * 1e3
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        session = self._loaded[number][0]
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        session = network[0]
         wanted = session.get_inputs()[0]
-        found = session.run(None, {wanted.name: np.load(image).astype(_TYPES[wanted.type], copy=False)})
-        np.savez(to, *found)
-        return len(found)
-
-    def drop(self, number: int) -> None:
-        """Free a network."""
-        del self._loaded[number]
+        return list(session.run(None, {wanted.name: image.astype(_TYPES[wanted.type], copy=False)}))
 
     def _bound(self, session: Any, shape: Sequence[int] | None) -> tuple[Any, Any]:
         """Return the session's binding to a random input on the device, and the input itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ _DEVICE = "CPU"
 
 
 class Engine:
-    """Compiled networks of OpenVINO, by number.
+    """Compiles and runs networks of OpenVINO.
 
     Args:
         threads: CPU threads of one run.
@@ -31,15 +30,13 @@ class Engine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,  # else a CPU that has bf16 computes fp32 networks in it
         }
-        self._numbers = itertools.count()
-        self._loaded: dict[int, Any] = {}
 
     def capabilities(self) -> list[str]:
         """Return the number formats that the CPU computes in, e.g. ``FP32``, ``BF16``, ``INT8``."""
         return [str(name) for name in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")]
 
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Compile a network and return its number.
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Compile a network and return a request for it.
 
         Args:
             path: an ONNX or OpenVINO file, or the folder of the latter.
@@ -51,29 +48,20 @@ class Engine:
         port = compiled.input(0)
         image = np.random.default_rng(0).random(tuple(shape or port.shape)).astype(port.element_type.to_dtype())
         request.set_input_tensor(openvino.Tensor(image))
-        number = next(self._numbers)
-        self._loaded[number] = request
-        return number
+        return request
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once, and return the milliseconds that it took."""
-        request = self._loaded[number]
         start = time.perf_counter()
-        request.start_async()
-        request.wait()
+        network.start_async()
+        network.wait()
         return (time.perf_counter() - start) * 1e3
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        request = self._loaded[number].get_compiled_model().create_infer_request()
-        found = list(request.infer([np.load(image)]).values())
-        np.savez(to, *found)
-        return len(found)
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        request = network.get_compiled_model().create_infer_request()
+        return list(request.infer([image]).values())
 
     def convert(self, source: str, to: str) -> None:
         """Write an ONNX file as an ``.xml`` with a ``.bin`` next to it, weights in half precision for f16."""
         openvino.save_model(self._core.read_model(source), to, compress_to_fp16=self._half)
-
-    def drop(self, number: int) -> None:
-        """Free a network."""
-        del self._loaded[number]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cuda.bindings import runtime as cuda
 
 
 class Engine:
-    """Engines of TensorRT, by number.
+    """Builds and runs engines of TensorRT.
 
     Args:
         device: the number of the CUDA device.
@@ -27,24 +26,16 @@ class Engine:
         self._logger = _Logger()
         self._stream = _checked(cuda.cudaStreamCreate())
         self._start, self._end = _checked(cuda.cudaEventCreate()), _checked(cuda.cudaEventCreate())
-        self._numbers = itertools.count()
-        self._loaded: dict[int, _Loaded] = {}
 
-    def capabilities(self) -> list[str]:
-        """Return nothing: the builder finds out what a GPU supports."""
-        return []
-
-    def load(self, path: str, shape: Sequence[int] | None = None) -> int:
-        """Load an engine, built now from an ONNX file or read from one of Ultralytics', and return its number.
+    def load(self, path: str, shape: Sequence[int] | None = None) -> Any:
+        """Load an engine, built now from an ONNX file or read from one of Ultralytics', and return it.
 
         Args:
             path: ``.onnx``, or ``.engine``.
             shape: of its input, which engines have fixed.
         """
         plan = _plan_in(Path(path)) if path.endswith(".engine") else self._build(path)
-        number = next(self._numbers)
-        self._loaded[number] = _Loaded(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
-        return number
+        return _Loaded(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
 
     def convert(self, source: str, to: str) -> None:
         """Build an engine from an ONNX file and write it, without any header."""
@@ -67,29 +58,21 @@ class Engine:
             raise RuntimeError(self._logger.last)
         return plan
 
-    def run(self, number: int) -> float:
+    def run(self, network: Any) -> float:
         """Run once with the device idle before and after, and return the milliseconds between two events around it."""
-        loaded = self._loaded[number]
         _checked(cuda.cudaStreamSynchronize(self._stream))
         _checked(cuda.cudaEventRecord(self._start, self._stream))
-        loaded.enqueue(self._stream)
+        network.enqueue(self._stream)
         _checked(cuda.cudaEventRecord(self._end, self._stream))
         _checked(cuda.cudaEventSynchronize(self._end))
         return float(_checked(cuda.cudaEventElapsedTime(self._start, self._end)))
 
-    def outputs(self, number: int, image: str, to: str) -> int:
-        """Run on the input in a ``.npy`` file, write the outputs to ``.npz`` as arr_0, …, and return how many."""
-        loaded = self._loaded[number]
-        loaded.feed(np.load(image))
-        loaded.enqueue(self._stream)
+    def outputs(self, network: Any, image: Any) -> list[Any]:
+        """Return the outputs for an input, an array, as arrays."""
+        network.feed(image)
+        network.enqueue(self._stream)
         _checked(cuda.cudaStreamSynchronize(self._stream))
-        found = loaded.fetch()
-        np.savez(to, *found)
-        return len(found)
-
-    def drop(self, number: int) -> None:
-        """Free a network and its memory on the device."""
-        self._loaded.pop(number).free()
+        return list(network.fetch())
 
 
 class _Logger(tensorrt.ILogger):  # type: ignore[misc]
