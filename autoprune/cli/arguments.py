@@ -285,6 +285,7 @@ def _needs_a_value(command: str, word: str) -> ConfigError:
 
 
 def _stands_alone(command: str, others: Sequence[str] = ()) -> ConfigError:
-    allowed = ", ".join([*map(option, (*EXTENDABLE.get(command, ()), *SHOWING))]) + f" and {TRUST}"
+    names = [name for name in (*EXTENDABLE.get(command, ()), *SHOWING) if name in hints_of(COMMANDS[command])]
+    allowed = ", ".join(map(option, names)) + f" and {TRUST}"
     what = f"remove {', '.join(others)}" if others else "got none"
     return ConfigError(f"--resume RUN stands alone but for {allowed}, the run knows its other options; {what}")

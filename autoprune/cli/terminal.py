@@ -199,10 +199,7 @@ def writing() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise Closed(1) from error
-        raise RunError(
-            f"Standard output cannot be written: {error.strerror}; what a run has found so far is kept, and --resume "
-            "goes on with it"
-        ) from error
+        raise RunError(f"Standard output cannot be written: {error.strerror}") from error
 
 
 def _shown(text: str) -> str:

@@ -107,8 +107,10 @@ SHOWING = ("tracker", "report", "quiet", "verbose", "workers", "ship_data")
 WHERE = ("out", "project", "name", "resume")
 """Options that say where a run's folder is: nothing that a run finds depends on them."""
 
-UNKEPT = ("resume", "trust_checkpoint", "download", "report", "quiet", "verbose")
-"""What a configuration's file does not hold: how a run goes on, whom its user trusts, what is fetched and shown."""
+UNKEPT = ("out", "resume", "trust_checkpoint", "download", "report", "quiet", "verbose")
+"""What a file of options does not hold: the folder it lies in, so that it can be run again, how a run goes on, whom its
+user trusts, what is fetched and shown.
+"""
 
 
 def to_yaml(config: Config) -> str:

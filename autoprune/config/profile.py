@@ -32,6 +32,8 @@ class ProfileConfig(ResumableConfig, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data is not None and self.model is None:
+            raise ConfigError("`data` needs `model`: the weights and the data set they were trained on go together")
         images = self.model is None or self.data is not None or match_factory(self.model)
         if self.precision is Precision.INT8 and not images:
             raise ConfigError("`precision` int8 needs `data`, whose training images say which ranges the numbers have")

@@ -49,7 +49,7 @@ def saying_why(path: Path, action: str = "written") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        hint = _WAYS_OUT.get(error.errno or 0) if action == "written" else None
+        hint = _WAYS_OUT.get(error.errno or errno.ENOSPC) if action == "written" else None  # numpy names no number
         raise RunError(f"{path} cannot be {action}: {reason}" + (f"; {hint}" if hint else "")) from error
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from autoprune.errors import DeviceError, ModelError, first_line
+from autoprune.io.files import saying_why
 from autoprune.io.installed import install_extra
 from autoprune.structure.graph.program import export_program
 
@@ -58,7 +59,7 @@ def export_onnx(
     if importlib.util.find_spec("onnx") is None:
         raise DeviceError(f"Exporting a network needs the package onnx: {install_extra('onnxruntime')}")
     # A network that was made in inference mode cannot be traced in it.
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    with saying_why(path), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
         copied = copy.deepcopy(module).to(device, dtype).eval()
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -82,7 +83,7 @@ def export_script(module: nn.Module, shape: tuple[int, ...], path: Path) -> None
     Raises:
         DeviceError: the network cannot be traced.
     """
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    with saying_why(path), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer: shape arithmetic becomes constant on purpose
         copied = copy.deepcopy(module).to("cpu", torch.float32).eval()
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
@@ -101,7 +102,7 @@ def export_pt2(module: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     Raises:
         DeviceError: the network cannot be exported.
     """
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    with saying_why(path), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # on saving: of constants that are views
         copied = copy.deepcopy(module).to("cpu", torch.float32).eval()
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -21,6 +21,7 @@ from torch import nn
 
 from autoprune.choices import Precision
 from autoprune.errors import DeviceError, is_out_of_memory
+from autoprune.io.files import saying_why
 from autoprune.io.installed import install_extra
 from autoprune.runtimes import energy_counter
 from autoprune.runtimes._base import (
@@ -247,7 +248,8 @@ class SubprocessBackend(Backend, FileBackend):
     def _quantized(self, source: Path, shape: tuple[int, ...]) -> Path:
         """Quantise an ONNX file, next to itself, and return the new file."""
         images = source.with_name("images.npy")
-        np.save(images, self._inputs(shape))
+        with saying_why(images):
+            np.save(images, self._inputs(shape))
         return self.quantize(source, images, to=source.with_name("quantized"))
 
     def _inputs(self, shape: tuple[int, ...]) -> Any:
@@ -311,7 +313,8 @@ class SubprocessRunner(FileRunner):
         """Run in the subprocess on an input; see ``FileRunner``."""
         with tempfile.TemporaryDirectory() as folder:
             source, to = Path(folder) / "image.npy", Path(folder) / "outputs.npz"
-            np.save(source, image.cpu().numpy())
+            with saying_why(source):
+                np.save(source, image.cpu().numpy())
             count = self._backend.ask("outputs", number=self._number, image=str(source), to=str(to))
             with np.load(to) as arrays:
                 return [torch.from_numpy(arrays[f"arr_{index}"]) for index in range(count)]

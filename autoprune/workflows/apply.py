@@ -7,13 +7,14 @@ from autoprune.listener import Listener
 from autoprune.workflows import stages
 from autoprune.workflows.applied import apply_policy
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.folder import RunFolder, check_free
 from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
 
 
 def run(config: ApplyConfig, listener: Listener, caller: Caller) -> Finished:
     """Prune by a policy, recalibrate if there is data, and save the pruned checkpoint."""
+    check_free(config.out, config)  # before minutes of pruning
     listener.stages(stages.of_applying())
     listener.stage(stages.OPEN)
     applied = apply_policy(config, listener, images=config.images)

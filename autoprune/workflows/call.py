@@ -94,7 +94,7 @@ def located(config: Config, listener: Listener) -> Config:
     for name, path in found.items():
         if path.suffix == ".pt" and not match_factory(path):
             check_weights(path)
-        if path.suffix in DESCRIPTIONS and not match_factory(given["model"]):
+        if name == "data" and path.suffix in DESCRIPTIONS and not match_factory(given["model"]):
             read_description(path)
         if path != given[name]:
             listener.note(f"{given[name]} is {path}.")

@@ -177,16 +177,17 @@ class RunFolder:
     ) -> None:
         self._stack.close()
         self.journal.close()
-        if not isinstance(error, (AutopruneError, KeyboardInterrupt)):
-            return
+        if not isinstance(error, (AutopruneError, KeyboardInterrupt, SystemExit, OSError)):
+            return  # of a mistake of the program, or of a user's own code, the folder may say something
         resumable = issubclass(COMMANDS[self.command], ResumableConfig)
         if isinstance(error, KeyboardInterrupt) and resumable:
             raise KeyboardInterrupt(f"stopped; everything so far is kept, go on with: {self._again}") from error
-        if resumable and (self.resumed or self._found_anything()):
+        if not (resumable and (self.resumed or self._found_anything())):
+            _remove(self._made)
+        elif isinstance(error, AutopruneError):
             raise type(error)(
                 f"{str(error).rstrip('.')}; what was found is kept, and {self._again} goes on there"
             ) from error
-        _remove(self._made)
 
     def _found_anything(self) -> bool:
         """Return whether a candidate was scored or an epoch trained, or whatever else the run is for."""
@@ -220,10 +221,19 @@ def _make(path: Path) -> Sequence[Path]:
 
 def _make_named(path: Path, config: RunConfig) -> tuple[Path, Sequence[Path]]:
     """Make the folder that the configuration names; see `_make`."""
-    if os.path.lexists(path):
+    check_free(path, config)
+    return path, _make(path)
+
+
+def check_free(path: Path | None, config: RunConfig) -> None:
+    """Check that nothing is where a new run's folder is to be.
+
+    Raises:
+        RunError: something is.
+    """
+    if path is not None and os.path.lexists(path):
         resumed = f", or `resume` {path}" if isinstance(config, ResumableConfig) else ""
         raise RunError(f"The run folder {path} exists already; choose another `out`{resumed}")
-    return path, _make(path)
 
 
 def _make_next(command: str, config: RunConfig) -> tuple[Path, Sequence[Path]]:

@@ -54,6 +54,7 @@ def run(config: ProfileConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _profile(config: ProfileConfig, folder: RunFolder, listener: Listener) -> None:
     pin_threads(config.threads_here, folder, listener)
+    listener.stages(stages.of_profile())
     listener.stage(stages.OPEN)
     network = _network(config, listener)
     estimator = LatencyEstimator(network, config, folder, listener)

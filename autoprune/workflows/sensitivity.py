@@ -24,6 +24,7 @@ def run(config: SensitivityConfig, listener: Listener, caller: Caller) -> Finish
 
 
 def _measure(config: SensitivityConfig, folder: RunFolder, listener: Listener) -> None:
+    listener.stages(stages.of_sensitivity(config))
     listener.stage(stages.OPEN)
     network = dense_network(config, folder, listener)
     network.check_prunable()

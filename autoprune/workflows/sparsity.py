@@ -171,5 +171,5 @@ def _tell(found: Sparsity, settings: SparsitySettings, units: int, listener: Lis
     elif found.near_zero(found.sparse) < _FEW:
         listener.note(
             f"Only {found.near_zero(found.sparse):.1%} of the scales are near zero after epoch {settings.epochs}; more "
-            f"than {strength}, more `epochs` or a larger `lr` bring more of them there."
+            f"than {strength}, more epochs of this training or a higher learning rate bring more of them there."
         )

@@ -9,6 +9,7 @@ from autoprune.config import (
     NetAdaptConfig,
     QuantizeConfig,
     SearchConfig,
+    SensitivityConfig,
     SlimConfig,
     SparsifyConfig,
     TrainConfig,
@@ -65,6 +66,16 @@ def of_slim(config: SlimConfig) -> dict[str, float]:
     """Return the stages of a training to sparsity with a search behind it, defaults filled in."""
     training = {TRAIN: config.train_epochs * _EPOCH} if config.architecture is not None else {}
     return {**training, OPEN: _MEASURING, SPARSITY: config.sparsity_epochs * _EPOCH, **of_search(config)}
+
+
+def of_profile() -> dict[str, float]:
+    """Return the stages of a profile."""
+    return {OPEN: _MEASURING, LAYERS: _FITTING}
+
+
+def of_sensitivity(config: SensitivityConfig) -> dict[str, float]:
+    """Return the stages of a sensitivity analysis."""
+    return {OPEN: _MEASURING, PROBE: 50.0 * len(config.keep_ratios) * config.images}  # of some fifty units
 
 
 def of_training(config: TrainConfig) -> dict[str, float]:

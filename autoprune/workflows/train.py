@@ -13,7 +13,7 @@ from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows import stages
 from autoprune.workflows.applied import Applied, apply_policy
 from autoprune.workflows.call import Caller, Finished
-from autoprune.workflows.folder import RunFolder
+from autoprune.workflows.folder import RunFolder, check_free
 from autoprune.workflows.shown import keep_detections
 from autoprune.workflows.stock_yaml import describe
 from autoprune.workflows.tuning import Tuning, arguments_of, soften, tune
@@ -23,6 +23,8 @@ RECALIBRATION_IMAGES = 60
 
 def run(config: TrainConfig, listener: Listener, caller: Caller) -> Finished:
     """Prune by a policy, soften if asked, fine-tune, and save the trained network."""
+    if config.resume is None:
+        check_free(config.out, config)  # before minutes of pruning
     devices = devices_of(config.device)
     if len(devices) > 1:
         for name in devices:

@@ -207,6 +207,17 @@ def test_a_profile_says_between_what_a_budget_may_lie(tmp_path: Path) -> None:
     assert "<td>10.00\u00a0ms</td>" in text, "a number stays with its unit"
 
 
+def test_commands_that_come_next_have_what_was_searched_and_slim_prunes_what_it_made_sparse(run: Path) -> None:
+    options = 'imgsz: [64, 96]\nruntime_command: "bench {onnx}"\nround_to: 4\nwith_nms: true\nprecision: fp32\n'
+    (run / "config.yaml").write_text('model: "best.pt"\ndata: "data.yaml"\n' + options)
+    lines = dict(reports_of(run)[0].next_commands)
+    assert " --imgsz 64,96 " in lines["Train longer"]
+    settings = "--imgsz 64,96 --runtime-command 'bench {onnx}' --with-nms --round-to 4"
+    assert lines["Compare strategies"].endswith(settings)
+    (run / "sparse.pt").touch()
+    assert f"--model '{run / 'sparse.pt'}'" in dict(reports_of(run)[0].next_commands)["Train longer"]
+
+
 def test_commands_can_be_pasted(run: Path) -> None:
     (report,) = reports_of(run)
     lines = dict(report.next_commands)

@@ -121,7 +121,7 @@ def test_a_shell_is_told_what_can_follow(
 # -- standard output that cannot be written --------------------------------------------------------
 
 PYTHON = f"{sys.executable} -m autoprune"
-NO_SPACE = "autoprune: Standard output cannot be written: No space left on device; what a run has found so far is kept"
+NO_SPACE = "autoprune: Standard output cannot be written: No space left on device"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -178,6 +178,16 @@ def test_a_run_whose_output_fails_is_kept_and_goes_on(
     said = unexpected(capsys.readouterr().err)
     assert said.startswith(NO_SPACE) if code == 2 else said == ""
     assert main(["sensitivity", "--resume", str(tmp_path / "run")]) == 0
+
+
+def test_a_reader_that_leaves_before_anything_is_found_leaves_no_folder(
+    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments("sensitivity", tiny, tmp_path / "run", "--ratios", "0.5")
+    monkeypatch.setattr(sys, "stdout", Full(BrokenPipeError(errno.EPIPE, "pipe"), lines=1))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_starts_without_heavy_packages(root: Path) -> None:

@@ -280,3 +280,15 @@ def test_on_a_real_detector_the_readmes_call_keeps_it_working(shared: Path) -> N
     found, without = (adapter.accuracy(module, batches).primary for module in (recalibrated, plain))
     assert found > 0.2  # 0.490 dense
     assert found > 2 * without
+
+
+@pytest.mark.parametrize("command", ["apply", "train"])
+def test_a_folder_that_is_there_is_told_before_anything_is_pruned(
+    world: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f"autoprune.workflows.{command}.apply_policy", None)
+    policy_of(world, "l1").save(tmp_path / "policy.json")
+    (tmp_path / "there").mkdir()
+    data = ("--data", str(world / "data" / "data.yaml"))
+    assert applied(world, tmp_path / "there", tmp_path / "policy.json", *data, command=command) == 2
+    assert "there exists already; choose another --out" in one_sentence(capsys.readouterr().err)

@@ -18,6 +18,13 @@ from autoprune.results import LEVELS, SUMMARIES, Result
 
 PAGE = "report.html"
 
+_SEARCHED = {
+    **dict.fromkeys(("imgsz", "runtime", "runtime_command", "runtime_pattern")),
+    **{"device": "auto", "precision": "fp32", "runtime_batch": 1, "with_nms": False},
+    **{"criterion": "covariance", "round_to": 8, "min_keep": 0.1},
+}
+"""Options that say what is searched, which another search of the same has, too, with what they are if nobody says."""
+
 _HELD_UP = 0.002
 """Metrics that differ by less are level."""
 
@@ -88,10 +95,12 @@ class Report:
         model = next((path for end in (".pt", ".cfg") if (path := self.folder / f"model{end}").exists()), None)
         policy, options = self.folder / "policy.json", _options(self.run)
         data = ["--data", str(options["data"])] if options.get("data") else []
-        dense = options.get("model")
+        sparse = [path for end in (".pt", ".cfg") if (path := self.run / f"sparse{end}").exists()]
+        dense = next(iter(sparse), options.get("model"))  # what the policy was made for
         found = []
         if policy.exists() and dense and data:
-            words = ["train", "--policy", policy, "--model", dense, *data, "--epochs", 50]
+            size = _as_given(options, {"imgsz": None})
+            words = ["train", "--policy", policy, "--model", dense, *data, *size, "--epochs", 50]
             found.append(("Train longer", words))
         if model is not None:
             found.append(("Export, and check the file", ["export", "--model", model, *data, "--format", "onnx"]))
@@ -100,7 +109,8 @@ class Report:
             found.append(("Quantise to int8", words))
         if policy.exists() and dense and data and self.result.command == "search":
             limits = [word for row in self.result.budget for word in ("--budget", row.requested)]
-            found.append(("Compare strategies", ["compare", "--model", dense, *data, *limits]))
+            settings = _as_given(options, _SEARCHED)
+            found.append(("Compare strategies", ["compare", "--model", dense, *data, *limits, *settings]))
         return [(title, "autoprune " + " ".join(map(_quoted, words))) for title, words in found]
 
     def _reachable(self) -> str:
@@ -164,6 +174,16 @@ def _options(folder: Path) -> Mapping[str, Any]:
         return read_values(path) if path.is_file() else {}
     except ValueError:  # a damaged file costs the commands that may come next, not the report
         return {}
+
+
+def _as_given(options: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Return the words of those options of a run that are not as usual."""
+    words = []
+    for name, value in ((name, options.get(name)) for name in usual):
+        if value not in (None, "", usual[name]):
+            shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{name.replace('_', '-')}", *(() if value is True else (shown,))]
+    return words
 
 
 def _is_one_command(text: str) -> bool:
