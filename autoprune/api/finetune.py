@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from autoprune.api.listening import checked_listener
 from autoprune.api.network import Network
 from autoprune.choices import MOST_LR_SCALE
 from autoprune.config._checks import check_counts, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.errors import AutopruneError, ConfigError
-from autoprune.listener import Listener, PythonListener
+from autoprune.listener import Listener
 from autoprune.training.extensions.distill import check_teacher
 from autoprune.workflows.training_record import TrainingRecord
 from autoprune.workflows.tuning import Tuning, arguments_of, tune
@@ -69,6 +70,7 @@ def finetune(
     for name, given in (("network", network), ("teacher", teacher or network)):
         if not isinstance(given, Network):
             raise ConfigError(f"{named(name)} must be a network as autoprune.load returns it, got {given!r}")
+    listener = checked_listener(listener)
     texts = from_python("train_args", tuple[str, ...], train_args or {})
     check_train_args(texts, inspect.signature(finetune).parameters)
     tuning = Tuning(
@@ -98,9 +100,7 @@ def finetune(
     record.claim(folder, path)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            module = tune(
-                network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener or PythonListener()
-            )
+            module = tune(network.adapter, network.module, folder, tuning=tuning, notes={}, listener=listener)
     except AutopruneError:
         record.release(folder)
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoprune.errors import ConfigError
-from autoprune.listener import Listener, PythonListener, Relay
+from autoprune.listener import Listener, PythonListener, Relay, SilentListener
 from autoprune.report import Table
 
 
@@ -15,7 +15,7 @@ def checked_listener(listener: Listener | None) -> Listener:
     Raises:
         ConfigError: it is a class, or hears nothing.
     """
-    heard = ("note", "warn", "debug", "stages", "stage", "progress", "table", "log")
+    heard = [name for name in vars(SilentListener) if not name.startswith("_")]
     if isinstance(listener, type) or (listener is not None and not any(hasattr(listener, one) for one in heard)):
         raise ConfigError(
             f"`listener` must be an object with methods such as `note` and `progress` (see autoprune.SilentListener), "

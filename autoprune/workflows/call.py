@@ -99,7 +99,7 @@ def located(config: Config, listener: Listener) -> Config:
         if path != given[name]:
             listener.note(f"{given[name]} is {path}.")
     if isinstance(config, BudgetedConfig):
-        from autoprune.workflows.energy import check_counters
+        from autoprune.workflows.measuring import check_counters
 
         check_counters(config)
     return replace(config, **found)

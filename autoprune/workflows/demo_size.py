@@ -16,7 +16,7 @@ from autoprune.listener import Listener
 from autoprune.models import open_adapter
 from autoprune.runtimes import MemoryFormat, open_backend
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.latency import settings_of
+from autoprune.workflows.measuring import settings_of
 from autoprune.workflows.network import choose_device, pin_threads
 
 WANTED = 1.6

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.choices import COMMAND, Precision, Runtime, is_board, split_target
-from autoprune.config import BudgetedConfig, MaskConfig, ProfileConfig
+from autoprune.choices import Precision
+from autoprune.config import BudgetedConfig, ProfileConfig
 from autoprune.errors import ConfigError
-from autoprune.latency.energy import EnergyMeter
 from autoprune.latency.layers import layer_milliseconds
-from autoprune.latency.meter import Build, LatencyMeter, calm
+from autoprune.latency.meter import Build, calm
 from autoprune.latency.predictor import LatencyCost, Sample, latency_predictor, spread_allocations
 from autoprune.latency.timing import MeasurementConfig, PairedTiming, Timing
 from autoprune.listener import Listener
-from autoprune.metrics import format_amount, latency_target, metric_kind, spec_of
+from autoprune.metrics import format_amount, latency_target, spec_of
 from autoprune.runtimes.load import measure_load
-from autoprune.runtimes.settings import RuntimeSettings, fingerprint, image_size_of, runtime_settings
+from autoprune.runtimes.settings import fingerprint
 from autoprune.structure.space import Allocation
 from autoprune.workflows.folder import RunFolder
-from autoprune.workflows.network import Network, choose_device, warn_of_slow_int8
+from autoprune.workflows.measuring import meter_of, settings_of
+from autoprune.workflows.network import Network, warn_of_slow_int8
 from autoprune.workflows.noise import MOST_REPEATS, MOST_UNCERTAINTY, REPEATS, NoiseModel, least_disturbed, typical
 from autoprune.workflows.prediction import Prediction
 
@@ -364,38 +364,3 @@ class LatencyEstimator:
     def _uncertainty(self, timing: PairedTiming) -> float:
         """Return by what share a sample may be off; a calm one may be of an earlier run on a faster or slower day."""
         return timing.spread if calm(timing) else self._noise.uncertainty(timing)
-
-
-def meter_of(metric: str) -> type[LatencyMeter]:
-    """Return the class that measures a metric."""
-    return EnergyMeter if metric_kind(metric) == "energy" else LatencyMeter
-
-
-def settings_of(
-    metric: str, config: BudgetedConfig | ProfileConfig | MaskConfig, input_shape: tuple[int, ...]
-) -> RuntimeSettings:
-    """Return how networks run where a metric is measured.
-
-    Args:
-        metric: ``latency``, or ``latency@<runtime>``, ``latency@<device>`` or ``latency@<board>/<runtime>``, which say
-            what differs from ``config``; so for ``energy``.
-        config: the options of the run.
-        input_shape: of one input.
-
-    Raises:
-        DeviceError: the device or the runtime is not here.
-    """
-    device, runtime = config.device, config.measured_on
-    if target := latency_target(metric)[0]:
-        named, name = split_target(target)
-        device = named or device
-        runtime = config.command if name == COMMAND.value else Runtime(name) if name else None
-    return runtime_settings(
-        device if is_board(device) else choose_device(device),
-        image_size=image_size_of(input_shape),
-        runtime=runtime,
-        precision=config.precision,
-        threads=config.threads if is_board(device) == is_board(config.device) else None,
-        batch=config.runtime_batch,
-        with_nms=config.with_nms,
-    )

@@ -34,7 +34,7 @@ from autoprune.training.extensions.masking import (
 from autoprune.workflows import stages
 from autoprune.workflows.call import Caller, Finished
 from autoprune.workflows.folder import RunFolder, environment
-from autoprune.workflows.latency import settings_of
+from autoprune.workflows.measuring import settings_of
 from autoprune.workflows.network import choose_device, pin_threads
 from autoprune.workflows.tuning import Tuning, trained
 

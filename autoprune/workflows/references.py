@@ -18,7 +18,7 @@ from autoprune.models import open_adapter
 from autoprune.models._base import Adapter
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
-from autoprune.workflows.latency import meter_of, settings_of
+from autoprune.workflows.measuring import meter_of, settings_of
 from autoprune.workflows.network import static_costs
 from autoprune.workflows.run import PruningRun
 from autoprune.workflows.tuning import Tuned, Tuning, tune

@@ -16,7 +16,7 @@ from torch import nn
 
 import autoprune.api.network
 import autoprune.evaluation.pruning
-import autoprune.workflows.latency
+import autoprune.workflows.measuring
 import autoprune.workflows.network
 import autoprune.workflows.references
 from autoprune.config import ProfileConfig
@@ -154,7 +154,7 @@ def quick_commands(cache: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for meter in (LatencyMeter, EnergyMeter):
-            patch.setattr(autoprune.workflows.latency, meter.__name__, partial(meter, cache=cache, opener=Device))
+            patch.setattr(autoprune.workflows.measuring, meter.__name__, partial(meter, cache=cache, opener=Device))
         for place in _ANALYSING:
             patch.setattr(place, "analyse", analysed)
         set_load(patch, IDLE)

@@ -21,7 +21,7 @@ from autoprune.runtimes import RuntimeSettings, fingerprint, open_backend, runti
 from autoprune.runtimes.command import CommandBackend
 from autoprune.runtimes.hosts import BoardLostError, LocalHost, Output, SshHost, board_at
 from autoprune.runtimes.settings import fingerprint_key
-from autoprune.workflows.latency import settings_of as settings_on
+from autoprune.workflows.measuring import settings_of as settings_on
 from tests.helpers.board import FakeBoard, fake_board
 from tests.helpers.packages import need
 from tests.helpers.processes import ended, wait_for

@@ -28,7 +28,7 @@ from autoprune.metrics import is_measured
 from autoprune.runtimes import Runner, RuntimeSettings, runtime_settings
 from autoprune.runtimes.hosts import BoardLostError, board_at
 from autoprune.runtimes.settings import fingerprint
-from autoprune.workflows.latency import settings_of
+from autoprune.workflows.measuring import settings_of
 from autoprune.workflows.network import choose_device
 from tests.helpers.board import SSHD, Board, running_board
 from tests.helpers.fake_backend import SETTINGS, FakeBackend, opener
