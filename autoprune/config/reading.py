@@ -87,7 +87,8 @@ def read_value(name: str, hint: Any, value: Plain) -> Any:
     Args:
         name: what stands for the field on the command line.
         hint: the field's type.
-        value: a text, or a list of texts for a field that takes several; None for null.
+        value: a text, or for a field that takes several a list of texts; there one text stands for a list of it, and a
+            mapping for texts ``key=value``. None for null.
 
     Raises:
         ConfigError: it is nothing that the field takes; the message names the option, the rule and the value.
@@ -106,8 +107,7 @@ def from_python(name: str, hint: Any, value: object) -> Any:
     Args:
         name: of the field.
         hint: the field's type.
-        value: what was given. Of a field that takes several texts, one text stands for a list of it, and a mapping for
-            texts ``key=value``; for a text with commas, a list of texts stands too.
+        value: what was given, as ``read_value`` takes it; for a text with commas, a list of texts stands too.
 
     Raises:
         ConfigError: it is nothing that the field takes; the message names the parameter, the rule and the value.
@@ -119,16 +119,15 @@ def from_python(name: str, hint: Any, value: object) -> Any:
         ('mosaic=0.5',)
     """
     if is_list(hint) and isinstance(value, Mapping):
-        value = [f"{key}={one}" for key, one in value.items()]
+        return read_value(named(name), hint, {str(key): _as_text(one) for key, one in value.items()})
     if isinstance(value, Policy) and Policy in get_args(hint):
         return value
     if isinstance(value, Budget):
         value = value.texts
     if Path in (hint, *get_args(hint)):
         value = _file_of(named(name), value)
-    listed = [value] if is_list(hint) and isinstance(value, (str, os.PathLike)) else value
-    if isinstance(listed, (list, tuple)):
-        texts: list[Plain] = [_as_text(item) for item in listed]
+    if isinstance(value, (list, tuple)):
+        texts: list[Plain] = [_as_text(item) for item in value]
         return read_value(named(name), hint, texts if is_list(hint) else ",".join(map(str, texts)))
     return read_value(named(name), hint, None if value is None else _as_text(value))
 
@@ -160,8 +159,10 @@ def field_docs(kind: type[Config]) -> dict[str, str]:
 
 
 def _texts(value: Plain) -> tuple[str, ...] | None:
-    texts = value if isinstance(value, list) else []
-    return tuple(map(str, texts)) if value == texts and all(_text(text) is not None for text in texts) else None
+    if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        value = [f"{key}={one}" for key, one in value.items()]
+    texts = value if isinstance(value, list) else [value]
+    return tuple(map(str, texts)) if all(_text(text) is not None for text in texts) else None
 
 
 def _one(hint: Any, value: Plain) -> Any:

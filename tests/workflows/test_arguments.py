@@ -119,6 +119,13 @@ def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path: Path, 
     assert (config.strategy, config.min_keep, config.tensorboard) == (StrategyName.SAC, 0.25, False)
 
 
+@pytest.mark.parametrize("written", ["[flops=50%]", "flops=50%", "{flops: 50%}", "{flops: '50%'}"])
+def test_one_text_or_a_mapping_in_the_file_stands_for_a_list(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"budget: {written}\n")
+    assert search("--config", str(file)).budget == ("flops=50%",)
+
+
 def test_flags_switch_on_and_off() -> None:
     config = search("--budget", "flops=50%", "--trust-checkpoint", "--no-tensorboard")
     assert (config.trust_checkpoint, config.tensorboard) == (True, False)
@@ -237,7 +244,7 @@ def test_a_mistake_is_told_in_one_sentence(line: str, said: str) -> None:
     [
         ("min_kep: 0.3\n", "min_kep is not an option of autoprune search; did you mean min_keep?"),
         ("model:\n  name: x\n", "--model must be a path"),
-        ("budget: flops=50%\n", "--budget must be a list of texts, got flops=50%"),
+        ("budget: {flops: ~}\n", '--budget must be a list of texts, got {"flops": null}'),
         ("strategy: 3\n", f"--strategy must be one of {STRATEGIES}, got 3"),
         ("episodes: 1.5\n", "--episodes must be a whole number (digits 0-9), got 1.5"),
         ("trust_checkpoint: 7\n", "--trust-checkpoint must be true or false, got 7"),

@@ -316,7 +316,7 @@ FILES: list[tuple[bytes, str]] = [
     (b"seed: 2026-01-01\n", "got 2026-01-01"),
     (b"min_keep: .nan\n", "got .nan"),
     (b"min_keep: .inf\n", "got .inf"),
-    (b"budget: flops=50%\n", "--budget must be a list of texts, got flops=50%"),
+    (b"budget: {flops: [50%]}\n", '--budget must be a list of texts, got {"flops": ["50%"]}'),
     (b"budget: [[flops=50%]]\n", "--budget must be a list of texts"),
     (b"budget: [~]\n", "--budget must be a list of texts"),
     (b"budget: ~\n", "--budget must be a list of texts, got null"),
