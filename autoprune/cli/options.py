@@ -61,9 +61,11 @@ _METAVARS: Mapping[str, str] = {
     "runtime_timeout": "SECONDS",
     "sensitivity": "FILE",
     "strategies": "STRATEGIES",
+    "tracker": "NAME",
     "train_args": "KEY=VALUE",
     "warm_start": "RUN",
     "watch": "LAYER",
+    "workers": "N|auto|ray://HOST:PORT",
     **dict.fromkeys(("decay", "initial_step", "lr_scale", "max_drop", "min_keep", "qat_lr_scale"), "SHARE"),
     **dict.fromkeys(("sparsity_decay", "sparsity_warmup"), "SHARE"),
 }

@@ -40,11 +40,9 @@ class RunConfig:
     Attributes:
         imgsz: image size in pixels, 640 for squares or height and width such as 384,640, multiples of 32; by default
             what the weights were trained with
-        device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
-            first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores; with the
-            address of a board, ssh://[USER@]HOST[:PORT], the board measures, and this machine does all else
-        threads: CPU threads for computing and measuring, those of the board if `device` is one; by default as many as
-            there are free cores
+        device: where to compute: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps (Apple's GPU fine-tunes, and the
+            CPU scores), or auto for the first CUDA GPU if there is one
+        threads: CPU threads; by default as many as there are free cores
         out: the run folder, which must not exist yet; runs/<command>-<n> by default
         project: as Ultralytics has it, in place of `out`: the folder that the run folder `name` is made in; runs by
             default
@@ -53,7 +51,8 @@ class RunConfig:
         download: fetch weights that Ultralytics publishes, and images of a data set that says where they are, with
             Ultralytics' own functions, if they are not here; without it nothing is downloaded
         trust_checkpoint: open a checkpoint even if it could run code of its author, and run what a configuration file
-            names (a function, a program that measures, a cluster); no file can say so, and `resume` takes it anew
+            names (a function, a program that measures, a cluster); a configuration file cannot set it, and `resume` needs
+            it again
         tracker: hand the curves of search and training to tensorboard, mlflow (to `mlruns` in the run folder if
             MLFLOW_TRACKING_URI is not set) or wandb (offline if WANDB_MODE is not set); repeat the option for several
         report: end with report.html, a page of everything that the run found
@@ -144,8 +143,8 @@ class PruningConfig(ResumableConfig):
         min_keep: the lowest keep ratio of a unit, in (0, 1]
         images: how many training images score a candidate
         batch: images per batch, in scoring and in fine-tuning
-        compensate: give the kept channels' weights what best predicts the removed channels from them, in every
-            candidate and in what ships
+        compensate: update the weights that read kept channels so that they best reproduce what the removed channels
+            contributed, in every candidate and in the final network
         bf16: score candidates in bfloat16 if the CPU has fast instructions for it (AMX, AVX-512); otherwise in float32
     """
 
@@ -171,10 +170,15 @@ class PruningConfig(ResumableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
+class RuntimeConfig(RunConfig):
     """The options of every command that measures latency.
 
     Attributes:
+        device: where to compute and to measure: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, or auto for the
+            first CUDA GPU if there is one; with mps Apple's GPU measures and fine-tunes, and the CPU scores; with the
+            address of a board, ssh://[USER@]HOST[:PORT], the board measures, and this machine does all else
+        threads: CPU threads for computing and measuring, those of the board if `device` is one; by default as many as
+            there are free cores
         runtime: what runs the network when latency is measured; by default cudagraph on a CUDA GPU, onnxruntime on a
             board, else torch
         precision: number format that latency is measured in, if runtime and device have it
@@ -208,11 +212,11 @@ class RuntimeConfig:
             raise ConfigError("The runtime command runs a program of yours: say which with `runtime_command`")
         return BenchmarkCommand.parse(self.runtime_command, self.runtime_pattern, self.runtime_timeout)
 
-    def _check_runtime(self, device: str) -> None:
+    def _check_runtime(self) -> None:
         """Check the options; a command for this machine names its files so that they are found from any folder."""
         check_counts(self, "runtime_batch", least=1)
         if self.runtime_command:
-            if not is_board(device):
+            if not is_board(self.device):
                 object.__setattr__(self, "runtime_command", placed(self.runtime_command, Path.cwd()))
             if self.runtime not in (None, COMMAND):
                 raise ConfigError(
@@ -280,15 +284,15 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
             energy=60% (where it is counted), flops=50%, flops=4.2G, params=1.5M, size=3MB, memory=64MB or channels=15%
             (of those that can be pruned); repeat the option to combine limits
         finetune_epochs: epochs of fine-tuning after pruning, 0 for none; by default 20, fewer for the bundled detector
-        lr_scale: first learning rate of the fine-tuning, as a multiple of the default, which is 0.01 of MuSGD, for
-            fewer than 10 epochs 0.3 of the dense training's (docs/guides/recipes.md)
+        lr_scale: multiplies the first learning rate of the fine-tuning, by default 0.01 (MuSGD) for detectors, and with
+            fewer than 10 epochs 0.3 times the rate of the dense training (docs/guides/recipes.md)
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, freeze=10 or
             optimizer=AdamW, which then starts at the dense training's rate; repeat the option for several
         distill: the dense network teaches the pruned one in the fine-tuning; it did not help on three detectors, see
             docs/accuracy.md
         stock_yaml: consider only networks that a stock Ultralytics YAML can express, and write it as pruned.yaml: stock
             train and resume then keep the pruned network, without autoprune
-        ultralytics_callbacks: let the integrations hear the fine-tuning that Ultralytics' own settings switch on
+        ultralytics_callbacks: let the loggers that Ultralytics' own settings switch on log the fine-tuning
     """
 
     budget: tuple[str, ...] = ()
@@ -303,7 +307,7 @@ class BudgetedConfig(PruningConfig, RuntimeConfig):
         super().__post_init__()
         self.levels  # noqa: B018  (raises if a limit is malformed)
         check_counts(self, "finetune_epochs", least=0)
-        self._check_runtime(self.device)
+        self._check_runtime()
         check_share("lr_scale", self.lr_scale, most=MOST_LR_SCALE)
         check_training(self.train_args, self)
         if self.ultralytics_callbacks:
@@ -334,8 +338,8 @@ class ReconstructingConfig(BudgetedConfig):
     """The options of the commands that prune in one step.
 
     Attributes:
-        reconstruct: of what is compensated, also solve what ships layer by layer, by least squares, for what the dense
-            network gives
+        reconstruct: after compensation, also fit the layers of the final network to the outputs of the dense network,
+            by least squares
     """
 
     reconstruct: bool = True

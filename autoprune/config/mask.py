@@ -47,7 +47,7 @@ class MaskConfig(ResumableConfig, RuntimeConfig):
         check_together(self.model, self.data)
         check_share("lr_scale", self.lr_scale)
         check_counts(self, "epochs", "batch", least=1)
-        self._check_runtime(self.device)
+        self._check_runtime()
         if not 0 < self.share < 1:
             raise ConfigError(f"`sparsity` must lie in (0, 1), got {self.share}")
         if self.granularity is Granularity.TWO_OF_FOUR and (

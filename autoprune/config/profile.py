@@ -38,5 +38,5 @@ class ProfileConfig(ResumableConfig, RuntimeConfig):
         if self.precision is Precision.INT8 and not images:
             raise ConfigError("`precision` int8 needs `data`, whose training images say which ranges the numbers have")
         check_counts(self, "round_to", least=1)
-        self._check_runtime(self.device)
+        self._check_runtime()
         check_share("min_keep", self.min_keep)

@@ -29,15 +29,16 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
     Attributes:
         strategy: the search strategy: a reinforcement-learning agent (`agent` says the same), or a baseline
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
-        rollout: how many candidates ppo tries before it learns from them, and polish before it goes on from the best,
-            which is how many workers have one to score at the same time; by default 5 and 3
-        rule: how an episode meets the budget: projected scales all keep ratios by one factor when the walk ends, capped
+        rollout: candidates that ppo tries per policy update (by default 5) and polish per step (3), which is also how
+            many `workers` can score at the same time
+        rule: how an episode meets the budget: projected scales all keep ratios by one factor after the last unit, capped
             limits each action as it is taken (AMC)
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
         warm_start: the folder of a finished search of this model and data, whose candidates the strategy starts
             from; repeat the option for several
-        finalists: how many of the best candidates, one of them of the prior, are measured whole and compared by
-            accuracy; by default 5, fewer for the bundled detector
+        finalists: how many of the best candidates are measured on the device and compared by mAP before one is chosen;
+            one of them is always from the allocation that the search started with; by default 5, fewer for the bundled
+            detector
         tensorboard: write rewards, costs and noise as TensorBoard events
     """
 
@@ -69,6 +70,8 @@ class NetAdaptConfig(BudgetedConfig, TrainingWorkersConfig):
     A limit may list several levels, as in latency=12ms,10ms,8ms: one run makes a network for each of them.
 
     Attributes:
+        budget: a limit that the result holds, as in search (latency=8ms, latency=60%, flops=50%, …), or several levels
+            of it, such as flops=80%,60%,40%, with a network for each; repeat the option to combine limits
         initial_step: share of the dense network's cost that the first iteration saves
         decay: each iteration saves this much of what the one before saved
         short_term_steps: training steps that a proposal is fine-tuned before it is compared, 0 for none

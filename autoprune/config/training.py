@@ -31,8 +31,9 @@ class ApplyConfig(RunConfig):
         model: trained weights of the architecture that the policy was made for
         data: the data set that recalibrates batch norm and measures accuracy, a YAML as Ultralytics reads it; needed
             for policies of criteria that look at images, as search's covariance does
-        compensate: if there is data, give the kept channels' weights what best predicts the removed ones from them
-        reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
+        compensate: if there is data, update the weights that read kept channels so that they best reproduce what the
+            removed channels contributed
+        reconstruct: after compensation, also fit the layers to the outputs of the dense network, by least squares
         images: how many training images compensate, and recalibrate batch norm
         batch: images per batch
         seed: chooses the images
@@ -61,11 +62,12 @@ class TrainConfig(ResumableConfig):
         policy: the policy file
         model: trained weights of the architecture that the policy was made for
         data: the data set to train on, an Ultralytics YAML or class folders; needed but for a `model` FILE.py:FUNCTION
-        compensate: before training, give the kept channels' weights what best predicts the removed ones from them
-        reconstruct: of what is compensated, also solve every layer by least squares for what the dense network gives
+        compensate: before training, update the weights that read kept channels so that they best reproduce what the
+            removed channels contributed
+        reconstruct: after compensation, also fit the layers to the outputs of the dense network, by least squares
         epochs: how many times to go through the training images
-        lr_scale: first learning rate as a multiple of the default, which is 0.01 of MuSGD, for fewer than 10 epochs
-            0.3 of the dense training's (docs/guides/recipes.md)
+        lr_scale: multiplies the first learning rate, by default 0.01 (MuSGD) for detectors, and with fewer than 10
+            epochs 0.3 times the rate of the dense training (docs/guides/recipes.md)
         train_args: Ultralytics' training arguments for the fine-tuning, such as mosaic=0.5, freeze=10 or
             optimizer=AdamW, which then starts at the dense training's rate; repeat the option for several
         patience: stop after this many epochs without a better one, and keep the best one's weights; 0 trains all epochs
@@ -73,14 +75,14 @@ class TrainConfig(ResumableConfig):
             least 50
         distill: trained weights that teach the pruned network while it is fine-tuned, usually those of `model`; with
             those it did not help on three detectors, see docs/accuracy.md
-        distill_weight: how much the teacher counts; at 1 it begins about half as loud as the labels
+        distill_weight: how much the teacher counts; at 1 its loss is at first about half of the loss on the labels
         soften: first train the dense network while the channels that the policy removes fall to zero; after
             compensation it brought nothing on three detectors, see docs/accuracy.md
         soften_epochs: how many of the epochs that takes; by default a quarter of them, at least 1
         batch: images per batch; with several GPUs they share it
         device: where to train: cpu, cuda, cuda:1 (or 1, as Ultralytics has it), mps, several GPUs as 0,1, or auto for
             the first CUDA GPU if there is one
-        ultralytics_callbacks: let the integrations hear the fine-tuning that Ultralytics' own settings switch on
+        ultralytics_callbacks: let the loggers that Ultralytics' own settings switch on log the fine-tuning
     """
 
     policy: Path | Policy
