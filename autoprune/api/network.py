@@ -26,7 +26,7 @@ from autoprune.models.finding import find_data, find_weights
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.report import Table
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import image_size_of, runtime_settings
+from autoprune.runtimes.settings import image_size_of, place_of, runtime_settings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
@@ -122,7 +122,8 @@ class Network:
             runtime_command: a program that runs the network and prints milliseconds, in place of a runtime, such as
                 ``bench --model {onnx}``.
             runtime_pattern: a regular expression with one group around the milliseconds; the last number by default.
-            device: the address of a board, ssh://[USER@]HOST[:PORT]; by default the network's own device.
+            device: the address of a board, ssh://[USER@]HOST[:PORT]; by default the network's own device, or the CPU
+                if the runtime runs on nothing else.
 
         Returns:
             Median, 10th and 90th percentile in milliseconds.
@@ -131,7 +132,9 @@ class Network:
             ConfigError: the command is malformed, or there is a runtime as well.
             DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
-        where = self.device if device is None else device_name(from_python("device", str, device))
+        chosen = from_python("runtime", Runtime | None, runtime)
+        beside = place_of(chosen, beside=self.device)
+        where = beside if device is None else device_name(from_python("device", str, device))
         images, cores = from_python("batch", int, batch), from_python("threads", int | None, threads)
         if images < 1 or (cores is not None and cores < 1):
             raise ConfigError(f"`batch` and `threads` must be at least 1, got {images} and {cores}")
@@ -139,7 +142,6 @@ class Network:
         words = given if is_board(where) else placed(given, Path.cwd())
         if runtime_pattern and not words:
             raise ConfigError("`runtime_pattern` belongs to `runtime_command`, which is not given")
-        chosen = from_python("runtime", Runtime | None, runtime)
         if (chosen is COMMAND and not words) or (words and chosen not in (None, COMMAND)):
             raise ConfigError("`runtime_command` takes the place of `runtime`; give one of them")
         command = BenchmarkCommand.parse(words, runtime_pattern) if words else None

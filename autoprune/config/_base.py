@@ -51,8 +51,8 @@ class RunConfig:
         download: fetch weights that Ultralytics publishes, and images of a data set that says where they are, with
             Ultralytics' own functions, if they are not here; without it nothing is downloaded
         trust_checkpoint: open a checkpoint even if it could run code of its author, and run what a configuration file
-            names (a function, a program that measures, a cluster); a configuration file cannot set it, and `resume` needs
-            it again
+            names (a function, a program that measures, a cluster); a configuration file cannot set it, and `resume`
+            needs it again
         tracker: hand the curves of search and training to tensorboard, mlflow (to `mlruns` in the run folder if
             MLFLOW_TRACKING_URI is not set) or wandb (offline if WANDB_MODE is not set); repeat the option for several
         report: end with report.html, a page of everything that the run found

@@ -31,8 +31,8 @@ class SearchConfig(ReconstructingConfig, WorkersConfig):
         episodes: how many candidates the strategy may try; by default 100, fewer for the bundled detector
         rollout: candidates that ppo tries per policy update (by default 5) and polish per step (3), which is also how
             many `workers` can score at the same time
-        rule: how an episode meets the budget: projected scales all keep ratios by one factor after the last unit, capped
-            limits each action as it is taken (AMC)
+        rule: how an episode meets the budget: projected scales all keep ratios by one factor after the last unit,
+            capped limits each action as it is taken (AMC)
         sensitivity: the sensitivity.json of an autoprune sensitivity run of this model, which is then not measured anew
         warm_start: the folder of a finished search of this model and data, whose candidates the strategy starts
             from; repeat the option for several

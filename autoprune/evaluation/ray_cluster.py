@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ def open_ray(options: RunnerOptions) -> Iterator[RayRunner]:
             warnings.simplefilter("ignore")  # of Ray's own settings
             if not ray.is_initialized():
                 _connect(ray, options, stack)
-            count, resources = _room(ray, options)
+            count, resources = room(ray, options)
             runner = RayRunner(ray, count, options, resources)
             runner.check_versions()
         stack.callback(runner.close)
@@ -77,21 +78,33 @@ def _connect(ray: Any, options: RunnerOptions, stack: ExitStack) -> None:
     stack.callback(ray.shutdown)
 
 
-def _room(ray: Any, options: RunnerOptions) -> tuple[int, dict[str, float]]:
-    """Return how many workers the cluster has room for, as many as were asked for, and the resources of each."""
-    there = ray.available_resources()
-    cpus = int(there.get("CPU", 0) // options.threads)
-    asked = int(options.workers) if options.workers.isdecimal() else cpus
-    resources: dict[str, float] = {"num_cpus": options.threads}
+def room(ray: Any, options: RunnerOptions) -> tuple[int, dict[str, float]]:
+    """Return how many workers the cluster has room for, as many as were asked for, and the resources of each.
+
+    A worker lies on one node and on one GPU: what several have left over together is no room for one more.
+
+    Raises:
+        DeviceError: there is too little.
+    """
+    free, threads = ray.available_resources(), options.threads
+    fit = sum(int(node["Resources"].get("CPU", 0) // threads) for node in ray.nodes() if node["Alive"])
+    most = min(fit, int(free.get("CPU", 0) // threads))
+    asked = int(options.workers) if options.workers.isdecimal() else most
+    resources: dict[str, float] = {"num_cpus": threads}
     if options.device.startswith("cuda"):
-        gpus = there.get("GPU", 0)
-        asked = asked if options.workers.isdecimal() else int(min(gpus, cpus))
-        resources["num_gpus"] = min(1.0, gpus / max(asked, 1))
+        gpus = free.get("GPU", 0)
         if not gpus:
             raise DeviceError(f"The Ray cluster must have a GPU for `device` {options.device}, and has none free")
-    if not 1 <= asked <= cpus:
+        if options.device not in ("cuda", "cuda:0"):
+            raise DeviceError(
+                f"With `workers` Ray hands out the GPUs, and each worker has its own as `device` cuda, got "
+                f"{options.device}; choose some by CUDA_VISIBLE_DEVICES"
+            )
+        asked = asked if options.workers.isdecimal() else int(min(gpus, most))
+        resources["num_gpus"] = 1 / math.ceil(max(asked, 1) / gpus)
+    if not 1 <= asked <= most:
         raise DeviceError(
-            f"The Ray cluster must have {options.threads} free CPUs for each worker, and has "
-            f"{there.get('CPU', 0):g} in all; free some, or take fewer `workers` or `threads`"
+            f"The Ray cluster must have {threads} free CPUs for each worker, and has "
+            f"{free.get('CPU', 0):g} in all; free some, or take fewer `workers` or `threads`"
         )
     return asked, resources

@@ -28,6 +28,9 @@ from autoprune.listener import step_bar
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+START_SECONDS = 600.0
+"""How long workers may take to start, where each loads torch, perhaps from a slow disk."""
+
 ATTEMPTS = 3
 """How many workers may die of one candidate before it is given up."""
 
@@ -129,7 +132,13 @@ class RayRunner:
         """
         here = versions()
         try:
-            found = self._ray.get([worker.actor.versions.remote() for worker in self._workers])
+            asked = [worker.actor.versions.remote() for worker in self._workers]
+            found = self._ray.get(asked, timeout=START_SECONDS)
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise DeviceError(
+                f"{len(asked)} workers must start, and after {START_SECONDS:.0f} s some have not: the cluster has no "
+                "room for all of them at the same time; take fewer `workers` or `threads`"
+            ) from error
         except self._ray.exceptions.RayError as error:
             raise DeviceError(
                 f"Every worker must start with autoprune {here.get('autoprune', 'of this checkout')} and its packages, "

@@ -72,7 +72,7 @@ class MeasurementConfig:
             return self.least - taken
         if times.sum() >= self.seconds * 1e3 or (taken >= self.runs and spread <= self.spread):
             return 0
-        return min(_BATCH, self.max_runs - taken)
+        return min(_BATCH, (self.runs if taken < self.runs else self.max_runs) - taken)
 
 
 @dataclass(frozen=True)

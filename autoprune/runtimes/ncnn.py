@@ -66,15 +66,19 @@ def convert(source: Path, to: Path, *, half: bool = False) -> None:
     files = {"ncnnparam": to, "ncnnbin": to.with_suffix(".bin"), "ncnnpy": scratch / "ncnn.py"}
     files |= {f"pnnx{kind}": scratch / f"pnnx.{kind}" for kind in ("param", "bin", "py", "onnx")}
     options = [f"{key}={path.absolute()}" for key, path in files.items()]
-    done = subprocess.run(
-        [_converter(), str(source.absolute()), *options, f"fp16={int(half)}"],
-        cwd=scratch,  # it writes files for debugging there
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    shutil.rmtree(scratch)
+    try:
+        done = subprocess.run(
+            [_converter(), str(source.absolute()), *options, f"fp16={int(half)}"],
+            cwd=scratch,  # it writes files for debugging there
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(_refusal(f"pnnx has not ended after {TIMEOUT:g} s")) from error
+    finally:
+        shutil.rmtree(scratch)
     said = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
     if done.returncode or not to.is_file():
         raise DeviceError(_refusal(f"pnnx ended with {done.returncode}: {said[-1] if said else 'nothing said'}"))

@@ -31,6 +31,7 @@ from autoprune.choices import (
     is_device,
 )
 from autoprune.errors import DeviceError
+from autoprune.formats import ExportFormat
 from autoprune.io.files import sha256_of
 from autoprune.runtimes.hosts import board_at, host_of
 
@@ -204,6 +205,12 @@ def runtime_settings(
     )
 
 
+def place_of(runtime: Runtime | BenchmarkCommand | None, *, beside: str) -> str:
+    """Return the device that a runtime runs on beside one that computes all else: the CPU, if it knows no other."""
+    only_cpu = isinstance(runtime, Runtime) and list(runtime.spec.precisions) == ["cpu"]
+    return "cpu" if only_cpu and not is_board(beside) else beside
+
+
 def lane_width(settings: RuntimeSettings) -> int:
     """Return how many channels the device computes at once: a width costs as much as the next multiple of it.
 
@@ -223,15 +230,13 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
     if settings.command is not None:
         del values["command"]["timeout"]  # changes no time
     values["torch"] = torch.__version__
+    here = _versions(settings)
     if settings.on_board:  # wherever it is reached
         del values["device"]
-        return values | dict(host_of(settings.device).fingerprint(settings.runtime.spec.packages))
+        return {**values, "here": here, **host_of(settings.device).fingerprint(settings.runtime.spec.packages)}
     if settings.command is not None and settings.command.files:
         values["command"]["files"] = {str(file): sha256_of(file) for file in settings.command.files}
-    values |= {"cpu": cpu_model(), "system": platform.machine()}
-    for package in settings.runtime.spec.packages:
-        with suppress(PackageNotFoundError):
-            values[package] = version(package)
+    values |= {"cpu": cpu_model(), "system": platform.machine()} | here
     if settings.device.startswith("cuda"):
         index = torch.device(settings.device).index
         values |= {
@@ -242,6 +247,18 @@ def fingerprint(settings: RuntimeSettings) -> dict[str, Any]:
             "tf32_conv": torch.backends.cudnn.allow_tf32,
         }
     return values
+
+
+def _versions(settings: RuntimeSettings) -> dict[str, str]:
+    """Return the versions of this machine's packages that write, quantise or run the files that are measured."""
+    runtimes = [settings.runtime]
+    if settings.command is not None:
+        runtimes = [ExportFormat(name).runtime for name in settings.command.formats]
+    found = {}
+    for package in (package for runtime in runtimes for package in runtime.spec.packages):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def fingerprint_key(values: Mapping[str, Any]) -> str:

@@ -209,7 +209,7 @@ class LatencyEstimator:
                 advance(repeat + 1)
                 return timing
 
-            return typical(measure, self._noise.uncertainty)
+            return typical(measure, self._noise.uncertainty, self._milliseconds)
 
     def _typical_paired(
         self, module: nn.Module, key: list[Any], allocation: Allocation, known: PairedTiming, limit: float | None
@@ -227,9 +227,8 @@ class LatencyEstimator:
             advance(min(repeat + 1, MOST_REPEATS), more)
             return timing.chained(known)
 
-        most = limit / self._dense if limit is not None else None
         with self._listener.progress("Timing", MOST_REPEATS) as advance:
-            return typical(measure, lambda timing: timing.spread, most)
+            return typical(measure, lambda timing: timing.spread, self._milliseconds, limit)
 
     def _least_disturbed(
         self, build: Build, key: list[Any], *, attempts: int, following: Build | None = None

@@ -8,7 +8,7 @@ from autoprune.latency.energy import EnergyMeter
 from autoprune.latency.meter import LatencyMeter
 from autoprune.metrics import latency_target, metric_kind
 from autoprune.runtimes.energy import counter_of
-from autoprune.runtimes.settings import RuntimeSettings, image_size_of, runtime_settings
+from autoprune.runtimes.settings import RuntimeSettings, image_size_of, place_of, runtime_settings
 from autoprune.workflows.network import choose_device
 
 _ANY_SHAPE = (3, 32, 32)
@@ -33,13 +33,15 @@ def settings_of(
     Raises:
         DeviceError: the device or the runtime is not here.
     """
-    device, runtime = config.device, config.measured_on
+    device, runtime, named = config.device, config.measured_on, None
     if target := latency_target(metric)[0]:
         named, name = split_target(target)
         device = named or device
         runtime = config.command if name == COMMAND.value else Runtime(name) if name else None
+    if not is_board(device):
+        device = choose_device(device)
     return runtime_settings(
-        device if is_board(device) else choose_device(device),
+        device if named else place_of(runtime, beside=device),
         image_size=image_size_of(input_shape),
         runtime=runtime,
         precision=config.precision,

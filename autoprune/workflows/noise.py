@@ -33,6 +33,9 @@ Measure = Callable[[int], PairedTiming]
 Uncertainty = Callable[[PairedTiming], float]
 """By what share a measurement may be off."""
 
+Value = Callable[[PairedTiming], float]
+"""What a limit compares, such as the milliseconds of a percentile."""
+
 
 class NoiseModel:
     """Knows how long the dense network takes in this run, and so how far a measured ratio may be off.
@@ -61,22 +64,23 @@ def least_disturbed(measure: Measure, uncertainty: Uncertainty, attempts: int) -
     return min(timings, key=uncertainty)
 
 
-def typical(measure: Measure, uncertainty: Uncertainty, limit: float | None = None) -> PairedTiming:
-    """Measure several times and return the measurement with the median ratio: one alone may meet a bad moment.
+def typical(measure: Measure, uncertainty: Uncertainty, value: Value, limit: float | None = None) -> PairedTiming:
+    """Measure several times and return the measurement with the median value: one alone may meet a bad moment.
 
-    Measurements that the machine disturbed do not count, as long as there are enough others. A ratio beyond the limit
+    Measurements that the machine disturbed do not count, as long as there are enough others. A value beyond the limit
     is measured three times as often before it is believed.
 
     Args:
         measure: takes a measurement.
         uncertainty: by what share one may be off.
-        limit: the ratio that is allowed, or None.
+        value: of a measurement.
+        limit: the value that is allowed, or None.
     """
     timings = _taken([], measure, uncertainty, REPEATS)
-    found = _middle(timings, uncertainty)
-    if limit is None or found.ratio <= limit:
+    found = _middle(timings, uncertainty, value)
+    if limit is None or value(found) <= limit:
         return found
-    return _middle(_taken(timings, measure, uncertainty, 3 * REPEATS), uncertainty)
+    return _middle(_taken(timings, measure, uncertainty, 3 * REPEATS), uncertainty, value)
 
 
 def _taken(
@@ -90,8 +94,8 @@ def _taken(
     return timings
 
 
-def _middle(timings: Sequence[PairedTiming], uncertainty: Uncertainty) -> PairedTiming:
-    """Return the measurement with the median ratio of the undisturbed ones, or of the three least disturbed."""
+def _middle(timings: Sequence[PairedTiming], uncertainty: Uncertainty, value: Value) -> PairedTiming:
+    """Return the measurement with the median value of the undisturbed ones, or of the three least disturbed."""
     calm = sum(uncertainty(timing) <= MOST_UNCERTAINTY for timing in timings)
     counted = sorted(timings, key=uncertainty)[: max(calm, REPEATS)]
-    return sorted(counted, key=lambda timing: timing.ratio)[len(counted) // 2]
+    return sorted(counted, key=value)[len(counted) // 2]

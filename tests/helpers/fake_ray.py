@@ -26,6 +26,10 @@ class ActorDiedError(RayError):
     """The death of a worker."""
 
 
+class GetTimeoutError(RayError):
+    """The answers that were asked for are not there in time."""
+
+
 class TaskCancelledError(RayError):
     """What a task ends with that was taken back."""
 
@@ -58,6 +62,7 @@ class FakeRay:
         seconds: (worker, item) → how long it computes.
         dies: (worker, item) → whether it dies of it at the end.
         starts: worker → how long it takes to take a function; negative if it dies of it.
+        places: how many workers find a place; the others never start.
         cancels: whether a task that waits behind another can be taken back in time.
         versions: what the workers say of their packages; None for the truth.
         cpus: what is left of the cluster.
@@ -70,6 +75,7 @@ class FakeRay:
 
     seconds: Callable[[int, Any], float] = _instantly
     dies: Callable[[int, Any], bool] = _never
+    places: float = float("inf")
     cancels: bool = True
     starts: Callable[[int], float] = lambda worker: 0.0
     versions: dict[str, str] | None = None
@@ -79,7 +85,12 @@ class FakeRay:
     sent: list[Any] = field(default_factory=list)
     handed: dict[Reference, tuple[int, Any]] = field(default_factory=dict)
 
-    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, TaskCancelledError=TaskCancelledError)
+    exceptions = SimpleNamespace(
+        RayError=RayError,
+        RayTaskError=RayTaskError,
+        TaskCancelledError=TaskCancelledError,
+        GetTimeoutError=GetTimeoutError,
+    )
 
     def __post_init__(self) -> None:
         self._numbers = count()
@@ -104,7 +115,9 @@ class FakeRay:
     def get(self, asked: Any, *, timeout: float | None = None) -> Any:
         """Return answers, or raise the error that there is in place of one."""
         if isinstance(asked, list):
-            return [self.get(one) for one in asked]
+            return [self.get(one, timeout=timeout) for one in asked]
+        if timeout is not None and asked.end > self.now + timeout:
+            raise GetTimeoutError
         self.now = max(self.now, asked.end)
         if asked.error is not None:
             raise asked.error
@@ -140,7 +153,9 @@ class FakeRay:
         number = next(self._numbers)
         self._queues[number] = []
         calls = {
-            "versions": lambda: Reference(self.now, answer=self.versions or actor.versions()),
+            "versions": lambda: Reference(
+                self.now, answer=self.versions or actor.versions(), end=0.0 if number < self.places else float("inf")
+            ),
             "load": partial(self._load, actor, number),
             "compute": partial(self._compute, actor, number),
         }

@@ -164,6 +164,26 @@ def test_a_command_has_a_fingerprint_of_its_own() -> None:
     assert "command" not in runtime_settings("cpu", image_size=32).to_json(), "kept measurements stay valid"
 
 
+@pytest.mark.parametrize("where", ["cpu", "board"])
+def test_times_depend_on_what_writes_the_files_here(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a board, and of a command, which are given files that this machine has written."""
+    with fake_board(tmp_path / "board", monkeypatch) as board:
+        device = board.url if where == "board" else "cpu"
+        runtime = BenchmarkCommand.parse("bench {ncnn_param} {pte}") if where == "cpu" else Runtime("ncnn")
+        settings = runtime_settings(device, image_size=32, runtime=runtime)
+        before = fingerprint(settings)
+        monkeypatch.setattr("autoprune.runtimes.settings.version", lambda package: "99.0")
+        assert fingerprint_key(fingerprint(settings)) != fingerprint_key(before)
+
+
+@pytest.mark.parametrize(("metric", "runtime"), [("latency", "openvino"), ("latency@openvino", None)])
+def test_a_runtime_of_cpus_is_measured_there_beside_a_gpu(metric: str, runtime: str | None) -> None:
+    config = ProfileConfig(device="cuda:0", threads=1, runtime=Runtime(runtime) if runtime else None)
+    assert settings_on(metric, config, (3, 32, 32)).device == "cpu"
+
+
 def test_a_script_that_was_changed_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
     settings = settings_of(f"{script(tmp_path, 'print(1)')} {{onnx}}")
     before = fingerprint(settings)

@@ -319,6 +319,15 @@ def test_a_killed_worker_is_a_loss_that_may_be_measured_again(host: SshHost, boa
     assert WorkerProcess("test", engine, {}, host=host).call("add", a=2, b=2) == 4
 
 
+def test_a_request_that_fails_there_is_told_in_one_sentence(host: SshHost, board: FakeBoard, engine: Path) -> None:
+    lock = board.temporary / "autoprune.lock"
+    lock.mkdir()
+    with pytest.raises(DeviceError, match=r"The board ssh://.* must answer requests, and fails at 'lock': .*directory"):
+        WorkerProcess("test", engine, {}, host=host)
+    lock.rmdir()
+    assert WorkerProcess("test", engine, {}, host=host).call("add", a=2, b=2) == 4
+
+
 def test_a_hung_engine_is_killed_there(host: SshHost, engine: Path) -> None:
     worker = WorkerProcess("test", engine, {}, host=host)
     worker._timeout = 0.2

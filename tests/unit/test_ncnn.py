@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DeviceError
-from autoprune.runtimes import Precision, Runtime, open_backend, runtime_settings
+from autoprune.runtimes import Precision, Runtime, ncnn, open_backend, runtime_settings
 from autoprune.runtimes.exported import export_onnx
 from autoprune.runtimes.ncnn import convert
 from autoprune.runtimes.process import WorkerProcess
@@ -37,6 +37,16 @@ def test_what_is_no_network_is_refused_with_the_converters_words(tmp_path: Path)
     (tmp_path / "network.onnx").write_bytes(b"no network")
     with pytest.raises(DeviceError, match=r"expressible in NCNN, and pnnx ended with -?\d+: .*; use"):
         convert(tmp_path / "network.onnx", tmp_path / "model.ncnn.param")
+
+
+def test_a_converter_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pnnx-sleeps").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "pnnx-sleeps").chmod(0o755)
+    monkeypatch.setattr(ncnn, "_converter", lambda: str(tmp_path / "pnnx-sleeps"))
+    monkeypatch.setattr(ncnn, "TIMEOUT", 0.2)
+    with pytest.raises(DeviceError, match=r"expressible in NCNN, and pnnx has not ended after 0.2 s; use"):
+        convert(tmp_path / "network.onnx", tmp_path / "model.ncnn.param")
+    assert not (tmp_path / "pnnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autoprune.latency.timing import PairedTiming, Timing
@@ -14,6 +16,9 @@ from autoprune.workflows.noise import (
     least_disturbed,
     typical,
 )
+
+SLOWEST = [(0.600, 7.0), (0.601, 9.0), (0.602, 7.0)]
+"""Ratios of medians and 95th percentiles of three measurements."""
 
 
 def timed(ratio: float, spread: float = 0.01, dense: float = 10) -> PairedTiming:
@@ -37,7 +42,7 @@ class Series:
 def measured(*timings: PairedTiming, limit: float | None = None) -> tuple[float, int]:
     """Return the ratio chosen of a series of measurements, and how many of them were taken."""
     series = Series(*timings)
-    return typical(series, NoiseModel(10).uncertainty, limit).ratio, series.taken
+    return typical(series, NoiseModel(10).uncertainty, lambda timing: timing.ratio, limit).ratio, series.taken
 
 
 def test_on_a_quiet_machine_the_median_of_three_counts() -> None:
@@ -61,6 +66,16 @@ def test_a_miss_is_measured_three_times_as_often_before_it_is_believed() -> None
     assert measured(*moment, *usual, limit=0.6) == (usual[4].ratio, 3 * REPEATS)
     assert measured(*[timed(0.61)] * 9, limit=0.6) == (0.61, 3 * REPEATS)
     assert measured(*moment, limit=0.62) == (0.62, REPEATS)
+
+
+def test_the_value_that_a_limit_compares_chooses_and_is_repeated() -> None:
+    slow = [replace(timed(ratio), candidate=replace(timed(ratio).candidate, p95=p95)) for ratio, p95 in SLOWEST]
+    series = Series(*slow, *[slow[0]] * 6)
+    found = typical(series, NoiseModel(10).uncertainty, lambda timing: timing.candidate.p95, limit=8.0)
+    assert (found.candidate.p95, series.taken) == (7.0, REPEATS), "the middle one, though it is not that of the ratios"
+    series = Series(*[slow[1]] * 2, *[slow[0]] * 7)
+    found = typical(series, NoiseModel(10).uncertainty, lambda timing: timing.candidate.p95, limit=8.0)
+    assert (found.candidate.p95, series.taken) == (7.0, 3 * REPEATS), "a miss is not believed at once"
 
 
 def test_a_machine_that_is_slower_for_a_moment_is_disturbed() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from autoprune.errors import DeviceError
 from autoprune.evaluation import ray_runner, ray_worker, runners
-from autoprune.evaluation.ray_cluster import open_ray
+from autoprune.evaluation.ray_cluster import open_ray, room
 from autoprune.evaluation.ray_runner import ATTEMPTS, LOST_SECONDS, RayRunner
 from autoprune.evaluation.ray_worker import versions
 from autoprune.evaluation.runners import Large, RunnerOptions, Shared, open_runner
@@ -272,6 +272,32 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     runner_on(FakeRay(), monkeypatch).check_versions()
     with pytest.raises(DeviceError, match=rf"got torch 0\.1 there and {here['torch']} here"):
         runner_on(FakeRay(versions={**here, "torch": "0.1"}), monkeypatch).check_versions()
+
+
+def test_workers_that_find_no_place_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner_on(FakeRay(places=3), monkeypatch, workers=3).check_versions()
+    with pytest.raises(DeviceError, match="3 workers must start, and after 600 s some have not"):
+        runner_on(FakeRay(places=2), monkeypatch, workers=3).check_versions()
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_all_workers_fit_on_the_gpus_that_they_share(workers: int, gpus: int) -> None:
+    """A worker lies on one GPU."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 64.0}}]
+    cluster = SimpleNamespace(available_resources=lambda: {"CPU": 64.0, "GPU": float(gpus)}, nodes=lambda: nodes)
+    count, resources = room(cluster, RunnerOptions(str(workers), device="cuda:0"))
+    assert count == workers <= gpus * int(1 / resources["num_gpus"] + 1e-9)
+    assert room(cluster, RunnerOptions("auto", device="cuda"))[0] == gpus
+    with pytest.raises(DeviceError, match=r"Ray hands out the GPUs, .* got cuda:1"):
+        room(cluster, RunnerOptions(str(workers), device="cuda:1"))
+
+
+def test_a_worker_has_its_threads_on_one_node() -> None:
+    nodes = [{"Alive": alive, "Resources": {"CPU": 6.0}} for alive in (True, True, False)]
+    cluster = SimpleNamespace(available_resources=lambda: {"CPU": 12.0}, nodes=lambda: nodes)
+    assert room(cluster, RunnerOptions("auto", threads=4)) == (2, {"num_cpus": 4})
+    with pytest.raises(DeviceError, match="must have 4 free CPUs for each worker"):
+        room(cluster, RunnerOptions("3", threads=4))
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,4 +187,7 @@ def test_the_slow_runs_are_kept_as_a_percentile() -> None:
 
 def test_a_command_is_run_a_few_times_only() -> None:
     assert MeasurementConfig().of_means() == MeasurementConfig(runs=3, least=3, max_runs=6, warm_up=0)
-    assert MeasurementConfig(runs=80, max_runs=240).of_means().runs == 4
+    stage = MeasurementConfig(runs=80, max_runs=240).of_means()
+    assert stage.runs == 4
+    assert time_pair(Scripted([1.0]), Scripted([2.0]), stage).candidate.runs == 4
+    assert time_pair(Scripted([1.0, 3.0]), Scripted([2.0]), stage).candidate.runs == 12

@@ -35,7 +35,8 @@ class Engine:
             shape: of its input, which engines have fixed.
         """
         plan = _plan_in(Path(path)) if path.endswith(".engine") else self._build(path)
-        return _Loaded(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
+        engine = self._made(tensorrt.Runtime(self._logger).deserialize_cuda_engine(plan))
+        return _Loaded(engine, self._made(engine.create_execution_context()))
 
     def convert(self, source: str, to: str) -> None:
         """Build an engine from an ONNX file and write it, without any header."""
@@ -53,10 +54,13 @@ class Engine:
         if not self._tf32:
             config.clear_flag(tensorrt.BuilderFlag.TF32)
         config.set_flag(tensorrt.BuilderFlag.SPARSE_WEIGHTS)  # looks for 2:4; others run as without it
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
+        return self._made(builder.build_serialized_network(network, config))
+
+    def _made(self, thing: Any) -> Any:
+        """Return what TensorRT made; it gives None for what it could not make, and the reason to its logger."""
+        if thing is None:
             raise RuntimeError(self._logger.last)
-        return plan
+        return thing
 
     def run(self, network: Any) -> float:
         """Run once with the device idle before and after, and return the milliseconds between two events around it."""
@@ -80,7 +84,7 @@ class _Logger(tensorrt.ILogger):  # type: ignore[misc]
 
     def __init__(self) -> None:
         tensorrt.ILogger.__init__(self)
-        self.last = "the builder gave no reason"
+        self.last = "TensorRT gave no reason"
 
     def log(self, severity: Any, message: str) -> None:
         """Keep the message if it is an error."""
@@ -91,9 +95,8 @@ class _Logger(tensorrt.ILogger):  # type: ignore[misc]
 class _Loaded:
     """An engine with memory for its input and outputs, filled with a random input."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._context = engine.create_execution_context()
+    def __init__(self, engine: Any, context: Any) -> None:
+        self._engine, self._context = engine, context
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._arrays = {name: np.zeros(tuple(engine.get_tensor_shape(name)), self._type(name)) for name in names}
         self._memory = {name: _checked(cuda.cudaMalloc(array.nbytes)) for name, array in self._arrays.items()}

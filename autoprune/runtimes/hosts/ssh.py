@@ -94,7 +94,8 @@ class SshHost(Host):
 
         def act() -> Mapping[str, Any]:
             try:
-                found: Mapping[str, Any] = self._ask("run", seconds=timeout, argv=list(argv), timeout=timeout)
+                arguments = {"argv": list(argv), "timeout": timeout}
+                found: Mapping[str, Any] = self._connected().request("run", arguments, seconds=timeout + SLACK)
             except AgentError as error:
                 raise OSError(str(error)) from error
             return found
@@ -168,7 +169,10 @@ class SshHost(Host):
     def _ask(self, call: str, /, *, seconds: float = 0.0, **arguments: Any) -> Any:
         if call == "lock":
             arguments["seconds"] = seconds
-        return self._connected().request(call, arguments, seconds=seconds + SLACK)
+        try:
+            return self._connected().request(call, arguments, seconds=seconds + SLACK)
+        except AgentError as error:
+            raise DeviceError(f"The board {self.name} must answer requests, and fails at {call!r}: {error}") from error
 
     def _connected(self) -> Connection:
         """Return the connection; one that was lost is opened anew, for as long as a reboot may take."""
