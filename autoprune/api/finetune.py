@@ -12,7 +12,7 @@ import torch
 from autoprune.api.listening import checked_listener
 from autoprune.api.network import Network
 from autoprune.choices import MOST_LR_SCALE
-from autoprune.config._checks import check_counts, check_share, named
+from autoprune.config._checks import check_counts, check_rate, check_share, named
 from autoprune.config.reading import from_python
 from autoprune.config.train_args import check_train_args
 from autoprune.errors import AutopruneError, ConfigError
@@ -85,6 +85,7 @@ def finetune(
     check_counts(tuning, "epochs", "batch", least=1)
     check_counts(tuning, "seed", "patience", least=0)
     check_share("lr_scale", tuning.lr_scale, most=MOST_LR_SCALE)
+    check_rate(texts, tuning.lr_scale)
     if teacher is not None:
         check_teacher(teacher.module, network.module, network.adapter.example(1))
     folder = Path(out)
@@ -92,6 +93,7 @@ def finetune(
     record = TrainingRecord.of(
         network.module,
         teacher=tuning.teacher,
+        opened=network.opened,
         data=network.data,
         imgsz=network.imgsz,
         **{name: getattr(tuning, name) for name in ("epochs", "lr_scale", "batch", "seed", "patience")},

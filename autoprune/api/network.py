@@ -43,6 +43,7 @@ class Network:
     Attributes:
         module: the network in torch, in eval mode.
         adapter: its family's tools: data, loss, metric, checkpoints.
+        opened: the name that the dense network was opened by.
         path: its file, behind the function's name if one builds it (``nets.py:make@small.pt``); None for one that was
             never saved.
         data: its data set as it was given; None if there is none, or if the network's own function brings it.
@@ -68,8 +69,8 @@ class Network:
         data: Path | None,
         trust_checkpoint: bool,
     ) -> None:
-        """Use ``load``; ``opened`` is the name that the dense network was opened by."""
-        self.adapter, self.module, self._opened = adapter, module, opened
+        """Use ``load``."""
+        self.adapter, self.module, self.opened = adapter, module, opened
         self.path, self.data, self.trust_checkpoint = path, data, trust_checkpoint
 
     @property
@@ -180,7 +181,7 @@ class Network:
                 f"A network like this is saved as a {suffix} file, got {file}; `export` writes other formats"
             )
         self.adapter.save(self.module, file)
-        self.path = reopened(self._opened, file)
+        self.path = reopened(self.opened, file)
         return file
 
     def policy(self, keep: Mapping[str, int] | Sequence[int], *, criterion: str = "covariance") -> Policy:
@@ -224,9 +225,9 @@ class Network:
 
     def with_module(self, module: nn.Module, *, file: Path | None = None) -> Network:
         """Return another network of the same data: this one pruned, or trained; ``file`` holds it, if any does."""
-        path = None if file is None else reopened(self._opened, file)
+        path = None if file is None else reopened(self.opened, file)
         return Network(
-            self.adapter, module, opened=self._opened, path=path, data=self.data, trust_checkpoint=self.trust_checkpoint
+            self.adapter, module, opened=self.opened, path=path, data=self.data, trust_checkpoint=self.trust_checkpoint
         )
 
     @cached_property

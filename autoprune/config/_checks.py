@@ -72,6 +72,16 @@ def check_training(texts: Sequence[str], config: BudgetedConfig | TrainConfig) -
     if texts:
         check_stock(config.model, named("train_args"))
         check_train_args(texts, vars(config))
+        check_rate(texts, config.lr_scale)
+
+
+def check_rate(texts: Sequence[str], lr_scale: float) -> None:
+    """Make sure that training arguments do not set the rate that ``lr_scale`` multiplies."""
+    if lr_scale != 1 and any(text.startswith("lr0=") for text in texts):
+        raise ConfigError(
+            f"`train_args` lr0 is the first learning rate itself, and `lr_scale` {lr_scale:g} multiplies the default "
+            "one; give one of them"
+        )
 
 
 def check_family(model: Path | None, what: str) -> None:

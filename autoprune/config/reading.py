@@ -119,7 +119,7 @@ def from_python(name: str, hint: Any, value: object) -> Any:
         ('mosaic=0.5',)
     """
     if is_list(hint) and isinstance(value, Mapping):
-        return read_value(named(name), hint, {str(key): _as_text(one) for key, one in value.items()})
+        return read_value(named(name), hint, {str(key): str(one) for key, one in value.items()})
     if isinstance(value, Policy) and Policy in get_args(hint):
         return value
     if isinstance(value, Budget):

@@ -137,7 +137,12 @@ class TrainConfig(ResumableConfig):
     def _check_device(self) -> None:
         check_devices(self.device)
         count = len(devices_of(self.device))
-        if count > 1 and (self.distill is not None or self.soften):
-            raise ConfigError(f"`distill` and `soften` train on one device, got `device` {self.device}")
+        if count > 1:
+            check_stock(self.model, "training on several GPUs")
+            if self.distill is not None or self.soften or self.ultralytics_callbacks:
+                raise ConfigError(
+                    "`distill`, `soften` and `ultralytics_callbacks` are for training on one device, got `device` "
+                    f"{self.device}"
+                )
         if self.batch % count:
             raise ConfigError(f"`batch` must be a multiple of the {count} devices that share it, got {self.batch}")

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from autoprune.errors import TrainingError
 from autoprune.listener import tracked
 from autoprune.structure.graph import MIXING, ChannelGraph, Layer
 
@@ -243,19 +244,50 @@ class _NoDropout(TorchFunctionMode):
 def recalibrate(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     """Replace batch norm statistics by those of the inputs (Li et al., "EagleEye", ECCV 2020, section 3.3).
 
+    Norms that the network itself keeps in eval mode stay as they are.
+
     Args:
         module: changed in place; left in eval mode.
-        inputs: tensors of shape (B, C, H, W); every one counts the same.
+        inputs: tensors of shape (B, C, H, W); every image counts the same.
+
+    Raises:
+        TrainingError: a norm sees one value per channel only.
     """
-    norms = [child for child in module.modules() if isinstance(child, Norm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
     train_mode(module)
-    with torch.no_grad():
-        for tensor in tracked(inputs, "Recalibrating"):
-            module(tensor)
+    norms = [child for child in module.modules() if isinstance(child, Norm) and child.training]
+    momenta, seen = [norm.momentum for norm in norms], dict.fromkeys(norms, 0)
+
+    def weigh(norm: Norm, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Let the images of a call count as much as each that the norm has seen before."""
+        count = len((*arguments, *named.values())[0])
+        seen[norm] += count
+        norm.momentum = count / seen[norm]
+
+    with ExitStack() as stack:
+        for norm in norms:
+            norm.reset_running_stats()
+            stack.callback(norm.register_forward_pre_hook(weigh, with_kwargs=True).remove)
+        with torch.no_grad(), enough_values():
+            for tensor in tracked(inputs, "Recalibrating"):
+                module(tensor)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.eval()
+
+
+@contextmanager
+def enough_values() -> Iterator[None]:
+    """Tell that batch norm, as behind pooling, has one value per channel to normalise, where torch refuses that.
+
+    Raises:
+        TrainingError: it has.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "Batch norm needs two values per channel, and has one of a single image behind pooling: give a `batch` of "
+            "2 or more, and more training images"
+        ) from error

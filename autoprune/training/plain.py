@@ -23,6 +23,7 @@ from autoprune.io.files import make_folder, write_atomic
 from autoprune.models._base import Batch
 from autoprune.models._trainable import TrainableAdapter
 from autoprune.results import Metrics
+from autoprune.statistics.layers import enough_values
 from autoprune.training.extensions._base import Event, ExtensibleTraining, LossTerms
 from autoprune.training.plan import Plan, Trainer, TrainingContext
 from autoprune.training.results import EpochReport, FinetuneResult, keep_epoch, recalibrated
@@ -277,7 +278,8 @@ def backward(
         DeviceError: memory runs out.
     """
     try:
-        terms = loss()
+        with enough_values():
+            terms = loss()
         values = {name: float(term.detach()) for name, term in terms.items()}
         if broken := next((value for value in values.values() if not math.isfinite(value)), None):
             rate = optimizer.param_groups[0]["lr"]

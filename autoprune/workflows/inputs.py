@@ -91,6 +91,12 @@ def data_digests(path: Path) -> dict[str, str]:
     return Inputs(dict(_data_set(path))).digests
 
 
+def source_digest(model: Path) -> dict[str, str]:
+    """Return the digest of the file that builds a network, ``FILE.py:FUNCTION``; empty for other models."""
+    found = match_factory(model)
+    return {"source": sha256_of(_source(found["source"]))} if found else {}
+
+
 def noted_in(header: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the digests in a journal's header; empty if somebody has taken them out."""
     digests = header.get("inputs")

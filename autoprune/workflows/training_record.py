@@ -14,7 +14,7 @@ from autoprune.errors import TrainingError
 from autoprune.io.files import make_folder, read_bytes, write_atomic
 from autoprune.io.records import read_record
 from autoprune.journal import JOURNAL_FILE
-from autoprune.workflows.inputs import data_digests
+from autoprune.workflows.inputs import data_digests, source_digest
 from autoprune.workflows.tuning_state import FINETUNE
 
 FILE = "training.json"
@@ -29,7 +29,7 @@ class TrainingRecord:
 
     Attributes:
         settings: options by name, as text.
-        data: one digest per part of the data set.
+        data: one digest per part of the data set, or that of the file that builds the network and brings its data.
         network: the norm of every tensor by its name in the state dict.
         teacher: likewise; empty without one.
     """
@@ -41,12 +41,20 @@ class TrainingRecord:
 
     @classmethod
     def of(
-        cls, network: nn.Module, *, teacher: nn.Module | None, data: Path | None, **settings: object
+        cls, network: nn.Module, *, teacher: nn.Module | None, opened: Path, data: Path | None, **settings: object
     ) -> TrainingRecord:
-        """Describe a training; ``data`` is the data set's file or folder, if there is one."""
+        """Describe a training.
+
+        Args:
+            network: what is trained.
+            teacher: its teacher, if there is one.
+            opened: the name that the dense network was opened by.
+            data: the data set's file or folder, if there is one.
+            settings: options by name.
+        """
         return cls(
             {name: str(value) for name, value in settings.items()},
-            {} if data is None else data_digests(data),
+            source_digest(opened) if data is None else data_digests(data),
             _norms(network),
             {} if teacher is None else _norms(teacher),
         )
@@ -85,7 +93,7 @@ class TrainingRecord:
             if (was := before.settings.get(name)) != value:
                 return f"`{name}` was {was} and is {value}"
         if self.data != before.data:
-            return "the data set has changed"
+            return "the file of the network has changed" if "source" in self.data else "the data set has changed"
         if not _close(self.network, before.network):
             return "the network is another one"
         return "" if _close(self.teacher, before.teacher) else "the teacher is another one"

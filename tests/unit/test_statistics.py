@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.errors import TrainingError
 from autoprune.statistics.layers import (
     activation_hooks,
     evaluating,
@@ -72,6 +73,47 @@ def test_recalibrating_again_or_in_another_order_changes_nothing() -> None:
     recalibrate(twice, IMAGES.split(4)[::-1])
     for name, value in once.state_dict().items():
         torch.testing.assert_close(twice.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Frozen(nn.Sequential):
+    """Keeps its first norm in eval mode, as detection backbones do."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_norms_that_a_network_freezes_keep_their_statistics() -> None:
+    network = seeded(lambda: Frozen(*normed()))
+    network[1].running_mean.fill_(0.5)
+    recalibrate(network, IMAGES.split(4))
+    assert torch.equal(network[1].running_mean, torch.full((4,), 0.5))
+    assert (network[1].momentum, network[3].momentum) == (0.03, 0.1)
+    assert network[3].num_batches_tracked > 0
+
+
+def test_every_image_counts_the_same_in_batches_of_any_size() -> None:
+    """Also in a norm that runs several times, and that gets its input by name."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.norm(images) + self.norm(input=images + 1.0)
+
+    network = Twice()
+    recalibrate(network, [IMAGES[:5], IMAGES[5:6] + 9.0])
+    seen = torch.cat([IMAGES[:5], IMAGES[5:6] + 9.0])
+    torch.testing.assert_close(network.norm.running_mean, seen.mean((0, 2, 3)) + 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_behind_pooling_needs_two_images() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(TrainingError, match="Batch norm needs two values per channel"):
+        recalibrate(network, [IMAGES[:1]])
 
 
 # -- sampled positions -----------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def test_a_value_is_read_as_ultralytics_reads_it(text: str, value: object) -> No
         ("close_mosaic=1.5", r"'close_mosaic=1\.5' is of invalid type float"),
         ("cos_lr=7", r"'cos_lr=7' is of invalid type int"),
         ("optimizer=AdmaW", r"optimizer must be one of SGD, MuSGD, Adam, .*, got AdmaW"),
+        ("optimizer=auto", "optimizer must be one of .*, got auto"),  # it would ignore lr_scale
         ("auto_augment=augment", r"auto_augment must be one of randaugment, autoaugment, augmix, None, got augment"),
         ("box=__import__('os')", r"'box=__import__\('os'\)' is of invalid type str"),
     ],

@@ -223,6 +223,7 @@ def test_a_pruned_network_is_trained(net: ap.Network, run: ap.Run, tmp_path: Pat
         ({"patience": -1}, "`patience` must be a whole number of at least 0, got -1"),
         ({"lr_scale": 20}, r"`lr_scale` must lie in \(0, 10\], got 20"),
         ({"train_args": {"optimizer": "AdmaW"}}, "optimizer must be one of SGD"),
+        ({"train_args": {"lr0": 0.1}, "lr_scale": 2}, "`train_args` lr0 is the first learning rate itself"),
         ({"train_args": "mosaic"}, "`train_args` are written key=value"),
         ({"train_args": 5}, "`train_args`"),
         ({"epochs": 1.5}, "`epochs` must be a whole number .*, got 1.5"),

@@ -270,3 +270,12 @@ def test_a_network_of_torchvision_is_searched_and_exported(tmp_path: Path, name:
         "export", tmp_path / "out", "--format", "torchscript", model=f"{model}@{tmp_path / 'run/model.pt'}"
     )
     assert main(exported) == 0
+
+
+def test_a_training_of_a_file_that_was_changed_is_another_one(tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    shutil.copy(Path(__file__).parents[1] / "helpers" / "own_network.py", source)
+    ap.finetune(ap.load(f"{source}:make", device="cpu"), epochs=1, batch=8, out=tmp_path / "tuned")
+    source.write_text(source.read_text() + "\n# another learning rate, say\n")
+    with pytest.raises(ap.TrainingError, match="has another training: the file of the network has changed"):
+        ap.finetune(ap.load(f"{source}:make", device="cpu"), epochs=1, batch=8, out=tmp_path / "tuned")

@@ -201,8 +201,10 @@ def test_gpus_that_are_not_there_are_named(
         ("--soften-epochs 2", "--soften-epochs is for --soften"),
         ("--patience -1", "--patience must be a whole number of at least 0, got -1"),
         ("--distill-weight 0", "--distill-weight must be above 0, got 0"),
-        ("--device cuda:0,1 --soften", "--distill and --soften train on one device, got --device cuda:0,1"),
-        ("--device cuda:0,1 --distill m.pt", "--distill and --soften train on one device"),
+        ("--device cuda:0,1 --soften", "are for training on one device, got --device cuda:0,1"),
+        ("--device cuda:0,1 --distill m.pt", "--distill, --soften and --ultralytics-callbacks are for training on one"),
+        ("--device cuda:0,1 --ultralytics-callbacks", "are for training on one device"),
+        ("--train-args lr0=0.1 --lr-scale 2", "--train-args lr0 is the first learning rate itself, and --lr-scale 2"),
         ("--device cuda:0,1 --batch 15", "--batch must be a multiple of the 2 devices that share it, got 15"),
         ("--device cuda:0,0", "--device takes several GPUs as 0,1 or cuda:0,1, each once, got 'cuda:0,0'"),
         ("--device cpu,cuda:0", "--device takes several GPUs as 0,1 or cuda:0,1"),
@@ -212,6 +214,14 @@ def test_options_that_make_no_sense_are_named(options: str, said: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse(["train", "--policy", "p.json", "--model", "m.pt", "--data", "d.yaml", *options.split()])
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("nets.py:make", "training on several GPUs is for"), ("a.cfg", "several GPUs")]
+)
+def test_several_gpus_train_networks_of_ultralytics(model: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(["train", "--policy", "p.json", "--model", model, "--device", "cuda:0,1"])
 
 
 @pytest.mark.parametrize(("total", "softening"), [(2, 1), (4, 1), (20, 5)])

@@ -114,7 +114,7 @@ def train_arguments(texts: Sequence[str]) -> dict[str, Any]:
 
 
 _NAMED: Mapping[str, Sequence[str | None]] = {
-    "optimizer": ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "auto"),
+    "optimizer": ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop"),
     "auto_augment": ("randaugment", "autoaugment", "augmix", None),
 }
 """Names that Ultralytics itself checks only when it trains."""
@@ -133,7 +133,7 @@ def _literal(text: str) -> Any:
 
 _INHERITED = (
     *("momentum", "weight_decay", "box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle"),
-    *("overlap_mask", "mask_ratio", "dropout", "auto_augment", "erasing"),
+    *("overlap_mask", "mask_ratio", "auto_augment", "erasing"),
     *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"),
     *("mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode"),
 )
