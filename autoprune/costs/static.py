@@ -99,8 +99,8 @@ class CostSubject:
 class FlopsCost(Cost):
     """FLOPs of one image, 2 × multiply-accumulates, as Ultralytics' ``model.info()`` prints them.
 
-    Counted as its ``thop`` does for the unfused network: convolutions and linear layers without bias, batch norm as 4
-    operations per element, and matrix products of attention. ``uncounted`` returns the rest.
+    Counted as its ``thop`` does for the unfused network: convolutions and linear layers without bias, batch (and
+    instance) norm as 4 operations per element, and matrix products of attention. ``uncounted`` returns the rest.
 
     Args:
         space: the space of allocations; the graph's layers carry the image size.
@@ -223,7 +223,7 @@ class ChannelsCost(Cost):
 
 def layer_macs(layer: Layer) -> tuple[float, tuple[int, ...]]:
     """Return a layer's multiply-accumulates for one image, as coefficient and the axes whose widths multiply it."""
-    area_in, area_out = layer.in_hw[0] * layer.in_hw[1], layer.out_hw[0] * layer.out_hw[1]
+    area_in, area_out = (layer.images * height * width for height, width in (layer.in_hw, layer.out_hw))
     window = layer.kernel[0] * layer.kernel[1]
     if layer.kind is LayerKind.NORM:
         return float(_NORM_MACS * area_in), (layer.in_axis,)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.criteria._base import CalibrationData, ChannelScores, Importance, observe
-from autoprune.statistics.layers import Reader
+from autoprune.statistics.layers import Norm, Reader
 from autoprune.structure.graph import MIXING, ChannelGraph, LayerKind
 
 NEAR = 0.05
@@ -37,7 +37,11 @@ class ApozImportance(Importance):
     def members(self, module: nn.Module, graph: ChannelGraph) -> Sequence[ChannelScores]:
         """Return the share per channel for every layer."""
         modules = dict(module.named_modules())
-        norms = [layer for layer in graph.layers if layer.kind is LayerKind.NORM]
+        norms = [
+            layer
+            for layer in graph.layers
+            if layer.kind is LayerKind.NORM and isinstance(modules[layer.name], Norm)  # not one called as a function
+        ]
         mixing = [layer for layer in graph.layers if layer.kind in MIXING and isinstance(modules[layer.name], Reader)]
         layers = norms or mixing
         axes = {layer.name: layer.out_axis for layer in layers}

@@ -42,7 +42,7 @@ def assemble(found: Findings) -> ChannelGraph:
         axes=tuple(np.array([number[root] for root in roots], dtype=np.int64) for roots in interner.roots),
         tensors={name: tuple(sorted(pairs)) for name, pairs in tensors.items()},
         layers=tuple(
-            Layer(raw.name, raw.kind, axes[0], axes[1], raw.kernel, raw.stride, raw.in_hw, raw.out_hw, raw.groups)
+            Layer(raw.name, raw.kind, *axes, raw.kernel, raw.stride, raw.in_hw, raw.out_hw, raw.groups, raw.images)
             for raw, axes in zip(found.layers, layer_axes, strict=True)
         ),
         attributes=tuple(

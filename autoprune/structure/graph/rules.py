@@ -71,12 +71,14 @@ def linear(walk: Walk, node: fx.Node) -> Value:
 
 
 def batch_norm(walk: Walk, node: fx.Node) -> Value:
-    """Batch norm passes channels on and has four numbers for each."""
+    """Batch norm, or one of each image, passes channels on and has up to four numbers for each."""
     inputs = walk.input(node)
     if inputs is None:
         return walk.unknown(node)
     for source in node.args[1:5]:
         walk.axis(source, 0, inputs)
+    if not any(node.args[1:5]) and hasattr(walk.module.get_submodule(walk.owner(node)), "num_features"):
+        walk.found.attributes.append((walk.owner(node), "num_features", inputs))  # no tensor says how many
     walk.layer(node, LayerKind.NORM, inputs, inputs)
     return inputs
 
@@ -134,6 +136,22 @@ def adaptive_max_pool(walk: Walk, node: fx.Node) -> Value:
 def _has_images(node: fx.Node) -> bool:
     """Return whether a node reads a tensor of shape (B, C, H, W)."""
     return len(shape(node.args[0])) == 4
+
+
+def power(walk: Walk, node: fx.Node) -> Value:
+    """A power with one exponent for all passes channels on; an exponent for each is as a factor for each."""
+    return elementwise(walk, node) if math.prod(shape(argument(node, 1))) == 1 else binary(walk, node)
+
+
+def greater(walk: Walk, node: fx.Node) -> Value:
+    """The larger or smaller numbers of two tensors; those of one, along a dimension, are another operation."""
+    return binary(walk, node) if shape(argument(node, 1)) else walk.unknown(node)
+
+
+def cut(walk: Walk, node: fx.Node) -> Value:
+    """A part of the image passes channels on; a part of the channels or of the batch does not."""
+    behind = int(argument(node, 1, 0)) % len(shape(node)) >= 2
+    return forward(walk, node) if behind or shape(node) == shape(node.args[0]) else walk.unknown(node)
 
 
 def upsample(walk: Walk, node: fx.Node) -> Value:
@@ -246,6 +264,15 @@ def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
     return pieces
 
 
+def split(walk: Walk, node: fx.Node) -> Value:
+    """Cut channels into pieces of a size that the network computes; the check of values finds one that is constant."""
+    inputs = _along_channels(walk, node)
+    if inputs is None:
+        return walk.unknown(node)
+    step = int(argument(node, 1))
+    return _split(walk, node, inputs, list(range(step, len(inputs), step)))
+
+
 def _along_channels(walk: Walk, node: fx.Node) -> Ids | None:
     rank = len(shape(node.args[0]))
     return walk.input(node) if rank and int(argument(node, 2, 0)) % rank == 1 else None
@@ -273,8 +300,15 @@ def flatten(walk: Walk, node: fx.Node) -> Value:
     return np.repeat(inputs, after[1] // len(inputs))
 
 
+def reshaped(walk: Walk, node: fx.Node) -> Value:
+    """What changes only dimensions behind the channels passes them on: (B, C) ↔ (B, C, 1, 1) → (B, C, H, W)."""
+    inputs, before, after = walk.input(node), shape(node.args[0]), shape(node)
+    same = len(after) >= 2 and before[:2] == after[:2]
+    return inputs if inputs is not None and same and len(inputs) == after[1] else walk.unknown(node)
+
+
 def view(walk: Walk, node: fx.Node) -> Value:
-    """A view to (B, −1) flattens; a vector parameter viewed as (1, C, 1, 1) has channels; any other view pins."""
+    """A view to (B, −1) flattens; a vector parameter viewed as (1, C, 1, 1) has channels; others may be `reshaped`."""
     source, before, after = node.args[0], shape(node.args[0]), shape(node)
     if len(after) == 2 and argument(node, 1)[-1] == -1:
         return flatten(walk, node)
@@ -283,13 +317,14 @@ def view(walk: Walk, node: fx.Node) -> Value:
         ids = walk.new(before[0], walk.state_names[source])
         walk.axis(source, 0, ids)
         return ids
-    return walk.unknown(node)
+    return reshaped(walk, node)
 
 
 _FORWARD = "clone contiguous detach alias dropout feature_dropout alpha_dropout to _to_copy type_as lift_fresh_copy"
 _ELEMENTWISE = (
     "silu relu relu6 hardtanh leaky_relu elu selu gelu mish hardswish hardsigmoid sigmoid tanh softplus abs neg exp "
-    "sqrt clamp clamp_min clamp_max upsample_nearest2d"
+    "sqrt rsqrt square reciprocal log log1p erf sin cos clamp clamp_min clamp_max logsigmoid softsign celu "
+    "upsample_nearest2d _upsample_nearest_exact2d"
 )
 _BINARY = "add sub rsub mul div maximum minimum"
 
@@ -303,16 +338,21 @@ RULES: dict[str, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d"), upsample),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(("view", "reshape"), view),
+    **dict.fromkeys(("unsqueeze", "squeeze", "unflatten", "expand", "expand_as"), reshaped),
+    **dict.fromkeys(("max", "min"), greater),
+    "pow": power,
+    "slice": cut,
     "_assert_tensor_metadata": nothing,
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "linear": linear,
-    "batch_norm": batch_norm,
+    **dict.fromkeys(("batch_norm", "instance_norm"), batch_norm),
     "prelu": prelu,
     "mean": mean,
     "getitem": getitem,
     "cat": cat,
     "chunk": chunk,
+    "split": split,
     "split_with_sizes": split_with_sizes,
     "flatten": flatten,
 }

@@ -38,7 +38,7 @@ def trace(module: nn.Module, example: torch.Tensor, *, free_outputs: Collection[
             child.momentum = 0.1  # a cumulative average divides by the number of batches, which cannot be exported
     rule = "torch.export must be able to export a network before its channel groups can be found;"
     exported = export_program(network, example, f"{rule} {type(network).__name__}")
-    walk = Walk(network, exported, free_outputs=frozenset(free_outputs))
+    walk = Walk(network, exported, free_outputs=frozenset(free_outputs), batch=len(example))
     found = walk.run(RULES)
     found.activations = activations(exported.graph.nodes, walk.value, len(example))
     return assemble(found)

@@ -86,6 +86,7 @@ class Layer:
         in_hw: height and width of the input.
         out_hw: height and width of the output.
         groups: convolution groups of the dense layer (a depthwise one has as many as it reads channels).
+        images: how many it computes for one of the network's input: 4 if that is cut into quarters.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Layer:
     in_hw: tuple[int, int] = (1, 1)
     out_hw: tuple[int, int] = (1, 1)
     groups: int = 1
+    images: float = 1.0
 
 
 @dataclass(frozen=True)

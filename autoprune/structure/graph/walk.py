@@ -139,6 +139,7 @@ class RawLayer:
     in_hw: tuple[int, int] = (1, 1)
     out_hw: tuple[int, int] = (1, 1)
     groups: int = 1
+    images: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,23 @@ class Findings:
 class Walk:
     """Walks the nodes of an exported program once, in order, and offers its rules what they need.
 
+    Args:
+        module: the module that was exported.
+        exported: its operations.
+        free_outputs: keys of outputs whose channels may be pruned.
+        batch: images of the input.
+
     Attributes:
         module: the module that was exported; only plain attributes are read.
         found: what was found so far.
         state_names: the state-dict name of every parameter and buffer node, of a shared one the first.
     """
 
-    def __init__(self, module: nn.Module, exported: ExportedProgram, *, free_outputs: frozenset[str]) -> None:
+    def __init__(
+        self, module: nn.Module, exported: ExportedProgram, *, free_outputs: frozenset[str], batch: int
+    ) -> None:
         self.module = module
+        self._batch = batch
         self.found = Findings()
         self.state_names: dict[fx.Node, str] = {}
         self._first_names = first_names(module)
@@ -275,8 +285,10 @@ class Walk:
         """Record an operation that costs something."""
         source = node.args[0]
         first = source[0] if isinstance(source, (list, tuple)) else source
+        images = (shape(first) or (self._batch,))[0] / self._batch
+        sizes = size_of(first), size_of(node)
         self.found.layers.append(
-            RawLayer(self.owner(node), kind, inputs, outputs, kernel, stride, size_of(first), size_of(node), groups)
+            RawLayer(self.owner(node), kind, inputs, outputs, kernel, stride, *sizes, groups, images)
         )
 
     def unknown(self, node: fx.Node) -> Value:
