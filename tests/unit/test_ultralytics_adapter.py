@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import DataError, DeviceError, ModelError, RunError
+from autoprune.listener import SilentListener, hearing
 from autoprune.models import open_adapter
 from autoprune.models.ultralytics import UltralyticsAdapter, stock
 from autoprune.models.ultralytics.checkpoint import read_checkpoint
@@ -216,6 +218,21 @@ def test_no_data_set(folder: Path) -> None:
 def test_missing_data_file(folder: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.yaml does not exist"):
         UltralyticsAdapter.load(folder / "tiny.pt", data=folder / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(NAMES, False), (["0", "1"], False), (["Green", "red"], False), (["circle", "square"], True)]
+)
+def test_a_data_set_of_other_classes_is_told(folder: Path, tmp_path: Path, names: list[str], told: bool) -> None:
+    heard: list[str] = []
+    listener = SilentListener()
+    listener.warn = heard.append  # type: ignore[method-assign]
+    file = write_yaml(tmp_path / "data.yaml", {"path": str(folder), "train": "images/train", "names": names})
+    with hearing(listener):
+        UltralyticsAdapter.load(folder / "tiny.pt", data=file)
+    assert [
+        re.search(r"names the classes .*circle.*, and .*tiny\.pt .*: are they", one) is not None for one in heard
+    ] == ([True] * told)
 
 
 @pytest.mark.parametrize(

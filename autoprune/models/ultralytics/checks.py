@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.errors import DataError, ModelError
 from autoprune.image_size import ImageSize, SizeLike
+from autoprune.listener import warn
 from autoprune.models import stock
 from autoprune.models._memory import check_memory
 from autoprune.models.detection.channels import check_channels, input_channels
@@ -115,7 +116,7 @@ def data_for(module: nn.Module, weights: Path, data: Path, train_args: Mapping[s
 
 
 def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
-    """Raise ``DataError`` if a data set's classes differ from the network's in number or order."""
+    """Raise ``DataError`` if a data set's classes differ from the network's in number or order; warn if all do."""
     count = classes_of(module)
     if count != len(data.names):
         raise DataError(f"{weights} tells {count} classes apart, but {data.file} names {len(data.names)}")
@@ -124,6 +125,12 @@ def check_classes(weights: Path, module: nn.Module, data: DataSet) -> None:
     if known != data.names and sorted(known) == sorted(data.names):
         raise DataError(
             f"{data.file} lists the classes in another order than {weights}: {list(data.names)}, not {list(known)}"
+        )
+    words = [{name.lower() for name in of if not name.isdecimal()} for of in (known, data.names)]  # others say nothing
+    if all(words) and not words[0] & words[1]:
+        warn(
+            f"{data.file} names the classes {shown(list(data.names))}, and {weights} {shown(list(known))}: are they "
+            "those that it was trained on?"
         )
     head: Any = module.get_submodule("model")[-1]  # type: ignore[index]
     wanted = list(getattr(head, "kpt_shape", ()))
