@@ -384,6 +384,18 @@ os.kill(os.getpid(), signal.SIGKILL)
     wait_for(lambda: ended(pid) and not files(board))
 
 
+def test_a_search_that_is_killed_leaves_no_program_here(root: Path, tmp_path: Path) -> None:
+    script = f"""
+from autoprune.runtimes.hosts import LOCAL
+LOCAL.run(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 60"], timeout=50)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=root)
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().endswith("\n"), 60.0)
+    process.kill()
+    process.wait()
+    wait_for(lambda: ended(int((tmp_path / "pid").read_text())))
+
+
 def test_an_interrupted_call_ends_the_connection(host: SshHost, board: FakeBoard, engine: Path) -> None:
     worker = WorkerProcess("test", engine, {}, host=host)
     assert host._connection is not None

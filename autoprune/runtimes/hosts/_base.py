@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import DeviceError
-from autoprune.runtimes.hosts.children import Child, run_command
+from autoprune.runtimes.hosts.children import Child, run_command_apart
 from autoprune.runtimes.load import LoadWatch
 
 FALL = 0.9
@@ -188,7 +188,7 @@ class LocalHost(Host):
     def run(self, argv: Sequence[str], timeout: float) -> Output:
         """Run a command; see ``Host``."""
         with tempfile.TemporaryDirectory() as folder:
-            return command_output(argv, lambda: run_command(list(argv), timeout, folder, lambda: None), self.name)
+            return command_output(argv, lambda: run_command_apart(list(argv), timeout, folder), self.name)
 
     def fingerprint(self, packages: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return nothing: `autoprune.runtimes.settings.fingerprint` knows this machine."""

@@ -1,14 +1,18 @@
 """Child processes of this machine or of a board: one that answers lines, and commands that print and end.
 
-Boards get this file together with `agent`: it needs Python 3.8 and nothing else.
+Boards get this file together with `agent`: it needs Python 3.8 and nothing else. As a program it runs one command for
+the process that started it, and ends with it, see `run_command_apart`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +20,9 @@ from typing import Any
 
 _MOST_SAID = 1 << 18
 """Bytes that are kept of what a command printed."""
+
+
+_KILLED = '{"code": -9, "out": "", "err": "the process that ran it was killed"}'
 
 
 class Child:
@@ -127,6 +134,52 @@ def run_command(argv: list[str], timeout: float, folder: str, watch: Callable[[]
         return {"code": code, "out": _end_of(out), "err": _end_of(err)}
 
 
+def run_command_apart(argv: list[str], timeout: float, folder: str) -> dict[str, Any]:
+    """Run a command as `run_command` does, from a process that kills it when this one ends, in whatever way.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-E", "-S", __file__, str(timeout), folder, *argv],
+        stdin=subprocess.PIPE,  # its end is the end of this process
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process alone
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        answer: dict[str, Any] = json.loads(process.stdout.read() or _KILLED)
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+    return answer
+
+
+def _run_for_another() -> None:
+    """Run a command for the process at the other end of the standard input."""
+    timeout, folder, argv = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    alone = threading.Event()
+
+    def listen() -> None:
+        sys.stdin.buffer.read()
+        alone.set()
+
+    def watch() -> None:
+        if alone.is_set():
+            raise SystemExit
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        answer = run_command(argv, timeout, folder, watch)
+    except OSError as error:
+        answer = {"errno": error.errno}
+    sys.stdout.write(json.dumps(answer))
+
+
 def _environment(folder: str | None) -> dict[str, str] | None:
     """Return an environment whose temporary files lie in a folder, which is removed; None for the present one."""
     return None if folder is None else {**os.environ, "TMPDIR": folder}
@@ -146,3 +199,7 @@ def _end_of(file: Any) -> str:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _MOST_SAID))
     return str(file.read().decode(errors="replace"))
+
+
+if __name__ == "__main__":
+    _run_for_another()
