@@ -29,10 +29,11 @@ def test_a_device_has_one_spelling(typed: str, meant: str) -> None:
 
 
 def test_several_gpus_are_numbers_with_commas() -> None:
-    config = TrainConfig(policy="p.json", model="m.pt", data="d.yaml", device="0,1")  # type: ignore[arg-type]
+    files = {"policy": Path("p.json"), "model": Path("m.pt"), "data": Path("d.yaml")}
+    config = TrainConfig(**files, device="0,1")  # type: ignore[arg-type]
     assert devices_of(config.device) == ("cuda:0", "cuda:1")
     with pytest.raises(ConfigError, match="each once, got 'cuda:0,0'"):
-        TrainConfig(policy="p.json", model="m.pt", data="d.yaml", device="0,0")  # type: ignore[arg-type]
+        TrainConfig(**files, device="0,0")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("typed", ["0,1", "-1", "gpu", "cuda:", "1.5", "", "cpu:1"])
