@@ -51,6 +51,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "autoprune.workflows.finalists": {
         "choose: break → continue": "the first of the loop; what would follow is the same condition again"
     },
+    "autoprune.structure.constraint": {
+        "Constraint.project: target_log_ratios + low → target_log_ratios - low (2)": "only the units' order counts"
+    },
     "autoprune.structure.space": {
         "Space.round_down: 'right' → 'left'": "no ratio times a width, and a bit more, is a whole number"
     },
