@@ -215,6 +215,11 @@ class RuntimeSpec:
     on_boards: bool = False
     registers: float = 1.0
 
+    @property
+    def only_cpu(self) -> bool:
+        """Whether it runs on CPUs alone."""
+        return set(self.precisions) == {"cpu"}
+
 
 _RUNTIMES = "autoprune.runtimes"
 _FP32, _FP16, _BF16, _INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8

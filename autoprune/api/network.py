@@ -26,7 +26,7 @@ from autoprune.models.finding import find_data, find_weights
 from autoprune.policy import Policy, PolicyModel, PolicyUnit, Provenance
 from autoprune.report import Table
 from autoprune.results import Metrics
-from autoprune.runtimes.settings import image_size_of, place_of, runtime_settings
+from autoprune.runtimes.settings import image_size_of, measuring_device, runtime_settings
 from autoprune.structure.graph import ChannelGraph
 from autoprune.structure.space import Space
 from autoprune.structure.validation import analyse
@@ -134,8 +134,8 @@ class Network:
             DeviceError: the runtime or the device is not here, or a board cannot be reached.
         """
         chosen = from_python("runtime", Runtime | None, runtime)
-        beside = place_of(chosen, beside=self.device)
-        where = beside if device is None else device_name(from_python("device", str, device))
+        own = measuring_device(chosen, self.device)
+        where = own if device is None else device_name(from_python("device", str, device))
         images, cores = from_python("batch", int, batch), from_python("threads", int | None, threads)
         if images < 1 or (cores is not None and cores < 1):
             raise ConfigError(f"`batch` and `threads` must be at least 1, got {images} and {cores}")

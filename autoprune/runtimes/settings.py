@@ -205,10 +205,10 @@ def runtime_settings(
     )
 
 
-def place_of(runtime: Runtime | BenchmarkCommand | None, *, beside: str) -> str:
-    """Return the device that a runtime runs on beside one that computes all else: the CPU, if it knows no other."""
-    only_cpu = isinstance(runtime, Runtime) and list(runtime.spec.precisions) == ["cpu"]
-    return "cpu" if only_cpu and not is_board(beside) else beside
+def measuring_device(runtime: Runtime | BenchmarkCommand | None, device: str) -> str:
+    """Return where a runtime is measured if all else is computed on a device: on the CPU, if it knows no other."""
+    only_cpu = isinstance(runtime, Runtime) and runtime.spec.only_cpu
+    return "cpu" if only_cpu and not is_board(device) else device
 
 
 def lane_width(settings: RuntimeSettings) -> int:

@@ -76,8 +76,8 @@ def run(config: ExportConfig, listener: Listener, caller: Caller) -> Finished:
 
 def _device(config: ExportConfig) -> str:
     """Return the device to use: for ``auto`` the CPU if the format's runtime runs on nothing else."""
-    only_cpu = list(config.format.runtime.spec.precisions) == ["cpu"]
-    return "cpu" if config.device == "auto" and only_cpu else choose_device(config.device)
+    only_cpu = config.device == "auto" and config.format.runtime.spec.only_cpu
+    return "cpu" if only_cpu else choose_device(config.device)
 
 
 def _backend(config: ExportConfig, adapter: Adapter) -> FileBackend:

@@ -8,7 +8,7 @@ from autoprune.latency.energy import EnergyMeter
 from autoprune.latency.meter import LatencyMeter
 from autoprune.metrics import latency_target, metric_kind
 from autoprune.runtimes.energy import counter_of
-from autoprune.runtimes.settings import RuntimeSettings, image_size_of, place_of, runtime_settings
+from autoprune.runtimes.settings import RuntimeSettings, image_size_of, measuring_device, runtime_settings
 from autoprune.workflows.network import choose_device
 
 _ANY_SHAPE = (3, 32, 32)
@@ -41,7 +41,7 @@ def settings_of(
     if not is_board(device):
         device = choose_device(device)
     return runtime_settings(
-        device if named else place_of(runtime, beside=device),
+        device if named else measuring_device(runtime, device),
         image_size=image_size_of(input_shape),
         runtime=runtime,
         precision=config.precision,

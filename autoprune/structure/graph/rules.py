@@ -244,11 +244,7 @@ def cat(walk: Walk, node: fx.Node) -> Value:
 
 def chunk(walk: Walk, node: fx.Node) -> Value:
     """Cut channels into pieces of equal number."""
-    inputs = _along_channels(walk, node)
-    if inputs is None:
-        return walk.unknown(node)
-    step = math.ceil(len(inputs) / int(argument(node, 1)))
-    return _split(walk, node, inputs, list(range(step, len(inputs), step)))
+    return _in_steps(walk, node, lambda width: math.ceil(width / int(argument(node, 1))))
 
 
 def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
@@ -266,10 +262,15 @@ def split_with_sizes(walk: Walk, node: fx.Node) -> Value:
 
 def split(walk: Walk, node: fx.Node) -> Value:
     """Cut channels into pieces of a size that the network computes; the check of values finds one that is constant."""
+    return _in_steps(walk, node, lambda _: int(argument(node, 1)))
+
+
+def _in_steps(walk: Walk, node: fx.Node, step_of: Callable[[int], int]) -> Value:
+    """Cut channels into pieces of one size, which follows from their number."""
     inputs = _along_channels(walk, node)
     if inputs is None:
         return walk.unknown(node)
-    step = int(argument(node, 1))
+    step = step_of(len(inputs))
     return _split(walk, node, inputs, list(range(step, len(inputs), step)))
 
 
